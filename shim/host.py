@@ -1,0 +1,169 @@
+"""What the host knows: device nodes, mount sources, and the completion of edits with it.
+
+`complete` asks through a function that is passed in, so it can be tried without a host.  Part of the create
+path: no os, no stat.
+"""
+
+from __future__ import annotations
+
+import posix
+
+from shim.edits import DEVICE, MOUNT, Edits
+from shim.errors import HostError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Dict, Tuple
+
+    from shim.edits import Edit, Stat
+
+_TYPES = {0o020000: "c", 0o060000: "b", 0o010000: "p"}
+_FORMAT = 0o170000
+
+
+def lstat_device(path: str) -> Tuple[str, int, int, int]:
+    """(type, major, minor, permission bits) of a device node or FIFO; links are not followed.
+
+    Raises HostError when nothing is there, or something else.
+    """
+    try:
+        found = posix.lstat(path)
+    except (OSError, ValueError) as error:
+        raise HostError(f"{path} is not on this host ({getattr(error, 'strerror', error)})") from None
+    kind = _TYPES.get(found.st_mode & _FORMAT)
+    if kind is None:
+        raise HostError(f"{path} is not a device node")
+    rdev = found.st_rdev
+    return kind, posix.major(rdev), posix.minor(rdev), found.st_mode & 0o777
+
+
+def complete(edits: Edits, lstat: Stat = lstat_device) -> Edits:
+    """The same edits with what they leave open about device nodes filled in from the host.
+
+    A node that gives its type and major number is believed, so that it can be injected while the host lacks
+    it; of any other the host must have a node of the same type.  Only permission bits are taken from the host
+    otherwise, never the owner.  Raises HostError, which names the node and where it came from.
+    Source: CDI reference library, DeviceNode.fillMissingInfo.
+    """
+    return Edits([_complete(edit, lstat) if edit[0] == DEVICE else edit for edit in edits.items])
+
+
+def _complete(edit: Edit, lstat: Stat) -> Edit:
+    kind, path, node, origin = edit
+    declared = node.get("type")
+    certain = bool(declared) and (bool(node.get("major")) or declared == "p")
+    if certain and node.get("fileMode") is not None:
+        return edit
+    source = node.get("hostPath") or path
+    try:
+        found, major, minor, mode = lstat(source)
+    except HostError as error:
+        if certain:
+            return edit
+        raise error.within(origin) from None
+    node = dict(node)
+    if node.get("fileMode") is None:
+        node["fileMode"] = mode
+    if not certain:
+        if not declared:
+            node["type"] = found
+        elif declared != found:
+            raise HostError(f"{origin}: {source} is a device of type {found!r}, not {declared!r}")
+        if not node.get("major") and found != "p":
+            node["major"], node["minor"] = major, minor
+    return kind, path, node, origin
+
+
+def check_mounts(edits: Edits) -> None:
+    """Every host path that is to be mounted must be there; a driver upgrade leaves CDI files that name others.
+
+    Raises HostError with the path and the file that asks for it.
+    """
+    for kind, destination, mount, origin in edits.items:
+        if kind == MOUNT:
+            source = mount.get("source", "")
+            if source.startswith("/") and not exists(source):
+                raise HostError(f"{origin}: the host path {source} (for {destination}) does not exist",
+                                "the file is older than the driver: generate it anew, then run `chandler refresh`")
+
+
+def exists(path: str) -> bool:
+    """Whether there is something at `path`, links followed."""
+    try:
+        posix.stat(path)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def user_namespace() -> str:
+    """The uid map of our user namespace with single blanks; `0 0 4294967295` is the initial one.
+
+    Source: user_namespaces(7).
+    """
+    try:
+        descriptor = posix.open("/proc/self/uid_map", posix.O_RDONLY | posix.O_CLOEXEC)
+        try:
+            return " ".join(posix.read(descriptor, 65536).decode().split())
+        finally:
+            posix.close(descriptor)
+    except OSError:
+        return "0 0 4294967295"  # no /proc: an initial namespace is the careful guess, it trusts root alone
+
+
+INITIAL_NAMESPACE = "0 0 4294967295"
+
+
+def rootless() -> bool:
+    """Whether we lack real root: an effective uid other than 0, or a user namespace other than the initial."""
+    return posix.geteuid() != 0 or user_namespace() != INITIAL_NAMESPACE
+
+
+def trusted_owners() -> Dict[int, str]:
+    """The uids whose files may decide what we do, with their names for a message.
+
+    In the initial user namespace root, and the caller when that is somebody else.  In another namespace its
+    root, and the kernel's overflow uid, as which the host's root shows there, unless the map gives that number
+    to somebody.
+    """
+    euid = posix.geteuid()
+    owners: Dict[int, str] = {0: "root"}
+    if euid:
+        owners[euid] = "the caller"
+    uid_map = user_namespace()
+    if uid_map != INITIAL_NAMESPACE:
+        overflow = _overflow_uid()
+        numbers = [int(word) for word in uid_map.split()]
+        inside = zip(numbers[0::3], numbers[2::3])
+        if not any(first <= overflow < first + count for first, count in inside):
+            owners[overflow] = "the host's root"
+    return owners
+
+
+def _overflow_uid() -> int:
+    try:
+        descriptor = posix.open("/proc/sys/kernel/overflowuid", posix.O_RDONLY | posix.O_CLOEXEC)
+        try:
+            return int(posix.read(descriptor, 64))
+        finally:
+            posix.close(descriptor)
+    except (OSError, ValueError):
+        return 65534
+
+
+def major_of(name: str, text: Any = None) -> int:
+    """The major number that /proc/devices gives a character driver, or HostError."""
+    if text is None:
+        try:
+            descriptor = posix.open("/proc/devices", posix.O_RDONLY | posix.O_CLOEXEC)
+            try:
+                text = posix.read(descriptor, 65536).decode()
+            finally:
+                posix.close(descriptor)
+        except OSError as error:
+            raise HostError(f"/proc/devices: {error.strerror}") from None
+    for line in text.split("Block devices:")[0].splitlines():
+        words = line.split()
+        if len(words) == 2 and words[1] == name and words[0].isdigit():
+            return int(words[0])
+    raise HostError(f"/proc/devices does not list {name}", "load the driver's kernel module")

@@ -1,0 +1,240 @@
+"""The OCI interpreter of Edits: the only module that knows config.json's keys.
+
+`apply` follows the CDI reference library, category by category (CDI specification, "OCI edits"); where it
+differs it says why.  A document is a plain dict; keys that are unknown here survive.  Pure; part of the create
+path.
+"""
+
+from __future__ import annotations
+
+from shim import edits as _edits
+from shim.errors import BundleError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable, Dict, List
+
+    from shim.edits import Edit, Edits
+
+    Document = Dict[str, Any]
+
+
+def apply(config: Document, edits: Edits, idmap: bool = True) -> Document:
+    """`config` with all edits in it, as a new document; `config` itself is not changed.
+
+    Edits must be complete (host.complete).  Applying twice gives what applying once gives.  `idmap`: bind
+    mounts become idmapped ones in a container with a user namespace; the kernel grants that to real root only
+    (mount_setattr(2)), so a rootless caller says False.
+    Raises BundleError when config.json has another shape than the OCI runtime specification gives it.
+    """
+    result = dict(config)
+    idmap = idmap and in_user_namespace(config)
+    by_kind: Dict[str, List[Edit]] = {}
+    for edit in edits.items:
+        if idmap and edit[0] == _edits.MOUNT:
+            edit = (edit[0], edit[1], _idmapped(edit[2]), edit[3])
+        by_kind.setdefault(edit[0], []).append(edit)
+    for kind, change in _APPLY:
+        if kind in by_kind:
+            change(result, by_kind[kind])
+    return result
+
+
+def _member(parent: Document, key: str, kind: type) -> Any:
+    """A copy of parent[key], put in its place: an object or a list, empty where it was absent or null."""
+    value = parent.get(key)
+    if value is None:
+        value = kind()
+    elif type(value) is not kind:
+        raise BundleError(f"config.json: {key!r} is not {'an object' if kind is dict else 'a list'}")
+    else:
+        value = value.copy()
+    parent[key] = value
+    return value
+
+
+def _env(config: Document, edits: List[Edit]) -> None:
+    env = _member(_member(config, "process", dict), "env", list)
+    # of variables that stand twice the last one counts, and is the one that is replaced
+    places = {entry.partition("=")[0]: place for place, entry in enumerate(env) if isinstance(entry, str)}
+    for _, name, value, _ in edits:
+        entry = f"{name}={value}"
+        if name in places:
+            env[places[name]] = entry
+        else:
+            places[name] = len(env)
+            env.append(entry)
+
+
+def _devices(config: Document, edits: List[Edit]) -> None:
+    """Every device goes into linux.devices and, as a rule, into linux.resources.devices.
+
+    A device that is only in one of them cannot be opened, or is lost at the next update of the cgroup.
+    """
+    user = process_user(config)
+    linux = _member(config, "linux", dict)
+    devices = _member(linux, "devices", list)
+    rules = _member(_member(linux, "resources", dict), "devices", list)
+    for _, path, node, _ in edits:
+        kind = node["type"]
+        device = {"path": path, "type": kind, "major": node.get("major", 0), "minor": node.get("minor", 0)}
+        if node.get("fileMode") is not None:
+            device["fileMode"] = node["fileMode"]
+        for owner in ("uid", "gid"):
+            # a container that does not run as root can open a node only when it owns it
+            value = node[owner] if node.get(owner) is not None else user[owner] or None
+            if value is not None:
+                device[owner] = value
+        _place(devices, path, device)
+        if kind in ("b", "c"):
+            access = node.get("permissions") or "rwm"
+            rule = {"allow": True, "type": kind, "major": device["major"], "minor": device["minor"]}
+            if access != "none":
+                rule["access"] = access
+            if rule not in rules:  # the reference appends it a second time, to no effect
+                rules.append(rule)
+
+
+def _place(devices: List[Any], path: str, device: Document) -> None:
+    """The reference's order: the first entry of that path is taken out, a second one replaced where it is."""
+    places = [place for place, entry in enumerate(devices) if isinstance(entry, dict) and entry.get("path") == path]
+    if len(places) > 1:
+        for place in places[1:]:
+            devices[place] = device
+    else:
+        devices.append(device)
+    if places:
+        del devices[places[0]]
+
+
+def process_user(config: Document) -> Dict[str, int]:
+    """uid and gid of the container's own process (0 where config.json does not say)."""
+    process = config.get("process")
+    user = process.get("user") if isinstance(process, dict) else None
+    found = {}
+    for key in ("uid", "gid"):
+        value = user.get(key) if isinstance(user, dict) else None
+        found[key] = value if type(value) is int and value > 0 else 0
+    return found
+
+
+def _net_devices(config: Document, edits: List[Edit]) -> None:
+    devices = _member(_member(config, "linux", dict), "netDevices", dict)
+    for _, interface, name, _ in edits:
+        devices[interface] = {"name": name}
+
+
+def in_user_namespace(config: Document) -> bool:
+    """Whether config.json gives the container a user namespace."""
+    linux = config.get("linux")
+    namespaces = linux.get("namespaces") if isinstance(linux, dict) else None
+    return any(isinstance(entry, dict) and entry.get("type") == "user" for entry in namespaces or ())
+
+
+def _mounts(config: Document, edits: List[Edit]) -> None:
+    mounts = _member(config, "mounts", list)
+    for _, destination, mount, _ in edits:
+        for place, entry in enumerate(mounts):
+            if isinstance(entry, dict) and entry.get("destination") == destination:
+                del mounts[place]
+                break
+        mounts.append(mount)
+    # parents before children; equal depths keep their order
+    mounts.sort(key=_depth)
+
+
+def _depth(mount: Any) -> int:
+    destination = mount.get("destination") if isinstance(mount, dict) else None
+    return clean(destination).count("/") if isinstance(destination, str) else 0
+
+
+def clean(path: str) -> str:
+    """Go's filepath.Clean, which decides the depth that mounts are sorted by."""
+    rooted = path.startswith("/")
+    parts: List[str] = []
+    for part in path.split("/"):
+        if part in ("", "."):
+            continue
+        if part == ".." and parts and parts[-1] != "..":
+            parts.pop()
+        elif part != ".." or not rooted:
+            parts.append(part)
+    return "/" + "/".join(parts) if rooted else "/".join(parts) or "."
+
+
+def _idmapped(mount: Document) -> Document:
+    """A bind mount as an idmapped one, so that its owners are right in the container's user namespace."""
+    mount = dict(mount)
+    if mount.get("type") == "bind":
+        mount["type"] = "idmap"
+    options = mount.get("options") or []
+    if "idmap" in options or "ridmap" in options:
+        return mount
+    binds = [option for option in options if option in ("bind", "rbind")]
+    if binds:
+        mount["options"] = [*options, "ridmap" if binds[-1] == "rbind" else "idmap"]
+    return mount
+
+
+def _hooks(config: Document, edits: List[Edit]) -> None:
+    hooks = _member(config, "hooks", dict)
+    before = {stage: list(entries) for stage, entries in hooks.items() if isinstance(entries, list)}
+    copied = set()
+    for _, stage, hook, _ in edits:
+        present = before.get(stage, [])
+        if hook in present:  # ours, from an earlier injection of the same edits
+            present.remove(hook)
+            continue
+        if stage not in copied:
+            copied.add(stage)
+            _member(hooks, stage, list)
+        hooks[stage].append(hook)
+
+
+def _rdt(config: Document, edits: List[Edit]) -> None:
+    _member(config, "linux", dict)["intelRdt"] = edits[-1][2]
+
+
+def _gids(config: Document, edits: List[Edit]) -> None:
+    user = _member(_member(config, "process", dict), "user", dict)
+    gids = _member(user, "additionalGids", list)
+    for _, gid, _, _ in edits:
+        if gid not in gids:
+            gids.append(gid)
+
+
+def _resources(config: Document, edits: List[Edit]) -> None:
+    resources = _member(_member(config, "linux", dict), "resources", dict)
+    copied = set()
+    for _, (controller, key), value, _ in edits:
+        if controller not in copied:
+            copied.add(controller)
+            _member(resources, controller, dict)
+        resources[controller][key] = value
+
+
+def _annotations(config: Document, edits: List[Edit]) -> None:
+    annotations = _member(config, "annotations", dict)
+    for _, key, value, _ in edits:
+        annotations[key] = value
+
+
+def resource(config: Document, controller: str, key: str) -> Any:
+    """linux.resources.<controller>.<key> as the engine set it, or None."""
+    value: Any = config
+    for name in ("linux", "resources", controller, key):
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
+
+
+_APPLY: "tuple[tuple[str, Callable[[Document, List[Edit]], None]], ...]" = (
+    (_edits.ENV, _env),
+    (_edits.DEVICE, _devices),
+    (_edits.NET_DEVICE, _net_devices),
+    (_edits.MOUNT, _mounts),
+    (_edits.HOOK, _hooks),
+    (_edits.RDT, _rdt),
+    (_edits.GID, _gids),
+    (_edits.RESOURCE, _resources),
+    (_edits.ANNOTATION, _annotations),
+)

@@ -1,0 +1,11 @@
+"""Where things are.  The installation rewrites the two constants when it is given other directories."""
+
+from __future__ import annotations
+
+CONFIG_DIR = "/etc/chandler"
+STATE_DIR = "/run/chandler"
+
+VERSION = "0.1.0"
+
+# Never $PATH: containerd's ends in a colon, which means the working directory.
+BINARY_DIRS = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
