@@ -1,0 +1,98 @@
+"""What every test may use, and the rule that nothing skips quietly where it could have run."""
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+
+import pytest
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path[:0] = [HERE, os.path.dirname(HERE)]
+
+from lab import install, runtimes  # noqa: E402
+from lab import node as gpu_node  # noqa: E402
+from lab.engine import Engine  # noqa: E402
+
+# A skip for one of these reasons means that an installation step failed; under CI=true that is a failure of its own.
+COULD_BE_INSTALLED = ("not installed:", "could not import")
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    outcome = yield
+    no_quiet_skip(outcome.get_result())  # type: ignore[attr-defined]
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[None]:
+    outcome = yield
+    no_quiet_skip(outcome.get_result())  # type: ignore[attr-defined]
+
+
+def no_quiet_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
+    if report.outcome != "skipped" or os.environ.get("CI") != "true" or not isinstance(report.longrepr, tuple):
+        return
+    reason = report.longrepr[2].removeprefix("Skipped: ")
+    if reason.startswith(COULD_BE_INSTALLED):
+        report.outcome = "failed"
+        report.longrepr = f"skipped where nothing may skip: {reason}"
+
+
+@pytest.fixture(scope="session")
+def lab() -> Iterator[str]:
+    """A directory that root alone can write to all the way up and that everybody can enter, unlike pytest's own."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can run containers of the host here")
+    directory = tempfile.mkdtemp(prefix="run-", dir=runtimes.CACHE if os.path.isdir(runtimes.CACHE) else "/var/lib")
+    os.chmod(directory, 0o755)
+    yield directory
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture
+def place(lab: str) -> Iterator[str]:
+    """A directory of the test's own in `lab`."""
+    directory = tempfile.mkdtemp(dir=lab)
+    os.chmod(directory, 0o755)
+    yield directory
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def node(lab: str) -> gpu_node.Node:
+    """The simulated GPU node."""
+    return gpu_node.make(os.path.join(lab, "node"))
+
+
+@pytest.fixture(scope="session")
+def installation(lab: str) -> install.Installation:
+    return install.Installation(os.path.join(lab, "installed"))
+
+
+@pytest.fixture(params=[runtime.label for runtime in runtimes.known()])
+def runtime(request: pytest.FixtureRequest) -> runtimes.Runtime:
+    """Each low-level runtime in turn."""
+    found = runtimes.named(request.param)
+    if found.missing:
+        pytest.skip(found.missing)
+    return found
+
+
+@pytest.fixture
+def direct(runtime: runtimes.Runtime, place: str) -> Iterator[Engine]:
+    """The runtime itself, without Chandler."""
+    engine = Engine([*runtime.wrap, runtime.path], os.path.join(place, "root"))
+    yield engine
+    engine.clean()
+
+
+@pytest.fixture
+def chandler(runtime: runtimes.Runtime, installation: install.Installation, node: gpu_node.Node, place: str) -> Iterator[Engine]:
+    """Chandler over the runtime, on the simulated node."""
+    installation.configure([runtime.path], [node.cdi])
+    engine = Engine([*runtime.wrap, installation.program()], os.path.join(place, "root"))
+    yield engine
+    engine.clean()

@@ -1,0 +1,40 @@
+"""Which control groups this host has, and mount namespaces in which a runtime sees others.
+
+A command wrapped with one of the tuples below runs in a mount namespace of its own; containers that it starts outlive it.
+"""
+from __future__ import annotations
+
+import os
+
+SYSFS = "/sys/fs/cgroup"
+
+
+def private(change: str) -> tuple[str, ...]:
+    return ("unshare", "-m", "--propagation", "private", "sh", "-c", f'{change} && exec "$@"', "sh")
+
+
+HOST: tuple[str, ...] = ()
+# crun refuses version 1 with version 2 beside it ("hybrid"); without the second it is plain version 1 and every controller is there.
+LEGACY = private(f"umount {SYSFS}/unified")
+# Version 2 without controllers: device rules are eBPF programs and enforced, limits cannot be set.
+UNIFIED = private(f"mount -t cgroup2 none {SYSFS}")
+
+
+def mode() -> str:
+    if os.path.exists(f"{SYSFS}/cgroup.controllers"):
+        return "unified"
+    return "hybrid" if os.path.exists(f"{SYSFS}/unified/cgroup.controllers") else "legacy"
+
+
+def limit(controller: str, version1: str, version2: str, pid: int) -> int:
+    """A limit of the control group that process `pid` is in, as the kernel tells it."""
+    with open(f"/proc/{pid}/cgroup", encoding="utf-8") as table:
+        groups = dict(line.rstrip("\n").split(":", 2)[1:] for line in table)
+    for controllers, path in groups.items():
+        if controller in controllers.split(","):
+            file = f"{SYSFS}/{controllers}{path}/{version1}"
+            break
+    else:
+        file = f"{SYSFS}{groups['']}/{version2}"
+    with open(file, encoding="ascii") as value:
+        return int(value.read())

@@ -1,0 +1,44 @@
+"""Chandler installed for tests under a prefix of its own, with its own configuration and state."""
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+
+REPOSITORY = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+PYTHON = "/usr/bin/python3"
+
+
+class Installation:
+    """`directory` must be root's own all the way up, or Chandler refuses the configuration in it."""
+
+    def __init__(self, directory: str, python: str = PYTHON) -> None:
+        self.prefix = os.path.join(directory, "usr")
+        self.etc = os.path.join(directory, "etc/chandler")
+        self.state = os.path.join(directory, "run/chandler")
+        os.makedirs(directory, mode=0o755, exist_ok=True)
+        subprocess.run([os.path.join(REPOSITORY, "packaging/install")], check=True, stdin=subprocess.DEVNULL,
+                       env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "PREFIX": self.prefix, "SYSCONFDIR": os.path.dirname(self.etc),
+                            "STATEDIR": self.state, "PYTHON": python})
+
+    def program(self, name: str = "chandler-runtime") -> str:
+        return os.path.join(self.prefix, "bin", name)
+
+    def configure(self, runtimes: Sequence[str], spec_dirs: Sequence[str] = (), more: str = "") -> None:
+        """Write config.toml: the runtimes in order, the CDI directories, and `more` as it is, after them."""
+        os.makedirs(self.etc, exist_ok=True)
+        text = f"runtimes = {toml(runtimes)}\nstate-dir = \"{self.state}\"\n"
+        text += f"engine = \"containerd\"\n[cdi]\nspec-dirs = {toml(spec_dirs)}\n{more}"
+        file = os.path.join(self.etc, "config.toml")
+        with open(file + ".new", "w", encoding="utf-8") as new:
+            new.write(text)
+        os.rename(file + ".new", file)
+
+    def forget(self) -> None:
+        """Lose the state directory, as a reboot or a careless hand does."""
+        shutil.rmtree(self.state, ignore_errors=True)
+
+
+def toml(words: Sequence[str]) -> str:
+    return "[" + ", ".join(f'"{word}"' for word in words) + "]"
