@@ -1,0 +1,63 @@
+"""CDI devices in annotations: `cdi.k8s.io/<plugin>_<device id>` = comma-joined qualified names.
+
+Source: CDI specification, "Annotations".  Part of the create path: imports only shim.errors and names.
+"""
+
+from __future__ import annotations
+
+from shim.cdi.names import parse_qualified
+from shim.errors import CdiError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Iterable, List, Mapping, Tuple
+
+PREFIX = "cdi.k8s.io/"
+MAX_NAME = 63  # of the key, after the prefix: the limit of Kubernetes
+
+_ENDS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
+_MIDDLE = _ENDS + "_-."
+
+
+def key(plugin: str, device_id: str) -> str:
+    """The annotation key for what `plugin` allocated as `device_id` (whose slashes become underscores).
+
+    Raises CdiError if a part is empty or the name is not one that Kubernetes takes.
+    """
+    if not plugin or not device_id:
+        raise CdiError("a CDI annotation key needs a plugin name and a device id")
+    name = f"{plugin}_{device_id.replace('/', '_')}"
+    if len(name) > MAX_NAME:
+        raise CdiError(f'CDI annotation name "{name}" is longer than {MAX_NAME} characters')
+    if name[0] not in _ENDS or name[-1] not in _ENDS:
+        raise CdiError(f'CDI annotation name "{name}" does not start and end with a letter or digit')
+    rest = name.lstrip(_MIDDLE)
+    if rest:
+        raise CdiError(f'CDI annotation name "{name}" holds the character {rest[0]!r}')
+    return PREFIX + name
+
+
+def value(devices: Iterable[str]) -> str:
+    """The annotation value that asks for `devices`; CdiError if one is not a qualified name."""
+    names = list(devices)
+    for name in names:
+        parse_qualified(name)
+    return ",".join(names)
+
+
+def parse(annotations: Mapping[str, str]) -> Tuple[List[str], List[str]]:
+    """The CDI keys, sorted, and the devices that they ask for in that order, duplicates kept.
+
+    Raises CdiError naming the key if any part of any value is not a qualified name: an empty value, a trailing
+    comma and a space are such parts, so nothing is ever half understood.
+    """
+    keys = sorted(one for one in annotations if one.startswith(PREFIX))
+    devices: List[str] = []
+    for one in keys:
+        for name in annotations[one].split(","):
+            try:
+                parse_qualified(name)
+            except CdiError as error:
+                raise error.within(f"annotation {one}") from None
+            devices.append(name)
+    return keys, devices

@@ -1,0 +1,84 @@
+"""Valid CDI container edits to Edits: the table of what each category becomes (see shim.edits)."""
+
+from __future__ import annotations
+
+from shim import edits as kinds
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable, Dict, Iterable, Iterator, Optional, Sequence, Tuple
+
+    from shim.edits import Edit
+
+    Key = Any
+    Pairs = Iterator[Tuple[Key, Any]]
+
+# A hook without an environment would inherit the container's (LD_PRELOAD and all) and run with it as root.
+SAFE_HOOK_ENV = ("PATH=/usr/sbin:/usr/bin:/sbin:/bin",)
+
+# OCI field: CDI field
+_MOUNT = (("destination", "containerPath"), ("type", "type"), ("source", "hostPath"), ("options", "options"))
+_HOOK = (("path", "path"), ("args", "args"), ("env", "env"), ("timeout", "timeout"))
+_RDT = tuple((field, field) for field in ("closID", "schemata", "l3CacheSchema", "memBwSchema", "enableMonitoring"))
+_NODE = tuple(
+    (field, field) for field in ("path", "hostPath", "type", "major", "minor", "fileMode", "permissions", "uid", "gid")
+)
+_KEPT_ZERO = ("fileMode", "uid", "gid", "timeout")  # where 0 says something else than nothing
+
+
+def _fields(table: Iterable[Tuple[str, str]], item: Dict[str, Any]) -> Dict[str, Any]:
+    return {name: item[key] for name, key in table if item.get(key) or (key in _KEPT_ZERO and key in item)}
+
+
+def compile_edits(
+    block: Dict[str, Any], origin: str, hook_env: Optional[Sequence[str]] = SAFE_HOOK_ENV
+) -> Tuple[Edit, ...]:
+    """The edits of one decoded, valid `containerEdits`, category by category.
+
+    `hook_env` is what a hook without an environment gets; None leaves it without, as the reference does.
+    """
+
+    def hooks(items: Any) -> Pairs:
+        for item in items:
+            hook = _fields(_HOOK, item)
+            if hook_env is not None:
+                hook.setdefault("env", list(hook_env))
+            yield item["hookName"], hook
+
+    pairs: Dict[str, Callable[[Any], Pairs]] = {**_PAIRS, "hooks": hooks}
+    return tuple(
+        (kind, key, value, origin)
+        for category, kind in _KINDS
+        if block.get(category) is not None
+        for key, value in pairs[category](block[category])
+    )
+
+
+def _env(items: Any) -> Pairs:
+    for item in items:
+        name, _, value = item.partition("=")
+        yield name, value
+
+
+def _gids(items: Any) -> Pairs:
+    return ((gid, None) for gid in dict.fromkeys(items) if gid)  # group 0 is the default, not an addition
+
+
+# In the order in which the reference applies them.
+_KINDS = (
+    ("env", kinds.ENV),
+    ("deviceNodes", kinds.DEVICE),
+    ("netDevices", kinds.NET_DEVICE),
+    ("mounts", kinds.MOUNT),
+    ("hooks", kinds.HOOK),
+    ("intelRdt", kinds.RDT),
+    ("additionalGids", kinds.GID),
+)
+_PAIRS: Dict[str, Callable[[Any], Pairs]] = {
+    "env": _env,
+    "deviceNodes": lambda items: ((item["path"], _fields(_NODE, item)) for item in items),
+    "netDevices": lambda items: ((item["hostInterfaceName"], item["name"]) for item in items),
+    "mounts": lambda items: ((item["containerPath"], _fields(_MOUNT, item)) for item in items),
+    "intelRdt": lambda item: iter((("", _fields(_RDT, item)),)),
+    "additionalGids": _gids,
+}

@@ -1,0 +1,92 @@
+"""Which device names mean the same piece of hardware, and which to take when only a number is asked for.
+
+Our own rules; CDI says nothing about it.  Plain data in and out, `{name: key}`, so that any index can use it.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Dict, FrozenSet, Iterable, List, Mapping, Sequence, Set, Tuple
+
+    from shim.edits import Stat
+
+    Key = Tuple[str, ...]
+
+
+def device_keys(nodes: Mapping[str, Sequence[Mapping[str, Any]]], stat: Stat) -> Dict[str, Key]:
+    """The physical key of each device of one file, from the device nodes of each.
+
+    A key is the sorted set of what the nodes are on the host, less what every device of the file shares; if that
+    leaves nothing, the whole set; without nodes, the name itself.  Equal keys mean one physical device.
+    """
+    sets = {name: frozenset(_identity(node, stat) for node in own) for name, own in nodes.items()}
+    shared = frozenset.intersection(*sets.values()) if sets else frozenset()
+    return {name: tuple(sorted(own - shared or own)) or (name,) for name, own in sets.items()}
+
+
+def _identity(node: Mapping[str, Any], stat: Stat) -> str:
+    """`c 195:0` where the numbers are known, else the path on the host."""
+    path: str = node.get("hostPath") or node["path"]
+    kind, major, minor = node.get("type", ""), node.get("major", 0), node.get("minor", 0)
+    if not (kind and major):
+        try:
+            found = stat(path)
+        except Exception:  # whatever keeps us from asking, the path still tells nodes apart
+            found = None
+        if found is None or found[0] not in "bc":
+            return path
+        kind = found[0]
+        major, minor = (major, minor) if major else found[1:3]
+    return f"{'c' if kind == 'u' else kind} {major}:{minor}"
+
+
+def aggregates(keys: Iterable[Key]) -> Set[Key]:
+    """The keys that stand for several devices (`all`): strict supersets of at least two disjoint others."""
+    sets = {key: frozenset(key) for key in keys}
+    found: Set[Key] = set()
+    for key, whole in sets.items():
+        parts = [part for part in sets.values() if part < whole]
+        if _any_disjoint(parts):
+            found.add(key)
+    return found
+
+
+def _any_disjoint(parts: List[FrozenSet[str]]) -> bool:
+    return any(not one & other for index, one in enumerate(parts) for other in parts[:index])
+
+
+def groups(keys: Mapping[str, Key]) -> List[Tuple[Key, List[str]]]:
+    """Each physical key with its names, the best name first, in the order in which `pick` takes them."""
+    found: Dict[Key, List[str]] = {}
+    for name in sorted(keys, key=natural):
+        found.setdefault(keys[name], []).append(name)
+    return list(found.items())
+
+
+def pick(keys: Mapping[str, Key], count: int) -> List[str]:
+    """The names of the first `count` different physical devices, fewer if there are not so many.
+
+    Index-like names come first, in natural order.  An aggregate is never taken, nor a device that is a part of
+    one already taken, or has one as its part.
+    """
+    skipped = aggregates(keys.values())
+    taken: List[FrozenSet[str]] = []
+    names: List[str] = []
+    for key, alike in groups(keys):
+        if len(names) >= count:
+            break
+        own = frozenset(key)
+        if key not in skipped and not any(own <= other or other <= own for other in taken):
+            taken.append(own)
+            names.append(alike[0])
+    return names
+
+
+def natural(name: str) -> Tuple[bool, Tuple[int, ...], str]:
+    """A sort key: names like 0, 10, gpu0, 0:1, mig0:1 or card0 by their numbers, then all others by spelling."""
+    digits = name.lstrip("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
+    parts = digits.split(":")
+    if name.isascii() and all(part.isdigit() and len(part) <= 9 for part in parts):
+        return False, tuple(int(part) for part in parts), name
+    return True, (), name

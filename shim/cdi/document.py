@@ -1,0 +1,72 @@
+"""The bytes of a CDI file to plain values: JSON first, then YAML (reference/cdi section 3)."""
+
+from __future__ import annotations
+
+from shim.cdi import yamltext
+from shim.errors import CdiError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Dict, List, Tuple
+
+MAX_SIZE = 16 << 20  # bytes of a file
+
+_BLANKS = " \t\r\n"
+_ENCODINGS = (  # byte order mark, and how to read what starts with it
+    (b"\xef\xbb\xbf", "utf-8-sig"),
+    (b"\xff\xfe", "utf-16"),
+    (b"\xfe\xff", "utf-16"),
+    (b"", "utf-8"),
+)
+
+
+def load(data: bytes) -> Any:
+    """The document in `data`, with None for an empty one.
+
+    Raises CdiError, with the line where there is one, if it is neither JSON nor YAML, or beyond a limit.
+    """
+    if len(data) > MAX_SIZE:
+        raise CdiError(f"the file is larger than {MAX_SIZE} bytes")
+    encoding = next(name for mark, name in _ENCODINGS if data.startswith(mark))
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise CdiError(f"line {data.count(10, 0, error.start) + 1}: not {encoding[:6].upper()} text") from None
+    if text.lstrip(_BLANKS)[:1] != "{":  # spares the common YAML file the import of json
+        return yamltext.load(text)
+    try:
+        return _json(text)
+    except ValueError as error:
+        json_error = CdiError(f"not JSON: {error}")
+    try:
+        return yamltext.load(text)
+    except CdiError as yaml_error:
+        # A file that begins with a brace was most likely meant as JSON, and a missing PyYAML is no remedy.
+        raise (yaml_error if yaml_error.what.startswith("line ") else json_error) from None
+
+
+def _json(text: str) -> Any:
+    """JSON alone; ValueError for what YAML might still read, CdiError for what it would refuse too."""
+    import json
+
+    try:
+        return json.loads(text, object_pairs_hook=_unique, parse_int=_integer, parse_constant=_refuse)
+    except RecursionError:
+        raise CdiError("nested too deeply") from None
+
+
+def _unique(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
+    items = dict(pairs)
+    if len(items) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise CdiError(f'key "{twice}" comes twice')
+    return items
+
+
+def _integer(digits: str) -> Any:
+    return int(digits) if len(digits) <= 20 else float(digits)  # more than 64 bits is no integer in a CDI file
+
+
+def _refuse(word: str) -> Any:
+    raise ValueError(f"{word} is not JSON")

@@ -1,0 +1,190 @@
+"""All CDI files of a node: who defines what, what shadows or conflicts, and why a name is not there.
+
+Source: CDI specification, "CDI spec directories and priority"; reference/cdi section 1, with our decisions:
+a directory that cannot be listed hides no other, and a conflict does not reach over a clean definition above it.
+"""
+
+from __future__ import annotations
+
+from shim.cdi import devices as physical
+from shim.cdi.compile import SAFE_HOOK_ENV
+from shim.cdi.names import split_kind
+from shim.cdi.resolve import unresolvable
+from shim.cdi.spec import parse
+from shim.edits import DEVICE
+from shim.errors import CdiError, ChandlerError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Dict, Iterable, List, Optional, Sequence, Tuple, Union
+
+    from shim.cdi.spec import Spec
+    from shim.edits import Edit, Stat
+
+    Entry = Tuple[str, Union[bytes, ChandlerError]]  # file name, and its content or why there is none
+    Directory = Tuple[str, Optional[ChandlerError], Sequence[Entry]]
+
+SUFFIXES = (".json", ".yaml")
+MAX_FILES = 1024
+
+
+def is_spec_name(name: str) -> bool:
+    """Whether a directory entry of this name is a CDI file; the case counts, and dotfiles are files too."""
+    return name.endswith(SUFFIXES)
+
+
+def clean(path: str) -> str:
+    """A directory without doubled and trailing slashes and dots, so that one directory has one name."""
+    parts: List[str] = []
+    for part in path.split("/"):
+        if part == ".." and parts and parts[-1] != "..":
+            parts.pop()
+        elif part not in ("", ".") and not (part == ".." and path.startswith("/")):
+            parts.append(part)
+    return ("/" if path.startswith("/") else "") + "/".join(parts) or "."
+
+
+class File:
+    """A valid CDI file: where it is, the priority of its directory (higher wins), and its content."""
+
+    __slots__ = ("path", "priority", "spec")
+
+    def __init__(self, path: str, priority: int, spec: Spec) -> None:
+        self.path = path
+        self.priority = priority
+        self.spec = spec
+
+    def device_keys(self, stat: Stat) -> Dict[str, Tuple[str, ...]]:
+        """The physical key of each device; see shim.cdi.devices."""
+        nodes = {
+            name: [value for kind, _, value, _ in own if kind == DEVICE] for name, own in self.spec.devices.items()
+        }
+        return physical.device_keys(nodes, stat)
+
+
+class Registry:
+    """The state of the CDI directories, in tables by path or by qualified name."""
+
+    __slots__ = ("conflicts", "devices", "directories", "files", "problems", "shadowed")
+
+    def __init__(self, directories: Sequence[str]) -> None:
+        self.directories: List[str] = list(directories)  # in order, the last has the highest priority
+        self.files: List[File] = []  # the valid ones
+        self.problems: Dict[str, List[ChandlerError]] = {}  # file or directory -> what is wrong with it
+        self.devices: Dict[str, File] = {}  # qualified name -> the file that defines it
+        self.shadowed: Dict[str, List[str]] = {}  # qualified name -> files whose definition does not count
+        self.conflicts: Dict[str, List[str]] = {}  # qualified name -> files at the highest priority that clash
+
+    @classmethod
+    def build(cls, directories: Sequence[Directory], hook_env: Optional[Sequence[str]] = SAFE_HOOK_ENV) -> Registry:
+        """The registry of what was read, lowest priority first; never raises for what a file holds.
+
+        `hook_env` is the environment of hooks that have none (None: leave them so).
+        """
+        read: Dict[str, Tuple[Optional[ChandlerError], Sequence[Entry]]] = {}
+        for path, error, entries in directories:
+            read.pop(clean(path), None)  # of a directory listed twice, the second copy wins everywhere
+            read[clean(path)] = (error, entries)
+        registry = cls(list(read))
+        for priority, (path, (error, entries)) in enumerate(read.items()):
+            if error is not None:
+                registry._blame(path, error)
+            registry._read(path, priority, entries, hook_env)
+        registry._arrange()
+        return registry
+
+    def _blame(self, path: str, error: ChandlerError) -> None:
+        self.problems.setdefault(path, []).append(error)
+
+    def _read(self, path: str, priority: int, entries: Iterable[Entry], hook_env: Optional[Sequence[str]]) -> None:
+        for name, content in sorted((entry for entry in entries if is_spec_name(entry[0])), key=lambda entry: entry[0]):
+            file = f"{path.rstrip('/')}/{name}"
+            if len(self.files) >= MAX_FILES:
+                self._blame(file, CdiError(f"{file}: not read, there are more than {MAX_FILES} CDI files"))
+            elif isinstance(content, ChandlerError):
+                self._blame(file, content)
+            else:
+                try:
+                    self.files.append(File(file, priority, parse(content, file, hook_env)))
+                except CdiError as error:
+                    self._blame(file, error)
+
+    def _arrange(self) -> None:
+        definers: Dict[str, List[File]] = {}
+        for file in self.files:
+            for device in file.spec.devices:
+                definers.setdefault(f"{file.spec.kind}={device}", []).append(file)
+        for name, files in definers.items():
+            highest = files[-1].priority  # files are in order of priority
+            winners = [file for file in files if file.priority == highest]
+            losers = [file.path for file in files if file.priority != highest]
+            if losers:
+                self.shadowed[name] = losers
+            if len(winners) == 1:
+                self.devices[name] = winners[0]
+            else:
+                self.conflicts[name] = [file.path for file in winners]
+            self._blame_conflicts(name, files)
+
+    def _blame_conflicts(self, name: str, files: Sequence[File]) -> None:
+        for priority in dict.fromkeys(file.priority for file in files):
+            paths = [file.path for file in files if file.priority == priority]
+            if len(paths) > 1:
+                for path in paths:
+                    self._blame(path, CdiError(_conflict(name, paths), "keep one of them"))
+
+    def lookup(self, name: str) -> Optional[Tuple[str, Tuple[Edit, ...], Tuple[Edit, ...]]]:
+        """For resolve(): the file that defines `name`, its own edits, the device's edits; None if there is none."""
+        file = self.devices.get(name)
+        if file is None:
+            return None
+        return file.path, file.spec.common, file.spec.devices[name.partition("=")[2]]
+
+    def diagnose(self, missing: Sequence[str]) -> CdiError:
+        """The error for names that `lookup` does not know: where we looked, what is broken there, what is near."""
+        why = [f"read {', '.join(self.directories) or 'no directory'}"]
+        why += [_conflict(name, self.conflicts[name]) for name in missing if name in self.conflicts]
+        valid = {file.path for file in self.files}  # the problems of these are conflicts about other names
+        why += [
+            str(error) if path in error.what else f"{path}: {error}"
+            for path, errors in self.problems.items()
+            if path not in valid
+            for error in errors
+        ]
+        near = self._near([name for name in missing if name not in self.conflicts])
+        return unresolvable(missing, "; ".join(why), f"the nearest known: {', '.join(near)}" if near else self._known())
+
+    def _near(self, missing: Iterable[str]) -> List[str]:
+        import difflib
+
+        found: Dict[str, None] = {}
+        for name in missing:
+            found.update(dict.fromkeys(difflib.get_close_matches(name, self.devices, 3)))
+        return list(found)
+
+    def _known(self) -> str:
+        if self.devices:
+            return ""
+        return "no CDI device is known; generate a CDI file or name its directory"
+
+    def device_keys(self, kind: str, stat: Stat) -> Dict[str, Tuple[str, ...]]:
+        """The physical keys of all resolvable devices of a kind, by device name; keys of different files differ."""
+        found: Dict[str, Tuple[str, ...]] = {}
+        for file in self.files:
+            if file.spec.kind == kind:
+                for device, key in file.device_keys(stat).items():
+                    if self.devices.get(f"{kind}={device}") is file:
+                        found[device] = key
+        return found
+
+    def pick(self, kind: str, count: int, stat: Stat) -> List[str]:
+        """The qualified names of the first `count` physical devices of a kind; CdiError if there are fewer."""
+        split_kind(kind)
+        names = physical.pick(self.device_keys(kind, stat), count)
+        if len(names) < count:
+            raise CdiError(f"{count} devices of {kind} are asked for, but there are {len(names)}")
+        return [f"{kind}={name}" for name in names]
+
+
+def _conflict(name: str, paths: Sequence[str]) -> str:
+    return f"{name} is defined by {' and '.join(paths)}"

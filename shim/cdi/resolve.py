@@ -1,0 +1,47 @@
+"""From qualified names to Edits (CDI specification, "Resolving a device"; reference/cdi section 6, steps 1 and 2).
+
+Part of the create path: imports only shim.errors and shim.edits.
+"""
+
+from __future__ import annotations
+
+from shim.edits import Edits
+from shim.errors import CdiError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Callable, Iterable, List, Optional, Tuple
+
+    from shim.edits import Edit
+
+    # name -> (an id of its file, the file's own edits, the device's edits), or None: no such device
+    Lookup = Callable[[str], Optional[Tuple[str, Tuple[Edit, ...], Tuple[Edit, ...]]]]
+
+
+def resolve(names: Iterable[str], lookup: Lookup) -> Edits:
+    """The edits of all devices, in the order asked: a file's own edits come once, before its first device.
+
+    A name that is repeated counts once.  Raises CdiError naming every device that `lookup` does not know.
+    """
+    wanted = dict.fromkeys(names)
+    found = [(name, lookup(name)) for name in wanted]
+    missing = [name for name, entry in found if entry is None]
+    if missing:
+        raise unresolvable(missing)
+    items: List[Edit] = []
+    opened = set()
+    for _, entry in found:
+        if entry is None:
+            continue
+        file, common, own = entry
+        if file not in opened:
+            opened.add(file)
+            items += common
+        items += own
+    return Edits(items)
+
+
+def unresolvable(missing: Iterable[str], why: str = "", todo: str = "") -> CdiError:
+    """The error for names that nobody defines, with the reasons in brackets where they are known."""
+    names = ", ".join(name or '""' for name in missing)
+    return CdiError(f"unresolvable CDI devices {names}" + (f" ({why})" if why else ""), todo)

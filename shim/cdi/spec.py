@@ -1,0 +1,64 @@
+"""A CDI file: bytes in, a Spec of compiled edits out, or every problem that it has (reference/cdi sections 3-5)."""
+
+from __future__ import annotations
+
+from shim.cdi import schema, validate
+from shim.cdi.compile import SAFE_HOOK_ENV, compile_edits
+from shim.cdi.document import load
+from shim.errors import CdiError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+    from shim.edits import Edit
+
+
+class Spec:
+    """A valid CDI file: its version, kind, annotations and edits, and the decoded document that they come from."""
+
+    __slots__ = ("annotations", "common", "devices", "document", "kind", "version")
+
+    def __init__(self, document: Dict[str, Any], path: str, hook_env: Optional[Sequence[str]]) -> None:
+        self.document = document
+        self.version: str = document["cdiVersion"]
+        self.kind: str = document["kind"]
+        self.annotations: Dict[str, str] = document.get("annotations", {})
+        self.common: Tuple[Edit, ...] = compile_edits(document.get("containerEdits", {}), path, hook_env)
+        self.devices: Dict[str, Tuple[Edit, ...]] = {
+            device["name"]: compile_edits(device["containerEdits"], f"{path} {self.kind}={device['name']}", hook_env)
+            for device in document["devices"]
+        }
+
+
+def parse(data: bytes, path: str, hook_env: Optional[Sequence[str]] = SAFE_HOOK_ENV) -> Spec:
+    """The Spec in `data`; `path` is where it came from, for errors and for the origin of its edits.
+
+    `hook_env` is the environment of hooks that have none (None: leave them so).  Raises CdiError with the first
+    problem, which names the file and the line or JSON path.
+    """
+    document, found = _read(data)
+    for place, what in found:
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        raise CdiError(f"{path}: {place}: {what}{more}" if place else f"{path}: {what}")
+    return Spec(document, path, hook_env)
+
+
+def problems(data: bytes, path: str) -> List[Tuple[str, str]]:
+    """Every problem of a file as (line or JSON path, sentence); none for a valid one.  Never raises."""
+    return _read(data)[1]
+
+
+def _read(data: bytes) -> Tuple[Dict[str, Any], List[Tuple[str, str]]]:
+    try:
+        document = load(data)
+    except CdiError as error:
+        place, colon, what = str(error).partition(": ")
+        return {}, [(place, what) if colon and place.startswith("line ") else ("", str(error))]
+    if document is None:
+        return {}, [("", "no Spec data")]
+    found: schema.Problems = {}
+    decoded: Dict[str, Any] = schema.SPEC(document, None, found)
+    if isinstance(document, dict):
+        validate.check(decoded, found)
+    return decoded, list(found.items())

@@ -1,0 +1,164 @@
+"""What a decoded CDI file must satisfy beyond its types (CDI specification; reference/cdi sections 4 and 5).
+
+Every check reports into a table of problems by JSON path and goes on, so that one run shows them all.
+"""
+
+from __future__ import annotations
+
+from shim.cdi import names, versions
+from shim.cdi.schema import report
+from shim.errors import CdiError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable, Dict, List
+
+    from shim.cdi.schema import Place, Problems
+
+NODE_TYPES = ("", "b", "c", "u", "p")
+HOOK_STAGES = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")
+MAX_CLOS_ID = 4095  # bytes
+MAX_ANNOTATIONS = 256 << 10  # characters of all keys and values together
+MAX_ANNOTATION_PREFIX = 253
+MAX_ANNOTATION_NAME = 63
+
+_LOWER = "abcdefghijklmnopqrstuvwxyz0123456789"
+
+
+def check(file: Dict[str, Any], problems: Problems) -> None:
+    """Report what is wrong with a decoded file, in the order of the reference."""
+    _version(file, problems)
+    _kind(file.get("kind", ""), problems)
+    _annotations(file.get("annotations", {}), (None, "annotations"), problems)
+    _edits(file.get("containerEdits", {}), (None, "containerEdits"), problems)
+    devices = file.get("devices", ())
+    if not devices:
+        report(problems, (None, "devices"), "must hold at least one device")
+    for index, device in enumerate(devices):
+        _device(device, ((None, "devices"), index), problems)
+    _unique(devices, "name", (None, "devices"), problems)
+
+
+def _version(file: Dict[str, Any], problems: Problems) -> None:
+    place = (None, "cdiVersion")
+    declared = file.get("cdiVersion", "")
+    version = versions.normal(declared)
+    if version is None:
+        report(problems, place, f'unknown version "{declared}"; known are {versions.FLOOR} to {versions.KNOWN[-1]}')
+        return
+    minimum, reason = versions.minimum(file)
+    if versions.older(version, minimum):
+        needs = f"{reason} needs" if reason else "the oldest supported is"
+        report(problems, place, f"{needs} {minimum}, but the file declares {version}")
+
+
+def _kind(kind: str, problems: Problems) -> None:
+    try:
+        vendor, class_ = names.split_kind(kind)
+        names.check_vendor(vendor)
+        names.check_class(class_)
+    except CdiError as error:
+        report(problems, (None, "kind"), error.what)
+
+
+def _device(device: Dict[str, Any], place: Place, problems: Problems) -> None:
+    try:
+        names.check_device(device.get("name", ""))
+    except CdiError as error:
+        report(problems, (place, "name"), error.what)
+    _annotations(device.get("annotations", {}), (place, "annotations"), problems)
+    edits = device.get("containerEdits", {})
+    if not any(edits.values()) and "intelRdt" not in edits:  # an intelRdt without content is an edit all the same
+        report(problems, (place, "containerEdits"), "must hold at least one edit")
+    _edits(edits, (place, "containerEdits"), problems)
+
+
+def _annotations(annotations: Dict[str, Any], place: Place, problems: Problems) -> None:
+    for key in annotations:
+        if not _annotation_key(key.lower()):
+            report(problems, (place, key), "the key is not [prefix/]name of letters, digits, - _ .")
+    if sum(len(key) + len(value or "") for key, value in annotations.items()) > MAX_ANNOTATIONS:
+        report(problems, place, f"more than {MAX_ANNOTATIONS} characters of annotations")
+
+
+def _annotation_key(key: str) -> bool:
+    prefix, slash, name = key.rpartition("/")
+    if slash and len(prefix) > MAX_ANNOTATION_PREFIX:
+        return False
+    labels = prefix.split(".") if slash else []
+    return _dotted(name, _LOWER + "-_.", MAX_ANNOTATION_NAME) and all(
+        _dotted(label, _LOWER + "-", MAX_ANNOTATION_PREFIX) for label in labels
+    )
+
+
+def _dotted(name: str, middle: str, limit: int) -> bool:
+    return 0 < len(name) <= limit and name[0] in _LOWER and name[-1] in _LOWER and not name.strip(middle)
+
+
+def _edits(edits: Dict[str, Any], place: Place, problems: Problems) -> None:
+    for category, check_item in _ITEMS.items():
+        for index, item in enumerate(edits.get(category, ())):
+            check_item(item, ((place, category), index), problems)
+    _closid(edits.get("intelRdt", {}).get("closID", ""), ((place, "intelRdt"), "closID"), problems)
+    for field in ("hostInterfaceName", "name"):
+        _unique(edits.get("netDevices", ()), field, (place, "netDevices"), problems)
+
+
+def _closid(name: str, place: Place, problems: Problems) -> None:
+    usable = name not in (".", "..") and "/" not in name and "\n" not in name and len(name.encode()) <= MAX_CLOS_ID
+    if not usable and name != "/":  # the root class
+        report(problems, place, f"{name[:64]!r} is not the name of a class of service")
+
+
+def _unique(records: List[Dict[str, Any]], field: str, place: Place, problems: Problems) -> None:
+    first: Dict[str, int] = {}
+    for index, item in enumerate(records):
+        value = item.get(field, "")
+        if first.setdefault(value, index) != index:
+            report(problems, ((place, index), field), f'"{value}" is also that of number {first[value]}')
+
+
+def _needs(item: Dict[str, Any], fields: List[str], place: Place, problems: Problems) -> None:
+    for field in fields:
+        if not item.get(field):
+            report(problems, (place, field), "must not be empty")
+
+
+def _env(variable: Any, place: Place, problems: Problems) -> None:
+    if variable is not None and variable.find("=") < 1:
+        report(problems, place, f'"{variable}" is not of the form NAME=value')
+
+
+def _node(node: Dict[str, Any], place: Place, problems: Problems) -> None:
+    _needs(node, ["path"], place, problems)
+    kind, permissions = node.get("type", ""), node.get("permissions", "")
+    if kind not in NODE_TYPES:
+        report(problems, (place, "type"), f'"{kind}" is not one of b, c, u, p')
+    if permissions != "none" and permissions.strip("rwm"):
+        report(problems, (place, "permissions"), f'"{permissions}" is neither made of r, w, m nor "none"')
+
+
+def _net_device(device: Dict[str, Any], place: Place, problems: Problems) -> None:
+    _needs(device, ["hostInterfaceName", "name"], place, problems)
+
+
+def _hook(hook: Dict[str, Any], place: Place, problems: Problems) -> None:
+    stage = hook.get("hookName", "")
+    if stage not in HOOK_STAGES:
+        report(problems, (place, "hookName"), f'"{stage}" is not one of {", ".join(HOOK_STAGES)}')
+    _needs(hook, ["path"], place, problems)
+    for index, variable in enumerate(hook.get("env", ())):
+        _env(variable, ((place, "env"), index), problems)
+
+
+def _mount(mount: Dict[str, Any], place: Place, problems: Problems) -> None:
+    _needs(mount, ["hostPath", "containerPath"], place, problems)
+
+
+_ITEMS: Dict[str, Callable[[Any, Place, Problems], None]] = {
+    "env": _env,
+    "deviceNodes": _node,
+    "hooks": _hook,
+    "mounts": _mount,
+    "netDevices": _net_device,
+}

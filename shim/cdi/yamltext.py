@@ -1,0 +1,259 @@
+"""YAML text to plain values, as the CDI reference library reads it (CDI specification, "CDI JSON Definition").
+
+The rules are those of a YAML 1.1 parser of the Go world, not PyYAML's: `1:0` and dates are strings, `0o17` and
+`017` are octal, a key that comes twice (a merged one too) is an error, and only the first document counts.
+PyYAML's parsers deliver the events (libyaml's where it is built in) and this module makes the values, with
+limits on depth and on what aliases may add.  Pure: text in, values out; yaml is imported only when needed.
+"""
+
+from __future__ import annotations
+
+from shim.errors import CdiError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable, Dict, List, Optional
+
+MAX_DEPTH = 64
+MAX_ALIASED = 1 << 20  # characters that aliases may add to a file, each node counting as _NODE more
+MAX_PURE = 1 << 20  # characters for the parser written in Python, which is some hundred times slower
+_NODE = 8
+
+_TRUE = ("y", "Y", "yes", "Yes", "YES", "true", "True", "TRUE", "on", "On", "ON")
+_FALSE = ("n", "N", "no", "No", "NO", "false", "False", "FALSE", "off", "Off", "OFF")
+_NULL = ("", "~", "null", "Null", "NULL")
+_INFINITE = (".inf", ".Inf", ".INF")
+_CONSTANTS: Dict[str, Any] = {
+    **dict.fromkeys(_TRUE, True),
+    **dict.fromkeys(_FALSE, False),
+    **dict.fromkeys(_NULL, None),
+    **dict.fromkeys((*_INFINITE, *("+" + word for word in _INFINITE)), float("inf")),
+    **dict.fromkeys(("-" + word for word in _INFINITE), float("-inf")),
+    **dict.fromkeys((".nan", ".NaN", ".NAN"), float("nan")),
+}
+_NUMERIC = frozenset("+-.0123456789")
+_BASES = {"0x": 16, "0o": 8, "0b": 2}
+
+_TAG = "tag:yaml.org,2002:"
+_COLLECTION_TAGS = frozenset((None, "!", _TAG + "map", _TAG + "seq"))
+_SCALAR_TAGS = {  # tag: what the text must be then
+    _TAG + "int": (int,),
+    _TAG + "float": (int, float),
+    _TAG + "bool": (bool,),
+    _TAG + "null": (type(None),),
+}
+_TEXT_TAGS = frozenset(("!", _TAG + "str", _TAG + "timestamp"))
+
+
+def load(text: str) -> Any:
+    """The value of the first document of `text`; None if that is empty.
+
+    Raises CdiError, with the line, for anything that is not such a document or goes beyond the limits.
+    """
+    try:
+        import yaml
+    except ImportError:
+        raise CdiError("YAML needs PyYAML, which is not installed", "install python3-yaml") from None
+    parser = getattr(yaml, "CBaseLoader", None)
+    if parser is None:
+        if len(text) > MAX_PURE:
+            raise CdiError(f"more than {MAX_PURE} characters of YAML", "install python3-yaml with libyaml")
+        parser = yaml.BaseLoader
+    try:
+        return _Document(yaml.events, parser(text).get_event).value()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        raise CdiError(f"line {mark.line + 1 if mark else 1}: {error.problem or error.context}") from None
+    # The parser in Python lets some of its own errors out (an escape beyond Unicode, a number in a directive).
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
+        raise CdiError(f"not YAML: {str(error).splitlines()[0] if str(error) else 'unreadable'}") from None
+
+
+class _Document:
+    """One document being built from parser events."""
+
+    def __init__(self, events: Any, next_event: Callable[[], Any]) -> None:
+        self.next = next_event
+        self.scalar_event = events.ScalarEvent
+        self.map_event = events.MappingStartEvent
+        self.map_end = events.MappingEndEvent
+        self.list_event = events.SequenceStartEvent
+        self.list_end = events.SequenceEndEvent
+        self.alias_event = events.AliasEvent
+        self.stream_end = events.StreamEndEvent
+        self.anchors: Dict[str, Any] = {}
+        self.sizes: Dict[str, int] = {}
+        self.size = 0  # of all nodes so far, aliases counted as what they stand for
+        self.aliased = 0  # the part of it that aliases added
+
+    def value(self) -> Any:
+        self.next()  # the stream starts
+        if type(self.next()) is self.stream_end:
+            return None
+        return self.node(self.next(), 0)  # and what follows this document is not read
+
+    def node(self, event: Any, depth: int) -> Any:
+        kind = type(event)
+        if kind is self.alias_event:
+            return self.alias(event)
+        if depth > MAX_DEPTH:
+            raise _error(event, f"nested deeper than {MAX_DEPTH}")
+        before = self.size
+        if kind is self.scalar_event:
+            self.size += _NODE + len(event.value)
+            value = _scalar(event)
+        else:
+            if event.tag not in _COLLECTION_TAGS:
+                raise _error(event, f"the tag {event.tag} is not supported")
+            self.size += _NODE
+            value = self.mapping(depth) if kind is self.map_event else self.sequence(depth)
+        anchor = event.anchor
+        if anchor is not None:  # known only from here on, so nothing can contain itself
+            self.anchors[anchor] = value
+            self.sizes[anchor] = self.size - before
+        return value
+
+    def alias(self, event: Any) -> Any:
+        anchor = event.anchor
+        if anchor not in self.anchors:
+            raise _error(event, f"unknown anchor, or one inside itself: {anchor}")
+        self.size += self.sizes[anchor]
+        self.aliased += self.sizes[anchor]
+        if self.aliased > MAX_ALIASED:
+            raise _error(event, f"aliases add more than {MAX_ALIASED} characters")
+        return self.anchors[anchor]
+
+    def sequence(self, depth: int) -> List[Any]:
+        items: List[Any] = []
+        following, end, node = self.next, self.list_end, self.node
+        event = following()
+        while type(event) is not end:
+            items.append(node(event, depth + 1))
+            event = following()
+        return items
+
+    def mapping(self, depth: int) -> Dict[str, Any]:
+        items: Dict[str, Any] = {}
+        following, end, node = self.next, self.map_end, self.node
+        event = following()
+        while type(event) is not end:
+            key = node(event, depth + 1)
+            value = node(following(), depth + 1)
+            if key == "<<" and type(event) is self.scalar_event and event.implicit[0]:
+                for merged in _merged(event, value):
+                    for name in merged:
+                        _put(items, name, merged[name], event)
+            else:
+                _put(items, key if type(key) is str else _key(event, key), value, event)
+            event = following()
+        return items
+
+
+def _put(items: Dict[str, Any], key: str, value: Any, event: Any) -> None:
+    if key in items:
+        raise _error(event, f'key "{key}" comes twice')
+    items[key] = value
+
+
+def _key(event: Any, key: Any) -> str:
+    if key is None or isinstance(key, (list, dict)):
+        raise _error(event, "a key must be a string")
+    return as_text(key)
+
+
+def _merged(event: Any, value: Any) -> List[Dict[str, Any]]:
+    maps = value if isinstance(value, list) else [value]
+    if not all(isinstance(one, dict) for one in maps):
+        raise _error(event, "<< needs a mapping or a list of mappings")
+    return maps
+
+
+def _scalar(event: Any) -> Any:
+    tag = event.tag
+    if tag is None:
+        return plain(event.value) if event.implicit[0] else event.value
+    if tag in _TEXT_TAGS:
+        return event.value
+    types = _SCALAR_TAGS.get(tag)
+    if types is None:
+        raise _error(event, f"the tag {tag} is not supported")
+    value = plain(event.value)
+    if type(value) not in types:
+        raise _error(event, f'"{event.value}" is not what its tag {tag} says')
+    return value
+
+
+def _error(event: Any, what: str) -> CdiError:
+    return CdiError(f"line {event.start_mark.line + 1}: {what}")
+
+
+def plain(text: str) -> Any:
+    """The value of an unquoted scalar: None, a bool, an int of at most 64 bits, a float, or the text itself."""
+    if text in _CONSTANTS:
+        return _CONSTANTS[text]
+    if text[0] not in _NUMERIC or not text.isascii():
+        return text
+    digits = text.replace("_", "")
+    value = _integer(digits)
+    return value if value is not None else _float(digits, text)
+
+
+def _integer(text: str) -> Optional[int]:
+    digits = text[1:] if text[0] in "+-" else text
+    base = _BASES.get(digits[:2].lower())
+    if base is not None:
+        digits = digits[2:]
+    elif digits[:1] == "0":
+        base = 8
+    if not digits.isalnum() or len(digits) > 64:  # 64: bits; int() would accept signs and blanks here
+        return None
+    try:
+        value = int(digits, base or 10)
+    except ValueError:
+        return None
+    if text[0] == "-":
+        value = -value
+    return value if -(1 << 63) <= value < 1 << 64 else None
+
+
+def _float(digits: str, text: str) -> Any:
+    if digits.lstrip("0123456789+-.eE"):  # float() would accept words
+        return text
+    try:
+        value = float(digits)
+    except ValueError:
+        return text
+    return value if abs(value) != float("inf") else text
+
+
+def as_text(value: Any) -> str:
+    """What a scalar that is not a string becomes in a string field: `yes` is "true", 010 is "8", 1.10 is "1.1"."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return _float_text(value) if isinstance(value, float) else str(value)
+
+
+_ODD_FLOATS = {"nan": "NaN", "inf": "+Inf", "-inf": "-Inf"}
+
+
+def _float_text(value: float) -> str:
+    # The reference prints the shortest digits that single precision can tell apart, with an exponent from 1e+06.
+    import struct
+
+    try:
+        single: float = struct.unpack("f", struct.pack("f", value))[0]
+    except OverflowError:
+        single = float("inf") if value > 0 else float("-inf")
+    if str(single) in _ODD_FLOATS:
+        return _ODD_FLOATS[str(single)]
+    text = ""
+    for digits in range(9):
+        text = f"{single:.{digits}e}"
+        if struct.unpack("f", struct.pack("f", float(text)))[0] == single:
+            break
+    digits_after, exponent = len(text.partition("e")[0].partition(".")[2]), int(text.partition("e")[2])
+    if -5 < exponent < 6:
+        return f"{single:.{max(0, digits_after - exponent)}f}"
+    return text
