@@ -79,6 +79,11 @@ def pod(name: str = "main", namespace: str = "default", kind: str = "container")
             prefix + "sandbox-uid": str(uuid.UUID(int=7))}
 
 
+def request(**document: Any) -> dict[str, str]:
+    """The annotation that asks Chandler for `document`."""
+    return {"chandler.oci/service": json.dumps(document)}
+
+
 def services(count: int) -> list[str]:
     """The environment that Kubernetes gives every container for `count` services: most of a real config.json's length."""
     lines = []

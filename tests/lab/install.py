@@ -11,12 +11,15 @@ PYTHON = "/usr/bin/python3"
 
 
 class Installation:
-    """`directory` must be root's own all the way up, or Chandler refuses the configuration in it."""
+    """`directory` must be root's own all the way up, or Chandler refuses the configuration in it.
 
-    def __init__(self, directory: str, python: str = PYTHON) -> None:
+    `beside`: another installation, whose configuration and state this one shares.
+    """
+
+    def __init__(self, directory: str, python: str = PYTHON, beside: Installation | None = None) -> None:
         self.prefix = os.path.join(directory, "usr")
-        self.etc = os.path.join(directory, "etc/chandler")
-        self.state = os.path.join(directory, "run/chandler")
+        self.etc = beside.etc if beside else os.path.join(directory, "etc/chandler")
+        self.state = beside.state if beside else os.path.join(directory, "run/chandler")
         os.makedirs(directory, mode=0o755, exist_ok=True)
         subprocess.run([os.path.join(REPOSITORY, "packaging/install")], check=True, stdin=subprocess.DEVNULL,
                        env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "PREFIX": self.prefix, "SYSCONFDIR": os.path.dirname(self.etc),
@@ -28,8 +31,7 @@ class Installation:
     def configure(self, runtimes: Sequence[str], spec_dirs: Sequence[str] = (), more: str = "") -> None:
         """Write config.toml: the runtimes in order, the CDI directories, and `more` as it is, after them."""
         os.makedirs(self.etc, exist_ok=True)
-        text = f"runtimes = {toml(runtimes)}\nstate-dir = \"{self.state}\"\n"
-        text += f"engine = \"containerd\"\n[cdi]\nspec-dirs = {toml(spec_dirs)}\n{more}"
+        text = f'runtimes = {toml(runtimes)}\nengine = "containerd"\n[cdi]\nspec-dirs = {toml(spec_dirs)}\n{more}'
         file = os.path.join(self.etc, "config.toml")
         with open(file + ".new", "w", encoding="utf-8") as new:
             new.write(text)

@@ -1,0 +1,17 @@
+"""README's first command."""
+from __future__ import annotations
+
+import os
+import subprocess
+
+from lab.install import REPOSITORY
+
+
+def test_the_demo_shows_only_what_is_true(lab: str) -> None:
+    """`lab` for its conditions: the demo, too, is root's."""
+    before = set(os.listdir("/var/lib"))
+    done = subprocess.run([os.path.join(REPOSITORY, "packaging/demo")], stdin=subprocess.DEVNULL, capture_output=True, text=True,
+                          timeout=120, env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"})
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Operation not permitted" in done.stdout and "All of it was checked and is true." in done.stdout
+    assert set(os.listdir("/var/lib")) == before, "it left something behind"
