@@ -5,6 +5,8 @@ Our own rules; CDI says nothing about it.  Plain data in and out, `{name: key}`,
 
 from __future__ import annotations
 
+from shim.errors import ChandlerError
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Dict, FrozenSet, Iterable, List, Mapping, Sequence, Set, Tuple
@@ -26,19 +28,19 @@ def device_keys(nodes: Mapping[str, Sequence[Mapping[str, Any]]], stat: Stat) ->
 
 
 def _identity(node: Mapping[str, Any], stat: Stat) -> str:
-    """`c 195:0` where the numbers are known, else the path on the host."""
+    """`c195:0` where the numbers are known, else the path on the host."""
     path: str = node.get("hostPath") or node["path"]
     kind, major, minor = node.get("type", ""), node.get("major", 0), node.get("minor", 0)
     if not (kind and major):
         try:
             found = stat(path)
-        except Exception:  # whatever keeps us from asking, the path still tells nodes apart
+        except ChandlerError:  # not there, or not a device: the path still tells nodes apart
             found = None
         if found is None or found[0] not in "bc":
             return path
         kind = found[0]
         major, minor = (major, minor) if major else found[1:3]
-    return f"{'c' if kind == 'u' else kind} {major}:{minor}"
+    return f"{'c' if kind == 'u' else kind}{major}:{minor}"
 
 
 def aggregates(keys: Iterable[Key]) -> Set[Key]:

@@ -13,6 +13,7 @@ from shim.cdi.resolve import unresolvable
 from shim.cdi.spec import parse
 from shim.edits import DEVICE
 from shim.errors import CdiError, ChandlerError
+from shim.oci import clean
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,17 +32,6 @@ MAX_FILES = 1024
 def is_spec_name(name: str) -> bool:
     """Whether a directory entry of this name is a CDI file; the case counts, and dotfiles are files too."""
     return name.endswith(SUFFIXES)
-
-
-def clean(path: str) -> str:
-    """A directory without doubled and trailing slashes and dots, so that one directory has one name."""
-    parts: List[str] = []
-    for part in path.split("/"):
-        if part == ".." and parts and parts[-1] != "..":
-            parts.pop()
-        elif part not in ("", ".") and not (part == ".." and path.startswith("/")):
-            parts.append(part)
-    return ("/" if path.startswith("/") else "") + "/".join(parts) or "."
 
 
 class File:
