@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     Document = Dict[str, Any]
 
+CPU_PERIOD = 100000  # microseconds: the kernel's default, Documentation/scheduler/sched-bwc.rst
+
 
 def apply(config: Document, edits: Edits, idmap: bool = True) -> Document:
     """`config` with all edits in it, as a new document; `config` itself is not changed.
@@ -163,17 +165,17 @@ def clean(path: str) -> str:
 
 
 def _idmapped(mount: Document) -> Document:
-    """A bind mount as an idmapped one, so that its owners are right in the container's user namespace."""
-    mount = dict(mount)
-    if mount.get("type") == "bind":
-        mount["type"] = "idmap"
+    """A bind mount with the option idmap, so that its owners are right in the container's user namespace.
+
+    Only an option: a mount type of that name does not exist (CDI reference library, withIDMapForBindMount).
+    """
     options = mount.get("options") or []
     if "idmap" in options or "ridmap" in options:
         return mount
     binds = [option for option in options if option in ("bind", "rbind")]
-    if binds:
-        mount["options"] = [*options, "ridmap" if binds[-1] == "rbind" else "idmap"]
-    return mount
+    if not binds and mount.get("type") != "bind":
+        return mount
+    return {**mount, "options": [*options, "ridmap" if binds[-1:] == ["rbind"] else "idmap"]}
 
 
 def _hooks(config: Document, edits: List[Edit]) -> None:
