@@ -12,9 +12,9 @@ import pytest
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [HERE, os.path.dirname(HERE)]
 
-from lab import install, runtimes  # noqa: E402
-from lab import node as gpu_node  # noqa: E402
-from lab.engine import Engine  # noqa: E402
+from lab import install, runtimes
+from lab import node as gpu_node
+from lab.engine import Engine
 
 # A skip for one of these reasons means that an installation step failed; under CI=true that is a failure of its own.
 COULD_BE_INSTALLED = ("not installed:", "could not import")

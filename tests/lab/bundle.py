@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 BUSYBOX = "/bin/busybox"
-APPLETS = "sh cat dd echo env head id kill ls mknod mount readlink sleep stty test tr true tty".split()
+APPLETS = ("sh", "cat", "echo", "env", "id", "ls", "mknod", "sleep", "test", "true")
 CAPABILITIES = ["CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_MKNOD", "CAP_NET_RAW", "CAP_SETGID", "CAP_SETUID",
                 "CAP_SETFCAP", "CAP_SETPCAP", "CAP_NET_BIND_SERVICE", "CAP_SYS_CHROOT", "CAP_KILL", "CAP_AUDIT_WRITE"]
 
@@ -32,8 +32,7 @@ def rootfs(directory: str) -> str:
     return directory
 
 
-def config(args: Sequence[str], annotations: Mapping[str, str] | None = None, env: Sequence[str] = (), terminal: bool = False,
-           root: str = "rootfs") -> dict[str, Any]:
+def config(args: Sequence[str], annotations: Mapping[str, str] | None = None, env: Sequence[str] = (), root: str = "rootfs") -> dict[str, Any]:
     """What containerd's CRI writes, less its seccomp filter, which youki is built without here."""
     mounts = [mount("/proc", "proc", "nosuid", "noexec", "nodev"),
               mount("/dev", "tmpfs", "nosuid", "strictatime", "mode=755", "size=65536k"),
@@ -45,7 +44,7 @@ def config(args: Sequence[str], annotations: Mapping[str, str] | None = None, en
     return {
         "ociVersion": "1.0.2",
         "process": {
-            "terminal": terminal,
+            "terminal": False,
             "user": {"uid": 0, "gid": 0},
             "args": list(args),
             "env": ["PATH=/bin", "HOSTNAME=lab", *env],
@@ -128,13 +127,13 @@ class Bundle:
 
 
 def make(directory: str, args: Sequence[str], annotations: Mapping[str, str] | None = None, env: Sequence[str] = (),
-         terminal: bool = False, root: str | None = None) -> Bundle:
+         root: str | None = None) -> Bundle:
     """A bundle in a new directory; `root` is the root file system of another to share."""
     os.makedirs(directory)
     bundle = Bundle(directory)
     if root is None:
         root = rootfs(os.path.join(directory, "rootfs"))
-    bundle.config = config(args, annotations, env, terminal, root)
+    bundle.config = config(args, annotations, env, root)
     return bundle
 
 

@@ -38,7 +38,7 @@ class Engine:
         options = {"env": self.env, "text": True, "capture_output": True, "timeout": PATIENCE, "cwd": "/", **options}
         if "input" not in options:
             options.setdefault("stdin", subprocess.DEVNULL)
-        done = subprocess.run(self.argv(*arguments, log=log), **options)
+        done = subprocess.run(self.argv(*arguments, log=log), check=False, **options)
         if check and done.returncode:
             raise Failed(f"{done.args} gave {done.returncode}: {done.stdout}{done.stderr}{read(log)}")
         return done
@@ -51,7 +51,7 @@ class Engine:
         with open(bundle.out, "ab") as out:
             start = out.tell()
             # A pipe as standard input: with a user namespace some crun change the owner of the host's /dev/null.
-            done = subprocess.run(self.argv(*arguments, log=bundle.log),
+            done = subprocess.run(self.argv(*arguments, log=bundle.log), check=False,
                                   **{"env": self.env, "cwd": "/", "input": b"", "stdout": out, "stderr": out, "timeout": PATIENCE, **more})
         with open(bundle.out, "rb") as out:
             out.seek(start)

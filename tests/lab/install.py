@@ -18,8 +18,8 @@ class Installation:
 
     def __init__(self, directory: str, python: str = PYTHON, beside: Installation | None = None) -> None:
         self.prefix = os.path.join(directory, "usr")
-        self.etc = beside.etc if beside else os.path.join(directory, "etc/chandler")
-        self.state = beside.state if beside else os.path.join(directory, "run/chandler")
+        self.etc: str = beside.etc if beside else os.path.join(directory, "etc/chandler")
+        self.state: str = beside.state if beside else os.path.join(directory, "run/chandler")
         os.makedirs(directory, mode=0o755, exist_ok=True)
         subprocess.run([os.path.join(REPOSITORY, "packaging/install")], check=True, stdin=subprocess.DEVNULL,
                        env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "PREFIX": self.prefix, "SYSCONFDIR": os.path.dirname(self.etc),

@@ -10,7 +10,7 @@ from lab.install import REPOSITORY
 def test_the_demo_shows_only_what_is_true(lab: str) -> None:
     """`lab` for its conditions: the demo, too, is root's."""
     before = set(os.listdir("/var/lib"))
-    done = subprocess.run([os.path.join(REPOSITORY, "packaging/demo")], stdin=subprocess.DEVNULL, capture_output=True, text=True,
+    done = subprocess.run([os.path.join(REPOSITORY, "packaging/demo")], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
                           timeout=120, env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"})
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Operation not permitted" in done.stdout and "All of it was checked and is true." in done.stdout

@@ -15,14 +15,15 @@ from lab.node import Node, uuid
 from lab.runtimes import Runtime
 
 WITH_LIMITS = [runtime.label for runtime in runtimes.known() if runtime.limits]
+WITH_AND_WITHOUT = pytest.mark.parametrize("asks", [{}, {"env": {"A": "b"}}], ids=["plain", "edited"])
 # Tries every path given and says which open.
 PROBE = 'for d in "$@"; do if (: < $d) 2>/tmp/why; then echo "$d opens"; else busybox sed "s|.*: |$d |" /tmp/why; fi; done'
 
 
-def make(place: str, script: str, *arguments: str, terminal: bool = False, **document: object) -> bundle.Bundle:
-    """A bundle that runs `script` and asks for `document`."""
+def make(place: str, script: str, *arguments: str, **document: object) -> bundle.Bundle:
+    """A bundle that runs `script` and asks for `document`, if anything."""
     annotations = {**bundle.pod(), **(bundle.request(**document) if document else {})}
-    return bundle.make(os.path.join(place, "b"), ["sh", "-c", script, "sh", *arguments], annotations, terminal=terminal)
+    return bundle.make(os.path.join(place, "b"), ["sh", "-c", script, "sh", *arguments], annotations)
 
 
 def test_create_start_state_exec_kill_delete(chandler: Engine, place: str) -> None:
@@ -110,17 +111,17 @@ def test_devices_outlive_an_update(chandler: Engine, place: str, node: Node) -> 
         f"{gpu.inside} opens", "/dev/other Operation not permitted"]
 
 
-@pytest.mark.parametrize("asks", [False, True], ids=["plain", "edited"])
+@WITH_AND_WITHOUT
 @pytest.mark.parametrize("script, code", [("exit 0", 0), ("exit 37", 37), ("kill -9 $$; sleep 9", 137)])
-def test_exit_codes_pass_through(chandler: Engine, place: str, script: str, code: int, asks: bool) -> None:
-    made = make(place, script, **({"env": {"A": "b"}} if asks else {}))
+def test_exit_codes_pass_through(chandler: Engine, place: str, script: str, code: int, asks: dict[str, object]) -> None:
+    made = make(place, script, **asks)
     assert chandler.run(made, "c1", check=False).returncode == code
 
 
-@pytest.mark.parametrize("asks", [False, True], ids=["plain", "edited"])
-def test_signals_pass_through(chandler: Engine, place: str, asks: bool) -> None:
+@WITH_AND_WITHOUT
+def test_signals_pass_through(chandler: Engine, place: str, asks: dict[str, object]) -> None:
     """A signal to the process that the caller started reaches the container's own."""
-    made = make(place, 'trap "exit 7" TERM; echo ready; while :; do sleep 0.05; done', **({"env": {"A": "b"}} if asks else {}))
+    made = make(place, 'trap "exit 7" TERM; echo ready; while :; do sleep 0.05; done', **asks)
     chandler.started["c1"] = made
     process = subprocess.Popen(chandler.argv("run", "--bundle", made.directory, "c1"), env=chandler.env, stdout=subprocess.PIPE,
                                stdin=subprocess.DEVNULL, text=True)
@@ -132,19 +133,22 @@ def test_signals_pass_through(chandler: Engine, place: str, asks: bool) -> None:
         assert process.wait(20) == 7
 
 
-@pytest.mark.parametrize("asks", [False, True], ids=["plain", "edited"])
-def test_preserved_descriptors_reach_the_container(chandler: Engine, place: str, asks: bool) -> None:
+@WITH_AND_WITHOUT
+def test_preserved_descriptors_reach_the_container(chandler: Engine, place: str, asks: dict[str, object]) -> None:
     note = os.path.join(place, "note")
     with open(note, "w", encoding="ascii") as file:
         file.write("from outside\n")
-    made = make(place, "cat <&3", **({"env": {"A": "b"}} if asks else {}))
+    made = make(place, "cat <&3", **asks)
     chandler.command = ["sh", "-c", f'exec 3<{note}; exec "$@"', "sh", *chandler.command]
     assert chandler.run(made, "c1", "--preserve-fds", "1").stdout == "from outside\n"
 
 
-@pytest.mark.parametrize("asks", [False, True], ids=["plain", "edited"])
-def test_the_console_socket_gets_the_terminal(chandler: Engine, place: str, asks: bool) -> None:
-    made = make(place, "test -t 0 && test -t 1 && echo a terminal; exec sleep 60", terminal=True, **({"env": {"A": "b"}} if asks else {}))
+@WITH_AND_WITHOUT
+def test_the_console_socket_gets_the_terminal(chandler: Engine, place: str, asks: dict[str, object]) -> None:
+    made = make(place, "test -t 0 && test -t 1 && echo a terminal; exec sleep 60", **asks)
+    config = made.config
+    config["process"]["terminal"] = True
+    made.config = config
     path = os.path.join(place, "tty.sock")
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(path)
