@@ -10,7 +10,7 @@ from shim.errors import CdiError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Iterable, List, Mapping, Tuple
+    from typing import Any, Iterable, List, Mapping
 
 PREFIX = "cdi.k8s.io/"
 MAX_NAME = 63  # of the key, after the prefix: the limit of Kubernetes
@@ -45,19 +45,21 @@ def value(devices: Iterable[str]) -> str:
     return ",".join(names)
 
 
-def parse(annotations: Mapping[str, str]) -> Tuple[List[str], List[str]]:
-    """The CDI keys, sorted, and the devices that they ask for in that order, duplicates kept.
+def parse(annotations: Mapping[str, Any]) -> List[str]:
+    """The devices that all CDI annotations ask for, in the order of the sorted keys, duplicates kept.
 
     Raises CdiError naming the key if any part of any value is not a qualified name: an empty value, a trailing
     comma and a space are such parts, so nothing is ever half understood.
     """
-    keys = sorted(one for one in annotations if one.startswith(PREFIX))
     devices: List[str] = []
-    for one in keys:
-        for name in annotations[one].split(","):
+    for one in sorted(one for one in annotations if one.startswith(PREFIX)):
+        text = annotations[one]
+        if not isinstance(text, str):
+            raise CdiError(f"annotation {one} is not a string")
+        for name in text.split(","):
             try:
                 parse_qualified(name)
             except CdiError as error:
                 raise error.within(f"annotation {one}") from None
             devices.append(name)
-    return keys, devices
+    return devices

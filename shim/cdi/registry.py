@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     Directory = Tuple[str, Optional[ChandlerError], Sequence[Entry]]
 
 SUFFIXES = (".json", ".yaml")
-MAX_FILES = 1024
 
 
 def is_spec_name(name: str) -> bool:
@@ -89,9 +88,7 @@ class Registry:
     def _read(self, path: str, priority: int, entries: Iterable[Entry], hook_env: Optional[Sequence[str]]) -> None:
         for name, content in sorted((entry for entry in entries if is_spec_name(entry[0])), key=lambda entry: entry[0]):
             file = f"{path.rstrip('/')}/{name}"
-            if len(self.files) >= MAX_FILES:
-                self._blame(file, CdiError(f"{file}: not read, there are more than {MAX_FILES} CDI files"))
-            elif isinstance(content, ChandlerError):
+            if isinstance(content, ChandlerError):
                 self._blame(file, content)
             else:
                 try:

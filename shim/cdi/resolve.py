@@ -10,12 +10,12 @@ from shim.errors import CdiError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Callable, Iterable, List, Optional, Tuple
+    from typing import Any, Callable, Iterable, List, Optional, Tuple
 
     from shim.edits import Edit
 
     # name -> (an id of its file, the file's own edits, the device's edits), or None: no such device
-    Lookup = Callable[[str], Optional[Tuple[str, Tuple[Edit, ...], Tuple[Edit, ...]]]]
+    Lookup = Callable[[str], Optional[Tuple[Any, Tuple[Edit, ...], Tuple[Edit, ...]]]]
 
 
 def resolve(names: Iterable[str], lookup: Lookup) -> Edits:

@@ -1,0 +1,318 @@
+"""`chandler cdi`: what CDI files say, what is wrong with them, and what they would do to a container.
+
+Each command takes the parsed arguments and returns the exit status; it raises ChandlerError, which is printed
+once, at the edge (`_at_the_edge`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import stat
+import sys
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple
+
+from shim import compiler, files, host, jsontext, oci
+from shim.cdi import devices as physical
+from shim.cdi import spec, versions
+from shim.cdi.document import MAX_SIZE
+from shim.cdi.registry import Registry
+from shim.cdi.resolve import resolve
+from shim.edits import Edits
+from shim.errors import BundleError, CdiError, ChandlerError, HostError
+from shim.inventory import Place
+
+if TYPE_CHECKING:
+    from shim.cdi.devices import Key
+
+    Arguments = argparse.Namespace
+    Command = Callable[[Arguments], int]
+    Rows = List[Tuple[str, ...]]
+
+MAX_CONFIG = 16 << 20  # bytes of a config.json
+
+
+def add_parser(subparsers: Any) -> None:
+    """Adds `cdi` and its commands; the command chosen is `args.run`."""
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "--spec-dir", action="append", metavar="DIR", help="a CDI directory, instead of those configured"
+    )
+    common.add_argument("--format", choices=("text", "json"), default="text", help="of the output (default: text)")
+    cdi = subparsers.add_parser("cdi", help="CDI devices: list, check and inject them", description=__doc__)
+    commands = cdi.add_subparsers(dest="cdi_command", metavar="COMMAND", required=True)
+    for name, (command, words, arguments) in _COMMANDS.items():
+        parser = commands.add_parser(name, parents=[common], help=words, description=words)
+        for argument, options in arguments:
+            parser.add_argument(argument, **options)
+        parser.set_defaults(run=_at_the_edge(command))
+
+
+def _at_the_edge(command: Command) -> Command:
+    def run(args: Arguments) -> int:
+        try:
+            return command(args)
+        except ChandlerError as error:
+            _warn(str(error))
+        except OSError as error:
+            _warn(f"{error.filename or 'output'}: {error.strerror}")
+        return 1
+
+    return run
+
+
+def _warn(sentence: str) -> None:
+    print(f"chandler: {sentence}", file=sys.stderr)
+
+
+# --- commands -------------------------------------------------------------------------------------------------
+
+
+def list_devices(args: Arguments) -> int:
+    """All devices, the file that defines each, what it shadows, and which names mean the same hardware."""
+    registry = _registry(args)
+    devices: List[Dict[str, Any]] = []
+    for kind, keys in _keys_by_kind(registry).items():
+        whole = physical.aggregates(keys.values())
+        for key, names in physical.groups(keys):
+            for name in names:
+                qualified = f"{kind}={name}"
+                devices.append(
+                    {
+                        "name": qualified,
+                        "file": registry.devices[qualified].path,
+                        "physical": list(key),
+                        "sameAs": [f"{kind}={other}" for other in names if other != name],
+                        "aggregate": key in whole,
+                        "shadows": registry.shadowed.get(qualified, []),
+                    }
+                )
+    problems = _problems(registry)
+    if args.format == "json":
+        return _json({"devices": devices, "conflicts": registry.conflicts, "problems": problems})
+    _table([("DEVICE", "FILE", "NOTE"), *((one["name"], one["file"], _note(one)) for one in devices)])
+    for name, paths in registry.conflicts.items():
+        _warn(f"{name} cannot be used: it is defined by {' and '.join(paths)}")
+    _warn_of(problems, registry)
+    return 0
+
+
+def _note(device: Dict[str, Any]) -> str:
+    notes = [
+        "several devices" if device["aggregate"] else "",
+        f"same as {', '.join(name.partition('=')[2] for name in device['sameAs'])}" if device["sameAs"] else "",
+        f"shadows {', '.join(device['shadows'])}" if device["shadows"] else "",
+    ]
+    return "; ".join(note for note in notes if note)
+
+
+def list_directories(args: Arguments) -> int:
+    """The CDI directories, from low to high priority, and the state of each."""
+    directories = _read(args)
+    registry = Registry.build(directories)
+    shown: List[Dict[str, Any]] = []
+    for priority, path in enumerate(registry.directories):
+        valid = [file.path for file in registry.files if file.priority == priority]
+        wrong = [bad for bad in registry.problems if bad not in valid and os.path.dirname(bad) == path]
+        errors = [str(error) for error in registry.problems.get(path, [])]
+        state = errors[0] if errors else "" if os.path.isdir(path) else "does not exist"
+        shown.append({"path": path, "priority": priority, "files": valid, "unusable": wrong, "state": state})
+    if args.format == "json":
+        return _json({"directories": shown, "problems": _problems(registry)})
+    rows = [
+        (one["path"], str(one["priority"]), str(len(one["files"])), str(len(one["unusable"])), one["state"])
+        for one in shown
+    ]
+    _table([("DIRECTORY", "PRIORITY", "VALID", "UNUSABLE", "NOTE"), *rows])
+    _warn_of(_problems(registry), registry)
+    return 0
+
+
+def show(args: Arguments) -> int:
+    """Everything that one device does to a container, and where each edit comes from."""
+    registry = _registry(args)
+    edits = _resolve(registry, [args.name])
+    file = registry.devices[args.name]
+    kind, _, device = args.name.partition("=")
+    keys = registry.device_keys(kind, host.lstat_device)
+    same = [f"{kind}={name}" for name, key in keys.items() if key == keys[device] and name != device]
+    stale = _stale(edits)
+    if args.format == "json":
+        shown = [dict(zip(("kind", "key", "value", "origin"), edit)) for edit in edits.items]
+        return _json(
+            {
+                "name": args.name,
+                "file": file.path,
+                "physical": list(keys[device]),
+                "sameAs": same,
+                "edits": shown,
+                "stale": stale,
+            }
+        )
+    print(f"{args.name} from {file.path}")
+    print(f"hardware: {', '.join(keys[device])}" + (f" (also {', '.join(same)})" if same else ""))
+    _table([("EDIT", "OF", "VALUE", "FROM"), *(_edit_row(edit, file.path) for edit in edits.items)])
+    for sentence in stale:
+        _warn(sentence)
+    return 0
+
+
+def _edit_row(edit: Any, path: str) -> Tuple[str, ...]:
+    kind, key, value, origin = edit
+    text = value if isinstance(value, str) else "" if value is None else json.dumps(value)
+    return kind, str(key), text, "the file" if origin == path else "the device"
+
+
+def validate(args: Arguments) -> int:
+    """Check CDI files; every problem of each, with its line or JSON path."""
+    results = []
+    for path in args.files:
+        try:
+            data = files.read(path, MAX_SIZE, follow=True)[0]
+            found = spec.problems(data, path)
+        except (ChandlerError, OSError) as error:
+            found = [("", str(error) if isinstance(error, ChandlerError) else error.strerror or "cannot be read")]
+        results.append((path, found))
+    if args.format == "json":
+        _json(
+            [
+                {"file": path, "problems": [{"place": place, "problem": what} for place, what in found]}
+                for path, found in results
+            ]
+        )
+    else:
+        for path, found in results:
+            for place, what in found:
+                print(": ".join(part for part in (path, place, what) if part))
+            if not found:
+                print(f"{path}: valid")
+    return 1 if any(found for _, found in results) else 0
+
+
+def inject(args: Arguments) -> int:
+    """The config.json with the devices in it, on standard output or in a file."""
+    data, _ = files.read(args.config, MAX_CONFIG, follow=True)
+    config = jsontext.loads(data)
+    if not isinstance(config, dict):
+        raise BundleError(f"{args.config} is not a JSON object")
+    edits = host.complete(_resolve(_registry(args), args.devices))
+    for sentence in _stale(edits):
+        _warn(sentence)
+    result = jsontext.dumps(oci.apply(config, edits, idmap=not _place().rootless)) + b"\n"
+    if args.output is None:
+        sys.stdout.buffer.write(result)
+        sys.stdout.flush()
+    else:
+        files.replace(args.output, result, _mode(args.output))
+    return 0
+
+
+def _mode(path: str) -> int:
+    try:
+        return stat.S_IMODE(os.stat(path).st_mode)
+    except FileNotFoundError:
+        return 0o644
+
+
+def migrate(args: Arguments) -> int:
+    """The same file declaring another version, as JSON (which is YAML, too) on standard output."""
+    document = spec.parse(files.read(args.file, MAX_SIZE, follow=True)[0], args.file).document
+    minimum, reason = versions.minimum(document)
+    version = minimum if args.to is None else versions.normal(args.to)
+    if version is None or versions.older(version, versions.FLOOR):
+        raise CdiError(f'unknown CDI version "{args.to}"', f"known are {versions.FLOOR} to {versions.KNOWN[-1]}")
+    if versions.older(version, minimum):
+        raise CdiError(f"{args.file} cannot be of version {version}: {reason} needs {minimum}")
+    return _json({**document, "cdiVersion": version})
+
+
+_NAME = ("name", {"metavar": "NAME", "help": "a qualified name: vendor/class=device"})
+_COMMANDS: Dict[str, Tuple[Command, str, Tuple[Tuple[str, Dict[str, Any]], ...]]] = {
+    "list": (list_devices, "list devices and the files that define them", ()),
+    "dirs": (list_directories, "list the CDI directories", ()),
+    "show": (show, "show what a device does to a container", (_NAME,)),
+    "validate": (validate, "check CDI files", (("files", {"metavar": "FILE", "nargs": "+"}),)),
+    "inject": (
+        inject,
+        "put devices into a config.json",
+        (
+            ("--config", {"metavar": "FILE", "required": True, "help": "the config.json; it is not changed"}),
+            ("--output", {"metavar": "FILE", "help": "write the result here instead of to standard output"}),
+            ("devices", {"metavar": "DEVICE", "nargs": "+"}),
+        ),
+    ),
+    "migrate": (
+        migrate,
+        "declare another CDI version",
+        (
+            ("file", {"metavar": "FILE"}),
+            ("--to", {"metavar": "VERSION", "help": "by default the lowest that the content needs"}),
+        ),
+    ),
+}
+
+
+# --- what they share ------------------------------------------------------------------------------------------
+
+
+def _place() -> Place:
+    return Place(dict(os.environb))
+
+
+def _read(args: Arguments) -> List[Any]:
+    place = _place()
+    directories: Optional[List[str]] = args.spec_dir
+    if directories is None:
+        directories = compiler.read_config(place)[0]["cdi.spec-dirs"]
+    return list(files.read_spec_dirs([os.path.abspath(path) for path in directories], place.owners))
+
+
+def _registry(args: Arguments) -> Registry:
+    return Registry.build(_read(args))
+
+
+def _resolve(registry: Registry, names: List[str]) -> Edits:
+    missing = [name for name in dict.fromkeys(names) if registry.lookup(name) is None]
+    if missing:
+        raise registry.diagnose(missing)
+    return resolve(names, registry.lookup)
+
+
+def _keys_by_kind(registry: Registry) -> Dict[str, Dict[str, Key]]:
+    kinds = sorted({file.spec.kind for file in registry.files})
+    return {kind: registry.device_keys(kind, host.lstat_device) for kind in kinds}
+
+
+def _problems(registry: Registry) -> Dict[str, List[str]]:
+    return {path: [str(error) for error in errors] for path, errors in registry.problems.items()}
+
+
+def _warn_of(problems: Dict[str, List[str]], registry: Registry) -> None:
+    valid = {file.path for file in registry.files}  # the problems of these are conflicts, told by device
+    for path, errors in problems.items():
+        for error in errors if path not in valid else ():
+            _warn(error if path in error else f"{path}: {error}")
+
+
+def _stale(edits: Edits) -> List[str]:
+    """What the edits name that this host does not have: a sentence for each."""
+    sentences = []
+    for edit in edits.items:
+        try:
+            host.check_mounts(host.complete(Edits([edit])))
+        except HostError as error:
+            sentences.append(str(error))
+    return sentences
+
+
+def _table(rows: Rows) -> None:
+    """Rows in aligned columns, the first one being the headings."""
+    widths = [max(len(cell) for cell in column) for column in zip(*rows)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+
+
+def _json(value: Any) -> int:
+    print(json.dumps(value, indent=2))
+    return 0
