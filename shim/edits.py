@@ -12,11 +12,11 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple
+    from typing import Any, Callable, Dict, Iterable, List, Tuple
 
     Edit = Tuple[str, Any, Any, str]
-    # path -> (type c|b|p, major, minor, permission bits), or None: nothing there; raises HostError: not a device
-    Stat = Callable[[str], Optional[Tuple[str, int, int, int]]]
+    # path -> (type c|b|p, major, minor, permission bits), or HostError: there is no device node
+    Stat = Callable[[str], Tuple[str, int, int, int]]
 
 # kind          key                    value
 ENV = "env"                 # variable name          its value, a string

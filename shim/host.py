@@ -13,7 +13,7 @@ from shim.errors import HostError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, Tuple
+    from typing import Dict, Tuple
 
     from shim.edits import Edit, Stat
 
@@ -114,12 +114,7 @@ def user_namespace() -> str:
 INITIAL_NAMESPACE = "0 0 4294967295"
 
 
-def rootless() -> bool:
-    """Whether we lack real root: an effective uid other than 0, or a user namespace other than the initial."""
-    return posix.geteuid() != 0 or user_namespace() != INITIAL_NAMESPACE
-
-
-def trusted_owners() -> Dict[int, str]:
+def trusted_owners(uid_map: str) -> Dict[int, str]:
     """The uids whose files may decide what we do, with their names for a message.
 
     In the initial user namespace root, and the caller when that is somebody else.  In another namespace its
@@ -130,7 +125,6 @@ def trusted_owners() -> Dict[int, str]:
     owners: Dict[int, str] = {0: "root"}
     if euid:
         owners[euid] = "the caller"
-    uid_map = user_namespace()
     if uid_map != INITIAL_NAMESPACE:
         overflow = _overflow_uid()
         numbers = [int(word) for word in uid_map.split()]
@@ -151,19 +145,6 @@ def _overflow_uid() -> int:
         return 65534
 
 
-def major_of(name: str, text: Any = None) -> int:
-    """The major number that /proc/devices gives a character driver, or HostError."""
-    if text is None:
-        try:
-            descriptor = posix.open("/proc/devices", posix.O_RDONLY | posix.O_CLOEXEC)
-            try:
-                text = posix.read(descriptor, 65536).decode()
-            finally:
-                posix.close(descriptor)
-        except OSError as error:
-            raise HostError(f"/proc/devices: {error.strerror}") from None
-    for line in text.split("Block devices:")[0].splitlines():
-        words = line.split()
-        if len(words) == 2 and words[1] == name and words[0].isdigit():
-            return int(words[0])
-    raise HostError(f"/proc/devices does not list {name}", "load the driver's kernel module")
+def look(path: str) -> Tuple[str, int, int, int, int]:
+    """(type, major, minor, permission bits, group) of a device node.  Raises HostError."""
+    return (*lstat_device(path), posix.lstat(path).st_gid)

@@ -13,7 +13,7 @@ from shim.errors import JsonError
 try:
     from _json import encode_basestring_ascii, make_encoder, make_scanner
 except ImportError:  # an interpreter without the C accelerator: slower, the same results
-    make_scanner = None
+    make_scanner = None  # type: ignore[assignment, misc, unused-ignore]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def _scanner(context: Any) -> Any:
     import json
     decoder = json.JSONDecoder(parse_float=Number, parse_constant=_refuse_constant,
                                object_pairs_hook=context.object_pairs_hook)
-    return decoder.scan_once
+    return decoder.scan_once  # type: ignore[attr-defined]
 
 
 def loads(data: bytes, unique: bool = False) -> Any:
@@ -143,31 +143,31 @@ def dumps(value: Any) -> bytes:
     """A value as JSON on one line, ASCII only; Numbers as they were written.  Raises JsonError for NaN."""
     token = "chandler number"
     while True:
-        numbers: List[str] = []
-
-        def number(item: Any) -> str:
-            if not isinstance(item, Number):
-                raise TypeError(f"{type(item).__name__} is no JSON value")
-            numbers.append(item.text)
-            return token
-
-        text = _encode(value, number)
+        text, numbers = _encode(value, token)
         if not numbers:
             return text.encode("ascii")
         pieces = text.split(f'"{token}"')
         if len(pieces) == len(numbers) + 1:
-            break
+            return "".join(piece + number for piece, number in zip(pieces, [*numbers, ""])).encode("ascii")
         token += "'"  # a string of the document looks like our placeholder
-    return "".join(piece + text for piece, text in zip(pieces, [*numbers, ""])).encode("ascii")
 
 
-def _encode(value: Any, default: Callable[[Any], Any]) -> str:
+def _encode(value: Any, token: str) -> Tuple[str, List[str]]:
+    """The text with `token` in the place of every Number, and their texts in order."""
+    numbers: List[str] = []
+
+    def default(item: Any) -> str:
+        if not isinstance(item, Number):
+            raise TypeError(f"{type(item).__name__} is no JSON value")
+        numbers.append(item.text)
+        return token
+
     try:
         if make_scanner is not None:
             encoder = make_encoder(None, default, encode_basestring_ascii, None, ":", ",", False, False, False)
-            return "".join(encoder(value, 0))
+            return "".join(encoder(value, 0)), numbers
         import json
-        return json.dumps(value, default=default, separators=(",", ":"), allow_nan=False)
+        return json.dumps(value, default=default, separators=(",", ":"), allow_nan=False), numbers
     except ValueError as error:
         raise JsonError(str(error)) from None
     except RecursionError:

@@ -42,7 +42,7 @@ def apply(config: Document, edits: Edits, idmap: bool = True) -> Document:
     return result
 
 
-def _member(parent: Document, key: str, kind: type) -> Any:
+def _member(parent: Document, key: str, kind: Any) -> Any:
     """A copy of parent[key], put in its place: an object or a list, empty where it was absent or null."""
     value = parent.get(key)
     if value is None:
@@ -229,7 +229,7 @@ def resource(config: Document, controller: str, key: str) -> Any:
     return value
 
 
-_APPLY: "tuple[tuple[str, Callable[[Document, List[Edit]], None]], ...]" = (
+_APPLY: tuple[tuple[str, Callable[[Document, List[Edit]], None]], ...] = (
     (_edits.ENV, _env),
     (_edits.DEVICE, _devices),
     (_edits.NET_DEVICE, _net_devices),

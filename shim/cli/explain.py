@@ -1,0 +1,107 @@
+"""`chandler explain`: what a create would do with a bundle, without doing it."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import os
+from typing import Any, Dict, List
+
+from shim import compiler, configjson, engine, jsontext
+from shim.edits import ANNOTATION, DEVICE, ENV, GID, HOOK, MOUNT, NET_DEVICE, RDT, RESOURCE
+from shim.errors import BundleError, ChandlerError
+from shim.inventory import Place
+
+_NOTES = (
+    "The environment is that of the container's own process; processes started later by exec get the engine's.",
+    "A later update by the engine replaces cpu, memory and cpuset limits; devices stay.",
+)
+
+
+def add_parser(commands: Any) -> None:
+    """Adds the command."""
+    command = commands.add_parser("explain", help="show what a create would do with a bundle", description=__doc__)
+    source = command.add_mutually_exclusive_group(required=True)
+    source.add_argument("--bundle", metavar="DIR", help="the bundle")
+    source.add_argument("--config", metavar="FILE", help="its config.json")
+    command.add_argument("--format", choices=("text", "json"), default="text")
+    command.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Exit status 0 when the create would go ahead; a refusal is raised as the create would raise it."""
+    path = arguments.config or os.path.join(arguments.bundle, "config.json")
+    place = Place(dict(os.environb))
+    inventory = compiler.load(place)
+    if not configjson.may_ask(path, engine.needles(inventory.config)):
+        os.stat(path)
+        return _show_nothing(arguments.format)
+    bundle = configjson.ConfigJson(path, engine.mark(inventory.config))
+    try:
+        document = jsontext.loads(bundle.engine)
+    except ChandlerError as error:
+        raise BundleError(f"{path}: {error.what}") from None
+    made = engine.plan(document, inventory)
+    if made is None:
+        return _show_nothing(arguments.format)
+    after = engine.equip(document, made, place.rootless)
+    shown = {
+        "source": made.request.source,
+        "request": _plain(made.request.document),
+        "devices": [{"name": name, "physical": inventory.key(name)} for name in made.names],
+        "edits": [{"kind": kind, "what": _words(kind, key, value), "value": _plain(value), "origin": origin}
+                  for kind, key, value, origin in made.edits.items],
+        "diff": _diff(document, after, path),
+        "notes": list(_NOTES),
+    }
+    print(json.dumps(shown, indent=2) if arguments.format == "json" else _text(shown))
+    return 0
+
+
+def _show_nothing(form: str) -> int:
+    print(json.dumps({"source": None, "request": None, "devices": [], "edits": [], "diff": "", "notes": []})
+          if form == "json" else "nothing is asked for: the create goes to the runtime as it is")
+    return 0
+
+
+def _plain(value: Any) -> Any:
+    """A value as plain JSON for people; numbers that are not integers as they were written."""
+    return json.loads(jsontext.dumps(value))
+
+
+def _words(kind: str, key: Any, value: Any) -> str:
+    """One edit in a few words."""
+    words: Dict[str, Any] = {
+        ENV: lambda: f"{key}={value}",
+        DEVICE: lambda: f"{key} ({value['type']} {value.get('major', 0)}:{value.get('minor', 0)}, "
+                        f"{value.get('permissions') or 'rwm'})",
+        NET_DEVICE: lambda: f"{key} as {value}",
+        MOUNT: lambda: f"{value.get('source', '')} on {key} ({','.join(value.get('options', []))})",
+        HOOK: lambda: f"{key}: {' '.join([value['path'], *value.get('args', [])[1:]])}",
+        RDT: lambda: json.dumps(value),
+        GID: lambda: f"group {key}",
+        RESOURCE: lambda: f"{'.'.join(key)} = {value}",
+        ANNOTATION: lambda: f"{key} = {value}",
+    }
+    return str(words[kind]())
+
+
+def _diff(before: Any, after: Any, path: str) -> str:
+    old, new = (json.dumps(_plain(document), indent=2).splitlines() for document in (before, after))
+    return "\n".join(difflib.unified_diff(old, new, path, path + " (equipped)", n=2, lineterm=""))
+
+
+def _text(shown: Dict[str, Any]) -> str:
+    lines: List[str] = [f"asked by    {shown['source']}", f"asked for   {json.dumps(shown['request'])}"]
+    for device in shown["devices"]:
+        lines.append(f"granted     {device['name']}  ({', '.join(device['physical'])})")
+    lines += ["", "edits"]
+    origin = ""
+    for edit in shown["edits"]:
+        if edit["origin"] != origin:
+            origin = edit["origin"]
+            lines.append(f"  from {origin}")
+        lines.append(f"    {edit['kind']:<14}{edit['what']}")
+    lines += ["", shown["diff"], "", *("note: " + note for note in shown["notes"])]
+    return "\n".join(lines)

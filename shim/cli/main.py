@@ -1,0 +1,44 @@
+"""Front end 4: the `chandler` command."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import List, Optional
+
+from shim import paths
+from shim.cli import cdi, explain, refresh
+from shim.errors import ChandlerError
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line; every command sets `run`, a function from the parsed arguments to the exit status."""
+    top = argparse.ArgumentParser(prog="chandler", description="Equips containers with GPUs and CDI devices.")
+    top.add_argument("--version", action="version", version=f"chandler {paths.VERSION}")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for module in (explain, cdi, refresh):
+        module.add_parser(commands)
+    return top
+
+
+def main(argv: Optional[List[str]] = None) -> int:
+    """Runs one command; errors are one sentence on stderr and exit status 1."""
+    arguments = parser().parse_args(argv)
+    try:
+        status: int = arguments.run(arguments)
+        sys.stdout.flush()
+        return status
+    except ChandlerError as error:
+        print(f"chandler: {error}", file=sys.stderr)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nobody reads on; nothing to say at the exit
+    except OSError as error:
+        print(f"chandler: {error.filename or ''}: {error.strerror}", file=sys.stderr)
+    except KeyboardInterrupt:
+        return 130
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

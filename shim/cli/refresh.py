@@ -1,0 +1,41 @@
+"""`chandler refresh`: compiles the inventory, so that no create has to, and forgets containers that are gone."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from typing import Any
+
+from shim import compiler, grants
+from shim.inventory import Place
+
+_FORGET_AFTER = 3600.0  # seconds; a grant is older than its container by the time that a create takes
+
+
+def add_parser(commands: Any) -> None:
+    """Adds the command."""
+    command = commands.add_parser("refresh", help="compile configuration and CDI files for the next create",
+                                  description=__doc__)
+    command.add_argument("--quiet", action="store_true", help="say nothing when all is well")
+    command.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Exit status 0 when all was read and stored, 1 when a file could not be used (it is named on stderr)."""
+    place = Place(dict(os.environb))
+    config, _ = compiler.read_config(place)
+    wait = compiler.unsettled(place, time.time_ns())
+    if wait > 0:
+        time.sleep(wait)  # a file that has just been written is believed two seconds later
+    made = compiler.compile_now(place)
+    removed = grants.prune(config["state-dir"] or place.state_dir, _FORGET_AFTER)
+    problems = compiler.read_registry(place, config).problems
+    for path, errors in problems.items():
+        for error in errors:
+            print(f"chandler: {path}: {error}", file=sys.stderr)
+    if not arguments.quiet:
+        devices = sum(len(made.picks(kind)) for kind in made.kinds())
+        print(f"{devices} devices of {len(made.kinds())} kinds; {len(removed)} old grants forgotten")
+    return 1 if problems else 0

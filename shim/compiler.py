@@ -1,0 +1,249 @@
+"""Compiles the sources (configuration, CDI files) into an Inventory, in memory and, where that can be, on disk.
+
+Whatever goes wrong on the way to the disk costs time only: the inventory in memory is complete.  Not part of the
+warm create path.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any, Dict, List, NoReturn, Optional, Set, Tuple
+from zlib import crc32
+
+from shim import config as _config
+from shim import files, host, inventory, jsontext, paths, runtimes
+from shim.cdi import devices as physical
+from shim.cdi.registry import Registry
+from shim.errors import ChandlerError, ConfigError
+from shim.inventory import MAGIC, Inventory, Place
+
+# A file changed this shortly before we read it may change again within its timestamp's tick.
+SETTLED_NS = 2_000_000_000
+_MAX_CONFIG = 1 << 20
+
+
+class Sources:
+    """What the sources looked like before they were read, so that a change can be noticed."""
+
+    def __init__(self) -> None:
+        self.ways: Dict[str, Tuple[int, ...]] = {}
+        self.sources: Dict[str, Tuple[int, ...]] = {}
+        self.absent: Set[str] = set()
+
+    def note(self, path: str) -> bool:
+        """Remembers `path` (a file to be read or a directory to be listed); False when it is not there."""
+        try:
+            passed = files.way(path)
+            for part, _ in passed[:-1]:
+                self.ways[part] = inventory.identity(part)
+            last = passed[-1][0]
+            self.sources[last] = inventory.fingerprint(last)
+        except OSError:
+            self.absent.add(path)
+            return False
+        return True
+
+    def blocks(self) -> List[str]:
+        """As the index holds them."""
+        return [_block(self.ways), _block(self.sources), "\n".join(sorted(self.absent))]
+
+    def unchanged(self) -> bool:
+        """Whether everything still looks as it was noted."""
+        try:
+            return (all(inventory.identity(path) == seen for path, seen in self.ways.items())
+                    and all(inventory.fingerprint(path) == seen for path, seen in self.sources.items())
+                    and not any(host.exists(path) for path in self.absent))
+        except OSError:
+            return False
+
+    def settled(self, now: int) -> bool:
+        """Whether no source was changed so shortly before `now` (ns) that another change could go unnoticed."""
+        return all(now - seen[4] > SETTLED_NS for seen in self.sources.values())
+
+    def storable(self) -> bool:
+        """Whether every path can stand in a text of lines."""
+        return not any("\n" in path for path in (*self.ways, *self.sources, *self.absent))
+
+
+def _block(seen: Dict[str, Tuple[int, ...]]) -> str:
+    return "\n".join((repr(list(seen.values())), *seen))
+
+
+def compile_now(place: Place, store: bool = True) -> Inventory:
+    """The inventory from its sources as they are now; written for the next create when `store` is set.
+
+    Raises ConfigError or TrustError for a configuration that must not be used.  A CDI file that is wrong is left
+    out, and explained when somebody asks for what it may define.
+    """
+    started = time.time_ns()
+    sources = Sources()
+    config, had_file = read_config(place, sources)
+    registry = read_registry(place, config, sources)
+    made = _Compiled(place, config, registry)
+    if store and sources.storable() and sources.settled(started) and sources.unchanged():
+        made.store(sources.blocks())
+        _store_launch(place, config, had_file)
+    return made.inventory()
+
+
+def unsettled(place: Place, now: int) -> float:
+    """Seconds until every source is old enough to be believed from the inventory; 0 when all are."""
+    sources = Sources()
+    read_registry(place, read_config(place, sources)[0], sources)
+    ages = [now - seen[4] for seen in sources.sources.values()]
+    return max(0.0, (SETTLED_NS - min(ages, default=SETTLED_NS)) / 1e9 + 0.01) if min(ages, default=SETTLED_NS) <= SETTLED_NS else 0.0
+
+
+def read_config(place: Place, sources: Optional[Sources] = None) -> Tuple[Dict[str, Any], bool]:
+    """The configuration, and whether its main file exists.  Raises ConfigError or TrustError."""
+    texts = config_texts(place, sources or Sources())
+    had_file = any(path == place.config_path for path, _ in texts)
+    return _config.compile_config(texts), had_file
+
+
+def config_texts(place: Place, sources: Sources) -> List[Tuple[str, bytes]]:
+    """The configuration's files with their bytes.  Raises ConfigError or TrustError."""
+    names = [place.config_path]
+    directory = os.path.dirname(place.config_path) + "/config.d"
+    if sources.note(directory):
+        names += [f"{directory}/{name}" for name in sorted(os.listdir(directory)) if name.endswith(".toml")]
+    texts = []
+    for path in names:
+        if not sources.note(path):
+            if path == place.config_path != paths.CONFIG_DIR + "/config.toml":
+                raise ConfigError(f"the configuration {path}, which CHANDLER_CONFIG names, does not exist")
+            continue
+        try:
+            texts.append((path, files.read_trusted(path, _MAX_CONFIG, place.owners)))
+        except OSError as error:
+            raise ConfigError(f"the configuration {path} cannot be read: {error.strerror}") from None
+    return texts
+
+
+def read_registry(place: Place, config: Dict[str, Any], sources: Optional[Sources] = None) -> Registry:
+    """The registry of the CDI directories that the configuration names."""
+    sources = sources or Sources()
+    for directory in config["cdi.spec-dirs"]:
+        if sources.note(directory):
+            try:
+                for name in files.spec_names(directory):
+                    sources.note(f"{directory}/{name}")
+            except OSError:
+                sources.absent.add(directory + "/.")  # never true of a directory: not to be stored
+    return Registry.build(files.read_spec_dirs(config["cdi.spec-dirs"], place.owners))
+
+
+class _Compiled:
+    """The compiled form: texts of the index, and the segments."""
+
+    def __init__(self, place: Place, config: Dict[str, Any], registry: Registry) -> None:
+        self.place = place
+        self.config = config
+        self.registry = registry
+        self.segments = [_segment(file) for file in registry.files]
+        number = {file.path: index for index, file in enumerate(registry.files)}
+        self.kinds: List[str] = []
+        self.devices: List[str] = []
+        for kind in dict.fromkeys(file.spec.kind for file in registry.files):
+            keys = registry.device_keys(kind, host.lstat_device)
+            picks = physical.pick(keys, len(keys))
+            self.kinds.append(f"{kind}\t{' '.join(picks)}")
+            for device, units in physical_units(keys, picks).items():
+                file = registry.devices[f"{kind}={device}"]
+                self.devices.append(f"{kind}={device}\t{number[file.path]}\t{' '.join(units)}")
+
+    def explain(self, names: List[str]) -> NoReturn:
+        raise self.registry.diagnose(names)
+
+    def inventory(self) -> Inventory:
+        return Inventory(self.config, "\n" + "\n".join(self.kinds) + "\n", "\n" + "\n".join(self.devices) + "\n",
+                         self.segments.__getitem__, self.explain, bool(self.registry.problems))
+
+    def store(self, sources: List[str]) -> None:
+        """Writes segments, then the index; a reader sees the old index or the new one, and what it names."""
+        directory = self.place.directory
+        try:
+            make_state_directory(self.place)
+            files.make_directory(directory)
+            if not self.place.private(directory):
+                return
+            with files.Lock(directory + "/lock"):
+                names = [self._store_segment(segment) for segment in self.segments]
+                header = "\n".join((self.place.key, jsontext.dumps(self.config).decode(),
+                                    "problems" if self.registry.problems else "clean"))
+                text = "\n\n".join((header, *sources, "\n".join(names), "\n".join(self.kinds), "\n".join(self.devices)))
+                _store(directory + "/index", text.encode("utf-8", "surrogateescape"))
+                for name in os.listdir(directory):
+                    if name.endswith(".segment") and name not in names:
+                        os.unlink(f"{directory}/{name}")
+        except OSError:
+            return  # the next create compiles again
+
+    def _store_segment(self, segment: Dict[str, Any]) -> str:
+        body = jsontext.dumps(segment)
+        name = files.digest(body)[:32] + ".segment"
+        path = f"{self.place.directory}/{name}"
+        if not os.path.exists(path):
+            _store(path, body)
+        return name
+
+
+def _store(path: str, body: bytes) -> None:
+    files.replace(path, f"{MAGIC}{crc32(body):08x}\n".encode() + body, 0o600)
+
+
+def _segment(file: Any) -> Dict[str, Any]:
+    return {"path": file.path, "edits": [edit[:3] for edit in file.spec.common],
+            "devices": {name: [edit[:3] for edit in own] for name, own in file.spec.devices.items()}}
+
+
+def physical_units(keys: Dict[str, Tuple[str, ...]], picks: List[str]) -> Dict[str, List[str]]:
+    """The physical devices behind each name, each as its device numbers joined by `+`.
+
+    An aggregate stands for all those that are part of it.
+    """
+    units = {name: "+".join(part.replace(" ", "") for part in keys[name]) for name in picks}
+    whole = physical.aggregates(keys.values())
+    return {name: [units[pick] for pick in picks if set(keys[pick]) <= set(key)] if key in whole
+            else ["+".join(part.replace(" ", "") for part in key)] for name, key in keys.items()}
+
+
+def make_state_directory(place: Place) -> None:
+    """The state directory, the caller's own.  Raises OSError or TrustError."""
+    files.make_directory(place.state_dir, 0o700 if place.rootless else 0o755)
+    files.check_trust(place.state_dir, os.lstat(place.state_dir), {place.euid: "the caller"})
+
+
+def _store_launch(place: Place, config: Dict[str, Any], had_file: bool) -> None:
+    """What the launcher must know, on one line beside the configuration (packaging/bin/chandler-runtime)."""
+    if place.rootless or place.config_path != paths.CONFIG_DIR + "/config.toml":
+        return
+    needles = [config["annotation-prefix"].rstrip("/")]
+    if config["cdi.annotations"]:
+        needles.append("cdi.k8s.io")
+    found = []
+    for name in config["runtimes"]:
+        try:
+            found.append("{}={}".format(*runtimes.find(name, place.owners)))
+        except ChandlerError:
+            continue
+    line = " ".join(("1", "c" if had_file else "-", "|".join(needles), *found)) + "\n"
+    path = paths.CONFIG_DIR + "/launch"
+    try:
+        files.replace(path, line.encode())
+        # so that a source changed in this very moment is newer than the line that was made from it
+        old = time.time_ns() - SETTLED_NS
+        os.utime(path, ns=(old, old))
+    except OSError:
+        return  # a read-only /etc: the launcher asks Python on every create
+
+
+def load(place: Place) -> Inventory:
+    """The inventory as stored if it is fresh, else compiled now."""
+    def explain(names: List[str]) -> NoReturn:
+        raise read_registry(place, read_config(place)[0]).diagnose(names)
+    try:
+        return inventory.load(place, explain)
+    except inventory.Stale:
+        return compile_now(place)

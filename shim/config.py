@@ -1,0 +1,136 @@
+"""The node's configuration: /etc/chandler/config.toml and config.d/*.toml, checked against one table.
+
+Not part of the create path: the result, a dict with every key, is compiled into the inventory.  Pure: texts in,
+values out.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Dict, List, Tuple
+
+from shim.errors import ConfigError
+
+Table = Dict[str, Any]
+
+
+def _strings(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) and item for item in value)
+
+
+def _paths(value: Any) -> bool:
+    return _strings(value) and all(_path(item) for item in value)
+
+
+def _path(value: Any) -> bool:
+    return isinstance(value, str) and value.startswith("/") and not any(c in value for c in "\n\t\0")
+
+
+def _runtimes(value: Any) -> bool:
+    return _strings(value) and bool(value) and all(
+        (_path(item) or "/" not in item) and not any(c.isspace() for c in item) for item in value)
+
+
+def _prefix(value: Any) -> bool:
+    # what the launcher looks for with grep, so no character that JSON may write in two ways except the slash
+    return isinstance(value, str) and len(value) > 1 and value.endswith("/") and value.count("/") == 1 and all(
+        c.isascii() and (c.isalnum() or c in "-./") for c in value)
+
+
+def _log_file(value: Any) -> bool:
+    return value in ("", "journal") or _path(value)
+
+
+def _one_of(*words: str) -> Callable[[Any], bool]:
+    return lambda value: value in words
+
+
+def _boolean(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+_RULES = ("gpu", "gpu.all", "gpu.count", "gpu.devices", "gpu.vendor", "env", "resources", "resources.cpu",
+          "resources.memory", "resources.memory_swap", "resources.memory_reservation", "resources.cpu_shares",
+          "resources.cpuset", "resources.pids_limit")
+
+
+def _classes(value: Any) -> bool:
+    return isinstance(value, list) and all(item in _RULES for item in value)
+
+
+# key: (check, what it must be, default)
+KEYS: Dict[str, Tuple[Callable[[Any], bool], str, Any]] = {
+    "runtimes": (_runtimes, "a list of names or absolute paths", ["runc", "youki", "crun"]),
+    "annotation-prefix": (_prefix, "letters, digits, dots and hyphens that end in one slash", "chandler.oci/"),
+    "state-dir": (_path, "an absolute path", ""),
+    "engine": (_one_of("containerd", "crio", "podman", "docker"), "containerd, crio, podman or docker", ""),
+    "cdi.spec-dirs": (_paths, "a list of absolute paths", ["/etc/cdi", "/var/run/cdi"]),
+    "cdi.annotations": (_boolean, "true or false", False),
+    "gpu.allocator": (_one_of("fixed"), "fixed", "fixed"),
+    "gpu.fallback": (_one_of("devices", "off"), "devices or off", "devices"),
+    "log.file": (_log_file, 'an absolute path, "journal" or ""', ""),
+    "policy.trust": (_one_of("policy", "all"), "policy or all", "policy"),
+    "policy.allow": (_classes, "a list of " + ", ".join(_RULES), ["gpu", "env", "resources"]),
+    "policy.deny": (_classes, "a list of " + ", ".join(_RULES), []),
+    "policy.max-gpus": (_count, "a whole number", 8),
+    "policy.kinds": (_strings, "a list of CDI kinds", ["nvidia.com/gpu", "amd.com/gpu", "intel.com/gpu", "intel.com/gaudi"]),
+}
+_TABLES = {key.partition(".")[0] for key in KEYS if "." in key}
+
+
+def compile_config(sources: List[Tuple[str, bytes]]) -> Table:
+    """The configuration from (path, text) pairs, later ones over earlier ones, as a flat dict with every key.
+
+    Raises ConfigError, which names the file and the key.
+    """
+    result = {key: default for key, (_, _, default) in KEYS.items()}
+    for path, data in sources:
+        for key, value in _flat(_parse(path, data), path):
+            check, wanted, _ = KEYS[key]
+            if not check(value):
+                raise ConfigError(f"{path}: {key} = {value!r} is wrong", f"it must be {wanted}")
+            result[key] = value
+    return result
+
+
+def prefix_of(sources: List[Tuple[str, bytes]]) -> str:
+    """The annotation prefix even of a configuration that is wrong elsewhere; the default if nothing can be read."""
+    prefix = str(KEYS["annotation-prefix"][2])
+    for path, data in sources:
+        try:
+            value = _parse(path, data).get("annotation-prefix")
+        except ConfigError:
+            continue
+        if _prefix(value):
+            prefix = str(value)
+    return prefix
+
+
+def _parse(path: str, data: bytes) -> Table:
+    try:
+        import tomllib
+    except ImportError:  # Python before 3.11
+        import tomli as tomllib  # type: ignore[no-redef, unused-ignore]
+    try:
+        return tomllib.loads(data.decode("utf-8"))
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from None
+
+
+def _flat(document: Table, path: str) -> List[Tuple[str, Any]]:
+    """Pairs of dotted key and value; a key that the table does not know is an error."""
+    pairs: List[Tuple[str, Any]] = []
+    for key, value in document.items():
+        if key in _TABLES and isinstance(value, dict):
+            pairs.extend((f"{key}.{inner}", item) for inner, item in value.items())
+        else:
+            pairs.append((key, value))
+    for key, _ in pairs:
+        if key not in KEYS:
+            from difflib import get_close_matches
+            near = get_close_matches(key, KEYS, 1)
+            raise ConfigError(f"{path}: unknown key {key!r}", f"did you mean {near[0]!r}?" if near else "remove it")
+    return pairs

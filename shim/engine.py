@@ -1,0 +1,80 @@
+"""The road from a container's configuration to the edits that it gets: request, policy, devices, completion.
+
+Every front end takes this road.  Nothing here changes anything; everything that can fail fails here.  Part of the
+create path.
+"""
+
+from __future__ import annotations
+
+from shim import gpu, host, identity, oci, policy, resources
+from shim import request as _request
+from shim.edits import ANNOTATION, ENV, Edits, merge
+from shim.errors import BundleError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Dict, List, Optional
+
+    from shim.inventory import Inventory
+
+
+class Plan:
+    """What a container is to get: the request, the devices (`names`, and the physical ones, `keys`), the edits."""
+
+    __slots__ = ("request", "names", "keys", "edits")
+
+    def __init__(self, request: _request.Request, names: List[str], keys: List[str], edits: Edits) -> None:
+        self.request = request
+        self.names = names
+        self.keys = keys
+        self.edits = edits
+
+
+def needles(config: Dict[str, Any]) -> List[bytes]:
+    """What the text of a config.json holds if it may carry a request (JSON may write the slash as `\\/`)."""
+    found = [config["annotation-prefix"].rstrip("/").encode()]
+    if config["cdi.annotations"]:
+        found.append(b"cdi.k8s.io")
+    return found
+
+
+def mark(config: Dict[str, Any]) -> bytes:
+    """What the text of every config.json holds that we wrote."""
+    return f'"{config["annotation-prefix"]}{_request.MARK}":'.encode()
+
+
+def plan(document: Dict[str, Any], inventory: Inventory) -> Optional[Plan]:
+    """The plan for a container, or None when nothing is asked for.  Raises ChandlerError; changes nothing."""
+    config = inventory.config
+    annotations = document.get("annotations")
+    if not isinstance(annotations, dict):
+        return None
+    name, sandbox = identity.container(annotations, config["engine"])
+    if sandbox:
+        return None
+    prefix = config["annotation-prefix"]
+    wish = _request.from_annotations(annotations, prefix, name)
+    engine_names: List[str] = []
+    if config["cdi.annotations"]:
+        from shim.cdi import annotations as cdi_annotations
+        engine_names = cdi_annotations.parse(annotations)
+    if wish is None:
+        if not engine_names:
+            return None
+        wish = _request.Request({}, "annotation cdi.k8s.io/*")
+    if type(document.get("process")) is not dict:
+        raise BundleError(f"{wish.source}: config.json has no process to equip")
+    policy.check(wish, document, config)
+    grant = gpu.grant(wish.gpu, engine_names, inventory, wish.source, host.look)
+    policy.check_devices(wish, grant.names, len(grant.keys), config)
+    own = Edits([(ENV, variable, value, wish.source) for variable, value in wish.env.items()])
+    limits = resources.edits(wish.resources, document, wish.source)
+    mark = Edits([(ANNOTATION, prefix + _request.MARK, ",".join(grant.names), "for people to read")])
+    edits = host.complete(merge(own, limits, grant.edits, mark))
+    host.check_mounts(edits)
+    return Plan(wish, grant.names, grant.keys, edits)
+
+
+def equip(document: Dict[str, Any], made: Plan, rootless: bool) -> Dict[str, Any]:
+    """config.json with the plan's edits in it, as a new document."""
+    return oci.apply(document, made.edits, idmap=not rootless)

@@ -1,0 +1,183 @@
+"""From `resources.gpu` to devices: CDI names where a CDI file describes the GPUs, the vendor's nodes where none does.
+
+The vendor table is the only place that knows a vendor.  Pure (the host is asked through `look`); part of the create
+path.
+"""
+
+from __future__ import annotations
+
+from shim.cdi import names as cdi_names
+from shim.cdi import resolve as cdi_resolve
+from shim.edits import DEVICE, ENV, GID, Edits, merge
+from shim.errors import HostError, RequestError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable, Dict, List, Optional, Tuple
+
+    from shim.edits import Edit
+    from shim.inventory import Inventory
+
+    Look = Callable[[str], Tuple[str, int, int, int, int]]
+
+DEFAULT_VENDOR = "nvidia"
+
+# vendor: (CDI kind, variables that list the visible devices by their number inside the container)
+VENDORS = {
+    "nvidia": ("nvidia.com/gpu", ("NVIDIA_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")),
+    "amd": ("amd.com/gpu", ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")),
+    "intel": ("intel.com/gpu", ("ZE_AFFINITY_MASK",)),
+    "habana": ("intel.com/gaudi", ()),
+}
+_VARIABLES = dict(VENDORS.values())
+
+# Without a CDI file: nodes that every container needs, and those of GPU number {0}; {1} is 128 + number.
+_NODES = {
+    "nvidia.com/gpu": (("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools"), ("/dev/nvidia{0}",)),
+    "amd.com/gpu": (("/dev/kfd",), ("/dev/dri/renderD{1}", "/dev/dri/card{0}")),
+    "intel.com/gpu": ((), ("/dev/dri/renderD{1}", "/dev/dri/card{0}")),
+    "intel.com/gaudi": ((), ("/dev/accel/accel{0}", "/dev/accel/accel_controlD{0}")),
+}
+_REMEDIES = {
+    "nvidia.com/gpu": "load the driver with `nvidia-modprobe -u -c 0`, or give the node a CDI file with `nvidia-ctk cdi generate`",
+    "amd.com/gpu": "load the amdgpu driver, or give the node a CDI file with `amd-ctk cdi generate`",
+}
+
+
+class Grant:
+    """What a GPU request came to: `names`, the devices (CDI names, or kind=number without CDI); `keys`, the
+    physical device behind each; `edits`."""
+
+    __slots__ = ("names", "keys", "edits")
+
+    def __init__(self, names: List[str], keys: List[str], edits: Edits) -> None:
+        self.names = names
+        self.keys = keys
+        self.edits = edits
+
+    def joined(self, other: Grant) -> Grant:
+        """Both together."""
+        return Grant(self.names + other.names, self.keys + other.keys, merge(self.edits, other.edits))
+
+
+def grant(wish: Optional[Dict[str, Any]], engine_names: List[str], inventory: Inventory, source: str,
+          look: Look) -> Grant:
+    """The devices for a request (None: no GPU is asked for) and for the qualified CDI names that the engine left.
+
+    `look` gives type, numbers, permission bits and group of a device node, or raises HostError.  Raises RequestError, CdiError or HostError.
+    """
+    names = list(engine_names)
+    nodes: Optional[Grant] = None
+    if wish is not None:
+        kind = _kind(wish.get("vendor", DEFAULT_VENDOR), source)
+        asked, count = wish.get("devices"), wish.get("count", 1)
+        if asked is not None and "count" in wish and "all" not in asked and count != len(asked):
+            raise RequestError(f"{source}: resources.gpu asks for {count} devices and names {len(asked)}",
+                               "leave one of count and devices out")
+        picks = inventory.picks(kind)
+        if picks or any("=" in name for name in asked or ()):
+            names += _counted(kind, count, picks, source) if asked is None else _named(kind, asked, inventory)
+        else:
+            nodes = _from_nodes(kind, asked, count, inventory, source, look)
+    found = _from_cdi(names, inventory, source)
+    return found if nodes is None else found.joined(nodes)
+
+
+def _kind(vendor: str, source: str) -> str:
+    if vendor in VENDORS:
+        return VENDORS[vendor][0]
+    if "/" in vendor:
+        return vendor
+    raise RequestError(f"{source}: resources.gpu.vendor: unknown vendor {vendor!r}",
+                       f"known: {', '.join(VENDORS)}, or a CDI kind such as example.com/gpu")
+
+
+# --- through CDI ----------------------------------------------------------------------------------------------
+
+def _counted(kind: str, count: int, picks: List[str], source: str) -> List[str]:
+    names = [f"{kind}={device}" for device in picks[:count]]
+    if count > len(names):
+        raise RequestError(f"{source}: resources.gpu asks for {count} devices of {kind}; this node has {len(names)}",
+                           f"they are {', '.join(names)}")
+    return names
+
+
+def _named(kind: str, asked: List[str], inventory: Inventory) -> List[str]:
+    """The qualified names of `devices`; `all` is the device of that name, or every device where there is none."""
+    names: List[str] = []
+    for device in asked:
+        if "=" in device:
+            names.append(device)
+        elif device == "all" and inventory.lookup(f"{kind}=all") is None:
+            names.extend(f"{kind}={each}" for each in inventory.picks(kind))
+        else:
+            names.append(f"{kind}={device}")
+    return names
+
+
+def _from_cdi(names: List[str], inventory: Inventory, source: str) -> Grant:
+    keys: List[str] = []
+    per_kind: Dict[str, int] = {}
+    for name in names:
+        kind = cdi_names.kind(name)
+        if inventory.lookup(name) is None:
+            inventory.explain_missing([each for each in names if inventory.lookup(each) is None])
+        own = inventory.key(name)
+        if any(key in keys for key in own):
+            raise RequestError(f"{source}: {name} is a device that another of the names asked for stands for, too",
+                               "name each device once")
+        keys += own
+        per_kind[kind] = per_kind.get(kind, 0) + len(own)
+    edits = cdi_resolve.resolve(names, inventory.lookup)
+    set_by_cdi = {edit[1] for edit in edits.items if edit[0] == ENV}
+    visible = [edit for kind, number in per_kind.items() for edit in _visibility(kind, number)
+               if edit[1] not in set_by_cdi]
+    return Grant(names, keys, merge(edits, Edits(visible)))
+
+
+def _visibility(kind: str, count: int) -> List[Edit]:
+    """The vendor's variables: inside the container its devices are numbered from 0, whatever they are outside."""
+    listed = ",".join(str(number) for number in range(count))
+    return [(ENV, variable, listed, f"vendor table, {kind}") for variable in _VARIABLES.get(kind, ())]
+
+
+# --- without CDI ----------------------------------------------------------------------------------------------
+
+def _from_nodes(kind: str, asked: Any, count: int, inventory: Inventory, source: str,
+                look: Look) -> Grant:
+    """The vendor's own device nodes, for a host without a CDI file for the kind."""
+    if inventory.config["gpu.fallback"] == "off" or kind not in _NODES or inventory.problems:
+        inventory.explain_missing([f"{kind}={device}" for device in asked or ("0",)])
+    numbers = list(range(count)) if asked is None else [_device_number(device, kind, source) for device in asked]
+    if len(set(numbers)) != len(numbers):
+        raise RequestError(f"{source}: resources.gpu.devices names one device twice")
+    origin = f"vendor table, {kind}"
+    shared, own = _NODES[kind]
+    edits: List[Edit] = []
+    try:
+        for path in shared:
+            edits.extend(_node(path, origin, look))
+        for number in numbers:
+            for template in own:
+                edits.extend(_node(template.format(number, 128 + number), origin, look))
+    except HostError as error:
+        raise HostError(f"{source}: resources.gpu asks for {len(numbers)} devices of {kind}, but {error.what}, and no CDI "
+                        f"file describes {kind}", _REMEDIES.get(kind, "load the driver, or give the node a CDI file")) from None
+    names = [f"{kind}={number}" for number in numbers]
+    return Grant(names, names, Edits(edits + _visibility(kind, len(numbers))))
+
+
+def _device_number(device: str, kind: str, source: str) -> int:
+    if not device.isdigit():
+        raise RequestError(f"{source}: resources.gpu.devices: without a CDI file for {kind} a device is a number, "
+                           f"not {device!r}", "give the node a CDI file")
+    return int(device)
+
+
+def _node(path: str, origin: str, look: Look) -> List[Edit]:
+    """A node as the host has it, and its group where others may not open it (/dev/dri and /dev/kfd)."""
+    kind, major, minor, mode, group = look(path)
+    node = {"path": path, "type": kind, "major": major, "minor": minor, "fileMode": mode}
+    if not group or mode & 0o006 == 0o006 or mode & 0o060 != 0o060:
+        return [(DEVICE, path, node, origin)]
+    return [(DEVICE, path, {**node, "gid": group}, origin), (GID, group, None, origin)]

@@ -1,0 +1,78 @@
+"""Grant records: the truth about what a container got, one file each in the state directory.
+
+Keyed by the runtime's root and the container's id.  A record is written before config.json is replaced.  Part of
+the create path.
+"""
+
+from __future__ import annotations
+
+import posix
+from zlib import crc32
+
+from shim import files, host, jsontext
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Dict, List
+
+_PLAIN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-+")
+
+
+def directory(state_dir: str) -> str:
+    """Where the records are."""
+    return state_dir + "/grants"
+
+
+def record_path(state_dir: str, root: str, container: str) -> str:
+    """The file of a container's record."""
+    name = container if len(container) < 200 and not set(container) - _PLAIN else files.digest(_bytes(container))
+    return f"{directory(state_dir)}/{crc32(_bytes(root)):08x}-{name}.json"
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
+
+
+def write(state_dir: str, record: Dict[str, Any]) -> None:
+    """Writes a record (keys id and root, and what else there is to say).  Raises OSError."""
+    path = record_path(state_dir, record["root"], record["id"])
+    data = jsontext.dumps(record) + b"\n"
+    try:
+        files.replace(path, data, 0o600)
+    except FileNotFoundError:
+        files.make_directory(directory(state_dir), 0o755)
+        files.replace(path, data, 0o600)
+
+
+def remove(state_dir: str, root: str, container: str) -> None:
+    """Removes a record; one that is not there is fine."""
+    try:
+        posix.unlink(record_path(state_dir, root, container))
+    except OSError:
+        pass
+
+
+def prune(state_dir: str, minimum_age: float) -> List[str]:
+    """Removes the records of containers that the runtime has forgotten, if older than `minimum_age` seconds.
+
+    A record is written before its container exists, hence the age.  Returns the ids removed.
+    """
+    import time
+    removed = []
+    try:
+        names = posix.listdir(directory(state_dir))
+    except OSError:
+        return []
+    for name in names:
+        path = f"{directory(state_dir)}/{name}"
+        try:
+            data, found = files.read(path, 1 << 20)
+            record = jsontext.loads(data)
+            gone = not host.exists(f"{record['root']}/{record['id']}")
+            if gone and time.time() - found.st_mtime > minimum_age:
+                posix.unlink(path)
+                removed.append(record["id"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return removed
+

@@ -1,0 +1,207 @@
+"""The compiled inventory: configuration and CDI devices, ready for a create, without parsing any source.
+
+An index (`index`) and one segment per CDI file lie in a directory of the state directory.  The index says which
+sources it was made from, each with what stat tells of it; `load` asks for all of that again and believes the
+index only when nothing has changed.  Losing or spoiling it costs time, never correctness: the compiler then
+parses the sources.  Part of the create path: a line-based text, read without a parser.
+
+    header line with the checksum of the rest
+    block 0: key (version, effective uid, user namespace, configuration path); configuration as JSON; whether
+             there are problems
+    block 1: directories and links on the way to a source; what lstat says of owner and identity
+    block 2: files and listed directories; what lstat says, times included
+    block 3: paths that do not exist
+    block 4: file name of the segment of each CDI file
+    block 5: one line per kind: its distinct devices in order
+    block 6: one line per device: name, number of its CDI file, its physical devices
+"""
+
+from __future__ import annotations
+
+import posix
+from zlib import crc32
+
+from shim import files, host, jsontext, paths
+from shim.errors import ChandlerError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable, Dict, List, NoReturn, Optional, Tuple
+
+    from shim.edits import Edit
+
+    Found = Tuple[int, Tuple[Edit, ...], Tuple[Edit, ...]]
+
+MAGIC = "chandler-inventory 1 "
+MAX_INDEX = 64 << 20
+MAX_SEGMENT = 64 << 20
+
+
+class Inventory:
+    """Configuration and CDI devices.  `segment(n)` gives the n-th CDI file as compiled; `explain` is called with
+    names that are missing and raises the full story."""
+
+    __slots__ = ("config", "problems", "_kinds", "_devices", "_segment", "_explain", "_opened")
+
+    def __init__(self, config: Dict[str, Any], kinds: str, devices: str, segment: Callable[[int], Any],
+                 explain: Callable[[List[str]], NoReturn], problems: bool) -> None:
+        self.config = config
+        self.problems = problems  # whether a CDI file or directory could not be used, or two of them conflict
+        self._kinds = kinds      # "\nKIND\tname name\n…"
+        self._devices = devices  # "\nKIND=name\tfile\tunit unit\n…"
+        self._segment = segment
+        self._explain = explain
+        self._opened: Dict[int, Any] = {}
+
+    def picks(self, kind: str) -> List[str]:
+        """One name of each physical device of a kind, in the order in which a count takes them."""
+        line = _line(self._kinds, kind)
+        return line.split(" ") if line else []
+
+    def kinds(self) -> List[str]:
+        """The kinds that have devices."""
+        return [line.partition("\t")[0] for line in self._kinds.split("\n") if line]
+
+    def key(self, name: str) -> List[str]:
+        """The physical devices behind a qualified name; the name itself when it is unknown."""
+        line = _line(self._devices, name)
+        return line.partition("\t")[2].split(" ") if line else [name]
+
+    def lookup(self, name: str) -> Optional[Found]:
+        """(number of its file, the file's own edits, the device's edits) of a qualified name, or None."""
+        line = _line(self._devices, name)
+        if not line:
+            return None
+        number = int(line.partition("\t")[0])
+        segment = self._opened.get(number)
+        if segment is None:
+            segment = self._opened[number] = self._segment(number)
+        origin = segment["path"]
+        common = tuple((kind, _key(key), value, origin) for kind, key, value in segment["edits"])
+        own = segment["devices"][name.partition("=")[2]]
+        origin = f"{origin} {name}"
+        return number, common, tuple((kind, _key(key), value, origin) for kind, key, value in own)
+
+    def explain_missing(self, names: List[str]) -> NoReturn:
+        """Raises the CdiError that tells why devices cannot be resolved."""
+        self._explain(names)
+
+
+def _key(key: Any) -> Any:
+    return tuple(key) if type(key) is list else key
+
+
+def _line(text: str, key: str) -> str:
+    """What follows `key` and a tab on its line, or ''."""
+    if "\n" in key or "\t" in key:
+        return ""
+    start = text.find(f"\n{key}\t")
+    if start < 0:
+        return ""
+    start += len(key) + 2
+    return text[start:text.find("\n", start)]
+
+
+# --- where it lies --------------------------------------------------------------------------------------------
+
+class Place:
+    """The paths that belong to one caller and one configuration file.
+
+    `config_path` is the configuration; `state_dir` the directory for what we keep; `directory` the inventory's;
+    `key` what must be the same for an inventory to be ours; `owners` whose files we believe.
+    """
+
+    __slots__ = ("config_path", "state_dir", "directory", "key", "owners", "rootless", "euid")
+
+    def __init__(self, environment: Dict[bytes, bytes]) -> None:
+        namespace = host.user_namespace()
+        self.euid = posix.geteuid()
+        self.rootless = self.euid != 0 or namespace != host.INITIAL_NAMESPACE
+        self.owners = host.trusted_owners(namespace)
+        named = environment.get(b"CHANDLER_CONFIG", b"")
+        self.config_path = named.decode("utf-8", "surrogateescape") or paths.CONFIG_DIR + "/config.toml"
+        self.state_dir = paths.STATE_DIR if not self.rootless else self._own_state_dir(environment)
+        self.key = f"{paths.VERSION} {self.euid} {namespace} {self.config_path}"
+        number = crc32(self.key.encode("utf-8", "surrogateescape"))
+        self.directory = f"{self.state_dir}/inventory/{number:08x}"
+
+    def _own_state_dir(self, environment: Dict[bytes, bytes]) -> str:
+        """$XDG_RUNTIME_DIR/chandler where that directory is the caller's alone, else one under /tmp."""
+        runtime = environment.get(b"XDG_RUNTIME_DIR", b"").decode("utf-8", "surrogateescape")
+        if runtime.startswith("/") and self.private(runtime):
+            return runtime + "/chandler"
+        return f"/tmp/chandler-{self.euid}"
+
+    def private(self, path: str) -> bool:
+        """Whether `path` is a directory of the caller that nobody else may write."""
+        try:
+            found = posix.lstat(path)
+        except OSError:
+            return False
+        return found.st_mode & 0o170000 == 0o040000 and found.st_uid == self.euid and not found.st_mode & 0o022
+
+
+# --- reading --------------------------------------------------------------------------------------------------
+
+class Stale(Exception):
+    """The index is missing, damaged, somebody else's, or older than a source."""
+
+
+def identity(path: str) -> Tuple[int, ...]:
+    """What must stay the same about a directory or link on the way to a source.  Raises OSError."""
+    found = posix.lstat(path)
+    return found.st_dev, found.st_ino, found.st_uid, found.st_mode
+
+
+def fingerprint(path: str) -> Tuple[int, ...]:
+    """What must stay the same about a source: a file replaced by `cp -p` still differs in its ctime."""
+    found = posix.lstat(path)
+    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_uid,
+            found.st_mode)
+
+
+def load(place: Place, explain: Callable[[List[str]], NoReturn]) -> Inventory:
+    """The inventory as compiled, if it is ours and nothing has changed since; raises Stale otherwise."""
+    try:
+        data, found = files.read(place.directory + "/index", MAX_INDEX)
+        if found.st_uid != place.euid or found.st_mode & 0o022 or not place.private(place.directory):
+            raise Stale
+        text = checked(data)
+        header, ways, sources, absent, segments, kinds, devices = text.split("\n\n")
+        key, config, problems = header.split("\n")
+        if key != place.key or not _unchanged(ways, identity) or not _unchanged(sources, fingerprint):
+            raise Stale
+        for path in absent.split("\n"):
+            if path and host.exists(path):
+                raise Stale
+        names = segments.split("\n")
+        return Inventory(jsontext.loads(config.encode()), f"\n{kinds}\n", f"\n{devices}\n",
+                         lambda number: _segment(f"{place.directory}/{names[number]}"), explain,
+                         problems == "problems")
+    except (OSError, ValueError, ChandlerError):
+        raise Stale from None
+
+
+def checked(data: bytes) -> str:
+    """The text behind the header line, if the header's checksum fits it; raises Stale."""
+    header, _, body = data.partition(b"\n")
+    if header != f"{MAGIC}{crc32(body):08x}".encode():
+        raise Stale
+    return body.decode("utf-8", "surrogateescape")
+
+
+def _unchanged(block: str, look: Callable[[str], Tuple[int, ...]]) -> bool:
+    expected, _, names = block.partition("\n")
+    return repr([look(path) for path in names.split("\n") if path]) == expected
+
+
+def _segment(path: str) -> Any:
+    """A CDI file as compiled; raises Stale when it is gone (a newer index took its place) or damaged."""
+    try:
+        data, _ = files.read(path, MAX_SEGMENT)
+        header, _, body = data.partition(b"\n")
+        if header == f"{MAGIC}{crc32(body):08x}".encode():
+            return jsontext.loads(body)
+    except (OSError, ChandlerError):
+        pass
+    raise Stale

@@ -1,0 +1,49 @@
+"""Quantities as Kubernetes writes them, exactly: `500m`, `1.5Gi`, `2G`, `1e3`.
+
+Source: k8s.io/apimachinery resource.Quantity.  Integer arithmetic alone; part of the create path.
+"""
+
+from __future__ import annotations
+
+from shim.errors import RequestError
+
+MAX = (1 << 63) - 1
+_SUFFIXES = {"n": (10, -9), "u": (10, -6), "m": (10, -3), "": (10, 0), "k": (10, 3), "K": (10, 3), "M": (10, 6),
+             "G": (10, 9), "T": (10, 12), "P": (10, 15), "E": (10, 18), "Ki": (2, 10), "Mi": (2, 20),
+             "Gi": (2, 30), "Ti": (2, 40), "Pi": (2, 50), "Ei": (2, 60)}
+_MAX_DIGITS = 64
+
+
+def scaled(text: str, scale: int = 1) -> int:
+    """`text` times `scale`, as a whole number rounded up (as Kubernetes does), between 0 and 2**63 - 1.
+
+    Raises RequestError, without the name of the key.
+    """
+    number, suffix = text, ""
+    for end, character in enumerate(text):
+        if not (character.isdigit() or character in ".+-") and not (character in "eE" and _exponent(text[end + 1:])):
+            number, suffix = text[:end], text[end:]
+            break
+    if suffix not in _SUFFIXES:
+        raise RequestError(f"{text!r} is no quantity", "write a number with k, M, G, T, Ki, Mi, Gi or Ti")
+    number, _, exponent = number.replace("E", "e").partition("e")
+    whole, _, fraction = number.partition(".")
+    digits = whole.lstrip("+") + fraction
+    if not digits.isdigit() or not digits.isascii() or len(digits) > _MAX_DIGITS or len(exponent) > 4:
+        if number.startswith("-"):
+            raise RequestError(f"{text!r} is negative")
+        raise RequestError(f"{text!r} is no quantity", "write a number such as 500m, 1.5, 512Mi or 2G")
+    base, power = _SUFFIXES[suffix]
+    value: int = int(digits) * scale * (base ** power if power > 0 else 1)
+    tens = (int(exponent) if exponent else 0) - len(fraction) + (power if power < 0 else 0)
+    if tens >= 0:
+        value *= 10 ** tens
+    else:
+        value = -(-value // 10 ** -tens)
+    if value > MAX:
+        raise RequestError(f"{text!r} is too large")
+    return value
+
+
+def _exponent(text: str) -> bool:
+    return text.lstrip("+-").isdigit()

@@ -1,0 +1,70 @@
+"""How a refusal reaches a person: one sentence on stderr, one record appended to the file given as --log.
+
+containerd shows the last record of level error in that file and nothing else.  Source: the runtimes' own log
+formats (logrus text and JSON).
+"""
+
+from __future__ import annotations
+
+import posix
+import time
+
+from shim import files, jsontext
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+def error(message: str, log: str, log_format: str) -> None:
+    """Says why nothing was started; a place that cannot be written to is passed over."""
+    line = f"chandler-runtime: {message}\n".encode("utf-8", "surrogateescape")
+    try:
+        files.write_all(2, line)
+    except OSError:
+        pass  # nobody listens
+    if log:
+        append(log, _record(message, log_format))
+
+
+def _record(message: str, log_format: str) -> bytes:
+    text = message.encode("utf-8", "replace").decode()
+    if log_format == "json":
+        return jsontext.dumps({"level": "error", "msg": text, "time": now()}) + b"\n"
+    return b'time="' + now().encode() + b'" level=error msg=' + jsontext.dumps(text) + b"\n"
+
+
+def now() -> str:
+    """The time as RFC 3339, UTC, in seconds."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def append(path: str, data: bytes) -> None:
+    """Appends to a log in one write; one that cannot be written to is passed over."""
+    flags = posix.O_WRONLY | posix.O_CREAT | posix.O_APPEND | posix.O_CLOEXEC | posix.O_NONBLOCK | posix.O_NOCTTY
+    try:
+        descriptor = posix.open(path, flags, 0o644)
+    except (OSError, ValueError):
+        return
+    try:
+        files.write_all(descriptor, data)
+    except OSError:
+        pass
+    finally:
+        posix.close(descriptor)
+
+
+def line(target: str, record: Any) -> None:
+    """Chandler's own log: one JSON line to a file, or to the journal (its native protocol's socket)."""
+    data = jsontext.dumps(record)
+    if target != "journal":
+        append(target, data + b"\n")
+        return
+    from _socket import AF_UNIX, SOCK_DGRAM, socket
+    channel = socket(AF_UNIX, SOCK_DGRAM)
+    try:
+        channel.sendto(b"PRIORITY=6\nSYSLOG_IDENTIFIER=chandler\nMESSAGE=" + data + b"\n", "/run/systemd/journal/socket")
+    except OSError:
+        pass  # no journal on this machine, or it does not keep up
+    finally:
+        channel.close()

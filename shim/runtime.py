@@ -1,0 +1,186 @@
+"""Front end 1: the OCI runtime wrapper.  Equips a container at create, run or restore, then becomes the runtime.
+
+Start-up contract: runs under `python3 -I -S -B`; imports only what a bare interpreter has built in (a test holds
+the list); everything that can fail fails before config.json is touched; ends in exec or in exit status 1.
+"""
+
+from __future__ import annotations
+
+import posix
+import sys
+import time
+
+from shim import args as _args
+from shim import configjson, engine, files, grants, inventory, jsontext, runtimes
+from shim.errors import BundleError, ChandlerError, HostError
+from shim.inventory import Place
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Dict, List, NoReturn
+
+    from shim.inventory import Inventory
+
+
+def main(argv: List[str]) -> NoReturn:
+    """`argv`: how we were called, then the runtime's arguments.  Does not return."""
+    started = time.monotonic()
+    program, rest = argv[0], argv[1:]
+    call = _args.parse(rest, runtimes.fixed_kind(program))
+    try:
+        _serve(program, rest, call, started)
+    except ChandlerError as error:
+        problem = str(error)
+    except (OSError, MemoryError, RecursionError) as error:
+        problem = f"{type(error).__name__}: {error}"
+    from shim import report
+    report.error(problem, call.log, call.log_format)
+    sys.exit(1)
+
+
+def _serve(program: str, rest: List[str], call: _args.Invocation, started: float) -> NoReturn:
+    environment = _environment()
+    place = Place(environment)
+    if not call.edited:
+        _pass_through(program, rest, call, place, environment)
+    path = _args.config_path(call)
+    stored = _stored(place, path)
+    kind, binary = runtimes.for_create(stored.config, program, place.owners)
+    bundle = None
+    if configjson.may_ask(path, engine.needles(stored.config)):
+        bundle = _equip(path, stored, place, call, kind, binary, environment, started)
+    try:
+        _exec(binary, rest, environment)
+    except OSError as error:
+        if bundle is not None:
+            bundle.restore()
+        raise HostError(f"the runtime {binary} cannot be started: {error.strerror}") from None
+
+
+def _stored(place: Place, path: str) -> Inventory:
+    """The inventory, compiled anew when it is stale."""
+    try:
+        return inventory.load(place, _explain(place))
+    except inventory.Stale:
+        return _compiled(place)
+
+
+def _compiled(place: Place) -> Inventory:
+    _third_party()
+    from shim import compiler
+    return compiler.compile_now(place)
+
+
+def _explain(place: Place) -> Any:
+    def explain(names: List[str]) -> NoReturn:
+        _third_party()
+        from shim import compiler
+        raise compiler.read_registry(place, compiler.read_config(place)[0]).diagnose(names)
+    return explain
+
+
+def _third_party() -> None:
+    """Lets imports find the distribution's packages (YAML), which -S leaves out."""
+    import site
+    for directory in site.getsitepackages():
+        if directory not in sys.path:
+            sys.path.append(directory)
+
+
+def _equip(path: str, stored: Inventory, place: Place, call: _args.Invocation, kind: str, binary: str,
+           environment: Dict[bytes, bytes], started: float) -> Any:
+    """Edits config.json; None when it turns out that nothing is asked for."""
+    config = stored.config
+    bundle = configjson.ConfigJson(path, engine.mark(config))
+    try:
+        document = jsontext.loads(bundle.engine)
+    except ChandlerError as error:
+        raise BundleError(f"{path}: {error.what}") from None
+    if type(document) is not dict:
+        raise BundleError(f"{path} is not an object")
+    try:
+        made = engine.plan(document, stored)
+    except inventory.Stale:  # the stored inventory lost a part while we read it
+        made = engine.plan(document, _compiled(place))
+    if made is None:
+        return None
+    data = jsontext.dumps(engine.equip(document, made, place.rootless))
+    before, after = files.digest(bundle.engine), files.digest(data)
+    root = call.root or runtimes.default_root(kind, place.rootless, environment)
+    state_dir = config["state-dir"] or place.state_dir
+    record = {
+        "id": call.id, "root": root, "runtime": binary, "config": path, "source": made.request.source,
+        "devices": made.names, "physical": made.keys, "before": before, "after": after, "time": int(time.time()),
+        "grant": files.digest(jsontext.dumps([made.request.document, made.names])),
+    }
+    try:
+        grants.write(state_dir, record)
+    except OSError as error:
+        raise HostError(f"the grant cannot be recorded in {grants.directory(state_dir)}: {error.strerror}") from None
+    try:
+        bundle.write(data, after)
+    except ChandlerError:
+        grants.remove(state_dir, root, call.id)
+        raise
+    if config["log.file"]:
+        from shim import report
+        counts: Dict[str, int] = {}
+        for edit in made.edits.items:
+            counts[edit[0]] = counts.get(edit[0], 0) + 1
+        report.line(config["log.file"], {
+            "time": report.now(), "container": call.id, "source": made.request.source, "devices": made.names,
+            "edits": counts, "runtime": binary, "before": before, "after": after,
+            "ms": int((time.monotonic() - started) * 1000)})
+    return bundle
+
+
+def _pass_through(program: str, rest: List[str], call: _args.Invocation, place: Place,
+                  environment: Dict[bytes, bytes]) -> NoReturn:
+    """A verb that is not ours: to the runtime that has the container, whatever the configuration says now."""
+    try:
+        names = inventory.load(place, _explain(place)).config["runtimes"]
+    except inventory.Stale:
+        names = _names_from_sources(place)
+    fixed = runtimes.fixed_kind(program)
+    kind = fixed or (runtimes.owner(call.root, call.id, place.rootless, environment) if call.id else "")
+    binary = runtimes.for_verb(names, kind, place.owners)
+    try:
+        _exec(binary, rest, environment)
+    except OSError as error:
+        raise HostError(f"the runtime {binary} cannot be started: {error.strerror}") from None
+
+
+def _names_from_sources(place: Place) -> List[str]:
+    """The configured runtimes; the defaults where the configuration is wrong, which must not stop a delete."""
+    from shim import compiler
+    try:
+        names: List[str] = compiler.read_config(place)[0]["runtimes"]
+    except ChandlerError:
+        names = list(runtimes.KINDS)
+    return names
+
+
+def _environment() -> Dict[bytes, bytes]:
+    """The environment that we were given: the interpreter adds LC_CTYPE to its own, the kernel has the original."""
+    try:
+        descriptor = posix.open("/proc/self/environ", posix.O_RDONLY | posix.O_CLOEXEC)
+        try:
+            data = files.read_all(descriptor, 4095, 64 << 20, "/proc/self/environ")
+        finally:
+            posix.close(descriptor)
+    except OSError:
+        return dict(posix.environ)
+    result: Dict[bytes, bytes] = {}
+    for entry in data.split(b"\0"):
+        name, equals, value = entry.partition(b"=")
+        if equals and name:
+            result.setdefault(name, value)
+    return result
+
+
+def _exec(binary: str, rest: List[str], environment: Dict[bytes, bytes]) -> NoReturn:
+    """Becomes the runtime; what the interpreter changed at its start is undone.  Raises OSError."""
+    from _signal import SIG_DFL, SIGPIPE, SIGXFSZ, signal
+    signal(SIGPIPE, SIG_DFL)
+    signal(SIGXFSZ, SIG_DFL)
+    posix.execve(binary, [binary, *rest], environment)

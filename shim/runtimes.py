@@ -1,0 +1,111 @@
+"""The low-level runtimes: where their binaries are, which one serves a container, and the exec.
+
+Part of the create path.
+"""
+
+from __future__ import annotations
+
+import posix
+
+from shim import files, paths
+from shim.errors import HostError, TrustError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Dict, List, Tuple
+
+KINDS = ("runc", "youki", "crun")
+# The file by which a container's state directory tells whose it is, in the order to look for them.
+STATE_FILES = (("status", "crun"), ("youki_config.json", "youki"), ("state.json", "runc"))
+
+
+def kind_of(path: str) -> str:
+    """The kind of a runtime from its file name; one that we do not know is taken to be like runc."""
+    name = path.rpartition("/")[2]
+    for kind in ("crun", "youki"):
+        if kind in name:
+            return kind
+    return "runc"
+
+
+def find(name: str, owners: Dict[int, str]) -> Tuple[str, str]:
+    """(kind, absolute path) of the runtime `name`, a name or an absolute path.
+
+    Raises HostError when it is not there, TrustError when somebody else could have written it.
+    """
+    candidates = [name] if name.startswith("/") else [f"{directory}/{name}" for directory in paths.BINARY_DIRS]
+    for path in candidates:
+        if posix.access(path, posix.X_OK):
+            try:
+                files.check_way(path, owners)
+            except TrustError as error:
+                raise TrustError(f"the runtime {path} is not used: {error.what}", error.todo) from None
+            return kind_of(path), path
+    raise HostError(f"the runtime {name} is not installed")
+
+
+def fixed_kind(program: str) -> str:
+    """The kind that a link's name asks for (chandler-crun), or ''."""
+    name = program.rpartition("/")[2]
+    kind = name[len("chandler-"):] if name.startswith("chandler-") else ""
+    return kind if kind in KINDS else ""
+
+
+def for_create(config: Dict[str, Any], program: str, owners: Dict[int, str]) -> Tuple[str, str]:
+    """(kind, path) of the runtime for a new container: the link's, or the first of the configuration that is there.
+
+    Raises HostError or TrustError.
+    """
+    fixed = fixed_kind(program)
+    names: List[str] = config["runtimes"]
+    if fixed:
+        names = [name for name in names if kind_of(name) == fixed] or [fixed]
+    for name in names:
+        try:
+            return find(name, owners)
+        except HostError:
+            continue
+    raise HostError(f"no runtime is installed: looked for {', '.join(names)}",
+                    "install runc, crun or youki, or set runtimes in the configuration")
+
+
+def state_kind(directory: str) -> str:
+    """The kind of runtime whose container has this state directory, or ''."""
+    for name, kind in STATE_FILES:
+        try:
+            posix.stat(f"{directory}/{name}")
+        except (OSError, ValueError):
+            continue
+        return kind
+    return ""
+
+
+def default_root(kind: str, rootless: bool, environment: Dict[bytes, bytes]) -> str:
+    """Where a runtime keeps its containers' state when no --root is given."""
+    runtime = environment.get(b"XDG_RUNTIME_DIR", b"").decode("utf-8", "surrogateescape")
+    return f"{runtime}/{kind}" if rootless and runtime else f"/run/{kind}"
+
+
+def owner(root: str, container: str, rootless: bool, environment: Dict[bytes, bytes]) -> str:
+    """The kind of runtime that has a container, from its state directory; '' when there is none."""
+    if root:
+        return state_kind(f"{root}/{container}")
+    for kind in KINDS:
+        if state_kind(f"{default_root(kind, rootless, environment)}/{container}") == kind:
+            return kind
+    return ""
+
+
+def for_verb(names: List[str], kind: str, owners: Dict[int, str]) -> str:
+    """The binary for a verb on a container of one kind ('' for any): configured, or else found in the fixed places.
+
+    Raises HostError or TrustError.
+    """
+    if kind:
+        names = [name for name in names if kind_of(name) == kind] + [kind] + names
+    for name in names:
+        try:
+            return find(name, owners)[1]
+        except HostError:
+            continue
+    raise HostError(f"no runtime is installed: looked for {', '.join(names)}", "install runc, crun or youki")
