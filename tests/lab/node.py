@@ -13,9 +13,9 @@ import stat
 import sys
 from typing import NamedTuple
 
-MEM, VCS, MISC = 1, 7, 10
-KMSG = (MEM, 11)
-# Opening these does nothing to the host. Left out on purpose: watchdog (it would arm), tun (older runtimes allow it by default).
+VCS, MISC = 7, 10
+# Opening these does nothing to the host. Left out on purpose: watchdog (it would arm), tun (older runtimes allow it by default),
+# /dev/kmsg (the kernel itself gives EPERM to most containers).
 HARMLESS = ("loop-control", "fuse", "autofs", "kvm", "vsock", "vga_arbiter", "userfaultfd", "btrfs-control", "cpu_dma_latency", "hw_random")
 CONTROLS = ("nvidiactl", "nvidia-uvm", "nvidia-uvm-tools")
 KIND = "nvidia.com/gpu"
@@ -54,7 +54,7 @@ def candidates() -> list[tuple[int, int]]:
     consoles = [(VCS, kind + n) for n in range(8) for kind in (0, 64, 128)]
     with open("/proc/misc", encoding="ascii") as table:
         misc = {name: int(minor) for minor, name in (line.split() for line in table)}
-    return consoles + [KMSG] + [(MISC, misc[name]) for name in HARMLESS if name in misc]
+    return consoles + [(MISC, misc[name]) for name in HARMLESS if name in misc]
 
 
 def opens(path: str) -> bool:

@@ -2,11 +2,13 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from lab import bundle, runtimes
 from lab.engine import Engine
+from lab.install import Installation
 from lab.node import Node
 
 ONCE = ["runc", "crun", "youki"]
@@ -64,12 +66,10 @@ def test_an_edited_config_that_was_changed_since_is_refused(chandler: Engine, pl
     assert "config.json" in done.stderr and len(done.stderr.splitlines()) == 1
 
 
-def test_two_hundred_creates_in_parallel(place: str, installation: Any, node: Node) -> None:
+def test_two_hundred_creates_in_parallel(place: str, installation: Installation, node: Node) -> None:
     runtime = runtimes.named("runc")
     if runtime.missing:
         pytest.skip(runtime.missing)
-    from concurrent.futures import ThreadPoolExecutor
-
     installation.configure([runtime.path], [node.cdi])
     installation.forget()
     engine = Engine([installation.program()], os.path.join(place, "root"))
