@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from shim import files
 from shim.cdi.registry import Registry
-from shim.errors import ChandlerError, CdiError, HostError
+from shim.errors import CdiError, ChandlerError, HostError
 
 ME = {os.geteuid(): "the caller", 0: "root"}
 
