@@ -28,8 +28,8 @@ def scaled(text: str, scale: int = 1) -> int:
         raise RequestError(f"{text!r} is no quantity", "write a number with k, M, G, T, Ki, Mi, Gi or Ti")
     number, _, exponent = number.replace("E", "e").partition("e")
     whole, _, fraction = number.partition(".")
-    digits = whole.lstrip("+") + fraction
-    if not digits.isdigit() or not digits.isascii() or len(digits) > _MAX_DIGITS or len(exponent) > 4:
+    digits = (whole[1:] if whole.startswith("+") else whole) + fraction
+    if not digits.isdigit() or not text.isascii() or len(digits) > _MAX_DIGITS or len(exponent) > 4:
         if number.startswith("-"):
             raise RequestError(f"{text!r} is negative")
         raise RequestError(f"{text!r} is no quantity", "write a number such as 500m, 1.5, 512Mi or 2G")
@@ -46,4 +46,4 @@ def scaled(text: str, scale: int = 1) -> int:
 
 
 def _exponent(text: str) -> bool:
-    return text.lstrip("+-").isdigit()
+    return (text[1:] if text.startswith(("+", "-")) else text).isdigit()
