@@ -1,11 +1,12 @@
 """What every test may use, and the rule that nothing skips quietly where it could have run."""
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -69,7 +70,20 @@ def node(lab: str) -> gpu_node.Node:
 
 @pytest.fixture(scope="session")
 def installation(lab: str) -> install.Installation:
+    """For tests that write a configuration of their own."""
     return install.Installation(os.path.join(lab, "installed"))
+
+
+@pytest.fixture(scope="session")
+def served(lab: str, node: gpu_node.Node) -> Callable[[runtimes.Runtime], install.Installation]:
+    """An installation for each runtime that serves it alone, on the simulated node, with everything compiled."""
+    @functools.cache
+    def serving(runtime: runtimes.Runtime) -> install.Installation:
+        made = install.Installation(os.path.join(lab, "serving-" + runtime.label))
+        made.configure([runtime.path], [node.cdi])
+        made.refresh()
+        return made
+    return serving
 
 
 @pytest.fixture(params=[runtime.label for runtime in runtimes.known()])
@@ -90,9 +104,8 @@ def direct(runtime: runtimes.Runtime, place: str) -> Iterator[Engine]:
 
 
 @pytest.fixture
-def chandler(runtime: runtimes.Runtime, installation: install.Installation, node: gpu_node.Node, place: str) -> Iterator[Engine]:
+def chandler(runtime: runtimes.Runtime, served: Callable[[runtimes.Runtime], install.Installation], place: str) -> Iterator[Engine]:
     """Chandler over the runtime, on the simulated node."""
-    installation.configure([runtime.path], [node.cdi])
-    engine = Engine([*runtime.wrap, installation.program()], os.path.join(place, "root"))
+    engine = Engine([*runtime.wrap, served(runtime).program()], os.path.join(place, "root"))
     yield engine
     engine.clean()

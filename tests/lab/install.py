@@ -37,6 +37,10 @@ class Installation:
             new.write(text)
         os.rename(file + ".new", file)
 
+    def refresh(self) -> None:
+        """Compile configuration and CDI files, as a person does after a change."""
+        subprocess.run([self.program("chandler"), "refresh", "--quiet"], check=True, stdin=subprocess.DEVNULL, env={})
+
     def forget(self) -> None:
         """Lose the state directory, as a reboot or a careless hand does."""
         shutil.rmtree(self.state, ignore_errors=True)

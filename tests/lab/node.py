@@ -19,7 +19,8 @@ VCS, MISC = 7, 10
 HARMLESS = ("loop-control", "fuse", "autofs", "kvm", "vsock", "vga_arbiter", "userfaultfd", "btrfs-control", "cpu_dma_latency", "hw_random")
 CONTROLS = ("nvidiactl", "nvidia-uvm", "nvidia-uvm-tools")
 KIND = "nvidia.com/gpu"
-TRUE = "/bin/true"
+# A hook that reads what the runtime writes to it and does nothing: crun 1.8 fails when a hook ends before it has.
+HOOK = ("/bin/dd", "dd", "of=/dev/null", "status=none")
 
 
 class Device(NamedTuple):
@@ -102,9 +103,9 @@ def spec(node: Node, kind: str = KIND, mounts: list[tuple[str, str]] | None = No
     lines = ["---", "cdiVersion: 0.5.0", f"kind: {kind}", "containerEdits:", "  env:", "  - NVIDIA_VISIBLE_DEVICES=void"]
     lines += nodes(node.controls + (extra or []), "  ")
     lines += ["  hooks:"]
-    for arguments in (["create-symlinks", "--link", "libcuda.so.1::/usr/lib/libcuda.so"], ["update-ldcache", "--folder", "/usr/lib"]):
-        lines += ["  - hookName: createContainer", f"    path: {TRUE}", "    env:", "    - NVIDIA_CTK_DEBUG=false", "    args:", "    - nvidia-cdi-hook"]
-        lines += [f"    - {quoted(argument)}" for argument in arguments]
+    for size in ("bs=512", "bs=4096"):
+        lines += ["  - hookName: createContainer", f"    path: {HOOK[0]}", "    env:", "    - NVIDIA_CTK_DEBUG=false", "    args:"]
+        lines += [f"    - {argument}" for argument in (*HOOK[1:], size)]
     if mounts:
         lines += ["  mounts:"]
         for source, destination in mounts:

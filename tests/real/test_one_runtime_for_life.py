@@ -7,16 +7,18 @@ from collections.abc import Iterator
 import pytest
 from lab import bundle, cgroups, runtimes
 from lab.engine import Engine
-from lab.install import Installation
+from lab.install import PYTHON, Installation
 from lab.node import Node
-
-NO_PYTHON = "/nonexistent/python3"
 
 
 @pytest.fixture(scope="module")
 def without_python(lab: str, installation: Installation) -> Installation:
-    """The same configuration and state, but an interpreter that is not there."""
-    return Installation(os.path.join(lab, "without-python"), python=NO_PYTHON, beside=installation)
+    """The same configuration and state, but an interpreter that is gone since it was installed."""
+    python = os.path.join(lab, "python3")
+    os.symlink(PYTHON, python)
+    removed = Installation(os.path.join(lab, "without-python"), python=python, beside=installation)
+    os.unlink(python)
+    return removed
 
 
 @pytest.fixture(params=["runc", "crun", "youki"])
@@ -93,6 +95,6 @@ def test_a_create_without_python_fails_in_a_sentence(without_python: Installatio
     before = made.bytes
     done = engine.create(made, "c1", check=False)
     assert done.returncode == 1
-    assert NO_PYTHON in done.stderr and len(done.stderr.splitlines()) == 1
+    assert "python3" in done.stderr and len(done.stderr.splitlines()) == 1
     assert made.bytes == before
     assert not os.path.exists(os.path.join(place, "root", "c1"))

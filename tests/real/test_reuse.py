@@ -81,7 +81,8 @@ def test_two_hundred_creates_in_parallel(place: str, installation: Installation,
             list(pool.map(lambda n: engine.create(made[n], f"c{n}"), range(200)))
         for n, one in enumerate(made):
             assert gpus(one.config) == [gpu.inside for gpu in node.gpus[: n % 8 + 1]]
-            assert set(os.listdir(one.directory)) - {"log.json"} == {"config.json", "config.json.chandler-original", "init.pid", "out.log"}
+            assert set(os.listdir(one.directory)) - {"log.json"} == {
+                "config.json", "config.json.chandler-original", "config.json.chandler-edited", "init.pid", "out.log"}
     finally:
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(lambda n: engine.call("delete", "--force", f"c{n}", check=False), range(200)))
