@@ -5,8 +5,8 @@ Source: CDI specification, "Annotations".  Part of the create path: imports only
 
 from __future__ import annotations
 
+from shim import errors
 from shim.cdi.names import parse_qualified
-from shim.errors import CdiError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,15 +25,15 @@ def key(plugin: str, device_id: str) -> str:
     Raises CdiError if a part is empty or the name is not one that Kubernetes takes.
     """
     if not plugin or not device_id:
-        raise CdiError("a CDI annotation key needs a plugin name and a device id")
+        raise errors.CdiError("a CDI annotation key needs a plugin name and a device id")
     name = f"{plugin}_{device_id.replace('/', '_')}"
     if len(name) > MAX_NAME:
-        raise CdiError(f'CDI annotation name "{name}" is longer than {MAX_NAME} characters')
+        raise errors.CdiError(f'CDI annotation name "{name}" is longer than {MAX_NAME} characters')
     if name[0] not in _ENDS or name[-1] not in _ENDS:
-        raise CdiError(f'CDI annotation name "{name}" does not start and end with a letter or digit')
+        raise errors.CdiError(f'CDI annotation name "{name}" does not start and end with a letter or digit')
     rest = name.lstrip(_MIDDLE)
     if rest:
-        raise CdiError(f'CDI annotation name "{name}" holds the character {rest[0]!r}')
+        raise errors.CdiError(f'CDI annotation name "{name}" holds the character {rest[0]!r}')
     return PREFIX + name
 
 
@@ -55,11 +55,11 @@ def parse(annotations: Mapping[str, Any]) -> List[str]:
     for one in sorted(one for one in annotations if one.startswith(PREFIX)):
         text = annotations[one]
         if not isinstance(text, str):
-            raise CdiError(f"annotation {one} is not a string")
+            raise errors.CdiError(f"annotation {one} is not a string")
         for name in text.split(","):
             try:
                 parse_qualified(name)
-            except CdiError as error:
+            except errors.CdiError as error:
                 raise error.within(f"annotation {one}") from None
             devices.append(name)
     return devices

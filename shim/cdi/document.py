@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shim.cdi import yamltext
+from shim.cdi import plainyaml, yamltext
 from shim.errors import CdiError
 
 TYPE_CHECKING = False
@@ -33,7 +33,7 @@ def load(data: bytes) -> Any:
     except UnicodeDecodeError as error:
         raise CdiError(f"line {data.count(10, 0, error.start) + 1}: not {encoding[:6].upper()} text") from None
     if text.lstrip(_BLANKS)[:1] != "{":  # spares the common YAML file the import of json
-        return yamltext.load(text)
+        return _yaml(text)
     try:
         return _json(text)
     except ValueError as error:
@@ -43,6 +43,13 @@ def load(data: bytes) -> Any:
     except CdiError as yaml_error:
         # A file that begins with a brace was most likely meant as JSON, and a missing PyYAML is no remedy.
         raise (yaml_error if yaml_error.what.startswith("line ") else json_error) from None
+
+
+def _yaml(text: str) -> Any:
+    try:
+        return plainyaml.load(text)
+    except plainyaml.NotPlain:
+        return yamltext.load(text)
 
 
 def _json(text: str) -> Any:

@@ -5,7 +5,7 @@ Part of the create path: imports only shim.errors.
 
 from __future__ import annotations
 
-from shim.errors import CdiError
+from shim import errors
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,15 +26,15 @@ def _check(part: str, value: str) -> None:
     """Raise CdiError if `value` cannot be the vendor, class or device of a name."""
     first, last, every = _RULES[part]
     if not value:
-        raise CdiError(f"{part} name is empty")
+        raise errors.CdiError(f"{part} name is empty")
     if value[0] not in first:
         what = "a letter" if first is _LETTERS else "a letter or digit"
-        raise CdiError(f'{part} name "{value}" does not start with {what}')
+        raise errors.CdiError(f'{part} name "{value}" does not start with {what}')
     if value[-1] not in last:
-        raise CdiError(f'{part} name "{value}" does not end with a letter or digit')
+        raise errors.CdiError(f'{part} name "{value}" does not end with a letter or digit')
     rest = value.lstrip(every)  # what is left starts with the first character that is not allowed
     if rest:
-        raise CdiError(f'{part} name "{value}" holds the character {rest[0]!r}')
+        raise errors.CdiError(f'{part} name "{value}" holds the character {rest[0]!r}')
 
 
 def check_vendor(value: str) -> None:
@@ -56,7 +56,7 @@ def split_kind(kind: str) -> Tuple[str, str]:
     """`vendor/class` at its first slash, unchecked; without a slash, or with nothing on a side, CdiError."""
     vendor, _, class_ = kind.partition("/")
     if not vendor or not class_:
-        raise CdiError(f'"{kind}" is not of the form vendor/class')
+        raise errors.CdiError(f'"{kind}" is not of the form vendor/class')
     return vendor, class_
 
 
@@ -68,11 +68,11 @@ def parse_qualified(name: str) -> Tuple[str, str, str]:
     kind_, equals, device = name.partition("=")
     vendor, slash, class_ = kind_.partition("/")
     if not (vendor and slash and class_ and equals and device):
-        raise CdiError(f'unqualified device "{name}"', "write vendor/class=device")
+        raise errors.CdiError(f'unqualified device "{name}"', "write vendor/class=device")
     for part, value in (("vendor", vendor), ("class", class_), ("device", device)):
         try:
             _check(part, value)
-        except CdiError as error:
+        except errors.CdiError as error:
             raise error.within(f'invalid device "{name}"') from None
     return vendor, class_, device
 

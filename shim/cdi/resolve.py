@@ -5,8 +5,8 @@ Part of the create path: imports only shim.errors and shim.edits.
 
 from __future__ import annotations
 
+from shim import errors
 from shim.edits import Edits
-from shim.errors import CdiError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def resolve(names: Iterable[str], lookup: Lookup) -> Edits:
     return Edits(items)
 
 
-def unresolvable(missing: Iterable[str], why: str = "", todo: str = "") -> CdiError:
+def unresolvable(missing: Iterable[str], why: str = "", todo: str = "") -> errors.CdiError:
     """The error for names that nobody defines, with the reasons in brackets where they are known."""
     names = ", ".join(name or '""' for name in missing)
-    return CdiError(f"unresolvable CDI devices {names}" + (f" ({why})" if why else ""), todo)
+    return errors.CdiError(f"unresolvable CDI devices {names}" + (f" ({why})" if why else ""), todo)

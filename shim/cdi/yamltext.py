@@ -23,7 +23,7 @@ _TRUE = ("y", "Y", "yes", "Yes", "YES", "true", "True", "TRUE", "on", "On", "ON"
 _FALSE = ("n", "N", "no", "No", "NO", "false", "False", "FALSE", "off", "Off", "OFF")
 _NULL = ("", "~", "null", "Null", "NULL")
 _INFINITE = (".inf", ".Inf", ".INF")
-_CONSTANTS: Dict[str, Any] = {
+CONSTANTS: Dict[str, Any] = {
     **dict.fromkeys(_TRUE, True),
     **dict.fromkeys(_FALSE, False),
     **dict.fromkeys(_NULL, None),
@@ -189,8 +189,8 @@ def _error(event: Any, what: str) -> CdiError:
 
 def plain(text: str) -> Any:
     """The value of an unquoted scalar: None, a bool, an int of at most 64 bits, a float, or the text itself."""
-    if text in _CONSTANTS:
-        return _CONSTANTS[text]
+    if text in CONSTANTS:
+        return CONSTANTS[text]
     if text[0] not in _NUMERIC or not text.isascii():
         return text
     digits = text.replace("_", "")

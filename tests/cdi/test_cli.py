@@ -46,7 +46,10 @@ def run(*arguments: Any) -> int:
 def test_list_says_what_is_the_same_hardware(specs: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("list", "--spec-dir", specs) == 0
     out, err = capsys.readouterr()
-    assert [line.split()[0] for line in out.splitlines()] == ["DEVICE", *(f"v.com/gpu={n}" for n in ("0", "GPU-a", "1", "all"))]
+    assert [line.split()[0] for line in out.splitlines()] == [
+        "DEVICE",
+        *(f"v.com/gpu={n}" for n in ("0", "GPU-a", "1", "all")),
+    ]
     assert "same as GPU-a" in out
     assert "several devices" in out
     assert err == ""
@@ -58,7 +61,11 @@ def test_list_as_json_with_a_conflict_a_shadow_and_a_bad_file(
     above = tmp_path / "above"
     above.mkdir()
     one = GPUS.splitlines()[:3]
-    (above / "x.yaml").write_text("\n".join([*one[:2], 'devices: [{name: "0", containerEdits: {env: [A=1]}}, {name: z, containerEdits: {env: [A=1]}}]']))
+    (above / "x.yaml").write_text(
+        "\n".join(
+            [*one[:2], 'devices: [{name: "0", containerEdits: {env: [A=1]}}, {name: z, containerEdits: {env: [A=1]}}]']
+        )
+    )
     (above / "y.yaml").write_text("\n".join([*one[:2], "devices: [{name: z, containerEdits: {env: [A=1]}}]"]))
     (above / "bad.yaml").write_text("kind: [")
     assert run("list", "--spec-dir", specs, "--spec-dir", above, "--format", "json") == 0
@@ -89,7 +96,11 @@ def test_dirs(specs: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_show(specs: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("show", "v.com/gpu=1", "--spec-dir", specs, "--format", "json") == 0
     found = json.loads(capsys.readouterr().out)
-    assert [(edit["kind"], edit["key"]) for edit in found["edits"]] == [("env", "COMMON"), ("device", "/dev/zero"), ("mount", "/x")]
+    assert [(edit["kind"], edit["key"]) for edit in found["edits"]] == [
+        ("env", "COMMON"),
+        ("device", "/dev/zero"),
+        ("mount", "/x"),
+    ]
     assert found["physical"] == ["c1:5"]
     assert "/nowhere/x" in found["stale"][0]
     assert run("show", "v.com/gpu=0", "--spec-dir", specs) == 0
@@ -139,7 +150,9 @@ def test_inject(specs: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.Capt
     assert json.loads(config.read_text()) == {"process": {"env": ["A=1"]}, "unknown": 1.5}
 
 
-def test_inject_warns_of_what_the_host_no_longer_has(specs: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inject_warns_of_what_the_host_no_longer_has(
+    specs: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = tmp_path / "config.json"
     config.write_text("{}")
     assert run("inject", "--spec-dir", specs, "--config", config, "v.com/gpu=1") == 0
@@ -150,7 +163,9 @@ def test_inject_warns_of_what_the_host_no_longer_has(specs: pathlib.Path, tmp_pa
 
 
 @pytest.mark.parametrize("text", ["[]", "{", "", "nope"])
-def test_inject_changes_nothing_on_error(text: str, specs: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inject_changes_nothing_on_error(
+    text: str, specs: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = tmp_path / "config.json"
     config.write_text(text)
     assert run("inject", "--spec-dir", specs, "--config", config, "--output", config, "v.com/gpu=0") == 1
@@ -159,10 +174,15 @@ def test_inject_changes_nothing_on_error(text: str, specs: pathlib.Path, tmp_pat
     assert (out, err.count("\n")) == ("", 1)
 
 
-def test_inject_of_an_unknown_device_writes_nothing(specs: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inject_of_an_unknown_device_writes_nothing(
+    specs: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = tmp_path / "config.json"
     config.write_text("{}")
-    assert run("inject", "--spec-dir", specs, "--config", config, "--output", tmp_path / "o", "v.com/gpu=0", "gpu=9", "x") == 1
+    assert (
+        run("inject", "--spec-dir", specs, "--config", config, "--output", tmp_path / "o", "v.com/gpu=0", "gpu=9", "x")
+        == 1
+    )
     assert "unresolvable CDI devices gpu=9, x" in capsys.readouterr().err
     assert not (tmp_path / "o").exists()
     assert run("inject", "--spec-dir", specs, "--config", tmp_path / "none", "v.com/gpu=0") == 1

@@ -43,7 +43,19 @@ devices:
 PIECES = [
     *(FILE[start : start + 7] for start in range(0, len(FILE), 7)),
     *b": - & * [ ] { } ' \" | > % ! # , ? \n \t \0 \xff".split(b" "),
-    *(b"<<", b"---\n", b"...\n", b"!!binary ", b"\xef\xbb\xbf", b"\xff\xfe", b"&a [*a]", b"9" * 40, b"\\U", b'"\\x', b"%YAML 1.1\n"),
+    *(
+        b"<<",
+        b"---\n",
+        b"...\n",
+        b"!!binary ",
+        b"\xef\xbb\xbf",
+        b"\xff\xfe",
+        b"&a [*a]",
+        b"9" * 40,
+        b"\\U",
+        b'"\\x',
+        b"%YAML 1.1\n",
+    ),
 ]
 
 
@@ -72,7 +84,9 @@ def test_any_pieces_of_a_file(data: bytes) -> None:
     check(data)
 
 
-@given(st.lists(st.tuples(st.integers(0, len(FILE)), st.integers(0, 20), st.sampled_from(PIECES)), min_size=1, max_size=4))
+@given(
+    st.lists(st.tuples(st.integers(0, len(FILE)), st.integers(0, 20), st.sampled_from(PIECES)), min_size=1, max_size=4)
+)
 @settings(max_examples=300)
 def test_a_damaged_file(damages: list[tuple[int, int, bytes]]) -> None:
     data = FILE
@@ -138,7 +152,12 @@ def test_alias_bombs(width: int, depth: int, leaf: str) -> None:
     check(("cdiVersion: 1.1.0\nannotations:\n  " + alias_bomb(width, depth, leaf).replace("\n", "\n  ")).encode())
 
 
-@given(st.lists(st.tuples(st.sampled_from(["a.yaml", "b.json", "c.yml"]), st.binary(max_size=50) | st.just(FILE)), max_size=4), st.text())
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["a.yaml", "b.json", "c.yml"]), st.binary(max_size=50) | st.just(FILE)), max_size=4
+    ),
+    st.text(),
+)
 def test_any_directory(entries: list[tuple[str, bytes]], name: str) -> None:
     registry = Registry.build([("/a", None, list(dict(entries).items()))])
     if registry.lookup(name) is None:

@@ -25,9 +25,11 @@ devices:
 """
 
 
-@pytest.fixture(params=["libyaml", "pure"], autouse=True)
+@pytest.fixture(params=["plain", "libyaml", "pure"], autouse=True)
 def parser(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Every test of this module runs with both of PyYAML's parsers."""
+    """Every test of this module runs as in production, and with each of PyYAML's parsers for all YAML."""
+    if request.param != "plain":
+        monkeypatch.setattr(document, "_yaml", yamltext.load)
     if request.param == "pure":
         monkeypatch.delattr(yaml, "CBaseLoader", raising=False)
     elif not hasattr(yaml, "CBaseLoader"):
@@ -298,7 +300,7 @@ def test_without_pyyaml_json_still_works_and_yaml_says_what_to_install(monkeypat
     monkeypatch.setitem(sys.modules, "yaml", None)
     assert document.load(b'{"a": 1}') == {"a": 1}
     with pytest.raises(CdiError, match="install python3-yaml"):
-        document.load(b"a: 1")
+        document.load(b"a: [1]")
     with pytest.raises(CdiError, match="not JSON: .* line 1"):
         document.load(b'{"a": 1')
 
