@@ -75,16 +75,18 @@ def _integer(low: int, high: int = MAX_INT) -> Leaf:
 
 
 def _as_text(value: Any) -> str:
-    if type(value) is int or isinstance(value, jsontext.Number):
+    if type(value) in (int, float) or isinstance(value, jsontext.Number):  # a float: from YAML
         return str(value)
     return _text(value)
 
 
-def _quantity(scale: int, low: int = 1) -> Leaf:
+def _quantity(scale: int, low: int = 1, high: int = MAX_INT) -> Leaf:
     def check(value: Any) -> int:
         found = quantity.scaled(_as_text(value), scale)
         if found < low:
             raise RequestError(f"{_shown(value)} is too small")
+        if found > high:
+            raise RequestError(f"{_shown(value)} is too large")
         return found
     return check, str
 
@@ -102,6 +104,8 @@ def _cpuset(value: Any) -> str:
 def cpus(text: str) -> set[int]:
     """The CPUs of a list such as 0-3,8 (cpuset(7), list format).  Raises RequestError."""
     found: set[int] = set()
+    if len(text) > 4096 or not text.isascii():
+        raise RequestError(f"{_shown(text)} is no list of CPUs", "write for example 0-3,8")
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
         if not (first.isdigit() and (last.isdigit() if dash else True)) or len(part) > 12:
@@ -153,7 +157,8 @@ _ENV: Leaf = (_env, str)
 SCHEMA: Dict[str, Any] = {
     "env": _ENV,
     "resources": {
-        "cpu": _quantity(1000),             # thousandths of a CPU
+        # thousandths of a CPU; times a period of at most a second it must be a quota below 2**63
+        "cpu": _quantity(1000, high=MAX_INT // 1000),
         "memory": _quantity(1),             # bytes
         "memory_swap": _quantity_or_unlimited(),  # bytes of memory and swap together
         "memory_reservation": _quantity(1),
