@@ -6,11 +6,8 @@ import pytest
 
 from shim import errors
 
-FAMILY = [
-    value
-    for value in vars(errors).values()
-    if isinstance(value, type) and issubclass(value, errors.ChandlerError) and value is not errors.ChandlerError
-]
+NAMES = ["JsonError", "RequestError", "PolicyError", "CdiError", "TrustError", "ConfigError", "HostError", "BundleError"]
+FAMILY: list[type[errors.ChandlerError]] = [getattr(errors, name) for name in NAMES]
 
 
 def test_what_and_todo_make_one_sentence() -> None:
@@ -33,5 +30,18 @@ def test_context_is_put_before_and_keeps_the_rest(kind: type[errors.ChandlerErro
 
 def test_the_family_is_not_a_value_error() -> None:
     """Callers that catch ValueError for the interpreter's own errors would swallow ours."""
-    assert len(FAMILY) >= 8
     assert not [kind for kind in FAMILY if issubclass(kind, (ValueError, OSError, RuntimeError))]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_is_one_class_however_often_it_is_asked_for(name: str) -> None:
+    kind = getattr(errors, name)
+    assert kind is getattr(errors, name)
+    assert issubclass(kind, errors.ChandlerError)
+    assert (kind.__name__, kind.__module__) == (name, "shim.errors")
+    assert kind.__doc__
+
+
+def test_no_other_name_is_an_error_class() -> None:
+    with pytest.raises(AttributeError):
+        errors.NoSuchError  # type: ignore[attr-defined]  # noqa: B018
