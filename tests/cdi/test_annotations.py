@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shim.cdi import annotations
+from shim.cdi import annotations as cdi
 from shim.errors import CdiError
 
 KEYS = {
@@ -52,49 +52,49 @@ BAD_VALUES = {
 
 @pytest.mark.parametrize(("plugin", "device_id", "key"), KEYS.values(), ids=KEYS)
 def test_keys(plugin: str, device_id: str, key: str) -> None:
-    assert annotations.key(plugin, device_id) == key
+    assert cdi.key(plugin, device_id) == key
 
 
 @pytest.mark.parametrize(("plugin", "device_id"), BAD_KEYS.values(), ids=BAD_KEYS)
 def test_bad_keys(plugin: str, device_id: str) -> None:
     with pytest.raises(CdiError):
-        annotations.key(plugin, device_id)
+        cdi.key(plugin, device_id)
 
 
 @pytest.mark.parametrize(("devices", "value"), VALUES.values(), ids=VALUES)
 def test_values_and_back(devices: list[str], value: str) -> None:
-    assert annotations.value(devices) == value
-    assert annotations.parse({"cdi.k8s.io/p_d": value}) == devices
+    assert cdi.value(devices) == value
+    assert cdi.parse({"cdi.k8s.io/p_d": value}) == devices
 
 
 @pytest.mark.parametrize("devices", [["gpu0"], ["v/c=d", ""], ["v/c=d "], ["v/c"]])
 def test_a_value_is_made_of_qualified_names_only(devices: list[str]) -> None:
     with pytest.raises(CdiError):
-        annotations.value(devices)
+        cdi.value(devices)
 
 
 @pytest.mark.parametrize(("given_", "devices"), PARSED.values(), ids=PARSED)
 def test_parse(given_: dict[str, str], devices: list[str]) -> None:
     before = dict(given_)
-    assert annotations.parse(given_) == devices
+    assert cdi.parse(given_) == devices
     assert given_ == before
 
 
 @pytest.mark.parametrize("value", BAD_VALUES.values(), ids=BAD_VALUES)
 def test_one_bad_value_fails_everything_and_is_named(value: str) -> None:
     with pytest.raises(CdiError, match="cdi.k8s.io/bad"):
-        annotations.parse({"cdi.k8s.io/a": "v/c=d", "cdi.k8s.io/bad": value})
+        cdi.parse({"cdi.k8s.io/a": "v/c=d", "cdi.k8s.io/bad": value})
 
 
 def test_a_value_that_is_no_string_is_an_error() -> None:
     with pytest.raises(CdiError, match="not a string"):
-        annotations.parse({"cdi.k8s.io/a": 3})
+        cdi.parse({"cdi.k8s.io/a": 3})
 
 
 @given(st.dictionaries(st.text(max_size=9).map(lambda name: "cdi.k8s.io/" + name), st.text(max_size=30), max_size=4))
 def test_any_annotation_gives_devices_or_an_error(given_: dict[str, str]) -> None:
     try:
-        devices = annotations.parse(given_)
+        devices = cdi.parse(given_)
     except CdiError:
         return
     assert ",".join(devices) == ",".join(given_[key] for key in sorted(given_))

@@ -17,7 +17,7 @@ from shim.errors import CdiError
 
 SECONDS = 5.0  # far more than any of these takes, even on a slow machine
 
-FILE = """# a comment
+FILE = b"""# a comment
 cdiVersion: "1.1.0"
 kind: nvidia.com/gpu
 annotations: {a: b}
@@ -39,7 +39,7 @@ devices:
   containerEdits: {<<: *edits}
 - name: '1'
   containerEdits: *edits
-""".encode()
+"""
 PIECES = [
     *(FILE[start : start + 7] for start in range(0, len(FILE), 7)),
     *b": - & * [ ] { } ' \" | > % ! # , ? \n \t \0 \xff".split(b" "),

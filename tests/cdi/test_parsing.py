@@ -41,6 +41,10 @@ def with_edits(text: str) -> bytes:
     return FILE.replace("{EDITS}", text).encode()
 
 
+def with_scalar(text: str, scalar: str) -> str:
+    return text.replace("SCALAR", scalar)
+
+
 def decoded_edits(text: str) -> dict[str, Any]:
     found: dict[str, Any] = spec.parse(with_edits(text), "f").document["containerEdits"]
     return found
@@ -67,7 +71,7 @@ def test_scalars_in_a_string_field() -> None:
     wrong = {}
     for given, expected in PAIRS:
         scalar = given.replace("_", " ", 1) if given.startswith("!") else given
-        options = "{mounts: [{hostPath: /a, containerPath: /b, options: [%s]}]}" % scalar
+        options = with_scalar("{mounts: [{hostPath: /a, containerPath: /b, options: [SCALAR]}]}", scalar)
         found = decoded_edits(options)["mounts"][0]["options"][0]
         if found != expected:
             wrong[given] = found
@@ -76,7 +80,9 @@ def test_scalars_in_a_string_field() -> None:
 
 @pytest.mark.parametrize("scalar", ["null", "~", "Null", '""'])
 def test_a_null_or_empty_string_field_is_absent(scalar: str) -> None:
-    mount = decoded_edits("{mounts: [{hostPath: /a, containerPath: /b, type: %s}]}" % scalar)["mounts"][0]
+    mount = decoded_edits(with_scalar("{mounts: [{hostPath: /a, containerPath: /b, type: SCALAR}]}", scalar))["mounts"][
+        0
+    ]
     assert not mount.get("type")
 
 
@@ -112,25 +118,28 @@ NO_NUMBERS = [
 
 @pytest.mark.parametrize(("scalar", "number"), NUMBERS.items(), ids=str)
 def test_valid_numbers(scalar: str, number: int) -> None:
-    assert decoded_edits("{deviceNodes: [{path: /a, major: %s}]}" % scalar)["deviceNodes"][0]["major"] == number
+    assert (
+        decoded_edits(with_scalar("{deviceNodes: [{path: /a, major: SCALAR}]}", scalar))["deviceNodes"][0]["major"]
+        == number
+    )
 
 
 @pytest.mark.parametrize("scalar", NO_NUMBERS)
 def test_invalid_numbers(scalar: str) -> None:
     with pytest.raises(CdiError, match=r"deviceNodes\[0\].major"):
-        decoded_edits("{deviceNodes: [{path: /a, major: %s}]}" % scalar)
+        decoded_edits(with_scalar("{deviceNodes: [{path: /a, major: SCALAR}]}", scalar))
 
 
 @pytest.mark.parametrize("mode", ["-1", '"0666"', "4294967296", "1.5", "rw"])
 def test_invalid_file_modes(mode: str) -> None:
     with pytest.raises(CdiError, match="fileMode"):
-        decoded_edits("{deviceNodes: [{path: /a, fileMode: %s}]}" % mode)
+        decoded_edits(with_scalar("{deviceNodes: [{path: /a, fileMode: SCALAR}]}", mode))
 
 
 @pytest.mark.parametrize("scalar", ["1", "0", '"true"', "[]", "maybe"])
 def test_invalid_booleans(scalar: str) -> None:
     with pytest.raises(CdiError, match="enableMonitoring"):
-        decoded_edits("{intelRdt: {enableMonitoring: %s}}" % scalar)
+        decoded_edits(with_scalar("{intelRdt: {enableMonitoring: SCALAR}}", scalar))
 
 
 SAME = {
@@ -293,7 +302,7 @@ def test_size_is_limited(parser: str) -> None:
 def test_numbers_too_long_for_a_number_cost_nothing() -> None:
     digits = "9" * 200_000
     assert yamltext.load(f"a: {digits}") == {"a": digits}
-    assert math.isinf(document.load(('{"a": %s}' % digits).encode())["a"])
+    assert math.isinf(document.load(with_scalar('{"a": SCALAR}', digits).encode())["a"])
 
 
 def test_without_pyyaml_json_still_works_and_yaml_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
-from typing import Any, Union
+from typing import Any, Mapping, Union
 
 import pytest
 from hypothesis import given
@@ -23,7 +23,7 @@ def text(*devices: str, kind: str = "v.com/c", mark: str = "x") -> bytes:
     return "\n".join(lines).encode()
 
 
-def build(*directories: dict[str, Union[bytes, ChandlerError]], paths: str = "abcdef") -> Registry:
+def build(*directories: Mapping[str, Union[bytes, ChandlerError]], paths: str = "abcdef") -> Registry:
     return Registry.build([(f"/{path}", None, list(entries.items())) for path, entries in zip(paths, directories)])
 
 

@@ -13,7 +13,7 @@ from shim.errors import CdiError
 
 
 def base(**changes: Any) -> dict[str, Any]:
-    file = {
+    file: dict[str, Any] = {
         "cdiVersion": "1.1.0",
         "kind": "vendor.com/class",
         "devices": [{"name": "dev", "containerEdits": {"env": ["A=1"]}}],
@@ -124,7 +124,7 @@ def test_invalid_edits(edits: dict[str, Any], place: str) -> None:
         spec.parse(json.dumps(base(containerEdits=edits)).encode(), "f")
 
 
-EMPTY_EDITS = [
+EMPTY_EDITS: list[Any] = [
     {},
     None,
     {"env": []},
