@@ -1,7 +1,7 @@
 """`chandler cdi`: what CDI files say, what is wrong with them, and what they would do to a container.
 
-Each command takes the parsed arguments and returns the exit status; it raises ChandlerError, which is printed
-once, at the edge (`_at_the_edge`).
+Each command takes the parsed arguments and returns the exit status; it raises ChandlerError or OSError.  What is
+worth saying but no failure of the command goes to standard error, a sentence a line.
 """
 
 from __future__ import annotations
@@ -46,20 +46,7 @@ def add_parser(subparsers: Any) -> None:
         parser = commands.add_parser(name, parents=[common], help=words, description=words)
         for argument, options in arguments:
             parser.add_argument(argument, **options)
-        parser.set_defaults(run=_at_the_edge(command))
-
-
-def _at_the_edge(command: Command) -> Command:
-    def run(args: Arguments) -> int:
-        try:
-            return command(args)
-        except ChandlerError as error:
-            _warn(str(error))
-        except OSError as error:
-            _warn(f"{error.filename or 'output'}: {error.strerror}")
-        return 1
-
-    return run
+        parser.set_defaults(run=command)
 
 
 def _warn(sentence: str) -> None:

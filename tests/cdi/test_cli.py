@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import pathlib
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import pytest
 
 from shim import files
-from shim.cli import cdi
+from shim.cli.main import main
 
 GPUS = """cdiVersion: 0.5.0
 kind: v.com/gpu
@@ -36,11 +35,7 @@ def specs(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Pa
 
 
 def run(*arguments: Any) -> int:
-    parser = argparse.ArgumentParser()
-    cdi.add_parser(parser.add_subparsers())
-    args = parser.parse_args(["cdi", *map(str, arguments)])
-    status: int = args.run(args)
-    return status
+    return main(["cdi", *map(str, arguments)])
 
 
 def test_list_says_what_is_the_same_hardware(specs: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
