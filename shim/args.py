@@ -85,6 +85,8 @@ OPTIONS: Dict[str, Dict[str, str]] = {
     },
 }
 
+_VERBS = frozenset(verb for table in OPTIONS.values() for verb in table) | frozenset(
+    ("features", "info", "init", "mounts", "pause", "resume", "start", "state"))
 # What every command of a kind knows besides.  (argp's two hidden ones are program-name and HANG.)
 _ALWAYS = {"runc": "help h", "youki": "help h", "crun": "help ? usage program-name= HANG?"}
 # runc's verbs that keep options where they are: what follows the id is another program's.
@@ -100,18 +102,18 @@ class Invocation:
     restore (and no --help), `id` the container, `bundle` "" for the working directory, `config` crun's --config.
     `words` are the arguments after the verb: with `certain` false, the id may be any of them.  `certain` is false
     where an option is unknown, or where the runtimes would read the words differently: the runtime, which knows,
-    still gets them as they are.
+    still gets them as they are.  `verb_certain`: the same for the verb alone.
     """
 
     __slots__ = ("verb", "index", "edited", "bundle", "config", "id", "words", "root", "log", "log_format",
-                 "systemd_cgroup", "certain")
+                 "systemd_cgroup", "certain", "verb_certain")
 
     def __init__(self) -> None:
         self.verb = self.bundle = self.config = self.id = self.root = self.log = self.log_format = ""
         self.index = -1
         self.edited = self.systemd_cgroup = False
         self.words: List[str] = []
-        self.certain = True
+        self.certain = self.verb_certain = True
 
     def same(self, other: Invocation) -> bool:
         """Do both say the same about everything that matters to Chandler?"""
@@ -137,7 +139,7 @@ def parse(argv: List[str], kind: str = "") -> Invocation:
         return _read(argv, kind)
     readings = [_read(argv, each) for each in KINDS]
     certain = [reading for reading in readings if reading.certain]
-    first = (certain or readings)[0]
+    first = (certain or [reading for reading in readings if reading.verb_certain] or readings)[0]
     first.certain = bool(certain) and all(first.same(other) for other in certain)
     return first
 
@@ -151,14 +153,16 @@ def _read(argv: List[str], kind: str) -> Invocation:
         argv, _options(kind, table[""]))
     leaves = _note(call, found)
     if not call.certain:
-        # An unknown option may or may not take the next word: rather a verb that we know than a value.
-        rest = next((rest[at:] for at, word in enumerate(rest) if word in EDITED or word in table), rest)
+        rest = argv[_verb_at(argv, len(argv) - len(rest)):]
+        call.verb_certain = False
     if not rest:
         return call
     call.verb, call.index = rest[0], len(argv) - len(rest)
     roots = call.root, call.log, call.log_format
     if kind == "runc" and call.verb not in _IN_PLACE:
         reader = _go_reordered
+    if kind == "youki" and call.verb not in EDITED:
+        reader = _clap_id
     found, call.words, certain = reader(rest[1:], _options(kind, table.get(call.verb, "")))
     leaves = _note(call, found) or leaves
     call.root, call.log, call.log_format = roots  # delete -r is not --root
@@ -176,6 +180,20 @@ def _read(argv: List[str], kind: str) -> Invocation:
         # After an unknown option the id of a create is rather the last word: the others are that option's value.
         call.id = call.words[-1 if call.edited and not call.certain else 0]
     return call
+
+
+def _verb_at(argv: List[str], otherwise: int) -> int:
+    """Where the verb is, as far as one can tell when an option is unknown and may or may not take the next word."""
+    takes: Dict[str, str] = {}
+    for kind in KINDS:
+        takes.update(_options(kind, OPTIONS[kind][""]))
+    at = 0
+    while at < len(argv) and argv[at][:1] == "-":
+        name, equals, _ = argv[at].lstrip("-").partition("=")
+        if name not in takes and not equals:
+            return next((place for place in range(at, len(argv)) if argv[place] in _VERBS), otherwise)
+        at += 1 if equals or takes[name] != "=" else 2
+    return min(at, len(argv))
 
 
 def _options(kind: str, table: str) -> Dict[str, str]:
@@ -316,7 +334,7 @@ def _clap(words: List[str], options: Dict[str, str], stops: bool = False) -> Tup
             continue
         at += 1
         if word == "--":
-            return found, arguments + words[at:], certain and not stops
+            return found, arguments + words[at:], certain
         cluster: List[Tuple[str, Optional[str]]] = []
         if word[1] == "-":
             name, equals, value = word[2:].partition("=")
@@ -344,6 +362,13 @@ def _clap(words: List[str], options: Dict[str, str], stops: bool = False) -> Tup
 
 
 def _clap_globals(words: List[str], options: Dict[str, str]) -> Tuple[Found, List[str], bool]:
+    """Before the verb, -- makes the verb an argument, which youki has none of."""
+    found, rest, certain = _clap_id(words, options)
+    return found, rest, certain and words[len(words) - len(rest) - 1:len(words) - len(rest)] != ["--"]
+
+
+def _clap_id(words: List[str], options: Dict[str, str]) -> Tuple[Found, List[str], bool]:
+    """As far as the first argument: what follows may be another program's, and is nothing to us."""
     return _clap(words, options, stops=True)
 
 

@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import posix
 
-from shim import files
-from shim.errors import BundleError
+from shim import errors, files
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -69,10 +68,10 @@ class ConfigJson:
         try:
             found = posix.lstat(path)
             if found.st_mode & _FORMAT == _LINK:
-                raise BundleError(f"{path} is a symbolic link", "a bundle with a request needs a config.json of its own")
+                raise errors.BundleError(f"{path} is a symbolic link", "a bundle with a request needs a config.json of its own")
             data, self._found = files.read(path, files.MAX_CONFIG_JSON)
         except OSError as error:
-            raise BundleError(f"{path} cannot be read: {error.strerror}") from None
+            raise errors.BundleError(f"{path} cannot be read: {error.strerror}") from None
         self.fresh = True
         self.engine = data
         self._check_names()
@@ -82,7 +81,7 @@ class ConfigJson:
                 self.fresh = False
                 self.engine = self._original()
             elif mark in data.replace(b"\\/", b"/"):
-                raise BundleError(f"{path} was changed after Chandler had edited it, and still holds its edits",
+                raise errors.BundleError(f"{path} was changed after Chandler had edited it, and still holds its edits",
                                   f"put the engine's own back: mv {self.original} {path}")
 
     def _check_names(self) -> None:
@@ -96,7 +95,7 @@ class ConfigJson:
             if other is not None and (other.st_dev, other.st_ino) == (self._found.st_dev, self._found.st_ino):
                 return
         if names > 1:
-            raise BundleError(f"{self.path} has {names} names (hard links)",
+            raise errors.BundleError(f"{self.path} has {names} names (hard links)",
                               "a bundle with a request needs a config.json of its own")
 
     def _written(self) -> str:
@@ -110,7 +109,7 @@ class ConfigJson:
         try:
             return files.read(self.original, files.MAX_CONFIG_JSON)[0]
         except OSError as error:
-            raise BundleError(f"{self.path} holds Chandler's edits, and {self.original} cannot be read: {error.strerror}",
+            raise errors.BundleError(f"{self.path} holds Chandler's edits, and {self.original} cannot be read: {error.strerror}",
                               _REMEDY) from None
 
     def write(self, data: bytes, digest: str) -> None:
@@ -123,7 +122,7 @@ class ConfigJson:
         except OSError as error:
             if self.fresh:
                 self._forget()
-            raise BundleError(f"{self.path} cannot be replaced: {error.strerror}") from None
+            raise errors.BundleError(f"{self.path} cannot be replaced: {error.strerror}") from None
 
     def _keep_original(self) -> None:
         """The engine's file gets a second name, which costs nothing; where links cannot be, a copy."""

@@ -74,4 +74,7 @@ EMPTY = Edits()
 
 def merge(*parts: Edits) -> Edits:
     """All edits of all parts in order; a later one wins over an earlier one of the same kind and key."""
-    return Edits([item for part in parts for item in part.items])
+    full = [part for part in parts if part.items]
+    if len(full) == 1:
+        return full[0]
+    return Edits([item for part in full for item in part.items])

@@ -6,10 +6,9 @@ create path.
 
 from __future__ import annotations
 
-from shim import gpu, host, identity, oci, policy, resources
+from shim import errors, gpu, host, identity, oci, policy, resources
 from shim import request as _request
 from shim.edits import ANNOTATION, ENV, Edits, merge
-from shim.errors import BundleError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -63,7 +62,7 @@ def plan(document: Dict[str, Any], inventory: Inventory) -> Optional[Plan]:
             return None
         wish = _request.Request({}, "annotation cdi.k8s.io/*")
     if type(document.get("process")) is not dict:
-        raise BundleError(f"{wish.source}: config.json has no process to equip")
+        raise errors.BundleError(f"{wish.source}: config.json has no process to equip")
     policy.check(wish, document, config)
     grant = gpu.grant(wish.gpu, engine_names, inventory, wish.source, host.look)
     policy.check_devices(wish, grant.names, len(grant.keys), config)

@@ -2,10 +2,18 @@
 
 Every error that a person can meet is a ChandlerError.  It is one plain sentence (two at most), without a
 newline, and names the key or file.  Front ends print it once, at the edge; context is added outward with
-`within`.  Part of the create path: no imports.
+`within`.
+
+Part of the create path: no imports.  The subclasses come into being when they are first asked for, since making
+all of them costs a twentieth of the interpreter's own start; modules of the create path therefore write
+`errors.HostError`, others may import the name.
 """
 
 from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Type
 
 
 class ChandlerError(Exception):
@@ -24,33 +32,32 @@ class ChandlerError(Exception):
         return type(self)(f"{context}: {self.what}", self.todo)
 
 
-class JsonError(ChandlerError):
-    """Text that is not JSON, or is JSON beyond the limits."""
+_FAMILY = {
+    "JsonError": "Text that is not JSON, or is JSON beyond the limits.",
+    "RequestError": "The request document is wrong: unknown key, wrong type, out of range.",
+    "PolicyError": "The request is well formed, but the node's policy does not allow it.",
+    "CdiError": "A CDI file is invalid, or a CDI device cannot be resolved.",
+    "TrustError": "A file, or a directory on its way, may be written by somebody who must not.",
+    "ConfigError": "The configuration is wrong.",
+    "HostError": "The host lacks something: a device node, a runtime, a file.",
+    "BundleError": "The bundle cannot be read or changed.",
+}
 
 
-class RequestError(ChandlerError):
-    """The request document is wrong: unknown key, wrong type, out of range."""
+def __getattr__(name: str) -> Type[ChandlerError]:
+    if name not in _FAMILY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    made = type(name, (ChandlerError,), {"__doc__": _FAMILY[name], "__module__": __name__})
+    globals()[name] = made
+    return made
 
 
-class PolicyError(ChandlerError):
-    """The request is well formed, but the node's policy does not allow it."""
-
-
-class CdiError(ChandlerError):
-    """A CDI file is invalid, or a CDI device cannot be resolved."""
-
-
-class TrustError(ChandlerError):
-    """A file, or a directory on its way, may be written by somebody who must not."""
-
-
-class ConfigError(ChandlerError):
-    """The configuration is wrong."""
-
-
-class HostError(ChandlerError):
-    """The host lacks something: a device node, a runtime, a file."""
-
-
-class BundleError(ChandlerError):
-    """The bundle cannot be read or changed."""
+if TYPE_CHECKING:
+    class JsonError(ChandlerError): ...
+    class RequestError(ChandlerError): ...
+    class PolicyError(ChandlerError): ...
+    class CdiError(ChandlerError): ...
+    class TrustError(ChandlerError): ...
+    class ConfigError(ChandlerError): ...
+    class HostError(ChandlerError): ...
+    class BundleError(ChandlerError): ...

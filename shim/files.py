@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import posix
 
-from shim.errors import ChandlerError, HostError, TrustError
+from shim import errors
+from shim.errors import ChandlerError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,9 +35,9 @@ def read(path: str, limit: int, follow: bool = False) -> Tuple[bytes, posix.stat
     try:
         found = posix.fstat(descriptor)
         if found.st_mode & _FORMAT != _REGULAR:
-            raise HostError(f"{path} is not a regular file")
+            raise errors.HostError(f"{path} is not a regular file")
         if found.st_size > limit:
-            raise HostError(f"{path} has {found.st_size} bytes, more than the limit of {limit}")
+            raise errors.HostError(f"{path} has {found.st_size} bytes, more than the limit of {limit}")
         return read_all(descriptor, found.st_size, limit, path), found
     finally:
         posix.close(descriptor)
@@ -54,7 +55,7 @@ def read_all(descriptor: int, size: int, limit: int, path: str) -> bytes:
         parts.append(data)
         total += len(data)
         if total > limit:
-            raise HostError(f"{path} has more than the limit of {limit} bytes")
+            raise errors.HostError(f"{path} has more than the limit of {limit} bytes")
     return b"".join(parts)
 
 
@@ -142,13 +143,13 @@ def check_trust(path: str, found: posix.stat_result, owners: Dict[int, str], las
     """
     if found.st_uid not in owners:
         names = " or ".join(owners.values())
-        raise TrustError(f"{path} belongs to uid {found.st_uid}, not to {names}", f"`chown root {path}`")
+        raise errors.TrustError(f"{path} belongs to uid {found.st_uid}, not to {names}", f"`chown root {path}`")
     mode = found.st_mode
     if mode & _FORMAT == _LINK or not mode & _OTHERS_WRITE:
         return
     if not last and mode & _STICKY and mode & _FORMAT == _DIRECTORY:
         return
-    raise TrustError(f"{path} can be written by others (mode {mode & 0o7777:04o})", f"`chmod go-w {path}`")
+    raise errors.TrustError(f"{path} can be written by others (mode {mode & 0o7777:04o})", f"`chmod go-w {path}`")
 
 
 def check_way(path: str, owners: Dict[int, str]) -> List[Tuple[str, posix.stat_result]]:
@@ -195,12 +196,12 @@ def read_spec_dirs(directories: List[str], owners: Dict[int, str]) -> List[SpecD
         except FileNotFoundError:
             names = []
         except OSError as failed:
-            names, error = [], HostError(f"the CDI directory {directory} cannot be read: {failed.strerror}")
-        except TrustError as failed:
+            names, error = [], errors.HostError(f"the CDI directory {directory} cannot be read: {failed.strerror}")
+        except errors.TrustError as failed:
             names, error = [], failed
         count += len(names)
         if count > MAX_CDI_FILES:
-            names, error = [], HostError(f"more than {MAX_CDI_FILES} CDI files, with those in {directory}")
+            names, error = [], errors.HostError(f"more than {MAX_CDI_FILES} CDI files, with those in {directory}")
         for name in names:
             files.append((name, read_spec(f"{directory}/{name}", owners)))
         result.append((directory, error, files))
@@ -214,7 +215,7 @@ def read_spec(path: str, owners: Dict[int, str]) -> Union[bytes, ChandlerError]:
     except ChandlerError as error:
         return error
     except OSError as failed:
-        return HostError(f"{path} cannot be read: {failed.strerror}")
+        return errors.HostError(f"{path} cannot be read: {failed.strerror}")
 
 
 class Lock:

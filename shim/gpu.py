@@ -6,10 +6,10 @@ path.
 
 from __future__ import annotations
 
+from shim import errors
 from shim.cdi import names as cdi_names
 from shim.cdi import resolve as cdi_resolve
 from shim.edits import DEVICE, ENV, GID, Edits, merge
-from shim.errors import HostError, RequestError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def grant(wish: Optional[Dict[str, Any]], engine_names: List[str], inventory: In
         kind = _kind(wish.get("vendor", DEFAULT_VENDOR), source)
         asked, count = wish.get("devices"), wish.get("count", 1)
         if asked is not None and "count" in wish and "all" not in asked and count != len(asked):
-            raise RequestError(f"{source}: resources.gpu asks for {count} devices and names {len(asked)}",
+            raise errors.RequestError(f"{source}: resources.gpu asks for {count} devices and names {len(asked)}",
                                "leave one of count and devices out")
         picks = inventory.picks(kind)
         if picks or any("=" in name for name in asked or ()):
@@ -88,7 +88,7 @@ def _kind(vendor: str, source: str) -> str:
         return VENDORS[vendor][0]
     if "/" in vendor:
         return vendor
-    raise RequestError(f"{source}: resources.gpu.vendor: unknown vendor {vendor!r}",
+    raise errors.RequestError(f"{source}: resources.gpu.vendor: unknown vendor {vendor!r}",
                        f"known: {', '.join(VENDORS)}, or a CDI kind such as example.com/gpu")
 
 
@@ -97,7 +97,7 @@ def _kind(vendor: str, source: str) -> str:
 def _counted(kind: str, count: int, picks: List[str], source: str) -> List[str]:
     names = [f"{kind}={device}" for device in picks[:count]]
     if count > len(names):
-        raise RequestError(f"{source}: resources.gpu asks for {count} devices of {kind}; this node has {len(names)}",
+        raise errors.RequestError(f"{source}: resources.gpu asks for {count} devices of {kind}; this node has {len(names)}",
                            f"they are {', '.join(names)}")
     return names
 
@@ -124,7 +124,7 @@ def _from_cdi(names: List[str], inventory: Inventory, source: str) -> Grant:
             inventory.explain_missing([each for each in names if inventory.lookup(each) is None])
         own = inventory.key(name)
         if any(key in keys for key in own):
-            raise RequestError(f"{source}: {name} is a device that another of the names asked for stands for, too",
+            raise errors.RequestError(f"{source}: {name} is a device that another of the names asked for stands for, too",
                                "name each device once")
         keys += own
         per_kind[kind] = per_kind.get(kind, 0) + len(own)
@@ -150,7 +150,7 @@ def _from_nodes(kind: str, asked: Any, count: int, inventory: Inventory, source:
         inventory.explain_missing([f"{kind}={device}" for device in asked or ("0",)])
     numbers = list(range(count)) if asked is None else [_device_number(device, kind, source) for device in asked]
     if len(set(numbers)) != len(numbers):
-        raise RequestError(f"{source}: resources.gpu.devices names one device twice")
+        raise errors.RequestError(f"{source}: resources.gpu.devices names one device twice")
     origin = f"vendor table, {kind}"
     shared, own = _NODES[kind]
     edits: List[Edit] = []
@@ -160,8 +160,8 @@ def _from_nodes(kind: str, asked: Any, count: int, inventory: Inventory, source:
         for number in numbers:
             for template in own:
                 edits.extend(_node(template.format(number, 128 + number), origin, look))
-    except HostError as error:
-        raise HostError(f"{source}: resources.gpu asks for {len(numbers)} devices of {kind}, but {error.what}, and no CDI "
+    except errors.HostError as error:
+        raise errors.HostError(f"{source}: resources.gpu asks for {len(numbers)} devices of {kind}, but {error.what}, and no CDI "
                         f"file describes {kind}", _REMEDIES.get(kind, "load the driver, or give the node a CDI file")) from None
     names = [f"{kind}={number}" for number in numbers]
     return Grant(names, names, Edits(edits + _visibility(kind, len(numbers))))
@@ -169,7 +169,7 @@ def _from_nodes(kind: str, asked: Any, count: int, inventory: Inventory, source:
 
 def _device_number(device: str, kind: str, source: str) -> int:
     if not device.isdigit():
-        raise RequestError(f"{source}: resources.gpu.devices: without a CDI file for {kind} a device is a number, "
+        raise errors.RequestError(f"{source}: resources.gpu.devices: without a CDI file for {kind} a device is a number, "
                            f"not {device!r}", "give the node a CDI file")
     return int(device)
 

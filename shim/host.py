@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import posix
 
+from shim import errors
 from shim.edits import DEVICE, MOUNT, Edits
-from shim.errors import HostError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,10 +29,10 @@ def lstat_device(path: str) -> Tuple[str, int, int, int]:
     try:
         found = posix.lstat(path)
     except (OSError, ValueError) as error:
-        raise HostError(f"{path} is not on this host ({getattr(error, 'strerror', error)})") from None
+        raise errors.HostError(f"{path} is not on this host ({getattr(error, 'strerror', error)})") from None
     kind = _TYPES.get(found.st_mode & _FORMAT)
     if kind is None:
-        raise HostError(f"{path} is not a device node")
+        raise errors.HostError(f"{path} is not a device node")
     rdev = found.st_rdev
     return kind, posix.major(rdev), posix.minor(rdev), found.st_mode & 0o777
 
@@ -57,7 +57,7 @@ def _complete(edit: Edit, lstat: Stat) -> Edit:
     source = node.get("hostPath") or path
     try:
         found, major, minor, mode = lstat(source)
-    except HostError as error:
+    except errors.HostError as error:
         if certain:
             return edit
         raise error.within(origin) from None
@@ -68,7 +68,7 @@ def _complete(edit: Edit, lstat: Stat) -> Edit:
         if not declared:
             node["type"] = found
         elif declared != found:
-            raise HostError(f"{origin}: {source} is a device of type {found!r}, not {declared!r}")
+            raise errors.HostError(f"{origin}: {source} is a device of type {found!r}, not {declared!r}")
         if not node.get("major") and found != "p":
             node["major"], node["minor"] = major, minor
     return kind, path, node, origin
@@ -83,7 +83,7 @@ def check_mounts(edits: Edits) -> None:
         if kind == MOUNT:
             source = mount.get("source", "")
             if source.startswith("/") and not exists(source):
-                raise HostError(f"{origin}: the host path {source} (for {destination}) does not exist",
+                raise errors.HostError(f"{origin}: the host path {source} (for {destination}) does not exist",
                                 "the file is older than the driver: generate it anew, then run `chandler refresh`")
 
 

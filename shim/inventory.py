@@ -41,7 +41,7 @@ class Inventory:
     """Configuration and CDI devices.  `segment(n)` gives the n-th CDI file as compiled; `explain` is called with
     names that are missing and raises the full story."""
 
-    __slots__ = ("config", "problems", "_kinds", "_devices", "_segment", "_explain", "_opened")
+    __slots__ = ("config", "problems", "_kinds", "_devices", "_segment", "_explain", "_opened", "_found")
 
     def __init__(self, config: Dict[str, Any], kinds: str, devices: str, segment: Callable[[int], Any],
                  explain: Callable[[List[str]], NoReturn], problems: bool) -> None:
@@ -52,6 +52,7 @@ class Inventory:
         self._segment = segment
         self._explain = explain
         self._opened: Dict[int, Any] = {}
+        self._found: Dict[str, Found] = {}
 
     def picks(self, kind: str) -> List[str]:
         """One name of each physical device of a kind, in the order in which a count takes them."""
@@ -69,26 +70,28 @@ class Inventory:
 
     def lookup(self, name: str) -> Optional[Found]:
         """(number of its file, the file's own edits, the device's edits) of a qualified name, or None."""
+        if name in self._found:
+            return self._found[name]
         line = _line(self._devices, name)
         if not line:
             return None
         number = int(line.partition("\t")[0])
-        segment = self._opened.get(number)
-        if segment is None:
-            segment = self._opened[number] = self._segment(number)
-        origin = segment["path"]
-        common = tuple((kind, _key(key), value, origin) for kind, key, value in segment["edits"])
+        opened = self._opened.get(number)
+        if opened is None:
+            segment = self._segment(number)
+            opened = self._opened[number] = segment, _edits(segment["edits"], segment["path"])
+        segment, common = opened
         own = segment["devices"][name.partition("=")[2]]
-        origin = f"{origin} {name}"
-        return number, common, tuple((kind, _key(key), value, origin) for kind, key, value in own)
+        found = self._found[name] = number, common, _edits(own, f"{segment['path']} {name}")
+        return found
 
     def explain_missing(self, names: List[str]) -> NoReturn:
         """Raises the CdiError that tells why devices cannot be resolved."""
         self._explain(names)
 
 
-def _key(key: Any) -> Any:
-    return tuple(key) if type(key) is list else key
+def _edits(compiled: List[Any], origin: str) -> Tuple[Edit, ...]:
+    return tuple([(kind, key, value, origin) for kind, key, value in compiled])
 
 
 def _line(text: str, key: str) -> str:

@@ -8,7 +8,8 @@ written (class Number).  A damaged text is parsed again with `json` only to say 
 
 from __future__ import annotations
 
-from shim.errors import JsonError
+from shim import errors
+from shim.errors import ChandlerError
 
 try:
     from _json import encode_basestring_ascii, make_encoder, make_scanner
@@ -18,6 +19,8 @@ except ImportError:  # an interpreter without the C accelerator: slower, the sam
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, Dict, List, NoReturn, Optional, Tuple
+
+    Encode = Callable[[Any], str]
 
 MAX_DEPTH = 64
 _BLANKS = " \t\n\r"
@@ -41,12 +44,8 @@ class Number:
         return self.text
 
 
-class _Constant(ValueError):
-    pass
-
-
 def _refuse_constant(name: str) -> NoReturn:
-    raise _Constant(name)
+    raise errors.JsonError(f"{name} is not JSON")
 
 
 def _unique(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
@@ -55,7 +54,7 @@ def _unique(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
         seen = set()
         for key, _ in pairs:
             if key in seen:
-                raise JsonError(f"the key {key!r} stands twice in one object")
+                raise errors.JsonError(f"the key {key!r} stands twice in one object")
             seen.add(key)
     return members
 
@@ -72,17 +71,16 @@ class _Context:
     memo: Dict[str, str] = {}
 
 
-class _StrictContext(_Context):
-    object_pairs_hook = staticmethod(_unique)
-
-
-def _scanner(context: Any) -> Any:
+def _scanner(unique: bool = False) -> Callable[[str, int], Tuple[Any, int]]:
+    """A function from text and place to value and the place after it."""
+    hook = _unique if unique else None
     if make_scanner is not None:
-        return make_scanner(context)
+        context = _Context()
+        context.object_pairs_hook = hook
+        return make_scanner(context)  # type: ignore[arg-type, unused-ignore]
     import json
-    decoder = json.JSONDecoder(parse_float=Number, parse_constant=_refuse_constant,
-                               object_pairs_hook=context.object_pairs_hook)
-    return decoder.scan_once  # type: ignore[attr-defined]
+    decoder = json.JSONDecoder(parse_float=Number, parse_constant=_refuse_constant, object_pairs_hook=hook)
+    return decoder.scan_once  # type: ignore[attr-defined, no-any-return]
 
 
 def loads(data: bytes, unique: bool = False) -> Any:
@@ -93,16 +91,14 @@ def loads(data: bytes, unique: bool = False) -> Any:
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise JsonError(f"not UTF-8 at byte {error.start}") from None
+        raise errors.JsonError(f"not UTF-8 at byte {error.start}") from None
     start = len(text) - len(text.lstrip(_BLANKS))
     try:
-        value, end = _scanner(_StrictContext if unique else _Context)(text, start)
-    except JsonError:
+        value, end = _scanner(unique)(text, start)
+    except ChandlerError:
         raise
-    except _Constant as error:
-        raise JsonError(f"{error} is not JSON") from None
     except RecursionError:
-        raise JsonError(f"nested more than {MAX_DEPTH} deep") from None
+        raise errors.JsonError(f"nested more than {MAX_DEPTH} deep") from None
     except (StopIteration, ValueError, SystemError):
         raise _damage(text) from None
     if text[end:].strip(_BLANKS):
@@ -110,16 +106,16 @@ def loads(data: bytes, unique: bool = False) -> Any:
     return value
 
 
-def _damage(text: str) -> JsonError:
+def _damage(text: str) -> errors.JsonError:
     """Where `text` is damaged: the slow parser knows, and this is no hot path any more."""
     import json
     try:
         json.loads(text)
     except ValueError as error:
-        return JsonError(f"not JSON: {error}")
+        return errors.JsonError(f"not JSON: {error}")
     except RecursionError:
-        return JsonError(f"nested more than {MAX_DEPTH} deep")
-    return JsonError("not JSON")
+        return errors.JsonError(f"nested more than {MAX_DEPTH} deep")
+    return errors.JsonError("not JSON")
 
 
 def check_depth(value: Any, limit: int = MAX_DEPTH) -> None:
@@ -136,39 +132,129 @@ def check_depth(value: Any, limit: int = MAX_DEPTH) -> None:
             return
         level = below
     if any(isinstance(item, (dict, list)) for item in level):
-        raise JsonError(f"nested more than {limit} deep")
+        raise errors.JsonError(f"nested more than {limit} deep")
+
+
+class Source:
+    """A parsed text that remembers how its larger parts were written.
+
+    `value` is the document.  The members of the document, and of its member `deep`, that are objects or lists are
+    kept as text as well; `dumps` writes those that are still the same object as they were, which saves encoding
+    most of a config.json and leaves it to the byte.
+    """
+
+    __slots__ = ("value", "deep", "_texts")
+
+    def __init__(self, data: bytes, deep: str) -> None:
+        """Raises JsonError, also when the text is no object."""
+        self.value: Dict[str, Any] = {}
+        self.deep = deep
+        self._texts: Dict[int, str] = {}
+        text = data.decode("utf-8", "replace")
+        try:
+            end = self._members(text, _blanks(text, 0), self.value, _scanner(), deep)
+            whole = not text[end:].strip(_BLANKS) and "\ufffd" not in text
+        except (ChandlerError, RecursionError, StopIteration, IndexError, ValueError, SystemError):
+            whole = False
+        if not whole:  # damaged, or written in a way that the fast walk does not know
+            self._texts = {}
+            self.value = loads(data)
+            if type(self.value) is not dict:
+                raise errors.JsonError("not an object")
+
+    def _members(self, text: str, at: int, members: Dict[str, Any], scan: Any, deep: str) -> int:
+        """Reads the object that begins at `at`; the place after it."""
+        if text[at] != "{":
+            raise ValueError
+        at = _blanks(text, at + 1)
+        if text[at] == "}":
+            return at + 1
+        while True:
+            key, at = scan(text, at)
+            if type(key) is not str:
+                raise ValueError
+            at = _blanks(text, at)
+            if text[at] != ":":
+                raise ValueError
+            start = at = _blanks(text, at + 1)
+            if key == deep and text[at] == "{":
+                value: Any = {}
+                at = self._members(text, at, value, scan, "")
+            else:
+                value, at = scan(text, at)
+            if key in members:
+                raise ValueError  # the first value would be forgotten, and another could take its identity
+            members[key] = value
+            if type(value) is dict or type(value) is list:
+                self._texts[id(value)] = text[start:at]
+            at = _blanks(text, at)
+            if text[at] == "}":
+                return at + 1
+            if text[at] != ",":
+                raise ValueError
+            at = _blanks(text, at + 1)
+
+    def dumps(self, value: Dict[str, Any]) -> bytes:
+        """`value`, a document made from ours, as JSON on one line but for what is as it was."""
+        return _written(lambda encode: self._text(value, encode, self.deep)).encode("utf-8")
+
+    def _text(self, members: Dict[str, Any], encode: Encode, deep: str) -> str:
+        texts = self._texts
+        parts = []
+        for key, value in members.items():
+            text = texts.get(id(value))
+            if text is None:
+                text = self._text(value, encode, "") if key == deep and type(value) is dict else encode(value)
+            parts.append(f"{encode(key)}:{text}")
+        return "{" + ",".join(parts) + "}"
+
+
+def _blanks(text: str, at: int) -> int:
+    while text[at] in _BLANKS:
+        at += 1
+    return at
 
 
 def dumps(value: Any) -> bytes:
     """A value as JSON on one line, ASCII only; Numbers as they were written.  Raises JsonError for NaN."""
+    return _written(lambda encode: encode(value)).encode("ascii")
+
+
+def _written(write: Callable[[Encode], str]) -> str:
+    """The text that `write` makes with an encoder, with every Number as it was written."""
     token = "chandler number"
     while True:
-        text, numbers = _encode(value, token)
+        numbers: List[str] = []
+        text = write(_encoder(token, numbers))
         if not numbers:
-            return text.encode("ascii")
+            return text
         pieces = text.split(f'"{token}"')
         if len(pieces) == len(numbers) + 1:
-            return "".join(piece + number for piece, number in zip(pieces, [*numbers, ""])).encode("ascii")
+            return "".join(piece + number for piece, number in zip(pieces, [*numbers, ""]))
         token += "'"  # a string of the document looks like our placeholder
 
 
-def _encode(value: Any, token: str) -> Tuple[str, List[str]]:
-    """The text with `token` in the place of every Number, and their texts in order."""
-    numbers: List[str] = []
-
+def _encoder(token: str, numbers: List[str]) -> Encode:
+    """A function from value to text, with `token` in the place of every Number, whose text goes to `numbers`."""
     def default(item: Any) -> str:
         if not isinstance(item, Number):
             raise TypeError(f"{type(item).__name__} is no JSON value")
         numbers.append(item.text)
         return token
 
-    try:
-        if make_scanner is not None:
-            encoder = make_encoder(None, default, encode_basestring_ascii, None, ":", ",", False, False, False)
-            return "".join(encoder(value, 0)), numbers
+    if make_scanner is not None:
+        write = make_encoder(None, default, encode_basestring_ascii, None, ":", ",", False, False, False)
+    else:
         import json
-        return json.dumps(value, default=default, separators=(",", ":"), allow_nan=False), numbers
-    except ValueError as error:
-        raise JsonError(str(error)) from None
-    except RecursionError:
-        raise JsonError(f"nested more than {MAX_DEPTH} deep") from None
+        encoder = json.JSONEncoder(default=default, separators=(",", ":"), allow_nan=False)
+        write = encoder.iterencode  # type: ignore[assignment, unused-ignore]
+
+    def encode(value: Any) -> str:
+        try:
+            return "".join(write(value, 0))
+        except ValueError as error:
+            raise errors.JsonError(str(error)) from None
+        except RecursionError:
+            raise errors.JsonError(f"nested more than {MAX_DEPTH} deep") from None
+
+    return encode

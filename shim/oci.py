@@ -8,7 +8,7 @@ path.
 from __future__ import annotations
 
 from shim import edits as _edits
-from shim.errors import BundleError
+from shim import errors
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def _member(parent: Document, key: str, kind: Any) -> Any:
     if value is None:
         value = kind()
     elif type(value) is not kind:
-        raise BundleError(f"config.json: {key!r} is not {'an object' if kind is dict else 'a list'}")
+        raise errors.BundleError(f"config.json: {key!r} is not {'an object' if kind is dict else 'a list'}")
     else:
         value = value.copy()
     parent[key] = value
@@ -135,11 +135,14 @@ def in_user_namespace(config: Document) -> bool:
 
 def _mounts(config: Document, edits: List[Edit]) -> None:
     mounts = _member(config, "mounts", list)
+    present = {entry.get("destination") for entry in mounts if isinstance(entry, dict)}
     for _, destination, mount, _ in edits:
-        for place, entry in enumerate(mounts):
-            if isinstance(entry, dict) and entry.get("destination") == destination:
-                del mounts[place]
-                break
+        if destination in present:
+            for place, entry in enumerate(mounts):
+                if isinstance(entry, dict) and entry.get("destination") == destination:
+                    del mounts[place]
+                    break
+        present.add(destination)
         mounts.append(mount)
     # parents before children; equal depths keep their order
     mounts.sort(key=_depth)
@@ -147,7 +150,11 @@ def _mounts(config: Document, edits: List[Edit]) -> None:
 
 def _depth(mount: Any) -> int:
     destination = mount.get("destination") if isinstance(mount, dict) else None
-    return clean(destination).count("/") if isinstance(destination, str) else 0
+    if not isinstance(destination, str):
+        return 0
+    if "//" in destination or "/." in destination or destination[-1:] == "/":
+        destination = clean(destination)
+    return destination.count("/")
 
 
 def clean(path: str) -> str:

@@ -6,9 +6,8 @@ configuration alone.  Pure; part of the create path.
 
 from __future__ import annotations
 
-from shim import oci
+from shim import errors, oci
 from shim import request as _request
-from shim.errors import PolicyError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,9 +31,9 @@ def check(wish: _request.Request, document: Config, config: Config) -> None:
     for asked, key in _asked(wish):
         rule = _covers(config["policy.deny"], asked)
         if rule:
-            raise PolicyError(f"{wish.source}: {key} is refused by {rule!r} in deny of [policy]")
+            raise errors.PolicyError(f"{wish.source}: {key} is refused by {rule!r} in deny of [policy]")
         if not trusted and not _covers(config["policy.allow"], asked):
-            raise PolicyError(f"{wish.source}: {key} is not allowed: allow of [policy] has no {asked!r}",
+            raise errors.PolicyError(f"{wish.source}: {key} is not allowed: allow of [policy] has no {asked!r}",
                               "ask the node's administrator")
     for name, value in wish.env.items():
         _check_variable(name, value, wish.source, trusted)
@@ -48,10 +47,10 @@ def check_devices(wish: _request.Request, names: List[str], count: int, config: 
     for name in names:
         kind = name.partition("=")[0]
         if kind not in config["policy.kinds"]:
-            raise PolicyError(f"{wish.source}: resources.gpu asks for {name}; kinds of [policy] has no {kind}")
+            raise errors.PolicyError(f"{wish.source}: resources.gpu asks for {name}; kinds of [policy] has no {kind}")
     limit = config["policy.max-gpus"]
     if count > limit:
-        raise PolicyError(f"{wish.source}: resources.gpu asks for {count} devices; max-gpus of [policy] is {limit}")
+        raise errors.PolicyError(f"{wish.source}: resources.gpu asks for {count} devices; max-gpus of [policy] is {limit}")
 
 
 def _asked(wish: _request.Request) -> List[Tuple[str, str]]:
@@ -79,14 +78,14 @@ def _covers(rules: List[str], asked: str) -> str:
 
 def _check_variable(name: str, value: str, source: str, trusted: bool) -> None:
     if name.endswith(_OURS_SUFFIX) or name.startswith(_OURS_PREFIX) or name in _OURS:
-        raise PolicyError(f"{source}: env.{name} is set by Chandler from what is granted", "remove it")
+        raise errors.PolicyError(f"{source}: env.{name} is set by Chandler from what is granted", "remove it")
     if trusted:
         return
     if name.startswith(_LOADER_PREFIXES) or name in _LOADER:
-        raise PolicyError(f"{source}: env.{name} decides which code is loaded, so a request may not set it",
+        raise errors.PolicyError(f"{source}: env.{name} decides which code is loaded, so a request may not set it",
                           "set it in the image, or trust = \"all\" in [policy]")
     if value.startswith(_REFERENCES):
-        raise PolicyError(f"{source}: env.{name} refers to the host ({value[:3]}…), which the policy does not allow")
+        raise errors.PolicyError(f"{source}: env.{name} refers to the host ({value[:3]}…), which the policy does not allow")
 
 
 def _check_limits(wish: _request.Request, document: Config) -> None:
@@ -96,7 +95,7 @@ def _check_limits(wish: _request.Request, document: Config) -> None:
         if key not in asked:
             continue
         if oci.resource(document, "unified", unified) is not None:
-            raise PolicyError(f"{wish.source}: resources.{key}: the engine has set {unified} in linux.resources.unified")
+            raise errors.PolicyError(f"{wish.source}: resources.{key}: the engine has set {unified} in linux.resources.unified")
         present = oci.resource(document, controller, name)
         if key == "cpuset":
             loose = bool(present) and not _request.cpus(asked[key]) <= _request.cpus(present)
@@ -109,7 +108,7 @@ def _check_limits(wish: _request.Request, document: Config) -> None:
         else:
             loose = asked[key] < 0 or asked[key] > present
         if loose:
-            raise PolicyError(f"{wish.source}: resources.{key} = {asked[key]} loosens the engine's limit of {present}")
+            raise errors.PolicyError(f"{wish.source}: resources.{key} = {asked[key]} loosens the engine's limit of {present}")
 
 
 # request key: (controller, key of linux.resources, the file of cgroup v2 that unified would name)

@@ -5,7 +5,7 @@ Source: k8s.io/apimachinery resource.Quantity.  Integer arithmetic alone; part o
 
 from __future__ import annotations
 
-from shim.errors import RequestError
+from shim import errors
 
 MAX = (1 << 63) - 1
 _SUFFIXES = {"n": (10, -9), "u": (10, -6), "m": (10, -3), "": (10, 0), "k": (10, 3), "K": (10, 3), "M": (10, 6),
@@ -25,14 +25,14 @@ def scaled(text: str, scale: int = 1) -> int:
             number, suffix = text[:end], text[end:]
             break
     if suffix not in _SUFFIXES:
-        raise RequestError(f"{text!r} is no quantity", "write a number with k, M, G, T, Ki, Mi, Gi or Ti")
+        raise errors.RequestError(f"{text!r} is no quantity", "write a number with k, M, G, T, Ki, Mi, Gi or Ti")
     number, _, exponent = number.replace("E", "e").partition("e")
     whole, _, fraction = number.partition(".")
     digits = (whole[1:] if whole.startswith("+") else whole) + fraction
     if not digits.isdigit() or not text.isascii() or len(digits) > _MAX_DIGITS or len(exponent) > 4:
         if number.startswith("-"):
-            raise RequestError(f"{text!r} is negative")
-        raise RequestError(f"{text!r} is no quantity", "write a number such as 500m, 1.5, 512Mi or 2G")
+            raise errors.RequestError(f"{text!r} is negative")
+        raise errors.RequestError(f"{text!r} is no quantity", "write a number such as 500m, 1.5, 512Mi or 2G")
     base, power = _SUFFIXES[suffix]
     value: int = int(digits) * scale * (base ** power if power > 0 else 1)
     tens = (int(exponent) if exponent else 0) - len(fraction) + (power if power < 0 else 0)
@@ -41,7 +41,7 @@ def scaled(text: str, scale: int = 1) -> int:
     else:
         value = -(-value // 10 ** -tens)
     if value > MAX:
-        raise RequestError(f"{text!r} is too large")
+        raise errors.RequestError(f"{text!r} is too large")
     return value
 
 

@@ -7,8 +7,8 @@ Pure; part of the create path.
 
 from __future__ import annotations
 
-from shim import jsontext, quantity
-from shim.errors import ChandlerError, RequestError
+from shim import errors, jsontext, quantity
+from shim.errors import ChandlerError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -53,15 +53,15 @@ class Request:
 
 def _text(value: Any) -> str:
     if not isinstance(value, str) or not value:
-        raise RequestError(f"{_shown(value)} is not a text")
+        raise errors.RequestError(f"{_shown(value)} is not a text")
     return value
 
 
 def _number(value: Any, low: int, high: int) -> int:
     if type(value) is not int:
-        raise RequestError(f"{_shown(value)} is not a whole number")
+        raise errors.RequestError(f"{_shown(value)} is not a whole number")
     if not low <= value <= high:
-        raise RequestError(f"{value} is not between {low} and {high}")
+        raise errors.RequestError(f"{value} is not between {low} and {high}")
     return value
 
 
@@ -84,9 +84,9 @@ def _quantity(scale: int, low: int = 1, high: int = MAX_INT) -> Leaf:
     def check(value: Any) -> int:
         found = quantity.scaled(_as_text(value), scale)
         if found < low:
-            raise RequestError(f"{_shown(value)} is too small")
+            raise errors.RequestError(f"{_shown(value)} is too small")
         if found > high:
-            raise RequestError(f"{_shown(value)} is too large")
+            raise errors.RequestError(f"{_shown(value)} is too large")
         return found
     return check, str
 
@@ -105,14 +105,14 @@ def cpus(text: str) -> set[int]:
     """The CPUs of a list such as 0-3,8 (cpuset(7), list format).  Raises RequestError."""
     found: set[int] = set()
     if len(text) > 4096 or not text.isascii():
-        raise RequestError(f"{_shown(text)} is no list of CPUs", "write for example 0-3,8")
+        raise errors.RequestError(f"{_shown(text)} is no list of CPUs", "write for example 0-3,8")
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
         if not (first.isdigit() and (last.isdigit() if dash else True)) or len(part) > 12:
-            raise RequestError(f"{text!r} is no list of CPUs", "write for example 0-3,8")
+            raise errors.RequestError(f"{text!r} is no list of CPUs", "write for example 0-3,8")
         low, high = int(first), int(last or first)
         if low > high or high > 8191:
-            raise RequestError(f"{text!r} is no list of CPUs", "write for example 0-3,8")
+            raise errors.RequestError(f"{text!r} is no list of CPUs", "write for example 0-3,8")
         found.update(range(low, high + 1))
     return found
 
@@ -121,12 +121,12 @@ def _names(value: Any) -> List[str]:
     if isinstance(value, list):
         names = [_as_text(item) for item in value]
     else:
-        raise RequestError(f"{_shown(value)} is not a list")
+        raise errors.RequestError(f"{_shown(value)} is not a list")
     if not names:
-        raise RequestError("the list is empty", "leave the key out")
+        raise errors.RequestError("the list is empty", "leave the key out")
     for name in names:
         if not name.isprintable() or name.strip() != name or "," in name or len(name) > 512:
-            raise RequestError(f"{name!r} is no device name")
+            raise errors.RequestError(f"{name!r} is no device name")
     return names
 
 
@@ -136,14 +136,14 @@ def _vendor(value: Any) -> str:
 
 def _env(value: Any) -> Dict[str, str]:
     if not isinstance(value, dict):
-        raise RequestError(f"{_shown(value)} is not an object of names and texts")
+        raise errors.RequestError(f"{_shown(value)} is not an object of names and texts")
     for name, text in value.items():
         if not name or "=" in name or not name.isprintable() or " " in name:
-            raise RequestError(f"{name!r} is no name of a variable")
+            raise errors.RequestError(f"{name!r} is no name of a variable")
         if not isinstance(text, str):
-            raise RequestError(f"the value of {name} is not a text", "put it in quotes")
+            raise errors.RequestError(f"the value of {name} is not a text", "put it in quotes")
         if "\0" in text:
-            raise RequestError(f"the value of {name} holds a NUL")
+            raise errors.RequestError(f"the value of {name} holds a NUL")
     return dict(value)
 
 
@@ -179,20 +179,20 @@ SCHEMA: Dict[str, Any] = {
 def check(document: Any, schema: Optional[Dict[str, Any]] = None, path: str = "") -> Document:
     """`document` in normal form.  Raises RequestError with the dotted path of the key that is wrong."""
     if not isinstance(document, dict):
-        raise RequestError(f"{path or 'the document'}: {_shown(document)} is not an object")
+        raise errors.RequestError(f"{path or 'the document'}: {_shown(document)} is not an object")
     schema = SCHEMA if schema is None else schema
     result: Document = {}
     for key, value in document.items():
         where = f"{path}.{key}" if path else key
         known = schema.get(key)
         if known is None:
-            raise RequestError(f"unknown key {where!r}", f"known here: {', '.join(sorted(schema))}")
+            raise errors.RequestError(f"unknown key {where!r}", f"known here: {', '.join(sorted(schema))}")
         if isinstance(known, dict):
             result[key] = check(value, known, where)
         else:
             try:
                 result[key] = known[0](value)
-            except RequestError as error:
+            except errors.RequestError as error:
                 raise error.within(where) from None
     return result
 
@@ -208,7 +208,7 @@ def parse_document(text: str) -> Any:
         jsontext.check_depth(value)
         return value
     except ChandlerError as error:
-        raise RequestError(error.what, error.todo) from None
+        raise errors.RequestError(error.what, error.todo) from None
 
 
 def from_annotations(annotations: Dict[str, Any], prefix: str, container: Optional[str]) -> Optional[Request]:
@@ -222,14 +222,14 @@ def from_annotations(annotations: Dict[str, Any], prefix: str, container: Option
         return None
     size = sum(len(key) + len(value) for key, value in found.items() if isinstance(value, str))
     if size > MAX_ANNOTATIONS:
-        raise RequestError(f"the annotations {prefix}* hold {size} characters, more than {MAX_ANNOTATIONS}")
+        raise errors.RequestError(f"the annotations {prefix}* hold {size} characters, more than {MAX_ANNOTATIONS}")
     if MARK in found:
-        raise RequestError(f"annotation {prefix}{MARK} is Chandler's own mark", "remove it")
+        raise errors.RequestError(f"annotation {prefix}{MARK} is Chandler's own mark", "remove it")
     pod_wide: Document = {}
     own: Document = {}
     for key, value in found.items():
         if not isinstance(value, str):
-            raise RequestError(f"annotation {prefix}{key} is not a text")
+            raise errors.RequestError(f"annotation {prefix}{key} is not a text")
         if key == _SERVICES or key.startswith(_SERVICE + "."):
             own[key] = value
         else:
@@ -244,20 +244,20 @@ def _container_document(own: Dict[str, str], prefix: str, container: Optional[st
     """The document among `services` and `service.<container>` that is for this container."""
     if container is None:
         keys = ", ".join(prefix + key for key in own)
-        raise RequestError(f"{keys}: the engine does not say which container of a pod this is",
+        raise errors.RequestError(f"{keys}: the engine does not say which container of a pod this is",
                            f"use the annotation {prefix}{_SERVICE}")
     found: List[Tuple[str, Any]] = []
     if _SERVICES in own:
         services = _document(own[_SERVICES], prefix + _SERVICES)
         if not isinstance(services, dict):
-            raise RequestError(f"annotation {prefix}{_SERVICES} is not an object of container names")
+            raise errors.RequestError(f"annotation {prefix}{_SERVICES} is not an object of container names")
         if container in services:
             found.append((f"annotation {prefix}{_SERVICES} ({container})", services[container]))
     short = f"{_SERVICE}.{container}"
     if short in own:
         found.append((f"annotation {prefix}{short}", _document(own[short], prefix + short)))
     if len(found) > 1:
-        raise RequestError(f"annotations {prefix}{_SERVICES} and {prefix}{short} both ask for {container}",
+        raise errors.RequestError(f"annotations {prefix}{_SERVICES} and {prefix}{short} both ask for {container}",
                            "remove one of them")
     if not found:
         return None
@@ -273,7 +273,7 @@ def _pod_document(pod_wide: Dict[str, str], prefix: str) -> Request:
         document = _document(pod_wide[_SERVICE], prefix + _SERVICE)
         sources.append(prefix + _SERVICE)
         if not isinstance(document, dict):
-            raise RequestError(f"annotation {prefix}{_SERVICE} is not an object")
+            raise errors.RequestError(f"annotation {prefix}{_SERVICE} is not an object")
     for key, text in pod_wide.items():
         if key != _SERVICE:
             _set(document, key, text, prefix + key)
@@ -284,14 +284,14 @@ def _pod_document(pod_wide: Dict[str, str], prefix: str) -> Request:
 def _document(text: str, annotation: str) -> Any:
     try:
         return parse_document(text)
-    except RequestError as error:
+    except errors.RequestError as error:
         raise error.within(f"annotation {annotation}") from None
 
 
 def _checked(document: Any, source: str) -> Request:
     try:
         return Request(check(document), source)
-    except RequestError as error:
+    except errors.RequestError as error:
         raise error.within(source) from None
 
 
@@ -304,20 +304,20 @@ def _set(document: Document, key: str, text: str, annotation: str) -> None:
         schema = schema.get(parts[depth])
         depth += 1
     if schema is None or isinstance(schema, dict):
-        raise RequestError(f"annotation {annotation}: unknown key {key!r}")
+        raise errors.RequestError(f"annotation {annotation}: unknown key {key!r}")
     rest = parts[depth:]
     if schema is _ENV:  # the name of a variable may have dots
         where, name = parts[:depth], ".".join(rest)
     elif rest:
-        raise RequestError(f"annotation {annotation}: unknown key {key!r}")
+        raise errors.RequestError(f"annotation {annotation}: unknown key {key!r}")
     else:
         where, name = parts[:-1], parts[-1]
     for part in where:
         document = document.setdefault(part, {})
         if not isinstance(document, dict):
-            raise RequestError(f"annotation {annotation}: the document has another value at {part!r}")
+            raise errors.RequestError(f"annotation {annotation}: the document has another value at {part!r}")
     if name in document:
-        raise RequestError(f"annotation {annotation}: the document sets {key!r}, too", "remove one of them")
+        raise errors.RequestError(f"annotation {annotation}: the document sets {key!r}, too", "remove one of them")
     document[name] = schema[1](text)
 
 

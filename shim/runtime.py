@@ -11,8 +11,8 @@ import sys
 import time
 
 from shim import args as _args
-from shim import configjson, engine, files, grants, inventory, jsontext, runtimes
-from shim.errors import BundleError, ChandlerError, HostError
+from shim import configjson, engine, errors, files, grants, inventory, jsontext, runtimes
+from shim.errors import ChandlerError
 from shim.inventory import Place
 
 TYPE_CHECKING = False
@@ -26,26 +26,33 @@ def main(argv: List[str]) -> NoReturn:
     """`argv`: how we were called, then the runtime's arguments.  Does not return."""
     started = time.monotonic()
     program, rest = argv[0], argv[1:]
-    call = _args.parse(rest, runtimes.fixed_kind(program))
     try:
-        _serve(program, rest, call, started)
+        _serve(program, rest, started)
     except ChandlerError as error:
         problem = str(error)
-    except (OSError, MemoryError, RecursionError) as error:
-        problem = f"{type(error).__name__}: {error}"
+    except Exception as error:  # a defect of ours: still one sentence, and the runtime does not start
+        problem = f"internal error, {type(error).__name__}: {error}"
     from shim import report
+    call = _args.parse(rest, runtimes.fixed_kind(program))
     report.error(problem, call.log, call.log_format)
     sys.exit(1)
 
 
-def _serve(program: str, rest: List[str], call: _args.Invocation, started: float) -> NoReturn:
+def _serve(program: str, rest: List[str], started: float) -> NoReturn:
     environment = _environment()
     place = Place(environment)
+    fixed = runtimes.fixed_kind(program)
+    call = _args.parse(rest, fixed or "runc")
+    if not (call.edited and call.certain):
+        # what runc does not know, or does not call a create, may be one to the runtime that we have not chosen yet
+        call = _args.parse(rest, fixed)
     if not call.edited:
         _pass_through(program, rest, call, place, environment)
-    path = _args.config_path(call)
-    stored = _stored(place, path)
+    stored = _stored(place)
     kind, binary = runtimes.for_create(stored.config, program, place.owners)
+    if kind != (fixed or "runc"):
+        call = _args.parse(rest, kind)
+    path = _args.config_path(call)
     bundle = None
     if configjson.may_ask(path, engine.needles(stored.config)):
         bundle = _equip(path, stored, place, call, kind, binary, environment, started)
@@ -54,10 +61,10 @@ def _serve(program: str, rest: List[str], call: _args.Invocation, started: float
     except OSError as error:
         if bundle is not None:
             bundle.restore()
-        raise HostError(f"the runtime {binary} cannot be started: {error.strerror}") from None
+        raise errors.HostError(f"the runtime {binary} cannot be started: {error.strerror}") from None
 
 
-def _stored(place: Place, path: str) -> Inventory:
+def _stored(place: Place) -> Inventory:
     """The inventory, compiled anew when it is stale."""
     try:
         return inventory.load(place, _explain(place))
@@ -93,18 +100,17 @@ def _equip(path: str, stored: Inventory, place: Place, call: _args.Invocation, k
     config = stored.config
     bundle = configjson.ConfigJson(path, engine.mark(config))
     try:
-        document = jsontext.loads(bundle.engine)
+        source = jsontext.Source(bundle.engine, deep="linux")
     except ChandlerError as error:
-        raise BundleError(f"{path}: {error.what}") from None
-    if type(document) is not dict:
-        raise BundleError(f"{path} is not an object")
+        raise errors.BundleError(f"{path}: {error.what}") from None
+    document = source.value
     try:
         made = engine.plan(document, stored)
     except inventory.Stale:  # the stored inventory lost a part while we read it
         made = engine.plan(document, _compiled(place))
     if made is None:
         return None
-    data = jsontext.dumps(engine.equip(document, made, place.rootless))
+    data = source.dumps(engine.equip(document, made, place.rootless))
     before, after = files.digest(bundle.engine), files.digest(data)
     root = call.root or runtimes.default_root(kind, place.rootless, environment)
     state_dir = config["state-dir"] or place.state_dir
@@ -116,7 +122,7 @@ def _equip(path: str, stored: Inventory, place: Place, call: _args.Invocation, k
     try:
         grants.write(state_dir, record)
     except OSError as error:
-        raise HostError(f"the grant cannot be recorded in {grants.directory(state_dir)}: {error.strerror}") from None
+        raise errors.HostError(f"the grant cannot be recorded in {grants.directory(state_dir)}: {error.strerror}") from None
     try:
         bundle.write(data, after)
     except ChandlerError:
@@ -147,7 +153,7 @@ def _pass_through(program: str, rest: List[str], call: _args.Invocation, place: 
     try:
         _exec(binary, rest, environment)
     except OSError as error:
-        raise HostError(f"the runtime {binary} cannot be started: {error.strerror}") from None
+        raise errors.HostError(f"the runtime {binary} cannot be started: {error.strerror}") from None
 
 
 def _names_from_sources(place: Place) -> List[str]:

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import posix
 
-from shim import files, paths
-from shim.errors import HostError, TrustError
+from shim import errors, files, paths
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,10 +37,10 @@ def find(name: str, owners: Dict[int, str]) -> Tuple[str, str]:
         if posix.access(path, posix.X_OK):
             try:
                 files.check_way(path, owners)
-            except TrustError as error:
-                raise TrustError(f"the runtime {path} is not used: {error.what}", error.todo) from None
+            except errors.TrustError as error:
+                raise errors.TrustError(f"the runtime {path} is not used: {error.what}", error.todo) from None
             return kind_of(path), path
-    raise HostError(f"the runtime {name} is not installed")
+    raise errors.HostError(f"the runtime {name} is not installed")
 
 
 def fixed_kind(program: str) -> str:
@@ -63,9 +62,9 @@ def for_create(config: Dict[str, Any], program: str, owners: Dict[int, str]) -> 
     for name in names:
         try:
             return find(name, owners)
-        except HostError:
+        except errors.HostError:
             continue
-    raise HostError(f"no runtime is installed: looked for {', '.join(names)}",
+    raise errors.HostError(f"no runtime is installed: looked for {', '.join(names)}",
                     "install runc, crun or youki, or set runtimes in the configuration")
 
 
@@ -106,6 +105,6 @@ def for_verb(names: List[str], kind: str, owners: Dict[int, str]) -> str:
     for name in names:
         try:
             return find(name, owners)[1]
-        except HostError:
+        except errors.HostError:
             continue
-    raise HostError(f"no runtime is installed: looked for {', '.join(names)}", "install runc, crun or youki")
+    raise errors.HostError(f"no runtime is installed: looked for {', '.join(names)}", "install runc, crun or youki")
