@@ -130,7 +130,8 @@ def in_user_namespace(config: Document) -> bool:
     """Whether config.json gives the container a user namespace."""
     linux = config.get("linux")
     namespaces = linux.get("namespaces") if isinstance(linux, dict) else None
-    return any(isinstance(entry, dict) and entry.get("type") == "user" for entry in namespaces or ())
+    return isinstance(namespaces, list) and any(
+        isinstance(entry, dict) and entry.get("type") == "user" for entry in namespaces)
 
 
 def _mounts(config: Document, edits: List[Edit]) -> None:
@@ -228,11 +229,14 @@ def _annotations(config: Document, edits: List[Edit]) -> None:
         annotations[key] = value
 
 
-def resource(config: Document, controller: str, key: str) -> Any:
-    """linux.resources.<controller>.<key> as the engine set it, or None."""
+def resource(config: Document, controller: str, key: str, kind: Any = int) -> Any:
+    """linux.resources.<controller>.<key> as the engine set it, or None.  Raises BundleError for another type."""
     value: Any = config
     for name in ("linux", "resources", controller, key):
         value = value.get(name) if isinstance(value, dict) else None
+    if value is not None and type(value) is not kind:
+        wanted = "a whole number" if kind is int else "a text"
+        raise BundleError(f"config.json: linux.resources.{controller}.{key} is not {wanted}")
     return value
 
 

@@ -94,19 +94,19 @@ def _check_limits(wish: _request.Request, document: Config) -> None:
     for key, (controller, name, unified) in _LIMITS.items():
         if key not in asked:
             continue
-        if oci.resource(document, "unified", unified) is not None:
+        if oci.resource(document, "unified", unified, str) is not None:
             raise errors.PolicyError(f"{wish.source}: resources.{key}: the engine has set {unified} in linux.resources.unified")
-        present = oci.resource(document, controller, name)
+        present = oci.resource(document, controller, name, str if key == "cpuset" else int)
         if key == "cpuset":
             loose = bool(present) and not _request.cpus(asked[key]) <= _request.cpus(present)
-        elif type(present) is not int or present <= 0:
+        elif present is None or present <= 0:
             loose = False
         elif key == "cpu":
             period = oci.resource(document, "cpu", "period") or oci.CPU_PERIOD
             loose = asked[key] * period > present * 1000
             present = f"{present}/{period} of a CPU"
         else:
-            loose = asked[key] < 0 or asked[key] > present
+            loose = asked[key] <= 0 or asked[key] > present  # runtimes take 0 for no limit
         if loose:
             raise errors.PolicyError(f"{wish.source}: resources.{key} = {asked[key]} loosens the engine's limit of {present}")
 
