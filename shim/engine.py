@@ -63,7 +63,7 @@ def plan(document: Dict[str, Any], inventory: Inventory) -> Optional[Plan]:
         wish = _request.Request({}, "annotation cdi.k8s.io/*")
     if type(document.get("process")) is not dict:
         raise errors.BundleError(f"{wish.source}: config.json has no process to equip")
-    policy.check(wish, document, config)
+    policy.check(wish, document, config, engine_names)
     grant = gpu.grant(wish.gpu, engine_names, inventory, wish.source, host.look)
     policy.check_devices(wish, grant.names, len(grant.keys), config)
     own = Edits([(ENV, variable, value, wish.source) for variable, value in wish.env.items()])

@@ -11,7 +11,7 @@ from shim import request as _request
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, List, Tuple
+    from typing import Any, Dict, List, Sequence, Tuple
 
     Config = Dict[str, Any]
 
@@ -25,10 +25,11 @@ _LOADER = frozenset(("PATH", "GCONV_PATH", "GLIBC_TUNABLES", "BASH_ENV", "ENV"))
 _REFERENCES = ("$E:", "$S:")
 
 
-def check(wish: _request.Request, document: Config, config: Config) -> None:
-    """Raises PolicyError, with the key and the rule, when the node's policy does not allow the request."""
+def check(wish: _request.Request, document: Config, config: Config, names: Sequence[str] = ()) -> None:
+    """Raises PolicyError, with the key and the rule, when the node's policy does not allow the request, or the
+    devices (`names`) that other annotations ask for."""
     trusted = config["policy.trust"] == "all"
-    for asked, key in _asked(wish):
+    for asked, key in _asked(wish) + _asked_by_name(names, "cdi.k8s.io"):
         rule = _covers(config["policy.deny"], asked)
         if rule:
             raise errors.PolicyError(f"{wish.source}: {key} is refused by {rule!r} in deny of [policy]")
@@ -61,10 +62,19 @@ def _asked(wish: _request.Request) -> List[Tuple[str, str]]:
             asked.append((f"resources.{key}", f"resources.{key}"))
     for key, value in (wish.gpu or {}).items():
         asked.append((f"gpu.{key}", f"resources.gpu.{key}"))
-        if key == "devices" and any(name.rpartition("=")[2] == "all" for name in value):
-            asked.append(("gpu.all", 'resources.gpu.devices: "all"'))
+        if key == "devices":
+            asked += _asked_by_name(value, "resources.gpu.devices")[1:]
     if wish.gpu is not None and not wish.gpu:
         asked.append(("gpu", "resources.gpu"))
+    return asked
+
+
+def _asked_by_name(names: Sequence[str], key: str) -> List[Tuple[str, str]]:
+    if not names:
+        return []
+    asked = [("gpu.devices", key)]
+    if any(name.rpartition("=")[2] == "all" for name in names):
+        asked.append(("gpu.all", f'{key}: "all"'))
     return asked
 
 
