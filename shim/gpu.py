@@ -168,7 +168,7 @@ def _from_nodes(kind: str, asked: Any, count: int, inventory: Inventory, source:
 
 
 def _device_number(device: str, kind: str, source: str) -> int:
-    if not device.isdigit():
+    if not device.isdigit() or not device.isascii():
         raise errors.RequestError(f"{source}: resources.gpu.devices: without a CDI file for {kind} a device is a number, "
                            f"not {device!r}", "give the node a CDI file")
     return int(device)
