@@ -13,7 +13,7 @@ REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 # Front ends: each may use everything else and none of the others.
 FRONT_ENDS = ("shim.runtime", "shim.nri", "shim.bundle", "shim.cli")
 # Modules that touch the host. Everything else that is no front end is pure: values in, values out.
-EFFECTS = ("shim.host", "shim.files", "shim.inventory", "shim.ledger", "shim.grants", "shim.compiler", "shim.engine", "shim.report", "shim.runtimes")
+EFFECTS = ("shim.configjson", "shim.host", "shim.files", "shim.inventory", "shim.ledger", "shim.grants", "shim.compiler", "shim.engine", "shim.report", "shim.runtimes")
 # What a pure module has no business with; `errno` and the like are only names.
 HOST_MODULES = {"os", "posix", "socket", "subprocess", "time", "datetime", "fcntl", "tempfile", "shutil", "pathlib", "select", "signal"}
 
@@ -67,7 +67,7 @@ def test_imports_go_one_way(name: str) -> None:
 
 
 def test_lint() -> None:
-    tool("ruff", "check", "--quiet", ".")
+    tool("ruff", "check", "--quiet", "--output-format", "concise", ".")
 
 
 def test_types() -> None:
