@@ -43,15 +43,31 @@ def _identity(node: Mapping[str, Any], stat: Stat) -> str:
     return f"{'c' if kind == 'u' else kind}{major}:{minor}"
 
 
+class _Sets:
+    """Sets that can be asked for those that share an element, without looking at all of them."""
+
+    def __init__(self) -> None:
+        self.holders: Dict[str, List[FrozenSet[str]]] = {}
+
+    def add(self, one: FrozenSet[str]) -> None:
+        for element in one:
+            self.holders.setdefault(element, []).append(one)
+
+    def near(self, one: FrozenSet[str]) -> Set[FrozenSet[str]]:
+        return {other for element in one for other in self.holders.get(element, ())}
+
+
 def aggregates(keys: Iterable[Key]) -> Set[Key]:
     """The keys that stand for several devices (`all`): strict supersets of at least two disjoint others."""
-    sets = {key: frozenset(key) for key in keys}
-    found: Set[Key] = set()
-    for key, whole in sets.items():
-        parts = [part for part in sets.values() if part < whole]
-        if _any_disjoint(parts):
-            found.add(key)
-    return found
+    wholes = {frozenset(key): key for key in keys}
+    sets = _Sets()
+    for one in wholes:
+        sets.add(one)
+    return {
+        key
+        for whole, key in wholes.items()
+        if len(whole) > 1 and _any_disjoint([part for part in sets.near(whole) if part < whole])
+    }
 
 
 def _any_disjoint(parts: List[FrozenSet[str]]) -> bool:
@@ -73,14 +89,14 @@ def pick(keys: Mapping[str, Key], count: int) -> List[str]:
     one already taken, or has one as its part.
     """
     skipped = aggregates(keys.values())
-    taken: List[FrozenSet[str]] = []
+    taken = _Sets()
     names: List[str] = []
     for key, alike in groups(keys):
         if len(names) >= count:
             break
         own = frozenset(key)
-        if key not in skipped and not any(own <= other or other <= own for other in taken):
-            taken.append(own)
+        if key not in skipped and not any(own <= other or other <= own for other in taken.near(own)):
+            taken.add(own)
             names.append(alike[0])
     return names
 

@@ -7,7 +7,7 @@ from shim.errors import CdiError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, List, Tuple
+    from typing import Any, Dict, List, Set, Tuple
 
 MAX_SIZE = 16 << 20  # bytes of a file
 
@@ -65,9 +65,11 @@ def _json(text: str) -> Any:
 def _unique(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
     items = dict(pairs)
     if len(items) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise CdiError(f'key "{twice}" comes twice')
+        seen: Set[str] = set()
+        for name, _ in pairs:
+            if name in seen:
+                raise CdiError(f'key "{name}" comes twice')
+            seen.add(name)
     return items
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     Directory = Tuple[str, Optional[ChandlerError], Sequence[Entry]]
 
 SUFFIXES = (".json", ".yaml")
+MAX_NEAR = 4  # missing names for which we look for similar ones, which takes long
 
 
 def is_spec_name(name: str) -> bool:
@@ -138,7 +139,7 @@ class Registry:
             if path not in valid
             for error in errors
         ]
-        near = self._near([name for name in missing if name not in self.conflicts])
+        near = self._near([name for name in missing if name not in self.conflicts][:MAX_NEAR])
         return unresolvable(missing, "; ".join(why), f"the nearest known: {', '.join(near)}" if near else self._known())
 
     def _near(self, missing: Iterable[str]) -> List[str]:
