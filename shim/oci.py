@@ -136,7 +136,8 @@ def in_user_namespace(config: Document) -> bool:
 
 def _mounts(config: Document, edits: List[Edit]) -> None:
     mounts = _member(config, "mounts", list)
-    present = {entry.get("destination") for entry in mounts if isinstance(entry, dict)}
+    present = {entry["destination"] for entry in mounts
+               if isinstance(entry, dict) and isinstance(entry.get("destination"), str)}
     for _, destination, mount, _ in edits:
         if destination in present:
             for place, entry in enumerate(mounts):
@@ -153,7 +154,7 @@ def _depth(mount: Any) -> int:
     destination = mount.get("destination") if isinstance(mount, dict) else None
     if not isinstance(destination, str):
         return 0
-    if "//" in destination or "/." in destination or destination[-1:] == "/":
+    if "//" in destination or "/." in destination or destination[-1:] == "/" or destination[:1] != "/":
         destination = clean(destination)
     return destination.count("/")
 
@@ -236,7 +237,7 @@ def resource(config: Document, controller: str, key: str, kind: Any = int) -> An
         value = value.get(name) if isinstance(value, dict) else None
     if value is not None and type(value) is not kind:
         wanted = "a whole number" if kind is int else "a text"
-        raise BundleError(f"config.json: linux.resources.{controller}.{key} is not {wanted}")
+        raise errors.BundleError(f"config.json: linux.resources.{controller}.{key} is not {wanted}")
     return value
 
 

@@ -200,7 +200,7 @@ def test_a_key_that_stands_twice(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["NaN", "Infinity", "-Infinity"])
 def test_numbers_that_are_none(text: str) -> None:
-    assert f"{text} is not JSON" in refused({P + "service": '{"resources": {"cpu": %s}}' % text})
+    assert f"{text} is not JSON" in refused({P + "service": '{"resources": {"cpu": ' + text + "}}"})
 
 
 def nested(depth: int) -> str:
