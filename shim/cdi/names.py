@@ -77,6 +77,17 @@ def parse_qualified(name: str) -> Tuple[str, str, str]:
     return vendor, class_, device
 
 
+def file_name(kind: str, transient_id: str = "") -> str:
+    """The name, without its ending, of a file for the devices of a kind, or for one transient device of it.
+
+    Source: CDI specification, "Discovery of CDI spec files"; raises CdiError if `kind` is not one.
+    """
+    vendor, class_ = split_kind(kind)
+    check_vendor(vendor)
+    check_class(class_)
+    return f"{vendor}-{class_}" + (f"_{transient_id.replace('/', '_')}" if transient_id else "")
+
+
 def kind(name: str) -> str:
     """The `vendor/class` of a qualified name; CdiError if the name is not one."""
     vendor, class_, _ = parse_qualified(name)

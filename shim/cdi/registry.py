@@ -156,7 +156,7 @@ class Registry:
         return "no CDI device is known; generate a CDI file or name its directory"
 
     def device_keys(self, kind: str, stat: Stat) -> Dict[str, Tuple[str, ...]]:
-        """The physical keys of all resolvable devices of a kind, by device name; keys of different files differ."""
+        """The physical keys of all resolvable devices of a kind, by device name."""
         found: Dict[str, Tuple[str, ...]] = {}
         for file in self.files:
             if file.spec.kind == kind:

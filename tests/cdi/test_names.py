@@ -60,6 +60,24 @@ def test_invalid_names_are_refused_by_name(name: str) -> None:
     assert name.replace("\n", " ") in str(caught.value)
 
 
+FILE_NAMES = {
+    "valid, for a kind": (("vendor.com/class",), "vendor.com-class"),
+    "valid, transient": (("vendor.com/class", "pod1"), "vendor.com-class_pod1"),
+    "valid, slashes of the id become underscores": (("v/c", "a/b/c"), "v-c_a_b_c"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "name"), FILE_NAMES.values(), ids=FILE_NAMES)
+def test_file_names(arguments: tuple[str, ...], name: str) -> None:
+    assert names.file_name(*arguments) == name
+
+
+@pytest.mark.parametrize("kind", ["", "v", "v/", "/c", "../x/c", "1v/c", "v/c/d"])
+def test_a_file_name_needs_a_kind(kind: str) -> None:
+    with pytest.raises(CdiError):
+        names.file_name(kind)
+
+
 @given(st.text(max_size=40))
 def test_any_text_is_a_name_that_can_be_put_together_again_or_an_error(text: str) -> None:
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
-from typing import Any, Mapping, Union
+from typing import Any, Mapping, Optional, Union
 
 import pytest
 from hypothesis import given
@@ -209,15 +209,32 @@ def test_links_directories_and_missing_directories(cdi: pathlib.Path) -> None:
     ]
 
 
-def test_a_change_is_seen_by_the_next_reading(cdi: pathlib.Path) -> None:
-    assert read(cdi).devices == {}
-    (cdi / "a.yaml").write_bytes(text("x"))
-    assert origin(read(cdi), "v.com/c=x") == str(cdi / "a.yaml")
-    (cdi / "b.yaml").write_bytes(text("x"))
-    assert "v.com/c=x" in read(cdi).conflicts
-    (cdi / "a.yaml").unlink()
-    assert origin(read(cdi), "v.com/c=x") == str(cdi / "b.yaml")
-    (cdi / "b.yaml").write_bytes(b"[")
-    assert list(read(cdi).problems) == [str(cdi / "b.yaml")]
-    (cdi / "b.yaml").write_bytes(text("y"))
-    assert list(read(cdi).devices) == ["v.com/c=y"]
+# files before, files after (None: removed), who then defines v.com/c=x
+CHANGES: dict[str, tuple[dict[str, bytes], dict[str, Optional[bytes]], Optional[str]]] = {
+    "valid, nothing changed": ({"a.yaml": text("x")}, {}, "a.yaml"),
+    "valid, a file appears": ({}, {"a.yaml": text("x")}, "a.yaml"),
+    "valid, a file goes": ({"a.yaml": text("x")}, {"a.yaml": None}, None),
+    "valid, a device moves to another file": ({"a.yaml": text("x")}, {"a.yaml": None, "b.json": text("x")}, "b.json"),
+    "valid, a device is renamed": ({"a.yaml": text("x")}, {"a.yaml": text("y")}, None),
+    "valid, a bad file is mended": ({"a.yaml": b"["}, {"a.yaml": text("x")}, "a.yaml"),
+    "valid, a conflict ends": ({"a.yaml": text("x"), "b.yaml": text("x")}, {"a.yaml": None}, "b.yaml"),
+    "invalid, a conflict begins": ({"a.yaml": text("x")}, {"b.yaml": text("x")}, None),
+    "invalid, a file breaks": ({"a.yaml": text("x")}, {"a.yaml": b"["}, None),
+    "valid, another file breaks": ({"a.yaml": text("x"), "b.yaml": text("y")}, {"b.yaml": b"["}, "a.yaml"),
+    "valid, a file of another kind appears": ({"a.yaml": text("x")}, {"b.yaml": text("x", kind="w.com/c")}, "a.yaml"),
+}
+
+
+@pytest.mark.parametrize(("before", "changes", "definer"), CHANGES.values(), ids=CHANGES)
+def test_a_change_is_seen_by_the_next_reading(
+    before: dict[str, bytes], changes: dict[str, Optional[bytes]], definer: Optional[str], cdi: pathlib.Path
+) -> None:
+    for name, data in before.items():
+        (cdi / name).write_bytes(data)
+    read(cdi)
+    for name, change in changes.items():
+        if change is None:
+            (cdi / name).unlink()
+        else:
+            (cdi / name).write_bytes(change)
+    assert origin(read(cdi), "v.com/c=x") == (definer and str(cdi / definer))

@@ -274,6 +274,12 @@ MINIMUM: dict[str, tuple[str, dict[str, Any], Any]] = {
     "annotations": ("0.6.0", {}, {"annotations": {"a": "b"}}),
     "empty annotations": ("0.3.0", {}, {"annotations": {}}),
     "annotations of a device": ("0.6.0", {}, {"devices": [device(annotations={"a": "b"})]}),
+    "permissions": ("0.3.0", node(permissions="rw"), None),
+    "a hook": ("0.3.0", hook(env=["A=1"], timeout=1), None),
+    "a null rdt": ("0.3.0", {"env": ["A=1"], "intelRdt": None}, None),
+    "empty gids": ("0.3.0", {"env": ["A=1"], "additionalGids": []}, None),
+    "a second device's name with a digit first": ("0.5.0", {}, {"devices": [device(), device(name="1")]}),
+    "an underscore in the class": ("0.3.0", {}, {"kind": "v.com/c_d"}),
     "the highest counts": (
         "1.1.0",
         {"netDevices": [{"hostInterfaceName": "a", "name": "b"}], **node(hostPath="/x")},
