@@ -15,6 +15,7 @@ from shim import config as _config
 from shim import files, host, inventory, jsontext, paths, runtimes
 from shim.cdi import devices as physical
 from shim.cdi.registry import Registry
+from shim.edits import DEVICE
 from shim.errors import ChandlerError, ConfigError
 from shim.inventory import MAGIC, Inventory, Place
 
@@ -104,10 +105,15 @@ def read_config(place: Place, sources: Optional[Sources] = None) -> Tuple[Dict[s
 
 def config_texts(place: Place, sources: Sources) -> List[Tuple[str, bytes]]:
     """The configuration's files with their bytes.  Raises ConfigError or TrustError."""
+    if not place.config_path.startswith("/"):
+        raise ConfigError(f"the configuration {place.config_path}, which CHANDLER_CONFIG names, is no absolute path")
     names = [place.config_path]
     directory = os.path.dirname(place.config_path) + "/config.d"
     if sources.note(directory):
-        names += [f"{directory}/{name}" for name in sorted(os.listdir(directory)) if name.endswith(".toml")]
+        try:
+            names += [f"{directory}/{name}" for name in sorted(os.listdir(directory)) if name.endswith(".toml")]
+        except OSError as error:
+            raise ConfigError(f"the configuration {directory} cannot be read: {error.strerror}") from None
     texts = []
     for path in names:
         if not sources.note(path):
@@ -151,6 +157,8 @@ class _Compiled:
             self.kinds.append(f"{kind}\t{' '.join(picks)}")
             for device, units in physical_units(keys, picks).items():
                 file = registry.devices[f"{kind}={device}"]
+                if not any(edit[0] == DEVICE for edit in file.spec.devices[device]):
+                    units = [f"{kind}={device}"]  # no hardware to know it by, and other kinds have such names, too
                 self.devices.append(f"{kind}={device}\t{number[file.path]}\t{' '.join(units)}")
 
     def explain(self, names: List[str]) -> NoReturn:
@@ -184,13 +192,21 @@ class _Compiled:
         body = jsontext.dumps(segment)
         name = files.digest(body)[:32] + ".segment"
         path = f"{self.place.directory}/{name}"
-        if not os.path.exists(path):
+        try:
+            present = files.read(path, inventory.MAX_SEGMENT)[0]
+        except (OSError, ChandlerError):
+            present = b""
+        if present != _with_header(body):  # absent, or damaged
             _store(path, body)
         return name
 
 
 def _store(path: str, body: bytes) -> None:
-    files.replace(path, f"{MAGIC}{crc32(body):08x}\n".encode() + body, 0o600)
+    files.replace(path, _with_header(body), 0o600)
+
+
+def _with_header(body: bytes) -> bytes:
+    return f"{MAGIC}{crc32(body):08x}\n".encode() + body
 
 
 def _segment(file: Any) -> Dict[str, Any]:
