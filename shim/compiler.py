@@ -16,7 +16,7 @@ from shim import files, host, inventory, jsontext, paths, runtimes
 from shim.cdi import devices as physical
 from shim.cdi.registry import Registry
 from shim.edits import DEVICE
-from shim.errors import ChandlerError, ConfigError
+from shim.errors import ChandlerError, ConfigError, TrustError
 from shim.inventory import MAGIC, Inventory, Place
 
 # A file changed this shortly before we read it may change again within its timestamp's tick.
@@ -72,7 +72,8 @@ def _block(seen: Dict[str, Tuple[int, ...]]) -> str:
 
 
 def compile_now(place: Place, store: bool = True) -> Inventory:
-    """The inventory from its sources as they are now; written for the next create when `store` is set.
+    """The inventory from its sources as they are now; written for the next create when `store` is set (the caller
+    then holds the lock).
 
     Raises ConfigError or TrustError for a configuration that must not be used.  A CDI file that is wrong is left
     out, and explained when somebody asks for what it may define.
@@ -127,6 +128,15 @@ def config_texts(place: Place, sources: Sources) -> List[Tuple[str, bytes]]:
     return texts
 
 
+def prefixes(place: Place) -> List[str]:
+    """What a request's annotations may begin with when the configuration cannot be used: the default, and its own."""
+    try:
+        own = _config.prefix_of(config_texts(place, Sources()))
+    except ChandlerError:
+        own = ""
+    return [prefix for prefix in dict.fromkeys((_config.DEFAULT_PREFIX, own)) if prefix]
+
+
 def read_registry(place: Place, config: Dict[str, Any], sources: Optional[Sources] = None) -> Registry:
     """The registry of the CDI directories that the configuration names."""
     sources = sources or Sources()
@@ -159,7 +169,7 @@ class _Compiled:
                 file = registry.devices[f"{kind}={device}"]
                 if not any(edit[0] == DEVICE for edit in file.spec.devices[device]):
                     units = [f"{kind}={device}"]  # no hardware to know it by, and other kinds have such names, too
-                self.devices.append(f"{kind}={device}\t{number[file.path]}\t{' '.join(units)}")
+                self.devices.append("\t".join((f"{kind}={device}", str(number[file.path]), *units)))
 
     def explain(self, names: List[str]) -> NoReturn:
         raise self.registry.diagnose(names)
@@ -171,20 +181,17 @@ class _Compiled:
     def store(self, sources: List[str]) -> None:
         """Writes segments, then the index; a reader sees the old index or the new one, and what it names."""
         directory = self.place.directory
+        if not self.place.private(directory):
+            return
         try:
-            make_state_directory(self.place)
-            files.make_directory(directory)
-            if not self.place.private(directory):
-                return
-            with files.Lock(directory + "/lock"):
-                names = [self._store_segment(segment) for segment in self.segments]
-                header = "\n".join((self.place.key, jsontext.dumps(self.config).decode(),
-                                    "problems" if self.registry.problems else "clean"))
-                text = "\n\n".join((header, *sources, "\n".join(names), "\n".join(self.kinds), "\n".join(self.devices)))
-                _store(directory + "/index", text.encode("utf-8", "surrogateescape"))
-                for name in os.listdir(directory):
-                    if name.endswith(".segment") and name not in names:
-                        os.unlink(f"{directory}/{name}")
+            names = [self._store_segment(segment) for segment in self.segments]
+            header = "\n".join((self.place.key, jsontext.dumps(self.config).decode(),
+                                "problems" if self.registry.problems else "clean"))
+            text = "\n\n".join((header, *sources, "\n".join(names), "\n".join(self.kinds), "\n".join(self.devices)))
+            _store(directory + "/index", text.encode("utf-8", "surrogateescape"))
+            for name in os.listdir(directory):
+                if name.endswith(".segment") and name not in names:
+                    os.unlink(f"{directory}/{name}")
         except OSError:
             return  # the next create compiles again
 
@@ -219,10 +226,9 @@ def physical_units(keys: Dict[str, Tuple[str, ...]], picks: List[str]) -> Dict[s
 
     An aggregate stands for all those that are part of it.
     """
-    units = {name: "+".join(part.replace(" ", "") for part in keys[name]) for name in picks}
     whole = physical.aggregates(keys.values())
-    return {name: [units[pick] for pick in picks if set(keys[pick]) <= set(key)] if key in whole
-            else ["+".join(part.replace(" ", "") for part in key)] for name, key in keys.items()}
+    return {name: ["+".join(keys[pick]) for pick in picks if set(keys[pick]) <= set(key)] if key in whole
+            else ["+".join(key)] for name, key in keys.items()}
 
 
 def make_state_directory(place: Place) -> None:
@@ -256,10 +262,37 @@ def _store_launch(place: Place, config: Dict[str, Any], had_file: bool) -> None:
 
 
 def load(place: Place) -> Inventory:
-    """The inventory as stored if it is fresh, else compiled now."""
+    """The inventory as stored if it is fresh, else compiled now.  Of many at once one compiles, the others wait."""
     def explain(names: List[str]) -> NoReturn:
         raise read_registry(place, read_config(place)[0]).diagnose(names)
     try:
         return inventory.load(place, explain)
     except inventory.Stale:
+        pass
+    lock = _lock(place)
+    if lock is None:
+        return compile_now(place, store=False)
+    with lock:
+        try:
+            return inventory.load(place, explain)
+        except inventory.Stale:
+            return compile_now(place)
+
+
+def refresh(place: Place) -> Inventory:
+    """The inventory compiled now, whatever is stored."""
+    lock = _lock(place)
+    if lock is None:
+        return compile_now(place, store=False)
+    with lock:
         return compile_now(place)
+
+
+def _lock(place: Place) -> Optional[files.Lock]:
+    """The lock of the stored inventory; None where nothing can be stored."""
+    try:
+        make_state_directory(place)
+        files.make_directory(place.directory)
+        return files.Lock(place.directory + "/lock")
+    except (OSError, TrustError):
+        return None

@@ -61,10 +61,12 @@ def _classes(value: Any) -> bool:
     return isinstance(value, list) and all(item in _RULES for item in value)
 
 
+DEFAULT_PREFIX = "chandler.oci/"
+
 # key: (check, what it must be, default)
 KEYS: Dict[str, Tuple[Callable[[Any], bool], str, Any]] = {
     "runtimes": (_runtimes, "a list of names or absolute paths", ["runc", "youki", "crun"]),
-    "annotation-prefix": (_prefix, "letters, digits, dots and hyphens that end in one slash", "chandler.oci/"),
+    "annotation-prefix": (_prefix, "letters, digits, dots and hyphens that end in one slash", DEFAULT_PREFIX),
     "state-dir": (_path, "an absolute path", ""),
     "engine": (_one_of("containerd", "crio", "podman", "docker"), "containerd, crio, podman or docker", ""),
     "cdi.spec-dirs": (_paths, "a list of absolute paths", ["/etc/cdi", "/var/run/cdi"]),
@@ -98,7 +100,7 @@ def compile_config(sources: List[Tuple[str, bytes]]) -> Table:
 
 def prefix_of(sources: List[Tuple[str, bytes]]) -> str:
     """The annotation prefix even of a configuration that is wrong elsewhere; the default if nothing can be read."""
-    prefix = str(KEYS["annotation-prefix"][2])
+    prefix = DEFAULT_PREFIX
     for path, data in sources:
         try:
             value = _parse(path, data).get("annotation-prefix")

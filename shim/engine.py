@@ -70,7 +70,7 @@ def plan(document: Dict[str, Any], inventory: Inventory) -> Optional[Plan]:
     limits = resources.edits(wish.resources, document, wish.source)
     mark = Edits([(ANNOTATION, prefix + _request.MARK, ",".join(grant.names), "for people to read")])
     edits = host.complete(merge(own, limits, grant.edits, mark))
-    host.check_mounts(edits)
+    host.check_paths(edits)
     return Plan(wish, grant.names, grant.keys, edits)
 
 

@@ -10,10 +10,11 @@ import posix
 from zlib import crc32
 
 from shim import files, host, jsontext
+from shim.errors import ChandlerError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, List
+    from typing import Any, Dict, List, Optional
 
 _PLAIN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-+")
 
@@ -42,6 +43,15 @@ def write(state_dir: str, record: Dict[str, Any]) -> None:
     except FileNotFoundError:
         files.make_directory(directory(state_dir), 0o755)
         files.replace(path, data, 0o600)
+
+
+def read(state_dir: str, root: str, container: str) -> Optional[Dict[str, Any]]:
+    """A container's record, or None when it has none that can be read."""
+    try:
+        record = jsontext.loads(files.read(record_path(state_dir, root, container), 1 << 20)[0])
+    except (OSError, ChandlerError):
+        return None
+    return record if type(record) is dict else None
 
 
 def remove(state_dir: str, root: str, container: str) -> None:

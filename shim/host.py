@@ -9,7 +9,7 @@ from __future__ import annotations
 import posix
 
 from shim import errors
-from shim.edits import DEVICE, MOUNT, Edits
+from shim.edits import DEVICE, HOOK, MOUNT, Edits
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -74,17 +74,22 @@ def _complete(edit: Edit, lstat: Stat) -> Edit:
     return kind, path, node, origin
 
 
-def check_mounts(edits: Edits) -> None:
-    """Every host path that is to be mounted must be there; a driver upgrade leaves CDI files that name others.
+def check_paths(edits: Edits) -> None:
+    """What is to be mounted or run as a hook must be on the host; a driver upgrade leaves CDI files that name others.
 
     Raises HostError with the path and the file that asks for it.
     """
-    for kind, destination, mount, origin in edits.items:
+    for kind, key, value, origin in edits.items:
         if kind == MOUNT:
-            source = mount.get("source", "")
-            if source.startswith("/") and not exists(source):
-                raise errors.HostError(f"{origin}: the host path {source} (for {destination}) does not exist",
-                                "the file is older than the driver: generate it anew, then run `chandler refresh`")
+            path = value.get("source", "")
+        elif kind == HOOK:
+            path = value["path"]
+        else:
+            continue
+        if path.startswith("/") and not exists(path):
+            what = f"the hook {path}" if kind == HOOK else f"the host path {path} (for {key})"
+            raise errors.HostError(f"{origin}: {what} does not exist",
+                                   "the file is older than the driver: generate it anew, then run `chandler refresh`")
 
 
 def exists(path: str) -> bool:

@@ -48,7 +48,7 @@ class Inventory:
         self.config = config
         self.problems = problems  # whether a CDI file or directory could not be used, or two of them conflict
         self._kinds = kinds      # "\nKIND\tname name\n…"
-        self._devices = devices  # "\nKIND=name\tfile\tunit unit\n…"
+        self._devices = devices  # "\nKIND=name\tfile\tunit\tunit\n…"
         self._segment = segment
         self._explain = explain
         self._opened: Dict[int, Any] = {}
@@ -66,7 +66,7 @@ class Inventory:
     def key(self, name: str) -> List[str]:
         """The physical devices behind a qualified name; the name itself when it is unknown."""
         line = _line(self._devices, name)
-        return line.partition("\t")[2].split(" ") if line else [name]
+        return line.partition("\t")[2].split("\t") if line else [name]
 
     def lookup(self, name: str) -> Optional[Found]:
         """(number of its file, the file's own edits, the device's edits) of a qualified name, or None."""

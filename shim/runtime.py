@@ -48,7 +48,12 @@ def _serve(program: str, rest: List[str], started: float) -> NoReturn:
         call = _args.parse(rest, fixed)
     if not call.edited:
         _pass_through(program, rest, call, place, environment)
-    stored = _stored(place)
+    try:
+        stored = _stored(place)
+    except ChandlerError:
+        if b"CHANDLER_CONFIG" in environment or _may_ask_anyway(place, _args.config_path(call)):
+            raise
+        _pass_through(program, rest, call, place, environment)
     kind, binary = runtimes.for_create(stored.config, program, place.owners)
     if kind != (fixed or "runc"):
         call = _args.parse(rest, kind)
@@ -72,10 +77,19 @@ def _stored(place: Place) -> Inventory:
         return _compiled(place)
 
 
-def _compiled(place: Place) -> Inventory:
+def _may_ask_anyway(place: Place, path: str) -> bool:
+    """Whether config.json may carry a request, as far as a wrong configuration tells what one looks like.
+
+    A mistake in the configuration must not stop the containers of a whole node that ask for nothing.
+    """
+    from shim import compiler
+    return configjson.may_ask(path, [prefix.rstrip("/").encode() for prefix in compiler.prefixes(place)])
+
+
+def _compiled(place: Place, anew: bool = False) -> Inventory:
     _third_party()
     from shim import compiler
-    return compiler.compile_now(place)
+    return compiler.refresh(place) if anew else compiler.load(place)
 
 
 def _explain(place: Place) -> Any:
@@ -107,13 +121,15 @@ def _equip(path: str, stored: Inventory, place: Place, call: _args.Invocation, k
     try:
         made = engine.plan(document, stored)
     except inventory.Stale:  # the stored inventory lost a part while we read it
-        made = engine.plan(document, _compiled(place))
+        made = engine.plan(document, _compiled(place, anew=True))
     if made is None:
         return None
+    state_dir = config["state-dir"] or place.state_dir
+    root = call.root or runtimes.default_root(kind, place.rootless, environment)
+    if call.verb == "restore":
+        _check_restored(made, grants.read(state_dir, root, call.id), call.id)
     data = source.dumps(engine.equip(document, made, place.rootless))
     before, after = files.digest(bundle.engine), files.digest(data)
-    root = call.root or runtimes.default_root(kind, place.rootless, environment)
-    state_dir = config["state-dir"] or place.state_dir
     record = {
         "id": call.id, "root": root, "runtime": binary, "config": path, "source": made.request.source,
         "devices": made.names, "physical": made.keys, "before": before, "after": after, "time": int(time.time()),
@@ -138,6 +154,13 @@ def _equip(path: str, stored: Inventory, place: Place, call: _args.Invocation, k
             "edits": counts, "runtime": binary, "before": before, "after": after,
             "ms": int((time.monotonic() - started) * 1000)})
     return bundle
+
+
+def _check_restored(made: engine.Plan, record: Any, container: str) -> None:
+    """A process image holds open devices: a restored container gets those that it had, or nothing."""
+    if record is not None and record["devices"] != made.names:
+        raise errors.BundleError(f"{container} was checkpointed with {', '.join(record['devices']) or 'no device'} and would be "
+                                 f"restored with {', '.join(made.names) or 'no device'}", "create it anew")
 
 
 def _pass_through(program: str, rest: List[str], call: _args.Invocation, place: Place,

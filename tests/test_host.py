@@ -96,11 +96,11 @@ def test_mount_sources(tmp_path: Path) -> None:
         return Edits([(MOUNT, "/x", {"destination": "/x", "source": source}, "file.yaml")])
 
     for fine in ("", "tmpfs", str(tmp_path)):
-        host.check_mounts(edits(fine))
+        host.check_paths(edits(fine))
     (tmp_path / "dangling").symlink_to("nowhere")
     for gone in (str(tmp_path / "gone"), str(tmp_path / "dangling"), "/a\0b"):
         with pytest.raises(HostError, match="^file.yaml: the host path .* .for /x. does not exist; the file is older"):
-            host.check_mounts(edits(gone))
+            host.check_paths(edits(gone))
 
 
 @pytest.mark.parametrize(("euid", "uid_map", "overflow", "owners"), [

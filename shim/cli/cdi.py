@@ -287,7 +287,7 @@ def _stale(edits: Edits) -> List[str]:
     sentences = []
     for edit in edits.items:
         try:
-            host.check_mounts(host.complete(Edits([edit])))
+            host.check_paths(host.complete(Edits([edit])))
         except HostError as error:
             sentences.append(str(error))
     return sentences

@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
     wait = compiler.unsettled(place, time.time_ns())
     if wait > 0:
         time.sleep(wait)  # a file that has just been written is believed two seconds later
-    made = compiler.compile_now(place)
+    made = compiler.refresh(place)
     removed = grants.prune(config["state-dir"] or place.state_dir, _FORGET_AFTER)
     problems = compiler.read_registry(place, config).problems
     for path, errors in problems.items():
