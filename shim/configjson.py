@@ -2,7 +2,8 @@
 
     config.json                    what the runtime reads
     config.json.chandler-original  what the engine wrote: a second name of that very file
-    config.json.chandler-edited    a symbolic link whose text is the digest of what we wrote
+    config.json.chandler-edited    a symbolic link whose text is the digest of what we wrote, and of what we wrote
+                                   before: it is replaced first, and we may be killed between
 
 The two names beside it let the same bundle be created again: config.json that has the digest is our own work and
 is made anew from the original; one that was changed since and still holds our mark is refused; any other is the
@@ -77,7 +78,7 @@ class ConfigJson:
         self._check_names()
         written = self._written()
         if written:
-            if files.digest(data) == written:
+            if files.digest(data) in written:
                 self.fresh = False
                 self.engine = self._original()
             elif mark in data.replace(b"\\/", b"/"):
@@ -98,12 +99,12 @@ class ConfigJson:
             raise errors.BundleError(f"{self.path} has {names} names (hard links)",
                               "a bundle with a request needs a config.json of its own")
 
-    def _written(self) -> str:
-        """The digest of what we wrote last, or ''."""
+    def _written(self) -> List[str]:
+        """The digests of what we wrote last, the newest first."""
         try:
-            return posix.readlink(self.stamp)
+            return posix.readlink(self.stamp).split(",")
         except OSError:
-            return ""
+            return []
 
     def _original(self) -> bytes:
         try:
@@ -117,7 +118,7 @@ class ConfigJson:
         try:
             if self.fresh:
                 self._keep_original()
-            _replace_link(self.stamp, digest)
+            _replace_link(self.stamp, ",".join([digest, *self._written()[:1]]))
             files.replace(self.path, data, self._found.st_mode & 0o7777, (self._found.st_uid, self._found.st_gid))
         except OSError as error:
             if self.fresh:
@@ -153,10 +154,12 @@ class ConfigJson:
 
 
 def _replace_link(path: str, text: str) -> None:
+    """A symbolic link whose text is `text`; the one that was there stays until the new one is.  Raises OSError."""
     try:
         posix.symlink(text, path)
     except FileExistsError:
-        posix.unlink(path)
-        posix.symlink(text, path)
+        temporary = f"{path}.chandler-{posix.getpid()}"
+        posix.symlink(text, temporary)
+        posix.rename(temporary, path)
 
 
