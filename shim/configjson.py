@@ -160,6 +160,10 @@ def _replace_link(path: str, text: str) -> None:
     except FileExistsError:
         temporary = f"{path}.chandler-{posix.getpid()}"
         posix.symlink(text, temporary)
-        posix.rename(temporary, path)
+        try:
+            posix.rename(temporary, path)
+        except OSError:
+            posix.unlink(temporary)
+            raise
 
 
