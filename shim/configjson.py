@@ -56,7 +56,7 @@ def may_ask(path: str, needles: List[bytes]) -> bool:
 class ConfigJson:
     """One config.json: `engine`, the bytes that the engine wrote, are what edits start from."""
 
-    __slots__ = ("path", "original", "stamp", "engine", "fresh", "_found")
+    __slots__ = ("path", "original", "stamp", "engine", "fresh", "_found", "_present")
 
     def __init__(self, path: str, mark: bytes) -> None:
         """Reads it.  `mark` is the text that is in every config.json that we wrote.
@@ -78,7 +78,8 @@ class ConfigJson:
         self._check_names()
         written = self._written()
         if written:
-            if files.digest(data) in written:
+            self._present = files.digest(data)
+            if self._present in written:
                 self.fresh = False
                 self.engine = self._original()
             elif mark in data.replace(b"\\/", b"/"):
@@ -118,7 +119,7 @@ class ConfigJson:
         try:
             if self.fresh:
                 self._keep_original()
-            _replace_link(self.stamp, ",".join([digest, *self._written()[:1]]))
+            _replace_link(self.stamp, digest if self.fresh else f"{digest},{self._present}")
             files.replace(self.path, data, self._found.st_mode & 0o7777, (self._found.st_uid, self._found.st_gid))
         except OSError as error:
             if self.fresh:
@@ -159,7 +160,11 @@ def _replace_link(path: str, text: str) -> None:
         posix.symlink(text, path)
     except FileExistsError:
         temporary = f"{path}.chandler-{posix.getpid()}"
-        posix.symlink(text, temporary)
+        try:
+            posix.symlink(text, temporary)
+        except FileExistsError:  # left by a killed process that had our pid
+            posix.unlink(temporary)
+            posix.symlink(text, temporary)
         try:
             posix.rename(temporary, path)
         except OSError:
