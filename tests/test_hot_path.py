@@ -1,0 +1,98 @@
+"""What a create may load: the start-up contract of shim/runtime.py, on an installation and without one."""
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+PYTHON = "/usr/bin/python3" if os.path.exists("/usr/bin/python3") else sys.executable
+
+# What a bare interpreter has loaded is free; beyond that a create loads these of the standard library, all written in C,
+OTHERS = {"_json", "_blake2", "_signal", "errno", "marshal", "posix", "time", "zlib"}
+# and these of ours.  A new one costs every container on every node: think first.
+OURS = {"shim", "shim.args", "shim.cdi", "shim.cdi.names", "shim.cdi.resolve", "shim.configjson", "shim.edits", "shim.engine",
+        "shim.errors", "shim.files", "shim.gpu", "shim.grants", "shim.host", "shim.identity", "shim.inventory", "shim.jsontext",
+        "shim.oci", "shim.paths", "shim.policy", "shim.quantity", "shim.request", "shim.resources", "shim.runtime", "shim.runtimes"}
+
+REPORT = """
+import sys
+before = set(sys.modules)
+sys.argv = {argv!r}
+import posix
+def report(*_):
+    posix.write(1, repr(sorted(set(sys.modules) - before)).encode())
+    posix._exit(0)
+posix.execve = report
+path = {start!r}
+exec(compile(open(path).read(), path, "exec"))
+"""
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    directory = tmp_path / "bundle"
+    directory.mkdir()
+    config = {"ociVersion": "1.0.2", "process": {"args": ["true"], "cwd": "/", "env": ["A=1"]},
+              "annotations": {"chandler.oci/service": '{"resources": {"memory": "1Gi", "gpu": {"count": 1}}, "env": {"B": "2"}}'}}
+    (directory / "config.json").write_text(json.dumps(config))
+    return directory
+
+
+@pytest.fixture
+def installed(tmp_path: Path) -> Path:
+    """An installation under a prefix of its own, with one device in one CDI file that is old enough to be believed."""
+    if os.geteuid() != 0:
+        pytest.skip("runtimes and sources must belong to root here")
+    settings = {"PREFIX": f"{tmp_path}/usr", "SYSCONFDIR": f"{tmp_path}/etc", "STATEDIR": f"{tmp_path}/state", "PYTHON": PYTHON}
+    subprocess.run([f"{REPOSITORY}/packaging/install"], check=True, env={**os.environ, **settings})
+    cdi = tmp_path / "cdi"
+    cdi.mkdir()
+    (cdi / "a.json").write_text(json.dumps({"cdiVersion": "0.5.0", "kind": "nvidia.com/gpu", "devices": [
+        {"name": "0", "containerEdits": {"deviceNodes": [{"path": "/dev/null"}]}}]}))
+    (tmp_path / "etc/chandler/config.toml").write_text(f'runtimes = ["/bin/true"]\n[cdi]\nspec-dirs = ["{cdi}"]\n')
+    # ctime cannot be set, so the installed copy is told that everything is settled at once
+    compiler = tmp_path / "usr/lib/chandler/shim/compiler.py"
+    compiler.write_text(compiler.read_text().replace("SETTLED_NS = 2_000_000_000", "SETTLED_NS = -1"))
+    subprocess.run([PYTHON, "-I", "-m", "compileall", "-q", "-f", "--invalidation-mode", "unchecked-hash", str(compiler)], check=True)
+    return tmp_path
+
+
+def loaded(start: Path, bundle: Path) -> set[str]:
+    argv = [str(start), "chandler-runtime", "create", "--bundle", str(bundle), "c1"]
+    done = subprocess.run([PYTHON, "-I", "-S", "-B", "-c", REPORT.format(argv=argv, start=str(start))], check=False,
+                          stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout, done.stderr
+    return set(eval(done.stdout))
+
+
+def test_a_warm_create_loads_nothing_else(installed: Path, bundle: Path) -> None:
+    original = (bundle / "config.json").read_bytes()
+    start = installed / "usr/lib/chandler/start.py"
+    (image,) = (installed / "usr/lib/chandler").glob("create-*.image")
+    results = []
+    for with_image in (True, False):
+        if not with_image:
+            image.unlink()
+        for path in bundle.iterdir():
+            path.unlink()
+        (bundle / "config.json").write_bytes(original)
+        loaded(start, bundle)  # compiles the inventory
+        (bundle / "config.json").unlink()
+        (bundle / "config.json").write_bytes(original)
+        names = loaded(start, bundle)
+        assert {name for name in names if name.startswith("shim")} == OURS
+        # __future__ is what an image does without
+        assert {name for name in names if not name.startswith("shim")} <= OTHERS | (set() if with_image else {"__future__", "zipimport"})
+        results.append((bundle / "config.json").read_bytes())
+    assert results[0] == results[1] != original, "with the image and without: the same result"
+
+
+def test_an_image_of_another_python_is_not_used(installed: Path, bundle: Path) -> None:
+    (image,) = (installed / "usr/lib/chandler").glob("create-*.image")
+    image.write_bytes(b"not an image")
+    assert OURS <= loaded(installed / "usr/lib/chandler/start.py", bundle)
