@@ -13,7 +13,7 @@ import pytest
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [HERE, os.path.dirname(HERE)]
 
-from lab import install, runtimes
+from lab import bundle, cgroups, install, runtimes
 from lab import node as gpu_node
 from lab.engine import Engine
 
@@ -50,6 +50,8 @@ def lab() -> Iterator[str]:
     directory = tempfile.mkdtemp(prefix="run-", dir=runtimes.CACHE if os.path.isdir(runtimes.CACHE) else "/var/lib")
     os.chmod(directory, 0o755)
     yield directory
+    cgroups.end(directory)
+    cgroups.sweep(bundle.GROUPS)
     shutil.rmtree(directory, ignore_errors=True)
 
 
@@ -98,7 +100,7 @@ def runtime(request: pytest.FixtureRequest) -> runtimes.Runtime:
 @pytest.fixture
 def direct(runtime: runtimes.Runtime, place: str) -> Iterator[Engine]:
     """The runtime itself, without Chandler."""
-    engine = Engine([*runtime.wrap, runtime.path], os.path.join(place, "root"))
+    engine = Engine([*runtime.wrap, runtime.path], os.path.join(place, "root"), hangs=runtime.kind == "youki")
     yield engine
     engine.clean()
 
@@ -106,6 +108,6 @@ def direct(runtime: runtimes.Runtime, place: str) -> Iterator[Engine]:
 @pytest.fixture
 def chandler(runtime: runtimes.Runtime, served: Callable[[runtimes.Runtime], install.Installation], place: str) -> Iterator[Engine]:
     """Chandler over the runtime, on the simulated node."""
-    engine = Engine([*runtime.wrap, served(runtime).program()], os.path.join(place, "root"))
+    engine = Engine([*runtime.wrap, served(runtime).program()], os.path.join(place, "root"), hangs=runtime.kind == "youki")
     yield engine
     engine.clean()

@@ -19,6 +19,9 @@ APPLETS = ("sh", "cat", "echo", "env", "id", "ls", "mknod", "sleep", "test", "tr
 CAPABILITIES = ["CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_MKNOD", "CAP_NET_RAW", "CAP_SETGID", "CAP_SETUID",
                 "CAP_SETFCAP", "CAP_SETPCAP", "CAP_NET_BIND_SERVICE", "CAP_SYS_CHROOT", "CAP_KILL", "CAP_AUDIT_WRITE"]
 
+# Where this process puts its containers' control groups, so that it can tell them from those of others.
+GROUPS = f"chandler-lab-{uuid.uuid4().hex[:8]}-"
+
 
 def rootfs(directory: str) -> str:
     """A root file system of busybox alone."""
@@ -58,7 +61,7 @@ def config(args: Sequence[str], annotations: Mapping[str, str] | None = None, en
         "annotations": dict(annotations or {}),
         "linux": {
             "resources": {"devices": [{"allow": False, "access": "rwm"}]},
-            "cgroupsPath": "/chandler-lab-" + uuid.uuid4().hex[:12],
+            "cgroupsPath": f"/{GROUPS}{uuid.uuid4().hex[:8]}",
             "namespaces": [{"type": name} for name in ("pid", "ipc", "uts", "mount", "network")],
             "maskedPaths": ["/proc/acpi", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list", "/proc/sched_debug", "/sys/firmware"],
             "readonlyPaths": ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"],

@@ -4,7 +4,11 @@ A command wrapped with one of the tuples below runs in a mount namespace of its 
 """
 from __future__ import annotations
 
+import contextlib
+import glob
 import os
+import signal
+import time
 
 SYSFS = "/sys/fs/cgroup"
 
@@ -38,3 +42,40 @@ def limit(controller: str, version1: str, version2: str, pid: int) -> int:
         file = f"{SYSFS}{groups['']}/{version2}"
     with open(file, encoding="ascii") as value:
         return int(value.read())
+
+
+def end(directory: str) -> None:
+    """End every container whose root file system lies below `directory`, frozen ones, too, and remove its groups."""
+    groups = set()
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            with open(f"/proc/{pid}/mountinfo", encoding="utf-8") as mounts:
+                if directory not in mounts.read():
+                    continue
+            with open(f"/proc/{pid}/cgroup", encoding="utf-8") as table:
+                paths = [line.rstrip("\n").split(":", 2)[1:] for line in table]
+            of_pid = {f"{SYSFS}/{controllers.removeprefix('name=') or ('unified' if mode() == 'hybrid' else '')}{path}"
+                      for controllers, path in paths if path != "/"}
+            os.kill(int(pid), signal.SIGKILL)
+            for group in of_pid:
+                for file, thawed in (("freezer.state", "THAWED"), ("cgroup.freeze", "0")):
+                    with contextlib.suppress(OSError), open(f"{group}/{file}", "r+", encoding="ascii") as freezer:
+                        freezer.write(thawed)
+            groups |= of_pid
+    remove(groups)
+
+
+def sweep(prefix: str) -> None:
+    """Remove the empty groups whose names begin with `prefix`: some runtimes leave them behind."""
+    remove(set(glob.glob(f"{SYSFS}/{prefix}*") + glob.glob(f"{SYSFS}/*/{prefix}*")))
+
+
+def remove(groups: set[str]) -> None:
+    for _ in range(50):  # a killed process takes a moment to leave
+        for group in sorted(groups):
+            with contextlib.suppress(OSError):
+                os.rmdir(group)
+        groups = {group for group in groups if os.path.isdir(group)}
+        if not groups:
+            return
+        time.sleep(0.02)

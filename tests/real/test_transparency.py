@@ -5,10 +5,9 @@ import glob
 import os
 import re
 import subprocess
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from lab import bundle, runtimes
+from lab import bundle, cgroups, runtimes
 from lab.engine import Engine
 from lab.install import Installation
 from lab.node import Node
@@ -36,6 +35,7 @@ def crun_tests(runtime: str, directory: str, only: dict[str, list[str]] | None =
                               input="", capture_output=True, text=True, timeout=120, check=False)
         for verdict, name, skip in re.findall(r"^(ok|not ok) \d+ - (\S+)( #SKIP)?", done.stdout, re.MULTILINE):
             results[f"{file}::{name}"] = "skip" if skip else verdict
+        cgroups.end(directory)  # some leave a container behind, and the next in the same group would find itself frozen
     return results
 
 
@@ -45,9 +45,7 @@ def test_crun_s_own_tests_cannot_tell(installation: Installation, node: Node, pl
         pytest.skip("not installed: crun and its tests")
     installation.configure([crun.path], [node.cdi])
     wrapper = installation.program("chandler-crun")
-    sides = [(crun.path, os.path.join(place, "direct")), (wrapper, os.path.join(place, "through"))]
-    with ThreadPoolExecutor(2) as pool:  # half a minute of it is one case that waits
-        direct, through = pool.map(crun_tests, *zip(*sides, strict=True))
+    direct, through = crun_tests(crun.path, place), crun_tests(wrapper, place)
     print(f"{len(direct)} cases direct, {len(through)} through chandler-crun:",
           ", ".join(f"{list(direct.values()).count(verdict)} {verdict}" for verdict in ("ok", "not ok", "skip")))
     assert len(direct) >= LEAST
@@ -63,7 +61,7 @@ def test_crun_s_own_tests_cannot_tell(installation: Installation, node: Node, pl
         for case in open_cases:
             file, name = case.split("::")
             only.setdefault(file, []).append(name)
-        one_more, other_more = (crun_tests(*side, only) for side in sides)
+        one_more, other_more = crun_tests(crun.path, place, only), crun_tests(wrapper, place, only)
         for case in open_cases:
             seen[case][0].add(one_more[case])
             seen[case][1].add(other_more[case])
