@@ -12,21 +12,26 @@ from shim.edits import ANNOTATION, ENV, Edits, merge
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, List, Optional
+    from typing import Any, Dict, List, Optional, Tuple
 
     from shim.inventory import Inventory
 
 
 class Plan:
-    """What a container is to get: the request, the devices (`names`, and the physical ones, `keys`), the edits."""
+    """What a container is to get: the request, the devices (`names`, and the physical ones, `keys`), the edits.
 
-    __slots__ = ("request", "names", "keys", "edits")
+    An engine that injects CDI devices itself needs the names `by_cdi` and, instead of `edits`, the `beside`.
+    """
 
-    def __init__(self, request: _request.Request, names: List[str], keys: List[str], edits: Edits) -> None:
+    __slots__ = ("request", "names", "keys", "edits", "by_cdi", "beside")
+
+    def __init__(self, request: _request.Request, grant: gpu.Grant, edits: Edits, beside: Tuple[Edits, ...]) -> None:
         self.request = request
-        self.names = names
-        self.keys = keys
+        self.names = grant.names
+        self.keys = grant.keys
         self.edits = edits
+        self.by_cdi = grant.by_cdi
+        self.beside = beside
 
 
 def needles(config: Dict[str, Any]) -> List[bytes]:
@@ -42,13 +47,16 @@ def mark(config: Dict[str, Any]) -> bytes:
     return f'"{config["annotation-prefix"]}{_request.MARK}":'.encode()
 
 
-def plan(document: Dict[str, Any], inventory: Inventory) -> Optional[Plan]:
-    """The plan for a container, or None when nothing is asked for.  Raises ChandlerError; changes nothing."""
+def plan(document: Dict[str, Any], inventory: Inventory, container: str = "") -> Optional[Plan]:
+    """The plan for a container, or None when nothing is asked for.  Raises ChandlerError; changes nothing.
+
+    `container`: its name in its pod, from a front end that need not look for it in annotations.
+    """
     config = inventory.config
     annotations = document.get("annotations")
     if not isinstance(annotations, dict):
         return None
-    name, sandbox = identity.container(annotations, config["engine"])
+    name, sandbox = (container, False) if container else identity.container(annotations, config["engine"])
     if sandbox:
         return None
     prefix = config["annotation-prefix"]
@@ -71,7 +79,7 @@ def plan(document: Dict[str, Any], inventory: Inventory) -> Optional[Plan]:
     mark = Edits([(ANNOTATION, prefix + _request.MARK, ",".join(grant.names), "for people to read")])
     edits = host.complete(merge(own, limits, grant.edits, mark))
     host.check_paths(edits)
-    return Plan(wish, grant.names, grant.keys, edits)
+    return Plan(wish, grant, edits, (own, limits, grant.beside, mark))
 
 
 def equip(document: Dict[str, Any], made: Plan, rootless: bool) -> Dict[str, Any]:

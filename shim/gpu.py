@@ -46,18 +46,22 @@ _REMEDIES = {
 
 class Grant:
     """What a GPU request came to: `names`, the devices (CDI names, or kind=number without CDI); `keys`, the
-    physical device behind each; `edits`."""
+    physical device behind each; `edits`.  Of these an engine that knows CDI can make some by itself: `by_cdi` are
+    the names to give it, `beside` the edits that are then left."""
 
-    __slots__ = ("names", "keys", "edits")
+    __slots__ = ("names", "keys", "edits", "by_cdi", "beside")
 
-    def __init__(self, names: List[str], keys: List[str], edits: Edits) -> None:
+    def __init__(self, names: List[str], keys: List[str], edits: Edits, by_cdi: List[str], beside: Edits) -> None:
         self.names = names
         self.keys = keys
         self.edits = edits
+        self.by_cdi = by_cdi
+        self.beside = beside
 
     def joined(self, other: Grant) -> Grant:
         """Both together."""
-        return Grant(self.names + other.names, self.keys + other.keys, merge(self.edits, other.edits))
+        return Grant(self.names + other.names, self.keys + other.keys, merge(self.edits, other.edits),
+                     self.by_cdi + other.by_cdi, merge(self.beside, other.beside))
 
 
 def grant(wish: Optional[Dict[str, Any]], engine_names: List[str], inventory: Inventory, source: str,
@@ -130,9 +134,9 @@ def _from_cdi(names: List[str], inventory: Inventory, source: str) -> Grant:
         per_kind[kind] = per_kind.get(kind, 0) + len(own)
     edits = cdi_resolve.resolve(names, inventory.lookup)
     set_by_cdi = {edit[1] for edit in edits.items if edit[0] == ENV}
-    visible = [edit for kind, number in per_kind.items() for edit in _visibility(kind, number)
-               if edit[1] not in set_by_cdi]
-    return Grant(names, keys, merge(edits, Edits(visible)))
+    visible = Edits([edit for kind, number in per_kind.items() for edit in _visibility(kind, number)
+                     if edit[1] not in set_by_cdi])
+    return Grant(names, keys, merge(edits, visible), names, visible)
 
 
 def _visibility(kind: str, count: int) -> List[Edit]:
@@ -164,7 +168,8 @@ def _from_nodes(kind: str, asked: Any, count: int, inventory: Inventory, source:
         raise errors.HostError(f"{source}: resources.gpu asks for {len(numbers)} devices of {kind}, but {error.what}, and no CDI "
                         f"file describes {kind}", _REMEDIES.get(kind, "load the driver, or give the node a CDI file")) from None
     names = [f"{kind}={number}" for number in numbers]
-    return Grant(names, names, Edits(edits + _visibility(kind, len(numbers))))
+    made = Edits(edits + _visibility(kind, len(numbers)))
+    return Grant(names, names, made, [], made)
 
 
 def _device_number(device: str, kind: str, source: str) -> int:
