@@ -11,6 +11,7 @@ from zlib import crc32
 
 from shim import files, host, jsontext
 from shim.errors import ChandlerError
+from shim.errors import ChandlerError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def prune(state_dir: str, minimum_age: float) -> List[str]:
             if gone and time.time() - found.st_mtime > minimum_age:
                 posix.unlink(path)
                 removed.append(record["id"])
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, ChandlerError):
             continue
     return removed
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def error(message: str, log: str, log_format: str) -> None:
     """Says why nothing was started; a place that cannot be written to is passed over."""
-    line = f"chandler-runtime: {message}\n".encode("utf-8", "surrogateescape")
+    line = f"chandler-runtime: {message}\n".encode("utf-8", "backslashreplace")  # JSON may hold half a character
     try:
         files.write_all(2, line)
     except OSError:

@@ -1,0 +1,99 @@
+"""How a refusal reaches a person, and the log of edited creates."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shim import report
+
+
+def test_a_record_in_json(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    log = tmp_path / "log"
+    log.write_text('{"level":"info"}\n')
+    report.error('the key "x" is wrong', str(log), "json")
+    assert capfd.readouterr().err == 'chandler-runtime: the key "x" is wrong\n'
+    first, last = log.read_text().splitlines()
+    record = json.loads(last)
+    assert first == '{"level":"info"}', "appended"
+    assert (record["level"], record["msg"]) == ("error", 'the key "x" is wrong')
+    assert len(record["time"]) == 20 and record["time"].endswith("Z")
+
+
+@pytest.mark.parametrize("form", ["text", ""])
+def test_a_record_in_text(tmp_path: Path, form: str) -> None:
+    report.error('it is "wrong"', str(tmp_path / "log"), form)
+    line = (tmp_path / "log").read_text()
+    assert line.startswith('time="20') and line.endswith(' level=error msg="it is \\"wrong\\""\n')
+
+
+def test_no_log_was_asked_for(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    report.error("x", "", "json")
+    assert capfd.readouterr().err == "chandler-runtime: x\n"
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("message", ["\ud800", "caf\udce9", "\U0001f600 é", "\0\x1b[31m", "x" * 100_000])
+@pytest.mark.parametrize("form", ["json", "text"])
+def test_any_message_is_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str], message: str, form: str) -> None:
+    report.error(message, str(tmp_path / "log"), form)
+    assert capfd.readouterr().err.startswith("chandler-runtime: ")
+    (line,) = (tmp_path / "log").read_text().splitlines()
+    if form == "json":
+        assert json.loads(line)["level"] == "error"
+
+
+@pytest.mark.parametrize("place", ["", "directory", "absent/log", "file/log", "fifo", "a\0b"])
+def test_a_log_that_cannot_be_written_is_passed_over(tmp_path: Path, capfd: pytest.CaptureFixture[str], place: str) -> None:
+    (tmp_path / "directory").mkdir()
+    (tmp_path / "file").touch()
+    os.mkfifo(tmp_path / "fifo")  # nobody reads: an open that blocked would hang here
+    report.error("x", str(tmp_path / place) if place else "", "json")
+    assert capfd.readouterr().err == "chandler-runtime: x\n"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+def test_a_full_disk() -> None:
+    report.append("/dev/full", b"x")
+
+
+def test_nobody_listens_on_stderr(tmp_path: Path) -> None:
+    """A closed stderr does not keep the record from the log."""
+    kept = os.dup(2)
+    try:
+        os.close(2)
+        report.error("x", str(tmp_path / "log"), "json")
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+    assert json.loads((tmp_path / "log").read_text())["msg"] == "x"
+
+
+def test_lines_of_the_log(tmp_path: Path) -> None:
+    for n in range(2):
+        report.line(str(tmp_path / "log"), {"n": n})
+    assert [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()] == [{"n": 0}, {"n": 1}]
+
+
+def test_the_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import _socket
+    sent: list[Any] = []
+
+    class Channel(_socket.socket):
+        def sendto(self, data: bytes, to: str) -> int:  # type: ignore[override]
+            sent.append((data, to))
+            return super().sendto(data, str(tmp_path / "journal"))
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal:
+        journal.bind(str(tmp_path / "journal"))
+        monkeypatch.setattr(_socket, "socket", Channel)
+        report.line("journal", {"container": "c"})
+        assert journal.recv(1000) == b'PRIORITY=6\nSYSLOG_IDENTIFIER=chandler\nMESSAGE={"container":"c"}\n'
+    assert sent[0][1] == "/run/systemd/journal/socket"
+    report.line("journal", {})  # and one that is not there
