@@ -37,9 +37,9 @@ class Sources:
         try:
             passed = files.way(path)
             for part, _ in passed[:-1]:
-                self.ways[part] = inventory.identity(part)
+                self.ways[part] = inventory.identities([part])[0]
             last = passed[-1][0]
-            self.sources[last] = inventory.fingerprint(last)
+            self.sources[last] = inventory.fingerprints([last])[0]
         except OSError:
             self.absent.add(path)
             return False
@@ -52,8 +52,8 @@ class Sources:
     def unchanged(self) -> bool:
         """Whether everything still looks as it was noted."""
         try:
-            return (all(inventory.identity(path) == seen for path, seen in self.ways.items())
-                    and all(inventory.fingerprint(path) == seen for path, seen in self.sources.items())
+            return (inventory.identities(self.ways) == list(self.ways.values())
+                    and inventory.fingerprints(self.sources) == list(self.sources.values())
                     and not any(host.exists(path) for path in self.absent))
         except OSError:
             return False
@@ -82,9 +82,9 @@ def compile_now(place: Place, store: bool = True) -> Inventory:
     sources = Sources()
     config, had_file = read_config(place, sources)
     registry = read_registry(place, config, sources)
-    made = _Compiled(place, config, registry)
+    made = _Compiled(config, registry)
     if store and sources.storable() and sources.settled(started) and sources.unchanged():
-        made.store(sources.blocks())
+        made.store(place, sources.blocks())
         _store_launch(place, config, had_file)
     return made.inventory()
 
@@ -151,74 +151,82 @@ def read_registry(place: Place, config: Dict[str, Any], sources: Optional[Source
 
 
 class _Compiled:
-    """The compiled form: texts of the index, and the segments."""
+    """The compiled form: the text of every part by its name, and which part a kind has."""
 
-    def __init__(self, place: Place, config: Dict[str, Any], registry: Registry) -> None:
-        self.place = place
+    def __init__(self, config: Dict[str, Any], registry: Registry) -> None:
         self.config = config
         self.registry = registry
-        self.segments = [_segment(file) for file in registry.files]
-        number = {file.path: index for index, file in enumerate(registry.files)}
-        self.kinds: List[str] = []
-        self.devices: List[str] = []
-        for kind in dict.fromkeys(file.spec.kind for file in registry.files):
-            keys = registry.device_keys(kind, host.lstat_device)
-            picks = physical.pick(keys, len(keys))
-            self.kinds.append(f"{kind}\t{' '.join(picks)}")
-            for device, units in physical_units(keys, picks).items():
-                file = registry.devices[f"{kind}={device}"]
-                if not any(edit[0] == DEVICE for edit in file.spec.devices[device]):
-                    units = [f"{kind}={device}"]  # no hardware to know it by, and other kinds have such names, too
-                self.devices.append("\t".join((f"{kind}={device}", str(number[file.path]), *units)))
+        self.parts: Dict[str, str] = {}
+        segment = {file.path: self._add(jsontext.dumps(_segment(file)).decode()) for file in registry.files}
+        self.kinds = "".join(f"\n{kind}\t{self._add(_kind(kind, registry, segment))}"
+                             for kind in dict.fromkeys(file.spec.kind for file in registry.files)) + "\n"
+
+    def _add(self, text: str) -> str:
+        """Named by what it holds, so that an older index never finds a newer part."""
+        name = files.digest(_encoded(text))[:32] + ".part"
+        self.parts[name] = text
+        return name
 
     def explain(self, names: List[str]) -> NoReturn:
         raise self.registry.diagnose(names)
 
     def inventory(self) -> Inventory:
-        return Inventory(self.config, "\n" + "\n".join(self.kinds) + "\n", "\n" + "\n".join(self.devices) + "\n",
-                         self.segments.__getitem__, self.explain, bool(self.registry.problems))
+        return Inventory(self.config, self.kinds, self.parts.__getitem__,
+                         lambda name: jsontext.loads(_encoded(self.parts[name])), self.explain, bool(self.registry.problems))
 
-    def store(self, sources: List[str]) -> None:
-        """Writes segments, then the index; a reader sees the old index or the new one, and what it names."""
-        directory = self.place.directory
-        if not self.place.private(directory):
+    def store(self, place: Place, sources: List[str]) -> None:
+        """Writes the parts, then the index; a reader sees the old index or the new one, and what it names."""
+        directory = place.directory
+        if not place.private(directory):
             return
         try:
-            names = [self._store_segment(segment) for segment in self.segments]
-            header = "\n".join((self.place.key, jsontext.dumps(self.config).decode(),
+            for name, text in self.parts.items():
+                _store_part(f"{directory}/{name}", text)
+            header = "\n".join((place.key, jsontext.dumps(self.config).decode(),
                                 "problems" if self.registry.problems else "clean"))
-            text = "\n\n".join((header, *sources, "\n".join(names), "\n".join(self.kinds), "\n".join(self.devices)))
-            _store(directory + "/index", text.encode("utf-8", "surrogateescape"))
+            _store(f"{directory}/index", "\n\n".join((header, *sources, self.kinds.strip("\n"))))
             for name in os.listdir(directory):
-                if name.endswith(".segment") and name not in names:
+                if name.endswith(".part") and name not in self.parts:
                     os.unlink(f"{directory}/{name}")
         except OSError:
             return  # the next create compiles again
 
-    def _store_segment(self, segment: Dict[str, Any]) -> str:
-        body = jsontext.dumps(segment)
-        name = files.digest(body)[:32] + ".segment"
-        path = f"{self.place.directory}/{name}"
-        try:
-            present = files.read(path, inventory.MAX_SEGMENT)[0]
-        except (OSError, ChandlerError):
-            present = b""
-        if present != _with_header(body):  # absent, or damaged
-            _store(path, body)
-        return name
 
-
-def _store(path: str, body: bytes) -> None:
-    files.replace(path, _with_header(body), 0o600)
-
-
-def _with_header(body: bytes) -> bytes:
-    return f"{MAGIC}{crc32(body):08x}\n".encode() + body
+def _kind(kind: str, registry: Registry, segment: Dict[str, str]) -> str:
+    """The part of one kind."""
+    keys = registry.device_keys(kind, host.lstat_device)
+    picks = physical.pick(keys, len(keys))
+    lines = [" ".join(picks)]
+    for device, units in physical_units(keys, picks).items():
+        file = registry.devices[f"{kind}={device}"]
+        if not any(edit[0] == DEVICE for edit in file.spec.devices[device]):
+            units = [f"{kind}={device}"]  # no hardware to know it by, and other kinds have such names, too
+        lines.append("\t".join((device, segment[file.path], *units)))
+    return "\n".join(lines) + "\n"
 
 
 def _segment(file: Any) -> Dict[str, Any]:
+    """The part of one CDI file."""
     return {"path": file.path, "edits": [edit[:3] for edit in file.spec.common],
             "devices": {name: [edit[:3] for edit in own] for name, own in file.spec.devices.items()}}
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
+
+
+def _store_part(path: str, text: str) -> None:
+    try:
+        if inventory.checked(files.read(path, inventory.MAX_PART)[0]) == text:
+            return
+    except (OSError, ChandlerError, inventory.Stale):
+        pass  # absent, or damaged
+    _store(path, text)
+
+
+def _store(path: str, text: str) -> None:
+    body = _encoded(text)
+    files.replace(path, f"{MAGIC}{crc32(body):08x}\n".encode() + body, 0o600)
 
 
 def physical_units(keys: Dict[str, Tuple[str, ...]], picks: List[str]) -> Dict[str, List[str]]:

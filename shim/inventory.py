@@ -1,19 +1,20 @@
 """The compiled inventory: configuration and CDI devices, ready for a create, without parsing any source.
 
-An index (`index`) and one segment per CDI file lie in a directory of the state directory.  The index says which
-sources it was made from, each with what stat tells of it; `load` asks for all of that again and believes the
-index only when nothing has changed.  Losing or spoiling it costs time, never correctness: the compiler then
-parses the sources.  Part of the create path: a line-based text, read without a parser.
+An index (`index`), one part per CDI kind and one per CDI file lie in a directory of the state directory.  The
+index says which sources it was made from, each with what stat tells of it; `load` asks for all of that again and
+believes the index only when nothing has changed.  A create reads only the parts that it needs.  Losing or spoiling
+any of it costs time, never correctness: the compiler then parses the sources.  Part of the create path: texts of
+lines, read without a parser, each behind a header line with its checksum.
 
-    header line with the checksum of the rest
-    block 0: key (version, effective uid, user namespace, configuration path); configuration as JSON; whether
-             there are problems
-    block 1: directories and links on the way to a source; what lstat says of owner and identity
-    block 2: files and listed directories; what lstat says, times included
-    block 3: paths that do not exist
-    block 4: file name of the segment of each CDI file
-    block 5: one line per kind: its distinct devices in order
-    block 6: one line per device: name, number of its CDI file, its physical devices
+    index, block 0  key (version, effective uid, user namespace, configuration path); configuration as JSON; whether
+                    there are problems
+           block 1  directories and links on the way to a source; what lstat says of owner and identity
+           block 2  files and listed directories; what lstat says, times included
+           block 3  paths that do not exist
+           block 4  one line per kind: the name of its part
+    kind, line 0    one name of each of its physical devices, in order
+          others    one line per device: name, part of its CDI file, its physical devices
+    CDI file        JSON: path, edits, devices
 """
 
 from __future__ import annotations
@@ -26,68 +27,81 @@ from shim.errors import ChandlerError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, List, NoReturn, Optional, Tuple
+    from typing import Any, Callable, Dict, Iterable, List, NoReturn, Optional, Tuple
 
     from shim.edits import Edit
 
-    Found = Tuple[int, Tuple[Edit, ...], Tuple[Edit, ...]]
+    Found = Tuple[str, Tuple[Edit, ...], Tuple[Edit, ...]]
 
 MAGIC = "chandler-inventory 1 "
 MAX_INDEX = 64 << 20
-MAX_SEGMENT = 64 << 20
+MAX_PART = 64 << 20
 
 
 class Inventory:
-    """Configuration and CDI devices.  `segment(n)` gives the n-th CDI file as compiled; `explain` is called with
-    names that are missing and raises the full story."""
+    """Configuration and CDI devices, ready for use.
 
-    __slots__ = ("config", "problems", "_kinds", "_devices", "_segment", "_explain", "_opened", "_found")
+    `kinds` maps each kind to the name of its part, as lines; `part` gives the text of a part and `segment` a CDI
+    file as compiled, both by name; `explain` is called with names that are missing and raises the full story.
+    """
 
-    def __init__(self, config: Dict[str, Any], kinds: str, devices: str, segment: Callable[[int], Any],
+    __slots__ = ("config", "problems", "_kinds", "_part", "_segment", "_explain", "_parts", "_segments", "_found")
+
+    def __init__(self, config: Dict[str, Any], kinds: str, part: Callable[[str], str], segment: Callable[[str], Any],
                  explain: Callable[[List[str]], NoReturn], problems: bool) -> None:
         self.config = config
         self.problems = problems  # whether a CDI file or directory could not be used, or two of them conflict
-        self._kinds = kinds      # "\nKIND\tname name\n…"
-        self._devices = devices  # "\nKIND=name\tfile\tunit\tunit\n…"
+        self._kinds = kinds
+        self._part = part
         self._segment = segment
         self._explain = explain
-        self._opened: Dict[int, Any] = {}
+        self._parts: Dict[str, str] = {}
+        self._segments: Dict[str, Any] = {}
         self._found: Dict[str, Found] = {}
-
-    def picks(self, kind: str) -> List[str]:
-        """One name of each physical device of a kind, in the order in which a count takes them."""
-        line = _line(self._kinds, kind)
-        return line.split(" ") if line else []
 
     def kinds(self) -> List[str]:
         """The kinds that have devices."""
         return [line.partition("\t")[0] for line in self._kinds.split("\n") if line]
 
+    def picks(self, kind: str) -> List[str]:
+        """One name of each physical device of a kind, in the order in which a count takes them."""
+        return self._devices(kind).partition("\n")[0].split()
+
     def key(self, name: str) -> List[str]:
         """The physical devices behind a qualified name; the name itself when it is unknown."""
-        line = _line(self._devices, name)
-        return line.partition("\t")[2].split("\t") if line else [name]
+        kind, _, device = name.partition("=")
+        line = _line(self._devices(kind), device)
+        return line.split("\t")[1:] if line else [name]
 
     def lookup(self, name: str) -> Optional[Found]:
-        """(number of its file, the file's own edits, the device's edits) of a qualified name, or None."""
-        if name in self._found:
-            return self._found[name]
-        line = _line(self._devices, name)
+        """(name of its file's part, the file's own edits, the device's edits) of a qualified name, or None."""
+        found = self._found.get(name)
+        if found is not None:
+            return found
+        kind, _, device = name.partition("=")
+        line = _line(self._devices(kind), device)
         if not line:
             return None
-        number = int(line.partition("\t")[0])
-        opened = self._opened.get(number)
+        part = line.partition("\t")[0]
+        opened = self._segments.get(part)
         if opened is None:
-            segment = self._segment(number)
-            opened = self._opened[number] = segment, _edits(segment["edits"], segment["path"])
+            segment = self._segment(part)
+            opened = self._segments[part] = segment, _edits(segment["edits"], segment["path"])
         segment, common = opened
-        own = segment["devices"][name.partition("=")[2]]
-        found = self._found[name] = number, common, _edits(own, f"{segment['path']} {name}")
+        found = self._found[name] = part, common, _edits(segment["devices"][device], f"{segment['path']} {name}")
         return found
 
     def explain_missing(self, names: List[str]) -> NoReturn:
         """Raises the CdiError that tells why devices cannot be resolved."""
         self._explain(names)
+
+    def _devices(self, kind: str) -> str:
+        """The part of a kind, '' when there is none."""
+        text = self._parts.get(kind)
+        if text is None:
+            name = _line(self._kinds, kind)
+            text = self._parts[kind] = self._part(name) if name else ""
+        return text
 
 
 def _edits(compiled: List[Any], origin: str) -> Tuple[Edit, ...]:
@@ -96,10 +110,8 @@ def _edits(compiled: List[Any], origin: str) -> Tuple[Edit, ...]:
 
 def _line(text: str, key: str) -> str:
     """What follows `key` and a tab on its line, or ''."""
-    if "\n" in key or "\t" in key:
-        return ""
     start = text.find(f"\n{key}\t")
-    if start < 0:
+    if start < 0 or "\n" in key or "\t" in key:
         return ""
     start += len(key) + 2
     return text[start:text.find("\n", start)]
@@ -150,17 +162,15 @@ class Stale(Exception):
     """The index is missing, damaged, somebody else's, or older than a source."""
 
 
-def identity(path: str) -> Tuple[int, ...]:
-    """What must stay the same about a directory or link on the way to a source.  Raises OSError."""
-    found = posix.lstat(path)
-    return found.st_dev, found.st_ino, found.st_uid, found.st_mode
+def identities(names: Iterable[str]) -> List[Tuple[int, ...]]:
+    """What must stay the same about directories and links on the way to a source.  Raises OSError."""
+    return [(found.st_dev, found.st_ino, found.st_uid, found.st_mode) for found in map(posix.lstat, names)]
 
 
-def fingerprint(path: str) -> Tuple[int, ...]:
-    """What must stay the same about a source: a file replaced by `cp -p` still differs in its ctime."""
-    found = posix.lstat(path)
-    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_uid,
-            found.st_mode)
+def fingerprints(names: Iterable[str]) -> List[Tuple[int, ...]]:
+    """What must stay the same about sources: a file replaced by `cp -p` still differs in its ctime."""
+    return [(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_uid, found.st_mode)
+            for found in map(posix.lstat, names)]
 
 
 def load(place: Place, explain: Callable[[List[str]], NoReturn]) -> Inventory:
@@ -170,17 +180,17 @@ def load(place: Place, explain: Callable[[List[str]], NoReturn]) -> Inventory:
         if found.st_uid != place.euid or found.st_mode & 0o022 or not place.private(place.directory):
             raise Stale
         text = checked(data)
-        header, ways, sources, absent, segments, kinds, devices = text.split("\n\n")
+        header, ways, sources, absent, kinds = text.split("\n\n")
         key, config, problems = header.split("\n")
-        if key != place.key or not _unchanged(ways, identity) or not _unchanged(sources, fingerprint):
+        if key != place.key or not _unchanged(ways, identities) or not _unchanged(sources, fingerprints):
             raise Stale
         for path in absent.split("\n"):
             if path and host.exists(path):
                 raise Stale
-        names = segments.split("\n")
-        return Inventory(jsontext.loads(config.encode()), f"\n{kinds}\n", f"\n{devices}\n",
-                         lambda number: _segment(f"{place.directory}/{names[number]}"), explain,
-                         problems == "problems")
+        return Inventory(jsontext.loads(config.encode()), f"\n{kinds}\n",
+                         lambda name: read_part(place.directory, name),
+                         lambda name: jsontext.loads(read_part(place.directory, name).encode()),
+                         explain, problems == "problems")
     except (OSError, ValueError, ChandlerError):
         raise Stale from None
 
@@ -193,18 +203,14 @@ def checked(data: bytes) -> str:
     return body.decode("utf-8", "surrogateescape")
 
 
-def _unchanged(block: str, look: Callable[[str], Tuple[int, ...]]) -> bool:
-    expected, _, names = block.partition("\n")
-    return repr([look(path) for path in names.split("\n") if path]) == expected
+def _unchanged(block: str, look: Callable[[List[str]], List[Tuple[int, ...]]]) -> bool:
+    expected, *names = block.split("\n")
+    return repr(look(names)) == expected
 
 
-def _segment(path: str) -> Any:
-    """A CDI file as compiled; raises Stale when it is gone (a newer index took its place) or damaged."""
+def read_part(directory: str, name: str) -> str:
+    """The text of a part; raises Stale when it is gone (a newer index took its place) or damaged."""
     try:
-        data, _ = files.read(path, MAX_SEGMENT)
-        header, _, body = data.partition(b"\n")
-        if header == f"{MAGIC}{crc32(body):08x}".encode():
-            return jsontext.loads(body)
-    except (OSError, ChandlerError):
-        pass
-    raise Stale
+        return checked(files.read(f"{directory}/{name}", MAX_PART)[0])
+    except (OSError, ValueError, ChandlerError):
+        raise Stale from None
