@@ -11,7 +11,6 @@ from zlib import crc32
 
 from shim import files, host, jsontext
 from shim.errors import ChandlerError
-from shim.errors import ChandlerError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ def error(message: str, log: str, log_format: str) -> None:
 
 
 def _record(message: str, log_format: str) -> bytes:
-    text = message.encode("utf-8", "replace").decode()
+    text = message.encode("utf-8", "backslashreplace").decode()
     if log_format == "json":
         return jsontext.dumps({"level": "error", "msg": text, "time": now()}) + b"\n"
     return b'time="' + now().encode() + b'" level=error msg=' + jsontext.dumps(text) + b"\n"
