@@ -82,7 +82,7 @@ def compile_now(place: Place, store: bool = True) -> Inventory:
     sources = Sources()
     config, had_file = read_config(place, sources)
     registry = read_registry(place, config, sources)
-    made = _Compiled(config, registry)
+    made = Compiled(config, registry)
     if store and sources.storable() and sources.settled(started) and sources.unchanged():
         made.store(place, sources.blocks())
         _store_launch(place, config, had_file)
@@ -150,7 +150,7 @@ def read_registry(place: Place, config: Dict[str, Any], sources: Optional[Source
     return Registry.build(files.read_spec_dirs(config["cdi.spec-dirs"], place.owners))
 
 
-class _Compiled:
+class Compiled:
     """The compiled form: the text of every part by its name, and which part a kind has."""
 
     def __init__(self, config: Dict[str, Any], registry: Registry) -> None:

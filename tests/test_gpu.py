@@ -9,7 +9,7 @@ import pytest
 
 from shim import gpu
 from shim.cdi.registry import Registry
-from shim.compiler import _Compiled
+from shim.compiler import Compiled
 from shim.config import KEYS
 from shim.edits import DEVICE, ENV, GID
 from shim.errors import CdiError, ChandlerError, HostError, RequestError
@@ -40,7 +40,7 @@ FILE = spec(NVIDIA, device("GPU-b", 1), device("10", 10), device("1", 1), device
 
 def inventory(*texts: bytes, **config: Any) -> Inventory:
     registry = Registry.build([("/cdi", None, [(f"{n}.json", text) for n, text in enumerate(texts)])])
-    made = _Compiled(None, {**DEFAULTS, **config}, registry)  # type: ignore[arg-type]
+    made = Compiled({**DEFAULTS, **config}, registry)
     return made.inventory()
 
 
