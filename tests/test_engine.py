@@ -1,0 +1,383 @@
+"""The whole road in process: a bundle on a node with CDI files, from config.json to what the runtime would read.
+
+`Node` is also what the tests of the inventory, the commands and the hostile corpus stand on.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shim import compiler, engine, files, inventory, jsontext, paths, runtime
+from shim.errors import BundleError, ChandlerError, PolicyError
+from shim.inventory import Place
+
+P = "chandler.oci/"
+NVIDIA = "nvidia.com/gpu"
+PROCESS = {"args": ["/bin/app"], "cwd": "/", "env": ["PATH=/bin", "NVIDIA_VISIBLE_DEVICES=all"], "user": {"uid": 0, "gid": 0}, "capabilities": {"bounding": ["CAP_KILL"]}, "noNewPrivileges": True}
+CONFIG: dict[str, Any] = {
+    "ociVersion": "1.0.2", "process": PROCESS, "root": {"path": "rootfs", "readonly": True}, "hostname": "h",
+    "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
+    "linux": {"namespaces": [{"type": "pid"}, {"type": "mount"}], "maskedPaths": ["/proc/kcore"], "readonlyPaths": ["/proc/sys"], "seccomp": {"defaultAction": "SCMP_ACT_ERRNO"},
+              "resources": {"devices": [{"allow": False, "access": "rwm"}], "memory": {"limit": 1 << 30}}, "cgroupsPath": "/x", "unknown": {"a": [1]}},
+    "annotations": {"io.kubernetes.cri.container-type": "container", "io.kubernetes.cri.container-name": "main"}, "x-unknown": [1, {"b": None}],
+}
+
+
+def cdi(count: int = 4, kind: str = NVIDIA) -> dict[str, Any]:
+    """A CDI file of GPUs with an index and a UUID each, and one name for all."""
+    def nodes(*numbers: int) -> list[dict[str, Any]]:
+        return [{"path": f"/dev/nvidia{number}", "type": "c", "major": 195, "minor": number, "fileMode": 0o666} for number in numbers]
+    devices = [{"name": name, "containerEdits": {"deviceNodes": nodes(n)}} for n in range(count) for name in (str(n), f"GPU-{n}")]
+    return {"cdiVersion": "0.6.0", "kind": kind, "devices": [*devices, {"name": "all", "containerEdits": {"deviceNodes": nodes(*range(count))}}],
+            "containerEdits": {"env": ["NVIDIA_VISIBLE_DEVICES=void"], "hooks": [{"hookName": "createContainer", "path": "/bin/true", "args": ["true"]}],
+                               "mounts": [{"hostPath": "/dev/null", "containerPath": "/usr/lib/libcuda.so.1", "options": ["ro", "bind"]}],
+                               "deviceNodes": [{"path": "/dev/nvidiactl", "type": "c", "major": 195, "minor": 255, "fileMode": 0o666}]}}
+
+
+class Node:
+    """A node of its own below `directory`: configuration, CDI directory, state directory, one bundle."""
+
+    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.directory = directory
+        self.monkeypatch = monkeypatch
+        for name in ("etc", "etc/cdi", "state", "bundle", "bin"):
+            (directory / name).mkdir(mode=0o755)
+        monkeypatch.setattr(paths, "CONFIG_DIR", str(directory / "etc"))
+        monkeypatch.setattr(paths, "STATE_DIR", str(directory / "state"))
+        monkeypatch.setattr(paths, "BINARY_DIRS", (str(directory / "bin"),))
+        (directory / "bin/runc").touch(0o755)
+        self.configure("")
+        self.spec("nvidia.json", cdi())
+
+    def configure(self, text: str, more: str = "") -> None:
+        self.put("etc/config.toml", f'{text}\n[cdi]\nspec-dirs = ["{self.directory}/etc/cdi", "{self.directory}/etc/cdi2"]\n{more}')
+
+    def spec(self, name: str, document: Any) -> None:
+        self.put(f"etc/cdi/{name}", document if isinstance(document, (str, bytes)) else json.dumps(document))
+
+    def put(self, name: str, content: str | bytes) -> None:
+        path = self.directory / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        path.chmod(0o644)
+
+    def place(self, environment: dict[bytes, bytes] | None = None) -> Place:
+        place = Place(environment or {})
+        place.state_dir = str(self.directory / "state")  # the same for a caller that is not root
+        place.directory = f"{place.state_dir}/inventory/{place.directory.rpartition('/')[2]}"
+        return place
+
+    def later(self, seconds: float = 10) -> None:
+        """Sources are believed from now on, as they are when nobody has changed them for a while."""
+        real = time.clock_gettime_ns
+        self.monkeypatch.setattr(time, "time_ns", lambda: real(time.CLOCK_REALTIME) + int(seconds * 1e9))
+
+    def compiled(self) -> inventory.Inventory:
+        return compiler.compile_now(self.place(), store=False)
+
+    def equip(self, annotations: dict[str, Any], config: dict[str, Any] | None = None, at: inventory.Inventory | None = None) -> dict[str, Any] | None:
+        """config.json as it would be written, or None when nothing is asked for."""
+        document = copy.deepcopy(CONFIG if config is None else config)
+        document["annotations"] = {**(document.get("annotations") or {}), **annotations}
+        before = copy.deepcopy(document)
+        made = engine.plan(document, at or self.compiled())
+        result = None if made is None else engine.equip(document, made, False)
+        assert document == before, "the input is never changed"
+        return result
+
+
+@pytest.fixture
+def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
+    return Node(tmp_path, monkeypatch)
+
+
+def service(document: Any) -> dict[str, str]:
+    return {P + "service": json.dumps(document)}
+
+
+def devices(config: dict[str, Any] | None) -> list[str]:
+    assert config is not None
+    found = [device["path"] for device in config["linux"]["devices"]]
+    rules = config["linux"]["resources"]["devices"]
+    assert rules[0] == {"allow": False, "access": "rwm"} and len(rules) == len(found) + 1, "every device has its rule"
+    return found
+
+
+def unasked(config: dict[str, Any]) -> dict[str, Any]:
+    """What no request reaches."""
+    process = {key: value for key, value in config["process"].items() if key not in ("env", "user")}
+    linux = {key: value for key, value in config["linux"].items() if key not in ("devices", "resources")}
+    rest = {key: value for key, value in config.items() if key not in ("process", "linux", "mounts", "hooks", "annotations")}
+    return {"process": process, "linux": linux, **rest}
+
+
+def test_two_gpus(node: Node) -> None:
+    result = node.equip(service({"resources": {"gpu": {"count": 2}, "memory": "512Mi"}, "env": {"A": "b"}}))
+    assert result is not None
+    assert devices(result) == ["/dev/nvidiactl", "/dev/nvidia0", "/dev/nvidia1"]
+    assert result["process"]["env"] == ["PATH=/bin", "NVIDIA_VISIBLE_DEVICES=void", "A=b", "CUDA_VISIBLE_DEVICES=0,1"]
+    assert result["linux"]["resources"]["memory"] == {"limit": 512 << 20}
+    assert result["mounts"][-1]["destination"] == "/usr/lib/libcuda.so.1"
+    assert result["hooks"] == {"createContainer": [{"path": "/bin/true", "args": ["true"], "env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"]}]}
+    assert result["annotations"][P + "granted"] == f"{NVIDIA}=0,{NVIDIA}=1"
+    assert unasked(result) == unasked(CONFIG)
+
+
+@pytest.mark.parametrize("annotations", [{}, {"other/x": "y"}, {P + "services": '{"side": {}}'}, {P + "service": "{", "io.kubernetes.cri.container-type": "sandbox"}, {"cdi.k8s.io/x": f"{NVIDIA}=0"}])
+def test_nothing_asked(node: Node, annotations: dict[str, str]) -> None:
+    assert node.equip(annotations) is None
+
+
+@pytest.mark.parametrize("annotations", [None, [], "x", 5])
+def test_annotations_of_odd_shape(node: Node, annotations: Any) -> None:
+    assert engine.plan({"annotations": annotations}, node.compiled()) is None
+
+
+@pytest.mark.parametrize("process", [None, [], "x", 5])
+def test_no_process_to_equip(node: Node, process: Any) -> None:
+    with pytest.raises(BundleError, match="annotation chandler.oci/service: config.json has no process to equip"):
+        node.equip(service({"env": {"A": "b"}}), {**CONFIG, "process": process})
+
+
+def test_cdi_annotations_where_the_configuration_says_so(node: Node) -> None:
+    node.configure("", "annotations = true")
+    assert devices(node.equip({"cdi.k8s.io/x": f"{NVIDIA}=2"})) == ["/dev/nvidiactl", "/dev/nvidia2"]
+    assert devices(node.equip({"cdi.k8s.io/x": f"{NVIDIA}=2", **service({"resources": {"gpu": {"devices": ["0"]}}})})) == ["/dev/nvidiactl", "/dev/nvidia2", "/dev/nvidia0"]
+    for value in (f"{NVIDIA}=all", f"{NVIDIA}=9", "", f"{NVIDIA}=0,", "x", f"{NVIDIA}=0,{NVIDIA}=GPU-0"):
+        with pytest.raises(ChandlerError):
+            node.equip({"cdi.k8s.io/x": value})
+    node.configure("", 'annotations = true\n[policy]\nallow = ["env"]')
+    with pytest.raises(PolicyError):
+        node.equip({"cdi.k8s.io/x": f"{NVIDIA}=0"})
+
+
+@pytest.mark.parametrize(("policy", "document", "rule"), [
+    ("max-gpus = 1", {"resources": {"gpu": {"count": 2}}}, "max-gpus"), ('kinds = ["amd.com/gpu"]', {"resources": {"gpu": {}}}, "kinds"), ('allow = ["gpu"]', {"env": {"A": "b"}}, "allow"),
+    ('deny = ["gpu"]', {"resources": {"gpu": {}}}, "deny"), ("", {"resources": {"gpu": {"devices": ["all"]}}}, "gpu.all"), ("", {"resources": {"memory": "2Gi"}}, "loosens"),
+    ('allow = ["gpu", "gpu.all"]\nmax-gpus = 3', {"resources": {"gpu": {"devices": ["all"]}}}, "max-gpus"),
+])
+def test_policy(node: Node, policy: str, document: dict[str, Any], rule: str) -> None:
+    node.configure("", f"[policy]\n{policy}")
+    with pytest.raises(PolicyError, match=rule):
+        node.equip(service(document))
+
+
+def test_another_prefix(node: Node) -> None:
+    node.configure('annotation-prefix = "x.org/"')
+    assert node.equip(service({"env": {"A": "b"}})) is None
+    result = node.equip({"x.org/service": '{"env": {"A": "b"}}'})
+    assert result is not None and result["annotations"]["x.org/granted"] == ""
+    at = node.compiled().config
+    assert engine.needles(at) == [b"x.org"]
+    assert engine.mark(at) in jsontext.dumps(result)
+
+
+def test_needles() -> None:
+    assert engine.needles({"annotation-prefix": P, "cdi.annotations": True}) == [b"chandler.oci", b"cdi.k8s.io"]
+
+
+# --- through the front end ------------------------------------------------------------------------------------
+
+class Ended(BaseException):
+    """Where the runtime would have been started."""
+
+
+class Front:
+    """The wrapper's main function in this process: what it starts and what it says."""
+
+    def __init__(self, node: Node, capfd: pytest.CaptureFixture[str]) -> None:
+        self.node = node
+        self.capfd = capfd
+        self.config = node.directory / "bundle/config.json"
+        self.log = node.directory / "log.json"
+        self.binary_starts = True
+        self.started: list[str] = []
+        node.monkeypatch.setattr(runtime, "_exec", self._exec)
+        node.monkeypatch.setattr(runtime, "Place", lambda _: node.place())
+
+    def _exec(self, binary: str, rest: list[str], environment: dict[bytes, bytes]) -> None:
+        if not self.binary_starts:
+            raise OSError(8, "Exec format error")
+        self.started = [binary, *rest]
+        raise Ended
+
+    def write(self, annotations: dict[str, Any], config: dict[str, Any] | None = None) -> bytes:
+        document = {**(config or CONFIG), "annotations": {**CONFIG["annotations"], **annotations}}
+        self.config.write_text(json.dumps(document))
+        return self.config.read_bytes()
+
+    def create(self, container: str = "c") -> None:
+        with pytest.raises(Ended):
+            self._main(container)
+        assert self.started == [str(self.node.directory / "bin/runc"), *self.arguments(container)]
+
+    def arguments(self, container: str) -> list[str]:
+        return ["--root", str(self.node.directory / "root"), "--log", str(self.log), "--log-format", "json", "create", "--bundle", str(self.config.parent), container]
+
+    def _main(self, container: str) -> None:
+        runtime.main(["/usr/bin/chandler-runtime", *self.arguments(container)])
+
+    def refused(self) -> str:
+        """The sentence, which is on stderr and in the log; the runtime was not started, config.json not touched."""
+        before = self.config.read_bytes()
+        beside = sorted(os.listdir(self.config.parent))
+        self.capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            self._main("c")
+        assert ended.value.code == 1 and not self.started
+        assert self.config.read_bytes() == before
+        assert sorted(os.listdir(self.config.parent)) == beside, "no temporary file"
+        said = self.capfd.readouterr().err
+        record = json.loads(self.log.read_text().splitlines()[-1])
+        assert said == f"chandler-runtime: {record['msg']}\n" and record["level"] == "error"
+        return str(record["msg"])
+
+    def result(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.config.read_text())
+        return found
+
+    def grant(self) -> dict[str, Any] | None:
+        directory = self.node.directory / "state/grants"
+        names = os.listdir(directory) if directory.exists() else []
+        assert len(names) <= 1
+        return json.loads((directory / names[0]).read_text()) if names else None
+
+
+@pytest.fixture
+def front(node: Node, capfd: pytest.CaptureFixture[str]) -> Front:
+    return Front(node, capfd)
+
+
+def test_create(front: Front) -> None:
+    before = front.write(service({"resources": {"gpu": {"count": 2}}}))
+    front.create()
+    result = front.result()
+    assert devices(result) == ["/dev/nvidiactl", "/dev/nvidia0", "/dev/nvidia1"]
+    assert unasked(result) == unasked(CONFIG)
+    record = front.grant()
+    assert record is not None
+    assert (record["id"], record["root"], record["devices"]) == ("c", str(front.node.directory / "root"), [f"{NVIDIA}=0", f"{NVIDIA}=1"])
+    assert record["physical"] == ["c195:0", "c195:1"]
+    assert (record["before"], record["after"]) == (files.digest(before), files.digest(front.config.read_bytes()))
+    assert (record["runtime"], record["source"]) == (str(front.node.directory / "bin/runc"), f"annotation {P}service")
+
+
+def test_the_front_end_and_the_engine_agree(front: Front) -> None:
+    asked = service({"resources": {"gpu": {"devices": ["GPU-3"]}, "cpu": "1.5"}, "env": {"Ä": "\u2028"}})
+    front.write(asked)
+    front.create()
+    assert front.result() == front.node.equip(asked)
+
+
+def test_ten_creates_give_exactly_what_each_asks_for(front: Front) -> None:
+    front.write(service({"resources": {"gpu": {"count": 1}}}))
+    for n in range(10):
+        front.create()
+        assert devices(front.result()) == ["/dev/nvidiactl", *(f"/dev/nvidia{number}" for number in range(n % 3 + 1))]
+        front.write(service({"resources": {"gpu": {"count": (n + 1) % 3 + 1}}}))  # the engine makes the bundle anew
+
+
+def test_creates_from_our_own_result_are_alike(front: Front) -> None:
+    front.write(service({"resources": {"gpu": {"count": 2}}}))
+    front.create()
+    first = front.config.read_bytes()
+    for _ in range(3):
+        front.create()
+        assert front.config.read_bytes() == first
+
+
+@pytest.mark.parametrize("config", [b"", b"{", b"[]", b"\xff", b'{"annotations": {}}', b'{"annotations": {"other": "x"}}'])
+def test_what_asks_nothing_goes_to_the_runtime_unread(front: Front, config: bytes) -> None:
+    front.config.write_bytes(config)
+    front.create()
+    assert front.config.read_bytes() == config and front.grant() is None
+    assert os.listdir(front.config.parent) == ["config.json"]
+
+
+def test_a_mention_that_is_no_request(front: Front) -> None:
+    document = {**CONFIG, "process": {**PROCESS, "args": ["echo", P + "service"]}}
+    before = front.write({}, document)
+    front.create()
+    assert front.config.read_bytes() == before and front.grant() is None
+
+
+@pytest.mark.parametrize("text", ['["chandler.oci/"]', '"chandler.oci/"', '{"chandler.oci/": ', '{"annotations": {"chandler.oci/service": NaN}}', "\x00chandler.oci/", '{"a": 1} chandler.oci/',
+                                  "[" * 100_000 + "chandler.oci/", '{"annotations": {"chandler.oci/service": "{}"}, "process": 5}'])
+def test_damaged_files_with_a_mention_are_refused(front: Front, text: str) -> None:
+    front.config.write_text(text)
+    assert "config.json" in front.refused()
+    assert front.grant() is None
+
+
+@pytest.mark.parametrize("document", ["{", {"x": 1}, {"env": {"LD_PRELOAD": "x"}}, {"resources": {"gpu": {"count": 9}}}, {"resources": {"gpu": {"devices": ["all"]}}}, {"resources": {"memory": "2Gi"}}])
+def test_refusals_leave_everything_as_it_was(front: Front, document: Any) -> None:
+    front.write({P + "service": document} if isinstance(document, str) else service(document))
+    assert f"annotation {P}service: " in front.refused()
+    assert front.grant() is None
+
+
+def test_half_a_character_in_a_key(front: Front) -> None:
+    front.write({P + "\ud800": "x"})
+    assert "unknown key" in front.refused()
+
+
+def test_a_second_refused_create_keeps_the_first(front: Front) -> None:
+    front.write(service({"resources": {"gpu": {}}}))
+    front.create()
+    grant = front.grant()
+    front.started = []
+    front.node.configure("", '[policy]\ndeny = ["gpu"]')
+    assert "deny" in front.refused()
+    assert front.grant() == grant
+
+
+def test_a_runtime_that_does_not_start(front: Front) -> None:
+    before = front.write(service({"resources": {"gpu": {}}}))
+    front.binary_starts = False
+    with pytest.raises(SystemExit):
+        front._main("c")
+    assert "cannot be started: Exec format error" in front.log.read_text()
+    assert front.config.read_bytes() == before, "the engine's own is put back"
+
+
+def test_no_grant_no_container(front: Front) -> None:
+    front.write(service({"resources": {"gpu": {}}}))
+    (front.node.directory / "state/grants").touch()
+    assert "the grant cannot be recorded" in front.refused()
+
+
+def test_a_wrong_configuration_refuses_creates(front: Front) -> None:
+    front.write(service({"env": {"A": "b"}}))
+    front.node.configure("zzz = 1")
+    assert "unknown key 'zzz'" in front.refused()
+
+
+def test_one_line_for_each_edited_create(front: Front) -> None:
+    own = front.node.directory / "own.log"
+    front.node.configure("", f'[log]\nfile = "{own}"')
+    front.write({})
+    front.create()
+    assert not own.exists()
+    front.write(service({"resources": {"gpu": {"count": 2}}, "env": {"A": "b"}}))
+    front.create("id-1")
+    (line,) = own.read_text().splitlines()
+    record = json.loads(line)
+    assert (record["container"], record["devices"], record["source"]) == ("id-1", [f"{NVIDIA}=0", f"{NVIDIA}=1"], f"annotation {P}service")
+    assert record["runtime"].endswith("/bin/runc") and record["after"] == files.digest(front.config.read_bytes())
+    assert record["edits"] == {"env": 3, "device": 3, "mount": 1, "hook": 1, "annotation": 1}
+    assert type(record["ms"]) is int
+
+
+def test_secrets_are_not_logged(front: Front) -> None:
+    own = front.node.directory / "own.log"
+    front.node.configure("", f'[log]\nfile = "{own}"')
+    front.write(service({"env": {"TOKEN": "s3cret"}}))
+    front.create()
+    assert "s3cret" not in own.read_text()
+    assert "s3cret" not in json.dumps(front.grant())
