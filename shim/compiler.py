@@ -7,6 +7,7 @@ warm create path.
 from __future__ import annotations
 
 import os
+import stat
 import time
 from typing import Any, Dict, List, NoReturn, Optional, Set, Tuple
 from zlib import crc32
@@ -36,8 +37,11 @@ class Sources:
         """Remembers `path` (a file to be read or a directory to be listed); False when it is not there."""
         try:
             passed = files.way(path)
-            for part, _ in passed[:-1]:
-                self.ways[part] = inventory.identities([part])[0]
+            for part, found in passed[:-1]:
+                if stat.S_ISLNK(found.st_mode):  # with its times: a new link may have the inode of the old one
+                    self.sources[part] = inventory.fingerprints([part])[0]
+                else:
+                    self.ways[part] = inventory.identities([part])[0]
             last = passed[-1][0]
             self.sources[last] = inventory.fingerprints([last])[0]
         except OSError:
@@ -280,11 +284,12 @@ def load(place: Place) -> Inventory:
     lock = _lock(place)
     if lock is None:
         return compile_now(place, store=False)
-    with lock:
-        try:
-            return inventory.load(place, explain)
-        except inventory.Stale:
-            return compile_now(place)
+    try:
+        return inventory.load(place, explain)
+    except inventory.Stale:
+        return compile_now(place)
+    finally:
+        lock.__exit__()
 
 
 def refresh(place: Place) -> Inventory:
@@ -292,15 +297,17 @@ def refresh(place: Place) -> Inventory:
     lock = _lock(place)
     if lock is None:
         return compile_now(place, store=False)
-    with lock:
+    try:
         return compile_now(place)
+    finally:
+        lock.__exit__()
 
 
 def _lock(place: Place) -> Optional[files.Lock]:
-    """The lock of the stored inventory; None where nothing can be stored."""
+    """The lock of the stored inventory, taken; None where nothing can be stored."""
     try:
         make_state_directory(place)
         files.make_directory(place.directory)
-        return files.Lock(place.directory + "/lock")
+        return files.Lock(place.directory + "/lock").__enter__()
     except (OSError, TrustError):
         return None
