@@ -69,6 +69,7 @@ KEYS: Dict[str, Tuple[Callable[[Any], bool], str, Any]] = {
     "annotation-prefix": (_prefix, "letters, digits, dots and hyphens that end in one slash", DEFAULT_PREFIX),
     "state-dir": (_path, "an absolute path", ""),
     "engine": (_one_of("containerd", "crio", "podman", "docker"), "containerd, crio, podman or docker", ""),
+    "require-grant": (_boolean, "true or false", False),
     "cdi.spec-dirs": (_paths, "a list of absolute paths", ["/etc/cdi", "/var/run/cdi"]),
     "cdi.annotations": (_boolean, "true or false", False),
     "gpu.allocator": (_one_of("fixed"), "fixed", "fixed"),
@@ -77,6 +78,7 @@ KEYS: Dict[str, Tuple[Callable[[Any], bool], str, Any]] = {
     "policy.trust": (_one_of("policy", "all"), "policy or all", "policy"),
     "policy.allow": (_classes, "a list of " + ", ".join(_RULES), ["gpu", "env", "resources"]),
     "policy.deny": (_classes, "a list of " + ", ".join(_RULES), []),
+    "policy.evict-unadjusted": (_boolean, "true or false", False),
     "policy.max-gpus": (_count, "a whole number", 8),
     "policy.kinds": (_strings, "a list of CDI kinds", ["nvidia.com/gpu", "amd.com/gpu", "intel.com/gpu", "intel.com/gaudi"]),
 }

@@ -16,12 +16,18 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Dict, List, Optional
 
+MAX_RECORD = 1 << 20  # bytes
 _PLAIN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-+")
 
 
 def directory(state_dir: str) -> str:
     """Where the records are."""
     return state_dir + "/grants"
+
+
+def nri(state_dir: str) -> str:
+    """The state directory of the NRI plugin's records, whose root is '': it is never told a runtime's."""
+    return state_dir + "/nri"
 
 
 def record_path(state_dir: str, root: str, container: str) -> str:
@@ -76,7 +82,7 @@ def prune(state_dir: str, minimum_age: float) -> List[str]:
     for name in names:
         path = f"{directory(state_dir)}/{name}"
         try:
-            data, found = files.read(path, 1 << 20)
+            data, found = files.read(path, MAX_RECORD)
             record = jsontext.loads(data)
             gone = not host.exists(f"{record['root']}/{record['id']}")
             if gone and time.time() - found.st_mtime > minimum_age:

@@ -34,7 +34,7 @@ def apply(config: Document, edits: Edits, idmap: bool = True) -> Document:
     by_kind: Dict[str, List[Edit]] = {}
     for edit in edits.items:
         if idmap and edit[0] == _edits.MOUNT:
-            edit = (edit[0], edit[1], _idmapped(edit[2]), edit[3])
+            edit = (edit[0], edit[1], idmapped(edit[2]), edit[3])
         by_kind.setdefault(edit[0], []).append(edit)
     for kind, change in _APPLY:
         if kind in by_kind:
@@ -173,7 +173,7 @@ def clean(path: str) -> str:
     return "/" + "/".join(parts) if rooted else "/".join(parts) or "."
 
 
-def _idmapped(mount: Document) -> Document:
+def idmapped(mount: Document) -> Document:
     """A bind mount with the option idmap, so that its owners are right in the container's user namespace.
 
     Only an option: a mount type of that name does not exist (CDI reference library, withIDMapForBindMount).

@@ -1,0 +1,185 @@
+"""The NRI interpreter of Edits: a ContainerAdjustment.
+
+A runtime skips silently what it does not know, so a table says what each knows, and what it cannot express is
+refused with the way out.  Pure.  Sources: NRI's runtime-tools/generate (what is done with each field), and
+config.json as containerd 1.7.24 and 2.1.9 wrote it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Dict, FrozenSet, List, NamedTuple, NoReturn, Tuple
+
+from shim import edits as _edits
+from shim import oci
+from shim.edits import Edits, merge
+from shim.errors import ChandlerError
+from shim.nri.messages import ContainerAdjustment
+
+if TYPE_CHECKING:
+    from shim.edits import Edit
+    from shim.engine import Plan
+
+CDI_NAMES = "devices by CDI name"
+
+# linux.resources: what every runtime with NRI takes, as (controller, key)
+_BASE: FrozenSet[Any] = frozenset((("cpu", "shares"), ("cpu", "quota"), ("cpu", "period"), ("cpu", "cpus"),
+                                   ("memory", "limit"), ("memory", "swap")))
+_NEWER = _BASE | {("pids", "limit"), CDI_NAMES}
+# (runtime, from version on, what it takes); the first that fits.  Any other gets what all take.
+SUPPORT: Tuple[Tuple[str, Tuple[int, ...], FrozenSet[Any]], ...] = (
+    ("containerd", (2, 0), _NEWER),
+    ("containerd", (0,), _BASE),
+    ("cri-o", (0,), _BASE),
+)
+
+_HOOKS = {"prestart": "prestart", "createRuntime": "create_runtime", "createContainer": "create_container",
+          "startContainer": "start_container", "poststart": "poststart", "poststop": "poststop"}
+# The rule that NRI adds for a device; mknod of a node that is there already is no loss.
+_RULE = ("", "rw", "wr", "rwm", "rmw", "wrm", "wmr", "mrw", "mwr")
+_REMOVAL = "-"  # before a name it means: take this one out
+# key of linux.resources: what a request calls it
+_ASKED = {("cpu", "shares"): "cpu_shares", ("cpu", "cpus"): "cpuset", ("memory", "limit"): "memory",
+          ("memory", "swap"): "memory_swap", ("memory", "reservation"): "memory_reservation",
+          ("pids", "limit"): "pids_limit"}
+
+
+class Unsupported(ChandlerError):
+    """The runtime cannot be told through NRI what the container is to get."""
+
+
+class Runtime(NamedTuple):
+    """The runtime at the other end, as it named itself."""
+
+    name: str
+    version: str
+
+    @property
+    def takes(self) -> FrozenSet[Any]:
+        """What of SUPPORT it takes."""
+        number = _number(self.version)
+        return next((takes for name, first, takes in SUPPORT if name == self.name and number >= first), _BASE)
+
+    def __str__(self) -> str:
+        return f"{self.name or 'the runtime'} {self.version}".strip()
+
+
+def _number(version: str) -> Tuple[int, ...]:
+    """The leading numbers of a version such as v2.1.9~ds1; of anything else ()."""
+    numbers: List[int] = []
+    for part in version.lstrip("v").split("."):
+        digits = part[:len(part) - len(part.lstrip("0123456789"))]
+        if not digits.isascii() or not digits or len(digits) > 9:
+            break
+        numbers.append(int(digits))
+        if digits != part:
+            break
+    return tuple(numbers)
+
+
+def adjustment(plan: Plan, runtime: Runtime, document: Dict[str, Any]) -> Any:
+    """The ContainerAdjustment that makes of `document` what the plan says.  Raises Unsupported."""
+    result = ContainerAdjustment()
+    if plan.by_cdi and CDI_NAMES in runtime.takes:
+        for name in plan.by_cdi:
+            result.CDI_devices.add(name=name)
+        _apply(result, _beside(plan), runtime, document)
+    else:
+        _apply(result, plan.edits, runtime, document)
+    return result
+
+
+def nodes(plan: Plan) -> List[List[Any]]:
+    """[path, type, major, minor] of every device node that the container is to have in the end."""
+    found = {path: [path, node["type"], node.get("major", 0), node.get("minor", 0)] for _, path, node, _ in plan.edits.of(_edits.DEVICE)}
+    return list(found.values())
+
+
+def _beside(plan: Plan) -> Edits:
+    """The edits that are left when the runtime injects the CDI devices; what those set stays theirs."""
+    left = merge(*plan.beside)
+    final = {edit[1]: edit[2] for edit in plan.edits.of(_edits.ENV)}
+    return Edits([edit for edit in left.items if edit[0] != _edits.ENV or final[edit[1]] == edit[2]])
+
+
+def _apply(result: Any, edits: Edits, runtime: Runtime, document: Dict[str, Any]) -> None:
+    idmap = oci.in_user_namespace(document)
+    for edit in edits.items:
+        kind = edit[0]
+        if kind == _edits.ENV:
+            _env(result, edit, runtime)
+        elif kind == _edits.DEVICE:
+            _device(result, edit, runtime, document)
+        elif kind == _edits.MOUNT:
+            _mount(result, edit, idmap)
+        elif kind == _edits.HOOK:
+            _hook(result, edit, runtime)
+        elif kind == _edits.RESOURCE:
+            _resource(result, edit, runtime, edits)
+        elif kind == _edits.ANNOTATION:
+            result.annotations[edit[1]] = edit[2]
+        else:
+            _refuse(edit, f"{kind} {edit[1]}".strip(), runtime)
+
+
+def _refuse(edit: Edit, what: str, runtime: Runtime) -> NoReturn:
+    raise Unsupported(f"{edit[3]}: {runtime} cannot be told {what} through NRI",
+                      "start this pod with the runtime handler of chandler-runtime (runtimeClassName)")
+
+
+def _env(result: Any, edit: Edit, runtime: Runtime) -> None:
+    if edit[1].startswith(_REMOVAL):
+        _refuse(edit, f"env.{edit[1]}, a name that begins with a hyphen,", runtime)
+    result.env.add(key=edit[1], value=edit[2])
+
+
+def _device(result: Any, edit: Edit, runtime: Runtime, document: Dict[str, Any]) -> None:
+    _, path, node, _ = edit
+    access = node.get("permissions") or ""
+    if access not in _RULE or node["type"] not in ("b", "c"):
+        _refuse(edit, f"that {path} is a device of type {node['type']!r} with the access {access or 'rwm'!r}", runtime)
+    for place, other in enumerate(result.linux.devices):
+        if other.path == path:  # the later node of a path wins
+            del result.linux.devices[place]
+            break
+    device = result.linux.devices.add(path=path, type=node["type"], major=node.get("major", 0), minor=node.get("minor", 0))
+    if node.get("fileMode") is not None:
+        device.file_mode.value = node["fileMode"]
+    user = oci.process_user(document)
+    for owner in ("uid", "gid"):
+        value = node[owner] if node.get(owner) is not None else user[owner] or None
+        if value is not None:
+            getattr(device, owner).value = value
+
+
+def _mount(result: Any, edit: Edit, idmap: bool) -> None:
+    mount = oci.idmapped(edit[2]) if idmap else edit[2]
+    result.mounts.add(destination=mount["destination"], type=mount.get("type") or "", source=mount.get("source") or "",
+                      options=mount.get("options") or [])
+
+
+def _hook(result: Any, edit: Edit, runtime: Runtime) -> None:
+    _, stage, hook, _ = edit
+    if stage not in _HOOKS:
+        _refuse(edit, f"a hook of the stage {stage!r}", runtime)
+    made = getattr(result.hooks, _HOOKS[stage]).add(path=hook["path"], args=hook.get("args") or [], env=hook.get("env") or [])
+    if hook.get("timeout") is not None:
+        made.timeout.value = hook["timeout"]
+
+
+def _resource(result: Any, edit: Edit, runtime: Runtime, edits: Edits) -> None:
+    _, key, value, _ = edit
+    asked = f"resources.{_ASKED.get(key, '.'.join(key))}"
+    if key not in runtime.takes:
+        _refuse(edit, asked, runtime)
+    resources = result.linux.resources
+    if key == ("memory", "swap"):
+        # runtimes set memory and swap together to the limit that they are told, whatever swap says
+        limit = next((other[2] for other in edits.of(_edits.RESOURCE) if other[1] == ("memory", "limit")), None)
+        if value != limit:
+            _refuse(edit, f"{asked} other than resources.memory", runtime)
+    controller, name = key
+    message = getattr(resources, controller)
+    if key in (("cpu", "cpus"), ("pids", "limit")):
+        setattr(message, name, value)
+    else:
+        getattr(message, name).value = value

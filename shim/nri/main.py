@@ -1,0 +1,89 @@
+"""`chandler-nri`: the NRI plugin as a command."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import Any, Dict, List
+
+from shim import compiler, files, jsontext, paths, report
+from shim.errors import ChandlerError, ConfigError
+from shim.inventory import Inventory, Place
+
+SOCKET = "/var/run/nri/nri.sock"
+
+
+def main() -> int:
+    """The exit status: 0 after SIGTERM, or when the runtime that launched us has gone."""
+    options = _options(sys.argv[1:])
+    try:
+        # The protobuf package is Chandler's only need here beyond the interpreter; say so in words.
+        try:
+            import google.protobuf  # noqa: F401
+        except ImportError:
+            raise ConfigError("the Python package protobuf is not installed", "install python3-protobuf") from None
+        _run(options)
+    except ChandlerError as error:
+        print(f"chandler-nri: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _run(options: argparse.Namespace) -> None:
+    from shim.nri import socket
+    from shim.nri.plugin import Connection
+    from shim.nri.service import Service
+
+    place = Place(dict(os.environb))
+
+    def load() -> Inventory:
+        return compiler.compile_now(place)
+
+    service = Service(place, load(), lambda line: _log(service.inventory.config["log.file"], line))
+    connected = socket.given(int(options.given)) if options.given else None
+    socket.Loop(service, options.socket, connected, lambda: Connection(options.name, options.idx, service), load,
+                lambda inventory: _sources(place, inventory), options.metrics).run()
+
+
+def _sources(place: Place, inventory: Inventory) -> List[str]:
+    """The directories that configuration and CDI files come from."""
+    directory = os.path.dirname(place.config_path)
+    return [directory, directory + "/config.d", *inventory.config["cdi.spec-dirs"]]
+
+
+def _log(target: str, line: Dict[str, Any]) -> None:
+    """One line of JSON: where the configuration says, else on stderr, which a service's journal keeps."""
+    if target:
+        report.line(target, line)
+        return
+    try:
+        files.write_all(2, jsontext.dumps(line) + b"\n")
+    except OSError:
+        pass  # nobody reads it
+
+
+def _options(arguments: List[str]) -> argparse.Namespace:
+    environment = os.environ
+    parser = argparse.ArgumentParser(
+        prog="chandler-nri", description="Equips containers as their annotations ask, through containerd's or CRI-O's NRI.",
+        epilog="Launched by the runtime itself, it takes name, index and socket from NRI_PLUGIN_NAME, NRI_PLUGIN_IDX and NRI_PLUGIN_SOCKET.")
+    parser.add_argument("--socket", metavar="PATH", default=SOCKET, help=f"the runtime's NRI socket (default {SOCKET})")
+    parser.add_argument("--name", default=environment.get("NRI_PLUGIN_NAME", "chandler"), help="name to register with (default chandler)")
+    parser.add_argument("--idx", metavar="NN", default=environment.get("NRI_PLUGIN_IDX", "50"),
+                        help="two digits: plugins are called in this order (default 50)")
+    parser.add_argument("--metrics", metavar="ADDRESS", default="", help="serve Prometheus metrics at unix:PATH or 127.0.0.1:PORT")
+    parser.add_argument("--version", action="version", version=f"chandler-nri {paths.VERSION}")
+    options = parser.parse_args(arguments)
+    options.given = environment.get("NRI_PLUGIN_SOCKET", "")
+    if len(options.idx) != 2 or not options.idx.isdigit() or not options.idx.isascii():
+        parser.error(f"--idx {options.idx}: an index is exactly two digits")
+    if not options.name or "/" in options.name:
+        parser.error("--name: a name has at least one letter and no slash")
+    if options.given and not (options.given.isdigit() and options.given.isascii() and len(options.given) < 5):
+        parser.error(f"NRI_PLUGIN_SOCKET={options.given} is no file descriptor")
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main())

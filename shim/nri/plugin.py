@@ -1,0 +1,184 @@
+"""The plugin's end of one connection to a runtime: registered, configured, synchronised, then called.
+
+    connection = Connection("chandler", "10", service)
+    connection.open()
+    send(connection.take())
+    while …:
+        connection.receive(data)
+        send(connection.take())
+
+Sans-IO.  Fatal for the connection is MuxError, ttrpc's ProtocolError and Refused; everything that is wrong with one
+call is the answer to that call.  An error in CreateContainer refuses the container with our sentence; a connection
+that breaks lets it be created unadjusted.  Source: reference/engines, "NRI on the wire".
+"""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Dict, List, Tuple
+
+from google.protobuf.message import DecodeError
+
+from shim.errors import ChandlerError, PolicyError, RequestError
+from shim.nri import messages, mux
+from shim.nri.adjust import Runtime
+from shim.nri.service import Service
+from shim.ttrpc import errors as ttrpc
+from shim.ttrpc.client import Client, Reply
+from shim.ttrpc.server import Call, Server
+
+MAX_CONTAINERS = 100_000  # of one Synchronize, in all its parts
+
+# What the connection has reached, in order.
+NEW, REGISTERING, CONFIGURED, READY, CLOSING = "new", "registering", "configured", "ready", "closing"
+
+_EVENTS = (messages.CREATE_CONTAINER, messages.STOP_CONTAINER, messages.REMOVE_CONTAINER)
+_SECONDS = 1_000_000_000  # in ttrpc's nanoseconds
+
+
+class Refused(ChandlerError):
+    """The runtime does not want this plugin; trying again as it is would come to the same."""
+
+
+class Connection:
+    """One socket's life."""
+
+    def __init__(self, name: str, index: str, service: Service) -> None:
+        self.name = name
+        self.index = index
+        self.service = service
+        self.state = NEW
+        self._mux = mux.Decoder()
+        self._server = Server()
+        self._client = Client()
+        self._registration = 0
+        self._pods: Dict[str, Any] = {}
+        self._containers: List[Any] = []
+
+    def open(self) -> None:
+        """Registers.  The runtime may call before it answers."""
+        request = messages.RegisterPluginRequest(plugin_name=self.name, plugin_idx=self.index)
+        self._registration = self._client.call(messages.RUNTIME_SERVICE, "RegisterPlugin", request.SerializeToString(),
+                                               timeout=5 * _SECONDS)
+        self.state = REGISTERING
+
+    def receive(self, data: bytes) -> None:
+        """Takes bytes from the socket and does what they say.  Raises MuxError, ProtocolError or Refused."""
+        for connection, piece in self._mux.feed(data):
+            if connection == mux.PLUGIN:
+                for call in self._server.receive(piece):
+                    self._serve(call)
+            elif connection == mux.RUNTIME:
+                for reply in self._client.receive(piece):
+                    self._replied(reply)
+            else:
+                raise mux.MuxError(f"the runtime sends on connection {connection}, which nobody opened")
+
+    def take(self) -> bytes:
+        """What is to be sent."""
+        return mux.encode(mux.PLUGIN, self._server.take()) + mux.encode(mux.RUNTIME, self._client.take())
+
+    # --- we called ----------------------------------------------------------------------------------------------
+
+    def _replied(self, reply: Reply) -> None:
+        try:
+            reply.result()
+        except ttrpc.RemoteError as error:
+            if reply.stream == self._registration:
+                raise Refused(f"the runtime refuses the plugin {self.index}-{self.name}: {error.message}",
+                              "give --name and --idx other values") from None
+            self.service.log({"level": "error", "error": f"the runtime refuses to evict: {error.message}"})
+
+    # --- we are called ------------------------------------------------------------------------------------------
+
+    def _serve(self, call: Call) -> None:
+        known = _METHODS.get(call.method) if call.service == messages.PLUGIN_SERVICE else None
+        if known is None:
+            self._server.unimplemented(call)
+            return
+        kind, handle = known
+        try:
+            self._server.answer(call, handle(self, kind.FromString(call.payload)).SerializeToString())
+        except DecodeError:
+            self._server.refuse(call, ttrpc.INVALID_ARGUMENT, f"chandler: the message of {call.method} cannot be read")
+        except ChandlerError as error:
+            self._server.refuse(call, _code(error), f"chandler: {error}")
+        except Exception as error:  # a defect of ours: this call fails, the plugin stays
+            self.service.log({"level": "error", "error": f"internal error in {call.method}, {type(error).__name__}: {error}"})
+            self._server.refuse(call, ttrpc.INTERNAL, f"chandler: internal error in {call.method}, {type(error).__name__}: {error}")
+
+    def _configure(self, request: Any) -> Any:
+        self.service.configure(Runtime(request.runtime_name, request.runtime_version))
+        self.state = CONFIGURED
+        # A runtime closes the connection when it sees an event that it does not know; those that tell their
+        # NRI version know this one.
+        events = _EVENTS + ((messages.VALIDATE_CONTAINER_ADJUSTMENT,) if request.NRI_version else ())
+        return messages.ConfigureResponse(events=sum(1 << event - 1 for event in events))
+
+    def _synchronize(self, request: Any) -> Any:
+        """May come in parts; only the last one tells all."""
+        if len(self._containers) + len(request.containers) + len(self._pods) > MAX_CONTAINERS:
+            raise ChandlerError(f"the runtime tells of more than {MAX_CONTAINERS} containers")
+        self._pods.update((pod.id, pod) for pod in request.pods)
+        self._containers.extend(request.containers)
+        if request.more:
+            return messages.SynchronizeResponse(more=True)
+        pods, containers = self._pods, self._containers
+        self._pods, self._containers = {}, []
+        self.state = READY
+        evict = self.service.synchronize(pods, containers)
+        if evict:
+            update = messages.UpdateContainersRequest()
+            for container, reason in evict:
+                update.evict.add(container_id=container, reason=reason)
+            self._client.call(messages.RUNTIME_SERVICE, "UpdateContainers", update.SerializeToString())
+        return messages.SynchronizeResponse()
+
+    def _create(self, request: Any) -> Any:
+        made = self.service.create(request.pod, request.container)
+        return messages.CreateContainerResponse() if made is None else messages.CreateContainerResponse(adjust=made)
+
+    def _stop(self, request: Any) -> Any:
+        self.service.stop(request.container.id)
+        return messages.StopContainerResponse()
+
+    def _remove(self, request: Any) -> Any:
+        self.service.remove(request.container.id)
+        return messages.Empty()
+
+    def _changed(self, event: Any) -> Any:
+        if event.event == messages.REMOVE_CONTAINER:
+            self.service.remove(event.container.id)
+        return messages.Empty()
+
+    def _validate(self, request: Any) -> Any:
+        reason = self.service.validate(request.container, request.adjust)
+        return messages.ValidateContainerAdjustmentResponse(reject=bool(reason), reason=reason)
+
+    def _shut_down(self, _: Any) -> Any:
+        self.state = CLOSING
+        return messages.Empty()
+
+    def _nothing(self, _: Any) -> Any:
+        """An event that changes nothing for us, with an answer that has no fields, or none that must be set."""
+        return messages.Empty()
+
+
+def _code(error: ChandlerError) -> int:
+    if isinstance(error, PolicyError):
+        return ttrpc.PERMISSION_DENIED
+    return ttrpc.INVALID_ARGUMENT if isinstance(error, RequestError) else ttrpc.FAILED_PRECONDITION
+
+
+_METHODS: Dict[str, Tuple[Any, Callable[[Connection, Any], Any]]] = {
+    "Configure": (messages.ConfigureRequest, Connection._configure),
+    "Synchronize": (messages.SynchronizeRequest, Connection._synchronize),
+    "Shutdown": (messages.Empty, Connection._shut_down),
+    "CreateContainer": (messages.CreateContainerRequest, Connection._create),
+    "StopContainer": (messages.StopContainerRequest, Connection._stop),
+    "RemoveContainer": (messages.RemoveContainerRequest, Connection._remove),
+    "StateChange": (messages.StateChangeEvent, Connection._changed),
+    "ValidateContainerAdjustment": (messages.ValidateContainerAdjustmentRequest, Connection._validate),
+    **{method: (messages.Empty, Connection._nothing) for method in (
+        "RunPodSandbox", "UpdatePodSandbox", "PostUpdatePodSandbox", "StopPodSandbox", "RemovePodSandbox",
+        "PostCreateContainer", "StartContainer", "PostStartContainer", "UpdateContainer", "PostUpdateContainer")},
+}

@@ -1,0 +1,206 @@
+"""What the plugin does for containers: requests to adjustments, grants kept and given back, one log line each.
+
+Nothing here waits: the inventory is in memory, and a handler's only effects are looks at device nodes and one small
+file.  NRI creates the container unadjusted when a handler takes more than two seconds.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Set, Tuple
+
+from shim import engine, files, grants, jsontext, report
+from shim.errors import ChandlerError, HostError
+from shim.nri import adjust, document, messages
+from shim.nri.adjust import Runtime
+from shim.nri.metrics import Metrics
+from shim.request import MARK
+
+if TYPE_CHECKING:
+    from shim.inventory import Inventory, Place
+
+# A record is written before its container can be listed, so a younger one is not given up.
+_MINIMUM_AGE = 60.0  # seconds
+_CDI = "cdi.k8s.io"
+
+
+class Held(NamedTuple):
+    """What a container was given: the CDI devices by name, and the device nodes' paths, that the adjustment named."""
+
+    names: Set[str]
+    paths: Set[str]
+
+
+class Service:
+    """One for the life of the process; connections come and go.  `inventory` may be replaced at any time."""
+
+    def __init__(self, place: Place, inventory: Inventory, log: Callable[[Dict[str, Any]], None]) -> None:
+        self.place = place
+        self.inventory = inventory
+        self.log = log
+        self.metrics = Metrics()
+        self.runtime = Runtime("", "")
+        self.held: Dict[str, Held] = {}
+
+    @property
+    def _records(self) -> str:
+        return grants.nri(self.inventory.config["state-dir"] or self.place.state_dir)
+
+    # --- one container ----------------------------------------------------------------------------------------
+
+    def create(self, pod: Any, container: Any) -> Optional[Any]:
+        """The adjustment for a new container, None when it asks for nothing.  Raises ChandlerError to refuse it."""
+        started = time.perf_counter()
+        annotations = document.merged_annotations(pod, container)
+        if not self._asks(annotations):
+            self.metrics.created("nothing", time.perf_counter() - started)
+            return None
+        line: Dict[str, Any] = {"time": report.now(), "container": container.id, "name": container.name, "pod": pod.name,
+                                "namespace": pod.namespace}
+        try:
+            made = self._grant(pod, container, annotations, line)
+        except ChandlerError as error:
+            seconds = time.perf_counter() - started
+            self.metrics.created("refused", seconds, type(error).__name__)
+            self.log({**line, "level": "error", "refused": str(error), "ms": _ms(seconds)})
+            raise
+        seconds = time.perf_counter() - started
+        self.metrics.created("nothing" if made is None else "granted", seconds)
+        if made is not None:
+            self.log({**line, "ms": _ms(seconds)})
+        return made
+
+    def _asks(self, annotations: Iterable[str]) -> bool:
+        config = self.inventory.config
+        prefix: str = config["annotation-prefix"]
+        return any(key.startswith(prefix) for key in annotations) or (
+            config["cdi.annotations"] and any(key.startswith(_CDI) for key in annotations))
+
+    def _grant(self, pod: Any, container: Any, annotations: Dict[str, str], line: Dict[str, Any]) -> Optional[Any]:
+        wanted = document.build(container, annotations)
+        plan = engine.plan(wanted, self.inventory, container.name)
+        if plan is None:
+            return None
+        result = adjust.adjustment(plan, self.runtime, wanted)
+        nodes = adjust.nodes(plan)
+        record = {
+            "id": container.id, "root": "", "owner": "nri", "runtime": str(self.runtime), "pod": pod.id,
+            "namespace": pod.namespace, "name": container.name, "source": plan.request.source, "devices": plan.names,
+            "physical": plan.keys, "nodes": nodes, "time": int(time.time()),
+            "grant": files.digest(jsontext.dumps([plan.request.document, plan.names])),
+        }
+        try:
+            grants.write(self._records, record)
+        except OSError as error:
+            raise HostError(f"the grant cannot be recorded in {self._records}: {error.strerror}") from None
+        self.held[container.id] = Held({device.name for device in result.CDI_devices},
+                                       {device.path for device in result.linux.devices})
+        self.metrics.grants = len(self.held)
+        counts: Dict[str, int] = {}
+        for edit in plan.edits.items:
+            counts[edit[0]] = counts.get(edit[0], 0) + 1
+        line.update(source=plan.request.source, devices=plan.names, edits=counts, runtime=str(self.runtime))
+        return result
+
+    def validate(self, container: Any, adjustment: Any) -> str:
+        """Why the adjustment that all plugins together made must not be used; empty when it may."""
+        held = self.held.get(container.id)
+        if held is None:
+            return ""
+        missing = (held.names - {device.name for device in adjustment.CDI_devices}
+                   | held.paths - {device.path for device in adjustment.linux.devices})
+        return f"another NRI plugin took away {', '.join(sorted(missing))}, which Chandler had granted" if missing else ""
+
+    def stop(self, container_id: str) -> None:
+        """The container's processes have ended, or its create has failed."""
+
+    def remove(self, container_id: str) -> None:
+        """The container is gone."""
+        if self.held.pop(container_id, None) is not None or self._recorded(container_id):
+            self._release(container_id)
+
+    def _release(self, container_id: str) -> None:
+        """Gives back what a container held.  The one place where its leases end, too."""
+        grants.remove(self._records, "", container_id)
+        self.metrics.grants = len(self.held)
+
+    def _recorded(self, container_id: str) -> bool:
+        return os.path.exists(grants.record_path(self._records, "", container_id))
+
+    # --- all containers ---------------------------------------------------------------------------------------
+
+    def configure(self, runtime: Runtime) -> None:
+        """Remembers the runtime that has just connected."""
+        self.runtime = runtime
+
+    def synchronize(self, pods: Dict[str, Any], containers: List[Any]) -> List[Tuple[str, str]]:
+        """Compares grants with what runs; (container, reason) of those that must end.
+
+        Grants of containers that are gone are given back.  Containers that asked and were not served, because they
+        were created while no plugin was there, are reported, and evicted where the policy says so.
+        """
+        ids = {container.id for container in containers}
+        recorded = self._sweep(ids)
+        others = self._wrapped()
+        evict: List[Tuple[str, str]] = []
+        for container in containers:
+            if container.id in recorded or container.id in others or container.state not in messages.LIVE_STATES:
+                continue
+            pod = pods.get(container.pod_sandbox_id)
+            reason = self._unserved(pod, container)
+            if reason:
+                self.metrics.unadjusted += 1
+                evicted = bool(self.inventory.config["policy.evict-unadjusted"])
+                self.log({"time": report.now(), "level": "warning", "container": container.id, "name": container.name,
+                          "pod": pod.name if pod else "", "unadjusted": reason, "evicted": evicted})
+                if evicted:
+                    evict.append((container.id, reason))
+        return evict
+
+    def _unserved(self, pod: Any, container: Any) -> str:
+        annotations = document.merged_annotations(pod, container) if pod else dict(container.annotations)
+        if not self._asks(annotations):
+            return ""
+        # Our own mark has come back to us with the container's annotations; here it tells nothing either way.
+        annotations.pop(f"{self.inventory.config['annotation-prefix']}{MARK}", None)
+        try:
+            plan = engine.plan(document.build(container, annotations), self.inventory, container.name)
+        except ChandlerError as error:
+            return f"it runs without what it asked for, which would be refused: {error}"
+        return "it runs without what it asked for: it was created while chandler-nri was not there" if plan else ""
+
+    def _sweep(self, ids: Set[str]) -> Set[str]:
+        """The containers that have a record; records of containers that are gone are removed."""
+        directory = grants.directory(self._records)
+        recorded: Set[str] = set()
+        try:
+            names = os.listdir(directory)
+        except OSError:
+            names = []
+        for name in names:
+            try:
+                data, found = files.read(f"{directory}/{name}", grants.MAX_RECORD)
+                container = jsontext.loads(data)["id"]
+            except (OSError, ChandlerError, KeyError, TypeError):
+                continue
+            if container in ids or time.time() - found.st_mtime < _MINIMUM_AGE:
+                recorded.add(container)
+                self.held.setdefault(container, Held(set(), set()))
+            else:
+                self.held.pop(container, None)
+                self._release(container)
+        self.metrics.grants = len(self.held)
+        return recorded
+
+    def _wrapped(self) -> Set[str]:
+        """The containers that the runtime wrapper has equipped."""
+        state_dir = self.inventory.config["state-dir"] or self.place.state_dir
+        try:
+            return {name.partition("-")[2][:-len(".json")] for name in os.listdir(grants.directory(state_dir))}
+        except OSError:
+            return set()
+
+
+def _ms(seconds: float) -> jsontext.Number:
+    return jsontext.Number(f"{seconds * 1000:.3f}")
