@@ -344,8 +344,14 @@ def test_the_runtime_that_has_the_container(launcher: Launcher, kind: str, argv:
 
 
 def test_a_container_whose_runtime_is_gone_falls_back(launcher: Launcher) -> None:
-    launcher.container("crun", f"{launcher.run_dir}/crun")
-    assert launcher.who("state", "ID") == "runc"
+    """Python may know where it is: from a configuration that was not compiled yet."""
+    for kind, line in (("crun", None), ("youki", None), ("youki", f"1 c chandler.oci runc={launcher.fixed}/runc\n")):
+        launcher.reset()
+        launcher.container(kind, f"{launcher.run_dir}/{kind}")
+        launcher.configure(line)
+        assert launcher.who("state", "ID") == launcher.who("kill", "--all", "ID") == "python"
+        os.unlink(launcher.python)
+        assert launcher.who("state", "ID") == launcher.who("kill", "--all", "ID") == "runc"
 
 
 def test_no_runtime(launcher: Launcher) -> None:
