@@ -6,6 +6,7 @@ warm create path.
 
 from __future__ import annotations
 
+import marshal
 import os
 import stat
 import time
@@ -19,6 +20,7 @@ from shim.cdi.registry import Registry
 from shim.edits import DEVICE
 from shim.errors import ChandlerError, ConfigError, TrustError
 from shim.inventory import MAGIC, Inventory, Place
+from shim.lock import Lock
 
 # A file changed this shortly before we read it may change again within its timestamp's tick.
 SETTLED_NS = 2_000_000_000
@@ -160,23 +162,22 @@ class Compiled:
     def __init__(self, config: Dict[str, Any], registry: Registry) -> None:
         self.config = config
         self.registry = registry
-        self.parts: Dict[str, str] = {}
-        segment = {file.path: self._add(jsontext.dumps(_segment(file)).decode()) for file in registry.files}
-        self.kinds = "".join(f"\n{kind}\t{self._add(_kind(kind, registry, segment))}"
+        self.parts: Dict[str, bytes] = {}
+        segment = {file.path: self._add(marshal.dumps(_segment(file))) for file in registry.files}
+        self.kinds = "".join(f"\n{kind}\t{self._add(_encoded(_kind(kind, registry, segment)))}"
                              for kind in dict.fromkeys(file.spec.kind for file in registry.files)) + "\n"
 
-    def _add(self, text: str) -> str:
+    def _add(self, body: bytes) -> str:
         """Named by what it holds, so that an older index never finds a newer part."""
-        name = files.digest(_encoded(text))[:32] + ".part"
-        self.parts[name] = text
+        name = files.digest(body)[:32] + ".part"
+        self.parts[name] = body
         return name
 
     def explain(self, names: List[str]) -> NoReturn:
         raise self.registry.diagnose(names)
 
     def inventory(self) -> Inventory:
-        return Inventory(self.config, self.kinds, self.parts.__getitem__,
-                         lambda name: jsontext.loads(_encoded(self.parts[name])), self.explain, bool(self.registry.problems))
+        return Inventory(self.config, self.kinds, self.parts.__getitem__, self.explain, bool(self.registry.problems))
 
     def store(self, place: Place, sources: List[str]) -> None:
         """Writes the parts, then the index; a reader sees the old index or the new one, and what it names."""
@@ -184,11 +185,11 @@ class Compiled:
         if not place.private(directory):
             return
         try:
-            for name, text in self.parts.items():
-                _store_part(f"{directory}/{name}", text)
+            for name, body in self.parts.items():
+                _store_part(f"{directory}/{name}", body)
             header = "\n".join((place.key, jsontext.dumps(self.config).decode(),
                                 "problems" if self.registry.problems else "clean"))
-            _store(f"{directory}/index", "\n\n".join((header, *sources, self.kinds.strip("\n"))))
+            _store(f"{directory}/index", _encoded("\n\n".join((header, *sources, self.kinds.strip("\n")))))
             for name in os.listdir(directory):
                 if name.endswith(".part") and name not in self.parts:
                     os.unlink(f"{directory}/{name}")
@@ -219,17 +220,16 @@ def _encoded(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")
 
 
-def _store_part(path: str, text: str) -> None:
+def _store_part(path: str, body: bytes) -> None:
     try:
-        if inventory.checked(files.read(path, inventory.MAX_PART)[0]) == text:
+        if inventory.checked(files.read(path, inventory.MAX_PART)[0]) == body:
             return
     except (OSError, ChandlerError, inventory.Stale):
         pass  # absent, or damaged
-    _store(path, text)
+    _store(path, body)
 
 
-def _store(path: str, text: str) -> None:
-    body = _encoded(text)
+def _store(path: str, body: bytes) -> None:
     files.replace(path, f"{MAGIC}{crc32(body):08x}\n".encode() + body, 0o600)
 
 
@@ -303,11 +303,11 @@ def refresh(place: Place) -> Inventory:
         lock.__exit__()
 
 
-def _lock(place: Place) -> Optional[files.Lock]:
+def _lock(place: Place) -> Optional[Lock]:
     """The lock of the stored inventory, taken; None where nothing can be stored."""
     try:
         make_state_directory(place)
         files.make_directory(place.directory)
-        return files.Lock(place.directory + "/lock").__enter__()
+        return Lock(place.directory + "/lock").__enter__()
     except (OSError, TrustError):
         return None

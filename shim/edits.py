@@ -52,6 +52,12 @@ class Edits:
             kept[place] = item
         self.items: Tuple[Edit, ...] = tuple(kept.values())
 
+    def with_values(self, items: Iterable[Edit]) -> Edits:
+        """The same edits with other values: kinds, keys and order are as they were, so there is nothing to put right."""
+        result = Edits()
+        result.items = tuple(items)
+        return result
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Edits) and self.items == other.items
 

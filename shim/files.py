@@ -218,24 +218,6 @@ def read_spec(path: str, owners: Dict[int, str]) -> Union[bytes, ChandlerError]:
         return errors.HostError(f"{path} cannot be read: {failed.strerror}")
 
 
-class Lock:
-    """An advisory lock on a file, for as long as the `with` block lasts (flock(2)); raises OSError."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self.descriptor = -1
-
-    def __enter__(self) -> Lock:
-        import fcntl
-        flags = posix.O_RDWR | posix.O_CREAT | posix.O_CLOEXEC | posix.O_NOFOLLOW
-        self.descriptor = posix.open(self.path, flags, 0o600)
-        fcntl.flock(self.descriptor, fcntl.LOCK_EX)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        posix.close(self.descriptor)
-
-
 def digest(data: bytes) -> str:
     """BLAKE2b-256 of some bytes, as `b2sum -l 256` prints it (a third of SHA-256's cost without OpenSSL)."""
     from _blake2 import blake2b

@@ -45,7 +45,7 @@ def complete(edits: Edits, lstat: Stat = lstat_device) -> Edits:
     otherwise, never the owner.  Raises HostError, which names the node and where it came from.
     Source: CDI reference library, DeviceNode.fillMissingInfo.
     """
-    return Edits([_complete(edit, lstat) if edit[0] == DEVICE else edit for edit in edits.items])
+    return edits.with_values([_complete(edit, lstat) if edit[0] == DEVICE else edit for edit in edits.items])
 
 
 def _complete(edit: Edit, lstat: Stat) -> Edit:
@@ -95,10 +95,9 @@ def check_paths(edits: Edits) -> None:
 def exists(path: str) -> bool:
     """Whether there is something at `path`, links followed."""
     try:
-        posix.stat(path)
-    except (OSError, ValueError):
+        return posix.access(path, posix.F_OK)
+    except ValueError:  # a NUL in it
         return False
-    return True
 
 
 def user_namespace() -> str:

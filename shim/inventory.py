@@ -6,7 +6,7 @@ believes the index only when nothing has changed.  A create reads only the parts
 any of it costs time, never correctness: the compiler then parses the sources.  Part of the create path: texts of
 lines, read without a parser, each behind a header line with its checksum.
 
-    index, block 0  key (version, effective uid, user namespace, configuration path); configuration as JSON; whether
+    index, block 0  key (versions of Chandler and Python, effective uid, user namespace, configuration path); configuration as JSON; whether
                     there are problems
            block 1  directories and links on the way to a source; what lstat says of owner and identity
            block 2  files and listed directories; what lstat says, times included
@@ -14,12 +14,14 @@ lines, read without a parser, each behind a header line with its checksum.
            block 4  one line per kind: the name of its part
     kind, line 0    one name of each of its physical devices, in order
           others    one line per device: name, part of its CDI file, its physical devices
-    CDI file        JSON: path, edits, devices
+    CDI file        path, edits and devices, as marshal writes them: read four times as fast as JSON
 """
 
 from __future__ import annotations
 
+import marshal
 import posix
+import sys
 from zlib import crc32
 
 from shim import files, host, jsontext, paths
@@ -41,19 +43,18 @@ MAX_PART = 64 << 20
 class Inventory:
     """Configuration and CDI devices, ready for use.
 
-    `kinds` maps each kind to the name of its part, as lines; `part` gives the text of a part and `segment` a CDI
-    file as compiled, both by name; `explain` is called with names that are missing and raises the full story.
+    `kinds` maps each kind to the name of its part, as lines; `part` gives a part by its name; `explain` is called
+    with names that are missing and raises the full story.
     """
 
-    __slots__ = ("config", "problems", "_kinds", "_part", "_segment", "_explain", "_parts", "_segments", "_found")
+    __slots__ = ("config", "problems", "_kinds", "_part", "_explain", "_parts", "_segments", "_found")
 
-    def __init__(self, config: Dict[str, Any], kinds: str, part: Callable[[str], str], segment: Callable[[str], Any],
+    def __init__(self, config: Dict[str, Any], kinds: str, part: Callable[[str], bytes],
                  explain: Callable[[List[str]], NoReturn], problems: bool) -> None:
         self.config = config
         self.problems = problems  # whether a CDI file or directory could not be used, or two of them conflict
         self._kinds = kinds
         self._part = part
-        self._segment = segment
         self._explain = explain
         self._parts: Dict[str, str] = {}
         self._segments: Dict[str, Any] = {}
@@ -85,7 +86,7 @@ class Inventory:
         part = line.partition("\t")[0]
         opened = self._segments.get(part)
         if opened is None:
-            segment = self._segment(part)
+            segment = marshal.loads(self._part(part))
             opened = self._segments[part] = segment, _edits(segment["edits"], segment["path"])
         segment, common = opened
         found = self._found[name] = part, common, _edits(segment["devices"][device], f"{segment['path']} {name}")
@@ -100,7 +101,7 @@ class Inventory:
         text = self._parts.get(kind)
         if text is None:
             name = _line(self._kinds, kind)
-            text = self._parts[kind] = self._part(name) if name else ""
+            text = self._parts[kind] = _text(self._part(name)) if name else ""
         return text
 
 
@@ -136,7 +137,7 @@ class Place:
         named = environment.get(b"CHANDLER_CONFIG", b"")
         self.config_path = named.decode("utf-8", "surrogateescape") or paths.CONFIG_DIR + "/config.toml"
         self.state_dir = paths.STATE_DIR if not self.rootless else self._own_state_dir(environment)
-        self.key = f"{paths.VERSION} {self.euid} {namespace} {self.config_path}"
+        self.key = f"{paths.VERSION} {sys.hexversion} {self.euid} {namespace} {self.config_path}"
         number = crc32(self.key.encode("utf-8", "surrogateescape"))
         self.directory = f"{self.state_dir}/inventory/{number:08x}"
 
@@ -179,7 +180,7 @@ def load(place: Place, explain: Callable[[List[str]], NoReturn]) -> Inventory:
         data, found = files.read(place.directory + "/index", MAX_INDEX)
         if found.st_uid != place.euid or found.st_mode & 0o022 or not place.private(place.directory):
             raise Stale
-        text = checked(data)
+        text = _text(checked(data))
         header, ways, sources, absent, kinds = text.split("\n\n")
         key, config, problems = header.split("\n")
         if key != place.key or not _unchanged(ways, identities) or not _unchanged(sources, fingerprints):
@@ -188,19 +189,21 @@ def load(place: Place, explain: Callable[[List[str]], NoReturn]) -> Inventory:
             if path and host.exists(path):
                 raise Stale
         return Inventory(jsontext.loads(config.encode()), f"\n{kinds}\n",
-                         lambda name: read_part(place.directory, name),
-                         lambda name: jsontext.loads(read_part(place.directory, name).encode()),
-                         explain, problems == "problems")
+                         lambda name: read_part(place.directory, name), explain, problems == "problems")
     except (OSError, ValueError, ChandlerError):
         raise Stale from None
 
 
-def checked(data: bytes) -> str:
-    """The text behind the header line, if the header's checksum fits it; raises Stale."""
+def checked(data: bytes) -> bytes:
+    """What is behind the header line, if the header's checksum fits it; raises Stale."""
     header, _, body = data.partition(b"\n")
     if header != f"{MAGIC}{crc32(body):08x}".encode():
         raise Stale
-    return body.decode("utf-8", "surrogateescape")
+    return body
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "surrogateescape")
 
 
 def _unchanged(block: str, look: Callable[[List[str]], List[Tuple[int, ...]]]) -> bool:
@@ -208,8 +211,8 @@ def _unchanged(block: str, look: Callable[[List[str]], List[Tuple[int, ...]]]) -
     return repr(look(names)) == expected
 
 
-def read_part(directory: str, name: str) -> str:
-    """The text of a part; raises Stale when it is gone (a newer index took its place) or damaged."""
+def read_part(directory: str, name: str) -> bytes:
+    """A part; raises Stale when it is gone (a newer index took its place) or damaged."""
     try:
         return checked(files.read(f"{directory}/{name}", MAX_PART)[0])
     except (OSError, ValueError, ChandlerError):

@@ -8,6 +8,8 @@ written (class Number).  A damaged text is parsed again with `json` only to say 
 
 from __future__ import annotations
 
+import sys
+
 from shim import errors
 from shim.errors import ChandlerError
 
@@ -18,7 +20,7 @@ except ImportError:  # an interpreter without the C accelerator: slower, the sam
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, List, NoReturn, Optional, Tuple
+    from typing import Any, Callable, Dict, List, NoReturn, Tuple
 
     Encode = Callable[[Any], str]
 
@@ -59,25 +61,14 @@ def _unique(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
     return members
 
 
-class _Context:
-    """What make_scanner wants to be asked for."""
-
-    strict = True
-    object_hook = None
-    object_pairs_hook: Optional[Callable[[List[Tuple[str, Any]]], Any]] = None
-    parse_float = Number
-    parse_int = int
-    parse_constant = staticmethod(_refuse_constant)
-    memo: Dict[str, str] = {}
-
-
 def _scanner(unique: bool = False) -> Callable[[str, int], Tuple[Any, int]]:
     """A function from text and place to value and the place after it."""
     hook = _unique if unique else None
     if make_scanner is not None:
-        context = _Context()
-        context.object_pairs_hook = hook
-        return make_scanner(context)  # type: ignore[arg-type, unused-ignore]
+        # any object with these attributes will do; a class of our own would cost more than a small document
+        return make_scanner(type(sys.implementation)(  # type: ignore[arg-type, call-arg, unused-ignore]
+            strict=True, object_hook=None, object_pairs_hook=hook, parse_float=Number, parse_int=int,
+            parse_constant=_refuse_constant, memo={}))
     import json
     decoder = json.JSONDecoder(parse_float=Number, parse_constant=_refuse_constant, object_pairs_hook=hook)
     return decoder.scan_once  # type: ignore[attr-defined, no-any-return]
@@ -138,14 +129,14 @@ def check_depth(value: Any, limit: int = MAX_DEPTH) -> None:
 class Source:
     """A parsed text that remembers how its larger parts were written.
 
-    `value` is the document.  The members of the document, and of its member `deep`, that are objects or lists are
+    `value` is the document.  The members of the document, and of its members `deep`, that are objects or lists are
     kept as text as well; `dumps` writes those that are still the same object as they were, which saves encoding
     most of a config.json and leaves it to the byte.
     """
 
     __slots__ = ("value", "deep", "_texts")
 
-    def __init__(self, data: bytes, deep: str) -> None:
+    def __init__(self, data: bytes, deep: Tuple[str, ...]) -> None:
         """Raises JsonError, also when the text is no object."""
         self.value: Dict[str, Any] = {}
         self.deep = deep
@@ -162,7 +153,7 @@ class Source:
             if type(self.value) is not dict:
                 raise errors.JsonError("not an object")
 
-    def _members(self, text: str, at: int, members: Dict[str, Any], scan: Any, deep: str) -> int:
+    def _members(self, text: str, at: int, members: Dict[str, Any], scan: Any, deep: Tuple[str, ...]) -> int:
         """Reads the object that begins at `at`; the place after it."""
         if text[at] != "{":
             raise ValueError
@@ -177,9 +168,9 @@ class Source:
             if text[at] != ":":
                 raise ValueError
             start = at = _blanks(text, at + 1)
-            if key == deep and text[at] == "{":
+            if key in deep and text[at] == "{":
                 value: Any = {}
-                at = self._members(text, at, value, scan, "")
+                at = self._members(text, at, value, scan, ())
             else:
                 value, at = scan(text, at)
             if key in members:
@@ -198,13 +189,13 @@ class Source:
         """`value`, a document made from ours, as JSON on one line but for what is as it was."""
         return _written(lambda encode: self._text(value, encode, self.deep)).encode("utf-8")
 
-    def _text(self, members: Dict[str, Any], encode: Encode, deep: str) -> str:
+    def _text(self, members: Dict[str, Any], encode: Encode, deep: Tuple[str, ...]) -> str:
         texts = self._texts
         parts = []
         for key, value in members.items():
             text = texts.get(id(value))
             if text is None:
-                text = self._text(value, encode, "") if key == deep and type(value) is dict else encode(value)
+                text = self._text(value, encode, ()) if key in deep and type(value) is dict else encode(value)
             parts.append(f"{encode(key)}:{text}")
         return "{" + ",".join(parts) + "}"
 

@@ -114,7 +114,7 @@ def _equip(path: str, stored: Inventory, place: Place, call: _args.Invocation, k
     config = stored.config
     bundle = configjson.ConfigJson(path, engine.mark(config))
     try:
-        source = jsontext.Source(bundle.engine, deep="linux")
+        source = jsontext.Source(bundle.engine, deep=("linux", "process"))
     except ChandlerError as error:
         raise errors.BundleError(f"{path}: {error.what}") from None
     document = source.value

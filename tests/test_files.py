@@ -13,6 +13,7 @@ import pytest
 
 from shim import files
 from shim.errors import ChandlerError, HostError, TrustError
+from shim.lock import Lock
 
 ME = {os.geteuid(): "the caller", 0: "root"}
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
@@ -308,7 +309,7 @@ def test_a_lock_is_exclusive(tmp_path: Path) -> None:
     import fcntl
     path = str(tmp_path / "lock")
     other = os.open(path, os.O_RDWR | os.O_CREAT)
-    with files.Lock(path):
+    with Lock(path):
         with pytest.raises(BlockingIOError):
             fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
     fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
