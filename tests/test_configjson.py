@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from shim import configjson, files
+from shim import files
 from shim.configjson import ConfigJson, may_ask
 from shim.errors import BundleError, ChandlerError
 
@@ -277,8 +277,3 @@ def test_what_is_no_file_asks_nothing(tmp_path: Path) -> None:
     for name in ("fifo", "dangling", ".", "absent", "file/x", "a\0b", "x" * 300):
         assert not may_ask(str(tmp_path / name), [b"chandler.oci"])
     assert may_ask(str(tmp_path / "link"), [b"chandler.oci"])
-
-
-def test_limits_are_those_of_the_design() -> None:
-    assert files.MAX_CONFIG_JSON == 16 << 20
-    assert configjson.files is files

@@ -44,4 +44,4 @@ def test_a_name_is_one_class_however_often_it_is_asked_for(name: str) -> None:
 
 def test_no_other_name_is_an_error_class() -> None:
     with pytest.raises(AttributeError):
-        errors.NoSuchError  # type: ignore[attr-defined]  # noqa: B018
+        getattr(errors, "NoSuchError")  # noqa: B009

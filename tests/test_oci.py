@@ -108,7 +108,7 @@ def test_place_of_a_device(before: list[Any], after: list[Any]) -> None:
     ({"uid": 1000, "gid": 100}, {"uid": 0, "gid": 0}, {"uid": 0, "gid": 0}), ({"uid": 1000}, {"gid": 44}, {"uid": 1000, "gid": 44}),
     ({"uid": "1000", "gid": True}, {}, {}), ({"uid": -1}, {}, {}), (None, {}, {}), ([], {}, {}),
 ])
-def test_owner(user: Any, own: dict[str, int], owner: dict[str, int]) -> None:
+def test_owner(user: Any, own: dict[str, Any], owner: dict[str, int]) -> None:
     device = oci.apply({"process": {"user": user}}, node(**own))["linux"]["devices"][0]
     assert {key: device[key] for key in ("uid", "gid") if key in device} == owner
 

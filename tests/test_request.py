@@ -38,7 +38,7 @@ def refused(annotations: dict[str, Any], container: str | None = "main") -> str:
 
 # --- the keys -------------------------------------------------------------------------------------------------
 
-RESOURCES = {
+RESOURCES: dict[str, list[tuple[Any, Any]]] = {
     "cpu": [("1", 1000), (1, 1000), ("500m", 500), (Number("1.5"), 1500), (Number("1e0"), 1000), ("0.0001", 1)],
     "memory": [("1Gi", 1 << 30), (4096, 4096), ("1", 1), ("1.5Gi", 3 << 29), (Number("1e9"), 10**9)],
     "memory_swap": [("1Gi", 1 << 30), (-1, -1), ("-1", -1), (1, 1)],
@@ -47,7 +47,7 @@ RESOURCES = {
     "cpuset": [("0", "0"), ("0-3,8", "0-3,8"), ("0, 2", "0, 2"), ("8191", "8191")],
     "pids_limit": [(1, 1), (-1, -1), (MAX_INT, MAX_INT)],
 }
-NOT_RESOURCES = {
+NOT_RESOURCES: dict[str, list[Any]] = {
     "cpu": [MAX_INT, "9223372036854776", 0, "0", "-1", -1, "", None, True, [], {}, "NaN", "inf", "1Z", "9223372036854775808", 1 << 64, "1e300", Number("1e400"), Number("-0.5"), " 1", "x" * 5000],
     "memory": [0, "0", "-1", -1, "-1Gi", "", None, False, [1], {}, "1TiB", "8Ei", 1 << 63, "lots"],
     "memory_swap": [0, -2, "-2", "", None, True, "8Ei", [], Number("-1.0")],
@@ -56,12 +56,12 @@ NOT_RESOURCES = {
     "cpuset": ["", "a", "0-", "-1", "3-1", "0,,1", "0,", ",", "8192", "0-99999", "0-3:2", 0, None, True, [0], "\u0663", "\u00b2", "0-\u00b2", "0 - 3", "0\n-1", "9" * 5000],
     "pids_limit": [-2, "100", Number("100.0"), None, True, [], MAX_INT + 1, 10**30],
 }
-GPU = {
+GPU: dict[str, list[tuple[Any, Any]]] = {
     "count": [(1, 1), (4096, 4096)],
     "vendor": [("nvidia", "nvidia"), ("example.com/gpu", "example.com/gpu")],
     "devices": [(["0"], ["0"]), ([0, 1], ["0", "1"]), (["all"], ["all"]), (["GPU-1-2", "nvidia.com/gpu=3"], ["GPU-1-2", "nvidia.com/gpu=3"]), (["0:1"], ["0:1"])],
 }
-NOT_GPU = {
+NOT_GPU: dict[str, list[Any]] = {
     "count": [0, -1, 4097, "1", Number("1.0"), None, True, [], {}, 1 << 64],
     "vendor": ["", None, 1, True, [], {}],
     "devices": [[], "0", 0, None, True, {}, [None], [True], [[]], [{}], [""], [" 0"], ["0 "], ["a,b"], ["a\nb"], ["\0"], ["\x1b[31m"], ["\u202e0"], ["\ud800"], ["x" * 513]],
