@@ -120,7 +120,7 @@ def _parse(path: str, data: bytes) -> Table:
         import tomli as tomllib  # type: ignore[no-redef, unused-ignore]
     try:
         return tomllib.loads(data.decode("utf-8"))
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (UnicodeDecodeError, RecursionError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path} is not TOML: {error}") from None
 
 

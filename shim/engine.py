@@ -72,7 +72,10 @@ def plan(document: Dict[str, Any], inventory: Inventory, container: str = "") ->
     if type(document.get("process")) is not dict:
         raise errors.BundleError(f"{wish.source}: config.json has no process to equip")
     policy.check(wish, document, config, engine_names)
-    grant = gpu.grant(wish.gpu, engine_names, inventory, wish.source, host.look)
+    try:
+        grant = gpu.grant(wish.gpu, engine_names, inventory, wish.source, host.look)
+    except errors.CdiError as error:
+        raise error.within(wish.source) from None
     policy.check_devices(wish, grant.names, len(grant.keys), config)
     own = Edits([(ENV, variable, value, wish.source) for variable, value in wish.env.items()])
     limits = resources.edits(wish.resources, document, wish.source)

@@ -34,6 +34,8 @@ GOOD: dict[str, list[tuple[str, Any]]] = {
     "policy.deny": [('["gpu.devices"]', ["gpu.devices"])],
     "policy.max-gpus": [("0", 0), ("16", 16)],
     "policy.kinds": [('["x.com/y"]', ["x.com/y"])],
+    "require-grant": [("true", True), ("false", False)],
+    "policy.evict-unadjusted": [("true", True), ("false", False)],
 }
 BAD: dict[str, list[str]] = {
     "runtimes": ["[]", '""', '[""]', '["a b"]', '["bin/runc"]', '["./runc"]', '["../runc"]', "[1]", "5", '["/usr/bin/r\\tc"]', '["a\\nb"]', '"runc"', "true", "{}"],
@@ -50,6 +52,8 @@ BAD: dict[str, list[str]] = {
     "policy.deny": ['["*"]', '"env"', "[true]"],
     "policy.max-gpus": ["-1", "1.0", '"8"', "true", "[]", "nan", "inf"],
     "policy.kinds": ['"x.com/y"', "[5]", '[""]'],
+    "require-grant": ["1", '"true"', "[]"],
+    "policy.evict-unadjusted": ["0", '"no"', "{}"],
 }
 
 
