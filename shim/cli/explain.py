@@ -11,7 +11,7 @@ from typing import Any, Dict, List
 from shim import compiler, configjson, engine, jsontext
 from shim.edits import ANNOTATION, DEVICE, ENV, GID, HOOK, MOUNT, NET_DEVICE, RDT, RESOURCE
 from shim.errors import BundleError, ChandlerError
-from shim.inventory import Place
+from shim.inventory import Place, Stale
 
 _NOTES = (
     "The environment is that of the container's own process; processes started later by exec get the engine's.",
@@ -42,7 +42,13 @@ def run(arguments: argparse.Namespace) -> int:
         document = jsontext.loads(bundle.engine)
     except ChandlerError as error:
         raise BundleError(f"{path}: {error.what}") from None
-    made = engine.plan(document, inventory)
+    if type(document) is not dict:
+        raise BundleError(f"{path} is not an object")
+    try:
+        made = engine.plan(document, inventory)
+    except Stale:  # the stored inventory lost a part while we read it
+        inventory = compiler.refresh(place)
+        made = engine.plan(document, inventory)
     if made is None:
         return _show_nothing(arguments.format)
     after = engine.equip(document, made, place.rootless)

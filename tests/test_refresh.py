@@ -1,0 +1,79 @@
+"""`chandler refresh`: compiles what the next create needs."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+from test_engine import Node, cdi
+
+from shim import grants, inventory
+from shim.cli import main, refresh
+
+
+@pytest.fixture
+def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
+    made = Node(tmp_path, monkeypatch)
+    made.later()
+    monkeypatch.setattr(refresh, "Place", lambda _: made.place())
+    return made
+
+
+def test_refresh(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
+    node.spec("x.json", cdi(2, "x.com/y"))
+    assert main.main(["refresh"]) == 0
+    assert capsys.readouterr().out == "6 devices of 2 kinds; 0 old grants forgotten\n"
+    assert inventory.load(node.place(), lambda names: pytest.fail()).picks("x.com/y") == ["0", "1"]
+    assert main.main(["refresh", "--quiet"]) == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_problems_are_named(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
+    node.spec("broken.json", "{")
+    assert main.main(["refresh", "--quiet"]) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and f"{node.directory}/etc/cdi/broken.json" in err
+    assert inventory.load(node.place(), lambda names: pytest.fail()).problems
+
+
+def test_a_wrong_configuration(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
+    node.configure("zzz = 1")
+    assert main.main(["refresh"]) == 1
+    assert "unknown key 'zzz'" in capsys.readouterr().err
+
+
+def test_young_sources_are_waited_for(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    node.later(0)
+    waited: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waited.append(seconds)
+        node.later(seconds)
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    assert main.main(["refresh", "--quiet"]) == 0
+    assert len(waited) == 1 and 0 < waited[0] <= 2.1
+    inventory.load(node.place(), lambda names: pytest.fail())
+
+
+def test_a_source_from_the_future_is_not_waited_for_all_day(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock was set back after the file had been written."""
+    node.later(-100_000)
+    waited: list[float] = []
+    monkeypatch.setattr(time, "sleep", waited.append)
+    main.main(["refresh", "--quiet"])
+    assert sum(waited) < 5
+
+
+def test_old_grants_go(node: Node, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    state = str(node.directory / "state")
+    grants.write(state, {"id": "gone", "root": str(node.directory / "absent")})
+    path = grants.record_path(state, str(node.directory / "absent"), "gone")
+    old = time.time() - 7200
+    os.utime(path, (old, old))
+    assert main.main(["refresh"]) == 0
+    assert "1 old grants forgotten" in capsys.readouterr().out
+    assert not os.path.exists(path) and json.dumps(os.listdir(state + "/grants")) == "[]"
