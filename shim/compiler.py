@@ -99,8 +99,9 @@ def unsettled(place: Place, now: int) -> float:
     """Seconds until every source is old enough to be believed from the inventory; 0 when all are."""
     sources = Sources()
     read_registry(place, read_config(place, sources)[0], sources)
-    ages = [now - seen[4] for seen in sources.sources.values()]
-    return max(0.0, (SETTLED_NS - min(ages, default=SETTLED_NS)) / 1e9 + 0.01) if min(ages, default=SETTLED_NS) <= SETTLED_NS else 0.0
+    age = min((now - seen[4] for seen in sources.sources.values()), default=SETTLED_NS + 1)
+    # a file from the future (the clock was set back) is not worth a longer wait
+    return (SETTLED_NS - max(age, 0)) / 1e9 + 0.01 if age <= SETTLED_NS else 0.0
 
 
 def read_config(place: Place, sources: Optional[Sources] = None) -> Tuple[Dict[str, Any], bool]:
