@@ -11,9 +11,10 @@ import sys
 import time
 
 from shim import args as _args
-from shim import configjson, engine, errors, files, grants, inventory, jsontext, runtimes
+from shim import configjson, engine, errors, files, grants, host, inventory, jsontext, oci, runtimes
 from shim.errors import ChandlerError
 from shim.inventory import Place
+from shim.request import MARK
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -112,6 +113,9 @@ def _equip(path: str, stored: Inventory, place: Place, call: _args.Invocation, k
            environment: Dict[bytes, bytes], started: float) -> Any:
     """Edits config.json; None when it turns out that nothing is asked for."""
     config = stored.config
+    state_dir = config["state-dir"] or place.state_dir
+    if host.exists(grants.nri(state_dir)) and _adjusted(path, config, grants.nri(state_dir), call.id):
+        return None
     bundle = configjson.ConfigJson(path, engine.mark(config))
     try:
         source = jsontext.Source(bundle.engine, deep=("linux", "process"))
@@ -124,7 +128,9 @@ def _equip(path: str, stored: Inventory, place: Place, call: _args.Invocation, k
         made = engine.plan(document, _compiled(place, anew=True))
     if made is None:
         return None
-    state_dir = config["state-dir"] or place.state_dir
+    if config["require-grant"]:
+        raise errors.PolicyError(f"{made.request.source}: the NRI plugin has not served this container, and require-grant is set",
+                                 "see that chandler-nri runs and is connected, then create the container anew")
     root = call.root or runtimes.default_root(kind, place.rootless, environment)
     if call.verb == "restore":
         _check_restored(made, grants.read(state_dir, root, call.id), call.id)
@@ -154,6 +160,28 @@ def _equip(path: str, stored: Inventory, place: Place, call: _args.Invocation, k
             "edits": counts, "runtime": binary, "before": before, "after": after,
             "ms": int((time.monotonic() - started) * 1000)})
     return bundle
+
+
+def _adjusted(path: str, config: Dict[str, Any], records: str, container: str) -> bool:
+    """Whether the NRI plugin has equipped this container and config.json, not only the record, says so.
+
+    A reply that came too late leaves a record, and a config.json without our mark: then the work is ours.
+    """
+    record = grants.read(records, "", container)
+    if record is None:
+        return False
+    try:
+        document = jsontext.loads(files.read(path, files.MAX_CONFIG_JSON)[0])
+    except (OSError, ChandlerError):
+        return False  # the ordinary road says what is wrong with it
+    annotations = document.get("annotations") if isinstance(document, dict) else None
+    if not isinstance(annotations, dict) or config["annotation-prefix"] + MARK not in annotations:
+        return False
+    lost = oci.missing(document, record["nodes"])
+    if lost:
+        raise errors.BundleError(f"{path}: the NRI plugin granted {lost}, which the container could not open",
+                                 "another NRI plugin or the engine has taken it out: see in which order they run")
+    return True
 
 
 def _check_restored(made: engine.Plan, record: Any, container: str) -> None:
