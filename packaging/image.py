@@ -65,11 +65,11 @@ class _Bare(ast.NodeTransformer):
         return node
 
 
-def code(path: str) -> Any:
-    """The code of a module, bare."""
+def code(path: str, shown: str) -> Any:
+    """The code of a module, bare; tracebacks call it `shown`."""
     with open(path, encoding="utf-8") as file:
         tree = _Bare().visit(ast.parse(file.read(), path))
-    return compile(ast.fix_missing_locations(tree), path, "exec", dont_inherit=True, optimize=0)
+    return compile(ast.fix_missing_locations(tree), shown, "exec", dont_inherit=True, optimize=0)
 
 
 def image(directory: str, installed: str) -> bytes:
@@ -79,7 +79,7 @@ def image(directory: str, installed: str) -> bytes:
         path = os.path.join(directory, *name.split("."))
         package = os.path.isdir(path)
         path = os.path.join(path, "__init__.py") if package else path + ".py"
-        entries.append((name, package, code(path).replace(co_filename=os.path.join(installed, os.path.relpath(path, directory)))))
+        entries.append((name, package, code(path, os.path.join(installed, os.path.relpath(path, directory)))))
     load = compile(_LOAD, "<image>", "exec", dont_inherit=True)
     return marshal.dumps((load, importlib.util.MAGIC_NUMBER, entries))
 

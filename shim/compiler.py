@@ -89,9 +89,10 @@ def compile_now(place: Place, store: bool = True) -> Inventory:
     config, had_file = read_config(place, sources)
     registry = read_registry(place, config, sources)
     made = Compiled(config, registry)
-    if store and sources.storable() and sources.settled(started) and sources.unchanged():
-        made.store(place, sources.blocks())
-        _store_launch(place, config, had_file)
+    if store:
+        _store_launch(place, config, had_file)  # at once: the launcher compares times itself
+        if sources.storable() and sources.settled(started) and sources.unchanged():
+            made.store(place, sources.blocks())
     return made.inventory()
 
 
@@ -272,6 +273,15 @@ def _store_launch(place: Place, config: Dict[str, Any], had_file: bool) -> None:
         os.utime(path, ns=(old, old))
     except OSError:
         return  # a read-only /etc: the launcher asks Python on every create
+
+
+def launched() -> List[str]:
+    """The runtimes on the launcher's line, from when the configuration was last right."""
+    try:
+        line = files.read(paths.CONFIG_DIR + "/launch", _MAX_CONFIG)[0].decode("utf-8", "surrogateescape")
+    except (OSError, ChandlerError):
+        return []
+    return [word.partition("=")[2] for word in line.split()[3:]]
 
 
 def load(place: Place) -> Inventory:

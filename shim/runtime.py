@@ -199,7 +199,9 @@ def _pass_through(program: str, rest: List[str], call: _args.Invocation, place: 
     except inventory.Stale:
         names = _names_from_sources(place)
     fixed = runtimes.fixed_kind(program)
-    kind = fixed or (runtimes.owner(call.root, call.id, place.rootless, environment) if call.id else "")
+    # where the words are in doubt, any of them may be the container
+    ids = [call.id] if call.certain else [word for word in call.words if not word.startswith("-")]
+    kind = fixed or runtimes.owner(call.root, [word for word in ids if word], place.rootless, environment)
     binary = runtimes.for_verb(names, kind, place.owners)
     try:
         _exec(binary, rest, environment)
@@ -208,12 +210,12 @@ def _pass_through(program: str, rest: List[str], call: _args.Invocation, place: 
 
 
 def _names_from_sources(place: Place) -> List[str]:
-    """The configured runtimes; the defaults where the configuration is wrong, which must not stop a delete."""
+    """The configured runtimes; what the launcher has, and the defaults, where it is wrong, which must not stop a delete."""
     from shim import compiler
     try:
         names: List[str] = compiler.read_config(place)[0]["runtimes"]
     except ChandlerError:
-        names = list(runtimes.KINDS)
+        names = [*compiler.launched(), *runtimes.KINDS]
     return names
 
 

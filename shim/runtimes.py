@@ -8,6 +8,7 @@ from __future__ import annotations
 import posix
 
 from shim import errors, files, paths
+from shim.host import exists
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -68,30 +69,18 @@ def for_create(config: Dict[str, Any], program: str, owners: Dict[int, str]) -> 
                     "install runc, crun or youki, or set runtimes in the configuration")
 
 
-def state_kind(directory: str) -> str:
-    """The kind of runtime whose container has this state directory, or ''."""
-    for name, kind in STATE_FILES:
-        try:
-            posix.stat(f"{directory}/{name}")
-        except (OSError, ValueError):
-            continue
-        return kind
-    return ""
-
-
 def default_root(kind: str, rootless: bool, environment: Dict[bytes, bytes]) -> str:
-    """Where a runtime keeps its containers' state when no --root is given."""
+    """Where a runtime keeps its containers' state when no --root is given (crun asks the environment as root, too)."""
     runtime = environment.get(b"XDG_RUNTIME_DIR", b"").decode("utf-8", "surrogateescape")
-    return f"{runtime}/{kind}" if rootless and runtime else f"/run/{kind}"
+    return f"{runtime}/{kind}" if runtime and (rootless or kind == "crun") else f"/run/{kind}"
 
 
-def owner(root: str, container: str, rootless: bool, environment: Dict[bytes, bytes]) -> str:
-    """The kind of runtime that has a container, from its state directory; '' when there is none."""
-    if root:
-        return state_kind(f"{root}/{container}")
-    for kind in KINDS:
-        if state_kind(f"{default_root(kind, rootless, environment)}/{container}") == kind:
-            return kind
+def owner(root: str, containers: List[str], rootless: bool, environment: Dict[bytes, bytes]) -> str:
+    """The kind of runtime that has the first of `containers` that any has, from its state directory, or ''."""
+    for container in containers:
+        for name, kind in STATE_FILES:
+            if exists(f"{root or default_root(kind, rootless, environment)}/{container}/{name}"):
+                return kind
     return ""
 
 

@@ -128,19 +128,22 @@ def test_for_verb(places: Path, names: list[str], kind: str, found: str) -> None
     (["state.json"], "runc"), (["status"], "crun"), (["youki_config.json", "state.json"], "youki"), (["status", "state.json"], "crun"), ([], ""), (["other"], ""),
 ])
 def test_state_files(tmp_path: Path, files: list[str], kind: str) -> None:
+    (tmp_path / "c").mkdir()
     for name in files:
-        (tmp_path / name).touch()
-    assert runtimes.state_kind(str(tmp_path)) == kind
-    assert runtimes.state_kind(str(tmp_path / "absent")) == ""
-    assert runtimes.state_kind("a\0b") == ""
+        (tmp_path / "c" / name).touch()
+    assert runtimes.owner(str(tmp_path), ["c"], False, {}) == kind
+    assert runtimes.owner(str(tmp_path), ["absent", "a\0b"], False, {}) == ""
+    assert runtimes.owner(str(tmp_path), ["absent", "c"], False, {}) == kind
 
 
 @pytest.mark.parametrize(("rootless", "environment", "root"), [
-    (False, {}, "/run/crun"), (False, {b"XDG_RUNTIME_DIR": b"/run/user/5"}, "/run/crun"), (True, {b"XDG_RUNTIME_DIR": b"/run/user/5"}, "/run/user/5/crun"), (True, {}, "/run/crun"),
+    (False, {}, "/run/crun"), (False, {b"XDG_RUNTIME_DIR": b"/run/user/5"}, "/run/user/5/crun"), (True, {b"XDG_RUNTIME_DIR": b"/run/user/5"}, "/run/user/5/crun"), (True, {}, "/run/crun"),
     (True, {b"XDG_RUNTIME_DIR": b""}, "/run/crun"),
 ])
 def test_default_roots(rootless: bool, environment: dict[bytes, bytes], root: str) -> None:
     assert runtimes.default_root("crun", rootless, environment) == root
+    if not rootless:
+        assert runtimes.default_root("runc", rootless, environment) == "/run/runc", "crun alone asks the environment as root"
 
 
 def test_whose_a_container_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,8 +156,8 @@ def test_whose_a_container_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     (tmp_path / "runc/other").mkdir(parents=True)
     (tmp_path / "runc/strange").mkdir()
     (tmp_path / "runc/strange/status").touch()
-    assert runtimes.owner("", "c", False, {}) == "crun"
-    assert runtimes.owner("", "absent", False, {}) == ""
-    assert runtimes.owner("", "strange", False, {}) == "", "crun's file in runc's directory"
-    assert runtimes.owner(str(tmp_path / "crun"), "c", False, {}) == "crun"
-    assert runtimes.owner(str(tmp_path / "runc"), "other", False, {}) == ""
+    assert runtimes.owner("", ["c"], False, {}) == "crun"
+    assert runtimes.owner("", ["absent"], False, {}) == ""
+    assert runtimes.owner("", ["strange"], False, {}) == "", "crun's file in runc's directory"
+    assert runtimes.owner(str(tmp_path / "crun"), ["c"], False, {}) == "crun"
+    assert runtimes.owner(str(tmp_path / "runc"), ["other"], False, {}) == ""
