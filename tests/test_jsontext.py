@@ -286,3 +286,61 @@ def test_without_the_accelerator_in_this_process(monkeypatch: pytest.MonkeyPatch
     assert jsontext.dumps(jsontext.loads(b'{"a":[1.50,"chandler number"]}')) == b'{"a":[1.50,"chandler number"]}'
     with pytest.raises(JsonError):
         jsontext.dumps([float("nan")])
+
+
+# --- a document that remembers how it was written -----------------------------------------------------------------
+
+DEEP = ("linux", "process")
+members = st.dictionaries(st.sampled_from(["linux", "process", "a", "b", "chandler number"]), json_values, max_size=4)
+sources = st.dictionaries(st.sampled_from(["linux", "process", "mounts", "x"]), st.one_of(members, json_values), max_size=4)
+
+
+@given(sources, st.sampled_from([None, 1]), st.booleans())
+def test_a_source_has_the_same_value(value: Any, indent: Any, ascii_only: bool) -> None:
+    text = json.dumps(value, indent=indent, ensure_ascii=ascii_only)
+    data = text.encode("utf-8", "replace")
+    assert jsontext.Source(data, DEEP).value == jsontext.loads(data)
+
+
+@given(st.one_of(pieces, pieces.map(lambda text: '{"linux":' + text + "}"), pieces.map(lambda text: '{"linux":{"a":' + text + '},"a":1}')))
+@settings(max_examples=400)
+def test_a_damaged_source_is_refused_where_loads_refuses(text: str) -> None:
+    try:
+        expected = jsontext.loads(text.encode())
+    except JsonError:
+        expected = None
+    if isinstance(expected, dict):
+        assert jsontext.Source(text.encode(), DEEP).value == expected
+    else:
+        with pytest.raises(JsonError):
+            jsontext.Source(text.encode(), DEEP)
+
+
+@given(sources, members, st.sampled_from([None, 1]))
+def test_a_changed_source_is_written_as_its_value_is(value: Any, more: Any, indent: Any) -> None:
+    """Changed as oci.apply changes: new objects where something is different, the old ones elsewhere."""
+    source = jsontext.Source(json.dumps(value, indent=indent).encode(), DEEP)
+    new = jsontext.loads(json.dumps(more).encode())
+    for changed in (source.value, {**source.value, "mounts": new}, {**new, **source.value}, {key: part for key, part in source.value.items() if key != "x"},
+                    {**source.value, "linux": {**(source.value["linux"] if isinstance(source.value.get("linux"), dict) else {}), **new}}):
+        assert jsontext.loads(source.dumps(changed)) == changed
+
+
+@pytest.mark.parametrize("text", ['{"a":{"x":1},"a":{"x":2}}', '{"linux":{"a":[1],"a":[2]},"b":[3]}', '{"linux":{"a":[1]},"linux":{"a":[2]}}', '{"a":[{"k":1,"k":2}]}'])
+def test_a_key_of_a_source_that_stands_twice(text: str) -> None:
+    source = jsontext.Source(text.encode(), DEEP)
+    assert source.value == jsontext.loads(text.encode())
+    assert jsontext.loads(source.dumps(source.value)) == source.value
+
+
+def test_what_is_unchanged_is_written_as_it_was() -> None:
+    source = jsontext.Source(b'{"x": [1.50,  "\\u0041"], "linux": {"seccomp": {"a" : 1e3}, "n": 2}}', DEEP)
+    changed = {**source.value, "linux": {**source.value["linux"], "n": 3}}
+    assert source.dumps(changed) == b'{"x":[1.50,  "\\u0041"],"linux":{"seccomp":{"a" : 1e3},"n":3}}'
+
+
+@pytest.mark.parametrize("data", [b"[]", b"5", b'"x"', b"null", b"", b"{", b'{"a":1', b'{"a":1}x', b'{"a":1,}', b"{1:2}", b'{"a" 1}', b'{"a":"\xff"}', b'{"linux":{}', b"\xef\xbb\xbf{}", b'{"a":NaN}',
+                                  b'{"linux":{"a":Infinity}}', b"{" * 100_000, b'{"a":' * 100_000])
+def test_what_is_no_source(data: bytes) -> None:
+    with pytest.raises(JsonError):
+        jsontext.Source(data, DEEP)
