@@ -89,3 +89,10 @@ def test_resources_are_keyed_by_controller_and_key() -> None:
 
 def test_shown_as_it_could_be_written() -> None:
     assert repr(Edits([(kinds.GID, 5, None, "x")])) == "Edits([('additionalGid', 5, None, 'x')])"
+
+
+def test_a_mount_that_comes_again_goes_to_the_end() -> None:
+    """Every other kind keeps its first place."""
+    for kind, order in ((kinds.MOUNT, ["/b", "/a"]), (kinds.ENV, ["/a", "/b"])):
+        edits = Edits([(kind, "/a", 1, ""), (kind, "/b", 2, ""), (kind, "/a", 3, "")])
+        assert [(key, value) for _, key, value, _ in edits.items] == [(key, {"/a": 3, "/b": 2}[key]) for key in order]

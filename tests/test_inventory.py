@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 import threading
 from collections.abc import Callable
@@ -220,6 +221,15 @@ def test_a_change_while_compiling_is_not_stored(node: Node, monkeypatch: pytest.
 
     monkeypatch.setattr(files, "read_spec_dirs", changed)
     compiler.refresh(node.place())
+    assert is_stale(node)
+    assert not os.path.exists(node.place().directory + "/index")
+
+
+def test_an_index_that_lies_where_ours_would(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Directories are named by a short checksum of the key, so that another key's index may be in the place of ours."""
+    directory = stored(node)
+    monkeypatch.setattr(paths, "VERSION", "9.9.9")
+    shutil.copytree(directory, node.place().directory)
     assert is_stale(node)
 
 

@@ -344,3 +344,11 @@ def test_what_is_unchanged_is_written_as_it_was() -> None:
 def test_what_is_no_source(data: bytes) -> None:
     with pytest.raises(JsonError):
         jsontext.Source(data, DEEP)
+
+
+@pytest.mark.parametrize("text", ['{"a":{"x":1},"a":5}', '{"linux":{"a":{"x":1},"a":5}}', '{"linux":{"a":{"x":1}},"linux":5}'])
+def test_a_forgotten_value_is_not_written_for_another(text: str) -> None:
+    """A new object may have the identity of one that is gone."""
+    source = jsontext.Source(text.encode(), DEEP)
+    for new in [{"y": n} for n in range(100)]:
+        assert json.loads(source.dumps({"b": new})) == {"b": new}
