@@ -1,0 +1,79 @@
+"""create-symlinks: makes links in a container, each given as `--link WHAT-IT-SAYS::PATH`.
+
+A link is written, never followed.  What the image has in its place stays, unless it is a link, too; one that cannot be
+made is told of and passed over, since most programs do without.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from hooks.main import Container, Wrong, say
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import List, Tuple
+
+    from hooks.inroot import Root
+
+
+def parse(arguments: List[str]) -> List[Tuple[str, str]]:
+    """Pairs of path and what the link there says.  Raises Wrong."""
+    if len(arguments) % 2 or set(arguments[::2]) - {"--link"}:
+        raise Wrong("the arguments are `--link WHAT-IT-SAYS::PATH`, any number of times")
+    pairs = []
+    for word in arguments[1::2]:
+        says, _, path = word.partition("::")
+        if not says or not path.startswith("/") or path.endswith("/") or path.rpartition("/")[2] in (".", ".."):
+            raise Wrong(f"{word!r} is not of the form WHAT-IT-SAYS::/ABSOLUTE/PATH")
+        pairs.append((path, says))
+    return pairs
+
+
+def run(container: Container, pairs: List[Tuple[str, str]]) -> int:
+    """Makes the links; always 0."""
+    for path, says in pairs:
+        try:
+            root, inside = _root(container, path)
+            make(root, inside, says)
+        except OSError as error:
+            why = "something is mounted there" if error.errno == errno.EXDEV else error.strerror
+            say(f"create-symlinks: {path} was not made: {why}")
+    return 0
+
+
+def _root(container: Container, path: str) -> Tuple[Root, str]:
+    """The file system to make a link in.  /dev is one of its own, and may be written to when it is the container's:
+    config.json mounts a new tmpfs there, not a directory of the host."""
+    if not path.startswith("/dev/"):
+        return container.root, path
+    mounts = container.mounts_at("/dev")
+    if not mounts:
+        return container.root, path
+    if mounts[-1].get("type") != "tmpfs" or {"bind", "rbind"} & set(mounts[-1].get("options") or ()):
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+    found = container.root.find("/dev", cross=True, follow=False)
+    try:
+        return type(container.root)(f"/proc/self/fd/{found}", container.root.kernel), path[len("/dev"):]
+    finally:
+        os.close(found)
+
+
+def make(root: Root, path: str, says: str) -> None:
+    """One link; OSError when it cannot be made, EEXIST when the image has something else there."""
+    folder, _, name = path.rpartition("/")
+    directory = root.directory(folder or "/", make=True)
+    try:
+        try:
+            os.symlink(says, name, dir_fd=directory)
+        except FileExistsError:
+            try:
+                present = os.readlink(name, dir_fd=directory)
+            except OSError:
+                raise FileExistsError(errno.EEXIST, "the image has a file of that name") from None
+            if present != says:
+                os.unlink(name, dir_fd=directory)
+                os.symlink(says, name, dir_fd=directory)
+    finally:
+        os.close(directory)

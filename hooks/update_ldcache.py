@@ -1,0 +1,143 @@
+"""update-ldcache: lets a container's programs find the libraries that were mounted into it, `--folder PATH`, …
+
+NVIDIA's hook runs the host's ldconfig in the container's root.  This one runs nothing: it reads the image's ld.so.cache,
+adds the libraries that are mounted in the folders, and puts the new cache in its place.  ldconfig would read the image's
+ld.so.conf (a FIFO stops it for good), parse every library of the image as root outside of the container, and write links
+into whatever is mounted in the image's library folders; and the host's may be missing or write another format.  What is
+read here is read as bytes, within limits, and only two files are written, both by rename in a directory that is the
+image's own.  An image without the cache (musl, or nothing but one program) is left alone.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from hooks.inroot import Root, read_regular, replace
+from hooks.main import Container, Wrong, say
+from shim.generate import ldcache
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import List, Tuple
+
+CACHE, DROP_INS = "ld.so.cache", "/etc/ld.so.conf.d"
+DROP_IN = "00-chandler.conf"
+MAX_CACHE = 32 << 20
+MAX_NAMES = 1 << 16  # entries of a folder
+
+
+def parse(arguments: List[str]) -> List[str]:
+    """The folders.  Raises Wrong."""
+    if len(arguments) % 2 or set(arguments[::2]) - {"--folder"}:
+        raise Wrong("the arguments are `--folder PATH`, any number of times")
+    for folder in arguments[1::2]:
+        if not folder.startswith("/") or "\n" in folder:
+            raise Wrong(f"{folder!r} is not an absolute path")
+    return arguments[1::2]
+
+
+def run(container: Container, folders: List[str]) -> int:
+    """Adds the mounted libraries of the folders; always 0, since a program may well find them without."""
+    try:
+        update(container.root, folders)
+    except (OSError, ldcache.Damaged) as error:
+        why = "something is mounted there" if getattr(error, "errno", 0) == errno.EXDEV else getattr(error, "strerror", None) or error
+        say(f"update-ldcache: the image's /etc/{CACHE} was left as it is: {why}")
+    return 0
+
+
+def update(root: Root, folders: List[str]) -> None:
+    """Raises OSError or ldcache.Damaged, with nothing changed."""
+    try:
+        etc = root.directory("/etc")
+    except FileNotFoundError:
+        return
+    try:
+        try:
+            present = os.open(CACHE, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=etc)
+        except FileNotFoundError:
+            return
+        try:
+            cache = ldcache.parse(read_regular(present, MAX_CACHE))
+        finally:
+            os.close(present)
+        added = 0
+        for folder in reversed(folders):  # the first folder's entries come first
+            for path, flags in mounted(root, folder):
+                added += ldcache.insert(cache, ldcache.Entry(flags, os.fsencode(path.rpartition("/")[2]), os.fsencode(path), 0, 0))
+        if added:
+            replace(etc, CACHE, ldcache.build(cache))
+    finally:
+        os.close(etc)
+    _drop_in(root, folders)
+
+
+def _drop_in(root: Root, folders: List[str]) -> None:
+    """So that an ldconfig that runs in the container later keeps the folders; where the image has no such place, none."""
+    try:
+        directory = root.directory(DROP_INS)
+    except OSError:
+        return
+    try:
+        replace(directory, DROP_IN, "".join(f"{folder}\n" for folder in folders).encode())
+    finally:
+        os.close(directory)
+
+
+def mounted(root: Root, folder: str) -> List[Tuple[str, int]]:
+    """(path, flags of the loader's cache) of each shared library in a folder that is mounted there, by name.
+
+    The image's own are in its cache already; a link in the image to a mounted library counts as one.
+    """
+    found: List[Tuple[str, int]] = []
+    for name in _names(root, folder):
+        if not name.startswith("lib") or ".so" not in name or "\n" in name:
+            continue
+        path = f"{folder}/{name}"
+        try:
+            os.close(root.find(path))
+            continue  # the whole way to it is the image's
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                continue
+        try:
+            flags = _flags(root, path)
+        except OSError:
+            continue
+        if flags:
+            found.append((path, flags))
+    return found
+
+
+def _names(root: Root, folder: str) -> List[str]:
+    try:
+        descriptor = root.find(folder, cross=True)
+    except OSError:
+        return []
+    try:
+        if not stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            return []
+        with os.scandir(f"/proc/self/fd/{descriptor}") as entries:
+            return sorted(entry.name for _, entry in zip(range(MAX_NAMES), entries))
+    finally:
+        os.close(descriptor)
+
+
+def _flags(root: Root, path: str) -> int:
+    """What the cache says of a library for this machine; 0 for a file that is none (elf(5))."""
+    descriptor = root.find(path, cross=True)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return 0
+        opened = os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    finally:
+        os.close(descriptor)
+    try:
+        head = os.read(opened, 20)
+    finally:
+        os.close(opened)
+    if head[:6] != b"\x7fELF\x02\x01":  # 64 bits, little endian
+        return 0
+    return ldcache.FLAGS.get(int.from_bytes(head[18:20], "little"), 0)

@@ -1,0 +1,143 @@
+"""NVIDIA's GPUs and their MIG devices.  Pure: NVML is asked through a function that is passed in.
+
+Source: reference/cdi, "NVIDIA"; NVIDIA's kernel module, /proc/driver/nvidia-caps.
+"""
+
+from __future__ import annotations
+
+from shim.errors import HostError
+from shim.generate import nvfiles, nvmodes, nvproc, pci
+from shim.generate.model import Device, Found, Unanswered, merged, node
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable, Dict, List, Optional, Tuple
+
+    from shim.generate.model import Block, Options
+    from shim.generate.tree import Tree
+
+    Ask = Callable[[str], Dict[str, Any]]
+    Node = Tuple[str, int, int, int, int]
+
+KIND = "nvidia.com/gpu"
+_CAPS = "/dev/nvidia-caps/nvidia-cap"
+# control node: (names in /proc/devices, minor, whether containers compute without it)
+_CONTROLS = {
+    "/dev/nvidia-modeset": (("nvidia-modeset",), 254, True),
+    "/dev/nvidia-uvm-tools": (("nvidia-uvm",), 1, False),
+    "/dev/nvidia-uvm": (("nvidia-uvm",), 0, False),
+    "/dev/nvidiactl": (("nvidiactl", "nvidia", "nvidia-frontend"), 255, False),
+}
+_FRONTEND = ("nvidia", "nvidia-frontend")
+_WATCH = ("/sys/module/nvidia", "/dev/nvidiactl", "/dev/nvidia-caps", "/dev/dxg")
+
+
+def gpus(tree: Tree, options: Options, ask: Ask) -> Found:
+    """What the chosen mode finds.  `ask` is nvml.ask; it raises Unanswered where there is no NVML.
+
+    Raises HostError for a MIG device without its capabilities, and where the chosen mode cannot work.
+    """
+    mode = options.mode if options.mode != "auto" else nvmodes.automatic(tree)
+    if mode in nvmodes.MODES:
+        return nvmodes.MODES[mode](tree, options)
+    driver = nvfiles.driver(tree, options)
+    notes: List[str] = []
+    kernel = nvproc.kernel_version(tree)
+    answer: Optional[Dict[str, Any]] = None
+    if mode != "proc" and (mode == "nvml" or kernel):
+        try:
+            answer = ask(driver.library)
+        except Unanswered as reason:
+            if mode == "nvml":
+                raise HostError(f"NVML cannot be asked: {reason}", "generate with --mode proc") from None
+    by_proc = answer is None
+    if answer is None:
+        answer = nvproc.read(tree)
+    if not answer["gpus"]:
+        return Found(KIND, [], notes=notes, watch=_WATCH)
+    if not driver.directory:
+        notes.append("the driver's libraries were not found; containers get its device nodes alone")
+    elif kernel and driver.version != kernel:
+        notes.append(f"the kernel module is version {kernel} and the libraries are {driver.version}; "
+                     "reboot, or load the new module")
+    version = answer["driver"] or driver.version
+    majors, params = nvproc.majors(tree), nvproc.params(tree)
+    controls = _controls(tree, options, majors, params, notes)
+    devices: List[Device] = []
+    for gpu in answer["gpus"]:
+        devices += _devices(tree, options, gpu, majors, params, notes)
+    if by_proc and any(gpu["parts"] for gpu in answer["gpus"]):
+        notes.append("without NVML, MIG devices are numbered in the order of their GPU instances and have no UUID")
+    if not devices:
+        notes.append("every GPU is in MIG mode and has no MIG device; make one with `nvidia-smi mig -cgi … -C`")
+    watch = [*_WATCH, *(item["path"] for device in devices for item in device.edits["deviceNodes"])]
+    watch += [f"/dev/nvidia{len(answer['gpus'])}"]  # that of a GPU to come
+    if driver.library:
+        watch.append(driver.library)
+    return Found(KIND, devices, merged(controls, nvfiles.common(tree, options, driver)), version, notes, dict.fromkeys(watch))
+
+
+def _controls(tree: Tree, options: Options, majors: Dict[str, int], params: Dict[str, str], notes: List[str]) -> Block:
+    blocks: List[Block] = []
+    for path, (names, minor, optional) in _CONTROLS.items():
+        made = node(tree, options, path, _known(majors, params, names, minor))
+        if made is not None:
+            blocks.append(made)
+        elif not optional:
+            notes.append(f"{path} is missing and the kernel does not say its number; run `nvidia-modprobe -u -c 0`")
+    return merged(*blocks)
+
+
+def _known(majors: Dict[str, int], params: Dict[str, str], names: Tuple[str, ...], minor: int) -> Optional[Node]:
+    """A node's numbers without the node: the kernel's majors, and the mode and group that the module gives."""
+    major = next((majors[name] for name in names if name in majors), None)
+    if major is None:
+        return None
+    mode, group = params.get("DeviceFileMode", ""), params.get("DeviceFileGID", "")
+    return "c", major, minor, int(mode) & 0o777 if mode.isdigit() else 0o666, int(group) if group.isdigit() else 0
+
+
+def _devices(tree: Tree, options: Options, gpu: Dict[str, Any], majors: Dict[str, int], params: Dict[str, str],
+             notes: List[str]) -> List[Device]:
+    """A GPU as one device, or as its MIG devices when MIG is on."""
+    index, bdf = gpu["index"], pci.address(gpu["bdf"])
+    path = f"/dev/nvidia{gpu['minor']}"
+    own = node(tree, options, path, _known(majors, params, _FRONTEND, gpu["minor"]))
+    if own is None:
+        raise HostError(f"{path} of GPU {index} ({bdf}) is missing and the kernel does not say its number",
+                        f"run `nvidia-modprobe -c {gpu['minor']}`")
+    coherent = {"chandler.oci/coherent": "true"} if gpu["coherent"] else {}
+    if not gpu["mig"]:
+        screens, _ = pci.drm(tree, options, f"{pci.DEVICES}/{bdf}", bdf)
+        names = {"index": str(index), "type-index": f"gpu{index}", "uuid": gpu["uuid"]}
+        return [Device(names, merged(own, screens), f"{index} {gpu['uuid'] or '-'} {bdf}", coherent)]
+    minors = _cap_minors(tree)
+    made = []
+    for part in gpu["parts"]:
+        label = f"{index}:{part['index']}"
+        folder = f"gpu{gpu['minor']}/gi{part['gi']}"
+        caps = [_capability(tree, options, f"{folder}/{file}", label, minors, majors)
+                for file in ("access", f"ci{part['ci']}/access")]
+        names = {"index": label, "type-index": f"mig{label}", "uuid": part["uuid"]}
+        layout = f"{label} {part['uuid'] or '-'} {bdf} gi{part['gi']} ci{part['ci']}"
+        made.append(Device(names, merged(own, *caps), layout, coherent))
+    return made
+
+
+def _cap_minors(tree: Tree) -> Dict[str, int]:
+    pairs = (line.split() for line in tree.text("/proc/driver/nvidia-caps/mig-minors").split("\n"))
+    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdigit()}
+
+
+def _capability(tree: Tree, options: Options, name: str, label: str, minors: Dict[str, int], majors: Dict[str, int]) -> Block:
+    """The node of one capability.  A MIG device without both cannot be used, and must not seem to be one."""
+    if name not in minors:
+        raise HostError(f"MIG device {label} has no capability {name} in /proc/driver/nvidia-caps/mig-minors",
+                        "the driver and its kernel module do not fit, or /proc is not the host's")
+    path = f"{_CAPS}{minors[name]}"
+    made = node(tree, options, path)
+    if made is None or (majors and majors.get("nvidia-caps") not in (None, made["deviceNodes"][0]["major"])):
+        what = "is missing" if made is None else "does not have the major number of nvidia-caps"
+        raise HostError(f"{path}, the capability {name} of MIG device {label}, {what}",
+                        f"run `nvidia-modprobe -f /proc/driver/nvidia/capabilities/{name.replace('/gi', '/mig/gi', 1)}`")
+    return made

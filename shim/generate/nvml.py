@@ -1,0 +1,170 @@
+"""NVIDIA's management library, asked once, in a process of its own.  The only place that knows nvidia-ml-py.
+
+The library opens device nodes, may take seconds, and can hang or crash with a broken driver; a child that answers
+through a pipe within a bounded time keeps all of that away from a wrapper that is about to become a runtime.
+Source: NVML API reference; nvidia-ml-py (imported as pynvml).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import time
+
+from shim.errors import HostError
+from shim.generate.model import Unanswered
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable, Dict, List
+
+PATIENCE = 30.0  # seconds; without the persistence daemon each GPU takes one or two to wake
+_MAX_ANSWER = 4 << 20  # bytes
+_MAX_GPUS = 256
+_ATS = 2  # NVML_DEVICE_ADDRESSING_MODE_ATS
+
+
+def ask(library: str) -> Dict[str, Any]:
+    """What `read` says, from a child process that loads the library at that path.
+
+    Raises Unanswered where there is no nvidia-ml-py or no library; HostError when the library fails or keeps silent.
+    """
+    if not library:
+        raise Unanswered("libnvidia-ml.so.1 is not on this host")
+    try:
+        import pynvml
+    except ImportError:
+        raise Unanswered("the Python package nvidia-ml-py is not installed") from None
+    return in_child(lambda: _load_and_read(pynvml, library), PATIENCE)
+
+
+def _load_and_read(pynvml: Any, library: str) -> Dict[str, Any]:
+    import ctypes
+    try:
+        pynvml.nvmlLib = ctypes.CDLL(library)
+    except OSError as error:
+        return {"missing": str(error)}
+    return read(pynvml)
+
+
+def in_child(work: Callable[[], Dict[str, Any]], patience: float) -> Dict[str, Any]:
+    """`work`'s answer from a forked child; HostError for one that fails, and for none within `patience` seconds."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.close(reader)
+            null = os.open(os.devnull, os.O_RDWR)
+            for stream in (0, 1, 2):  # the library writes what it likes, and an engine reads our streams
+                os.dup2(null, stream)
+            data = json.dumps(work()).encode()
+            while data:
+                data = data[os.write(writer, data):]
+            os._exit(0)
+        finally:
+            os._exit(1)
+    os.close(writer)
+    try:
+        data = _until(reader, time.monotonic() + patience)
+    finally:
+        os.close(reader)
+        try:
+            os.kill(child, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        os.waitpid(child, 0)
+    try:
+        answer: Dict[str, Any] = json.loads(data)
+    except ValueError:
+        raise HostError("NVIDIA's management library crashed or gave no answer in time",
+                        "look at `dmesg` and `nvidia-smi`, or generate with --mode proc") from None
+    if "missing" in answer:
+        raise Unanswered(answer["missing"])
+    if "failed" in answer:
+        raise HostError(f"NVIDIA's management library: {answer['failed']}", answer.get("todo", ""))
+    return answer
+
+
+def _until(reader: int, deadline: float) -> bytes:
+    """All that comes before the end of file or the deadline."""
+    data = b""
+    while len(data) <= _MAX_ANSWER:
+        if not select.select([reader], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            return b""
+        part = os.read(reader, 65536)
+        if not part:
+            break
+        data += part
+    return data
+
+
+def read(pynvml: Any) -> Dict[str, Any]:
+    """{"driver": version, "gpus": [{minor, uuid, bdf, name, mig, coherent, parts: [{index, uuid, gi, ci}]}]}, in NVML's
+    order, or {"failed": sentence}.  `pynvml` is nvidia-ml-py or something that answers like it.
+    """
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        if getattr(error, "value", None) == getattr(pynvml, "NVML_ERROR_LIB_RM_VERSION_MISMATCH", 18):
+            return {"failed": "the driver's libraries and its kernel module are of different versions",
+                    "todo": "reboot, or load the new kernel module"}
+        return {"failed": _words(error)}
+    try:
+        count = min(pynvml.nvmlDeviceGetCount(), _MAX_GPUS)
+        return {"driver": _text(pynvml.nvmlSystemGetDriverVersion()),
+                "gpus": [_gpu(pynvml, pynvml.nvmlDeviceGetHandleByIndex(index), index) for index in range(count)]}
+    except pynvml.NVMLError as error:
+        return {"failed": _words(error)}
+    finally:
+        try:
+            pynvml.nvmlShutdown()
+        except pynvml.NVMLError:
+            pass
+
+
+def _words(error: Any) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)  # older versions give bytes
+
+
+def _gpu(pynvml: Any, handle: Any, index: int) -> Dict[str, Any]:
+    mig = _unless_unsupported(pynvml, lambda: pynvml.nvmlDeviceGetMigMode(handle)[0] == 1, False)
+    return {"index": index, "minor": pynvml.nvmlDeviceGetMinorNumber(handle), "uuid": _text(pynvml.nvmlDeviceGetUUID(handle)),
+            "bdf": _text(pynvml.nvmlDeviceGetPciInfo(handle).busId), "name": _text(pynvml.nvmlDeviceGetName(handle)),
+            "mig": mig, "coherent": _unless_unsupported(pynvml, lambda: _addressing(pynvml, handle) == _ATS, False),
+            "parts": _parts(pynvml, handle) if mig else []}
+
+
+def _addressing(pynvml: Any, handle: Any) -> Any:
+    ask_mode = getattr(pynvml, "nvmlDeviceGetAddressingMode", None)
+    mode = ask_mode(handle) if ask_mode else 0
+    return getattr(mode, "value", mode)
+
+
+def _parts(pynvml: Any, handle: Any) -> List[Dict[str, Any]]:
+    found = []
+    for index in range(pynvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
+        try:
+            part = pynvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, index)
+        except pynvml.NVMLError as error:
+            if error.value in (pynvml.NVML_ERROR_NOT_FOUND, pynvml.NVML_ERROR_INVALID_ARGUMENT):
+                continue  # fewer instances than the GPU could have
+            raise
+        found.append({"index": index, "uuid": _text(pynvml.nvmlDeviceGetUUID(part)),
+                      "gi": pynvml.nvmlDeviceGetGpuInstanceId(part), "ci": pynvml.nvmlDeviceGetComputeInstanceId(part)})
+    return found
+
+
+def _unless_unsupported(pynvml: Any, question: Callable[[], Any], otherwise: Any) -> Any:
+    """NOT_SUPPORTED: the GPU has no such thing; FUNCTION_NOT_FOUND: the driver is older than the question."""
+    try:
+        return question()
+    except pynvml.NVMLError as error:
+        if error.value in (pynvml.NVML_ERROR_NOT_SUPPORTED, pynvml.NVML_ERROR_FUNCTION_NOT_FOUND):
+            return otherwise
+        raise

@@ -1,0 +1,117 @@
+"""The host as the generators see it: bounded, sorted looks at files, links and device nodes.
+
+A Tree is the only way in which a generator reaches the host, so a directory with a few files (`prefix`) and a function
+that answers for device nodes (`look`) make a host in a test.  What cannot be read is the same as what is not there:
+/proc and /sys differ between drivers, and a generator says what it misses.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from shim import files, host
+from shim.errors import ChandlerError, HostError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Callable, List, Optional, Tuple
+
+    # path -> (type, major, minor, permission bits, group), or HostError
+    Look = Callable[[str], Tuple[str, int, int, int, int]]
+
+MAX_TEXT = 1 << 20  # bytes of a file in /proc or /sys, or of a list of files
+MAX_CACHE = 32 << 20  # bytes of a dynamic loader's cache
+MAX_NAMES = 1 << 16  # entries of a directory
+_MAX_LINKS = 40
+
+
+class Tree:
+    """The host below `prefix`; paths that go in and out never contain the prefix."""
+
+    def __init__(self, prefix: str = "", look: Look = host.look) -> None:
+        self.prefix = prefix
+        self._look = look
+
+    def data(self, path: str, limit: int = MAX_TEXT) -> bytes:
+        """The bytes of a regular file of at most `limit`; none when it cannot be read."""
+        try:
+            descriptor = os.open(self.prefix + path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+        except (OSError, ValueError):
+            return b""
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                return b""
+            return files.read_all(descriptor, 65536, limit, path)  # /proc and /sys tell no size, or a wrong one
+        except (OSError, ChandlerError):
+            return b""
+        finally:
+            os.close(descriptor)
+
+    def text(self, path: str, limit: int = MAX_TEXT) -> str:
+        """The text of a file, without blanks around it; nothing when it cannot be read."""
+        return self.data(path, limit).decode("utf-8", "replace").strip()
+
+    def names(self, path: str) -> List[str]:
+        """The names in a directory, sorted; none when it cannot be listed.  HostError for more than MAX_NAMES."""
+        found: List[str] = []
+        try:
+            with os.scandir(self.prefix + path) as entries:
+                for entry in entries:
+                    found.append(entry.name)
+                    if len(found) > MAX_NAMES:
+                        raise HostError(f"{path} holds more than {MAX_NAMES} entries")
+        except OSError:
+            return []
+        return sorted(found)
+
+    def link(self, path: str) -> str:
+        """What a symbolic link says; nothing where there is none."""
+        try:
+            return os.readlink(self.prefix + path)
+        except (OSError, ValueError):
+            return ""
+
+    def real(self, path: str, root: str = "") -> str:
+        """`path` inside `root` with every link followed as a process would whose root directory that is.
+
+        Nothing when it does not end at something that is there.
+        """
+        rest = [part for part in reversed(path.split("/")) if part not in ("", ".")]
+        here: List[str] = []
+        links = 0
+        while rest:
+            part = rest.pop()
+            if part == "..":
+                here = here[:-1]
+                continue
+            target = self.link("/".join((root.rstrip("/"), *here, part)))
+            if not target:
+                here.append(part)
+                continue
+            links += 1
+            if links > _MAX_LINKS:
+                return ""
+            if target.startswith("/"):
+                here = []
+            rest.extend(part for part in reversed(target.split("/")) if part not in ("", "."))
+        found = "/" + "/".join(here)
+        return found if self.kind(root.rstrip("/") + found) else ""
+
+    def kind(self, path: str) -> str:
+        """`file`, `directory`, `socket`, `link` or `other`, links not followed; nothing where there is nothing."""
+        try:
+            mode = os.lstat(self.prefix + path).st_mode
+        except (OSError, ValueError):
+            return ""
+        return _KINDS.get(stat.S_IFMT(mode), "other")
+
+    def node(self, path: str) -> Optional[Tuple[str, int, int, int, int]]:
+        """(type, major, minor, permission bits, group) of a device node; None where there is none."""
+        try:
+            return self._look(self.prefix + path)
+        except HostError:
+            return None
+
+
+_KINDS = {stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFSOCK: "socket", stat.S_IFLNK: "link"}
