@@ -36,6 +36,9 @@ GOOD: dict[str, list[tuple[str, Any]]] = {
     "policy.kinds": [('["x.com/y"]', ["x.com/y"])],
     "require-grant": [("true", True), ("false", False)],
     "policy.evict-unadjusted": [("true", True), ("false", False)],
+    "cdi.generate": [("[]", []), ('["nvidia"]', ["nvidia"])],
+    "cdi.generate-dir": [('""', ""), ('"/var/run/cdi"', "/var/run/cdi")],
+    "cdi.hook": [('""', ""), ('"/usr/bin/chandler-hook"', "/usr/bin/chandler-hook")],
 }
 BAD: dict[str, list[str]] = {
     "runtimes": ["[]", '""', '[""]', '["a b"]', '["bin/runc"]', '["./runc"]', '["../runc"]', "[1]", "5", '["/usr/bin/r\\tc"]', '["a\\nb"]', '"runc"', "true", "{}"],
@@ -54,6 +57,9 @@ BAD: dict[str, list[str]] = {
     "policy.kinds": ['"x.com/y"', "[5]", '[""]'],
     "require-grant": ["1", '"true"', "[]"],
     "policy.evict-unadjusted": ["0", '"no"', "{}"],
+    "cdi.generate": ["true", '"nvidia"', '["nobody"]', "[5]"],
+    "cdi.generate-dir": ['"relative"', "5", "[]"],
+    "cdi.hook": ['"chandler-hook"', "5", "[]"],
 }
 
 
