@@ -33,7 +33,10 @@ def parse(arguments: List[str]) -> List[Tuple[str, str]]:
 
 def run(container: Container, pairs: List[Tuple[str, str]]) -> int:
     """Makes the links; always 0."""
+    nodes = container.nodes()
     for path, says in pairs:
+        if path.startswith("/dev/") and os.path.normpath(os.path.join(os.path.dirname(path), says)) not in nodes:
+            continue  # a link to a device that this container does not have
         try:
             root, inside = _root(container, path)
             make(root, inside, says)

@@ -1,4 +1,4 @@
-"""chandler-hook NAME [ARGUMENT...]: one entry for all OCI hooks that Chandler puts into a config.json.
+"""chandler-hook NAME [ARGUMENT...] [-- NAME [ARGUMENT...]]...: one entry for all OCI hooks of Chandler's.
 
 Start-up contract: `python3 -I -S -B`; nobody may look into this process (PR_SET_DUMPABLE, against CVE-2019-5736) before
 anything else; the hook's module with all that it needs is imported, and the container's state read from standard input,
@@ -19,7 +19,7 @@ from hooks.inroot import Root
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, List
+    from typing import Any, Dict, List, Set
 
 # what config.json calls it: its module
 HOOKS = {
@@ -42,6 +42,12 @@ class Container:
     def __init__(self, root: Root, config: Dict[str, Any]) -> None:
         self.root = root
         self.config = config
+
+    def nodes(self) -> Set[str]:
+        """The paths of the device nodes that config.json gives the container."""
+        linux = self.config.get("linux")
+        devices = linux.get("devices") if isinstance(linux, dict) else None
+        return {str(one.get("path")) for one in devices if isinstance(one, dict)} if isinstance(devices, list) else set()
 
     def mounts_at(self, destination: str) -> List[Dict[str, Any]]:
         """What config.json mounts at a path, in order."""
@@ -71,23 +77,40 @@ def container(state: bytes) -> Container:
 
 
 def main(argv: List[str]) -> int:
-    """`argv`: the hook's name and its arguments.  The exit status; every failure is one sentence on standard error."""
+    """`argv`: hooks with their arguments, done in order.  The exit status; a failure is one sentence on standard error."""
     ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)  # PR_SET_DUMPABLE
     signal.alarm(PATIENCE)
     os.umask(0o022)
-    name = argv[0] if argv else ""
-    if name not in HOOKS:
-        say(f"unknown hook {name!r}; known are {', '.join(HOOKS)}")
-        return 1
-    module = importlib.import_module("hooks." + HOOKS[name])
+    state = sys.stdin.buffer.read(MAX_STATE)  # in any case: crun 1.8 fails when a hook ends before it has read it
+    os.chdir("/")  # engines start hooks in the container's root
+    name = ""
     try:
-        arguments = module.parse(argv[1:])
-        state = sys.stdin.buffer.read(MAX_STATE)
-        os.chdir("/")  # engines start hooks in the container's root
-        status: int = module.run(container(state), arguments)
-        return status
+        work = []
+        for name, *words in _calls(argv):
+            if name not in HOOKS:
+                raise Wrong(f"no such hook; known are {', '.join(HOOKS)}")
+            module = importlib.import_module("hooks." + HOOKS[name])
+            work.append((name, module, module.parse(words)))
+        made = container(state)
+        for step, module, arguments in work:
+            name = step
+            status: int = module.run(made, arguments)
+            if status:
+                return status
+        return 0
     except Wrong as error:
         say(f"{name}: {error}")
     except OSError as error:
         say(f"{name}: {error.filename or ''}: {error.strerror}")
     return 1
+
+
+def _calls(argv: List[str]) -> List[List[str]]:
+    """The words between the `--`, the first of each a hook's name."""
+    calls: List[List[str]] = [[]]
+    for word in argv:
+        if word == "--":
+            calls.append([])
+        else:
+            calls[-1].append(word)
+    return [call or [""] for call in calls]

@@ -63,6 +63,17 @@ def _classes(value: Any) -> bool:
 
 DEFAULT_PREFIX = "chandler.oci/"
 
+_VENDORS = ("nvidia", "amd", "intel", "gaudi", "npu")
+
+
+def _vendors(value: Any) -> bool:
+    return isinstance(value, list) and all(item in _VENDORS for item in value)
+
+
+def _path_or_none(value: Any) -> bool:
+    return value == "" or _path(value)
+
+
 # key: (check, what it must be, default)
 KEYS: Dict[str, Tuple[Callable[[Any], bool], str, Any]] = {
     "runtimes": (_runtimes, "a list of names or absolute paths", ["runc", "youki", "crun"]),
@@ -73,7 +84,10 @@ KEYS: Dict[str, Tuple[Callable[[Any], bool], str, Any]] = {
     "cdi.spec-dirs": (_paths, "a list of absolute paths", ["/etc/cdi", "/var/run/cdi"]),
     "cdi.annotations": (_boolean, "true or false", False),
     "gpu.allocator": (_one_of("fixed"), "fixed", "fixed"),
-    "gpu.fallback": (_one_of("devices", "off"), "devices or off", "devices"),
+    "cdi.generate": (_vendors, "a list of " + ", ".join(_VENDORS), []),
+    "cdi.generate-dir": (_path_or_none, 'an absolute path or ""', ""),
+    "cdi.hook": (_path_or_none, 'an absolute path or ""', ""),
+    "gpu.fallback": (_one_of("devices", "generate", "off"), "devices, generate or off", "devices"),
     "log.file": (_log_file, 'an absolute path, "journal" or ""', ""),
     "policy.trust": (_one_of("policy", "all"), "policy or all", "policy"),
     "policy.allow": (_classes, "a list of " + ", ".join(_RULES), ["gpu", "env", "resources"]),

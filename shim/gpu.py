@@ -150,7 +150,7 @@ def _visibility(kind: str, count: int) -> List[Edit]:
 def _from_nodes(kind: str, asked: Any, count: int, inventory: Inventory, source: str,
                 look: Look) -> Grant:
     """The vendor's own device nodes, for a host without a CDI file for the kind."""
-    if inventory.config["gpu.fallback"] == "off" or kind not in _NODES or inventory.problems:
+    if inventory.config["gpu.fallback"] != "devices" or kind not in _NODES or inventory.problems:
         inventory.explain_missing([f"{kind}={device}" for device in asked or ("0",)])
     numbers = list(range(count)) if asked is None else [_device_number(device, kind, source) for device in asked]
     if len(set(numbers)) != len(numbers):

@@ -19,6 +19,7 @@ from shim.cdi import spec, versions
 from shim.cdi.document import MAX_SIZE
 from shim.cdi.registry import Registry
 from shim.cdi.resolve import resolve
+from shim.cli import generate
 from shim.edits import Edits
 from shim.errors import BundleError, CdiError, ChandlerError, HostError
 from shim.inventory import Place
@@ -47,6 +48,7 @@ def add_parser(subparsers: Any) -> None:
         for argument, options in arguments:
             parser.add_argument(argument, **options)
         parser.set_defaults(run=command)
+    generate.add_parsers(commands)
 
 
 def _warn(sentence: str) -> None:

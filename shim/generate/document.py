@@ -10,7 +10,7 @@ import json
 
 from shim.cdi import spec, versions
 from shim.errors import HostError
-from shim.generate.model import CATEGORIES, merged
+from shim.generate.model import CATEGORIES, merged, with_hooks
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ DIGEST = "chandler.oci/digest"  # of all the rest: a file that a person changed 
 
 def document(found: Found, options: Options) -> Dict[str, Any]:
     """The CDI document.  Raises HostError when a device would have no name, or two the same."""
-    common, own = _lifted(found)
+    common, own = with_hooks(*_lifted(found), options)
     devices: List[Dict[str, Any]] = []
     for device, edits in zip(found.devices, own):
         names = [device.names[strategy] for strategy in options.strategies if device.names.get(strategy)]

@@ -11,16 +11,18 @@ if TYPE_CHECKING:
 
     from shim.generate.tree import Tree
 
-    Block = Dict[str, List[Any]]  # a CDI `containerEdits` in the making
+    # A CDI `containerEdits` in the making; `calls` are what hooks are to do, each a list of a hook's name and its words
+    Block = Dict[str, List[Any]]
 
 HOOK = "/usr/bin/chandler-hook"  # the installation rewrites this line
+OUR_PROGRAM = "chandler-hook"
 
 STRATEGIES = ("index", "uuid", "type-index")
 DEFAULT_STRATEGIES = ("index", "uuid")
 MODES = ("auto", "nvml", "proc", "management", "wsl", "csv", "gds", "gdrcopy", "mofed", "nvswitch", "imex")
 
 # In the order in which a CDI file of ours names them.
-CATEGORIES = ("env", "deviceNodes", "mounts", "hooks", "additionalGids")
+CATEGORIES = ("env", "deviceNodes", "mounts", "calls", "hooks", "additionalGids")
 
 MOUNT_OPTIONS = ("ro", "nosuid", "nodev", "rbind", "rprivate")
 SOCKET_OPTIONS = ("nosuid", "nodev", "rbind", "rprivate", "noexec")
@@ -156,20 +158,40 @@ def mount(options: Options, host_path: str, path: str, flags: Sequence[str] = MO
     return {"hostPath": options.driver_root + host_path, "containerPath": path, "options": list(flags)}
 
 
-def hook(options: Options, name: str, arguments: Iterable[str] = ()) -> Dict[str, Any]:
-    """A createContainer hook; the same words do for NVIDIA's program and for ours.
-
-    It has an environment of its own, or it would run with the container's (CVE-2025-23266).
-    """
-    program = options.hook.rpartition("/")[2]
-    words = [program, "hook", name] if program == "nvidia-ctk" else [program, name]
-    return {"hookName": "createContainer", "path": options.hook, "args": [*words, *arguments],
-            "env": list(SAFE_HOOK_ENV)}
-
-
-def links(options: Options, pairs: Sequence[Tuple[str, str]]) -> Block:
-    """The hook that makes symbolic links, given as (path, what it says); nothing for none."""
+def links(pairs: Sequence[Tuple[str, str]]) -> Block:
+    """Symbolic links for a hook to make, given as (path, what it says); nothing for none."""
     if not pairs:
         return {}
-    words = [word for path, target in pairs for word in ("--link", f"{target}::{path}")]
-    return {"hooks": [hook(options, "create-symlinks", words)]}
+    return {"calls": [[LINKS, *(word for path, target in pairs for word in ("--link", f"{target}::{path}"))]]}
+
+
+LINKS = "create-symlinks"
+
+
+def with_hooks(common: Block, own: List[Block], options: Options) -> Tuple[Block, List[Block]]:
+    """The same blocks with createContainer hooks in the place of calls; the same words do for NVIDIA's program and ours.
+
+    Ours does everything in one process, at file level: what it starts with costs more than all of its work, and it
+    makes only those links to device nodes whose node the container has.  NVIDIA's does one thing at a time.
+    A hook has an environment of its own, or it would run with the container's (CVE-2025-23266).
+    """
+    if options.hook.rpartition("/")[2] != OUR_PROGRAM:
+        return _separate(common, options), [_separate(block, options) for block in own]
+    calls = [call for block in (common, *own) for call in block.get("calls", ())]
+    said = [word for call in calls if call[0] == LINKS for word in call[1:]]
+    rest = [call for call in calls if call[0] != LINKS]
+    words = [OUR_PROGRAM]
+    for call in ([[LINKS, *said]] if said else []) + rest:
+        words += ["--", *call] if len(words) > 1 else call
+    result = merged({**common, "calls": []}, {"hooks": [_hook(options, words)]} if len(words) > 1 else {})
+    return result, [merged({**block, "calls": []}) for block in own]
+
+
+def _separate(block: Block, options: Options) -> Block:
+    program = options.hook.rpartition("/")[2]
+    first = [program, "hook"] if program == "nvidia-ctk" else [program]
+    return merged({**block, "calls": []}, {"hooks": [_hook(options, [*first, *call]) for call in block.get("calls", ())]})
+
+
+def _hook(options: Options, words: List[str]) -> Dict[str, Any]:
+    return {"hookName": "createContainer", "path": options.hook, "args": words, "env": list(SAFE_HOOK_ENV)}

@@ -7,7 +7,7 @@ link that the host would resolve in another root.  Source: reference/cdi, "NVIDI
 from __future__ import annotations
 
 from shim.generate import ldcache, nvproc
-from shim.generate.model import SOCKET_OPTIONS, hook, links, merged, mount
+from shim.generate.model import SOCKET_OPTIONS, links, merged, mount
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -103,16 +103,15 @@ def common(tree: Tree, options: Options, found: Driver) -> Block:
     mounts += [mount(options, real, path, SOCKET_OPTIONS) for real, path in sockets]
     last: Block = {}
     if nvproc.params(tree).get("ModifyDeviceFiles") == "1":
-        last = {"hooks": [hook(options, "disable-device-node-modification")]}
+        last = {"calls": [["disable-device-node-modification"]]}
     # so that NVIDIA's own runtime hook, where it is installed too, does not inject a second time
     own: Block = {"env": ["NVIDIA_VISIBLE_DEVICES=void"], "mounts": mounts}
-    return merged(own, links(options, pairs), cache_hook(options, folders), last)
+    return merged(own, links(pairs), cache_call(folders), last)
 
 
-def cache_hook(options: Options, folders: List[str]) -> Block:
-    """The hook that makes the container's loader know some folders; nothing for none."""
-    words = [word for folder in folders for word in ("--folder", folder)]
-    return {"hooks": [hook(options, "update-ldcache", words)]} if folders else {}
+def cache_call(folders: List[str]) -> Block:
+    """For a hook: to make the container's loader know some folders; nothing for none."""
+    return {"calls": [["update-ldcache", *(word for folder in folders for word in ("--folder", folder))]]} if folders else {}
 
 
 def _libraries(tree: Tree, options: Options, found: Driver) -> Tuple[List[Dict[str, Any]], List[Tuple[str, str]], List[str]]:

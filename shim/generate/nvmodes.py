@@ -66,7 +66,7 @@ def _wsl(tree: Tree, options: Options) -> Found:
     common: Block = {"env": ["NVIDIA_VISIBLE_DEVICES=void"], "mounts": mounts}
     folders = [*stores, *([_WSL_LIBRARIES] if len(mounts) and mounts[-1]["containerPath"].startswith(_WSL_LIBRARIES) else [])]
     return _one("nvidia.com/gpu", [node(tree, options, "/dev/dxg") or {}],
-                merged(common, links(options, pairs), nvfiles.cache_hook(options, folders)), "WSL " + " ".join(stores))
+                merged(common, links(pairs), nvfiles.cache_call(folders)), "WSL " + " ".join(stores))
 
 
 def _csv(tree: Tree, options: Options) -> Found:
@@ -90,8 +90,8 @@ def _csv(tree: Tree, options: Options) -> Found:
                 if kind == "lib" and ".so" in path:
                     folders[path.rpartition("/")[0]] = None
     common: Block = {"env": ["NVIDIA_VISIBLE_DEVICES=void"], "mounts": mounts}
-    return _one("nvidia.com/gpu", blocks, merged(common, links(options, pairs), nvfiles.cache_hook(options, list(folders))),
-                "Tegra", tree.text(root + "/etc/nv_tegra_release").partition("\n")[0])
+    return _one("nvidia.com/gpu", blocks, merged(common, links(pairs), nvfiles.cache_call(list(folders))),
+                "Tegra", tree.text(root + "/etc/nv_tegra_release").partition("\n")[0].lstrip("# "))
 
 
 def _gds(tree: Tree, options: Options) -> Found:

@@ -59,7 +59,7 @@ def drm(tree: Tree, options: Options, directory: str, bdf: str = "") -> Tuple[Bl
             link = f"{BY_PATH}/pci-{bdf}-{kind}"
             if bdf and name in (tree.link(options.dev_root + link) or tree.link(link)).split("/"):
                 pairs.append((link, f"../{name}"))
-    return merged(*blocks, links(options, pairs)), missing
+    return merged(*blocks, links(pairs)), missing
 
 
 def numbers(tree: Tree, directory: str) -> Optional[Tuple[str, int, int, int, int]]:
