@@ -51,6 +51,19 @@ class Sources:
             return False
         return True
 
+    def watch(self, watched: List[str]) -> None:
+        """Remembers parts of the host on which generated devices rest.  The times in /sys and /proc say nothing; what
+        is loaded anew there has another inode."""
+        for path in watched:
+            if not path.startswith(("/sys/", "/proc/")):
+                self.note(path)
+                continue
+            try:
+                parts = [part for part, _ in files.way(path)]
+                self.ways.update(zip(parts, inventory.identities(parts)))
+            except OSError:
+                self.absent.add(path)
+
     def blocks(self) -> List[str]:
         """As the index holds them."""
         return [_block(self.ways), _block(self.sources), "\n".join(sorted(self.absent))]
@@ -155,7 +168,14 @@ def read_registry(place: Place, config: Dict[str, Any], sources: Optional[Source
                     sources.note(f"{directory}/{name}")
             except OSError:
                 sources.absent.add(directory + "/.")  # never true of a directory: not to be stored
-    return Registry.build(files.read_spec_dirs(config["cdi.spec-dirs"], place.owners))
+    read = files.read_spec_dirs(config["cdi.spec-dirs"], place.owners)
+    registry = Registry.build(read)
+    if config["gpu.fallback"] != "generate" or registry.problems:
+        return registry  # a file that is wrong may be the one that describes the devices
+    from shim.generate import managed
+    entries, watch = managed.fallback([file.spec.kind for file in registry.files], config)
+    sources.watch(watch)
+    return Registry.build([(managed.GENERATED, None, entries), *read]) if entries else registry
 
 
 class Compiled:

@@ -88,8 +88,8 @@ def check_paths(edits: Edits) -> None:
             continue
         if path.startswith("/") and not exists(path):
             what = f"the hook {path}" if kind == HOOK else f"the host path {path} (for {key})"
-            raise errors.HostError(f"{origin}: {what} does not exist",
-                                   "the file is older than the driver: generate it anew, then run `chandler refresh`")
+            from shim.generate import stale
+            raise errors.HostError(f"{origin}: {what} does not exist", stale.remedy(path))
 
 
 def exists(path: str) -> bool:

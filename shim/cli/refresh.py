@@ -1,4 +1,5 @@
-"""`chandler refresh`: compiles the inventory, so that no create has to, and forgets containers that are gone."""
+"""`chandler refresh`: makes Chandler's own CDI files true again, compiles the inventory, so that no create has to, and
+forgets containers that are gone."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ import time
 from typing import Any
 
 from shim import compiler, grants
+from shim.generate import managed
 from shim.inventory import Place
 
 _FORGET_AFTER = 3600.0  # seconds; a grant is older than its container by the time that a create takes
@@ -26,6 +28,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Exit status 0 when all was read and stored, 1 when a file could not be used (it is named on stderr)."""
     place = Place(dict(os.environb))
     config, _ = compiler.read_config(place)
+    done, stale = ([], []) if place.rootless else managed.refresh(config, place.owners)
+    for sentence in stale if arguments.quiet else done + stale:
+        print(f"chandler: {sentence}", file=sys.stderr)
     wait = compiler.unsettled(place, time.time_ns())
     if wait > 0:
         time.sleep(wait)  # a file that has just been written is believed two seconds later
@@ -38,4 +43,4 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.quiet:
         devices = sum(len(made.picks(kind)) for kind in made.kinds())
         print(f"{devices} devices of {len(made.kinds())} kinds; {len(removed)} old grants forgotten")
-    return 1 if problems else 0
+    return 1 if problems or stale else 0
