@@ -265,12 +265,6 @@ def physical_units(keys: Dict[str, Tuple[str, ...]], picks: List[str]) -> Dict[s
             else ["+".join(key)] for name, key in keys.items()}
 
 
-def make_state_directory(place: Place) -> None:
-    """The state directory, the caller's own.  Raises OSError or TrustError."""
-    files.make_directory(place.state_dir, 0o700 if place.rootless else 0o755)
-    files.check_trust(place.state_dir, os.lstat(place.state_dir), {place.euid: "the caller"})
-
-
 def _store_launch(place: Place, config: Dict[str, Any], had_file: bool) -> None:
     """What the launcher must know, on one line beside the configuration (packaging/bin/chandler-runtime)."""
     if place.rootless or place.config_path != paths.CONFIG_DIR + "/config.toml":
@@ -337,7 +331,7 @@ def refresh(place: Place) -> Inventory:
 def _lock(place: Place) -> Optional[Lock]:
     """The lock of the stored inventory, taken; None where nothing can be stored."""
     try:
-        make_state_directory(place)
+        files.own_directory(place.state_dir, 0o700 if place.rootless else 0o755)
         files.make_directory(place.directory)
         return Lock(place.directory + "/lock").__enter__()
     except (OSError, TrustError):

@@ -120,7 +120,8 @@ class ConfigJson:
             if self.fresh:
                 self._keep_original()
             _replace_link(self.stamp, digest if self.fresh else f"{digest},{self._present}")
-            files.replace(self.path, data, self._found.st_mode & 0o7777, (self._found.st_uid, self._found.st_gid))
+            files.replace(self.path, data, self._found.st_mode & 0o7777, (self._found.st_uid, self._found.st_gid),
+                          self.path + ".chandler-new")
         except OSError as error:
             if self.fresh:
                 self._forget()
@@ -159,10 +160,10 @@ def _replace_link(path: str, text: str) -> None:
     try:
         posix.symlink(text, path)
     except FileExistsError:
-        temporary = f"{path}.chandler-{posix.getpid()}"
+        temporary = path + "-new"  # one name, so that what a killed create left does not stay
         try:
             posix.symlink(text, temporary)
-        except FileExistsError:  # left by a killed process that had our pid
+        except FileExistsError:
             posix.unlink(temporary)
             posix.symlink(text, temporary)
         try:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from typing import Type
 
 
+MAX_SENTENCE = 2000  # characters: a request may quote 256 KiB at us, and nobody reads that
+
+
 class ChandlerError(Exception):
     """What is wrong (`what`, lower case, naming the key or file) and, where it helps, `todo`, the remedy."""
 
@@ -25,7 +28,8 @@ class ChandlerError(Exception):
         self.todo = todo
 
     def __str__(self) -> str:
-        return " ".join((f"{self.what}; {self.todo}" if self.todo else self.what).split("\n"))
+        text = " ".join((f"{self.what}; {self.todo}" if self.todo else self.what).split("\n"))
+        return text if len(text) <= MAX_SENTENCE else text[:MAX_SENTENCE - 1] + "…"
 
     def within(self, context: str) -> ChandlerError:
         """The same error with the place that it happened in put before it."""

@@ -65,16 +65,18 @@ def write_all(descriptor: int, data: bytes) -> None:
         data = data[posix.write(descriptor, data):]
 
 
-def replace(path: str, data: bytes, mode: int = 0o644, owner: Optional[Tuple[int, int]] = None) -> None:
+def replace(path: str, data: bytes, mode: int = 0o644, owner: Optional[Tuple[int, int]] = None,
+            temporary: str = "") -> None:
     """`data` at `path`, by a temporary file beside it and a rename: a reader sees the old bytes or the new.
 
-    `owner` is (uid, gid).  Nothing stays behind on failure; raises OSError.
+    `owner` is (uid, gid).  Nothing stays behind on failure; raises OSError.  Where only one process writes, a fixed
+    name for the temporary file lets the next one clear up after a kill.
     """
-    temporary = f"{path}.chandler-{posix.getpid()}"
+    temporary = temporary or f"{path}.chandler-{posix.getpid()}"
     flags = posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_NOFOLLOW | posix.O_CLOEXEC
     try:
         descriptor = posix.open(temporary, flags, 0o600)
-    except FileExistsError:  # left by a killed process that had our pid
+    except FileExistsError:  # left by a killed process
         posix.unlink(temporary)
         descriptor = posix.open(temporary, flags, 0o600)
     try:
@@ -103,6 +105,21 @@ def make_directory(path: str, mode: int = 0o755) -> None:
             raise
         make_directory(parent)
         make_directory(path, mode)
+
+
+def own_directory(path: str, mode: int) -> None:
+    """`path` as a directory of our own that nobody else may write, made with `mode` if it is not there.
+
+    Raises OSError or TrustError.
+    """
+    try:
+        found = posix.lstat(path)
+    except FileNotFoundError:
+        make_directory(path, mode)
+        found = posix.lstat(path)
+    check_trust(path, found, {posix.geteuid(): "the caller"})
+    if found.st_mode & _FORMAT != _DIRECTORY:
+        raise errors.TrustError(f"{path} is not a directory")
 
 
 def way(path: str) -> List[Tuple[str, posix.stat_result]]:

@@ -75,7 +75,7 @@ def grant(wish: Optional[Dict[str, Any]], engine_names: List[str], inventory: In
     if wish is not None:
         kind = _kind(wish.get("vendor", DEFAULT_VENDOR), source)
         asked, count = wish.get("devices"), wish.get("count", 1)
-        if asked is not None and "count" in wish and "all" not in asked and count != len(asked):
+        if asked is not None and "count" in wish and ("all" in asked or count != len(asked)):
             raise errors.RequestError(f"{source}: resources.gpu asks for {count} devices and names {len(asked)}",
                                "leave one of count and devices out")
         picks = inventory.picks(kind)

@@ -40,14 +40,19 @@ def _bytes(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")
 
 
-def write(state_dir: str, record: Dict[str, Any]) -> None:
-    """Writes a record (keys id and root, and what else there is to say).  Raises OSError."""
+def write(state_dir: str, record: Dict[str, Any], private: bool = False) -> None:
+    """Writes a record (keys id and root, and what else there is to say).
+
+    `private`: a state directory that is not there yet is made for the caller's eyes alone.  Raises OSError, or
+    TrustError when somebody else may write the state directory.
+    """
     path = record_path(state_dir, record["root"], record["id"])
+    files.own_directory(state_dir, 0o700 if private else 0o755)
     data = jsontext.dumps(record) + b"\n"
     try:
         files.replace(path, data, 0o600)
     except FileNotFoundError:
-        files.make_directory(directory(state_dir), 0o755)
+        files.make_directory(directory(state_dir))
         files.replace(path, data, 0o600)
 
 

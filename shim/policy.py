@@ -117,6 +117,10 @@ def _check_limits(wish: _request.Request, document: Config) -> None:
             present = f"{present}/{period} of a CPU"
         else:
             loose = asked[key] <= 0 or asked[key] > present  # runtimes take 0 for no limit
+            if key == "memory_swap" and not loose:
+                # both together may shrink while the part that may be swapped grows
+                limit = oci.resource(document, "memory", "limit", int) or 0
+                loose = 0 < limit <= present and asked[key] - asked.get("memory", limit) > present - limit
         if loose:
             raise errors.PolicyError(f"{wish.source}: resources.{key} = {asked[key]} loosens the engine's limit of {present}")
 

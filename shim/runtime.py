@@ -142,7 +142,7 @@ def _equip(path: str, stored: Inventory, place: Place, call: _args.Invocation, k
         "grant": files.digest(jsontext.dumps([made.request.document, made.names])),
     }
     try:
-        grants.write(state_dir, record)
+        grants.write(state_dir, record, place.rootless)
     except OSError as error:
         raise errors.HostError(f"the grant cannot be recorded in {grants.directory(state_dir)}: {error.strerror}") from None
     try:

@@ -37,7 +37,8 @@ def find(name: str, owners: Dict[int, str]) -> Tuple[str, str]:
     for path in candidates:
         if posix.access(path, posix.X_OK):
             try:
-                files.check_way(path, owners)
+                if files.check_way(path, owners)[-1][1].st_mode & 0o170000 != 0o100000:
+                    continue
             except errors.TrustError as error:
                 raise errors.TrustError(f"the runtime {path} is not used: {error.what}", error.todo) from None
             return kind_of(path), path

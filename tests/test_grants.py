@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from shim import grants
+from shim.errors import TrustError
 
 
 def record(root: str, container: str) -> dict[str, object]:
@@ -50,8 +51,18 @@ def test_odd_ids(tmp_path: Path, container: str) -> None:
 
 def test_a_place_that_cannot_be_written_to(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(OSError):
+    with pytest.raises(TrustError, match="is not a directory"):
         grants.write(str(tmp_path / "file"), record("/run/runc", "c"))
+
+
+def test_a_state_directory_is_the_caller_s_own(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    grants.write(str(state), record("/run/runc", "c"), private=True)
+    assert stat.S_IMODE(state.stat().st_mode) == 0o700
+    state.chmod(0o777)
+    with pytest.raises(TrustError, match="can be written by others"):
+        grants.write(str(state), record("/run/runc", "d"))
+    assert os.listdir(state / "grants") == os.listdir(state / "grants")[:1]
 
 
 def test_prune(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

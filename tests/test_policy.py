@@ -260,3 +260,12 @@ def test_what_passes_never_loosens(engine: dict[str, Any], keys: dict[str, Any])
     assert share_of_cpu(after) <= share_of_cpu(before)
     old, new = oci.resource(before, "cpu", "cpus", str), oci.resource(after, "cpu", "cpus", str)
     assert not old or request.cpus(new) <= request.cpus(old)
+
+
+def test_what_may_be_swapped_does_not_grow() -> None:
+    """memory and swap together may shrink while the part that may be swapped grows: cgroup v2 limits that part."""
+    engine = {"process": {}, "linux": {"resources": {"memory": {"limit": 1 << 30, "swap": 1 << 30}}}}
+    for asked in ({"memory": 1 << 29, "memory_swap": 1 << 29}, {"memory": 1 << 29}, {"memory_swap": 1 << 30}):
+        policy.check(Request({"resources": asked}, "annotation"), engine, config())
+    with pytest.raises(PolicyError, match="memory_swap"):
+        policy.check(Request({"resources": {"memory": 1 << 29, "memory_swap": 1 << 30}}, "annotation"), engine, config())
