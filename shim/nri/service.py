@@ -91,7 +91,7 @@ class Service:
             "grant": files.digest(jsontext.dumps([plan.request.document, plan.names])),
         }
         try:
-            grants.write(self._records, record)
+            grants.write(self._records, record, self.place.rootless)
         except OSError as error:
             raise HostError(f"the grant cannot be recorded in {self._records}: {error.strerror}") from None
         self.held[container.id] = Held({device.name for device in result.CDI_devices},

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import grpc
 from cri_api.v1 import api_pb2 as pb
 from cri_api.v1 import api_pb2_grpc
+
 from lab.containerd import IMAGE, PATIENCE
 
 Refused = grpc.RpcError
@@ -29,7 +30,8 @@ class CRI:
 
     def __init__(self, socket: str) -> None:
         self.channel = grpc.insecure_channel("unix://" + socket)
-        self.runtime = api_pb2_grpc.RuntimeServiceStub(self.channel)
+        stubs: Any = api_pb2_grpc
+        self.runtime = stubs.RuntimeServiceStub(self.channel)
         self.pods: list[Pod] = []
 
     def __enter__(self) -> CRI:

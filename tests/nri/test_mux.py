@@ -6,6 +6,7 @@ import struct
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from shim.nri import mux
 from shim.nri.mux import MAX_FRAME_IN, MAX_FRAME_OUT, Decoder, MuxError
 

@@ -1,0 +1,56 @@
+"""A plugin's service over a CDI file that is in memory."""
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+from lab.peer import Peer
+from shim.cdi.registry import Registry
+from shim.compiler import Compiled
+from shim.config import KEYS
+from shim.inventory import Inventory, Place
+from shim.nri.service import Service
+
+NVIDIA = "nvidia.com/gpu"
+
+
+def node(path: str, minor: int, **more: Any) -> dict[str, Any]:
+    return {"path": path, "type": "c", "major": 195, "minor": minor, "fileMode": 0o666, **more}
+
+
+def spec(common: dict[str, Any] | None = None, gpus: int = 8, **more: Any) -> bytes:
+    """A CDI file of GPUs whose nodes are described in full, so that no host is asked."""
+    devices = [{"name": str(n), "containerEdits": {"deviceNodes": [node(f"/dev/nvidia{n}", n, **more)]}} for n in range(gpus)]
+    shared = {"env": ["NVIDIA_VISIBLE_DEVICES=void"], "deviceNodes": [node("/dev/nvidiactl", 255)], **(common or {})}
+    return json.dumps({"cdiVersion": "0.8.0", "kind": NVIDIA, "devices": devices, "containerEdits": shared}).encode()
+
+
+def inventory(text: bytes | None = None, **config: Any) -> Inventory:
+    values = {key: default for key, (_, _, default) in KEYS.items()}
+    values.update((key.replace("__", ".").replace("_", "-"), value) for key, value in config.items())
+    return Compiled(values, Registry.build([("/cdi", None, [("nvidia.json", spec() if text is None else text)])])).inventory()
+
+
+class Served(Service):
+    """With its log at hand."""
+
+    def __init__(self, state: str, known: Inventory) -> None:
+        self.lines: list[dict[str, Any]] = []
+        place = Place({})
+        place.state_dir = state
+        super().__init__(place, known, self.lines.append)
+
+    def records(self) -> list[dict[str, Any]]:
+        directory = os.path.join(self.place.state_dir, "nri/grants")
+        found = []
+        for name in sorted(os.listdir(directory)) if os.path.isdir(directory) else ():
+            with open(os.path.join(directory, name), encoding="utf-8") as file:
+                found.append(json.load(file))
+        return found
+
+
+def service_of(peer: Peer) -> Served:
+    found = peer.connection.service
+    assert isinstance(found, Served)
+    return found

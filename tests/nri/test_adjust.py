@@ -1,0 +1,140 @@
+"""Edits as adjustments: what each runtime is told, and what is refused because it would be dropped."""
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from lab.peer import Peer, container, pod
+from lab.served import NVIDIA, service_of, spec
+
+from shim.nri.adjust import CDI_NAMES, Runtime
+from shim.ttrpc import errors
+from shim.ttrpc.errors import RemoteError
+
+Connect = Callable[..., Peer]
+OLD, NEW = "1.7.24~ds1", "2.1.9+unknown"
+
+
+def ask(**document: Any) -> dict[str, str]:
+    return {"chandler.oci/service": json.dumps(document)}
+
+
+def gpus(count: int = 2) -> dict[str, Any]:
+    return {"gpu": {"count": count}}
+
+
+def env(adjustment: Any) -> dict[str, str]:
+    return {entry.key: entry.value for entry in adjustment.env}
+
+
+def refused(peer: Peer, annotations: dict[str, str], made: Any = None) -> RemoteError:
+    with pytest.raises(RemoteError) as error:
+        peer.create(pod(annotations), made or container())
+    assert error.value.message.startswith("chandler: ") and "\n" not in error.value.message
+    return error.value
+
+
+@pytest.mark.parametrize("name, version, by_name", [
+    ("containerd", "1.7.24~ds1", False), ("containerd", "v1.7.0", False), ("containerd", "2.0.0", True), ("containerd", "2.1.9+unknown", True),
+    ("containerd", "v2.2.0-beta.1", True), ("containerd", "10.0", True), ("containerd", "", False), ("containerd", "unknown", False),
+    ("cri-o", "1.34.0", False), ("something", "9.9", False), ("", "", False)])
+def test_what_a_version_takes(name: str, version: str, by_name: bool) -> None:
+    takes = Runtime(name, version).takes
+    assert (CDI_NAMES in takes, ("pids", "limit") in takes) == (by_name, by_name)
+    assert ("memory", "limit") in takes and ("memory", "reservation") not in takes
+
+
+def test_an_older_runtime_is_told_every_device(peer: Connect) -> None:
+    made = peer(OLD).create(pod(ask(resources=gpus(), env={"A": "b"})), container())
+    assert not made.CDI_devices
+    assert [(d.path, d.type, d.major, d.minor, d.file_mode.value) for d in made.linux.devices] == [
+        ("/dev/nvidiactl", "c", 195, 255, 0o666), ("/dev/nvidia0", "c", 195, 0, 0o666), ("/dev/nvidia1", "c", 195, 1, 0o666)]
+    assert env(made) == {"A": "b", "NVIDIA_VISIBLE_DEVICES": "void", "CUDA_VISIBLE_DEVICES": "0,1"}
+    assert dict(made.annotations) == {"chandler.oci/granted": f"{NVIDIA}=0,{NVIDIA}=1"}
+
+
+def test_a_newer_runtime_is_told_the_names_and_what_is_beside_them(peer: Connect) -> None:
+    made = peer(NEW).create(pod(ask(resources=gpus(), env={"A": "b"})), container())
+    assert [device.name for device in made.CDI_devices] == [f"{NVIDIA}=0", f"{NVIDIA}=1"]
+    assert not made.linux.devices and not made.HasField("hooks") and not made.mounts
+    assert env(made) == {"A": "b", "CUDA_VISIBLE_DEVICES": "0,1"}
+
+
+def test_what_the_cdi_file_sets_is_not_set_again(peer: Connect) -> None:
+    text = spec({"env": ["MODE=of-the-file"]})
+    assert "MODE" not in env(peer(NEW, text).create(pod(ask(resources=gpus(), env={"MODE": "mine"})), container()))
+    assert env(peer(OLD, text).create(pod(ask(resources=gpus(), env={"MODE": "mine"})), container()))["MODE"] == "of-the-file"
+
+
+def test_mounts_and_hooks_of_a_cdi_file(peer: Connect) -> None:
+    text = spec({"mounts": [{"hostPath": "/etc", "containerPath": "/driver", "options": ["ro", "rbind"]}],
+                 "hooks": [{"hookName": "createContainer", "path": "/bin/true", "args": ["true", "x"], "env": ["A=b"], "timeout": 3},
+                           {"hookName": "poststop", "path": "/bin/true"}]})
+    made = peer(OLD, text).create(pod(ask(resources=gpus(1))), container())
+    (mount,) = made.mounts
+    assert (mount.destination, mount.source, list(mount.options)) == ("/driver", "/etc", ["ro", "rbind"])
+    (hook,), (last,) = made.hooks.create_container, made.hooks.poststop
+    assert (hook.path, list(hook.args), list(hook.env), hook.timeout.value) == ("/bin/true", ["true", "x"], ["A=b"], 3)
+    assert not last.HasField("timeout")
+
+
+def test_bind_mounts_are_idmapped_in_a_user_namespace(peer: Connect) -> None:
+    text = spec({"mounts": [{"hostPath": "/etc", "containerPath": "/driver", "options": ["ro", "rbind"]}]})
+    made = container()
+    made.linux.namespaces.add(type="user")
+    assert "ridmap" in peer(OLD, text).create(pod(ask(resources=gpus(1))), made).mounts[0].options
+
+
+def test_a_node_belongs_to_the_user_where_the_runtime_tells_it(peer: Connect) -> None:
+    made = container()
+    made.user.uid, made.user.gid = 1000, 0
+    (_, device) = peer(OLD).create(pod(ask(resources=gpus(1))), made).linux.devices
+    assert device.uid.value == 1000 and not device.HasField("gid")
+
+
+LIMITS = {"cpu": "1.5", "cpu_shares": 512, "cpuset": "0-1", "memory": "64Mi"}
+
+
+def test_limits(peer: Connect) -> None:
+    resources = peer(OLD).create(pod(ask(resources=LIMITS)), container()).linux.resources
+    assert (resources.cpu.quota.value, resources.cpu.period.value, resources.cpu.shares.value, resources.cpu.cpus) == (150000, 100000, 512, "0-1")
+    assert resources.memory.limit.value == 64 << 20
+    assert peer(NEW).create(pod(ask(resources={"pids_limit": 7})), container()).linux.resources.pids.limit == 7
+
+
+def test_a_limit_is_checked_against_what_the_engine_has_set(peer: Connect) -> None:
+    made = container()
+    made.linux.resources.memory.limit.value = 32 << 20
+    error = refused(peer(OLD), ask(resources={"memory": "64Mi"}), made)
+    assert "loosens" in error.message and error.code == errors.PERMISSION_DENIED
+    made.linux.resources.memory.swap.value = 32 << 20
+    assert peer(OLD).create(pod(ask(resources={"memory": "16Mi"})), made).linux.resources.memory.limit.value == 16 << 20
+
+
+REFUSED = {
+    "pids on an older runtime": (OLD, {"resources": {"pids_limit": 7}}, None, "resources.pids_limit"),
+    "reservation": (NEW, {"resources": {"memory_reservation": "1Mi"}}, None, "resources.memory_reservation"),
+    "swap beyond memory": (NEW, {"resources": {"memory": "1Mi", "memory_swap": "2Mi"}}, None, "resources.memory_swap"),
+    "swap alone": (NEW, {"resources": {"memory_swap": "2Mi"}}, None, "resources.memory_swap"),
+    "a name that would take a variable out": (NEW, {"env": {"-HOME": ""}}, None, "env.-HOME"),
+    "groups on an older runtime": (OLD, {"resources": gpus(1)}, spec({"additionalGids": [44]}), "additionalGid 44"),
+    "read-only devices on an older runtime": (OLD, {"resources": gpus(1)}, spec(permissions="r"), "/dev/nvidia0"),
+}
+
+
+@pytest.mark.parametrize("version, document, text, words", REFUSED.values(), ids=REFUSED)
+def test_what_cannot_be_expressed_is_refused_with_the_way_out(peer: Connect, version: str, document: Any, text: bytes | None, words: str) -> None:
+    connected = peer(version, text)
+    message = refused(connected, ask(**document)).message
+    assert words in message and version in message and "runtimeClassName" in message
+    assert not service_of(connected).records()
+
+
+def test_what_names_can_say_is_not_refused_on_a_newer_runtime(peer: Connect) -> None:
+    assert peer(NEW, spec({"additionalGids": [44]}, permissions="r")).create(pod(ask(resources=gpus(1))), container()).CDI_devices[0].name == f"{NVIDIA}=0"
+
+
+def test_swap_that_equals_memory_is_what_the_runtime_sets(peer: Connect) -> None:
+    assert peer(OLD).create(pod(ask(resources={"memory": "1Mi", "memory_swap": "1Mi"})), container()).linux.resources.memory.limit.value == 1 << 20

@@ -1,0 +1,303 @@
+"""The plugin's connection, against a runtime in memory: the order of things, every call, and what breaks it."""
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lab.peer import Peer, container, pod
+from lab.served import NVIDIA, Served, inventory, service_of, spec
+
+from shim.errors import ChandlerError
+from shim.nri import messages as m
+from shim.nri import mux, plugin
+from shim.nri.plugin import CLOSING, READY, REGISTERING, Connection, Refused
+from shim.ttrpc import errors, frame
+from shim.ttrpc.errors import ProtocolError, RemoteError, TtrpcError
+
+Connect = Callable[..., Peer]
+TWO = {"chandler.oci/service": json.dumps({"resources": {"gpu": {"count": 2}}})}
+EVENTS = 1 << m.CREATE_CONTAINER - 1 | 1 << m.STOP_CONTAINER - 1 | 1 << m.REMOVE_CONTAINER - 1
+
+
+def new(service: Callable[..., Served], **config: Any) -> Connection:
+    return Connection("chandler", "50", service(**config))
+
+
+# --- the handshake ------------------------------------------------------------------------------------------------
+
+def test_the_handshake(service: Callable[..., Served]) -> None:
+    connection = new(service)
+    peer = Peer(connection)
+    configured = peer.handshake()
+    assert [(each.plugin_name, each.plugin_idx) for each in peer.registered] == [("chandler", "50")]
+    assert configured.events == EVENTS and configured.events & ~0x7FF == 0
+    assert connection.state == READY
+    assert str(connection.service.runtime) == "containerd 2.1.9"
+
+
+def test_a_runtime_that_tells_its_nri_version_knows_the_newest_event(peer: Connect) -> None:
+    configured = peer().call("Configure", m.ConfigureRequest(runtime_name="containerd", runtime_version="2.2", NRI_version="v0.11.0"))
+    assert m.ConfigureResponse.FromString(configured).events == EVENTS | 1 << m.VALIDATE_CONTAINER_ADJUSTMENT - 1
+
+
+def test_the_runtime_may_configure_before_it_answers_the_registration(service: Callable[..., Served]) -> None:
+    connection = new(service)
+    peer = Peer(connection)
+    connection.open()
+    assert connection.state == REGISTERING
+    held = connection.take()
+    stream = peer.client.call(m.PLUGIN_SERVICE, "Configure", m.ConfigureRequest(runtime_name="containerd", runtime_version="1.7.24").SerializeToString())
+    peer.exchange()
+    assert peer.replies.pop(stream).result()
+    for _, piece in peer.mux.feed(held):
+        peer.serve(piece)
+    peer.call("Synchronize", m.SynchronizeRequest())
+    assert connection.state == READY
+
+
+def test_a_refused_registration_is_fatal(service: Callable[..., Served]) -> None:
+    connection = new(service)
+    peer = Peer(connection)
+    peer.refusal = "invalid plugin index"
+    connection.open()
+    with pytest.raises(Refused, match="invalid plugin index.*--idx"):
+        peer.exchange()
+
+
+def test_synchronize_in_parts(service: Callable[..., Served], monkeypatch: pytest.MonkeyPatch) -> None:
+    connection = new(service)
+    peer = Peer(connection)
+    seen: list[Any] = []
+    monkeypatch.setattr(connection.service, "synchronize", lambda pods, containers: seen.append((sorted(pods), [each.id for each in containers])) or [])
+    connection.open()
+    peer.exchange()
+    first = m.SynchronizeResponse.FromString(peer.call("Synchronize", m.SynchronizeRequest(pods=[pod(id="a"), pod(id="b")], more=True)))
+    second = m.SynchronizeResponse.FromString(peer.call("Synchronize", m.SynchronizeRequest(containers=[container(id="x")], more=True)))
+    assert first.more and second.more and not seen and connection.state != READY
+    last = m.SynchronizeResponse.FromString(peer.call("Synchronize", m.SynchronizeRequest(containers=[container(id="y")])))
+    assert not last.more and seen == [(["a", "b"], ["x", "y"])]
+
+
+def test_more_containers_than_a_node_has_are_refused(peer: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plugin, "MAX_CONTAINERS", 2)
+    with pytest.raises(RemoteError, match="more than 2"):
+        peer().call("Synchronize", m.SynchronizeRequest(containers=[container(), container(), container()]))
+
+
+# --- calls --------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("size", [0, 1, 7, 4096])
+def test_a_container_with_a_request(peer: Connect, size: int) -> None:
+    connected = peer(size=size)
+    made = connected.create(pod(TWO), container())
+    assert [device.name for device in made.CDI_devices] == [f"{NVIDIA}=0", f"{NVIDIA}=1"]
+    (record,) = service_of(connected).records()
+    assert (record["id"], record["owner"], record["devices"]) == ("container-1", "nri", [f"{NVIDIA}=0", f"{NVIDIA}=1"])
+    assert record["nodes"] == [["/dev/nvidiactl", "c", 195, 255], ["/dev/nvidia0", "c", 195, 0], ["/dev/nvidia1", "c", 195, 1]]
+    (line,) = service_of(connected).lines
+    assert (line["container"], line["pod"], line["name"], line["devices"]) == ("container-1", "trainer-0", "main", record["devices"])
+
+
+def test_a_container_without_a_request_is_left_alone(peer: Connect) -> None:
+    connected = peer()
+    answer = connected.call("CreateContainer", m.CreateContainerRequest(pod=pod({"other/key": "x"}), container=container()))
+    assert answer == b"" and not service_of(connected).lines and not service_of(connected).records()
+
+
+def test_each_container_of_a_pod_has_its_own_request(peer: Connect) -> None:
+    connected = peer()
+    annotations = {"chandler.oci/services": json.dumps({"a": {"resources": {"gpu": {"count": 1}}}, "b": {"env": {"B": "1"}}})}
+    assert len(connected.create(pod(annotations), container(name="a", id="c-a")).CDI_devices) == 1
+    assert [entry.key for entry in connected.create(pod(annotations), container(name="b", id="c-b")).env] == ["B"]
+    assert connected.create(pod(annotations), container(name="c", id="c-c")).ByteSize() == 0
+
+
+def test_the_name_comes_from_nri_and_never_from_an_annotation(peer: Connect) -> None:
+    forged = {"io.kubernetes.cri.container-name": "a", "io.kubernetes.cri.container-type": "sandbox",
+              "chandler.oci/service.a": '{"env": {"A": "1"}}', "chandler.oci/service.b": '{"env": {"B": "1"}}'}
+    assert [entry.key for entry in peer().create(pod(forged), container(forged, name="b")).env] == ["B"]
+
+
+REFUSED = {
+    "an unknown key": ({"chandler.oci/service": '{"gpu": 1}'}, "unknown key 'gpu'", errors.INVALID_ARGUMENT),
+    "more than there are": ({"chandler.oci/service": '{"resources": {"gpu": {"count": 9}}}'}, "9", errors.INVALID_ARGUMENT),
+    "more than the policy allows": ({"chandler.oci/service": '{"resources": {"gpu": {"count": 3}}}'}, "max-gpus", errors.PERMISSION_DENIED),
+    "our mark": ({"chandler.oci/granted": f"{NVIDIA}=0"}, "mark", errors.INVALID_ARGUMENT),
+    "our mark beside a request": ({**TWO, "chandler.oci/granted": ""}, "mark", errors.INVALID_ARGUMENT),
+    "a device that is not there": ({"chandler.oci/service": '{"resources": {"gpu": {"devices": ["77"]}}}'}, "77", errors.FAILED_PRECONDITION),
+}
+
+
+@pytest.mark.parametrize("annotations, words, code", REFUSED.values(), ids=REFUSED)
+def test_a_refusal_is_our_sentence(peer: Connect, annotations: dict[str, str], words: str, code: int) -> None:
+    connected = peer(policy__max_gpus=2)
+    with pytest.raises(RemoteError) as error:
+        connected.create(pod(annotations), container())
+    assert words in error.value.message and error.value.code == code
+    assert not service_of(connected).records()
+    (line,) = service_of(connected).lines
+    assert words in line["refused"]
+    assert connected.create(pod(), container()).ByteSize() == 0, "the plugin serves on"
+
+
+def test_a_grant_that_cannot_be_recorded_is_none(peer: Connect) -> None:
+    connected = peer()
+    with open(service_of(connected).place.state_dir, "w", encoding="ascii"):
+        pass  # a file where the directory would be
+    with pytest.raises(RemoteError, match="cannot be recorded"):
+        connected.create(pod(TWO), container())
+
+
+@pytest.mark.parametrize("how", ["event", "call"])
+def test_a_grant_ends_when_the_container_is_removed(peer: Connect, how: str) -> None:
+    connected = peer()
+    connected.create(pod(TWO), container())
+    connected.call("StopContainer", m.StopContainerRequest(pod=pod(TWO), container=container()))
+    assert len(service_of(connected).records()) == 1
+    for _ in range(2):
+        if how == "event":
+            connected.call("StateChange", m.StateChangeEvent(event=m.REMOVE_CONTAINER, container=container()))
+        else:
+            connected.call("RemoveContainer", m.RemoveContainerRequest(container=container()))
+    assert not service_of(connected).records()
+
+
+@pytest.mark.parametrize("method", ["RunPodSandbox", "UpdatePodSandbox", "PostUpdatePodSandbox", "StopPodSandbox", "RemovePodSandbox", "PostCreateContainer",
+                                    "StartContainer", "PostStartContainer", "UpdateContainer", "PostUpdateContainer", "StateChange"])
+def test_events_are_answered(peer: Connect, method: str) -> None:
+    assert peer().call(method, m.CreateContainerRequest(pod=pod(), container=container()) if method != "StateChange" else m.StateChangeEvent(event=1)) == b""
+
+
+def test_an_unknown_method_and_an_unknown_service(peer: Connect) -> None:
+    for method, service in (("Surprise", m.PLUGIN_SERVICE), ("Configure", "other.Service"), ("Log", "nri.pkg.api.v1alpha1.HostFunctions")):
+        with pytest.raises(RemoteError) as error:
+            peer().call(method, b"", service)
+        assert error.value.code == errors.UNIMPLEMENTED
+
+
+def test_a_message_that_cannot_be_read(peer: Connect) -> None:
+    with pytest.raises(RemoteError, match="cannot be read") as error:
+        peer().call("CreateContainer", b"\xff\xff\xff")
+    assert error.value.code == errors.INVALID_ARGUMENT
+
+
+def test_a_defect_of_ours_fails_one_call(peer: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    connected = peer()
+    monkeypatch.setattr(service_of(connected), "stop", lambda _: 1 // 0)
+    with pytest.raises(RemoteError, match="internal error in StopContainer, ZeroDivisionError"):
+        connected.call("StopContainer", m.StopContainerRequest())
+    assert connected.create(pod(TWO), container()).CDI_devices
+
+
+def test_another_plugin_may_not_take_away_what_was_granted(peer: Connect) -> None:
+    connected = peer()
+    made = connected.create(pod(TWO), container())
+    request = m.ValidateContainerAdjustmentRequest(container=container(), adjust=made)
+    assert connected.call("ValidateContainerAdjustment", request) == b""
+    del request.adjust.CDI_devices[0]
+    answer = m.ValidateContainerAdjustmentResponse.FromString(connected.call("ValidateContainerAdjustment", request))
+    assert answer.reject and f"{NVIDIA}=0" in answer.reason
+    assert connected.call("ValidateContainerAdjustment", m.ValidateContainerAdjustmentRequest(container=container(id="other"))) == b""
+
+
+def test_shutdown(peer: Connect) -> None:
+    connected = peer()
+    connected.call("Shutdown", m.Empty())
+    assert connected.connection.state == CLOSING
+
+
+# --- synchronising ------------------------------------------------------------------------------------------------
+
+def synchronized(peer: Peer, containers: list[Any], pods: list[Any]) -> list[dict[str, Any]]:
+    lines = service_of(peer).lines
+    before = len(lines)
+    peer.call("Synchronize", m.SynchronizeRequest(pods=pods, containers=containers))
+    peer.exchange()
+    return lines[before:]
+
+
+@pytest.mark.parametrize("evict", [False, True])
+def test_a_container_that_asked_and_was_not_served_is_reported(peer: Connect, evict: bool) -> None:
+    connected = peer(policy__evict_unadjusted=evict)
+    connected.create(pod(TWO), container(id="served"))
+    running = [container(id="served", state=3), container(id="unserved", state=3), container(id="ended", state=4),
+               container(id="plain", pod_id="pod-2", state=3), container({"chandler.oci/granted": "everything"}, id="marked", state=3)]
+    lines = synchronized(connected, running, [pod(TWO), pod(id="pod-2")])
+    assert [(line["container"], line["evicted"]) for line in lines] == [("unserved", evict), ("marked", evict)]
+    assert connected.evicted == (["unserved", "marked"] if evict else [])
+    assert service_of(connected).metrics.unadjusted == 2
+
+
+def test_what_the_wrapper_equipped_is_served(peer: Connect) -> None:
+    connected = peer()
+    directory = os.path.join(service_of(connected).place.state_dir, "grants")
+    os.makedirs(directory)
+    with open(os.path.join(directory, "0badcafe-wrapped.json"), "w", encoding="ascii") as file:
+        file.write("{}")
+    assert synchronized(connected, [container(id="wrapped", state=3)], [pod(TWO)]) == []
+
+
+def test_grants_of_containers_that_are_gone_end_when_they_are_old_enough(peer: Connect) -> None:
+    connected = peer()
+    for name in ("gone", "young", "there"):
+        connected.create(pod(TWO), container(id=name))
+    directory = os.path.join(service_of(connected).place.state_dir, "nri/grants")
+    os.utime(os.path.join(directory, "00000000-gone.json"), (0, 0))
+    with open(os.path.join(directory, "00000000-damaged.json"), "wb") as file:
+        file.write(b"\xff")
+    synchronized(connected, [container(id="there", state=3)], [pod(TWO)])
+    assert sorted(os.listdir(directory)) == ["00000000-damaged.json", "00000000-there.json", "00000000-young.json"]
+
+
+# --- what breaks a connection -------------------------------------------------------------------------------------
+
+def test_a_connection_that_nobody_opened(peer: Connect) -> None:
+    with pytest.raises(mux.MuxError, match="connection 7"):
+        peer().connection.receive(mux.encode(7, b"x"))
+
+
+def test_an_oversize_message_is_the_end(peer: Connect) -> None:
+    with pytest.raises(ProtocolError):
+        peer().connection.receive(mux.encode(mux.PLUGIN, frame.HEADER.pack(frame.MAX_MESSAGE + 1, 1, frame.REQUEST, 0)))
+
+
+def test_a_large_answer_leaves_in_small_frames(peer: Connect) -> None:
+    connected = peer("1.7.24", spec({"env": [f"VARIABLE_{n}={'x' * 100}" for n in range(400)]}))
+    assert len(connected.create(pod(TWO), container()).env) == 402
+    assert connected.sent > 40_000
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from((mux.PLUGIN, mux.RUNTIME)), st.binary(max_size=120)), max_size=5))
+def test_arbitrary_bytes_are_answered_or_end_the_connection(pieces: list[tuple[int, bytes]]) -> None:
+    connection = Connection("chandler", "50", Served("/nonexistent", inventory()))
+    connection.open()
+    try:
+        for number, data in pieces:
+            connection.receive(mux.encode(number, data))
+            connection.take()
+    except (TtrpcError, ChandlerError):
+        pass
+
+
+METHODS = ["Configure", "Synchronize", "CreateContainer", "StopContainer", "RemoveContainer", "UpdateContainer", "StateChange", "ValidateContainerAdjustment"]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from(METHODS), st.binary(max_size=200), st.integers(0, 400), st.integers(0, 255))
+def test_damaged_messages_never_end_a_connection(method: str, garbage: bytes, place: int, byte: int) -> None:
+    peer = Peer(Connection("chandler", "50", Served("/nonexistent", inventory())))
+    peer.handshake()
+    whole = m.CreateContainerRequest(pod=pod(TWO), container=container()).SerializeToString()
+    damaged = whole[:place] + bytes([byte]) + whole[place + 1:]
+    for message in (garbage, damaged):
+        try:
+            peer.call(method, message)
+        except RemoteError as error:
+            assert "Traceback" not in error.message
+    peer.call("UpdateContainer", m.Empty())
