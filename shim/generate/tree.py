@@ -15,7 +15,7 @@ from shim.errors import ChandlerError, HostError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Callable, List, Optional, Tuple
+    from typing import Callable, Dict, List, Optional, Tuple
 
     # path -> (type, major, minor, permission bits, group), or HostError
     Look = Callable[[str], Tuple[str, int, int, int, int]]
@@ -27,16 +27,23 @@ _MAX_LINKS = 40
 
 
 class Tree:
-    """The host below `prefix`; paths that go in and out never contain the prefix."""
+    """The host below `prefix`; paths that go in and out never contain the prefix.  `elsewhere` says of top directories
+    such as /proc where they really are."""
 
-    def __init__(self, prefix: str = "", look: Look = host.look) -> None:
+    def __init__(self, prefix: str = "", look: Look = host.look, elsewhere: Optional[Dict[str, str]] = None) -> None:
         self.prefix = prefix
         self._look = look
+        self._elsewhere = elsewhere or {}
+
+    def at(self, path: str) -> str:
+        """Where a path of the host really is."""
+        top = "/" + path[1:].partition("/")[0]
+        return self._elsewhere[top] + path[len(top):] if top in self._elsewhere else self.prefix + path
 
     def data(self, path: str, limit: int = MAX_TEXT) -> bytes:
         """The bytes of a regular file of at most `limit`; none when it cannot be read."""
         try:
-            descriptor = os.open(self.prefix + path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+            descriptor = os.open(self.at(path), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
         except (OSError, ValueError):
             return b""
         try:
@@ -56,7 +63,7 @@ class Tree:
         """The names in a directory, sorted; none when it cannot be listed.  HostError for more than MAX_NAMES."""
         found: List[str] = []
         try:
-            with os.scandir(self.prefix + path) as entries:
+            with os.scandir(self.at(path)) as entries:
                 for entry in entries:
                     found.append(entry.name)
                     if len(found) > MAX_NAMES:
@@ -68,7 +75,7 @@ class Tree:
     def link(self, path: str) -> str:
         """What a symbolic link says; nothing where there is none."""
         try:
-            return os.readlink(self.prefix + path)
+            return os.readlink(self.at(path))
         except (OSError, ValueError):
             return ""
 
@@ -101,7 +108,7 @@ class Tree:
     def kind(self, path: str) -> str:
         """`file`, `directory`, `socket`, `link` or `other`, links not followed; nothing where there is nothing."""
         try:
-            mode = os.lstat(self.prefix + path).st_mode
+            mode = os.lstat(self.at(path)).st_mode
         except (OSError, ValueError):
             return ""
         return _KINDS.get(stat.S_IFMT(mode), "other")
@@ -109,7 +116,7 @@ class Tree:
     def node(self, path: str) -> Optional[Tuple[str, int, int, int, int]]:
         """(type, major, minor, permission bits, group) of a device node; None where there is none."""
         try:
-            return self._look(self.prefix + path)
+            return self._look(self.at(path))
         except HostError:
             return None
 

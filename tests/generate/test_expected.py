@@ -1,6 +1,6 @@
 """Each kind of host with its expected file in `expected/`, which a person has read once.
 
-    python -m generate.test_files        (in tests/) writes them all anew
+    python tests/generate/test_expected.py     writes them all anew
 """
 from __future__ import annotations
 

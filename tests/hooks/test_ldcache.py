@@ -1,0 +1,270 @@
+"""update-ldcache: a program in the container finds a mounted library; a hostile image changes nothing outside of itself."""
+from __future__ import annotations
+
+import os
+import pathlib
+import shutil
+import stat
+import subprocess
+from collections.abc import Callable
+
+import pytest
+from hooks_world import World
+
+from shim.generate import ldcache
+
+FOLDER = "/opt/driver/lib"
+UPDATE = ("update-ldcache", "--folder", FOLDER)
+LDCONFIG = "/sbin/ldconfig"
+CACHE = "/etc/ld.so.cache"
+
+needs_cache = pytest.mark.skipif(not os.path.exists(CACHE), reason="this host has no loader cache")
+
+
+@pytest.fixture
+def world(tmp_path: pathlib.Path) -> World:
+    if os.geteuid() != 0:
+        pytest.skip("mount namespaces need root here")
+    return World(str(tmp_path))
+
+
+def cache_of(*entries: ldcache.Entry) -> bytes:
+    return ldcache.build(ldcache.Cache(list(entries), [], 2))
+
+
+def elf(machine: int = 62) -> bytes:
+    return b"\x7fELF\x02\x01\x01" + bytes(9) + b"\x03\0" + machine.to_bytes(2, "little") + bytes(44)
+
+
+def equipped(world: World) -> None:
+    """A library of the host mounted in the image, and the links to it."""
+    world.bind(world.put(world.directory + "/driver/libcuda.so.550.54.15", elf()), FOLDER + "/libcuda.so.550.54.15")
+    world.link(FOLDER + "/libcuda.so.1", "libcuda.so.550.54.15")
+    world.image(CACHE, cache_of(ldcache.Entry(0x0303, b"libc.so.6", b"/lib/x86_64-linux-gnu/libc.so.6", 0, 0)))
+
+
+def keys(world: World) -> list[tuple[bytes, bytes]]:
+    return [(entry.key, entry.value) for entry in ldcache.parse(pathlib.Path(world.root + CACHE).read_bytes()).entries]
+
+
+# --- the file format ------------------------------------------------------------------------------------------
+
+@needs_cache
+def test_the_hosts_cache_survives_reading_and_writing(tmp_path: pathlib.Path) -> None:
+    data = pathlib.Path(CACHE).read_bytes()
+    cache = ldcache.parse(data)
+    again = ldcache.build(cache)
+    assert ldcache.parse(again).entries == cache.entries and ldcache.parse(again).hardware == cache.hardware
+    (tmp_path / "cache").write_bytes(again)
+    shown = [subprocess.run([LDCONFIG, "-p", "-C", path], capture_output=True, text=True, check=True).stdout.splitlines()
+             for path in (CACHE, str(tmp_path / "cache"))]
+    assert [line for line in shown[1] if "=>" in line] == [line for line in shown[0] if "=>" in line]
+
+
+@needs_cache
+def test_the_order_is_glibcs() -> None:
+    entries = ldcache.parse(pathlib.Path(CACHE).read_bytes()).entries
+    assert len(entries) > 10
+    assert all(ldcache.compare(one.key, other.key) >= 0 for one, other in zip(entries, entries[1:]))
+
+
+@pytest.mark.parametrize("one, other, sign", [
+    (b"liba.so.1", b"liba.so.2", -1), (b"liba.so.10", b"liba.so.9", 1), (b"liba.so", b"liba.so.1", -1), (b"lib1", b"liba", 1),
+    (b"liba", b"lib1", -1), (b"x", b"x", 0), (b"", b"", 0), (b"a01", b"a1", 0), (b"a4294967296", b"a0", 0)])
+def test_numbers_in_names_count_as_numbers(one: bytes, other: bytes, sign: int) -> None:
+    found = ldcache.compare(one, other)
+    assert (found > 0) - (found < 0) == sign
+
+
+def test_names_of_hardware_stay(tmp_path: pathlib.Path) -> None:
+    entry = ldcache.Entry(0x0303, b"liba.so.1", b"/lib/glibc-hwcaps/x86-64-v3/liba.so.1", 0, 1 << 62)
+    made = ldcache.parse(ldcache.build(ldcache.Cache([entry], [b"x86-64-v3"], 2)))
+    assert made.entries == [entry] and made.hardware == [b"x86-64-v3"]
+    path = tmp_path / "cache"
+    path.write_bytes(ldcache.build(made))
+    if os.path.exists(LDCONFIG):
+        shown = subprocess.run([LDCONFIG, "-p", "-C", str(path)], capture_output=True, text=True, check=True).stdout
+        assert 'hwcap: "x86-64-v3"' in shown
+
+
+def test_the_old_form_before_the_new_one_is_passed_over() -> None:
+    new = cache_of(ldcache.Entry(0x0303, b"liba.so.1", b"/lib/liba.so.1", 0, 0))
+    for count in (0, 1, 2, 3):
+        old = b"ld.so-1.7.0\0" + count.to_bytes(4, "little") + bytes(12 * count)
+        assert ldcache.paths(old + bytes(-len(old) % 8) + new, "liba.so.1") == ["/lib/liba.so.1"]
+
+
+def test_damage_is_noticed() -> None:
+    good = cache_of(*(ldcache.Entry(0x0303, b"lib%d.so" % n, b"/lib/lib%d.so" % n, 0, 0) for n in range(9, 0, -1)))
+    for end in range(len(good)):
+        with pytest.raises(ldcache.Damaged):
+            ldcache.parse(good[:end])
+    for place in range(0, len(good)):
+        for value in (0, 255):
+            try:
+                ldcache.build(ldcache.parse(good[:place] + bytes([value]) + good[place + 1:]))
+            except ldcache.Damaged:
+                pass
+
+
+# --- in a container -------------------------------------------------------------------------------------------
+
+PROGRAM = """
+#include <dlfcn.h>
+#include <stdio.h>
+int main(void) { void *l = dlopen("libnvtest.so.1", RTLD_NOW); puts(l ? "found" : dlerror()); return !l; }
+"""
+
+
+def test_a_program_finds_the_library(world: World, tmp_path: pathlib.Path) -> None:
+    gcc = shutil.which("gcc")
+    if gcc is None:
+        pytest.skip("not installed: gcc")
+    world.put(str(tmp_path / "p.c"), PROGRAM)
+    world.put(str(tmp_path / "l.c"), "int x;\n")
+    os.makedirs(world.root + "/bin")
+    library = str(tmp_path / "driver/libnvtest.so.550.54.15")
+    os.makedirs(os.path.dirname(library))
+    subprocess.run([gcc, "-o", world.root + "/bin/p", str(tmp_path / "p.c"), "-ldl"], check=True)
+    subprocess.run([gcc, "-shared", "-Wl,-soname,libnvtest.so.1", "-o", library, str(tmp_path / "l.c")], check=True)
+    for name in subprocess.run(["ldd", world.root + "/bin/p"], capture_output=True, text=True, check=True).stdout.split():
+        if name.startswith("/"):
+            os.makedirs(os.path.dirname(world.root + name), exist_ok=True)
+            shutil.copy(os.path.realpath(name), world.root + name)
+    world.image("/etc/ld.so.conf", "include /etc/ld.so.conf.d/*.conf\n")
+    os.makedirs(world.root + "/etc/ld.so.conf.d")
+    subprocess.run([LDCONFIG, "-r", world.root], check=True)
+    world.bind(library, FOLDER + "/libnvtest.so.550.54.15")
+    look = f"chroot {world.root} /bin/p"
+    links = ("create-symlinks", "--link", f"libnvtest.so.550.54.15::{FOLDER}/libnvtest.so.1")
+    assert "found" not in world.run(*links, after=look).stdout
+    done = world.run(*links, "--", *UPDATE, after=look)
+    assert (done.stdout, done.stderr, done.returncode) == ("found\n", "", 0)
+    done = world.run(*UPDATE, after=f"{LDCONFIG} -r {world.root}; {look}")
+    assert done.stdout == "found\n", "a later ldconfig in the container keeps the folder"
+    assert world.run(*UPDATE).returncode == 0
+
+
+def test_mounted_libraries_and_links_to_them_are_added(world: World) -> None:
+    equipped(world)
+    world.image(FOLDER + "/libown.so.1", elf())  # the image's own is its own matter
+    world.bind(world.put(world.directory + "/driver/other", elf(183)), FOLDER + "/libarm.so.1")
+    world.bind(world.put(world.directory + "/driver/text", "INPUT(libx)"), FOLDER + "/libtext.so.1")
+    os.makedirs(world.root + "/etc/ld.so.conf.d")
+    done = world.run(*UPDATE)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert keys(world) == [(b"libcuda.so.550.54.15", b"/opt/driver/lib/libcuda.so.550.54.15"), (b"libcuda.so.1", b"/opt/driver/lib/libcuda.so.1"),
+                           (b"libc.so.6", b"/lib/x86_64-linux-gnu/libc.so.6"), (b"libarm.so.1", b"/opt/driver/lib/libarm.so.1")]
+    assert pathlib.Path(world.root + "/etc/ld.so.conf.d/00-chandler.conf").read_text() == FOLDER + "\n"
+    before = pathlib.Path(world.root + CACHE).read_bytes()
+    assert world.run(*UPDATE).returncode == 0
+    assert pathlib.Path(world.root + CACHE).read_bytes() == before
+
+
+def test_an_image_without_a_cache_is_left_alone(world: World) -> None:
+    equipped(world)
+    os.unlink(world.root + CACHE)
+    os.makedirs(world.root + "/etc/ld.so.conf.d")
+    done = world.run(*UPDATE)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert os.listdir(world.root + "/etc/ld.so.conf.d") == [] and not os.path.exists(world.root + CACHE)
+    shutil.rmtree(world.root + "/etc")
+    assert world.run(*UPDATE).returncode == 0
+    assert not os.path.exists(world.root + "/etc")
+
+
+def cache_is_fifo(world: World) -> None:
+    os.unlink(world.root + CACHE)
+    os.mkfifo(world.root + CACHE)
+
+
+def cache_is_link(world: World) -> None:
+    os.unlink(world.root + CACHE)
+    shutil.copy("/etc/ld.so.cache", world.host + "/cache")
+    world.link(CACHE, world.host + "/cache")
+
+
+def cache_is_folder(world: World) -> None:
+    os.unlink(world.root + CACHE)
+    os.makedirs(world.root + CACHE + "/x")
+
+
+def cache_is_rubbish(world: World) -> None:
+    world.image(CACHE, os.urandom(10000))
+
+
+def cache_promises_too_much(world: World) -> None:
+    world.image(CACHE, b"glibc-ld.so.cache1.1" + b"\xff" * 28)
+
+
+def etc_is_a_link(world: World) -> None:
+    os.rename(world.root + "/etc", world.host + "/etc")
+    world.link("/etc", world.host + "/etc")
+
+
+def etc_is_a_mount(world: World) -> None:
+    shutil.copytree(world.root + "/etc", world.host + "/etc")
+    world.bind(world.host + "/etc", "/etc")
+
+
+def cache_is_a_mount(world: World) -> None:
+    shutil.copy(world.root + CACHE, world.host + "/cache")
+    world.bind(world.host + "/cache", CACHE)
+
+
+def temporary_is_a_link(world: World) -> None:
+    world.link("/etc/.ld.so.cache.chandler", world.host + "/secret")
+
+
+def drop_ins_are_a_link(world: World) -> None:
+    world.link("/etc/ld.so.conf.d", world.host)
+
+
+def drop_in_is_a_link(world: World) -> None:
+    world.link("/etc/ld.so.conf.d/00-chandler.conf", world.host + "/secret")
+
+
+def drop_in_is_a_fifo(world: World) -> None:
+    os.makedirs(world.root + "/etc/ld.so.conf.d")
+    os.mkfifo(world.root + "/etc/ld.so.conf.d/00-chandler.conf")
+
+
+def libraries_are_odd(world: World) -> None:
+    os.mkfifo(world.root + FOLDER + "/libfifo.so.1")
+    world.bind(world.host, FOLDER + "/mounted")
+    os.mkfifo(world.directory + "/fifo")
+    world.image(FOLDER + "/libpipe.so.1")
+    world.mounts.append(f"mount --bind {world.directory}/fifo {world.root}{FOLDER}/libpipe.so.1")
+    world.link(FOLDER + "/libout.so.1", world.host + "/secret")
+    world.link(FOLDER + "/libloop.so.1", "libloop.so.1")
+
+
+def folder_is_a_link(world: World) -> None:
+    shutil.rmtree(world.root + "/opt")
+    world.mounts = []
+    world.link("/opt", world.host)
+
+
+HOSTILE: list[Callable[[World], None]] = [
+    cache_is_fifo, cache_is_link, cache_is_folder, cache_is_rubbish, cache_promises_too_much, etc_is_a_link, etc_is_a_mount, cache_is_a_mount,
+    temporary_is_a_link, drop_ins_are_a_link, drop_in_is_a_link, drop_in_is_a_fifo, libraries_are_odd, folder_is_a_link]
+
+
+@pytest.mark.parametrize("hostile", HOSTILE)
+def test_the_host_stays_as_it_is(world: World, hostile: Callable[[World], None]) -> None:
+    equipped(world)
+    hostile(world)
+    before = world.snapshot()
+    done = world.run(*UPDATE)
+    assert done.returncode == 0, done.stderr
+    assert world.snapshot() == before
+    if stat.S_ISREG(os.lstat(world.root + CACHE).st_mode) and hostile not in (cache_is_rubbish, cache_promises_too_much, cache_is_a_mount):
+        ldcache.parse(pathlib.Path(world.root + CACHE).read_bytes())
+    else:
+        assert "was left as it is" in done.stderr
+
+
+@pytest.mark.parametrize("words", [["--folder"], ["--folder", "relative"], ["--folder", "/a\nb"], ["--ldconfig", "/x"]])
+def test_words_that_make_no_sense(world: World, words: list[str]) -> None:
+    done = world.run("update-ldcache", *words)
+    assert done.returncode == 1 and done.stderr.startswith("chandler-hook: update-ldcache: ")

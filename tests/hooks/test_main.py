@@ -1,0 +1,113 @@
+"""chandler-hook: what it is told, what it refuses, and what it never runs."""
+from __future__ import annotations
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+from hooks_world import REPOSITORY, World
+
+PARAMS = "EnableMSI: 1\nModifyDeviceFiles: 1\n"
+
+
+@pytest.fixture
+def world(tmp_path: pathlib.Path) -> World:
+    if os.geteuid() != 0:
+        pytest.skip("mount namespaces need root here")
+    return World(str(tmp_path))
+
+
+@pytest.mark.parametrize("arguments, words", [((), "no such hook"), (("nonsense",), "nonsense: no such hook"), (("create-symlinks", "--", "nonsense"), "nonsense: no such hook"),
+                                              (("create-symlinks", "--"), "no such hook"), (("disable-device-node-modification", "x"), "takes no arguments")])
+def test_what_it_does_not_know(world: World, arguments: tuple[str, ...], words: str) -> None:
+    done = world.run(*arguments)
+    assert done.returncode == 1 and words in done.stderr and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("chandler-hook: ")
+
+
+@pytest.mark.parametrize("state", ["", "{", "[]", '{"bundle": 1}', '{"bundle": "/nowhere"}', '{"id": "x"}', "null"])
+def test_a_state_that_says_nothing(world: World, state: str) -> None:
+    done = world.run("create-symlinks", "--link", "x::/made", state=state)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert not os.path.lexists("/made") and not os.path.lexists(world.root + "/made")
+
+
+@pytest.mark.parametrize("config", [{}, {"root": None}, {"root": {"path": 7}}])
+def test_a_config_that_says_nothing(world: World, config: dict[str, object]) -> None:
+    world.config = config
+    done = world.run("create-symlinks", "--link", "x::/made")
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+
+
+def test_nothing_of_the_image_is_loaded(world: World) -> None:
+    """The working directory is the image, full of modules and libraries with the names of ours."""
+    canary = f"open({world.host + '/loaded'!r}, 'w')\n"
+    for name in ("json", "os", "ctypes", "hooks", "signal", "sitecustomize", "usercustomize", "encodings/__init__", "hooks/__init__", "shim/__init__"):
+        world.image(f"/{name}.py", canary)
+    world.image("/python3", "#!/bin/sh\ntouch loaded\n")
+    done = world.run("create-symlinks", "--link", "x::/made", "--", "update-ldcache", "--folder", "/")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert os.readlink(world.root + "/made") == "x"
+    assert sorted(os.listdir(world.host)) == ["lib", "secret"]
+
+
+def test_the_modules_that_a_hook_imports() -> None:
+    """A hook starts in a second's fraction, and each module is one more that could touch the image."""
+    program = ("import sys; sys.path.insert(0, sys.argv[1]); before = set(sys.modules); import hooks.main, hooks.create_symlinks, hooks.update_ldcache, "
+               "hooks.disable_device_node_modification; print(*sorted({name.partition('.')[0] for name in set(sys.modules) - before}))")
+    done = subprocess.run(["/usr/bin/python3", "-I", "-S", "-B", "-c", program, REPOSITORY], capture_output=True, text=True, check=True)
+    assert not {"subprocess", "yaml", "logging", "typing", "shutil", "tempfile", "socket", "site"} & set(done.stdout.split())
+
+
+def test_nobody_may_look_into_it(world: World) -> None:
+    """The hook's memory and executable are out of reach for whatever runs in the container (CVE-2019-5736)."""
+    program = f"import sys, ctypes; sys.path.insert(0, {REPOSITORY!r}); from hooks import main; main.main([]); print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))"
+    done = subprocess.run([sys.executable, "-I", "-c", program], input="", capture_output=True, text=True, check=True)
+    assert done.stdout == "0\n"
+
+
+# --- disable-device-node-modification -------------------------------------------------------------------------
+
+COVER = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from hooks import disable_device_node_modification as hook
+from hooks.inroot import Root
+hook.cover(Root(sys.argv[2]), sys.argv[3], b"ModifyDeviceFiles: 0\\n")
+"""
+
+
+def cover(world: World, path: str, before: str, after: str) -> subprocess.CompletedProcess[str]:
+    world.mounts.append(before)
+    return world.run("-I", "-S", "-B", "-c", COVER, REPOSITORY, world.root, path, command=[sys.executable], after=after)
+
+
+def test_a_file_of_proc_is_covered_and_cannot_be_changed(world: World) -> None:
+    proc = world.root + "/proc"
+    os.makedirs(proc)
+    done = cover(world, "/proc/driver/rtc" if os.path.exists("/proc/driver/rtc") else "/proc/version", f"mount -t proc proc {proc}",
+                 f"cat {proc}/driver/rtc 2>/dev/null | head -1; cat {proc}/version | head -1; (echo x > {proc}/version) 2>/dev/null || echo read-only; "
+                 f"grep -c tmpfs.*{proc} /proc/self/mountinfo; ls {proc}/1 >/dev/null && echo proc is there")
+    lines = done.stdout.splitlines()
+    assert "ModifyDeviceFiles: 0" in lines and "read-only" in lines and "proc is there" in lines, (lines, done.stderr)
+
+
+def test_only_a_real_proc_is_covered(world: World) -> None:
+    world.image("/proc/version", "not of the kernel")
+    done = cover(world, "/proc/version", "true", "true")
+    assert done.returncode != 0 and "is not procfs" in done.stderr
+    world.mounts.clear()
+    os.rename(world.root + "/proc", world.host + "/proc")
+    world.link("/proc", world.host + "/proc")
+    before = world.snapshot()
+    assert cover(world, "/proc/version", "true", "true").returncode != 0
+    assert world.snapshot() == before
+
+
+def test_without_the_driver_there_is_nothing_to_do(world: World) -> None:
+    if os.path.exists("/proc/driver/nvidia/params"):
+        pytest.skip("this host has the driver")
+    done = world.run("disable-device-node-modification")
+    assert (done.returncode, done.stderr) == (0, "")
