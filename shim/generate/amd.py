@@ -79,8 +79,8 @@ def _topology(tree: Tree) -> Topology:
         values: Dict[str, int] = {}
         for line in tree.text(f"{_NODES}/{name}/properties").split("\n"):
             key, _, value = line.partition(" ")
-            if key in _WANTED and value.isascii() and value.isdigit():
-                values[key] = int(value)
+            if key in _WANTED and pci.whole(value) >= 0:
+                values[key] = pci.whole(value)
         minor = values.get("drm_render_minor", 0)
         if minor > 0:  # 0 is a processor
             found[minor] = (values.get("domain", 0), values.get("location_id", 0), int(name), values.get("unique_id", 0))

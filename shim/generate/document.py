@@ -9,7 +9,8 @@ import hashlib
 import json
 
 from shim.cdi import spec, versions
-from shim.errors import HostError
+from shim.cdi.names import check_device
+from shim.errors import CdiError, HostError
 from shim.generate.model import CATEGORIES, merged, with_hooks
 
 TYPE_CHECKING = False
@@ -30,7 +31,7 @@ def document(found: Found, options: Options) -> Dict[str, Any]:
     common, own = with_hooks(*_lifted(found), options)
     devices: List[Dict[str, Any]] = []
     for device, edits in zip(found.devices, own):
-        names = [device.names[strategy] for strategy in options.strategies if device.names.get(strategy)]
+        names = [name for name in (device.names.get(strategy, "") for strategy in options.strategies) if _is_name(name)]
         if not names:
             wanted = " or ".join(options.strategies)
             raise HostError(f"{device.layout} has no name by {wanted} that could be read from this host",
@@ -52,13 +53,26 @@ def document(found: Found, options: Options) -> Dict[str, Any]:
 
 
 def _annotations(found: Found, options: Options) -> Dict[str, str]:
-    result = {LAYOUT: "; ".join(device.layout for device in found.devices)}
+    result = {LAYOUT: _printable("; ".join(device.layout for device in found.devices))}
     if found.driver:
-        result[DRIVER] = found.driver
+        result[DRIVER] = _printable(found.driver)
     recorded = options.recorded()
     if recorded:
         result[OPTIONS] = json.dumps(recorded, sort_keys=True)
     return result
+
+
+def _printable(text: str) -> str:
+    """What the host says, without what nobody can read."""
+    return "".join(c if c.isascii() and c.isprintable() else "?" for c in text)
+
+
+def _is_name(name: str) -> bool:
+    try:
+        check_device(name)
+    except CdiError:
+        return False
+    return True
 
 
 def _device(name: str, annotations: Dict[str, str], edits: Block) -> Dict[str, Any]:

@@ -68,7 +68,7 @@ def _accelerators(tree: Tree, options: Options, kind: str, driver: str) -> Found
                 blocks.append(made)
         accel = pci.numbered(found, "accel")
         if accel:
-            module = tree.text(directory + "/module_id")
+            module = tree.text(directory + "/module_id")[:32]
             _add(devices, notes, tree, bdf, accel[0], kind.rpartition("/")[2], merged(*blocks), missing, driver,
                  f" module {module}" if module else "")
     return Found(kind, devices, notes=notes, watch=["/dev/accel", f"/sys/module/{driver}"])
@@ -81,7 +81,7 @@ def _add(devices: List[Device], notes: List[str], tree: Tree, bdf: str, name: st
         notes.append(f"{', '.join(missing)} of the {class_} at {bdf} is not in /dev")
     if not any(item["path"].endswith("/" + name) for item in edits.get("deviceNodes", ())):
         return
-    model = tree.text(f"{pci.DEVICES}/{bdf}/device") or tree.text(f"/sys/bus/pci/drivers/{driver}/{bdf}/device")
+    model = (tree.text(f"{pci.DEVICES}/{bdf}/device") or tree.text(f"/sys/bus/pci/drivers/{driver}/{bdf}/device"))[:32]
     names = {"index": name, "uuid": f"{bdf.replace(':', '-').replace('.', '-')}-{model}" if model else "",
              "type-index": f"{class_}{len(devices)}"}
     devices.append(Device(names, edits, f"{name} {bdf} {model} {driver}{more}".replace("  ", " ")))

@@ -93,8 +93,8 @@ def _known(majors: Dict[str, int], params: Dict[str, str], names: Tuple[str, ...
     major = next((majors[name] for name in names if name in majors), None)
     if major is None:
         return None
-    mode, group = params.get("DeviceFileMode", ""), params.get("DeviceFileGID", "")
-    return "c", major, minor, int(mode) & 0o777 if mode.isdigit() else 0o666, int(group) if group.isdigit() else 0
+    mode, group = pci.whole(params.get("DeviceFileMode", "")), pci.whole(params.get("DeviceFileGID", ""))
+    return "c", major, minor, mode & 0o777 if mode >= 0 else 0o666, group if 0 <= group < 1 << 32 else 0
 
 
 def _devices(tree: Tree, options: Options, gpu: Dict[str, Any], majors: Dict[str, int], params: Dict[str, str],
@@ -126,7 +126,7 @@ def _devices(tree: Tree, options: Options, gpu: Dict[str, Any], majors: Dict[str
 
 def _cap_minors(tree: Tree) -> Dict[str, int]:
     pairs = (line.split() for line in tree.text("/proc/driver/nvidia-caps/mig-minors").split("\n"))
-    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdigit()}
+    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pci.whole(pair[1]) >= 0}
 
 
 def _capability(tree: Tree, options: Options, name: str, label: str, minors: Dict[str, int], majors: Dict[str, int]) -> Block:

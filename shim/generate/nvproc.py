@@ -21,12 +21,12 @@ def read(tree: Tree) -> Dict[str, Any]:
     gpus: List[Dict[str, Any]] = []
     for name in tree.names(_ROOT + "/gpus"):
         fields = _fields(tree.text(f"{_ROOT}/gpus/{name}/information"))
-        minor = fields.get("Device Minor", "")
-        if not minor.isdigit():
+        minor = pci.whole(fields.get("Device Minor", ""))
+        if minor < 0:
             continue
         uuid = fields.get("GPU UUID", "")
-        parts = _parts(tree, int(minor))
-        gpus.append({"index": 0, "minor": int(minor), "uuid": "" if "?" in uuid else uuid, "bdf": pci.address(name),
+        parts = _parts(tree, minor)
+        gpus.append({"index": 0, "minor": minor, "uuid": "" if "?" in uuid else uuid, "bdf": pci.address(name),
                      "name": fields.get("Model", ""), "mig": bool(parts), "coherent": False, "parts": parts})
     gpus.sort(key=lambda gpu: str(gpu["bdf"]))
     for index, gpu in enumerate(gpus):
@@ -66,7 +66,7 @@ def majors(tree: Tree) -> Dict[str, int]:
     found: Dict[str, int] = {}
     for line in tree.text("/proc/devices").partition("Block devices")[0].split("\n"):
         number, _, name = line.strip().partition(" ")
-        if number.isdigit():
+        if 0 < pci.whole(number) < 1 << 12:
             found.setdefault(name, int(number))
     return found
 

@@ -34,7 +34,12 @@ def is_address(text: str) -> bool:
 def number(name: str, prefix: str) -> int:
     """The number behind a prefix, as in card12; -1 for any other name."""
     digits = name[len(prefix):]
-    return int(digits) if name.startswith(prefix) and digits.isascii() and digits.isdigit() and len(digits) < 10 else -1
+    return whole(digits) if name.startswith(prefix) and len(digits) < 10 else -1
+
+
+def whole(text: str) -> int:
+    """A number of /proc or /sys, of at most 64 bits; -1 for any other text."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 20 else -1
 
 
 def numbered(names: List[str], prefix: str) -> List[str]:
@@ -65,6 +70,6 @@ def drm(tree: Tree, options: Options, directory: str, bdf: str = "") -> Tuple[Bl
 def numbers(tree: Tree, directory: str) -> Optional[Tuple[str, int, int, int, int]]:
     """A node's numbers from sysfs, where it stands even while udev has not made the node."""
     major, _, minor = tree.text(directory + "/dev").partition(":")
-    if not (major.isdigit() and minor.isdigit()):
+    if not (0 < whole(major) < 1 << 12 and 0 <= whole(minor) < 1 << 20):  # what a dev_t of Linux holds
         return None
     return "c", int(major), int(minor), 0o660, 0

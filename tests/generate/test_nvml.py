@@ -1,0 +1,172 @@
+"""NVML behind its one module: a library that answers like NVIDIA's, in all its moods."""
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import pytest
+
+from shim.errors import HostError
+from shim.generate import nvml
+from shim.generate.model import Unanswered
+
+UUID = "GPU-5eed0000-0000-0000-0000-000000000000"
+
+
+class Library:
+    """nvidia-ml-py's functions that are used, over a description: a list of GPUs, each with a list of MIG instances or None."""
+
+    NVML_ERROR_INVALID_ARGUMENT, NVML_ERROR_NOT_SUPPORTED, NVML_ERROR_NOT_FOUND, NVML_ERROR_FUNCTION_NOT_FOUND = 2, 3, 6, 13
+    NVML_ERROR_LIB_RM_VERSION_MISMATCH = 18
+
+    class NVMLError(Exception):
+        def __init__(self, value: int) -> None:
+            super().__init__(f"NVML error {value}")
+            self.value = value
+
+    def __init__(self, *gpus: list[tuple[int, int]] | None, **moods: Any) -> None:
+        self.gpus = gpus
+        self.moods = moods
+        self.shut = False
+
+    def _mood(self, name: str) -> None:
+        if name in self.moods:
+            raise self.NVMLError(self.moods[name])
+
+    def nvmlInit(self) -> None:
+        self._mood("init")
+
+    def nvmlShutdown(self) -> None:
+        self.shut = True
+
+    def nvmlSystemGetDriverVersion(self) -> str | bytes:
+        return b"550.54.15" if self.moods.get("bytes") else "550.54.15"
+
+    def nvmlDeviceGetCount(self) -> int:
+        return len(self.gpus)
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> Any:
+        if self.moods.get("lost") == index:
+            raise self.NVMLError(15)
+        return (index,)
+
+    def nvmlDeviceGetMinorNumber(self, handle: Any) -> int:
+        return 7 - int(handle[0])
+
+    def nvmlDeviceGetUUID(self, handle: Any) -> str | bytes:
+        text = f"{'MIG' if len(handle) > 1 else 'GPU'}-{'-'.join(map(str, handle))}"
+        return text.encode() if self.moods.get("bytes") else text
+
+    def nvmlDeviceGetName(self, handle: Any) -> str:
+        return "NVIDIA H100 80GB HBM3"
+
+    def nvmlDeviceGetPciInfo(self, handle: Any) -> Any:
+        class Info:
+            busId = b"00000000:1B:00.0" if self.moods.get("bytes") else "00000000:1B:00.0"
+        return Info
+
+    def nvmlDeviceGetMigMode(self, handle: Any) -> list[int]:
+        self._mood("mig")
+        return [0 if self.gpus[handle[0]] is None else 1, 0]
+
+    def nvmlDeviceGetMaxMigDeviceCount(self, handle: Any) -> int:
+        return 7
+
+    def nvmlDeviceGetMigDeviceHandleByIndex(self, handle: Any, index: int) -> Any:
+        parts = self.gpus[handle[0]] or []
+        if index >= len(parts):
+            raise self.NVMLError(self.NVML_ERROR_NOT_FOUND)
+        return (*handle, index)
+
+    def nvmlDeviceGetGpuInstanceId(self, handle: Any) -> int:
+        parts = self.gpus[handle[0]]
+        assert parts is not None
+        return int(parts[handle[1]][0])
+
+    def nvmlDeviceGetComputeInstanceId(self, handle: Any) -> int:
+        parts = self.gpus[handle[0]]
+        assert parts is not None
+        return int(parts[handle[1]][1])
+
+
+def test_gpus_and_their_instances() -> None:
+    library = Library(None, [(7, 0), (9, 1)], [])
+    answer = nvml.read(library)
+    assert answer["driver"] == "550.54.15" and library.shut
+    assert answer["gpus"][0] == {"index": 0, "minor": 7, "uuid": "GPU-0", "bdf": "00000000:1B:00.0", "name": "NVIDIA H100 80GB HBM3", "mig": False,
+                                 "coherent": False, "parts": []}
+    assert answer["gpus"][1]["parts"] == [{"index": 0, "uuid": "MIG-1-0", "gi": 7, "ci": 0}, {"index": 1, "uuid": "MIG-1-1", "gi": 9, "ci": 1}]
+    assert answer["gpus"][2]["mig"] and answer["gpus"][2]["parts"] == []
+
+
+def test_an_older_library_gives_bytes() -> None:
+    answer = nvml.read(Library([(7, 0)], bytes=True))
+    assert answer["gpus"][0]["uuid"] == "GPU-0" and answer["gpus"][0]["parts"][0]["uuid"] == "MIG-0-0"
+
+
+@pytest.mark.parametrize("number", [3, 13])
+def test_no_mig_is_no_error(number: int) -> None:
+    assert nvml.read(Library(None, mig=number))["gpus"][0]["mig"] is False
+
+
+@pytest.mark.parametrize("mode, coherent", [(0, False), (1, False), (2, True), (3, None)])
+def test_coherent_memory(mode: int, coherent: bool | None) -> None:
+    class Newer(Library):
+        def nvmlDeviceGetAddressingMode(self, handle: Any) -> Any:
+            if mode == 3:
+                raise self.NVMLError(self.NVML_ERROR_NOT_SUPPORTED)
+            return type("Mode", (), {"value": mode})
+    assert nvml.read(Newer(None))["gpus"][0]["coherent"] is bool(coherent)
+
+
+def test_failures_are_sentences() -> None:
+    assert nvml.read(Library(init=18))["failed"] == "the driver's libraries and its kernel module are of different versions"
+    assert nvml.read(Library(init=9))["failed"] == "NVML error 9"
+    lost = Library(None, None, lost=1)
+    assert nvml.read(lost)["failed"] == "NVML error 15" and lost.shut
+    assert nvml.read(Library(None, mig=15))["failed"] == "NVML error 15"
+
+
+def test_the_child_answers() -> None:
+    library = Library(None, [(7, 0)])
+    assert nvml.in_child(lambda: nvml.read(library), 10) == nvml.read(library)
+
+
+def test_a_failure_in_the_child_is_an_error() -> None:
+    with pytest.raises(HostError, match="different versions; reboot"):
+        nvml.in_child(lambda: nvml.read(Library(init=18)), 10)
+    with pytest.raises(Unanswered, match="no such library"):
+        nvml.in_child(lambda: {"missing": "no such library"}, 10)
+
+
+def crash() -> dict[str, Any]:
+    os.kill(os.getpid(), 11)
+    return {}
+
+
+def wait() -> dict[str, Any]:
+    time.sleep(60)
+    return {}
+
+
+def chatter() -> dict[str, Any]:
+    os.write(1, b"noise")
+    os.write(2, b"noise")
+    raise RuntimeError("a defect")
+
+
+@pytest.mark.parametrize("work", [crash, wait, chatter, lambda: {"x": "y" * (5 << 20)}])
+def test_a_child_that_misbehaves(work: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(HostError, match="crashed or gave no answer in time"):
+        nvml.in_child(work, 0.3)
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert capfd.readouterr().out == ""
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
+def test_without_a_library_there_is_no_answer() -> None:
+    with pytest.raises(Unanswered, match="libnvidia-ml.so.1 is not on this host"):
+        nvml.ask("")
