@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Tuple
 
 from shim import compiler, files, jsontext, paths, report
 from shim.errors import ChandlerError, ConfigError
@@ -46,10 +46,14 @@ def _run(options: argparse.Namespace) -> None:
                 lambda inventory: _sources(place, inventory), options.metrics).run()
 
 
-def _sources(place: Place, inventory: Inventory) -> List[str]:
-    """The directories that configuration and CDI files come from."""
-    directory = os.path.dirname(place.config_path)
-    return [directory, directory + "/config.d", *inventory.config["cdi.spec-dirs"]]
+def _sources(place: Place, inventory: Inventory) -> Dict[str, Tuple[str, ...]]:
+    """The directories that configuration and CDI files come from, and how the names of these end.
+
+    Compiling writes beside the configuration, so not every change there is news.
+    """
+    directory, _, name = place.config_path.rpartition("/")
+    return {directory: (name,), directory + "/config.d": (".toml",),
+            **{each: (".json", ".yaml") for each in inventory.config["cdi.spec-dirs"]}}
 
 
 def _log(target: str, line: Dict[str, Any]) -> None:

@@ -31,8 +31,6 @@ _VALUE = {kind: {"value": (1, kind)} for kind in ("int64", "uint32", "uint64")}
 TABLE: Dict[str, Dict[str, Tuple[int, str]]] = {
     # --- we call the runtime
     "RegisterPluginRequest": {"plugin_name": (1, "string"), "plugin_idx": (2, "string"), "NRI_version": (3, "string")},
-    "UpdateContainersRequest": {"update": (1, "*ContainerUpdate"), "evict": (2, "*ContainerEviction")},
-    "UpdateContainersResponse": {"failed": (1, "*ContainerUpdate")},
     # --- the runtime calls us
     "ConfigureRequest": {"config": (1, "string"), "runtime_name": (2, "string"), "runtime_version": (3, "string"),
                          "registration_timeout": (4, "int64"), "request_timeout": (5, "int64"),
@@ -41,10 +39,9 @@ TABLE: Dict[str, Dict[str, Tuple[int, str]]] = {
     "SynchronizeRequest": {"pods": (1, "*PodSandbox"), "containers": (2, "*Container"), "more": (3, "bool")},
     "SynchronizeResponse": {"update": (1, "*ContainerUpdate"), "more": (2, "bool")},
     "CreateContainerRequest": _CONTAINER,
-    "CreateContainerResponse": {"adjust": (1, "ContainerAdjustment"), "update": (2, "*ContainerUpdate"),
-                                "evict": (3, "*ContainerEviction")},
+    "CreateContainerResponse": {"adjust": (1, "ContainerAdjustment"), "update": (2, "*ContainerUpdate")},
     "UpdateContainerRequest": {**_CONTAINER, "linux_resources": (3, "LinuxResources")},
-    "UpdateContainerResponse": {"update": (1, "*ContainerUpdate"), "evict": (2, "*ContainerEviction")},
+    "UpdateContainerResponse": {"update": (1, "*ContainerUpdate")},
     "StopContainerRequest": _CONTAINER,
     "StopContainerResponse": {"update": (1, "*ContainerUpdate")},
     "RemoveContainerRequest": _CONTAINER,
@@ -76,7 +73,6 @@ TABLE: Dict[str, Dict[str, Tuple[int, str]]] = {
     "ContainerUpdate": {"container_id": (1, "string"), "linux": (2, "LinuxContainerUpdate"),
                         "ignore_failure": (3, "bool")},
     "LinuxContainerUpdate": {"resources": (1, "LinuxResources")},
-    "ContainerEviction": {"container_id": (1, "string"), "reason": (2, "string")},
     "KeyValue": {"key": (1, "string"), "value": (2, "string")},
     "Mount": {"destination": (1, "string"), "type": (2, "string"), "source": (3, "string"), "options": (4, "*string")},
     "Hooks": {"prestart": (1, "*Hook"), "create_runtime": (2, "*Hook"), "create_container": (3, "*Hook"),
@@ -103,8 +99,6 @@ TABLE: Dict[str, Dict[str, Tuple[int, str]]] = {
 _CLASSES = proto.build(PACKAGE, TABLE)
 
 RegisterPluginRequest = _CLASSES["RegisterPluginRequest"]
-UpdateContainersRequest = _CLASSES["UpdateContainersRequest"]
-UpdateContainersResponse = _CLASSES["UpdateContainersResponse"]
 ConfigureRequest = _CLASSES["ConfigureRequest"]
 ConfigureResponse = _CLASSES["ConfigureResponse"]
 SynchronizeRequest = _CLASSES["SynchronizeRequest"]

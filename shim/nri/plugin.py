@@ -50,15 +50,13 @@ class Connection:
         self._mux = mux.Decoder()
         self._server = Server()
         self._client = Client()
-        self._registration = 0
         self._pods: Dict[str, Any] = {}
         self._containers: List[Any] = []
 
     def open(self) -> None:
         """Registers.  The runtime may call before it answers."""
         request = messages.RegisterPluginRequest(plugin_name=self.name, plugin_idx=self.index)
-        self._registration = self._client.call(messages.RUNTIME_SERVICE, "RegisterPlugin", request.SerializeToString(),
-                                               timeout=5 * _SECONDS)
+        self._client.call(messages.RUNTIME_SERVICE, "RegisterPlugin", request.SerializeToString(), timeout=5 * _SECONDS)
         self.state = REGISTERING
 
     def receive(self, data: bytes) -> None:
@@ -80,13 +78,12 @@ class Connection:
     # --- we called ----------------------------------------------------------------------------------------------
 
     def _replied(self, reply: Reply) -> None:
+        """The only call of ours is the registration."""
         try:
             reply.result()
         except ttrpc.RemoteError as error:
-            if reply.stream == self._registration:
-                raise Refused(f"the runtime refuses the plugin {self.index}-{self.name}: {error.message}",
-                              "give --name and --idx other values") from None
-            self.service.log({"level": "error", "error": f"the runtime refuses to evict: {error.message}"})
+            raise Refused(f"the runtime refuses the plugin {self.index}-{self.name}: {error.message}",
+                          "give --name and --idx other values") from None
 
     # --- we are called ------------------------------------------------------------------------------------------
 
@@ -125,12 +122,7 @@ class Connection:
         pods, containers = self._pods, self._containers
         self._pods, self._containers = {}, []
         self.state = READY
-        evict = self.service.synchronize(pods, containers)
-        if evict:
-            update = messages.UpdateContainersRequest()
-            for container, reason in evict:
-                update.evict.add(container_id=container, reason=reason)
-            self._client.call(messages.RUNTIME_SERVICE, "UpdateContainers", update.SerializeToString())
+        self.service.synchronize(pods, containers)
         return messages.SynchronizeResponse()
 
     def _create(self, request: Any) -> Any:

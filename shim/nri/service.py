@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Set, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Set
 
 from shim import engine, files, grants, jsontext, report
 from shim.errors import ChandlerError, HostError
-from shim.nri import adjust, document, messages
+from shim.nri import adjust, document, evict, messages
 from shim.nri.adjust import Runtime
 from shim.nri.metrics import Metrics
 from shim.request import MARK
@@ -42,6 +42,7 @@ class Service:
         self.metrics = Metrics()
         self.runtime = Runtime("", "")
         self.held: Dict[str, Held] = {}
+        self.evict: Callable[[str, int], None] = evict.end
 
     @property
     def _records(self) -> str:
@@ -134,8 +135,8 @@ class Service:
         """Remembers the runtime that has just connected."""
         self.runtime = runtime
 
-    def synchronize(self, pods: Dict[str, Any], containers: List[Any]) -> List[Tuple[str, str]]:
-        """Compares grants with what runs; (container, reason) of those that must end.
+    def synchronize(self, pods: Dict[str, Any], containers: List[Any]) -> None:
+        """Compares grants with what runs.
 
         Grants of containers that are gone are given back.  Containers that asked and were not served, because they
         were created while no plugin was there, are reported, and evicted where the policy says so.
@@ -143,7 +144,6 @@ class Service:
         ids = {container.id for container in containers}
         recorded = self._sweep(ids)
         others = self._wrapped()
-        evict: List[Tuple[str, str]] = []
         for container in containers:
             if container.id in recorded or container.id in others or container.state not in messages.LIVE_STATES:
                 continue
@@ -151,12 +151,15 @@ class Service:
             reason = self._unserved(pod, container)
             if reason:
                 self.metrics.unadjusted += 1
-                evicted = bool(self.inventory.config["policy.evict-unadjusted"])
-                self.log({"time": report.now(), "level": "warning", "container": container.id, "name": container.name,
-                          "pod": pod.name if pod else "", "unadjusted": reason, "evicted": evicted})
-                if evicted:
-                    evict.append((container.id, reason))
-        return evict
+                line = {"time": report.now(), "level": "warning", "container": container.id, "name": container.name,
+                        "pod": pod.name if pod else "", "unadjusted": reason, "evicted": False}
+                if self.inventory.config["policy.evict-unadjusted"]:
+                    try:
+                        self.evict(container.id, container.pid)
+                        line["evicted"] = True
+                    except ChandlerError as error:
+                        line["error"] = str(error)
+                self.log(line)
 
     def _unserved(self, pod: Any, container: Any) -> str:
         annotations = document.merged_annotations(pod, container) if pod else dict(container.annotations)

@@ -17,13 +17,13 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 from shim import files
 from shim.errors import ChandlerError, HostError
 from shim.inventory import Inventory
-from shim.nri.plugin import CLOSING, READY, Connection
+from shim.nri.plugin import CLOSING, CONFIGURED, READY, REGISTERING, Connection
 from shim.nri.service import Service
 from shim.nri.watch import Watch
 from shim.ttrpc.errors import TtrpcError
 
 RETRY_FIRST, RETRY_MOST = 0.05, 1.0  # seconds between attempts to connect; unserved containers start meanwhile
-HANDSHAKE = 10.0      # seconds from connecting to Synchronize
+HANDSHAKE = 10.0      # seconds from connecting to Configure
 POLL = 1.0            # seconds between looks at the sources where there is no inotify
 SETTLE = 0.05         # seconds without a change before the sources are read
 MAX_OUTGOING = 64 << 20  # bytes that a runtime may leave unread
@@ -36,11 +36,12 @@ class Loop:
     """The plugin as a process.
 
     `connected`: a socket from the runtime that launched us; when it ends, so do we.  `load`: compiles the inventory;
-    `sources`: the directories that it comes from.
+    `sources`: the directories that it comes from, each with
+    the ends of the names that matter in it.
     """
 
     def __init__(self, service: Service, path: str, connected: Optional[socket.socket], new: Callable[[], Connection],
-                 load: Callable[[], Inventory], sources: Callable[[Inventory], List[str]], metrics: str,
+                 load: Callable[[], Inventory], sources: Callable[[Inventory], Dict[str, Tuple[str, ...]]], metrics: str,
                  watch: Optional[Watch] = None) -> None:
         self.service = service
         self.path = path
@@ -100,7 +101,7 @@ class Loop:
         if self._socket is None and now >= self._again:
             self._connect(now)
         elif self._socket is not None and self._deadline and now >= self._deadline:
-            self._lost(f"no Synchronize came within {HANDSHAKE:.0f} s")
+            self._lost(f"no Configure came within {HANDSHAKE:.0f} s")
         if self.watch.fileno() < 0 and self.watch.changed():
             self._reload_at = now
         if self._reload_at and now >= self._reload_at and self._reloading is None:
@@ -148,12 +149,15 @@ class Loop:
             self._lost(str(error))
             return
         except ChandlerError as error:
-            if self.connection.state == "registering":
+            if self.connection.state == REGISTERING:
                 raise
             self._lost(str(error))
             return
-        if self.connection.state == READY and self._deadline:
-            self._deadline, self._pause = 0.0, RETRY_FIRST
+        if self.connection.state in (CONFIGURED, READY):
+            self._deadline = 0.0
+        # containerd 1.7 synchronises no plugin that it launched itself
+        if not self.service.metrics.connected and (self.connection.state == READY or self._deadline == 0.0 and self.given):
+            self._pause = RETRY_FIRST
             self.service.metrics.connected = True
             self._say("info", f"serving {self.service.runtime}")
             notify(f"STATUS=serving {self.service.runtime}")

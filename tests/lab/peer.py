@@ -37,7 +37,6 @@ class Peer:
         self.mux = mux.Decoder()
         self.replies: dict[int, Reply] = {}
         self.registered: list[Any] = []
-        self.evicted: list[str] = []
         self.refusal = ""
         self.sent = 0
 
@@ -79,9 +78,7 @@ class Peer:
             assert call.service == m.RUNTIME_SERVICE
             if self.refusal:
                 self.server.refuse(call, 2, self.refusal)
-            elif call.method == "RegisterPlugin":
+            else:
+                assert call.method == "RegisterPlugin"
                 self.registered.append(m.RegisterPluginRequest.FromString(call.payload))
                 self.server.answer(call, b"")
-            else:
-                self.evicted += [each.container_id for each in m.UpdateContainersRequest.FromString(call.payload).evict]
-                self.server.answer(call, m.UpdateContainersResponse().SerializeToString())

@@ -15,6 +15,7 @@ from lab.served import NVIDIA, Served, inventory, service_of, spec
 from shim.errors import ChandlerError
 from shim.nri import messages as m
 from shim.nri import mux, plugin
+from shim.nri.evict import end
 from shim.nri.plugin import CLOSING, READY, REGISTERING, Connection, Refused
 from shim.ttrpc import errors, frame
 from shim.ttrpc.errors import ProtocolError, RemoteError, TtrpcError
@@ -73,7 +74,7 @@ def test_synchronize_in_parts(service: Callable[..., Served], monkeypatch: pytes
     connection = new(service)
     peer = Peer(connection)
     seen: list[Any] = []
-    monkeypatch.setattr(connection.service, "synchronize", lambda pods, containers: seen.append((sorted(pods), [each.id for each in containers])) or [])
+    monkeypatch.setattr(connection.service, "synchronize", lambda pods, containers: seen.append((sorted(pods), [each.id for each in containers])))
     connection.open()
     peer.exchange()
     first = m.SynchronizeResponse.FromString(peer.call("Synchronize", m.SynchronizeRequest(pods=[pod(id="a"), pod(id="b")], more=True)))
@@ -224,13 +225,24 @@ def synchronized(peer: Peer, containers: list[Any], pods: list[Any]) -> list[dic
 @pytest.mark.parametrize("evict", [False, True])
 def test_a_container_that_asked_and_was_not_served_is_reported(peer: Connect, evict: bool) -> None:
     connected = peer(policy__evict_unadjusted=evict)
+    ended: list[str] = []
+    service_of(connected).evict = lambda container, pid: ended.append(container)
     connected.create(pod(TWO), container(id="served"))
     running = [container(id="served", state=3), container(id="unserved", state=3), container(id="ended", state=4),
                container(id="plain", pod_id="pod-2", state=3), container({"chandler.oci/granted": "everything"}, id="marked", state=3)]
     lines = synchronized(connected, running, [pod(TWO), pod(id="pod-2")])
     assert [(line["container"], line["evicted"]) for line in lines] == [("unserved", evict), ("marked", evict)]
-    assert connected.evicted == (["unserved", "marked"] if evict else [])
+    assert ended == (["unserved", "marked"] if evict else [])
     assert service_of(connected).metrics.unadjusted == 2
+
+
+def test_only_a_process_of_the_container_is_ended() -> None:
+    """Numbers of processes are used again."""
+    other = "f" * 64
+    for pid, words in ((0, "does not tell"), (1, "does not tell"), (os.getpid(), "not in its control group")):
+        with pytest.raises(ChandlerError, match=words):
+            end(other, pid)
+    end(other, 4194305)  # no process has such a number: it has ended
 
 
 def test_what_the_wrapper_equipped_is_served(peer: Connect) -> None:

@@ -1,0 +1,35 @@
+"""Ends a container that must not run on: NRI's own eviction is a field that containerd 1.7 and 2.1 never read.
+
+The kubelet then sees a container that has ended, and starts it again where the pod says so, this time with us there.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+
+from shim.errors import HostError
+
+
+def end(container: str, pid: int) -> None:
+    """Kills the container's first process, if `pid` still is that.  Raises HostError.
+
+    The descriptor holds on to the process, so that none which has got the number since can be hit (pidfd_open(2));
+    the control groups of a container's processes have its id in their names.
+    """
+    if pid <= 1 or len(container) < 16:
+        raise HostError(f"container {container} cannot be ended: the runtime does not tell its process")
+    try:
+        descriptor = os.pidfd_open(pid)
+        try:
+            with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="replace") as file:
+                groups = file.read()
+            if container not in groups:
+                raise HostError(f"container {container} cannot be ended: process {pid} is not in its control group")
+            signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+        finally:
+            os.close(descriptor)
+    except ProcessLookupError:
+        return  # it has ended
+    except OSError as error:
+        raise HostError(f"container {container} cannot be ended: {error.strerror}") from None

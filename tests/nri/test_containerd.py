@@ -1,0 +1,374 @@
+"""The plugin with real containerds: pods through CRI, containers on runc, devices that open or do not."""
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from lab import cgroups
+from lab.containerd import RELEASES, Containerd, Release
+from lab.cri import CRI, Refused, reason
+from lab.install import Installation
+from lab.node import KIND, Node, uuid
+from lab.plugin import Plugin, launcher, until
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can run containers of the host here")
+
+
+class Scene:
+    """A containerd, an installation whose runtime handler is `chandler`, and the plugin's options."""
+
+    def __init__(self, release: Release, place: str, node: Node) -> None:
+        self.node, self.place = node, place
+        self.installation = Installation(os.path.join(place, "installed"))
+        self.configure()
+        self.containerd = Containerd(release, os.path.join(place, "c"), {"chandler": self.installation.program()}, node.cdi)
+        self.containerd.start()
+        self.cri = CRI(self.containerd.socket)
+        self.plugins: list[Plugin] = []
+
+    def configure(self, more: str = "", top: str = "") -> None:
+        self.installation.configure(["/usr/sbin/runc"], [self.node.cdi], more)
+        if top:
+            file = os.path.join(self.installation.etc, "config.toml")
+            with open(file, encoding="utf-8") as old:
+                text = old.read()
+            with open(file + ".new", "w", encoding="utf-8") as new:
+                new.write(top + text)
+            os.rename(file + ".new", file)
+
+    def plugin(self, *options: str) -> Plugin:
+        made = Plugin(self.installation.program("chandler-nri"), os.path.join(self.place, f"plugin-{len(self.plugins)}.log"), self.containerd.nri, *options)
+        self.plugins.append(made)
+        return made
+
+    def records(self) -> list[str]:
+        """The containers that have a grant of the plugin's."""
+        directory = os.path.join(self.installation.state, "nri/grants")
+        return sorted(name.partition("-")[2][:-5] for name in os.listdir(directory)) if os.path.isdir(directory) else []
+
+    def close(self) -> None:
+        for plugin in self.plugins:
+            if plugin.process is not None:
+                plugin.stop(signal.SIGKILL)
+        self.cri.__exit__()
+        self.containerd.stop()
+
+
+@pytest.fixture(scope="module", params=RELEASES, ids=lambda release: release.label)
+def scene(request: pytest.FixtureRequest, lab: str, node: Node) -> Iterator[Scene]:
+    if request.param.missing:
+        pytest.skip(request.param.missing)
+    place = tempfile.mkdtemp(dir=lab)
+    os.chmod(place, 0o755)
+    made = Scene(request.param, place, node)
+    yield made
+    made.close()
+    cgroups.end(place)
+    shutil.rmtree(place, ignore_errors=True)
+
+
+@pytest.fixture
+def cri(scene: Scene) -> Iterator[CRI]:
+    """With the plugin at work on the default configuration; the pods of the test end with it."""
+    scene.configure()
+    scene.plugin().start()
+    yield scene.cri
+    for pod in list(scene.cri.pods):
+        scene.cri.end(pod)
+    for plugin in scene.plugins:
+        if plugin.process is not None:
+            plugin.stop()
+    scene.installation.forget()
+
+
+def ask(**document: Any) -> dict[str, str]:
+    return {"chandler.oci/service": json.dumps(document)}
+
+
+def gpus(count: int) -> dict[str, Any]:
+    return {"gpu": {"count": count}}
+
+
+def opened(cri: CRI, container: str) -> list[int]:
+    """The numbers of the GPUs that the container can open, made anew there with mknod where it has no node."""
+    return [n for n in range(8) if cri.exec(container, "sh", "-c", f"exec 3</dev/nvidia{n}").code == 0]
+
+
+def limits(spec: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in spec["linux"]["resources"].items() if key != "devices"}
+
+
+def test_a_pod_with_a_request(scene: Scene, cri: CRI) -> None:
+    pod = cri.pod("full", ask(resources={**gpus(2), "memory": "64Mi", "cpu": "0.5", "cpuset": "0"}, env={"EPOCHS": "3", "PATH2": "/x"}))
+    container = cri.run(pod, env={"NVIDIA_VISIBLE_DEVICES": "all", "EPOCHS": "1"})
+    assert opened(cri, container) == [0, 1]
+    env = cri.env(container)
+    assert (env["EPOCHS"], env["PATH2"], env["NVIDIA_VISIBLE_DEVICES"], env["CUDA_VISIBLE_DEVICES"]) == ("3", "/x", "void", "0,1")
+    spec = cri.spec(container)
+    assert limits(spec) == {"memory": {"limit": 64 << 20, "swap": 64 << 20}, "cpu": {"quota": 50000, "period": 100000, "cpus": "0"}}
+    assert spec["annotations"]["chandler.oci/granted"] == f"{KIND}=0,{KIND}=1"
+    assert len(spec["hooks"]["createContainer"]) == 2
+    # another GPU's number, made by hand, is refused by the kernel
+    third = scene.node.gpus[2]
+    assert "not permitted" in cri.exec(container, "sh", "-c", f"mknod /tmp/g c {third.major} {third.minor} && exec 3</tmp/g").err
+    pid = json.loads(cri.runtime.ContainerStatus(__import__("cri_api.v1.api_pb2", fromlist=["x"]).ContainerStatusRequest(
+        container_id=container, verbose=True), timeout=60).info["info"])["pid"]
+    assert cgroups.limit("memory", "memory.limit_in_bytes", "memory.max", pid) == 64 << 20
+    assert scene.records() == [container]
+    cri.remove(container)
+    until(lambda: scene.records() == [], "the grant's end")
+
+
+def test_a_pod_without_a_request_is_as_without_us(scene: Scene, cri: CRI) -> None:
+    with_us = cri.spec(cri.run(cri.pod("plain")))
+    assert scene.records() == []
+    scene.plugins[-1].stop()
+    without = cri.spec(cri.run(cri.pod("plain-2")))
+    for spec in (with_us, without):
+        for key in ("io.kubernetes.cri.sandbox-id", "io.kubernetes.cri.sandbox-name", "io.kubernetes.cri.sandbox-uid"):
+            spec["annotations"].pop(key)
+        spec["linux"].pop("cgroupsPath")
+        spec["linux"].pop("namespaces")
+        for mount in spec["mounts"]:
+            mount.pop("source", None)
+    assert with_us == without
+
+
+def test_mounts_of_a_driver(scene: Scene, cri: CRI) -> None:
+    """A mount of a CDI file is there, and one file for two devices gives it once."""
+    source = os.path.join(scene.place, "library.so")
+    with open(source, "w", encoding="ascii") as file:
+        file.write("library")
+    spec = os.path.join(scene.node.cdi, "extra.json")
+    with open(spec + ".new", "w", encoding="utf-8") as file:
+        json.dump({"cdiVersion": "0.5.0", "kind": "intel.com/gpu", "devices": [{"name": "x", "containerEdits": {"mounts": [
+            {"hostPath": source, "containerPath": "/usr/lib/library.so", "options": ["ro", "rbind"]}]}}]}, file)
+    reloads = scene.plugins[-1]
+    os.rename(spec + ".new", spec)
+    try:
+        pod = cri.pod("mounts", ask(resources={"gpu": {"devices": ["intel.com/gpu=x"]}}))
+        # seen by inotify, without a signal: the request is refused until then
+        container = cri.start(until(lambda: attempt(cri, pod), "a reload after a new CDI file"))
+        assert cri.exec(container, "cat", "/usr/lib/library.so").out == "library"
+        assert cri.exec(container, "sh", "-c", "echo >> /usr/lib/library.so").code != 0
+    finally:
+        os.unlink(spec)
+    assert reloads.times_serving() == 1, "the connection was kept"
+
+
+def attempt(cri: CRI, pod: Any) -> str:
+    try:
+        return cri.create(pod)
+    except Refused:
+        return ""
+
+
+REFUSED = {
+    "an unknown key": (ask(gpus=1), "unknown key 'gpus'"),
+    "more than the node has": (ask(resources=gpus(9)), "this node has 8"),
+    "no such device": (ask(resources={"gpu": {"devices": ["77"]}}), "77"),
+    "our mark": ({"chandler.oci/granted": "all"}, "Chandler's own mark"),
+    "code": (ask(env={"LD_PRELOAD": "/tmp/x.so"}), "LD_PRELOAD"),
+    "a limit that NRI has no word for": (ask(resources={"memory_reservation": "1Mi"}), "resources.memory_reservation through NRI"),
+    "a group that is no document": ({"chandler.oci/service": "{"}, "chandler.oci/service"),
+}
+
+
+def test_refusals_reach_the_kubelet_in_our_words(scene: Scene, cri: CRI) -> None:
+    for name, (asked, words) in REFUSED.items():
+        pod = cri.pod("refused-" + str(len(cri.pods)), asked)
+        with pytest.raises(Refused) as error:
+            cri.create(pod)
+        assert words in reason(error) and "chandler: " in reason(error), name
+    assert scene.records() == []
+    assert cri.running(cri.run(cri.pod("after"))), "the plugin is still there"
+
+
+def test_a_failed_create_gives_its_grant_back(scene: Scene, cri: CRI) -> None:
+    """Refused after us, by the engine itself: what we had granted ends."""
+    bad = scene.plugin("--idx", "90", "--name", "late").start()
+    pod = cri.pod("failing", ask(resources=gpus(1)))
+    with pytest.raises(Refused):  # two plugins set one field
+        cri.create(pod)
+    until(lambda: scene.records() == [], "the grant's end")
+    bad.stop()
+    assert cri.run(pod)
+
+
+def test_two_plugins_of_two_minds(scene: Scene, cri: CRI) -> None:
+    """Another instance, with another prefix, serves its own annotations, and none disturbs the other."""
+    other = Installation(os.path.join(scene.place, "other"))
+    other.configure(["/usr/sbin/runc"], [scene.node.cdi])
+    with open(os.path.join(other.etc, "config.toml"), "r+", encoding="utf-8") as file:
+        text = file.read()
+        file.seek(0)
+        file.write('annotation-prefix = "other.example/"\n' + text)
+    second = Plugin(other.program("chandler-nri"), os.path.join(scene.place, "other.log"), scene.containerd.nri, "--idx", "60", "--name", "other")
+    scene.plugins.append(second)
+    second.start()
+    both = {**ask(resources=gpus(1), env={"A": "1"}), "other.example/service": json.dumps({"env": {"B": "2"}})}
+    env = cri.env(cri.run(cri.pod("both", both)))
+    assert (env["A"], env["B"], env["CUDA_VISIBLE_DEVICES"]) == ("1", "2", "0")
+    second.stop()
+
+
+def test_a_plugin_killed_and_started_again(scene: Scene, cri: CRI) -> None:
+    pod = cri.pod("life", ask(resources=gpus(1)))
+    first = cri.run(pod, "first")
+    scene.plugins[-1].stop(signal.SIGKILL)
+    unserved = cri.run(pod, "second")
+    assert opened(cri, unserved) == [], "NRI fails open"
+    plugin = scene.plugin().start()
+    assert opened(cri, first) == [0]
+    third = cri.run(pod, "third")
+    assert opened(cri, third) == [0]
+    assert plugin.record(container=unserved)["unadjusted"].startswith("it runs without what it asked for")
+    assert scene.records() == sorted((first, third))
+
+
+def test_an_unserved_container_is_evicted_where_the_policy_says_so(scene: Scene, cri: CRI) -> None:
+    scene.plugins[-1].stop()
+    container = cri.run(cri.pod("evicted", ask(resources=gpus(1))))
+    scene.configure("[policy]\nevict-unadjusted = true\n")
+    plugin = scene.plugin().start()
+    assert plugin.record(container=container)["evicted"] is True
+    until(lambda: not cri.running(container), "eviction")
+
+
+def test_containerd_started_again_while_the_plugin_runs(scene: Scene, cri: CRI) -> None:
+    plugin = scene.plugins[-1]
+    before = cri.run(cri.pod("before", ask(resources=gpus(1))))
+    times = plugin.times_serving()
+    scene.containerd.stop()
+    scene.containerd.start()
+    plugin.serving(times)
+    assert cri.ready() and opened(cri, before) == [0] and before in scene.records()
+    assert opened(cri, cri.run(cri.pod("after", ask(resources=gpus(2))))) == [0, 1]
+
+
+def test_configuration_by_signal(scene: Scene, cri: CRI) -> None:
+    """SIGHUP, the connection kept; a configuration that is wrong changes nothing and is named."""
+    plugin = scene.plugins[-1]
+    scene.configure("[policy]\nmax-gpus = 1\n")
+    os.kill(plugin.pid, signal.SIGHUP)
+    pod = cri.pod("reloaded", ask(resources=gpus(2)))
+    until(lambda: refused_with(cri, pod, "max-gpus of [policy] is 1"), "the new limit")
+    scene.configure("[policy]\nmax-gpu = 8\n")
+    os.kill(plugin.pid, signal.SIGHUP)
+    until(lambda: any("max-gpu" in str(line.get("msg")) and "stays in force" in line["msg"] for line in plugin.records()), "the complaint")
+    assert refused_with(cri, pod, "max-gpus of [policy] is 1")
+    assert plugin.times_serving() == 1
+
+
+def refused_with(cri: CRI, pod: Any, words: str) -> bool:
+    try:
+        container = cri.create(pod)
+    except Refused as error:
+        return words in str(error.details())
+    cri.remove(container)
+    return False
+
+
+def test_a_hundred_pods(scene: Scene, cri: CRI) -> None:
+    def live(number: int) -> tuple[int, str]:
+        with CRI(scene.containerd.socket) as own:
+            pod = own.pod(f"crowd-{number}", ask(resources=gpus(number % 8 + 1), env={"N": str(number)}))
+            container = own.create(pod)
+            spec = own.spec(container)
+            assert f"N={number}" in spec["process"]["env"]
+            return number % 8 + 1, ",".join(sorted(d["path"] for d in spec["linux"]["devices"] if d["path"][-1].isdigit()))
+    with ThreadPoolExecutor(4) as pool:
+        for count, paths in pool.map(live, range(100)):
+            assert paths == ",".join(f"/dev/nvidia{n}" for n in range(count))
+    plugin = scene.plugins[-1]
+    until(lambda: scene.records() == [], "the grants' end")
+    assert plugin.times_serving() == 1
+    assert plugin.resident() < 40_000
+
+
+# --- with the wrapper as runtime handler, too ------------------------------------------------------------------------
+
+def seen(cri: CRI, container: str) -> dict[str, Any]:
+    """What the container itself can tell."""
+    variables = {key: value for key, value in cri.env(container).items() if key != "HOSTNAME"}
+    nodes = sorted(cri.exec(container, "sh", "-c", "stat -c '%n %t %T %a %u %g' /dev/nvidia*").out.splitlines())
+    mounts = sorted(line.split()[1] for line in cri.exec(container, "cat", "/proc/mounts").out.splitlines())
+    return {"env": variables, "nodes": nodes, "mounts": mounts, "opens": opened(cri, container)}
+
+
+def test_the_same_pod_through_the_handler_and_through_nri(scene: Scene, cri: CRI) -> None:
+    """And through both at once: the wrapper leaves alone what the plugin has done."""
+    annotations = ask(resources={"gpu": {"devices": [uuid(3), "5"]}, "memory": "64Mi", "cpu": "1", "cpuset": "0"}, env={"A": "b"})
+    views, resources = {}, {}
+    for way in ("nri", "both", "wrapper"):
+        if way == "wrapper":
+            scene.plugins[-1].stop()
+            scene.installation.forget()
+        pod = cri.pod(way, annotations, handler="runc" if way == "nri" else "chandler")
+        container = cri.run(pod, memory_limit_in_bytes=128 << 20)
+        views[way] = seen(cri, container)
+        with open(os.path.join(scene.containerd.bundle(container), "config.json"), encoding="utf-8") as file:
+            resources[way] = limits(json.load(file))
+        edited = os.path.exists(os.path.join(scene.containerd.bundle(container), "config.json.chandler-original"))
+        assert edited == (way == "wrapper")
+    assert views["nri"] == views["both"] == views["wrapper"]
+    assert views["nri"]["opens"] == [3, 5]
+    assert resources["nri"] == resources["both"] == resources["wrapper"]
+
+
+def test_require_grant(scene: Scene, cri: CRI) -> None:
+    """NRI fails open, so the wrapper closes: a container that asked and was not served does not start."""
+    scene.configure(top="require-grant = true\n")
+    pod = cri.pod("strict", ask(resources=gpus(1)), handler="chandler")
+    served = cri.run(pod, "served")
+    assert opened(cri, served) == [0]
+    scene.plugins[-1].stop()
+    unserved = cri.create(pod, "unserved")
+    with pytest.raises(Refused) as error:
+        cri.start(unserved)
+    assert "require-grant" in reason(error) and "chandler-nri" in reason(error)
+    assert cri.running(cri.run(cri.pod("plain", handler="chandler")))
+
+
+def test_a_record_alone_is_not_believed(scene: Scene, cri: CRI) -> None:
+    """A reply that came too late leaves a record; config.json lacks the devices, so the wrapper equips."""
+    scene.plugins[-1].stop()
+    container = cri.create(cri.pod("late", ask(resources=gpus(1)), handler="chandler"))
+    directory = os.path.join(scene.installation.state, "nri/grants")
+    os.makedirs(directory, exist_ok=True)
+    with open(os.path.join(directory, f"00000000-{container}.json"), "w", encoding="ascii") as file:
+        json.dump({"id": container, "root": "", "owner": "nri", "devices": [], "nodes": []}, file)
+    assert opened(cri, cri.start(container)) == [0]
+
+
+def test_launched_by_containerd(scene: Scene, cri: CRI) -> None:
+    scene.plugins[-1].stop()
+    log = os.path.join(scene.place, "launched.log")
+    program = launcher(scene.containerd.nri_plugins, f"{scene.installation.program('chandler-nri')} 2>>{log}", "10-chandler")
+    scene.containerd.stop()
+    try:
+        scene.containerd.start()
+        until(lambda: os.path.exists(log) and "serving containerd" in open(log, encoding="utf-8").read(), "the launched plugin")
+        assert cri.ready() and opened(cri, cri.run(cri.pod("launched", ask(resources=gpus(1))))) == [0]
+    finally:
+        os.unlink(program)
+        scene.containerd.stop()
+        scene.containerd.start()
+        cri.ready()
+
+
+def test_options_that_make_no_sense(scene: Scene, cri: CRI) -> None:
+    program = scene.installation.program("chandler-nri")
+    for options, word in ((["--idx", "5"], "two digits"), (["--name", "a/b"], "--name"), (["--metrics", "0.0.0.0:9"], "--metrics")):
+        done = subprocess.run([program, *options], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode and word in done.stderr.splitlines()[-1], done.stderr
+
+
