@@ -27,6 +27,7 @@ HOOKS = {
     "update-ldcache": "update_ldcache",
     "disable-device-node-modification": "disable_device_node_modification",
 }
+RELEASE = "release"  # ends a lease at poststop, when there is no container any more
 PATIENCE = 20  # seconds
 MAX_STATE = 1 << 20
 MAX_CONFIG = 16 << 20
@@ -83,6 +84,9 @@ def main(argv: List[str]) -> int:
     os.umask(0o022)
     state = sys.stdin.buffer.read(MAX_STATE)  # in any case: crun 1.8 fails when a hook ends before it has read it
     os.chdir("/")  # engines start hooks in the container's root
+    if argv[:1] == [RELEASE]:
+        from hooks import release
+        return release.run(argv[1:])
     name = ""
     try:
         work = []

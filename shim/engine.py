@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from typing import Any, Dict, List, Optional, Tuple
 
     from shim.inventory import Inventory
+    from shim.leases import Lease
 
 
 class Plan:
@@ -47,10 +48,12 @@ def mark(config: Dict[str, Any]) -> bytes:
     return f'"{config["annotation-prefix"]}{_request.MARK}":'.encode()
 
 
-def plan(document: Dict[str, Any], inventory: Inventory, container: str = "") -> Optional[Plan]:
+def plan(document: Dict[str, Any], inventory: Inventory, container: str = "",
+         held: Optional[List[Lease]] = None) -> Optional[Plan]:
     """The plan for a container, or None when nothing is asked for.  Raises ChandlerError; changes nothing.
 
-    `container`: its name in its pod, from a front end that need not look for it in annotations.
+    `container`: its name in its pod, from a front end that need not look for it in annotations.  `held`: the leases
+    that others have, None where nobody keeps leases.
     """
     config = inventory.config
     annotations = document.get("annotations")
@@ -73,9 +76,11 @@ def plan(document: Dict[str, Any], inventory: Inventory, container: str = "") ->
         raise errors.BundleError(f"{wish.source}: config.json has no process to equip")
     policy.check(wish, document, config, engine_names)
     try:
-        grant = gpu.grant(wish.gpu, engine_names, inventory, wish.source, host.look)
+        grant = gpu.grant(wish.gpu, engine_names, inventory, wish.source, host.look, held)
     except errors.CdiError as error:
         raise error.within(wish.source) from None
+    if held is not None and grant.names:
+        _check_engine_devices(document, grant, inventory, wish.source)
     policy.check_devices(wish, grant.names, len(grant.keys), config)
     own = Edits([(ENV, variable, value, wish.source) for variable, value in wish.env.items()])
     limits = resources.edits(wish.resources, document, wish.source)
@@ -83,6 +88,20 @@ def plan(document: Dict[str, Any], inventory: Inventory, container: str = "") ->
     edits = host.complete(merge(own, limits, grant.edits, mark))
     host.check_paths(edits)
     return Plan(wish, grant, edits, (own, limits, grant.beside, mark))
+
+
+def _check_engine_devices(document: Dict[str, Any], grant: gpu.Grant, inventory: Inventory, source: str) -> None:
+    """A GPU that the engine (or a device plugin, or --device) gave the container by itself is under nobody's lease."""
+    present = oci.device_numbers(document)
+    if not present:
+        return
+    kinds = dict.fromkeys(name.partition("=")[0] for name in grant.names)
+    known = [key for kind in kinds for pick in inventory.picks(kind) for key in inventory.key(f"{kind}={pick}")]
+    for key in (*known, *grant.keys):
+        for number in key.split("+"):
+            if number in present:
+                raise errors.RequestError(f"{source}: resources.gpu: config.json has a GPU already, {present[number]}, from the engine",
+                                          "ask for GPUs in one way alone")
 
 
 def equip(document: Dict[str, Any], made: Plan, rootless: bool) -> Dict[str, Any]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from shim.edits import Edit
     from shim.inventory import Inventory
+    from shim.leases import Lease
 
     Look = Callable[[str], Tuple[str, int, int, int, int]]
 
@@ -65,10 +66,12 @@ class Grant:
 
 
 def grant(wish: Optional[Dict[str, Any]], engine_names: List[str], inventory: Inventory, source: str,
-          look: Look) -> Grant:
+          look: Look, held: Optional[List[Lease]] = None) -> Grant:
     """The devices for a request (None: no GPU is asked for) and for the qualified CDI names that the engine left.
 
-    `look` gives type, numbers, permission bits and group of a device node, or raises HostError.  Raises RequestError, CdiError or HostError.
+    `look` gives type, numbers, permission bits and group of a device node, or raises HostError.  `held` are the leases
+    that stand in the way; None: nobody keeps leases here.  Raises RequestError, CdiError, HostError, or LeaseError
+    when there would be devices but for the leases.
     """
     names = list(engine_names)
     nodes: Optional[Grant] = None
@@ -78,12 +81,15 @@ def grant(wish: Optional[Dict[str, Any]], engine_names: List[str], inventory: In
         if asked is not None and "count" in wish and ("all" in asked or count != len(asked)):
             raise errors.RequestError(f"{source}: resources.gpu asks for {count} devices and names {len(asked)}",
                                "leave one of count and devices out")
+        if asked is None and inventory.config["gpu.allocator"] == "none":
+            raise errors.RequestError(f"{source}: resources.gpu: an orchestrator allocates this node's devices (allocator = \"none\")",
+                                      "name them in resources.gpu.devices")
         picks = inventory.picks(kind)
         if picks or any("=" in name for name in asked or ()):
-            names += _counted(kind, count, picks, source) if asked is None else _named(kind, asked, inventory)
+            names += _counted(kind, count, picks, inventory, source, held) if asked is None else _named(kind, asked, inventory)
         else:
-            nodes = _from_nodes(kind, asked, count, inventory, source, look)
-    found = _from_cdi(names, inventory, source)
+            nodes = _from_nodes(kind, asked, count, inventory, source, look, held)
+    found = _from_cdi(names, inventory, source, held)
     return found if nodes is None else found.joined(nodes)
 
 
@@ -98,12 +104,33 @@ def _kind(vendor: str, source: str) -> str:
 
 # --- through CDI ----------------------------------------------------------------------------------------------
 
-def _counted(kind: str, count: int, picks: List[str], source: str) -> List[str]:
-    names = [f"{kind}={device}" for device in picks[:count]]
+def _counted(kind: str, count: int, picks: List[str], inventory: Inventory, source: str,
+             held: Optional[List[Lease]]) -> List[str]:
+    """The first `count` devices of a kind, or of those that are free."""
+    names = [f"{kind}={device}" for device in picks]
     if count > len(names):
         raise errors.RequestError(f"{source}: resources.gpu asks for {count} devices of {kind}; this node has {len(names)}",
-                           f"they are {', '.join(names)}")
-    return names
+                                  f"they are {', '.join(names)}")
+    if held:
+        names = _free([(name, inventory.key(name)) for name in names], count, kind, source, held)
+    return names[:count]
+
+
+def _free(devices: List[Tuple[str, List[str]]], count: int, kind: str, source: str, held: List[Lease]) -> List[str]:
+    """The names of the devices that no lease stands in the way of.  Raises LeaseError when they are fewer than `count`."""
+    from shim import leases
+    free = []
+    holders: List[str] = []
+    for name, keys in devices:
+        lease = leases.holder(keys, held)
+        if lease is None:
+            free.append(name)
+        elif leases.words(lease) not in holders:
+            holders.append(leases.words(lease))
+    if len(free) < count:
+        raise errors.LeaseError(f"{source}: resources.gpu asks for {count} devices of {kind}; {len(free)} of {len(devices)} "
+                                f"are free: {'; '.join(holders)}", "end one of these containers, or run `chandler leases`")
+    return free
 
 
 def _named(kind: str, asked: List[str], inventory: Inventory) -> List[str]:
@@ -119,7 +146,7 @@ def _named(kind: str, asked: List[str], inventory: Inventory) -> List[str]:
     return names
 
 
-def _from_cdi(names: List[str], inventory: Inventory, source: str) -> Grant:
+def _from_cdi(names: List[str], inventory: Inventory, source: str, held: Optional[List[Lease]]) -> Grant:
     keys: List[str] = []
     per_kind: Dict[str, int] = {}
     for name in names:
@@ -130,6 +157,7 @@ def _from_cdi(names: List[str], inventory: Inventory, source: str) -> Grant:
         if any(key in keys for key in own):
             raise errors.RequestError(f"{source}: {name} is a device that another of the names asked for stands for, too",
                                "name each device once")
+        _check_free(name, own, source, held)
         keys += own
         per_kind[kind] = per_kind.get(kind, 0) + len(own)
     edits = cdi_resolve.resolve(names, inventory.lookup)
@@ -137,6 +165,16 @@ def _from_cdi(names: List[str], inventory: Inventory, source: str) -> Grant:
     visible = Edits([edit for kind, number in per_kind.items() for edit in _visibility(kind, number)
                      if edit[1] not in set_by_cdi])
     return Grant(names, keys, merge(edits, visible), names, visible)
+
+
+def _check_free(name: str, keys: List[str], source: str, held: Optional[List[Lease]]) -> None:
+    if not held:
+        return
+    from shim import leases
+    lease = leases.holder(keys, held)
+    if lease is not None:
+        raise errors.LeaseError(f"{source}: {name} is not free: {leases.words(lease)}",
+                                "end that container, or run `chandler leases`")
 
 
 def _visibility(kind: str, count: int) -> List[Edit]:
@@ -148,28 +186,59 @@ def _visibility(kind: str, count: int) -> List[Edit]:
 # --- without CDI ----------------------------------------------------------------------------------------------
 
 def _from_nodes(kind: str, asked: Any, count: int, inventory: Inventory, source: str,
-                look: Look) -> Grant:
+                look: Look, held: Optional[List[Lease]]) -> Grant:
     """The vendor's own device nodes, for a host without a CDI file for the kind."""
     if inventory.config["gpu.fallback"] != "devices" or kind not in _NODES or inventory.problems:
         inventory.explain_missing([f"{kind}={device}" for device in asked or ("0",)])
-    numbers = list(range(count)) if asked is None else [_device_number(device, kind, source) for device in asked]
+    own = _NODES[kind][1]
+    if asked is not None:
+        numbers = [_device_number(device, kind, source) for device in asked]
+    elif held:
+        there = _numbers_there(own, look)
+        free = _free([(str(number), [_own_key(own, number, look)]) for number in there], min(count, len(there)), kind, source, held)
+        numbers = [int(name) for name in free[:count]] + list(range(len(there), count))
+    else:
+        numbers = list(range(count))
     if len(set(numbers)) != len(numbers):
         raise errors.RequestError(f"{source}: resources.gpu.devices names one device twice")
     origin = f"vendor table, {kind}"
-    shared, own = _NODES[kind]
+    shared = _NODES[kind][0]
     edits: List[Edit] = []
+    keys: List[str] = []
     try:
         for path in shared:
             edits.extend(_node(path, origin, look))
         for number in numbers:
             for template in own:
                 edits.extend(_node(template.format(number, 128 + number), origin, look))
+            keys.append(_own_key(own, number, look))
+            _check_free(f"{kind}={number}", keys[-1:], source, held)
     except errors.HostError as error:
         raise errors.HostError(f"{source}: resources.gpu asks for {len(numbers)} devices of {kind}, but {error.what}, and no CDI "
                         f"file describes {kind}", _REMEDIES.get(kind, "load the driver, or give the node a CDI file")) from None
     names = [f"{kind}={number}" for number in numbers]
     made = Edits(edits + _visibility(kind, len(numbers)))
-    return Grant(names, names, made, [], made)
+    return Grant(names, keys, made, [], made)
+
+
+def _own_key(own: Tuple[str, ...], number: int, look: Look) -> str:
+    """The physical key of a GPU from its own nodes, as a CDI file with the same nodes would give it."""
+    parts = []
+    for template in own:
+        kind, major, minor, _, _ = look(template.format(number, 128 + number))
+        parts.append(f"{kind}{major}:{minor}")
+    return "+".join(sorted(parts))
+
+
+def _numbers_there(own: Tuple[str, ...], look: Look) -> List[int]:
+    """The numbers, from 0 without a gap, of the GPUs whose nodes are on the host."""
+    numbers: List[int] = []
+    while True:
+        try:
+            _own_key(own, len(numbers), look)
+        except errors.HostError:
+            return numbers
+        numbers.append(len(numbers))
 
 
 def _device_number(device: str, kind: str, source: str) -> int:

@@ -1,23 +1,23 @@
-"""A lock among processes: compiling takes it, the create path does without."""
+"""A lock among processes (flock(2)).  Part of the create path where there are leases."""
 
 from __future__ import annotations
 
 import fcntl
-import os
+import posix
 
 
 class Lock:
-    """An advisory lock on a file, for as long as the `with` block lasts (flock(2)); raises OSError."""
+    """An advisory lock on a file, for as long as the `with` block lasts; raises OSError."""
 
     def __init__(self, path: str) -> None:
         self.path = path
         self.descriptor = -1
 
     def __enter__(self) -> Lock:
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        self.descriptor = os.open(self.path, flags, 0o600)
+        flags = posix.O_RDWR | posix.O_CREAT | posix.O_CLOEXEC | posix.O_NOFOLLOW
+        self.descriptor = posix.open(self.path, flags, 0o600)
         fcntl.flock(self.descriptor, fcntl.LOCK_EX)
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.close(self.descriptor)
+        posix.close(self.descriptor)

@@ -120,6 +120,14 @@ def process_user(config: Document) -> Dict[str, int]:
     return found
 
 
+def device_numbers(config: Document) -> Dict[str, str]:
+    """The devices of linux.devices as numbers such as c195:0, with their paths."""
+    linux = config.get("linux")
+    devices = linux.get("devices") if isinstance(linux, dict) else None
+    return {f"{entry.get('type')}{entry.get('major')}:{entry.get('minor')}": str(entry.get("path"))
+            for entry in devices or () if isinstance(entry, dict)}
+
+
 def _net_devices(config: Document, edits: List[Edit]) -> None:
     devices = _member(_member(config, "linux", dict), "netDevices", dict)
     for _, interface, name, _ in edits:

@@ -1,9 +1,10 @@
-"""Where things are.  The installation rewrites the two constants when it is given other directories."""
+"""Where things are.  The installation rewrites these constants when it is given other directories."""
 
 from __future__ import annotations
 
 CONFIG_DIR = "/etc/chandler"
 STATE_DIR = "/run/chandler"
+HOOK = "/usr/bin/chandler-hook"
 
 VERSION = "0.1.0"
 

@@ -12,13 +12,14 @@ import time
 
 from shim import args as _args
 from shim import configjson, engine, errors, files, grants, host, inventory, jsontext, oci, runtimes
+from shim.edits import merge
 from shim.errors import ChandlerError
 from shim.inventory import Place
 from shim.request import MARK
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, List, NoReturn
+    from typing import Any, Callable, Dict, List, NoReturn, Optional
 
     from shim.inventory import Inventory
 
@@ -59,14 +60,14 @@ def _serve(program: str, rest: List[str], started: float) -> NoReturn:
     if kind != (fixed or "runc"):
         call = _args.parse(rest, kind)
     path = _args.config_path(call)
-    bundle = None
+    undo = None
     if configjson.may_ask(path, engine.needles(stored.config)):
-        bundle = _equip(path, stored, place, call, kind, binary, environment, started)
+        undo = _equip(path, stored, place, call, kind, binary, environment, started)
     try:
         _exec(binary, rest, environment)
     except OSError as error:
-        if bundle is not None:
-            bundle.restore()
+        if undo is not None:
+            undo()
         raise errors.HostError(f"the runtime {binary} cannot be started: {error.strerror}") from None
 
 
@@ -110,8 +111,8 @@ def _third_party() -> None:
 
 
 def _equip(path: str, stored: Inventory, place: Place, call: _args.Invocation, kind: str, binary: str,
-           environment: Dict[bytes, bytes], started: float) -> Any:
-    """Edits config.json; None when it turns out that nothing is asked for."""
+           environment: Dict[bytes, bytes], started: float) -> Optional[Callable[[], None]]:
+    """Edits config.json, and gives a function that undoes it; None when it turns out that nothing is asked for."""
     config = stored.config
     state_dir = config["state-dir"] or place.state_dir
     if host.exists(grants.nri(state_dir)) and _adjusted(path, config, grants.nri(state_dir), call.id):
@@ -121,45 +122,99 @@ def _equip(path: str, stored: Inventory, place: Place, call: _args.Invocation, k
         source = jsontext.Source(bundle.engine, deep=("linux", "process"))
     except ChandlerError as error:
         raise errors.BundleError(f"{path}: {error.what}") from None
-    document = source.value
-    try:
-        made = engine.plan(document, stored)
-    except inventory.Stale:  # the stored inventory lost a part while we read it
-        made = engine.plan(document, _compiled(place, anew=True))
+    root = call.root or runtimes.default_root(kind, place.rootless, environment)
+    keeper = _Keeper(state_dir, root, call.id, place.rootless)
+    if config["gpu.allocator"] == "leases":
+        keeper.keep_lease(binary)
+    made = keeper.plan(source.value, stored, place)
     if made is None:
         return None
-    if config["require-grant"]:
-        raise errors.PolicyError(f"{made.request.source}: the NRI plugin has not served this container, and require-grant is set",
-                                 "see that chandler-nri runs and is connected, then create the container anew")
-    root = call.root or runtimes.default_root(kind, place.rootless, environment)
-    if call.verb == "restore":
-        _check_restored(made, grants.read(state_dir, root, call.id), call.id)
-    data = source.dumps(engine.equip(document, made, place.rootless))
-    before, after = files.digest(bundle.engine), files.digest(data)
-    record = {
-        "id": call.id, "root": root, "runtime": binary, "config": path, "source": made.request.source,
-        "devices": made.names, "physical": made.keys, "before": before, "after": after, "time": int(time.time()),
-        "grant": files.digest(jsontext.dumps([made.request.document, made.names])),
-    }
     try:
-        grants.write(state_dir, record, place.rootless)
-    except OSError as error:
-        raise errors.HostError(f"the grant cannot be recorded in {grants.directory(state_dir)}: {error.strerror}") from None
-    try:
+        if config["require-grant"]:
+            raise errors.PolicyError(f"{made.request.source}: the NRI plugin has not served this container, and "
+                                     "require-grant is set", "see that chandler-nri runs and is connected, then create the container anew")
+        if call.verb == "restore":
+            _check_restored(made, grants.read(state_dir, root, call.id), call.id)
+        data = source.dumps(engine.equip(source.value, made, place.rootless))
+        before, after = files.digest(bundle.engine), files.digest(data)
+        keeper.record({
+            "id": call.id, "root": root, "runtime": binary, "config": path, "source": made.request.source,
+            "devices": made.names, "physical": made.keys, "before": before, "after": after, "time": int(time.time()),
+            "grant": files.digest(jsontext.dumps([made.request.document, made.names])),
+        })
         bundle.write(data, after)
-    except ChandlerError:
-        grants.remove(state_dir, root, call.id)
+    except BaseException:
+        keeper.undo()
         raise
     if config["log.file"]:
-        from shim import report
-        counts: Dict[str, int] = {}
-        for edit in made.edits.items:
-            counts[edit[0]] = counts.get(edit[0], 0) + 1
-        report.line(config["log.file"], {
-            "time": report.now(), "container": call.id, "source": made.request.source, "devices": made.names,
-            "edits": counts, "runtime": binary, "before": before, "after": after,
-            "ms": int((time.monotonic() - started) * 1000)})
-    return bundle
+        _log(config["log.file"], call.id, made, binary, before, after, started)
+
+    def undo() -> None:
+        bundle.restore()
+        keeper.undo()
+
+    return undo
+
+
+class _Keeper:
+    """What is kept of a container in the state directory, to be undone when its create fails."""
+
+    __slots__ = ("state_dir", "root", "container", "private", "ledger", "lease", "recorded")
+
+    def __init__(self, state_dir: str, root: str, container: str, private: bool) -> None:
+        self.state_dir = state_dir
+        self.root = root
+        self.container = container
+        self.private = private
+        self.ledger: Any = None
+        self.lease: Any = None
+        self.recorded = False
+
+    def keep_lease(self, binary: str) -> None:
+        """From now on plans take devices that nobody else holds."""
+        from shim import ledger
+        self.ledger = ledger.Ledger(self.state_dir, self.private)
+        self.lease = ledger.oci_lease(self.container, self.root, binary, int(time.time()))
+
+    def plan(self, document: Dict[str, Any], stored: Inventory, place: Place) -> Optional[engine.Plan]:
+        """The plan for the container, its devices leased where leases are kept."""
+        def plan(held: Any) -> Optional[engine.Plan]:
+            try:
+                return engine.plan(document, stored, held=held)
+            except inventory.Stale:  # the stored inventory lost a part while we read it
+                return engine.plan(document, _compiled(place, anew=True), held=held)
+        if self.ledger is None:
+            return plan(None)
+        made: Optional[engine.Plan] = self.ledger.allocate(self.lease, plan)
+        if made is not None and made.keys:
+            made.edits = merge(made.edits, self.ledger.hook(self.lease))
+        return made
+
+    def record(self, record: Dict[str, Any]) -> None:
+        """Writes the grant record.  Raises HostError or TrustError."""
+        self.recorded = True
+        try:
+            grants.write(self.state_dir, record, self.private)
+        except OSError as error:
+            raise errors.HostError(f"the grant cannot be recorded in {grants.directory(self.state_dir)}: {error.strerror}") from None
+
+    def undo(self) -> None:
+        """Gives back the lease, then forgets the grant."""
+        if self.lease is not None:
+            self.ledger.release({self.lease["token"]})
+        if self.recorded:
+            grants.remove(self.state_dir, self.root, self.container)
+
+
+def _log(target: str, container: str, made: engine.Plan, binary: str, before: str, after: str, started: float) -> None:
+    from shim import report
+    counts: Dict[str, int] = {}
+    for edit in made.edits.items:
+        counts[edit[0]] = counts.get(edit[0], 0) + 1
+    report.line(target, {
+        "time": report.now(), "container": container, "source": made.request.source, "devices": made.names,
+        "edits": counts, "runtime": binary, "before": before, "after": after,
+        "ms": int((time.monotonic() - started) * 1000)})
 
 
 def _adjusted(path: str, config: Dict[str, Any], records: str, container: str) -> bool:

@@ -187,7 +187,8 @@ class Nvidia(Host):
 def test_nvidia_nodes(wish: dict[str, Any], own: list[str]) -> None:
     found = granted(wish, inventory(), look=Nvidia())
     assert paths(found) == ["/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools"] + [f"/dev/nvidia{number}" for number in own]
-    assert found.names == found.keys == [f"{NVIDIA}={number}" for number in own]
+    assert found.names == [f"{NVIDIA}={number}" for number in own]
+    assert found.keys == [f"c500:{3 + int(number)}" for number in own], "what a CDI file with the same nodes would call them"
     assert variables(found)["CUDA_VISIBLE_DEVICES"] == ",".join(str(number) for number in range(len(own)))
     assert found.edits.of(DEVICE)[1][2] == {"path": "/dev/nvidia-uvm", "type": "c", "major": 500, "minor": 1, "fileMode": 0o666}, "numbers are the host's"
     assert found.edits.of(GID) == []

@@ -1,0 +1,25 @@
+"""release STATE_DIR TOKEN: ends the lease with this token, at poststop.
+
+By the token alone: a container of the same name may be there already, with another one.  Always exit status 0, since a
+container must not stay because its lease does; what the hook cannot do, the next create that is short of devices does.
+"""
+
+from __future__ import annotations
+
+from hooks import main
+from shim.errors import ChandlerError
+from shim.ledger import Ledger
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import List
+
+
+def run(arguments: List[str]) -> int:
+    """Exit status 0; what went wrong is said on standard error."""
+    try:
+        state_dir, token = arguments
+        Ledger(state_dir).release({token})
+    except (ChandlerError, ValueError) as error:
+        main.say(f"release: {error}")
+    return 0

@@ -1,0 +1,39 @@
+"""Which leases nobody holds any longer.  Asks runtimes, which takes its time: not part of the create path."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from typing import Any, Dict
+
+from shim import ledger
+
+_PATIENCE = 10.0  # seconds
+
+
+def is_stale(lease: Dict[str, Any]) -> bool:
+    """Whether the container of a lease is certainly gone; in doubt it is not.
+
+    The lease of an NRI plugin is ended by that plugin alone: its container exists before any runtime knows it.  That
+    of the wrapper is stale when the process that creates the container has ended and the runtime does not know the
+    container, or says that it is stopped.
+    """
+    if lease["owner"] != "oci":
+        return False
+    if ledger.started(lease["pid"]) == lease["started"]:
+        return False
+    if not os.path.exists(os.path.join(lease["root"], lease["id"])):
+        return True
+    return _status(lease) == "stopped"
+
+
+def _status(lease: Dict[str, Any]) -> str:
+    """What the runtime says of the container, '' when it gives no answer."""
+    try:
+        done = subprocess.run([lease["runtime"], "--root", lease["root"], "state", lease["id"]], check=False, cwd="/",
+                              env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}, stdin=subprocess.DEVNULL, capture_output=True,
+                              timeout=_PATIENCE)
+        return str(json.loads(done.stdout)["status"]) if done.returncode == 0 else ""
+    except (OSError, ValueError, KeyError, TypeError, subprocess.TimeoutExpired):
+        return ""

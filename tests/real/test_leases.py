@@ -1,0 +1,136 @@
+"""Exclusive GPUs on real runtimes: one holder each, given back by the poststop hook, found again where that was lost."""
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from lab import bundle, runtimes
+from lab.engine import Engine, records
+from lab.install import Installation
+from lab.node import Node
+
+ONCE = ["runc", "crun", "youki"]
+
+
+class Leased:
+    """Chandler over one runtime, with `allocator = "leases"`."""
+
+    def __init__(self, runtime: runtimes.Runtime, node: Node, place: str) -> None:
+        self.place = place
+        self.installation = Installation(os.path.join(place, "installed"))
+        self.installation.configure([runtime.path], [node.cdi], '[gpu]\nallocator = "leases"\n')
+        self.installation.refresh()
+        self.engine = Engine([*runtime.wrap, self.installation.program()], os.path.join(place, "root"), hangs=runtime.kind == "youki")
+
+    def bundle(self, name: str, count: int = 1, **more: Any) -> bundle.Bundle:
+        return bundle.make(os.path.join(self.place, name), ["sleep", "60"], bundle.request(resources={"gpu": {"count": count, **more}}))
+
+    def leases(self) -> dict[str, list[str]]:
+        """Container to devices."""
+        done = subprocess.run([self.installation.program("chandler"), "leases", "--format", "json"], check=True, stdin=subprocess.DEVNULL,
+                              capture_output=True, env={})
+        return {lease["id"]: lease["names"] for lease in json.loads(done.stdout)}
+
+
+@pytest.fixture
+def leased(runtime: runtimes.Runtime, node: Node, place: str) -> Iterator[Leased]:
+    made = Leased(runtime, node, place)
+    yield made
+    made.engine.clean()
+
+
+def granted(made: bundle.Bundle) -> str:
+    text: str = made.config["annotations"]["chandler.oci/granted"]
+    return text
+
+
+@pytest.mark.parametrize("runtime", ONCE, indirect=True)
+def test_no_two_containers_hold_one_gpu(leased: Leased, node: Node) -> None:
+    kind, engine = "nvidia.com/gpu", leased.engine
+    half = len(node.gpus) // 2
+    first, second, third = leased.bundle("b1", half), leased.bundle("b2", len(node.gpus) - half), leased.bundle("b3")
+    engine.create(first, "c1")
+    engine.create(second, "c2")
+    assert granted(first) == ",".join(f"{kind}={n}" for n in range(half))
+    assert granted(second) == ",".join(f"{kind}={n}" for n in range(half, len(node.gpus)))
+    before = third.bytes
+    assert engine.create(third, "c3", check=False).returncode == 1
+    message = records(third.log)[-1]["msg"]
+    assert f"0 of {len(node.gpus)} are free: c1 holds {kind}=0" in message and "c2 holds" in message
+    assert third.bytes == before and leased.leases().keys() == {"c1", "c2"}
+    engine.delete("c1", "--force")
+    assert leased.leases().keys() == {"c2"}, "the poststop hook has released it"
+    engine.create(third, "c3")
+    assert granted(third) == f"{kind}=0"
+    named = leased.bundle("b4", 1, devices=["0"])
+    assert engine.create(named, "c4", check=False).returncode == 1
+    assert f"{kind}=0 is not free: c3 holds" in records(named.log)[-1]["msg"]
+
+
+@pytest.mark.parametrize("runtime", ONCE, indirect=True)
+def test_a_lost_hook_is_found_out_when_gpus_are_short(leased: Leased, node: Node) -> None:
+    engine = leased.engine
+    engine.create(leased.bundle("b1", len(node.gpus)), "c1")
+    hook = leased.installation.program("chandler-hook")
+    os.rename(hook, hook + ".away")
+    with open(hook, "w", encoding="ascii") as file:
+        file.write("#!/bin/sh\nexec /bin/cat >/dev/null\n")  # one that ends before it does its work; youki wants one at all
+    os.chmod(hook, 0o755)
+    engine.delete("c1", "--force")
+    os.rename(hook + ".away", hook)
+    assert leased.leases().keys() == {"c1"}
+    engine.create(leased.bundle("b2", len(node.gpus)), "c1")
+    assert leased.leases().keys() == {"c1"}
+    engine.delete("c1", "--force")
+    assert leased.leases() == {}
+
+
+@pytest.mark.parametrize("runtime", ONCE, indirect=True)
+def test_a_failed_create_keeps_nothing(leased: Leased, node: Node) -> None:
+    """runc runs poststop when a create fails, crun does not: then the next one that is short of GPUs mends it."""
+    engine = leased.engine
+    broken = leased.bundle("b1", len(node.gpus))
+    config = broken.config
+    config["root"]["path"] = "/nowhere/at/all"
+    broken.config = config
+    assert engine.create(broken, "c1", check=False).returncode != 0
+    engine.create(leased.bundle("b2", len(node.gpus)), "c2")
+    assert leased.leases().keys() == {"c2"}
+
+
+@pytest.mark.parametrize("runtime", ["runc", "crun"], indirect=True)
+def test_churn_with_kills(leased: Leased, node: Node) -> None:
+    """Creates and deletes in parallel, some killed anywhere, ids used again at once: never two holders of one GPU."""
+    engine, rng = leased.engine, random.Random(5)
+    seeds = [rng.random() for _ in range(60)]
+
+    def live(number: int) -> None:
+        name = f"c{number % 6}-{number // 6}" if number % 2 else f"again{number % 4}"
+        made = leased.bundle(f"b{number}", 1 + number % 2)
+        argv = engine.argv("create", "--bundle", made.directory, "--pid-file", made.pid_file, name)
+        engine.started[name] = None
+        process = subprocess.Popen(argv, env=engine.env, cwd="/", stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                                   start_new_session=True)
+        try:
+            process.communicate(timeout=seeds[number] * 0.2 if number % 3 == 0 else 60)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        engine.call("delete", "--force", name, check=False)
+
+    with ThreadPoolExecutor(6) as pool:
+        watching = pool.map(live, range(len(seeds)))
+        for _ in watching:
+            held = [name for names in leased.leases().values() for name in names]
+            assert len(held) == len(set(held))
+    for name in list(engine.started):
+        engine.call("delete", "--force", name, check=False)
+    subprocess.run([leased.installation.program("chandler"), "leases", "release", "--stale"], check=True, env={}, stdout=subprocess.DEVNULL)
+    assert leased.leases() == {}

@@ -1,0 +1,244 @@
+"""Leases: who holds what, by the rules and in the ledger's file."""
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from shim import leases, ledger, stale
+from shim.errors import HostError, LeaseError, TrustError
+from shim.ledger import Ledger
+
+GPUS = [f"c195:{number}" for number in range(4)]
+
+
+class Taken:
+    """What a plan comes to."""
+
+    def __init__(self, keys: list[str]) -> None:
+        self.keys = keys
+        self.names = [f"gpu={key}" for key in keys]
+
+
+def take(count: int) -> Any:
+    """A plan for some free devices."""
+    def plan(held: list[dict[str, Any]]) -> Taken:
+        free = [key for key in GPUS if leases.holder([key], held) is None]
+        if len(free) < count:
+            raise LeaseError("short of devices")
+        return Taken(free[:count])
+    return plan
+
+
+def lease(root: Path, container: str, alive: bool = False) -> dict[str, Any]:
+    """A lease whose wrapper has ended; its container lives as long as its state directory is there."""
+    made = ledger.oci_lease(container, str(root), "/bin/false", 1_700_000_000)
+    if not alive:
+        made["started"] += 1
+    return made
+
+
+@pytest.mark.parametrize(("one", "other", "clash"), [
+    ("c195:0", "c195:0", True), ("c195:0", "c195:1", False), ("c195:1", "c195:10", False),
+    ("c195:0", "c195:0+c237:12+c237:13", True), ("c195:0+c237:12", "c195:0+c237:21", False), ("c226:0+c226:128", "c226:128", True),
+    ("nvidia.com/gpu=0", "nvidia.com/gpu=0", True),
+])
+def test_clash(one: str, other: str, clash: bool) -> None:
+    assert leases.clash(one, other) is leases.clash(other, one) is clash
+
+
+def test_words_say_who_holds_what_since_when() -> None:
+    held = {"id": "c1", "names": ["nvidia.com/gpu=0", "nvidia.com/gpu=1"], "since": 1_700_000_000}
+    assert leases.words(held) == "c1 holds nvidia.com/gpu=0, nvidia.com/gpu=1 since 2023-11-14T22:13:20Z"
+
+
+def test_a_lease_is_kept_until_its_token_is_released(tmp_path: Path) -> None:
+    kept = Ledger(str(tmp_path / "state"))
+    first, second = lease(tmp_path, "one", alive=True), lease(tmp_path, "two", alive=True)
+    assert kept.allocate(first, take(3)).keys == GPUS[:3]  # type: ignore[union-attr]
+    with pytest.raises(LeaseError, match="short of devices"):
+        kept.allocate(second, take(2))
+    assert kept.allocate(second, take(1)).keys == GPUS[3:]  # type: ignore[union-attr]
+    assert [entry["id"] for entry in kept.read()] == ["one", "two"]
+    assert kept.release({"another token"}) == 0
+    assert kept.release({first["token"]}) == 1 and kept.release({first["token"]}) == 0
+    assert [entry["id"] for entry in kept.read()] == ["two"]
+    assert os.stat(kept.path).st_mode & 0o777 == 0o600
+
+
+def test_what_needs_no_device_leaves_no_lease(tmp_path: Path) -> None:
+    kept = Ledger(str(tmp_path))
+    assert kept.allocate(lease(tmp_path, "c"), lambda held: None) is None
+    assert kept.allocate(lease(tmp_path, "c"), lambda held: Taken([])) is not None
+    assert kept.read() == []
+
+
+def test_a_live_container_of_the_same_name_is_refused_before_anything_changes(tmp_path: Path) -> None:
+    kept = Ledger(str(tmp_path))
+    kept.allocate(lease(tmp_path, "c", alive=True), take(1))
+    before = Path(kept.path).read_bytes()
+    with pytest.raises(LeaseError, match="c holds gpu=c195:0 since"):
+        kept.allocate(lease(tmp_path, "c"), take(1))
+    assert Path(kept.path).read_bytes() == before
+    other_root = lease(tmp_path / "other", "c")
+    assert kept.allocate(other_root, take(1)).keys == [GPUS[1]]  # type: ignore[union-attr]
+
+
+def test_a_gone_container_gives_way_to_its_like(tmp_path: Path) -> None:
+    kept = Ledger(str(tmp_path))
+    old, new = lease(tmp_path, "c"), lease(tmp_path, "c")
+    kept.allocate(old, take(1))
+    assert kept.allocate(new, take(1)) is not None
+    assert kept.release({old["token"]}) == 0, "the old container's hook comes late, and must not end the new one's lease"
+    assert [entry["token"] for entry in kept.read()] == [new["token"]]
+
+
+def test_stale_only_when_certainly_gone(tmp_path: Path) -> None:
+    assert stale.is_stale(lease(tmp_path, "gone"))
+    assert not stale.is_stale(lease(tmp_path, "gone", alive=True)), "the wrapper, or the runtime that it became, still works"
+    (tmp_path / "there").mkdir()
+    assert not stale.is_stale(lease(tmp_path, "there")), "the runtime gives no answer"
+    assert not stale.is_stale({"owner": "nri", "id": "gone"}), "only its plugin knows"
+    assert not stale.is_stale({**lease(tmp_path, "there"), "runtime": "/nowhere"})
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", '[{"token": 1, "keys": []}]', '[{"token": "a"}]', '{"a": 1}', "[null]"])
+def test_a_damaged_ledger_gives_nobody_a_device(tmp_path: Path, text: str) -> None:
+    kept = Ledger(str(tmp_path))
+    Path(kept.path).write_text(text)
+    with pytest.raises(HostError, match="is damaged"):
+        kept.allocate(lease(tmp_path, "c"), take(1))
+    assert Path(kept.path).read_text() == text
+
+
+def test_a_state_directory_that_others_may_write_is_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    with pytest.raises(TrustError):
+        Ledger(str(tmp_path)).allocate(lease(tmp_path, "c"), take(1))
+
+
+def test_release_where_nothing_was_ever_leased(tmp_path: Path) -> None:
+    assert Ledger(str(tmp_path / "absent")).release({"a"}) == 0
+
+
+def test_many_processes_never_share_a_device(tmp_path: Path) -> None:
+    """Each process takes a device, and every fourth dies before it gives it back."""
+    program = """
+import os, sys
+sys.path[:0] = [{root!r}, {tests!r}]
+from pathlib import Path
+from test_ledger import Ledger, LeaseError, lease, take
+kept = Ledger({state!r})
+for turn in range(12):
+    mine = lease(Path({state!r}), f"{{sys.argv[1]}}-{{turn}}", alive=True)
+    try:
+        key = kept.allocate(mine, take(1)).keys[0]
+    except LeaseError:
+        continue
+    path = {state!r} + "/" + key
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+    os.unlink(path)
+    if turn % 4 == 3 and int(sys.argv[1]) % 2:
+        os._exit(9)
+    kept.release({{mine["token"]}})
+"""
+    here = os.path.dirname(os.path.abspath(__file__))
+    text = program.format(root=os.path.dirname(here), tests=here, state=str(tmp_path))
+
+    def run(number: int) -> int:
+        return subprocess.run([sys.executable, "-c", text, str(number)], check=False, stdin=subprocess.DEVNULL).returncode
+
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(run, range(8))) <= {0, 9}
+    kept = Ledger(str(tmp_path))
+    left = len(kept.read())
+    assert kept.take_back() == left, "whoever died is found out"
+    assert kept.read() == []
+
+
+class Model(RuleBasedStateMachine):
+    """The ledger beside the simplest thing that could be right: a dict from device to container."""
+
+    names = st.sampled_from(["a", "b", "c"])
+
+    def __init__(self) -> None:
+        super().__init__()
+        import tempfile
+        self.directory = tempfile.TemporaryDirectory()
+        self.root = Path(self.directory.name)
+        self.kept = Ledger(str(self.root / "state"))
+        self.holding: dict[str, list[str]] = {}  # token: keys
+        self.live: dict[str, str] = {}  # container: token
+        self.ended: list[str] = []  # tokens whose hook has not come yet
+
+    def teardown(self) -> None:
+        self.directory.cleanup()
+
+    @rule(name=names, count=st.integers(1, 3))
+    def create(self, name: str, count: int) -> None:
+        made = lease(self.root, name)
+        certainly = {key for token in self.live.values() for key in self.holding.get(token, [])}
+        try:
+            keys = self.kept.allocate(made, take(count)).keys  # type: ignore[union-attr]
+        except LeaseError:
+            assert name in self.live or len(GPUS) - len(certainly) < count, "refused though there were devices"
+            self.sweep_model()
+            return
+        assert name not in self.live and not certainly & set(keys)
+        (self.root / name).mkdir()
+        tokens = {entry["token"] for entry in self.kept.read()}
+        self.holding = {token: held for token, held in self.holding.items() if token in tokens}
+        self.holding[made["token"]] = keys
+        self.live[name] = made["token"]
+
+    def sweep_model(self) -> None:
+        self.holding = {token: held for token, held in self.holding.items() if token in self.live.values()}
+
+    @precondition(lambda self: self.live)
+    @rule(data=st.data(), with_hook=st.booleans())
+    def delete(self, data: st.DataObject, with_hook: bool) -> None:
+        name = data.draw(st.sampled_from(sorted(self.live)))
+        token = self.live.pop(name)
+        (self.root / name).rmdir()
+        if with_hook:
+            assert self.kept.release({token}) == 1
+            del self.holding[token]
+        else:
+            self.ended.append(token)
+
+    @precondition(lambda self: self.ended)
+    @rule()
+    def late_hook(self) -> None:
+        token = self.ended.pop()
+        self.kept.release({token})
+        self.holding.pop(token, None)
+
+    @rule()
+    def take_back(self) -> None:
+        self.kept.take_back()
+        self.sweep_model()
+
+    @invariant()
+    def the_same(self) -> None:
+        entries = self.kept.read()
+        assert {entry["token"]: entry["keys"] for entry in entries} == self.holding
+        everything = [key for entry in entries for key in entry["keys"]]
+        assert len(everything) == len(set(everything)), "one holder of each device"
+
+
+TestModel = Model.TestCase
+
+
+def test_the_file_is_json_for_people(tmp_path: Path) -> None:
+    kept = Ledger(str(tmp_path))
+    kept.allocate(lease(tmp_path, "c", alive=True), take(1))
+    (entry,) = json.loads(Path(kept.path).read_text())
+    assert entry["owner"] == "oci" and entry["pid"] == os.getpid() and entry["names"] == ["gpu=c195:0"]
