@@ -12,6 +12,7 @@ from shim import compiler, configjson, engine, jsontext
 from shim.edits import ANNOTATION, DEVICE, ENV, GID, HOOK, MOUNT, NET_DEVICE, RDT, RESOURCE
 from shim.errors import BundleError, ChandlerError
 from shim.inventory import Place, Stale
+from shim.ledger import Ledger
 
 _NOTES = (
     "The environment is that of the container's own process; processes started later by exec get the engine's.",
@@ -44,11 +45,14 @@ def run(arguments: argparse.Namespace) -> int:
         raise BundleError(f"{path}: {error.what}") from None
     if type(document) is not dict:
         raise BundleError(f"{path} is not an object")
+    held = None
+    if inventory.config["gpu.allocator"] == "leases":
+        held = Ledger(inventory.config["state-dir"] or place.state_dir, place.rootless).read()
     try:
-        made = engine.plan(document, inventory)
+        made = engine.plan(document, inventory, held=held)
     except Stale:  # the stored inventory lost a part while we read it
         inventory = compiler.refresh(place)
-        made = engine.plan(document, inventory)
+        made = engine.plan(document, inventory, held=held)
     if made is None:
         return _show_nothing(arguments.format)
     after = engine.equip(document, made, place.rootless)
