@@ -103,8 +103,10 @@ def _explain(place: Place) -> Any:
 
 
 def _third_party() -> None:
-    """Lets imports find the distribution's packages (YAML), which -S leaves out."""
+    """Off the warm path: lets imports find the distribution's packages (YAML), which -S leaves out."""
+    import gc
     import site
+    gc.enable()
     for directory in site.getsitepackages():
         if directory not in sys.path:
             sys.path.append(directory)

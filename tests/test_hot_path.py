@@ -13,7 +13,7 @@ REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PYTHON = "/usr/bin/python3" if os.path.exists("/usr/bin/python3") else sys.executable
 
 # What a bare interpreter has loaded is free; beyond that a create loads these of the standard library, all written in C,
-OTHERS = {"_json", "_blake2", "_signal", "errno", "marshal", "posix", "time", "zlib"}
+OTHERS = {"_json", "_blake2", "_signal", "errno", "gc", "marshal", "posix", "time", "zlib"}
 # and these of ours.  A new one costs every container on every node: think first.
 OURS = {"shim", "shim.args", "shim.cdi", "shim.cdi.names", "shim.cdi.resolve", "shim.configjson", "shim.edits", "shim.engine",
         "shim.errors", "shim.files", "shim.gpu", "shim.grants", "shim.host", "shim.identity", "shim.inventory", "shim.jsontext",
