@@ -46,7 +46,7 @@ class Watch:
         self._libc = ctypes.CDLL(None, use_errno=True) if use_inotify else None
         self._descriptor = -1
         self._wanted: Dict[int, Wanted] = {}
-        self._directories: Mapping[str, Tuple[str, ...]] = {}
+        self._polled: Dict[str, Wanted] = {}
         self._seen: List[Tuple[str, Tuple[int, ...]]] = []
         if self._libc is not None and hasattr(self._libc, "inotify_init1"):
             self._descriptor = self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -66,12 +66,13 @@ class Watch:
 
         Call it before the sources are read, so that no change is missed.
         """
-        self._directories = dict(directories)
+        places = _places(directories)
         if self._descriptor < 0 or self._libc is None:
+            self._polled = places
             self._seen = self._look()
             return
         before, self._wanted = self._wanted, {}
-        for place, wanted in _places(self._directories).items():
+        for place, wanted in places.items():
             number = self._libc.inotify_add_watch(self._descriptor, os.fsencode(place), _MASK)
             if number >= 0:
                 self._wanted[number] = wanted
@@ -101,7 +102,7 @@ class Watch:
 
     def _look(self) -> List[Tuple[str, Tuple[int, ...]]]:
         seen: List[Tuple[str, Tuple[int, ...]]] = []
-        for place, wanted in sorted(_places(self._directories).items()):
+        for place, wanted in self._polled.items():
             try:
                 names = [name for name in sorted(os.listdir(place)) if _matters(name, wanted)]
             except OSError:

@@ -86,10 +86,15 @@ class CRI:
         text = self.exec(container, "cat", "/proc/1/environ").out
         return dict(entry.split("=", 1) for entry in text.split("\0") if "=" in entry)
 
+    def info(self, container: str) -> dict[str, Any]:
+        """What the engine knows of a container: `pid`, `runtimeSpec`, …"""
+        status = self.runtime.ContainerStatus(pb.ContainerStatusRequest(container_id=container, verbose=True), timeout=PATIENCE)
+        found: dict[str, Any] = json.loads(status.info["info"])
+        return found
+
     def spec(self, container: str) -> dict[str, Any]:
         """The container's config.json as the engine wrote it."""
-        info = self.runtime.ContainerStatus(pb.ContainerStatusRequest(container_id=container, verbose=True), timeout=PATIENCE).info
-        spec: dict[str, Any] = json.loads(info["info"])["runtimeSpec"]
+        spec: dict[str, Any] = self.info(container)["runtimeSpec"]
         return spec
 
     def running(self, container: str) -> bool:

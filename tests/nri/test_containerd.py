@@ -15,6 +15,7 @@ import pytest
 from lab import cgroups
 from lab.containerd import RELEASES, Containerd, Release
 from lab.cri import CRI, Refused, reason
+from lab.engine import read
 from lab.install import Installation
 from lab.node import KIND, Node, uuid
 from lab.plugin import Plugin, launcher, until
@@ -119,9 +120,7 @@ def test_a_pod_with_a_request(scene: Scene, cri: CRI) -> None:
     # another GPU's number, made by hand, is refused by the kernel
     third = scene.node.gpus[2]
     assert "not permitted" in cri.exec(container, "sh", "-c", f"mknod /tmp/g c {third.major} {third.minor} && exec 3</tmp/g").err
-    pid = json.loads(cri.runtime.ContainerStatus(__import__("cri_api.v1.api_pb2", fromlist=["x"]).ContainerStatusRequest(
-        container_id=container, verbose=True), timeout=60).info["info"])["pid"]
-    assert cgroups.limit("memory", "memory.limit_in_bytes", "memory.max", pid) == 64 << 20
+    assert cgroups.limit("memory", "memory.limit_in_bytes", "memory.max", cri.info(container)["pid"]) == 64 << 20
     assert scene.records() == [container]
     cri.remove(container)
     until(lambda: scene.records() == [], "the grant's end")
@@ -356,7 +355,7 @@ def test_launched_by_containerd(scene: Scene, cri: CRI) -> None:
     scene.containerd.stop()
     try:
         scene.containerd.start()
-        until(lambda: os.path.exists(log) and "serving containerd" in open(log, encoding="utf-8").read(), "the launched plugin")
+        until(lambda: "serving containerd" in read(log), "the launched plugin")
         assert cri.ready() and opened(cri, cri.run(cri.pod("launched", ask(resources=gpus(1))))) == [0]
     finally:
         os.unlink(program)
