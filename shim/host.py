@@ -28,8 +28,10 @@ def lstat_device(path: str) -> Tuple[str, int, int, int]:
     """
     try:
         found = posix.lstat(path)
+    except FileNotFoundError:  # in our words: podman takes the system's for a command that it did not find
+        raise errors.HostError(f"{path} is not on this host") from None
     except (OSError, ValueError) as error:
-        raise errors.HostError(f"{path} is not on this host ({getattr(error, 'strerror', error)})") from None
+        raise errors.HostError(f"{path} cannot be looked at ({getattr(error, 'strerror', error)})") from None
     kind = _TYPES.get(found.st_mode & _FORMAT)
     if kind is None:
         raise errors.HostError(f"{path} is not a device node")
