@@ -124,25 +124,23 @@ def _libraries(tree: Tree, options: Options, found: Driver) -> Tuple[List[Dict[s
     folders: List[str] = []
     suffix = ".so." + found.version
     for folder in (directory, directory + "/vdpau"):
-        names = tree.names(root + (tree.real(folder, root) or folder))
+        place = root + (tree.real(folder, root) or folder)
+        names = tree.names(place)
         targets: Dict[str, str] = {}
         for name in names:
             if name.endswith(suffix) or (name.startswith(_OTHER_VERSIONS) and ".so" in name):
                 real = tree.real(f"{folder}/{name}", root)
-                if tree.kind(root + real) == "file" and real not in targets:
+                if tree.kind(root + real) == "file" and len(name) > len(targets.get(real, "")):
                     targets[real] = name
+        linked = {name: tree.real(f"{folder}/{name}", root) for name in names
+                  if ".so" in name and name.startswith("lib") and tree.link(f"{place}/{name}")}
         # of several names for one file the longest is the file's own; the others are its links
-        for name in names:
-            real = tree.real(f"{folder}/{name}", root) if ".so" in name and name.startswith("lib") else ""
+        for name, real in linked.items():
             if real in targets and len(name) > len(targets[real]):
                 targets[real] = name
         mounts += [mount(options, real, f"{folder}/{name}") for real, name in targets.items()]
-        for name in names:
-            if ".so" not in name or not name.startswith("lib"):
-                continue
-            real = tree.real(f"{folder}/{name}", root)
-            if real in targets and targets[real] != name:
-                pairs.append((f"{folder}/{name}", _says(tree, root, folder, name, targets[real])))
+        pairs += [(f"{folder}/{name}", _says(tree, root, folder, name, targets[real])) for name, real in linked.items()
+                  if real in targets and targets[real] != name]
         if targets:
             folders.append(folder)
     pairs += _missing_links(mounts, pairs, directory)
