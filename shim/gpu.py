@@ -40,8 +40,8 @@ _NODES = {
     "intel.com/gaudi": ((), ("/dev/accel/accel{0}", "/dev/accel/accel_controlD{0}")),
 }
 _REMEDIES = {
-    "nvidia.com/gpu": "load the driver with `nvidia-modprobe -u -c 0`, or give the node a CDI file with `nvidia-ctk cdi generate`",
-    "amd.com/gpu": "load the amdgpu driver, or give the node a CDI file with `amd-ctk cdi generate`",
+    "nvidia.com/gpu": "load the driver with `nvidia-modprobe -u -c 0`, or give the node a CDI file with `chandler cdi generate`",
+    "amd.com/gpu": "load the amdgpu driver, or give the node a CDI file with `chandler cdi generate`",
 }
 
 

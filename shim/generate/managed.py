@@ -32,7 +32,7 @@ def file_name(vendor: str) -> str:
 
 def directory(config: Dict[str, Any]) -> str:
     """Where those files go: as configured, else the CDI directory of the highest priority."""
-    return str(config["cdi.generate-dir"] or config["cdi.spec-dirs"][-1])
+    return str(config["cdi.generate-dir"] or (config["cdi.spec-dirs"] or ["/var/run/cdi"])[-1])
 
 
 def fallback(kinds: List[str], config: Dict[str, Any], tree: Optional[Tree] = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from shim import paths
 from shim.cdi.compile import SAFE_HOOK_ENV
 from shim.errors import HostError
 
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     # A CDI `containerEdits` in the making; `calls` are what hooks are to do, each a list of a hook's name and its words
     Block = Dict[str, List[Any]]
 
-HOOK = "/usr/bin/chandler-hook"  # the installation rewrites this line
 OUR_PROGRAM = "chandler-hook"
 
 STRATEGIES = ("index", "uuid", "type-index")
@@ -46,7 +46,7 @@ class Options:
         self.strategies = tuple(name for name in STRATEGIES if name in strategies)
         self.mode = mode
         self.all = all
-        self.hook = hook or HOOK
+        self.hook = hook or paths.HOOK
 
     def recorded(self) -> Dict[str, Any]:
         """What differs from the defaults, for the file's annotation, so that it can be made again."""

@@ -1,7 +1,11 @@
 """NVML behind its one module: a library that answers like NVIDIA's, in all its moods."""
 from __future__ import annotations
 
+import importlib.util
 import os
+import pathlib
+import shutil
+import subprocess
 import time
 from typing import Any
 
@@ -141,7 +145,7 @@ def test_a_failure_in_the_child_is_an_error() -> None:
 
 
 def crash() -> dict[str, Any]:
-    os.kill(os.getpid(), 11)
+    os.kill(os.getpid(), 9)
     return {}
 
 
@@ -170,3 +174,50 @@ def test_a_child_that_misbehaves(work: Any, capfd: pytest.CaptureFixture[str]) -
 def test_without_a_library_there_is_no_answer() -> None:
     with pytest.raises(Unanswered, match="libnvidia-ml.so.1 is not on this host"):
         nvml.ask("")
+
+
+# --- nvidia-ml-py itself, over a library of our own ------------------------------------------------------------
+
+SOURCE = r"""
+#include <stdio.h>
+#include <string.h>
+typedef void *handle;   /* the GPU's number + 1; 100 more for each of its instances */
+int nvmlInitWithFlags(unsigned f) { return INIT; }
+int nvmlShutdown(void) { return 0; }
+int nvmlSystemGetDriverVersion(char *v, unsigned n) { strcpy(v, "550.54.15"); return 0; }
+int nvmlDeviceGetCount_v2(unsigned *n) { *n = 2; return 0; }
+int nvmlDeviceGetHandleByIndex_v2(unsigned i, handle *h) { *h = (handle)(long)(i + 1); return 0; }
+int nvmlDeviceGetMinorNumber(handle h, unsigned *n) { *n = (long)h - 1; return 0; }
+int nvmlDeviceGetUUID(handle h, char *v, unsigned n) { snprintf(v, n, "%s-%ld", (long)h > 100 ? "MIG" : "GPU", (long)h); return 0; }
+int nvmlDeviceGetName(handle h, char *v, unsigned n) { strcpy(v, "NVIDIA H100 80GB HBM3"); return 0; }
+struct pci { char legacy[16]; unsigned domain, bus, device, id, subsystem; char bus_id[32]; };
+int nvmlDeviceGetPciInfo_v3(handle h, struct pci *p) { memset(p, 0, sizeof *p); sprintf(p->bus_id, "00000000:%02lX:00.0", 0x1a + (long)h); return 0; }
+int nvmlDeviceGetMigMode(handle h, unsigned *now, unsigned *then) { if ((long)h == 1) return 3; *now = *then = 1; return 0; }
+int nvmlDeviceGetMaxMigDeviceCount(handle h, unsigned *n) { *n = 7; return 0; }
+int nvmlDeviceGetMigDeviceHandleByIndex(handle h, unsigned i, handle *m) { if (i != 0 && i != 3) return 6; *m = (handle)((long)h + 100 * (i + 1)); return 0; }
+int nvmlDeviceGetGpuInstanceId(handle h, unsigned *n) { *n = (long)h / 100; return 0; }
+int nvmlDeviceGetComputeInstanceId(handle h, unsigned *n) { *n = 0; return 0; }
+"""
+
+
+@pytest.mark.parametrize("init", [0, 9, 18])
+def test_the_real_package_over_a_library_of_ours(init: int, tmp_path: pathlib.Path) -> None:
+    gcc = shutil.which("gcc")
+    if gcc is None:
+        pytest.skip("not installed: gcc")
+    if importlib.util.find_spec("pynvml") is None:
+        pytest.skip("nvidia-ml-py is optional, and not here")
+    (tmp_path / "nvml.c").write_text(SOURCE)
+    library = str(tmp_path / "libnvidia-ml.so.1")
+    subprocess.run([gcc, "-shared", "-fPIC", "-w", f"-DINIT={init}", "-o", library, str(tmp_path / "nvml.c")], check=True)
+    if init:
+        with pytest.raises(HostError, match="different versions" if init == 18 else "Driver Not Loaded"):
+            nvml.ask(library)
+        return
+    answer = nvml.ask(library)
+    assert answer["driver"] == "550.54.15"
+    assert [(gpu["minor"], gpu["uuid"], gpu["bdf"], gpu["mig"], gpu["coherent"]) for gpu in answer["gpus"]] == [
+        (0, "GPU-1", "00000000:1B:00.0", False, False), (1, "GPU-2", "00000000:1C:00.0", True, False)]
+    assert answer["gpus"][1]["parts"] == [{"index": 0, "uuid": "MIG-102", "gi": 1, "ci": 0}, {"index": 3, "uuid": "MIG-402", "gi": 4, "ci": 0}]
+    with pytest.raises(Unanswered, match="No such file|cannot open"):
+        nvml.ask(str(tmp_path / "absent.so"))
