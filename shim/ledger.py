@@ -55,11 +55,12 @@ class Ledger:
     def _failed(self, error: OSError) -> errors.ChandlerError:
         return errors.HostError(f"the ledger of leases {self.path} cannot be changed: {error.strerror}")
 
-    def allocate(self, lease: Lease, plan: Callable[[List[Lease]], Optional[Plan]]) -> Optional[Plan]:
+    def allocate(self, lease: Lease, plan: Callable[[List[Lease]], Optional[Plan]], patient: bool = True) -> Optional[Plan]:
         """What `plan` makes of the leases of all others; what it takes is then held by `lease`, to which names and
         keys are added.
 
-        A plan for which devices are short is made once more after leases that nobody holds any longer are taken back.
+        A plan for which devices are short is made once more after leases that nobody holds any longer are taken back;
+        without `patient` that is left to the caller, since runtimes may take their time to answer.
         Raises what `plan` raises (LeaseError: devices are short), LeaseError when the container holds a lease
         already, and HostError.
         """
@@ -68,7 +69,7 @@ class Ledger:
             try:
                 return self._allocate(lease, plan)
             except errors.LeaseError:
-                if not self.take_back():
+                if not patient or not self.take_back():
                     raise
             return self._allocate(lease, plan)
         except OSError as error:
@@ -123,6 +124,11 @@ def oci_lease(container: str, root: str, runtime: str, now: int) -> Lease:
     pid = posix.getpid()
     return {"token": posix.urandom(12).hex(), "owner": "oci", "id": container, "root": root, "runtime": runtime,
             "pid": pid, "started": started(pid), "since": now}
+
+
+def nri_lease(container: str, pod: str, now: int) -> Lease:
+    """A lease for a container that the NRI plugin equips, and whose end the plugin is told."""
+    return {"token": posix.urandom(12).hex(), "owner": "nri", "id": container, "root": "", "pod": pod, "since": now}
 
 
 def started(pid: int) -> int:

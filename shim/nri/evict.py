@@ -11,6 +11,15 @@ import signal
 from shim.errors import HostError
 
 
+def runs(container: str, pid: int) -> bool:
+    """Whether process `pid` is there and one of the container's."""
+    try:
+        with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="replace") as file:
+            return pid > 0 and container in file.read()
+    except OSError:
+        return False
+
+
 def end(container: str, pid: int) -> None:
     """Kills the container's first process, if `pid` still is that.  Raises HostError.
 
@@ -22,9 +31,7 @@ def end(container: str, pid: int) -> None:
     try:
         descriptor = os.pidfd_open(pid)
         try:
-            with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="replace") as file:
-                groups = file.read()
-            if container not in groups:
+            if not runs(container, pid):
                 raise HostError(f"container {container} cannot be ended: process {pid} is not in its control group")
             signal.pidfd_send_signal(descriptor, signal.SIGKILL)
         finally:

@@ -20,6 +20,7 @@ class Metrics:
         self.connections = 0
         self.connected = False
         self.grants = 0
+        self.leases = 0
         self._buckets = [0] * (len(BOUNDS) + 1)
         self._seconds = 0.0
 
@@ -41,6 +42,7 @@ class Metrics:
         _single(lines, "chandler_nri_connections_total", "counter", "connections to the runtime", self.connections)
         _single(lines, "chandler_nri_connected", "gauge", "1 while the runtime has us", int(self.connected))
         _single(lines, "chandler_nri_grants", "gauge", "grants that containers hold", self.grants)
+        _single(lines, "chandler_nri_leases", "gauge", "leases of devices that containers hold through NRI", self.leases)
         _head(lines, _CREATE, "histogram", "time in CreateContainer")
         total = 0
         for bound, count in zip((*map(str, BOUNDS), "+Inf"), self._buckets):

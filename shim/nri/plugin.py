@@ -130,7 +130,7 @@ class Connection:
         return messages.CreateContainerResponse() if made is None else messages.CreateContainerResponse(adjust=made)
 
     def _stop(self, request: Any) -> Any:
-        self.service.stop(request.container.id)
+        self.service.stop(request.container.id, request.container.pid)
         return messages.StopContainerResponse()
 
     def _remove(self, request: Any) -> Any:

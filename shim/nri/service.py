@@ -7,11 +7,12 @@ file.  NRI creates the container unadjusted when a handler takes more than two s
 from __future__ import annotations
 
 import os
+import threading
 import time
 from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Set
 
-from shim import engine, files, grants, jsontext, report
-from shim.errors import ChandlerError, HostError
+from shim import engine, files, grants, jsontext, leases, ledger, report
+from shim.errors import ChandlerError, HostError, LeaseError
 from shim.nri import adjust, document, evict, messages
 from shim.nri.adjust import Runtime
 from shim.nri.metrics import Metrics
@@ -42,11 +43,20 @@ class Service:
         self.metrics = Metrics()
         self.runtime = Runtime("", "")
         self.held: Dict[str, Held] = {}
+        self._collecting: Optional[threading.Thread] = None
         self.evict: Callable[[str, int], None] = evict.end
 
     @property
+    def _state_dir(self) -> str:
+        return str(self.inventory.config["state-dir"] or self.place.state_dir)
+
+    @property
     def _records(self) -> str:
-        return grants.nri(self.inventory.config["state-dir"] or self.place.state_dir)
+        return grants.nri(self._state_dir)
+
+    @property
+    def _ledger(self) -> ledger.Ledger:
+        return ledger.Ledger(self._state_dir, self.place.rootless)
 
     # --- one container ----------------------------------------------------------------------------------------
 
@@ -80,10 +90,18 @@ class Service:
 
     def _grant(self, pod: Any, container: Any, annotations: Dict[str, str], line: Dict[str, Any]) -> Optional[Any]:
         wanted = document.build(container, annotations)
-        plan = engine.plan(wanted, self.inventory, container.name)
+        result: Any = None
+
+        def planned(held: Any) -> Optional[engine.Plan]:
+            nonlocal result
+            made = engine.plan(wanted, self.inventory, container.name, held)
+            if made is not None:
+                result = adjust.adjustment(made, self.runtime, wanted)
+            return made
+
+        plan = self._leased(pod, container, planned)
         if plan is None:
             return None
-        result = adjust.adjustment(plan, self.runtime, wanted)
         nodes = adjust.nodes(plan)
         record = {
             "id": container.id, "root": "", "owner": "nri", "runtime": str(self.runtime), "pod": pod.id,
@@ -93,8 +111,11 @@ class Service:
         }
         try:
             grants.write(self._records, record, self.place.rootless)
-        except OSError as error:
-            raise HostError(f"the grant cannot be recorded in {self._records}: {error.strerror}") from None
+        except (OSError, ChandlerError) as error:
+            self._end_lease(container.id)
+            if isinstance(error, OSError):
+                raise HostError(f"the grant cannot be recorded in {self._records}: {error.strerror}") from None
+            raise
         self.held[container.id] = Held({device.name for device in result.CDI_devices},
                                        {device.path for device in result.linux.devices})
         self.metrics.grants = len(self.held)
@@ -103,6 +124,27 @@ class Service:
             counts[edit[0]] = counts.get(edit[0], 0) + 1
         line.update(source=plan.request.source, devices=plan.names, edits=counts, runtime=str(self.runtime))
         return result
+
+    def _leased(self, pod: Any, container: Any, plan: Callable[[Any], Optional[engine.Plan]]) -> Optional[engine.Plan]:
+        """The plan, its devices held by nobody else where leases are kept.  Raises ChandlerError."""
+        if self.inventory.config["gpu.allocator"] != "leases":
+            return plan(None)
+        try:
+            made: Optional[engine.Plan] = self._ledger.allocate(
+                ledger.nri_lease(container.id, pod.id, int(time.time())), plan, patient=False)
+        except LeaseError:
+            # Runtimes are asked off the handler; when a lease turns out to be nobody's, the kubelet's next try finds it.
+            if self._collecting is None or not self._collecting.is_alive():
+                self._collecting = threading.Thread(target=self._collect, args=(self._ledger,), daemon=True)
+                self._collecting.start()
+            raise
+        return made
+
+    def _collect(self, book: ledger.Ledger) -> None:
+        try:
+            book.take_back()
+        except ChandlerError as error:
+            self.log({"time": report.now(), "level": "error", "error": str(error)})
 
     def validate(self, container: Any, adjustment: Any) -> str:
         """Why the adjustment that all plugins together made must not be used; empty when it may."""
@@ -113,8 +155,10 @@ class Service:
                    | held.paths - {device.path for device in adjustment.linux.devices})
         return f"another NRI plugin took away {', '.join(sorted(missing))}, which Chandler had granted" if missing else ""
 
-    def stop(self, container_id: str) -> None:
-        """The container's processes have ended, or its create has failed."""
+    def stop(self, container_id: str, pid: int) -> None:
+        """The container's processes have ended, or its create has failed; one that still runs keeps its devices."""
+        if not evict.runs(container_id, pid):
+            self._end_lease(container_id)
 
     def remove(self, container_id: str) -> None:
         """The container is gone."""
@@ -122,12 +166,30 @@ class Service:
             self._release(container_id)
 
     def _release(self, container_id: str) -> None:
-        """Gives back what a container held.  The one place where its leases end, too."""
+        """Gives back all that a container held."""
+        self._end_lease(container_id)
         grants.remove(self._records, "", container_id)
         self.metrics.grants = len(self.held)
 
+    def _end_lease(self, container_id: str) -> None:
+        """The one place where leases end.  Never raises: an event has nobody to tell."""
+        try:
+            lease = leases.of_container(self._ledger.read(), "nri", "", container_id)
+            if lease is not None:
+                self._ledger.release({lease["token"]})
+        except ChandlerError as error:
+            self.log({"time": report.now(), "level": "error", "container": container_id, "error": str(error)})
+
     def _recorded(self, container_id: str) -> bool:
         return os.path.exists(grants.record_path(self._records, "", container_id))
+
+    def measured(self) -> str:
+        """The metrics, as they are now."""
+        try:
+            self.metrics.leases = sum(lease["owner"] == "nri" for lease in self._ledger.read())
+        except ChandlerError:
+            pass  # the number before stays
+        return self.metrics.text()
 
     # --- all containers ---------------------------------------------------------------------------------------
 
@@ -143,6 +205,7 @@ class Service:
         """
         ids = {container.id for container in containers}
         recorded = self._sweep(ids)
+        self._sweep_leases({container.id for container in containers if container.state in messages.LIVE_STATES})
         others = self._wrapped()
         for container in containers:
             if container.id in recorded or container.id in others or container.state not in messages.LIVE_STATES:
@@ -196,11 +259,20 @@ class Service:
         self.metrics.grants = len(self.held)
         return recorded
 
+    def _sweep_leases(self, live: Set[str]) -> None:
+        """Ends the leases of containers that ended while no plugin was told."""
+        try:
+            gone = [lease["id"] for lease in self._ledger.read()
+                    if lease["owner"] == "nri" and lease["id"] not in live and time.time() - lease["since"] >= _MINIMUM_AGE]
+        except ChandlerError:
+            return  # whoever wants a lease is told
+        for container in gone:
+            self._end_lease(container)
+
     def _wrapped(self) -> Set[str]:
         """The containers that the runtime wrapper has equipped."""
-        state_dir = self.inventory.config["state-dir"] or self.place.state_dir
         try:
-            return {name.partition("-")[2][:-len(".json")] for name in os.listdir(grants.directory(state_dir))}
+            return {name.partition("-")[2][:-len(".json")] for name in os.listdir(grants.directory(self._state_dir))}
         except OSError:
             return set()
 

@@ -279,7 +279,7 @@ class Loop:
             if data and b"\r\n\r\n" not in request and len(request) <= MAX_REQUEST:
                 return
             if data:
-                body = self.service.metrics.text().encode()
+                body = self.service.measured().encode()
                 head = f"HTTP/1.0 200 OK\r\nContent-Type: text/plain; version=0.0.4\r\nContent-Length: {len(body)}\r\n\r\n"
                 scrape.send(head.encode() + body)  # fits the socket's buffer, or the scrape is lost
         except (BlockingIOError, InterruptedError):

@@ -276,6 +276,26 @@ def refused_with(cri: CRI, pod: Any, words: str) -> bool:
     return False
 
 
+def test_leases(scene: Scene, cri: CRI) -> None:
+    """Exclusive devices: those of a container that has ended are free at once."""
+    scene.configure('[gpu]\nallocator = "leases"\n')
+    os.kill(scene.plugins[-1].pid, signal.SIGHUP)
+    until(lambda: leases_are_kept(scene, cri), "the new allocator")
+    pod = cri.pod("holders", ask(resources=gpus(4)))
+    first, second = cri.run(pod, "first"), cri.run(pod, "second", command=["sh", "-c", "exec sleep 3600"])
+    assert opened(cri, first) == [0, 1, 2, 3] and opened(cri, second) == [4, 5, 6, 7]
+    assert refused_with(cri, pod, "4 devices")
+    os.kill(cri.info(first)["pid"], signal.SIGKILL)
+    third = until(lambda: attempt(cri, pod), "devices of a container that has ended")
+    assert opened(cri, cri.start(third)) == [0, 1, 2, 3]
+
+
+def leases_are_kept(scene: Scene, cri: CRI) -> bool:
+    cri.remove(cri.create(cri.pod("probe", ask(resources=gpus(1)))))
+    cri.end(cri.pods[-1])
+    return os.path.exists(os.path.join(scene.installation.state, "leases"))
+
+
 def test_a_hundred_pods(scene: Scene, cri: CRI) -> None:
     def live(number: int) -> tuple[int, str]:
         with CRI(scene.containerd.socket) as own:

@@ -189,7 +189,7 @@ def test_a_message_that_cannot_be_read(peer: Connect) -> None:
 
 def test_a_defect_of_ours_fails_one_call(peer: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
     connected = peer()
-    monkeypatch.setattr(service_of(connected), "stop", lambda _: 1 // 0)
+    monkeypatch.setattr(service_of(connected), "stop", lambda *_: 1 // 0)
     with pytest.raises(RemoteError, match="internal error in StopContainer, ZeroDivisionError"):
         connected.call("StopContainer", m.StopContainerRequest())
     assert connected.create(pod(TWO), container()).CDI_devices
@@ -264,6 +264,58 @@ def test_grants_of_containers_that_are_gone_end_when_they_are_old_enough(peer: C
         file.write(b"\xff")
     synchronized(connected, [container(id="there", state=3)], [pod(TWO)])
     assert sorted(os.listdir(directory)) == ["00000000-damaged.json", "00000000-there.json", "00000000-young.json"]
+
+
+# --- leases -------------------------------------------------------------------------------------------------------
+
+def leased(peer: Peer) -> dict[str, list[str]]:
+    return {lease["id"]: lease["names"] for lease in service_of(peer)._ledger.read()}
+
+
+def test_no_two_containers_hold_one_device(peer: Connect) -> None:
+    connected = peer(gpu__allocator="leases")
+    names = [[device.name for device in connected.create(pod(TWO), container(id=f"c-{n}")).CDI_devices] for n in range(4)]
+    assert names == [[f"{NVIDIA}={2 * n}", f"{NVIDIA}={2 * n + 1}"] for n in range(4)]
+    with pytest.raises(RemoteError, match="2 devices"):
+        connected.create(pod(TWO), container(id="c-4"))
+    connected.call("StopContainer", m.StopContainerRequest(container=container(id="c-2")))
+    assert sorted(leased(connected)) == ["c-0", "c-1", "c-3"]
+    assert "\nchandler_nri_leases 3\n" in service_of(connected).measured()
+    assert [device.name for device in connected.create(pod(TWO), container(id="c-5")).CDI_devices] == names[2]
+    for n in (0, 1, 2, 3, 5):
+        connected.call("StateChange", m.StateChangeEvent(event=m.REMOVE_CONTAINER, container=container(id=f"c-{n}")))
+    assert leased(connected) == {} and service_of(connected).records() == []
+
+
+def test_what_cannot_be_told_or_recorded_holds_nothing(peer: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    connected = peer("1.7.24", gpu__allocator="leases")
+    with pytest.raises(RemoteError, match="pids_limit"):
+        connected.create(pod({"chandler.oci/service": '{"resources": {"gpu": {"count": 1}, "pids_limit": 5}}'}), container())
+    assert leased(connected) == {}
+    monkeypatch.setattr("shim.grants.write", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(RemoteError, match="No space left"):
+        connected.create(pod(TWO), container())
+    assert leased(connected) == {}
+
+
+def test_a_container_that_still_runs_keeps_its_lease(peer: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    connected = peer(gpu__allocator="leases")
+    connected.create(pod(TWO), container(id="c"))
+    monkeypatch.setattr("shim.nri.evict.runs", lambda container, pid: True)
+    connected.call("StopContainer", m.StopContainerRequest(container=container(id="c")))
+    assert list(leased(connected)) == ["c"]
+
+
+def test_leases_of_containers_that_ended_unseen_are_ended(peer: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    connected = peer(gpu__allocator="leases")
+    for name in ("live", "ended", "gone"):
+        connected.create(pod(TWO), container(id=name))
+    now = [container(id="live", state=3), container(id="ended", state=4)]
+    synchronized(connected, now, [pod(TWO)])
+    assert sorted(leased(connected)) == ["ended", "gone", "live"], "they are younger than a create may last"
+    monkeypatch.setattr("shim.nri.service._MINIMUM_AGE", 0.0)
+    synchronized(connected, now, [pod(TWO)])
+    assert list(leased(connected)) == ["live"]
 
 
 # --- what breaks a connection -------------------------------------------------------------------------------------
