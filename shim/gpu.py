@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from shim.inventory import Inventory
     from shim.leases import Lease
 
-    Look = Callable[[str], Tuple[str, int, int, int, int]]
+    Look = Callable[[str], Tuple[str, int, int, int, int, str]]
 
 DEFAULT_VENDOR = "nvidia"
 
@@ -39,6 +39,8 @@ _NODES = {
     "intel.com/gpu": ((), ("/dev/dri/renderD{1}", "/dev/dri/card{0}")),
     "intel.com/gaudi": ((), ("/dev/accel/accel{0}", "/dev/accel/accel_controlD{0}")),
 }
+# Nodes of /dev/dri and /dev/accel say by their name nothing about whose they are.
+_PCI_VENDORS = {"nvidia.com/gpu": "0x10de", "amd.com/gpu": "0x1002", "intel.com/gpu": "0x8086", "intel.com/gaudi": "0x1da3"}
 _REMEDIES = {
     "nvidia.com/gpu": "load the driver with `nvidia-modprobe -u -c 0`, or give the node a CDI file with `chandler cdi generate`",
     "amd.com/gpu": "load the amdgpu driver, or give the node a CDI file with `chandler cdi generate`",
@@ -69,7 +71,7 @@ def grant(wish: Optional[Dict[str, Any]], engine_names: List[str], inventory: In
           look: Look, held: Optional[List[Lease]] = None) -> Grant:
     """The devices for a request (None: no GPU is asked for) and for the qualified CDI names that the engine left.
 
-    `look` gives type, numbers, permission bits and group of a device node, or raises HostError.  `held` are the leases
+    `look` gives type, numbers, permission bits, group and PCI vendor of a device node, or raises HostError.  `held` are the leases
     that stand in the way; None: nobody keeps leases here.  Raises RequestError, CdiError, HostError, or LeaseError
     when there would be devices but for the leases.
     """
@@ -210,7 +212,7 @@ def _from_nodes(kind: str, asked: Any, count: int, inventory: Inventory, source:
             edits.extend(_node(path, origin, look))
         for number in numbers:
             for template in own:
-                edits.extend(_node(template.format(number, 128 + number), origin, look))
+                edits.extend(_node(template.format(number, 128 + number), origin, look, _PCI_VENDORS[kind]))
             keys.append(_own_key(own, number, look))
             _check_free(f"{kind}={number}", keys[-1:], source, held)
     except errors.HostError as error:
@@ -225,7 +227,7 @@ def _own_key(own: Tuple[str, ...], number: int, look: Look) -> str:
     """The physical key of a GPU from its own nodes, as a CDI file with the same nodes would give it."""
     parts = []
     for template in own:
-        kind, major, minor, _, _ = look(template.format(number, 128 + number))
+        kind, major, minor, _, _, _ = look(template.format(number, 128 + number))
         parts.append(f"{kind}{major}:{minor}")
     return "+".join(sorted(parts))
 
@@ -248,9 +250,14 @@ def _device_number(device: str, kind: str, source: str) -> int:
     return int(device)
 
 
-def _node(path: str, origin: str, look: Look) -> List[Edit]:
-    """A node as the host has it, and its group where others may not open it (/dev/dri and /dev/kfd)."""
-    kind, major, minor, mode, group = look(path)
+def _node(path: str, origin: str, look: Look, vendor: str = "") -> List[Edit]:
+    """A node as the host has it, and its group where others may not open it (/dev/dri and /dev/kfd).
+
+    Raises HostError when it is another vendor's, as far as the host says.
+    """
+    kind, major, minor, mode, group, found = look(path)
+    if vendor and found and found != vendor:
+        raise errors.HostError(f"{path} is a device of the PCI vendor {found}, not {vendor}")
     node = {"path": path, "type": kind, "major": major, "minor": minor, "fileMode": mode}
     if not group or mode & 0o006 == 0o006 or mode & 0o060 != 0o060:
         return [(DEVICE, path, node, origin)]

@@ -151,6 +151,21 @@ def _overflow_uid() -> int:
         return 65534
 
 
-def look(path: str) -> Tuple[str, int, int, int, int]:
-    """(type, major, minor, permission bits, group) of a device node.  Raises HostError."""
-    return (*lstat_device(path), posix.lstat(path).st_gid)
+def look(path: str) -> Tuple[str, int, int, int, int, str]:
+    """(type, major, minor, permission bits, group, PCI vendor or '') of a device node.  Raises HostError."""
+    kind, major, minor, mode = lstat_device(path)
+    return kind, major, minor, mode, posix.lstat(path).st_gid, _pci_vendor(major, minor)
+
+
+def _pci_vendor(major: int, minor: int) -> str:
+    """`0x10de` and the like, '' where the device is no PCI function's.  Source: sysfs-dev-char, sysfs-bus-pci."""
+    try:
+        descriptor = posix.open(f"/sys/dev/char/{major}:{minor}/device/vendor", posix.O_RDONLY | posix.O_CLOEXEC)
+    except OSError:
+        return ""
+    try:
+        return posix.read(descriptor, 64).decode("ascii", "replace").strip()
+    except OSError:
+        return ""
+    finally:
+        posix.close(descriptor)

@@ -163,17 +163,19 @@ def test_an_aggregate_shows_every_device() -> None:
 # --- without CDI ----------------------------------------------------------------------------------------------
 
 class Host:
-    """A fake `look`: device nodes by path, each (major, minor, permission bits, group)."""
+    """A fake `look`: device nodes by path, each (major, minor, permission bits, group); `vendors` by path where the host knows."""
+
+    vendors: dict[str, str] = {}
 
     def __init__(self, **nodes: tuple[int, int, int, int]) -> None:
         self.nodes = {"/dev/" + name.replace("_", "/"): found for name, found in nodes.items()}
         self.asked: list[str] = []
 
-    def __call__(self, path: str) -> tuple[str, int, int, int, int]:
+    def __call__(self, path: str) -> tuple[str, int, int, int, int, str]:
         self.asked.append(path)
         if path not in self.nodes:
             raise HostError(f"{path} is not on this host")
-        return ("c", *self.nodes[path])
+        return ("c", *self.nodes[path], self.vendors.get(path, ""))
 
 
 class Nvidia(Host):
@@ -201,6 +203,15 @@ def test_groups_where_others_may_not_open(mode: int, group: int, joins: bool) ->
     assert paths(found) == ["/dev/kfd", "/dev/dri/renderD128", "/dev/dri/card0"]
     assert [key for _, key, _, _ in found.edits.of(GID)] == ([44] if joins else [])
     assert found.edits.of(DEVICE)[1][2].get("gid") == (44 if joins else None)
+
+
+def test_a_node_of_another_vendor_is_never_taken() -> None:
+    look = Host(dri_renderD128=(226, 128, 0o666, 0), dri_card0=(226, 0, 0o666, 0))
+    look.vendors = {"/dev/dri/renderD128": "0x1002", "/dev/dri/card0": "0x1002"}
+    with pytest.raises(HostError, match="/dev/dri/renderD128 is a device of the PCI vendor 0x1002, not 0x8086"):
+        granted({"vendor": "intel"}, inventory(), look=look)
+    look.vendors = dict.fromkeys(look.vendors, "0x8086")
+    assert granted({"vendor": "intel"}, inventory(), look=look).names == ["intel.com/gpu=0"]
 
 
 @pytest.mark.parametrize(("vendor", "asked"), [
