@@ -76,7 +76,7 @@ def plan(document: Dict[str, Any], inventory: Inventory, container: str = "",
         raise errors.BundleError(f"{wish.source}: config.json has no process to equip")
     policy.check(wish, document, config, engine_names)
     try:
-        grant = gpu.grant(wish.gpu, engine_names, inventory, wish.source, host.look, held)
+        grant = gpu.grant(wish.gpu, engine_names, inventory, wish.source, host.look_at_gpu, held)
     except errors.CdiError as error:
         raise error.within(wish.source) from None
     if held is not None and grant.names:

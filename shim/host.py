@@ -151,10 +151,15 @@ def _overflow_uid() -> int:
         return 65534
 
 
-def look(path: str) -> Tuple[str, int, int, int, int, str]:
-    """(type, major, minor, permission bits, group, PCI vendor or '') of a device node.  Raises HostError."""
-    kind, major, minor, mode = lstat_device(path)
-    return kind, major, minor, mode, posix.lstat(path).st_gid, _pci_vendor(major, minor)
+def look(path: str) -> Tuple[str, int, int, int, int]:
+    """(type, major, minor, permission bits, group) of a device node.  Raises HostError."""
+    return (*lstat_device(path), posix.lstat(path).st_gid)
+
+
+def look_at_gpu(path: str) -> Tuple[str, int, int, int, int, str]:
+    """What `look` says of a device node, and its PCI vendor or ''.  Raises HostError."""
+    found = look(path)
+    return (*found, _pci_vendor(found[1], found[2]))
 
 
 def _pci_vendor(major: int, minor: int) -> str:
