@@ -7,7 +7,7 @@ config.json as containerd 1.7.24 and 2.1.9 wrote it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Dict, FrozenSet, List, NamedTuple, NoReturn, Tuple
+from typing import TYPE_CHECKING, Any, Dict, FrozenSet, List, NamedTuple, NoReturn, Set, Tuple
 
 from shim import edits as _edits
 from shim import oci
@@ -103,12 +103,14 @@ def _beside(plan: Plan) -> Edits:
 
 def _apply(result: Any, edits: Edits, runtime: Runtime, document: Dict[str, Any]) -> None:
     idmap = oci.in_user_namespace(document)
+    user = oci.process_user(document)
+    paths: Set[str] = set()
     for edit in edits.items:
         kind = edit[0]
         if kind == _edits.ENV:
             _env(result, edit, runtime)
         elif kind == _edits.DEVICE:
-            _device(result, edit, runtime, document)
+            _device(result, edit, runtime, user, paths)
         elif kind == _edits.MOUNT:
             _mount(result, edit, idmap)
         elif kind == _edits.HOOK:
@@ -132,19 +134,18 @@ def _env(result: Any, edit: Edit, runtime: Runtime) -> None:
     result.env.add(key=edit[1], value=edit[2])
 
 
-def _device(result: Any, edit: Edit, runtime: Runtime, document: Dict[str, Any]) -> None:
+def _device(result: Any, edit: Edit, runtime: Runtime, user: Dict[str, int], paths: Set[str]) -> None:
     _, path, node, _ = edit
     access = node.get("permissions") or ""
     if access not in _RULE or node["type"] not in ("b", "c"):
         _refuse(edit, f"that {path} is a device of type {node['type']!r} with the access {access or 'rwm'!r}", runtime)
-    for place, other in enumerate(result.linux.devices):
-        if other.path == path:  # the later node of a path wins
-            del result.linux.devices[place]
-            break
-    device = result.linux.devices.add(path=path, type=node["type"], major=node.get("major", 0), minor=node.get("minor", 0))
+    devices = result.linux.devices
+    if path in paths:  # the later node of a path wins
+        del devices[[other.path for other in devices].index(path)]
+    paths.add(path)
+    device = devices.add(path=path, type=node["type"], major=node.get("major", 0), minor=node.get("minor", 0))
     if node.get("fileMode") is not None:
         device.file_mode.value = node["fileMode"]
-    user = oci.process_user(document)
     for owner in ("uid", "gid"):
         value = node[owner] if node.get(owner) is not None else user[owner] or None
         if value is not None:
