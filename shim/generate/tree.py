@@ -26,11 +26,17 @@ MAX_NAMES = 1 << 16  # entries of a directory
 _MAX_LINKS = 40
 
 
+def look(path: str) -> Tuple[str, int, int, int, int]:
+    """(type, major, minor, permission bits, group) of a device node.  Raises HostError."""
+    found = host.lstat_device(path)
+    return found[0], found[1], found[2], found[3], os.lstat(path).st_gid
+
+
 class Tree:
     """The host below `prefix`; paths that go in and out never contain the prefix.  `elsewhere` says of top directories
     such as /proc where they really are."""
 
-    def __init__(self, prefix: str = "", look: Look = host.look, elsewhere: Optional[Dict[str, str]] = None) -> None:
+    def __init__(self, prefix: str = "", look: Look = look, elsewhere: Optional[Dict[str, str]] = None) -> None:
         self.prefix = prefix
         self._look = look
         self._elsewhere = elsewhere or {}
