@@ -4,6 +4,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from shim.ttrpc import client as ttrpc_client
 from shim.ttrpc import errors, frame
 from shim.ttrpc import server as ttrpc_server

@@ -6,6 +6,7 @@ import struct
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from shim.ttrpc import frame
 from shim.ttrpc.errors import OversizeError, ProtocolError
 from shim.ttrpc.frame import DATA, MAX_MESSAGE, REQUEST, RESPONSE, Decoder, Frame
