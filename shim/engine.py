@@ -49,29 +49,31 @@ def mark(config: Dict[str, Any]) -> bytes:
 
 
 def plan(document: Dict[str, Any], inventory: Inventory, container: str = "",
-         held: Optional[List[Lease]] = None) -> Optional[Plan]:
+         held: Optional[List[Lease]] = None, wish: Optional[_request.Request] = None) -> Optional[Plan]:
     """The plan for a container, or None when nothing is asked for.  Raises ChandlerError; changes nothing.
 
     `container`: its name in its pod, from a front end that need not look for it in annotations.  `held`: the leases
-    that others have, None where nobody keeps leases.
+    that others have, None where nobody keeps leases.  `wish`: the request, from a front end that has it already;
+    annotations then say nothing.
     """
     config = inventory.config
-    annotations = document.get("annotations")
-    if not isinstance(annotations, dict):
-        return None
-    name, sandbox = (container, False) if container else identity.container(annotations, config["engine"])
-    if sandbox:
-        return None
     prefix = config["annotation-prefix"]
-    wish = _request.from_annotations(annotations, prefix, name)
     engine_names: List[str] = []
-    if config["cdi.annotations"]:
-        from shim.cdi import annotations as cdi_annotations
-        engine_names = cdi_annotations.parse(annotations)
     if wish is None:
-        if not engine_names:
+        annotations = document.get("annotations")
+        if not isinstance(annotations, dict):
             return None
-        wish = _request.Request({}, "annotation cdi.k8s.io/*")
+        name, sandbox = (container, False) if container else identity.container(annotations, config["engine"])
+        if sandbox:
+            return None
+        wish = _request.from_annotations(annotations, prefix, name)
+        if config["cdi.annotations"]:
+            from shim.cdi import annotations as cdi_annotations
+            engine_names = cdi_annotations.parse(annotations)
+        if wish is None:
+            if not engine_names:
+                return None
+            wish = _request.Request({}, "annotation cdi.k8s.io/*")
     if type(document.get("process")) is not dict:
         raise errors.BundleError(f"{wish.source}: config.json has no process to equip")
     policy.check(wish, document, config, engine_names)
