@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 HOOKS = {
     "create-symlinks": "create_symlinks",
     "update-ldcache": "update_ldcache",
+    "enable-cuda-compat": "enable_cuda_compat",
     "disable-device-node-modification": "disable_device_node_modification",
 }
 RELEASE = "release"  # ends a lease at poststop, when there is no container any more

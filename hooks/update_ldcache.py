@@ -40,16 +40,20 @@ def parse(arguments: List[str]) -> List[str]:
 
 def run(container: Container, folders: List[str]) -> int:
     """Adds the mounted libraries of the folders; always 0, since a program may well find them without."""
+    return add(container.root, folders, DROP_IN)
+
+
+def add(root: Root, folders: List[str], drop_in: str, own: bool = False) -> int:
+    """Adds libraries before all that the cache has, the first folder's first; `own`: the image's, not those mounted."""
     try:
-        update(container.root, folders)
+        _update(root, folders, drop_in, own)
     except (OSError, ldcache.Damaged) as error:
         why = "something is mounted there" if getattr(error, "errno", 0) == errno.EXDEV else getattr(error, "strerror", None) or error
         say(f"update-ldcache: the image's /etc/{CACHE} was left as it is: {why}")
     return 0
 
 
-def update(root: Root, folders: List[str]) -> None:
-    """Raises OSError or ldcache.Damaged, with nothing changed."""
+def _update(root: Root, folders: List[str], drop_in: str, own: bool) -> None:
     try:
         etc = root.directory("/etc")
     except FileNotFoundError:
@@ -65,42 +69,43 @@ def update(root: Root, folders: List[str]) -> None:
             os.close(present)
         added = 0
         for folder in reversed(folders):  # the first folder's entries come first
-            for path, flags in mounted(root, folder):
+            for path, flags in _libraries(root, folder, own):
                 added += ldcache.insert(cache, ldcache.Entry(flags, os.fsencode(path.rpartition("/")[2]), os.fsencode(path), 0, 0))
         if added:
             replace(etc, CACHE, ldcache.build(cache))
     finally:
         os.close(etc)
-    _drop_in(root, folders)
+    _drop_in(root, folders, drop_in)
 
 
-def _drop_in(root: Root, folders: List[str]) -> None:
+def _drop_in(root: Root, folders: List[str], name: str) -> None:
     """So that an ldconfig that runs in the container later keeps the folders; where the image has no such place, none."""
     try:
         directory = root.directory(DROP_INS)
     except OSError:
         return
     try:
-        replace(directory, DROP_IN, "".join(f"{folder}\n" for folder in folders).encode())
+        replace(directory, name, "".join(f"{folder}\n" for folder in folders).encode())
     finally:
         os.close(directory)
 
 
-def mounted(root: Root, folder: str) -> List[Tuple[str, int]]:
+def _libraries(root: Root, folder: str, own: bool) -> List[Tuple[str, int]]:
     """(path, flags of the loader's cache) of each shared library in a folder that is mounted there, by name.
 
     The image's own are in its cache already; a link in the image to a mounted library counts as one.
     """
     found: List[Tuple[str, int]] = []
-    for name in _names(root, folder):
+    for name in names(root, folder):
         if not name.startswith("lib") or ".so" not in name or "\n" in name:
             continue
         path = f"{folder}/{name}"
         try:
             os.close(root.find(path))
-            continue  # the whole way to it is the image's
+            if not own:
+                continue  # the whole way to it is the image's
         except OSError as error:
-            if error.errno != errno.EXDEV:
+            if own or error.errno != errno.EXDEV:
                 continue
         try:
             flags = _flags(root, path)
@@ -111,7 +116,8 @@ def mounted(root: Root, folder: str) -> List[Tuple[str, int]]:
     return found
 
 
-def _names(root: Root, folder: str) -> List[str]:
+def names(root: Root, folder: str) -> List[str]:
+    """The names in a folder of the container, sorted; none where there is none."""
     try:
         descriptor = root.find(folder, cross=True)
     except OSError:

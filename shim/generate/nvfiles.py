@@ -7,7 +7,7 @@ link that the host would resolve in another root.  Source: reference/cdi, "NVIDI
 from __future__ import annotations
 
 from shim.generate import ldcache, nvproc
-from shim.generate.model import SOCKET_OPTIONS, links, merged, mount
+from shim.generate.model import OUR_PROGRAM, SOCKET_OPTIONS, links, merged, mount
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -94,8 +94,11 @@ def _linked(tree: Tree, root: str, directory: str, versions: List[str]) -> str:
     return max(versions, key=lambda version: [int(part) for part in version.split(".")])
 
 
-def common(tree: Tree, options: Options, found: Driver) -> Block:
-    """What every container with a GPU of this driver gets, besides nodes."""
+def common(tree: Tree, options: Options, found: Driver, compat: bool = False) -> Block:
+    """What every container with a GPU of this driver gets, besides nodes.
+
+    `compat`: whether every GPU takes the newer CUDA library that an image may bring.
+    """
     libraries, pairs, folders = _libraries(tree, options, found)
     mounts = libraries + _configuration(tree, options) + _firmware(tree, options, found) + _programs(tree, options)
     sockets = [(real, path) for path in (f"/run/{name}" for name in _SOCKETS)
@@ -106,7 +109,10 @@ def common(tree: Tree, options: Options, found: Driver) -> Block:
         last = {"calls": [["disable-device-node-modification"]]}
     # so that NVIDIA's own runtime hook, where it is installed too, does not inject a second time
     own: Block = {"env": ["NVIDIA_VISIBLE_DEVICES=void"], "mounts": mounts}
-    return merged(own, links(pairs), cache_call(folders), last)
+    newer: Block = {"calls": [["enable-cuda-compat", "--host-driver-version=" + found.version]]} if compat and found.version else {}
+    # NVIDIA's hook leaves the cache to the next one; ours puts entries first, and so comes last
+    ours = options.hook.endswith("/" + OUR_PROGRAM)
+    return merged(own, links(pairs), *((cache_call(folders), newer) if ours else (newer, cache_call(folders))), last)
 
 
 def cache_call(folders: List[str]) -> Block:

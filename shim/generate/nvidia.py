@@ -74,7 +74,10 @@ def gpus(tree: Tree, options: Options, ask: Ask) -> Found:
     watch += [f"/dev/nvidia{len(answer['gpus'])}"]  # that of a GPU to come
     if driver.library:
         watch.append(driver.library)
-    return Found(KIND, devices, merged(controls, nvfiles.common(tree, options, driver)), version, notes, dict.fromkeys(watch))
+    # Forward compatibility is for data centre GPUs; on others the newer library fails where the host's would have worked.
+    compat = all(gpu["name"] and not any(word in gpu["name"] for word in ("GeForce", "TITAN")) for gpu in answer["gpus"])
+    common = merged(controls, nvfiles.common(tree, options, driver, compat))
+    return Found(KIND, devices, common, version, notes, dict.fromkeys(watch))
 
 
 def _controls(tree: Tree, options: Options, majors: Dict[str, int], params: Dict[str, str], notes: List[str]) -> Block:

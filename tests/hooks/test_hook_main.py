@@ -55,7 +55,7 @@ def test_nothing_of_the_image_is_loaded(world: World) -> None:
 
 def test_the_modules_that_a_hook_imports() -> None:
     """A hook starts in a second's fraction, and each module is one more that could touch the image."""
-    program = ("import sys; sys.path.insert(0, sys.argv[1]); before = set(sys.modules); import hooks.main, hooks.create_symlinks, hooks.update_ldcache, "
+    program = ("import sys; sys.path.insert(0, sys.argv[1]); before = set(sys.modules); import hooks.main, hooks.create_symlinks, hooks.update_ldcache, hooks.enable_cuda_compat, "
                "hooks.disable_device_node_modification; print(*sorted({name.partition('.')[0] for name in set(sys.modules) - before}))")
     done = subprocess.run(["/usr/bin/python3", "-I", "-S", "-B", "-c", program, REPOSITORY], capture_output=True, text=True, check=True)
     assert not {"subprocess", "yaml", "logging", "typing", "shutil", "tempfile", "socket", "site"} & set(done.stdout.split())

@@ -268,3 +268,43 @@ def test_the_host_stays_as_it_is(world: World, hostile: Callable[[World], None])
 def test_words_that_make_no_sense(world: World, words: list[str]) -> None:
     done = world.run("update-ldcache", *words)
     assert done.returncode == 1 and done.stderr.startswith("chandler-hook: update-ldcache: ")
+
+
+# --- enable-cuda-compat ---------------------------------------------------------------------------------------
+
+COMPAT = "/usr/local/cuda/compat"
+
+
+def compat(world: World, host: str, *, version: str = "560.35.03") -> list[bytes]:
+    """Where libcuda.so.1 is found, best first, in an image that brings its own."""
+    equipped(world)
+    world.image(f"{COMPAT}/libcuda.so.{version}", elf())
+    world.link(f"{COMPAT}/libcuda.so.1", f"libcuda.so.{version}")
+    os.makedirs(world.root + "/etc/ld.so.conf.d")
+    done = world.run(*UPDATE, "--", "enable-cuda-compat", f"--host-driver-version={host}")
+    assert (done.returncode, done.stderr) == (0, "")
+    return [value for key, value in keys(world) if key == b"libcuda.so.1"]
+
+
+def test_the_images_newer_library_comes_first(world: World) -> None:
+    assert compat(world, "550.54.15") == [b"/usr/local/cuda/compat/libcuda.so.1", b"/opt/driver/lib/libcuda.so.1"]
+    assert sorted(os.listdir(world.root + "/etc/ld.so.conf.d")) == ["00-chandler-compat.conf", "00-chandler.conf"]
+
+
+@pytest.mark.parametrize("host", ["560.28.03", "570.1.1", "560.35"])
+def test_one_that_is_not_newer_is_left_aside(world: World, host: str) -> None:
+    assert compat(world, host) == [b"/opt/driver/lib/libcuda.so.1"]
+
+
+def test_one_that_is_mounted_is_not_the_images(world: World) -> None:
+    world.bind(world.host + "/lib", COMPAT)
+    world.put(world.host + "/lib/libcuda.so.999.1", elf())
+    before = world.snapshot()
+    equipped(world)
+    assert world.run("enable-cuda-compat", "--host-driver-version", "550.54.15").returncode == 0
+    assert keys(world) == [(b"libc.so.6", b"/lib/x86_64-linux-gnu/libc.so.6")] and world.snapshot() == before
+
+
+@pytest.mark.parametrize("words", [[], ["--host-driver-version"], ["--host-driver-version", "550"], ["--host-driver-version=x.y"], ["--x=550.1"]])
+def test_a_version_that_is_none(world: World, words: list[str]) -> None:
+    assert world.run("enable-cuda-compat", *words).returncode == 1
