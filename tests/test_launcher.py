@@ -719,7 +719,9 @@ def test_installed_files_name_no_destdir(tmp_path: Any) -> None:
     with open(f"{destination}/opt/chandler/bin/chandler-runtime", encoding="utf-8") as file:
         installed = file.read()
     assert not re.search("[^t]/etc/", installed) and "_lib=/opt/chandler/lib/chandler\n" in installed and "_python=/usr/bin/python3\n" in installed and "\n#" not in installed
-    assert sorted(os.listdir(f"{destination}/opt/chandler/bin")) == ["chandler", "chandler-crun", "chandler-runc", "chandler-runtime", "chandler-youki"]
+    # What runs from a checkout is what is installed, links among it.
+    programs = {name: os.path.islink(os.path.join(os.path.dirname(SOURCE), name)) for name in os.listdir(os.path.dirname(SOURCE)) if name.startswith("chandler")}
+    assert {entry.name: entry.is_symlink() for entry in os.scandir(f"{destination}/opt/chandler/bin")} == programs
     source = f"{destination}/opt/chandler/lib/chandler/shim/args.py"
     assert os.path.exists(os.path.join(os.path.dirname(source), "__pycache__", f"args.{sys.implementation.cache_tag}.pyc")) or sys.executable != "/usr/bin/python3"
 

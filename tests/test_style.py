@@ -14,8 +14,8 @@ REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 # Front ends: each may use everything else and none of the others.
 FRONT_ENDS = ("shim.runtime", "shim.nri", "shim.bundle", "shim.cli")
 # Modules that touch the host. Everything else that is no front end is pure: values in, values out.
-EFFECTS = ("shim.configjson", "shim.host", "shim.files", "shim.inventory", "shim.ledger", "shim.grants", "shim.compiler", "shim.engine", "shim.report", "shim.runtimes",
-           "shim.generate.tree", "shim.generate.nvml", "shim.generate.managed", "shim.generate.stale")
+EFFECTS = ("shim.configjson", "shim.host", "shim.files", "shim.lock", "shim.inventory", "shim.ledger", "shim.grants", "shim.compiler", "shim.engine",
+           "shim.report", "shim.runtimes", "shim.stale", "shim.generate.tree", "shim.generate.nvml", "shim.generate.managed", "shim.generate.stale")
 # What a pure module has no business with; `errno` and the like are only names.
 HOST_MODULES = {"os", "posix", "socket", "subprocess", "time", "datetime", "fcntl", "tempfile", "shutil", "pathlib", "select", "signal"}
 

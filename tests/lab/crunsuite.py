@@ -1,0 +1,112 @@
+"""crun's own tests of the command line, with any program in crun's place.
+
+    PYTHONPATH=tests python3 tests/lab/crunsuite.py PROGRAM DIRECTORY
+
+prints their verdicts. Two runs at once disturb each other: cases name things of the host, and few wait for what they look at.
+One after the other, on a machine as busy as may be, every case gives the same verdict every time.
+"""
+from __future__ import annotations
+
+import contextlib
+import glob
+import os
+import pty
+import re
+import subprocess
+import sys
+import threading
+
+from lab import cgroups, runtimes
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+PLACE = os.path.join(runtimes.CACHE, "crun-suite")
+SUITE = os.path.join(PLACE, "source/tests")
+HELPER = os.path.join(SUITE, "init")
+# The crun that the tests belong to, and one that knows nothing but version 2 of control groups.
+CRUNS = (runtimes.named("crun")._replace(label="crun-of-the-suite", path=os.path.join(PLACE, "bin/crun")),
+         runtimes.named("crun-on-v2" if cgroups.mode() != "unified" else "newer-crun"))
+# This case waits half a minute for what never comes. It shares nothing with others.
+WAITS = ("test_start.py", "sd-notify-proxy")
+# A case of this file freezes a container in this group of the host's. Where it has to make the group, it never succeeds: what is
+# frozen does not die, so that the group cannot be removed again.
+FREEZES, FROZEN = "test_delete.py", f"{cgroups.SYSFS}/freezer/frozen"
+
+Results = dict[str, str]
+
+
+def missing(crun: runtimes.Runtime) -> str:
+    return crun.missing or ("" if os.path.exists(HELPER) else "not installed: crun's tests")
+
+
+def files() -> dict[str, list[str]]:
+    """The files of the suite and the cases of each."""
+    found = {}
+    for path in sorted(glob.glob(os.path.join(SUITE, "test_*.py"))):
+        with open(path, encoding="utf-8") as file:
+            found[os.path.basename(path)] = re.findall(r'^    "([^"]+)" *:', file.read().partition("\nall_tests = {")[2], re.MULTILINE)
+    return found
+
+
+def run(crun: runtimes.Runtime, program: str, directory: str) -> Results:
+    """Case to ok, not ok or skip, of all cases but the one that waits. `crun` is what is behind `program`."""
+    results: Results = {}
+    for file, cases in files().items():
+        results.update(run_file(crun, program, directory, file, [case for case in cases if (file, case) != WAITS]))
+    return results
+
+
+def run_waiting(crun: runtimes.Runtime, program: str, directory: str) -> Results:
+    """The one that waits; beside anything."""
+    return run_file(crun, program, directory, WAITS[0], [WAITS[1]])
+
+
+def run_file(crun: runtimes.Runtime, program: str, directory: str, file: str, cases: list[str]) -> Results:
+    for name in ("tests", "tmp"):
+        os.makedirs(os.path.join(directory, name), exist_ok=True)
+    if not os.path.exists(os.path.join(directory, "tests/init")):
+        os.symlink(HELPER, os.path.join(directory, "tests/init"))  # some cases look for it here
+    if file == FREEZES and os.path.isdir(os.path.dirname(FROZEN)):
+        os.makedirs(FROZEN, exist_ok=True)
+    env = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "OCI_RUNTIME": program, "INIT": HELPER, "HOME": "/root", "TMPDIR": os.path.join(directory, "tmp"),
+           "PYTHONPATH": os.path.join(HERE, "standins"), "RUN_TESTS": " ".join(cases)}
+    # A terminal for the cases of terminals, a pipe for others: with a user namespace crun would change the owner of /dev/null.
+    terminal = file == "test_tty.py"
+    ours, theirs = pty.openpty() if terminal else os.pipe()
+    process = subprocess.Popen([*crun.wrap, "/usr/bin/python3", "-B", os.path.join(SUITE, file)], cwd=directory, env=env,
+                               stdin=theirs if terminal else subprocess.PIPE, stdout=theirs, stderr=subprocess.DEVNULL)
+    os.close(theirs)
+    output: list[bytes] = []
+    reader = threading.Thread(target=drain, args=(ours, output))
+    reader.start()
+    try:
+        process.wait(120)
+    finally:
+        process.kill()
+        process.wait()
+        if process.stdin:
+            process.stdin.close()
+        cgroups.end(directory)  # what a case left behind, frozen perhaps
+        if file == FREEZES:
+            cgroups.remove({FROZEN})
+        reader.join()
+        os.close(ours)
+    text = b"".join(output).decode(errors="replace")
+    return {f"{file}::{name}": "skip" if skip else verdict
+            for verdict, name, skip in re.findall(r"^(ok|not ok) \d+ - (\S+)( #SKIP)?", text, re.MULTILINE)}
+
+
+def drain(end: int, output: list[bytes]) -> None:
+    with contextlib.suppress(OSError):  # EIO: the last user of the terminal has gone
+        while data := os.read(end, 65536):
+            output.append(data)
+
+
+def counts(results: Results) -> str:
+    given = list(results.values())
+    return f"{len(given)} cases, " + ", ".join(f"{given.count(verdict)} {verdict}" for verdict in ("ok", "not ok", "skip"))
+
+
+if __name__ == "__main__":
+    for name, verdict in (done := run(CRUNS[0], *sys.argv[1:3])).items():
+        print(verdict, name, sep="\t")
+    print(counts(done), file=sys.stderr)
