@@ -5,6 +5,7 @@ One thread serves; compiling the inventory anew, which can take long, has a thre
 
 from __future__ import annotations
 
+import contextlib
 import os
 import selectors
 import signal
@@ -17,12 +18,13 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 from shim import files
 from shim.errors import ChandlerError, HostError
 from shim.inventory import Inventory
-from shim.nri.plugin import CLOSING, CONFIGURED, READY, REGISTERING, Connection
+from shim.nri.plugin import CLOSING, CONFIGURED, READY, Connection, Refused
 from shim.nri.service import Service
 from shim.nri.watch import Watch
 from shim.ttrpc.errors import TtrpcError
 
 RETRY_FIRST, RETRY_MOST = 0.05, 1.0  # seconds between attempts to connect; unserved containers start meanwhile
+START = 5.0           # seconds until we count as started although no runtime has come
 HANDSHAKE = 10.0      # seconds from connecting to Configure
 POLL = 1.0            # seconds between looks at the sources where there is no inotify
 SETTLE = 0.05         # seconds without a change before the sources are read
@@ -58,7 +60,7 @@ class Loop:
         self._pause = RETRY_FIRST
         self._stop = False
         self._waited = ""
-        self._reload_at = 0.0
+        self._reload_at = self._start_by = 0.0
         self._reloading: Optional[threading.Thread] = None
         self._loaded: List[Tuple[Optional[Inventory], str]] = []
         self._wake_in, self._wake_out = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -75,7 +77,7 @@ class Loop:
         if self._listener is not None:
             self._selector.register(self._listener, selectors.EVENT_READ, self._scraped)
         self._reload_at = time.monotonic()  # what changed between the first reading and the watch
-        notify("READY=1\nSTATUS=waiting for the runtime")
+        self._start_by = time.monotonic() + START
         try:
             while not self._stop:
                 self._tick(time.monotonic())
@@ -85,12 +87,13 @@ class Loop:
             notify("STOPPING=1")
             self._close()
             if self._listener is not None and self._listener.family == socket.AF_UNIX:
-                os.unlink(self._listener.getsockname())
+                with contextlib.suppress(OSError):
+                    os.unlink(self._listener.getsockname())
 
     # --- time ---------------------------------------------------------------------------------------------------
 
     def _timeout(self, now: float) -> float:
-        times = [self._reload_at] if self._reload_at and self._reloading is None else []
+        times = [self._start_by, self._reload_at if self._reloading is None else 0.0]
         times.append(self._deadline if self._socket is not None and self._deadline else self._again if self._socket is None else 0.0)
         if self.watch.fileno() < 0:
             times.append(now + POLL)
@@ -104,6 +107,10 @@ class Loop:
             self._lost(f"no Configure came within {HANDSHAKE:.0f} s")
         if self.watch.fileno() < 0 and self.watch.changed():
             self._reload_at = now
+        if self._start_by and now >= self._start_by:
+            # Whoever is ordered after us starts no container before we serve, or, without a runtime, waits this long.
+            self._start_by = 0.0
+            notify("READY=1\nSTATUS=waiting for the runtime")
         if self._reload_at and now >= self._reload_at and self._reloading is None:
             self._reload_at = 0.0
             self._reload()
@@ -145,12 +152,9 @@ class Loop:
         try:
             if data:
                 self.connection.receive(data)
-        except TtrpcError as error:
-            self._lost(str(error))
-            return
-        except ChandlerError as error:
-            if self.connection.state == REGISTERING:
-                raise
+        except Refused:
+            raise  # trying again would come to the same
+        except (TtrpcError, ChandlerError) as error:
             self._lost(str(error))
             return
         if self.connection.state in (CONFIGURED, READY):
@@ -160,7 +164,8 @@ class Loop:
             self._pause = RETRY_FIRST
             self.service.metrics.connected = True
             self._say("info", f"serving {self.service.runtime}")
-            notify(f"STATUS=serving {self.service.runtime}")
+            self._start_by = 0.0
+            notify(f"READY=1\nSTATUS=serving {self.service.runtime}")
         self._send()
         if self.connection is not None and self.connection.state == CLOSING and not self._outgoing:
             self._lost("the runtime shuts down")
@@ -232,7 +237,8 @@ class Loop:
             self.service.inventory = inventory
             if self.sources(inventory) != before:
                 self._reload_at = time.monotonic()  # with the new directories watched
-        notify("READY=1")
+        if not self._start_by:
+            notify("READY=1")  # after RELOADING=1
 
     # --- signals ------------------------------------------------------------------------------------------------
 

@@ -247,9 +247,11 @@ def test_systemd_is_told(stage: Stage) -> None:
         runtime = stage.runtime()
         process = subprocess.Popen(stage.plugin.command, env={"NOTIFY_SOCKET": path}, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            assert manager.recv(4096).decode().startswith("READY=1")
             runtime.handshake()
-            until(lambda: manager.recv(4096) == b"STATUS=serving containerd 2.1.9", "the status")
+            until(lambda: manager.recv(4096) == b"READY=1\nSTATUS=serving containerd 2.1.9", "the start")
+            process.send_signal(signal.SIGHUP)
+            until(lambda: manager.recv(4096) == b"RELOADING=1", "the reload")
+            until(lambda: manager.recv(4096) == b"READY=1", "its end")
             process.send_signal(signal.SIGTERM)
             until(lambda: manager.recv(4096) == b"STOPPING=1", "the end")
             assert process.wait(PATIENCE) == 0
