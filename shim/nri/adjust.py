@@ -107,12 +107,12 @@ def _apply(result: Any, edits: Edits, runtime: Runtime, document: Dict[str, Any]
     paths: Set[str] = set()
     for edit in edits.items:
         kind = edit[0]
-        if kind == _edits.ENV:
-            _env(result, edit, runtime)
+        if kind == _edits.MOUNT:  # the most, by far
+            _mount(result, edit, idmap)
         elif kind == _edits.DEVICE:
             _device(result, edit, runtime, user, paths)
-        elif kind == _edits.MOUNT:
-            _mount(result, edit, idmap)
+        elif kind == _edits.ENV:
+            _env(result, edit, runtime)
         elif kind == _edits.HOOK:
             _hook(result, edit, runtime)
         elif kind == _edits.RESOURCE:
@@ -146,10 +146,10 @@ def _device(result: Any, edit: Edit, runtime: Runtime, user: Dict[str, int], pat
     device = devices.add(path=path, type=node["type"], major=node.get("major", 0), minor=node.get("minor", 0))
     if node.get("fileMode") is not None:
         device.file_mode.value = node["fileMode"]
-    for owner in ("uid", "gid"):
-        value = node[owner] if node.get(owner) is not None else user[owner] or None
-        if value is not None:
-            getattr(device, owner).value = value
+    for owner, own in user.items():
+        value = node.get(owner)
+        if value is not None or own:
+            getattr(device, owner).value = own if value is None else value
 
 
 def _mount(result: Any, edit: Edit, idmap: bool) -> None:

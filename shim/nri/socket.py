@@ -6,6 +6,7 @@ One thread serves; compiling the inventory anew, which can take long, has a thre
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import selectors
 import signal
@@ -78,6 +79,7 @@ class Loop:
             self._selector.register(self._listener, selectors.EVENT_READ, self._scraped)
         self._reload_at = time.monotonic()  # what changed between the first reading and the watch
         self._start_by = time.monotonic() + START
+        gc.freeze()  # what is there now stays: the collector need not look at it while a runtime waits
         try:
             while not self._stop:
                 self._tick(time.monotonic())
