@@ -5,12 +5,13 @@ import json
 import os
 import pathlib
 from collections.abc import Callable
+from typing import NoReturn
 
 import pytest
 from generate import hosts
 from generate.hosts import Host
 
-from shim import compiler, config, files, inventory
+from shim import compiler, config, files, inventory, paths
 from shim.cdi.registry import Registry
 from shim.errors import CdiError, ChandlerError
 from shim.generate import document, managed, nvml, stale, vendors
@@ -240,6 +241,27 @@ def test_the_fallback_describes_what_no_file_does(node: Node, monkeypatch: pytes
 def test_a_file_is_better_than_the_fallback(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     (node.low / "nvidia.yaml").write_text(OTHERS["nvidia.yaml"])
     assert compiler.compile_now(place_of(node, monkeypatch, "generate"), store=False).picks("nvidia.com/gpu") == ["0"]
+
+
+def test_the_fallback_is_stored_like_a_file(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A create on such a node reads the inventory and looks at nothing else, until the host changes."""
+    monkeypatch.setattr(paths, "STATE_DIR", str(node.directory / "state"))
+    monkeypatch.setattr(compiler, "SETTLED_NS", 0)
+    (node.directory / "dev").mkdir()
+    place = place_of(node, monkeypatch, "generate")
+    watched = str(node.directory / "dev/nvidia8")
+    real = managed.fallback
+    monkeypatch.setattr(managed, "fallback", lambda kinds, config: (real(kinds, config)[0], [watched, "/proc/version"]))
+    compiler.refresh(place)
+
+    def never(names: list[str]) -> NoReturn:
+        raise AssertionError(names)
+    stored = inventory.load(place, never)
+    assert stored.picks("nvidia.com/gpu") == ["0", "1:0", "1:1"] and stored.lookup("nvidia.com/gpu=0") is not None
+    with open(watched, "w", encoding="ascii"):
+        pass
+    with pytest.raises(inventory.Stale):
+        inventory.load(place, never)
 
 
 @pytest.mark.parametrize("word", ["devices", "off"])
