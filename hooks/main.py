@@ -9,13 +9,13 @@ Source: OCI runtime specification, "POSIX-platform Hooks" and "State"; prctl(2).
 from __future__ import annotations
 
 import ctypes
-import importlib
-import json
 import os
-import signal
 import sys
+from _signal import alarm  # signal and json bring enum and re, half of a hook's start
 
 from hooks.inroot import Root
+from shim import jsontext
+from shim.errors import ChandlerError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -65,14 +65,14 @@ def say(sentence: str) -> None:
 def container(state: bytes) -> Container:
     """The container that the state on standard input tells of.  Raises Wrong."""
     try:
-        bundle = json.loads(state)["bundle"]
+        bundle = jsontext.loads(state)["bundle"]
         with open(os.path.join(bundle, "config.json"), "rb") as file:
-            config = json.loads(file.read(MAX_CONFIG))
+            config = jsontext.loads(file.read(MAX_CONFIG))
         path = os.path.join(bundle, config["root"]["path"])
         if not os.path.isabs(path):
             raise ValueError
         return Container(Root(path), config)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ChandlerError, ValueError, KeyError, TypeError) as error:
         raise Wrong(f"the runtime's state or the bundle's config.json does not say where the container is ({error})") from None
     except OSError as error:
         raise Wrong(f"{error.filename}: {error.strerror}") from None
@@ -81,7 +81,7 @@ def container(state: bytes) -> Container:
 def main(argv: List[str]) -> int:
     """`argv`: hooks with their arguments, done in order.  The exit status; a failure is one sentence on standard error."""
     ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)  # PR_SET_DUMPABLE
-    signal.alarm(PATIENCE)
+    alarm(PATIENCE)
     os.umask(0o022)
     state = sys.stdin.buffer.read(MAX_STATE)  # in any case: crun 1.8 fails when a hook ends before it has read it
     os.chdir("/")  # engines start hooks in the container's root
@@ -94,7 +94,8 @@ def main(argv: List[str]) -> int:
         for name, *words in _calls(argv):
             if name not in HOOKS:
                 raise Wrong(f"no such hook; known are {', '.join(HOOKS)}")
-            module = importlib.import_module("hooks." + HOOKS[name])
+            __import__("hooks." + HOOKS[name])
+            module = sys.modules["hooks." + HOOKS[name]]
             work.append((name, module, module.parse(words)))
         made = container(state)
         for step, module, arguments in work:

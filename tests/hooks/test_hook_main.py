@@ -7,7 +7,9 @@ import subprocess
 import sys
 
 import pytest
-from hooks_world import REPOSITORY, World
+from hooks_world import HOOK, REPOSITORY, World
+
+from shim.generate import ldcache
 
 PARAMS = "EnableMSI: 1\nModifyDeviceFiles: 1\n"
 
@@ -58,7 +60,7 @@ def test_the_modules_that_a_hook_imports() -> None:
     program = ("import sys; sys.path.insert(0, sys.argv[1]); before = set(sys.modules); import hooks.main, hooks.create_symlinks, hooks.update_ldcache, hooks.enable_cuda_compat, "
                "hooks.disable_device_node_modification; print(*sorted({name.partition('.')[0] for name in set(sys.modules) - before}))")
     done = subprocess.run(["/usr/bin/python3", "-I", "-S", "-B", "-c", program, REPOSITORY], capture_output=True, text=True, check=True)
-    assert not {"subprocess", "yaml", "logging", "typing", "shutil", "tempfile", "socket", "site"} & set(done.stdout.split())
+    assert not {"json", "re", "enum", "subprocess", "yaml", "logging", "typing", "shutil", "tempfile", "socket", "site"} & set(done.stdout.split())
 
 
 def test_nobody_may_look_into_it(world: World) -> None:
@@ -66,6 +68,17 @@ def test_nobody_may_look_into_it(world: World) -> None:
     program = f"import sys, ctypes; sys.path.insert(0, {REPOSITORY!r}); from hooks import main; main.main([]); print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))"
     done = subprocess.run([sys.executable, "-I", "-c", program], input="", capture_output=True, text=True, check=True)
     assert done.stdout == "0\n"
+
+
+def test_in_a_user_namespace(world: World) -> None:
+    """Where root is nobody outside: rootless podman, and containers with a user namespace."""
+    world.image("/etc/ld.so.cache", ldcache.build(ldcache.Cache([], [], 2)))
+    os.makedirs(world.root + "/lib")
+    world.bind(world.put(world.directory + "/libx.so.1", b"\x7fELF\x02\x01\x01" + bytes(9) + b"\x03\0\x3e\0" + bytes(44)), "/lib/libx.so.1")
+    done = world.run("create-symlinks", "--link", "libx.so.1::/lib/libx.so", "--", "update-ldcache", "--folder", "/lib",
+                     command=["unshare", "--user", "--map-root-user", "--mount", HOOK])
+    assert (done.returncode, done.stderr) == (0, "")
+    assert ldcache.paths(pathlib.Path(world.root + "/etc/ld.so.cache").read_bytes(), "libx.so") == ["/lib/libx.so"]
 
 
 # --- disable-device-node-modification -------------------------------------------------------------------------
