@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -43,10 +44,16 @@ class CRI:
         self.channel.close()
 
     def ready(self) -> bool:
-        try:
-            return bool(self.runtime.Version(pb.VersionRequest(), timeout=PATIENCE, wait_for_ready=True).runtime_version)
-        except grpc.RpcError:
-            return False
+        """True once the service is there; after a start of the daemon it takes a moment longer than its socket."""
+        until = time.monotonic() + PATIENCE
+        while True:
+            try:
+                self.runtime.ListPodSandbox(pb.ListPodSandboxRequest(), timeout=PATIENCE, wait_for_ready=True)
+                return True
+            except grpc.RpcError:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.02)
 
     def pod(self, name: str, annotations: Mapping[str, str] | None = None, handler: str = "", namespace: str = "default") -> Pod:
         # The node's own network: no CNI plugin is needed.

@@ -33,6 +33,7 @@ class Scene:
         self.containerd = Containerd(release, os.path.join(place, "c"), {"chandler": self.installation.program()}, node.cdi)
         self.containerd.start()
         self.cri = CRI(self.containerd.socket)
+        self.cri.ready()
         self.plugins: list[Plugin] = []
 
     def configure(self, more: str = "", top: str = "") -> None:
