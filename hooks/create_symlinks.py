@@ -1,6 +1,7 @@
 """create-symlinks: makes links in a container, each given as `--link WHAT-IT-SAYS::PATH`.
 
-A link is written, never followed.  What the image has in its place stays, unless it is a link, too; one that cannot be
+A link is written, never followed.  What the image has in its place stays, unless it is a link, too, or an empty file,
+which is what a runtime that mounts libraries leaves in an image that is made from its container.  A link that cannot be
 made is told of and passed over, since most programs do without.
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 
 from hooks.main import Container, Wrong, say
 
@@ -71,9 +73,12 @@ def make(root: Root, path: str, says: str) -> None:
         try:
             os.symlink(says, name, dir_fd=directory)
         except FileExistsError:
-            try:
+            found = os.lstat(name, dir_fd=directory)
+            if stat.S_ISLNK(found.st_mode):
                 present = os.readlink(name, dir_fd=directory)
-            except OSError:
+            elif stat.S_ISREG(found.st_mode) and not found.st_size:
+                present = ""
+            else:
                 raise FileExistsError(errno.EEXIST, "the image has a file of that name") from None
             if present != says:
                 os.unlink(name, dir_fd=directory)

@@ -36,6 +36,17 @@ def test_another_link_is_replaced_and_a_file_stays(world: World) -> None:
     assert done.returncode == 0 and "the image has a file of that name" in done.stderr
 
 
+def test_what_another_runtime_left_in_an_image_goes(world: World) -> None:
+    world.image(f"{LIB}/libcuda.so")
+    done = world.run("create-symlinks", *LINK)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert os.readlink(f"{world.root}{LIB}/libcuda.so") == "libcuda.so.1"
+
+
+def mounted_last(world: World) -> None:
+    world.bind(world.put(world.host + "/empty"), f"{LIB}/libcuda.so")
+
+
 def linked_folder(world: World) -> None:
     world.link("/usr/lib", world.host + "/lib")
 
@@ -89,7 +100,7 @@ def loop(world: World) -> None:
     world.link("/usr/lib", "/usr/lib")
 
 
-HOSTILE: list[Callable[[World], None]] = [linked_folder, linked_above, dots, last_is_link, folder_is_fifo, last_is_fifo, last_is_folder, mounted_folder,
+HOSTILE: list[Callable[[World], None]] = [linked_folder, linked_above, dots, last_is_link, folder_is_fifo, last_is_fifo, last_is_folder, mounted_last, mounted_folder,
                                           mounted_above, link_into_a_mount, magic_link, loop]
 
 
