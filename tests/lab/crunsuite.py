@@ -12,6 +12,7 @@ import glob
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -73,7 +74,7 @@ def run_file(crun: runtimes.Runtime, program: str, directory: str, file: str, ca
     terminal = file == "test_tty.py"
     ours, theirs = pty.openpty() if terminal else os.pipe()
     process = subprocess.Popen([*crun.wrap, "/usr/bin/python3", "-B", os.path.join(SUITE, file)], cwd=directory, env=env,
-                               stdin=theirs if terminal else subprocess.PIPE, stdout=theirs, stderr=subprocess.DEVNULL)
+                               stdin=theirs if terminal else subprocess.PIPE, stdout=theirs, stderr=subprocess.DEVNULL, start_new_session=True)
     os.close(theirs)
     output: list[bytes] = []
     reader = threading.Thread(target=drain, args=(ours, output))
@@ -81,7 +82,9 @@ def run_file(crun: runtimes.Runtime, program: str, directory: str, file: str, ca
     try:
         process.wait(120)
     finally:
-        process.kill()
+        # The helper asks the kernel for a mount's mapping through a child that may outlive it.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         if process.stdin:
             process.stdin.close()
