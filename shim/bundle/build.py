@@ -1,0 +1,206 @@
+"""Builds a bundle's config.json from a service of a deployment file, along the road that annotations take.
+
+The file is the administrator's own, so the policy trusts it: every class of request is allowed (a `deny` of the policy
+still wins).  Where the node keeps leases the GPUs are chosen when the container is created, by chandler-runtime, which
+finds that part of the request as an annotation: a bundle that is only built holds no GPU.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
+
+from shim import cgroups, engine, host, jsontext, oci, request
+from shim.bundle import base, deployment, image, rootless
+from shim.edits import ANNOTATION
+from shim.errors import BundleError, RequestError
+from shim.inventory import Inventory, Place
+
+MAX_HOSTNAME = 64  # sethostname(2)
+
+
+class Options(NamedTuple):
+    """What the builder's caller says beside the deployment file; it wins over that."""
+
+    id: str
+    rootfs: str = ""
+    hostname: str = ""
+    env: Mapping[str, str] = {}
+    cwd: str = ""
+    args: Optional[Sequence[str]] = None
+    volumes: Mapping[str, str] = {}
+    host_network: bool = False
+    systemd: bool = False
+    cgroup_parent: str = ""  # of the environment
+    move: Optional[int] = None  # the process that may be moved to make room for the container's group
+
+
+class Built(NamedTuple):
+    """config.json, and what is worth a line to somebody who asks for it."""
+
+    config: Dict[str, Any]
+    notes: List[str]
+
+
+def build(service: deployment.Service, found: image.Image, options: Options, inventory: Inventory, place: Place) -> Built:
+    """The configuration for a service; raises ChandlerError before anything is changed."""
+    try:
+        wish = request.check(service.document)
+    except RequestError as error:
+        raise error.within(service.source) from None
+    notes = [f"{service.source}: left to an orchestrator: {', '.join(service.ignored)}"] if service.ignored else []
+    command = wish.pop("command", {})
+    host_network = bool(wish.pop("host_network", False)) or options.host_network
+    hostname = options.hostname or wish.pop("hostname", "") or options.id
+    wish.pop("hostname", None)
+    if len(hostname) > MAX_HOSTNAME:
+        raise RequestError(f"{service.source}: the hostname {hostname!r} has more than {MAX_HOSTNAME} characters", "give one with --hostname")
+    if "env" in wish:
+        wish["env"] = {name: value for name, value in wish["env"].items() if name not in options.env}
+    if found.user and "user" not in wish:
+        try:
+            wish.update(request.check({"user": found.user}))
+        except RequestError as error:
+            raise error.within(f"{service.source}: the image") from None
+    placed = cgroups.place(options.id, wish.pop("cgroup_parent", ""), options.cgroup_parent, options.systemd, place.rootless, options.move)
+    notes += placed.notes
+    process = base.Process(
+        list(options.args) if options.args else image.command(command.get("entrypoint"), command.get("args"), found),
+        [*found.env, *(f"{name}={value}" for name, value in options.env.items())],
+        _directory(options.cwd or command.get("workdir") or found.workdir))
+    config = base.config(process, hostname, root_path(options.rootfs), node(place), host_network,
+                         bool(wish.get("privileged")), not wish.get("capabilities"), placed.path)
+    later = _later(wish, inventory.config)
+    if later:
+        config["annotations"][f"{inventory.config['annotation-prefix']}service"] = jsontext.dumps(later).decode()
+        notes.append(f"{service.source}: GPUs are chosen when chandler-runtime creates the container")
+    made = engine.plan(config, trusting(inventory), wish=request.Request(wish, service.source))
+    assert made is not None
+    edits = made.edits.with_values(edit for edit in made.edits.items if edit[0] != ANNOTATION)
+    config = oci.apply(config, edits, idmap=not place.rootless)
+    if not config["annotations"]:
+        del config["annotations"]
+    return Built(config, notes)
+
+
+def trusting(inventory: Inventory) -> Inventory:
+    """The same devices under a policy that trusts its caller."""
+    trusted = copy.copy(inventory)
+    trusted.config = {**inventory.config, "policy.trust": "all"}
+    return trusted
+
+
+def _later(wish: Dict[str, Any], config: Dict[str, Any]) -> Dict[str, Any]:
+    """The part of a request that is left for the create, taken out of it."""
+    if config["gpu.allocator"] != "leases" or "gpu" not in wish.get("resources", {}):
+        return {}
+    resources = wish["resources"] = dict(wish["resources"])
+    return {"resources": {"gpu": resources.pop("gpu")}}
+
+
+def _directory(path: str) -> str:
+    """A working directory; an image's may lack its slash."""
+    return oci.clean("/" + path)
+
+
+def node(place: Place) -> base.Node:
+    """This host, as far as a container's configuration depends on it."""
+    unified = cgroups.survey().version == "v2"
+    if not place.rootless:
+        return base.Node(unified)
+    if place.euid == 0:  # in somebody's user namespace already, which will be the container's
+        return base.Node(unified, True, gids=rootless.Ids(rootless.of_map(rootless.read("/proc/self/gid_map"))))
+    names = owners(place.euid)
+    uids = rootless.mappings(place.euid, rootless.ranges(rootless.read("/etc/subuid"), names))
+    gids = rootless.mappings(os.getegid(), rootless.ranges(rootless.read("/etc/subgid"), names))
+    return base.Node(unified, True, uids, gids, rootless.Ids(gids))
+
+
+def owners(uid: int) -> List[str]:
+    """The words by which /etc/subuid may mean a user: his number, and his name if he has one."""
+    import pwd
+    try:
+        return [str(uid), pwd.getpwuid(uid).pw_name]
+    except KeyError:
+        return [str(uid)]
+
+
+# --- the bundle on disk -----------------------------------------------------------------------------------------
+
+def write_config(bundle: str, config: Dict[str, Any]) -> None:
+    """config.json in a bundle that is there.  Raises BundleError or OSError."""
+    from shim import files
+    if not os.path.isdir(bundle):
+        raise BundleError(f"{bundle} is not there", "make it and its rootfs first, or use `chandler bundle create`")
+    for left in _ours(bundle):
+        os.unlink(left)  # it belongs to the config.json that now goes
+    files.replace(os.path.join(bundle, "config.json"), jsontext.dumps(config) + b"\n", 0o644)
+
+
+def create(bundle: str, config: Dict[str, Any]) -> None:
+    """The bundle's directory with config.json; an empty rootfs in it when the configuration names no other."""
+    os.makedirs(bundle, mode=0o711, exist_ok=True)
+    if config["root"]["path"] == base.ROOTFS:
+        os.makedirs(os.path.join(bundle, base.ROOTFS), exist_ok=True)
+    write_config(bundle, config)
+
+
+def root_path(rootfs: str) -> str:
+    """A root file system as config.json names it: runc takes no link and no path through one.  Raises BundleError."""
+    if not rootfs:
+        return base.ROOTFS
+    if not os.path.isdir(rootfs):
+        raise BundleError(f"the root file system {rootfs} is not a directory")
+    return os.path.realpath(rootfs)
+
+
+def remove(bundle: str, everything: bool = False) -> None:
+    """The bundle, but never a root file system elsewhere.  A bundle that is not there is fine.
+
+    A root file system that lies in the bundle itself, and files that are not ours, go only with `everything`.
+    Raises BundleError for a directory that is no bundle.
+    """
+    if not os.path.lexists(bundle):
+        return
+    if os.path.islink(bundle) or not os.path.isdir(bundle):
+        raise BundleError(f"{bundle} is no directory")
+    names = set(os.listdir(bundle))
+    if names and not names & {"config.json", base.ROOTFS}:
+        raise BundleError(f"{bundle} is no bundle: it has neither config.json nor {base.ROOTFS}")
+    if everything:
+        import shutil
+        shutil.rmtree(bundle)
+        return
+    inside = os.path.join(bundle, base.ROOTFS)
+    link = os.path.islink(inside)
+    others = names - {base.ROOTFS, "config.json", *map(os.path.basename, _ours(bundle))}
+    if not link and os.path.isdir(inside) and os.listdir(inside):
+        others.add(base.ROOTFS)
+    if others:
+        raise BundleError(f"{bundle} holds {', '.join(sorted(others))}, too", "`chandler bundle remove --all` removes that as well")
+    if link:
+        os.unlink(inside)
+    elif base.ROOTFS in names:
+        os.rmdir(inside)
+    for path in _ours(bundle):
+        os.unlink(path)
+    if "config.json" in names:
+        os.unlink(os.path.join(bundle, "config.json"))
+    os.rmdir(bundle)
+
+
+def _ours(bundle: str) -> List[str]:
+    """What the runtime wrapper has left beside config.json."""
+    return [os.path.join(bundle, name) for name in os.listdir(bundle) if name.startswith("config.json.chandler-")]
+
+
+def read(path: str, limit: int) -> bytes:
+    """A file that the caller names.  Raises OSError or HostError."""
+    from shim import files
+    return files.read(path, limit, follow=True)[0]
+
+
+def exists(path: str) -> bool:
+    """Whether there is something at `path`."""
+    return host.exists(path)

@@ -1,0 +1,314 @@
+"""`chandler doctor`: what this host has for containers with GPUs, and a remedy for each problem."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+from typing import Any, Dict, List, NamedTuple, Tuple
+
+from shim import cgroups, compiler, files, paths, runtimes
+from shim import config as _config
+from shim.errors import ChandlerError
+from shim.inventory import Place
+
+NRI_SOCKET = "/var/run/nri/nri.sock"
+PATIENCE = 10.0  # seconds for a runtime to say its version
+
+# kind, below this version (from this one on), what is wrong, what to do
+_BAD: Tuple[Tuple[str, Tuple[int, ...], Tuple[int, ...], str, str], ...] = (
+    ("runc", (0,), (1, 1, 12), "a container can reach the host through a leaked descriptor (CVE-2024-21626)", "runc 1.1.12 or newer"),
+    ("runc", (1, 1, 12), (1, 2, 8), "an image can redirect writes to /proc (CVE-2025-31133, -52565, -52881)", "runc 1.2.8 or newer"),
+    ("runc", (1, 3), (1, 3, 3), "an image can redirect writes to /proc (CVE-2025-31133, -52565, -52881)", "runc 1.3.3 or newer"),
+    ("crun", (0,), (1, 9), "it refuses ociVersion 1.2, which containerd writes", "crun 1.9 or newer"),
+    ("crun", (1, 9), (1, 22), "with a user namespace and /dev/null as standard input it changes the owner of the host's /dev/null", "crun 1.22 or newer"),
+    ("youki", (0,), (0, 8), "its `run` sometimes waits for ever for a container that ended at once", "create and start, or a newer youki"),
+)
+
+# vendor: (PCI vendor, kernel modules, nodes, CDI kind, how to load the driver)
+_DRIVERS: Dict[str, Tuple[str, Tuple[str, ...], Tuple[str, ...], str, str]] = {
+    "nvidia": ("0x10de", ("nvidia", "nvidia_uvm"), ("/dev/nvidiactl", "/dev/nvidia-uvm"), "nvidia.com/gpu", "nvidia-modprobe -u -c 0"),
+    "amd": ("0x1002", ("amdgpu",), ("/dev/kfd", "/dev/dri"), "amd.com/gpu", "modprobe amdgpu"),
+    "intel": ("0x8086", ("i915", "xe"), ("/dev/dri",), "intel.com/gpu", "modprobe xe, or i915"),
+    "habana": ("0x1da3", ("habanalabs",), ("/dev/accel",), "intel.com/gaudi", "modprobe habanalabs"),
+}
+_DISPLAY = ("0x03", "0x12")  # PCI classes: display controller, processing accelerator
+
+# engine: (programs, configuration files, directories of them)
+_ENGINES: Dict[str, Tuple[Tuple[str, ...], Tuple[str, ...], Tuple[str, ...]]] = {
+    "containerd": (("containerd",), ("/etc/containerd/config.toml",), ("/etc/containerd/conf.d", "/etc/containerd/config.d")),
+    "crio": (("crio",), ("/etc/crio/crio.conf",), ("/etc/crio/crio.conf.d",)),
+    "podman": (("podman",), ("/etc/containers/containers.conf",), ("/etc/containers/containers.conf.d",)),
+    "docker": (("dockerd",), ("/etc/docker/daemon.json",), ()),
+}
+_PROGRAMS = ("chandler-runtime", *(f"chandler-{kind}" for kind in runtimes.KINDS))
+
+
+class Check(NamedTuple):
+    """One thing that was looked at: what was found, in a line and as data, and what is wrong with it."""
+
+    name: str
+    text: str
+    data: Any
+    problems: List[Dict[str, str]]
+
+
+class Host(cgroups.Tree):
+    """What doctor asks of the host; a test gives another."""
+
+    def names(self, directory: str) -> List[str]:
+        """The entries of a directory; none when it cannot be read."""
+        try:
+            return sorted(os.listdir(self._root + directory))
+        except OSError:
+            return []
+
+    def program(self, name: str) -> str:
+        """Where a program is, '' when it is nowhere."""
+        return next((f"{directory}/{name}" for directory in paths.BINARY_DIRS if self.exists(f"{directory}/{name}")), "")
+
+    def version(self, path: str) -> str:
+        """The first line of what a runtime says of its version; '' when it says nothing in time."""
+        try:
+            done = subprocess.run([self._root + path, "--version"], stdin=subprocess.DEVNULL, capture_output=True, text=True,
+                                  errors="replace", timeout=PATIENCE, check=False, env={"PATH": "/usr/bin:/bin"})
+        except (OSError, subprocess.SubprocessError):
+            return ""
+        return done.stdout.partition("\n")[0].strip()
+
+
+def add_parser(commands: Any) -> None:
+    """Adds the command."""
+    command = commands.add_parser("doctor", help="look this host over, with a remedy for each problem", description=__doc__)
+    command.add_argument("--format", choices=("text", "json"), default="text")
+    command.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Exit status 0 when nothing is wrong."""
+    checks = examine(Host(), Place(dict(os.environb)))
+    problems = sum(len(check.problems) for check in checks)
+    if arguments.format == "json":
+        print(json.dumps({"checks": {check.name: check.data for check in checks},
+                          "problems": [{"check": check.name, **problem} for check in checks for problem in check.problems]}, indent=2))
+    else:
+        print("\n".join(_lines(checks)))
+    return 1 if problems else 0
+
+
+def _lines(checks: List[Check]) -> List[str]:
+    width = max(len(check.name) for check in checks)
+    lines = []
+    for check in checks:
+        lines.append(f"{check.name:<{width}}  {check.text}")
+        for problem in check.problems:
+            lines += [f"{'':<{width}}  problem: {problem['problem']}", f"{'':<{width}}  remedy:  {problem['remedy']}"]
+    problems = sum(len(check.problems) for check in checks)
+    return [*lines, "", f"{problems} problem{'' if problems == 1 else 's'}" if problems else "nothing is wrong"]
+
+
+def examine(host: Host, place: Place) -> List[Check]:
+    """Every check, in the order in which a person reads them."""
+    config, configured = _configuration(place)
+    hybrid = cgroups.survey(host)
+    return [
+        configured,
+        _caller(host, place),
+        _groups(hybrid, place.rootless),
+        _runtimes(host, place, config, hybrid.version),
+        *_gpus(host, place, config),
+        _nri(host, config),
+        _engines(host, config),
+        _state(place, config),
+    ]
+
+
+def _problem(problem: str, remedy: str) -> Dict[str, str]:
+    return {"problem": problem, "remedy": remedy}
+
+
+def _of(error: ChandlerError, remedy: str) -> Dict[str, str]:
+    return _problem(error.what, error.todo or remedy)
+
+
+def _configuration(place: Place) -> Tuple[Dict[str, Any], Check]:
+    try:
+        config, _ = compiler.read_config(place)
+        return config, Check("configuration", place.config_path, {"path": place.config_path, "valid": True}, [])
+    except ChandlerError as error:
+        config = {key: default for key, (_, _, default) in _config.KEYS.items()}
+        return config, Check("configuration", f"{place.config_path}, which cannot be used",
+                             {"path": place.config_path, "valid": False}, [_of(error, f"mend {place.config_path}")])
+
+
+def _caller(host: Host, place: Place) -> Check:
+    if not place.rootless:
+        return Check("caller", "root", {"uid": place.euid, "rootless": False}, [])
+    problems = []
+    ranges = 0
+    if place.euid:
+        from shim.bundle import rootless
+        from shim.bundle.build import owners
+        for file in ("/etc/subuid", "/etc/subgid"):
+            found = len(rootless.ranges(host.read(file), owners(place.euid)))
+            ranges += found
+            if not found:
+                problems.append(_problem(f"uid {place.euid} has no range in {file}, so its containers have one id alone",
+                                         f"usermod --add-sub{file[-3:]}s 100000-165535 USER"))
+        for program in ("newuidmap", "newgidmap"):
+            if not host.program(program):
+                problems.append(_problem(f"{program} is not installed, so ranges cannot be used", "install uidmap (or shadow-utils)"))
+    return Check("caller", f"uid {place.euid}, rootless", {"uid": place.euid, "rootless": True, "ranges": ranges}, problems)
+
+
+def _groups(found: cgroups.Survey, rootless: bool) -> Check:
+    words = [found.version + ("" if found.version == "none" else f" at {found.mount}")]
+    words.append("in a container" if found.nested else "on the host")
+    words.append("writable" if (found.own_writable if found.nested else found.root_writable) else "not writable")
+    if found.controllers:
+        words.append(f"controllers {' '.join(found.controllers)}")
+    if found.version == "v2":
+        words.append(f"delegated {' '.join(found.delegated) or 'none'}")
+    return Check("cgroups", ", ".join(words), found._asdict(), cgroups.remedy(found, rootless))
+
+
+def _runtimes(host: Host, place: Place, config: Dict[str, Any], groups: str) -> Check:
+    found: List[Dict[str, Any]] = []
+    problems: List[Dict[str, str]] = []
+    names = list(dict.fromkeys([*config["runtimes"], *runtimes.KINDS]))
+    usable = 0
+    for name in names:
+        path = (name if host.exists(name) else "") if name.startswith("/") else host.program(name)
+        configured = name in config["runtimes"]
+        if not path:
+            continue
+        kind = runtimes.kind_of(path)
+        text = host.version(path)
+        version = numbers(text)
+        found.append({"kind": kind, "path": path, "version": ".".join(map(str, version)), "configured": configured})
+        if not configured:
+            continue
+        usable += 1
+        try:
+            files.check_way(path, place.owners)
+        except ChandlerError as error:
+            problems.append(_of(error, f"chown root {path}; chmod go-w {path}"))
+        except OSError:
+            pass  # a test's host
+        if not version:
+            problems.append(_problem(f"{path} does not say its version", "see whether it starts at all"))
+        for problem, remedy in known_bad(kind, version):
+            problems.append(_problem(f"{path} {found[-1]['version']}: {problem}", f"{remedy}, unless the distribution has mended this one"))
+        if kind == "crun" and groups == "hybrid" and usable == 1:
+            problems.append(_problem(f"{path} refuses control groups of version 1 and 2 side by side", "runc or youki first in `runtimes`"))
+    if not usable:
+        problems.append(_problem(f"none of the configured runtimes ({', '.join(config['runtimes'])}) is installed",
+                                 "install runc, crun or youki, or set `runtimes` in the configuration"))
+    text = ", ".join(f"{each['kind']} {each['version'] or '?'} ({each['path']}{'' if each['configured'] else ', not configured'})" for each in found)
+    return Check("runtimes", text or "none", found, problems)
+
+
+def numbers(text: str) -> Tuple[int, ...]:
+    """The version in a line such as `runc version 1.1.5+ds1`; () when there is none."""
+    for word in text.split():
+        parts = word.split("+")[0].split("-")[0].split("~")[0].split(".")
+        if len(parts) > 1 and all(part.isdigit() and part.isascii() for part in parts):
+            return tuple(int(part) for part in parts)
+    return ()
+
+
+def known_bad(kind: str, version: Tuple[int, ...]) -> List[Tuple[str, str]]:
+    """What is known to be wrong with a version, each with its remedy."""
+    return [(problem, remedy) for of, since, below, problem, remedy in _BAD if of == kind and version and since <= version < below]
+
+
+def _gpus(host: Host, place: Place, config: Dict[str, Any]) -> List[Check]:
+    problems: List[Dict[str, str]] = []
+    kinds: Dict[str, int] = {}
+    count = 0
+    try:
+        registry = compiler.read_registry(place, config)
+        count = len(registry.files)
+        for name in registry.devices:
+            kind = name.partition("=")[0]
+            kinds[kind] = kinds.get(kind, 0) + 1
+        problems = [_of(error if path in error.what else error.within(path), f"mend {path}, or move it away")
+                    for path, errors in registry.problems.items() for error in errors]
+    except ChandlerError as error:
+        problems = [_of(error, "see cdi.spec-dirs in the configuration")]
+    text = f"{count} file{'' if count == 1 else 's'} in {', '.join(config['cdi.spec-dirs'])}"
+    text += "".join(f", {number} names of {kind}" for kind, number in kinds.items())
+    return [Check("cdi", text, {"directories": config["cdi.spec-dirs"], "files": count, "devices": kinds}, problems), _drivers(host, kinds, config)]
+
+
+def _drivers(host: Host, kinds: Dict[str, int], config: Dict[str, Any]) -> Check:
+    found: Dict[str, Any] = {}
+    problems: List[Dict[str, str]] = []
+    cards = _cards(host)
+    for vendor, (number, modules, nodes, kind, load) in _DRIVERS.items():
+        loaded = [module for module in modules if host.exists(f"/sys/module/{module}")]
+        present = [node for node in nodes if host.exists(node)]
+        on_bus = cards.count(number)
+        if not loaded and not on_bus:
+            continue
+        found[vendor] = {"on_bus": on_bus, "modules": loaded, "nodes": present, "version": _driver_version(host, modules[0])}
+        if not loaded and vendor != "intel":  # nearly every machine has graphics of Intel's
+            problems.append(_problem(f"{on_bus} devices of {vendor} are on the bus, and no driver is loaded", load))
+        elif loaded and on_bus and len(present) < len(nodes) and vendor != "intel":
+            problems.append(_problem(f"the driver of {vendor} is loaded, and {', '.join(node for node in nodes if node not in present)} is not there", load))
+        elif loaded and kind not in kinds and config["gpu.fallback"] == "off":
+            problems.append(_problem(f"no CDI file describes {kind}, and gpu.fallback is off",
+                                     "chandler cdi generate --output /etc/cdi/, or gpu.fallback = \"devices\""))
+    words = [f"{vendor} {each['version']}".rstrip() + f" ({each['on_bus']} on the bus, {' '.join(each['modules']) or 'no driver'})"
+             for vendor, each in found.items()]
+    return Check("gpu drivers", ", ".join(words) or "none", found, problems)
+
+
+def _cards(host: Host) -> List[str]:
+    """The PCI vendors of everything that may be a GPU or an accelerator."""
+    devices = "/sys/bus/pci/devices"
+    return [host.read(f"{devices}/{name}/vendor").strip() for name in host.names(devices)
+            if host.read(f"{devices}/{name}/class").startswith(_DISPLAY)]
+
+
+def _driver_version(host: Host, module: str) -> str:
+    return host.read(f"/sys/module/{module}/version").strip()
+
+
+def _nri(host: Host, config: Dict[str, Any]) -> Check:
+    there = host.exists(NRI_SOCKET)
+    problems = []
+    if not there and config["require-grant"]:
+        problems.append(_problem(f"require-grant is set, and {NRI_SOCKET} is not there: every create with a request is refused",
+                                 "enable NRI in containerd or CRI-O, or take require-grant out"))
+    return Check("nri", NRI_SOCKET if there else "no socket", {"socket": NRI_SOCKET if there else None}, problems)
+
+
+def _engines(host: Host, config: Dict[str, Any]) -> Check:
+    found: Dict[str, Any] = {}
+    for engine, (programs, names, directories) in _ENGINES.items():
+        texts = [host.read(name) for name in names]
+        texts += [host.read(f"{directory}/{name}") for directory in directories for name in host.names(directory)]
+        configured = any(program in text for text in texts for program in _PROGRAMS)
+        installed = any(host.program(program) for program in programs)
+        if installed or configured:
+            found[engine] = {"installed": installed, "configured": configured}
+    problems = []
+    engine = config["engine"]
+    if engine and not found.get(engine, {}).get("configured"):
+        problems.append(_problem(f"the configuration says engine = \"{engine}\", whose own configuration does not name chandler-runtime",
+                                 "README, Install, says what to write there"))
+    if not engine and any(each["configured"] for each in found.values()):
+        problems.append(_problem("the configuration names no engine, so no rule by namespace, pod or image can match",
+                                 f"engine = \"{next(name for name, each in found.items() if each['configured'])}\" in {paths.CONFIG_DIR}/config.toml"))
+    text = ", ".join(f"{name} ({'configured' if each['configured'] else 'not configured'})" for name, each in found.items())
+    return Check("engines", text or "none", found, problems)
+
+
+def _state(place: Place, config: Dict[str, Any]) -> Check:
+    directory = config["state-dir"] or place.state_dir
+    problems = []
+    if os.path.lexists(directory) and not place.private(directory):
+        problems.append(_problem(f"{directory} is not a directory that uid {place.euid} alone may write", f"chown {place.euid} {directory}; chmod go-w {directory}"))
+    return Check("state", directory, {"path": directory}, problems)
