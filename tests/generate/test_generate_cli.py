@@ -149,7 +149,9 @@ from shim.cli.main import main
 status = main(["cdi", "generate", "--output", sys.argv[3] + "/nvidia.json"])
 import resource
 used = resource.getrusage(resource.RUSAGE_SELF)
-print(used.ru_maxrss, used.ru_utime + used.ru_stime)
+with open("/proc/self/status") as file:  # ru_maxrss would be the parent's, who forked
+    memory = next(line.split()[1] for line in file if line.startswith("VmHWM:"))
+print(memory, used.ru_utime + used.ru_stime)
 sys.exit(status)
 """
 

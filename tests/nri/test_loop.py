@@ -197,8 +197,9 @@ def quiet(count: Any) -> int:
 def scrape(address: str) -> str:
     family = socket.AF_UNIX if address.startswith("/") else socket.AF_INET
     with socket.socket(family) as channel:
-        channel.settimeout(PATIENCE)
+        # With a timeout a full queue would be an error at once.
         channel.connect(address if family == socket.AF_UNIX else ("127.0.0.1", int(address)))
+        channel.settimeout(PATIENCE)
         channel.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
         text = b""
         while data := channel.recv(1 << 16):

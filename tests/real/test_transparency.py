@@ -30,6 +30,7 @@ def test_crun_s_own_tests_cannot_tell(crun: Runtime, installation: Installation,
         results = {name: crunsuite.run(crun, program, f"{place}/{name}") for name, program in sides.items()}
         for name, rest in waiting.items():
             results[name].update(rest.result())
+    crunsuite.sweep()
     for name, verdicts in results.items():
         print(f"{name}: {crunsuite.counts(verdicts)}")
     assert results["direct"].keys() == {f"{file}::{case}" for file, cases in crunsuite.files().items() for case in cases}
