@@ -29,6 +29,7 @@ HOOKS = {
     "disable-device-node-modification": "disable_device_node_modification",
 }
 RELEASE = "release"  # ends a lease at poststop, when there is no container any more
+MPS_READY = "mps-ready"  # asks an MPS daemon at createRuntime, with nothing of the container's
 PATIENCE = 20  # seconds
 MAX_STATE = 1 << 20
 MAX_CONFIG = 16 << 20
@@ -88,6 +89,9 @@ def main(argv: List[str]) -> int:
     if argv[:1] == [RELEASE]:
         from hooks import release
         return release.run(argv[1:])
+    if argv[:1] == [MPS_READY]:
+        from hooks import mps_ready
+        return mps_ready.run(argv[1:])
     name = ""
     try:
         work = []

@@ -52,9 +52,15 @@ def _count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
+def _seconds(value: Any) -> bool:
+    return _count(value) and 1 <= value <= 60
+
+
 _RULES = ("gpu", "gpu.all", "gpu.count", "gpu.devices", "gpu.vendor", "env", "resources", "resources.cpu",
           "resources.memory", "resources.memory_swap", "resources.memory_reservation", "resources.cpu_shares",
-          "resources.cpuset", "resources.pids_limit")
+          "resources.cpuset", "resources.pids_limit",
+          "gpu.sharing", "gpu.mps_pipe_dir", "gpu.mps_log_dir", "gpu.mps_active_thread_percentage", "gpu.mps_pinned_memory",
+          "gpu.mps_priority", "gpu.time_slice_index", "gpu.time_slicing_config_path", "gpu.time_slice")
 
 
 def _classes(value: Any) -> bool:
@@ -89,6 +95,14 @@ KEYS: Dict[str, Tuple[Callable[[Any], bool], str, Any]] = {
     "cdi.hook": (_path_or_none, 'an absolute path or ""', ""),
     "gpu.fallback": (_one_of("devices", "generate", "off"), "devices, generate or off", "devices"),
     "log.file": (_log_file, 'an absolute path, "journal" or ""', ""),
+    "gpu.mps": (_one_of("off", "external", "managed"), "off, external or managed", "off"),
+    "gpu.mps-pipe-dir": (_path, "an absolute path", "/tmp/nvidia-mps"),
+    "gpu.mps-shm-dir": (_path, "an absolute path", "/dev/shm"),
+    "gpu.mps-limits": (_one_of("advisory", "enforced"), "advisory or enforced", "advisory"),
+    "gpu.mps-patience": (_seconds, "a whole number of seconds from 1 to 60", 10),
+    "gpu.max-sharers": (_count, "a whole number", 48),
+    "gpu.mps-control": (_path, "an absolute path", "/usr/bin/nvidia-cuda-mps-control"),
+    "gpu.nvidia-smi": (_path, "an absolute path", "/usr/bin/nvidia-smi"),
     "policy.trust": (_one_of("policy", "all"), "policy or all", "policy"),
     "policy.allow": (_classes, "a list of " + ", ".join(_RULES), ["gpu", "env", "resources"]),
     "policy.deny": (_classes, "a list of " + ", ".join(_RULES), []),

@@ -16,23 +16,27 @@ if TYPE_CHECKING:
 
     from shim.inventory import Inventory
     from shim.leases import Lease
+    from shim.sharing import Sharing
 
 
 class Plan:
     """What a container is to get: the request, the devices (`names`, and the physical ones, `keys`), the edits.
 
     An engine that injects CDI devices itself needs the names `by_cdi` and, instead of `edits`, the `beside`.
+    `sharing`: how the devices are shared, None when they are not; nothing is set up for it yet.
     """
 
-    __slots__ = ("request", "names", "keys", "edits", "by_cdi", "beside")
+    __slots__ = ("request", "names", "keys", "edits", "by_cdi", "beside", "sharing")
 
-    def __init__(self, request: _request.Request, grant: gpu.Grant, edits: Edits, beside: Tuple[Edits, ...]) -> None:
+    def __init__(self, request: _request.Request, grant: gpu.Grant, edits: Edits, beside: Tuple[Edits, ...],
+                 sharing: Optional[Sharing] = None) -> None:
         self.request = request
         self.names = grant.names
         self.keys = grant.keys
         self.edits = edits
         self.by_cdi = grant.by_cdi
         self.beside = beside
+        self.sharing = sharing
 
 
 def needles(config: Dict[str, Any]) -> List[bytes]:
@@ -77,19 +81,29 @@ def plan(document: Dict[str, Any], inventory: Inventory, container: str = "",
     if type(document.get("process")) is not dict:
         raise errors.BundleError(f"{wish.source}: config.json has no process to equip")
     policy.check(wish, document, config, engine_names)
+    share: Optional[Sharing] = None
+    others = held
+    if wish.gpu is not None and not _request.SHARING.isdisjoint(wish.gpu):
+        from shim import sharing
+        share = sharing.wished(wish.gpu, document, config, wish.source, held is not None)
+        if share is not None and held:
+            others = share.seen(held)
     try:
-        grant = gpu.grant(wish.gpu, engine_names, inventory, wish.source, host.look_at_gpu, held)
+        grant = gpu.grant(wish.gpu, engine_names, inventory, wish.source, host.look_at_gpu, others)
     except errors.CdiError as error:
         raise error.within(wish.source) from None
     if held is not None and grant.names:
         _check_engine_devices(document, grant, inventory, wish.source)
     policy.check_devices(wish, grant.names, len(grant.keys), config)
+    if share is not None:
+        from shim import nvtools
+        share.place(grant, inventory, nvtools.uuid_of)
     own = Edits([(ENV, variable, value, wish.source) for variable, value in wish.env.items()])
     limits = resources.edits(wish.resources, document, wish.source)
     mark = Edits([(ANNOTATION, prefix + _request.MARK, ",".join(grant.names), "for people to read")])
     edits = host.complete(merge(own, limits, grant.edits, mark))
     host.check_paths(edits)
-    return Plan(wish, grant, edits, (own, limits, grant.beside, mark))
+    return Plan(wish, grant, edits, (own, limits, grant.beside, mark), share)
 
 
 def _check_engine_devices(document: Dict[str, Any], grant: gpu.Grant, inventory: Inventory, source: str) -> None:

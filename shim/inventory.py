@@ -68,6 +68,11 @@ class Inventory:
         """One name of each physical device of a kind, in the order in which a count takes them."""
         return self._devices(kind).partition("\n")[0].split()
 
+    def names(self, kind: str, key: str) -> List[str]:
+        """All names of one physical device."""
+        lines = [line.split("\t") for line in self._devices(kind).split("\n")[1:]]
+        return [words[0] for words in lines if words[2:] == [key]]
+
     def key(self, name: str) -> List[str]:
         """The physical devices behind a qualified name; the name itself when it is unknown."""
         kind, _, device = name.partition("=")

@@ -2,7 +2,9 @@
 
 A device's key is made of device numbers (`c195:0`, or several joined by `+`).  Two keys stand in each other's way when
 one has all the numbers of the other: a device and itself, a MIG device or partition and its parent, but not two
-partitions of one parent.  Pure; part of the create path where the configuration says `allocator = "leases"`.
+partitions of one parent.  A device that is shared, by MPS or time-slicing, is shared whole: with the containers that
+share it in the same way (shim.sharing), and with no other.  Pure; part of the create path where the configuration says
+`allocator = "leases"`.
 """
 
 from __future__ import annotations
@@ -12,7 +14,8 @@ if TYPE_CHECKING:
     from typing import Any, Dict, Iterable, List, Optional
 
     # token; owner ("oci" or "nri"); id; oci: root, runtime, pid and started of the wrapper; nri: pod; names, keys;
-    # since (seconds since 1970)
+    # since (seconds since 1970); where the devices are shared: mode ("mps" or "time-slice") and what must be alike
+    # among those who share (shim.sharing)
     Lease = Dict[str, Any]
 
 
@@ -25,11 +28,16 @@ def clash(one: str, other: str) -> bool:
 
 
 def holder(keys: Iterable[str], leases: List[Lease]) -> Optional[Lease]:
-    """The first lease that stands in the way of any of `keys`, or None."""
+    """The first lease that stands in the way of any of `keys`, or None.
+
+    One with `shares` (shim.sharing.seen: the keys that whoever asks may have, too) stands in the way of parts of its
+    devices, and of what they are a part of, alone.
+    """
     for lease in leases:
+        shares = lease.get("shares", ())
         for held in lease["keys"]:
             for key in keys:
-                if clash(key, held):
+                if clash(key, held) and not (key == held and key in shares):
                     return lease
     return None
 
@@ -44,6 +52,18 @@ def of_container(leases: List[Lease], owner: str, root: str, container: str) -> 
 
 def words(lease: Lease) -> str:
     """Who holds what since when."""
-    import time
-    since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(lease["since"]))
-    return f"{lease['id']} holds {', '.join(lease['names'])} since {since}"
+    how = f" ({lease['mode']}{lease['words']})" if "mode" in lease else ""
+    return f"{lease['id']} holds {', '.join(lease['names'])}{how} since {utc(lease['since'])}"
+
+
+def utc(seconds: int) -> str:
+    """A time since 1970 for people.  By hand, since a pure module has no clock.  Source: the proleptic Gregorian
+    calendar, its years taken from March on, so that the leap day is the last."""
+    days, second = divmod(seconds, 86400)
+    era, day = divmod(days + 719468, 146097)  # of 400 years
+    year = (day - day // 1460 + day // 36524 - day // 146096) // 365
+    day -= 365 * year + year // 4 - year // 100
+    month = (5 * day + 2) // 153
+    day -= (153 * month + 2) // 5 - 1
+    month += 3 if month < 10 else -9
+    return f"{year + era * 400 + (month <= 2):04}-{month:02}-{day:02}T{second // 3600:02}:{second // 60 % 60:02}:{second % 60:02}Z"

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from shim.leases import Lease
 
-    Plan = Any  # has names and keys, the devices that a plan comes to
+    Plan = Any  # has names and keys, the devices that a plan comes to, and sharing, how they are shared or None
 
 MAX_LEDGER = 16 << 20
 
@@ -84,29 +84,38 @@ class Ledger:
             made = plan(present)
             if made is not None and made.keys:
                 lease["names"], lease["keys"] = made.names, made.keys
+                if made.sharing is not None:
+                    lease.update(made.sharing.marks)
                 self._write([*present, lease])
             return made
 
     def release(self, tokens: Set[str]) -> int:
-        """Ends the leases with these tokens; how many there were.  Raises HostError."""
+        """Ends the leases with these tokens; how many there were.  Raises HostError.
+
+        What was set up for sharing a device ends with the last lease of those who share it.
+        """
         try:
             with Lock(self.path + ".lock"):
                 present = self.read()
                 kept = [lease for lease in present if lease["token"] not in tokens]
                 if len(kept) < len(present):
                     self._write(kept)
-                return len(present) - len(kept)
         except FileNotFoundError:
             return 0
         except OSError as error:
             raise self._failed(error) from None
+        self.settle([key for lease in present if lease["token"] in tokens and "mode" in lease for key in lease["keys"]])
+        return len(present) - len(kept)
+
+    def settle(self, keys: List[str]) -> None:
+        """Ends what was set up for sharing these devices, or parts of them, and nobody needs any more.  Raises HostError."""
+        if keys and host.exists(self._state_dir + "/shared"):
+            from shim import shared
+            shared.settle(self._state_dir, self.read, keys)
 
     def hook(self, lease: Lease) -> Edits:
         """The poststop hook that releases a lease; the environment is its own, never the container's."""
-        program = paths.HOOK
-        if not host.exists(program):
-            program = sys.path[0] + "/packaging/bin/chandler-hook"  # a checkout
-        return Edits([(HOOK, "poststop", {"path": program, "args": ["chandler-hook", "release", self._state_dir, lease["token"]],
+        return Edits([(HOOK, "poststop", {"path": hook_program(), "args": ["chandler-hook", "release", self._state_dir, lease["token"]],
                                           "env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"]}, "lease")])
 
     def take_back(self) -> int:
@@ -117,6 +126,11 @@ class Ledger:
         """
         from shim import stale
         return self.release({lease["token"] for lease in self.read() if stale.is_stale(lease)})
+
+
+def hook_program() -> str:
+    """chandler-hook."""
+    return paths.HOOK if host.exists(paths.HOOK) else sys.path[0] + "/packaging/bin/chandler-hook"  # the latter in a checkout
 
 
 def oci_lease(container: str, root: str, runtime: str, now: int) -> Lease:

@@ -135,15 +135,19 @@ def _equip(path: str, stored: Inventory, place: Place, call: _args.Invocation, k
         if config["require-grant"]:
             raise errors.PolicyError(f"{made.request.source}: the NRI plugin has not served this container, and "
                                      "require-grant is set", "see that chandler-nri runs and is connected, then create the container anew")
+        keeper.prepare(made)
         if call.verb == "restore":
             _check_restored(made, grants.read(state_dir, root, call.id), call.id)
         data = source.dumps(engine.equip(source.value, made, place.rootless))
         before, after = files.digest(bundle.engine), files.digest(data)
-        keeper.record({
+        record: Dict[str, Any] = {
             "id": call.id, "root": root, "runtime": binary, "config": path, "source": made.request.source,
             "devices": made.names, "physical": made.keys, "before": before, "after": after, "time": int(time.time()),
             "grant": files.digest(jsontext.dumps([made.request.document, made.names])),
-        })
+        }
+        if made.sharing is not None:
+            record["sharing"] = made.sharing.marks
+        keeper.record(record)
         bundle.write(data, after)
     except BaseException:
         keeper.undo()
@@ -192,6 +196,15 @@ class _Keeper:
             made.edits = merge(made.edits, self.ledger.hook(self.lease))
         return made
 
+    def prepare(self, made: engine.Plan) -> None:
+        """Ends what others left on the devices, and sets up what sharing them needs: that ends with the lease, the last
+        one of those who share.  Raises ChandlerError."""
+        if self.ledger is not None:
+            self.ledger.settle(made.keys)
+        if made.sharing is not None:
+            from shim import shared
+            made.edits = merge(made.edits, shared.begin(made.sharing, self.state_dir))
+
     def record(self, record: Dict[str, Any]) -> None:
         """Writes the grant record.  Raises HostError or TrustError."""
         self.recorded = True
@@ -201,11 +214,14 @@ class _Keeper:
             raise errors.HostError(f"the grant cannot be recorded in {grants.directory(self.state_dir)}: {error.strerror}") from None
 
     def undo(self) -> None:
-        """Gives back the lease, then forgets the grant."""
-        if self.lease is not None:
-            self.ledger.release({self.lease["token"]})
+        """Forgets the grant, then gives back the lease."""
         if self.recorded:
             grants.remove(self.state_dir, self.root, self.container)
+        if self.lease is not None:
+            try:
+                self.ledger.release({self.lease["token"]})
+            except ChandlerError:
+                pass  # why the create fails says more, and the next one that is short of devices tries again
 
 
 def _log(target: str, container: str, made: engine.Plan, binary: str, before: str, after: str, started: float) -> None:
@@ -213,10 +229,11 @@ def _log(target: str, container: str, made: engine.Plan, binary: str, before: st
     counts: Dict[str, int] = {}
     for edit in made.edits.items:
         counts[edit[0]] = counts.get(edit[0], 0) + 1
+    more = {} if made.sharing is None else {"sharing": made.sharing.marks}
     report.line(target, {
         "time": report.now(), "container": container, "source": made.request.source, "devices": made.names,
         "edits": counts, "runtime": binary, "before": before, "after": after,
-        "ms": int((time.monotonic() - started) * 1000)})
+        "ms": int((time.monotonic() - started) * 1000), **more})
 
 
 def _adjusted(path: str, config: Dict[str, Any], records: str, container: str) -> bool:

@@ -5,11 +5,13 @@ import json
 import os
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -26,6 +28,7 @@ class Taken:
     def __init__(self, keys: list[str]) -> None:
         self.keys = keys
         self.names = [f"gpu={key}" for key in keys]
+        self.sharing: Any = None
 
 
 def take(count: int) -> Any:
@@ -58,6 +61,11 @@ def test_clash(one: str, other: str, clash: bool) -> None:
 def test_words_say_who_holds_what_since_when() -> None:
     held = {"id": "c1", "names": ["nvidia.com/gpu=0", "nvidia.com/gpu=1"], "since": 1_700_000_000}
     assert leases.words(held) == "c1 holds nvidia.com/gpu=0, nvidia.com/gpu=1 since 2023-11-14T22:13:20Z"
+
+
+@given(st.integers(0, 253402300799))
+def test_times_are_those_of_the_calendar(seconds: int) -> None:
+    assert leases.utc(seconds) == time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
 def test_a_lease_is_kept_until_its_token_is_released(tmp_path: Path) -> None:

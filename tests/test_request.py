@@ -60,11 +60,29 @@ GPU: dict[str, list[tuple[Any, Any]]] = {
     "count": [(1, 1), (4096, 4096)],
     "vendor": [("nvidia", "nvidia"), ("example.com/gpu", "example.com/gpu")],
     "devices": [(["0"], ["0"]), ([0, 1], ["0", "1"]), (["all"], ["all"]), (["GPU-1-2", "nvidia.com/gpu=3"], ["GPU-1-2", "nvidia.com/gpu=3"]), (["0:1"], ["0:1"])],
+    "sharing": [("exclusive", "exclusive"), ("mps", "mps"), ("time-slice", "time-slice")],
+    "mps_pipe_dir": [("/tmp/nvidia-mps", "/tmp/nvidia-mps")],
+    "mps_log_dir": [("/var/log/nvidia-mps", "/var/log/nvidia-mps")],
+    "mps_active_thread_percentage": [(1, 1), (100, 100)],
+    "mps_pinned_memory": [("1Mi", 1 << 20), ("1.5Gi", 3 << 29)],
+    "mps_priority": [(0, 0), (1, 1)],
+    "time_slice_index": [(0, 0), (4095, 4095)],
+    "time_slicing_config_path": [("/etc/slices.yaml", "/etc/slices.yaml")],
+    "time_slice": [("default", "default"), ("long", "long")],
 }
 NOT_GPU: dict[str, list[Any]] = {
     "count": [0, -1, 4097, "1", Number("1.0"), None, True, [], {}, 1 << 64],
     "vendor": ["", None, 1, True, [], {}],
     "devices": [[], "0", 0, None, True, {}, [None], [True], [[]], [{}], [""], [" 0"], ["0 "], ["a,b"], ["a\nb"], ["\0"], ["\x1b[31m"], ["\u202e0"], ["\ud800"], ["x" * 513]],
+    "sharing": ["", "MPS", None, True, 1, ["mps"], {}],
+    "mps_pipe_dir": ["", "tmp", "/a/../b", "/a\n", "/\u202e", None, 1, [], "/" + "x" * 1024],
+    "mps_log_dir": ["", "tmp", "/a/..", "/\0"],
+    "mps_active_thread_percentage": [0, 101, -1, "50", Number("50.0"), None, True, []],
+    "mps_pinned_memory": [0, "1Ki", 1048575, "-1Gi", "", None, True, [], "8Ei"],
+    "mps_priority": [-1, 2, "0", None, True],
+    "time_slice_index": [-1, 4096, "0", None, True, [0]],
+    "time_slicing_config_path": ["", "slices.yaml", "/../etc/shadow", None, []],
+    "time_slice": ["", "tiny", 0, None, True, ["short"]],
 }
 
 

@@ -78,6 +78,9 @@ def _number(version: str) -> Tuple[int, ...]:
 
 def adjustment(plan: Plan, runtime: Runtime, document: Dict[str, Any]) -> Any:
     """The ContainerAdjustment that makes of `document` what the plan says.  Raises Unsupported."""
+    if plan.sharing is not None:  # no time to start a daemon and to wait for its answer
+        raise Unsupported(f"{plan.request.source}: resources.gpu.sharing = {plan.sharing.mode!r} cannot be set up through NRI",
+                          "start this pod with the runtime handler of chandler-runtime (runtimeClassName)")
     result = ContainerAdjustment()
     if plan.by_cdi and CDI_NAMES in runtime.takes:
         for name in plan.by_cdi:
