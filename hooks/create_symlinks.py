@@ -17,7 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import List, Tuple
 
-    from hooks.inroot import Root
+    from shim.inroot import Root
 
 
 def parse(arguments: List[str]) -> List[Tuple[str, str]]:

@@ -12,8 +12,8 @@ import ctypes
 import errno
 import os
 
-from hooks.inroot import Root
 from hooks.main import Container, Wrong, say
+from shim.inroot import Root
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

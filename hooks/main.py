@@ -13,9 +13,9 @@ import os
 import sys
 from _signal import alarm  # signal and json bring enum and re, half of a hook's start
 
-from hooks.inroot import Root
 from shim import jsontext
 from shim.errors import ChandlerError
+from shim.inroot import Root
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

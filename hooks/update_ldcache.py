@@ -14,9 +14,9 @@ import errno
 import os
 import stat
 
-from hooks.inroot import Root, read_regular, replace
 from hooks.main import Container, Wrong, say
 from shim.generate import ldcache
+from shim.inroot import Root, read_regular, replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import Any, Callable, Dict, List, Tuple
 
-from shim.errors import ConfigError
+from shim import quantity
+from shim.errors import ChandlerError, ConfigError
+from shim.reach import CLASSES
 
 Table = Dict[str, Any]
 
@@ -58,13 +60,12 @@ def _seconds(value: Any) -> bool:
 
 _RULES = ("gpu", "gpu.all", "gpu.count", "gpu.devices", "gpu.vendor", "env", "resources", "resources.cpu",
           "resources.memory", "resources.memory_swap", "resources.memory_reservation", "resources.cpu_shares",
-          "resources.cpuset", "resources.pids_limit",
-          "gpu.sharing", "gpu.mps_pipe_dir", "gpu.mps_log_dir", "gpu.mps_active_thread_percentage", "gpu.mps_pinned_memory",
-          "gpu.mps_priority", "gpu.time_slice_index", "gpu.time_slicing_config_path", "gpu.time_slice")
+          "resources.cpuset", "resources.pids_limit", *CLASSES)
+_SHORT = {"bind": "storage.bind", "tmpfs": "storage.tmpfs"}
 
 
 def _classes(value: Any) -> bool:
-    return isinstance(value, list) and all(item in _RULES for item in value)
+    return _strings(value) and all(item in _RULES or item in _SHORT for item in value)
 
 
 DEFAULT_PREFIX = "chandler.oci/"
@@ -80,6 +81,101 @@ def _path_or_none(value: Any) -> bool:
     return value == "" or _path(value)
 
 
+def _prefixes(value: Any) -> bool:
+    return _paths(value) and all(not {"..", "."} & set(item.split("/")) and "//" not in item for item in value)
+
+
+def _parents(value: Any) -> bool:
+    return _strings(value) and all(_prefixes([item]) or item.endswith(".slice") and "/" not in item for item in value)
+
+
+def _capabilities(value: Any) -> bool:
+    return _strings(value) and all(_is_capability(item) for item in value)
+
+
+def _is_capability(name: str) -> bool:
+    from shim.leaves import capability
+    try:
+        return bool(capability(name))
+    except ChandlerError:
+        return False
+
+
+def _amount(scale: int) -> Callable[[Any], bool]:
+    def check(value: Any) -> bool:
+        return value == 0 and not isinstance(value, bool) or _scaled(value, scale) > 0
+    return check
+
+
+def _scaled(value: Any, scale: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return 0
+    try:
+        return quantity.scaled(str(value), scale)
+    except ChandlerError:
+        return 0
+
+
+def _directory(value: Any) -> bool:
+    return _path_or_none(value) and ".." not in value.split("/")
+
+
+def _command(value: Any) -> bool:
+    return value == [] or _strings(value) and _path(value[0]) and not any("\0" in word for word in value)
+
+
+def _volumes(value: Any) -> bool:
+    return isinstance(value, dict) and all(name and _path(path) for name, path in value.items())
+
+
+_FIELDS = ("handler", "namespace", "pod", "container", "image", "user")
+_ONCE = ("policy.rule", "policy.evict-unadjusted")  # what no rule can have
+
+
+def _rules(value: Any) -> bool:
+    """Whether these are rules.  Raises ConfigError, which names the rule and its key."""
+    if not isinstance(value, list) or not all(isinstance(rule, dict) for rule in value):
+        return False
+    for number, rule in enumerate(value, 1):
+        name = rule.get("name")
+        if not isinstance(name, str) or not name.isprintable() or not name:
+            raise ConfigError(f"policy.rule number {number} has no name", 'write name = "…"')
+        match = rule.get("match")
+        if not isinstance(match, dict) or not match:
+            raise ConfigError(f"policy.rule {name!r} has no match", 'write match = {namespace = ["…"]}')
+        for field, patterns in match.items():
+            if field not in _FIELDS or not _strings(patterns) or not patterns:
+                raise ConfigError(f"policy.rule {name!r}: match.{field} = {patterns!r} is wrong",
+                                  f"it must be a list of patterns, for one of {', '.join(_FIELDS)}")
+        for key, item in rule.items():
+            if key in ("name", "match"):
+                continue
+            known = KEYS.get(f"policy.{key}")
+            if known is None or f"policy.{key}" in _ONCE:
+                raise ConfigError(f"policy.rule {name!r}: unknown key {key!r}", "a rule has name, match, and keys of [policy]")
+            if not known[0](item):
+                raise ConfigError(f"policy.rule {name!r}: {key} = {item!r} is wrong", f"it must be {known[1]}")
+    return True
+
+
+def _normal(key: str, value: Any) -> Any:
+    """A value as the create path reads it."""
+    if key in ("policy.allow", "policy.deny"):
+        return [_SHORT.get(word, word) for word in value]
+    if key == "policy.max-cpu":
+        return _scaled(value, 1000)
+    if key == "policy.max-memory":
+        return _scaled(value, 1)
+    if key == "policy.capabilities":
+        from shim.leaves import capability
+        return [capability(name) for name in value]
+    if key == "policy.rule":
+        return [{**{f"policy.{name}": _normal(f"policy.{name}", item) for name, item in rule.items() if name not in ("name", "match")},
+                 "name": rule["name"], "match": rule["match"]} for rule in value]
+    return value
+
+
+_GLOBS = "a list of names, in which * stands for any characters"
 # key: (check, what it must be, default)
 KEYS: Dict[str, Tuple[Callable[[Any], bool], str, Any]] = {
     "runtimes": (_runtimes, "a list of names or absolute paths", ["runc", "youki", "crun"]),
@@ -108,6 +204,19 @@ KEYS: Dict[str, Tuple[Callable[[Any], bool], str, Any]] = {
     "policy.deny": (_classes, "a list of " + ", ".join(_RULES), []),
     "policy.evict-unadjusted": (_boolean, "true or false", False),
     "policy.max-gpus": (_count, "a whole number", 8),
+    "policy.max-cpu": (_amount(1000), 'CPUs, such as 4 or "500m"; 0 is no maximum', 0),
+    "policy.max-memory": (_amount(1), 'bytes, such as "16Gi"; 0 is no maximum', 0),
+    "policy.bind-sources": (_prefixes, "a list of absolute paths without ..", []),
+    "policy.volumes": (_strings, _GLOBS, []),
+    "policy.host-variables": (_strings, _GLOBS, []),
+    "policy.secrets": (_strings, _GLOBS, []),
+    "policy.devices": (_strings, "a list of paths, in which * stands for any characters", []),
+    "policy.cgroup-parents": (_parents, "a list of absolute paths or systemd slices", []),
+    "policy.capabilities": (_capabilities, "a list of capabilities, or ALL", []),
+    "policy.rule": (_rules, "a list of tables, each written as [[policy.rule]]", []),
+    "secrets.directory": (_directory, 'an absolute path, in which {scope} stands for the namespace, or ""', ""),
+    "secrets.command": (_command, "a program's absolute path and its arguments", []),
+    "volumes": (_volumes, "names with absolute paths", {}),
     "policy.kinds": (_strings, "a list of CDI kinds", ["nvidia.com/gpu", "amd.com/gpu", "intel.com/gpu", "intel.com/gaudi"]),
 }
 _TABLES = {key.partition(".")[0] for key in KEYS if "." in key}
@@ -122,9 +231,14 @@ def compile_config(sources: List[Tuple[str, bytes]]) -> Table:
     for path, data in sources:
         for key, value in _flat(_parse(path, data), path):
             check, wanted, _ = KEYS[key]
-            if not check(value):
+            try:
+                good = check(value)
+            except ConfigError as error:
+                raise error.within(path) from None
+            if not good:
                 raise ConfigError(f"{path}: {key} = {value!r} is wrong", f"it must be {wanted}")
-            result[key] = value
+            # rules of a later file come after those of an earlier one: none that denies is lost
+            result[key] = result[key] + _normal(key, value) if key == "policy.rule" else _normal(key, value)
     return result
 
 

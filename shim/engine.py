@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from shim import errors, gpu, host, identity, oci, policy, resources
 from shim import request as _request
-from shim.edits import ANNOTATION, ENV, Edits, merge
+from shim.edits import ANNOTATION, EMPTY, ENV, Edits, merge
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, List, Optional, Tuple
+    from typing import Any, Dict, List, Mapping, Optional, Tuple
 
     from shim.inventory import Inventory
     from shim.leases import Lease
@@ -53,12 +53,14 @@ def mark(config: Dict[str, Any]) -> bytes:
 
 
 def plan(document: Dict[str, Any], inventory: Inventory, container: str = "",
-         held: Optional[List[Lease]] = None, wish: Optional[_request.Request] = None) -> Optional[Plan]:
+         held: Optional[List[Lease]] = None, wish: Optional[_request.Request] = None,
+         known: Optional[Mapping[str, Any]] = None) -> Optional[Plan]:
     """The plan for a container, or None when nothing is asked for.  Raises ChandlerError; changes nothing.
 
     `container`: its name in its pod, from a front end that need not look for it in annotations.  `held`: the leases
     that others have, None where nobody keeps leases.  `wish`: the request, from a front end that has it already;
-    annotations then say nothing.
+    annotations then say nothing.  `known`: what the front end knows for certain, of id, bundle (its directory), handler,
+    namespace, pod, image, volumes (directories by name), scope and seconds (of and for secrets).
     """
     config = inventory.config
     prefix = config["annotation-prefix"]
@@ -80,6 +82,8 @@ def plan(document: Dict[str, Any], inventory: Inventory, container: str = "",
             wish = _request.Request({}, "annotation cdi.k8s.io/*")
     if type(document.get("process")) is not dict:
         raise errors.BundleError(f"{wish.source}: config.json has no process to equip")
+    if config["policy.rule"]:
+        config = _ruled(config, document, container, known or {})
     policy.check(wish, document, config, engine_names)
     share: Optional[Sharing] = None
     others = held
@@ -95,15 +99,36 @@ def plan(document: Dict[str, Any], inventory: Inventory, container: str = "",
     if held is not None and grant.names:
         _check_engine_devices(document, grant, inventory, wish.source)
     policy.check_devices(wish, grant.names, len(grant.keys), config)
-    if share is not None:
-        from shim import nvtools
-        share.place(grant, inventory, nvtools.uuid_of)
-    own = Edits([(ENV, variable, value, wish.source) for variable, value in wish.env.items()])
+    if wish.rare:
+        own, more = _rare(wish, document, inventory, config, known or {})
+    else:
+        own, more = Edits([(ENV, variable, value, wish.source) for variable, value in wish.env.items()]), EMPTY
     limits = resources.edits(wish.resources, document, wish.source)
+    training = EMPTY
+    if wish.gpu and "distributed" in wish.gpu:
+        from shim import service
+        training = service.distributed(wish.gpu["distributed"], wish.source, (known or {}).get("master", ""))
     mark = Edits([(ANNOTATION, prefix + _request.MARK, ",".join(grant.names), "for people to read")])
-    edits = host.complete(merge(own, limits, grant.edits, mark))
+    edits = host.complete(merge(own, more, limits, grant.edits, training, mark))
     host.check_paths(edits)
-    return Plan(wish, grant, edits, (own, limits, grant.beside, mark), share)
+    return Plan(wish, grant, edits, (own, more, limits, grant.beside, training, mark))
+
+
+def _ruled(config: Dict[str, Any], document: Dict[str, Any], container: str, known: Mapping[str, Any]) -> Dict[str, Any]:
+    """The configuration with the policy's rule for this container in it."""
+    from shim import facts, rules
+    return rules.applied(config, document.get("annotations") or {}, {**known, "container": container, "user": facts.caller()})
+
+
+def _rare(wish: _request.Request, document: Dict[str, Any], inventory: Inventory, config: Dict[str, Any],
+          known: Mapping[str, Any]) -> Tuple[Edits, Edits]:
+    """The request's variables, references to the host resolved, and the edits of the keys that few requests have."""
+    from shim import facts, rules
+    scope = known.get("scope")
+    if scope is None:
+        scope = "".join(rules.identity(document.get("annotations") or {}, config["engine"], known).get("namespace", ()))
+    return (facts.variables(wish, config, scope, known.get("seconds", facts.SECONDS)),
+            facts.edits(wish, document, inventory, config, known))
 
 
 def _check_engine_devices(document: Dict[str, Any], grant: gpu.Grant, inventory: Inventory, source: str) -> None:

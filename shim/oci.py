@@ -1,4 +1,4 @@
-"""The OCI interpreter of Edits: the only module that knows config.json's keys.
+"""The OCI interpreter of Edits: with shim.ocikeys the only module that knows config.json's keys.
 
 `apply` follows the CDI reference library, category by category (CDI specification, "OCI edits"); where it
 differs it says why.  A document is a plain dict; keys that are unknown here survive.  Pure; part of the create
@@ -36,13 +36,16 @@ def apply(config: Document, edits: Edits, idmap: bool = True) -> Document:
         if idmap and edit[0] == _edits.MOUNT:
             edit = (edit[0], edit[1], idmapped(edit[2]), edit[3])
         by_kind.setdefault(edit[0], []).append(edit)
+    if by_kind.keys() - _OWN:
+        from shim import ocikeys
+        ocikeys.apply(result, by_kind)  # before devices, whose owner is the process' user
     for kind, change in _APPLY:
         if kind in by_kind:
             change(result, by_kind[kind])
     return result
 
 
-def _member(parent: Document, key: str, kind: Any) -> Any:
+def member(parent: Document, key: str, kind: Any) -> Any:
     """A copy of parent[key], put in its place: an object or a list, empty where it was absent or null."""
     value = parent.get(key)
     if value is None:
@@ -56,7 +59,7 @@ def _member(parent: Document, key: str, kind: Any) -> Any:
 
 
 def _env(config: Document, edits: List[Edit]) -> None:
-    env = _member(_member(config, "process", dict), "env", list)
+    env = member(member(config, "process", dict), "env", list)
     # of variables that stand twice the last one counts, and is the one that is replaced
     places = {entry.partition("=")[0]: place for place, entry in enumerate(env) if isinstance(entry, str)}
     for _, name, value, _ in edits:
@@ -74,9 +77,9 @@ def _devices(config: Document, edits: List[Edit]) -> None:
     A device that is only in one of them cannot be opened, or is lost at the next update of the cgroup.
     """
     user = process_user(config)
-    linux = _member(config, "linux", dict)
-    devices = _member(linux, "devices", list)
-    rules = _member(_member(linux, "resources", dict), "devices", list)
+    linux = member(config, "linux", dict)
+    devices = member(linux, "devices", list)
+    rules = member(member(linux, "resources", dict), "devices", list)
     for _, path, node, _ in edits:
         kind = node["type"]
         device = {"path": path, "type": kind, "major": node.get("major", 0), "minor": node.get("minor", 0)}
@@ -129,7 +132,7 @@ def device_numbers(config: Document) -> Dict[str, str]:
 
 
 def _net_devices(config: Document, edits: List[Edit]) -> None:
-    devices = _member(_member(config, "linux", dict), "netDevices", dict)
+    devices = member(member(config, "linux", dict), "netDevices", dict)
     for _, interface, name, _ in edits:
         devices[interface] = {"name": name}
 
@@ -143,7 +146,7 @@ def in_user_namespace(config: Document) -> bool:
 
 
 def _mounts(config: Document, edits: List[Edit]) -> None:
-    mounts = _member(config, "mounts", list)
+    mounts = member(config, "mounts", list)
     present = {entry["destination"] for entry in mounts
                if isinstance(entry, dict) and isinstance(entry.get("destination"), str)}
     for _, destination, mount, _ in edits:
@@ -196,7 +199,7 @@ def idmapped(mount: Document) -> Document:
 
 
 def _hooks(config: Document, edits: List[Edit]) -> None:
-    hooks = _member(config, "hooks", dict)
+    hooks = member(config, "hooks", dict)
     before = {stage: list(entries) for stage, entries in hooks.items() if isinstance(entries, list)}
     copied = set()
     for _, stage, hook, _ in edits:
@@ -206,34 +209,34 @@ def _hooks(config: Document, edits: List[Edit]) -> None:
             continue
         if stage not in copied:
             copied.add(stage)
-            _member(hooks, stage, list)
+            member(hooks, stage, list)
         hooks[stage].append(hook)
 
 
 def _rdt(config: Document, edits: List[Edit]) -> None:
-    _member(config, "linux", dict)["intelRdt"] = edits[-1][2]
+    member(config, "linux", dict)["intelRdt"] = edits[-1][2]
 
 
 def _gids(config: Document, edits: List[Edit]) -> None:
-    user = _member(_member(config, "process", dict), "user", dict)
-    gids = _member(user, "additionalGids", list)
+    user = member(member(config, "process", dict), "user", dict)
+    gids = member(user, "additionalGids", list)
     for _, gid, _, _ in edits:
         if gid not in gids:
             gids.append(gid)
 
 
 def _resources(config: Document, edits: List[Edit]) -> None:
-    resources = _member(_member(config, "linux", dict), "resources", dict)
+    resources = member(member(config, "linux", dict), "resources", dict)
     copied = set()
     for _, (controller, key), value, _ in edits:
         if controller not in copied:
             copied.add(controller)
-            _member(resources, controller, dict)
+            member(resources, controller, dict)
         resources[controller][key] = value
 
 
 def _annotations(config: Document, edits: List[Edit]) -> None:
-    annotations = _member(config, "annotations", dict)
+    annotations = member(config, "annotations", dict)
     for _, key, value, _ in edits:
         annotations[key] = value
 
@@ -279,3 +282,4 @@ _APPLY: tuple[tuple[str, Callable[[Document, List[Edit]], None]], ...] = (
     (_edits.RESOURCE, _resources),
     (_edits.ANNOTATION, _annotations),
 )
+_OWN = frozenset([kind for kind, _ in _APPLY])

@@ -23,7 +23,6 @@ _OWN_WORDS = frozenset(("gpu.all", "gpu.mps_pipe_dir", "gpu.mps_log_dir", "gpu.t
 # Variables that decide which code a process loads.
 _LOADER_PREFIXES = ("LD_", "PYTHON")
 _LOADER = frozenset(("PATH", "GCONV_PATH", "GLIBC_TUNABLES", "BASH_ENV", "ENV"))
-_REFERENCES = ("$E:", "$S:")
 
 
 def check(wish: _request.Request, document: Config, config: Config, names: Sequence[str] = ()) -> None:
@@ -31,15 +30,32 @@ def check(wish: _request.Request, document: Config, config: Config, names: Seque
     devices (`names`) that other annotations ask for."""
     trusted = config["policy.trust"] == "all"
     for asked, key in _asked(wish) + _asked_by_name(names, "cdi.k8s.io"):
-        rule = _covers(config["policy.deny"], asked)
-        if rule:
-            raise errors.PolicyError(f"{wish.source}: {key} is refused by {rule!r} in deny of [policy]")
-        if not trusted and not _covers(config["policy.allow"], asked):
-            raise errors.PolicyError(f"{wish.source}: {key} is not allowed: allow of [policy] has no {asked!r}",
-                              "ask the node's administrator")
-    for name, value in wish.env.items():
-        _check_variable(name, value, wish.source, trusted)
+        check_word(wish, asked, key, config, trusted)
+    for name in wish.env:
+        _check_variable(name, wish.source, trusted)
     _check_limits(wish, document)
+    if wish.rare:
+        from shim import reach
+        reach.check(wish, document, config)
+    if not trusted and (config["policy.max-cpu"] or config["policy.max-memory"]):
+        from shim import reach
+        reach.check_maxima(wish, config)
+
+
+def check_word(wish: _request.Request, asked: str, key: str, config: Config, allowed: bool) -> None:
+    """Raises PolicyError when what is asked for is denied or, unless it is `allowed` anyway, not allowed."""
+    rule = _covers(config["policy.deny"], asked)
+    if rule:
+        where = config.get("policy.denied-by", {}).get(rule, "[policy]")
+        raise errors.PolicyError(f"{wish.source}: {key} is refused by {rule!r} in deny of {where}")
+    if not allowed and not _covers(config["policy.allow"], asked):
+        raise errors.PolicyError(f"{wish.source}: {key} is not allowed: allow of {by(config)} has no {asked!r}",
+                                 "ask the node's administrator")
+
+
+def by(config: Config) -> str:
+    """The part of the configuration that decides: [policy], or the rule that has taken its place (shim.rules)."""
+    return str(config.get("policy.by", "[policy]"))
 
 
 def check_devices(wish: _request.Request, names: List[str], count: int, config: Config) -> None:
@@ -49,10 +65,10 @@ def check_devices(wish: _request.Request, names: List[str], count: int, config: 
     for name in names:
         kind = name.partition("=")[0]
         if kind not in config["policy.kinds"]:
-            raise errors.PolicyError(f"{wish.source}: resources.gpu asks for {name}; kinds of [policy] has no {kind}")
+            raise errors.PolicyError(f"{wish.source}: resources.gpu asks for {name}; kinds of {by(config)} has no {kind}")
     limit = config["policy.max-gpus"]
     if count > limit:
-        raise errors.PolicyError(f"{wish.source}: resources.gpu asks for {count} devices; max-gpus of [policy] is {limit}")
+        raise errors.PolicyError(f"{wish.source}: resources.gpu asks for {count} devices; max-gpus of {by(config)} is {limit}")
 
 
 def _asked(wish: _request.Request) -> List[Tuple[str, str]]:
@@ -80,15 +96,14 @@ def _asked_by_name(names: Sequence[str], key: str) -> List[Tuple[str, str]]:
 
 
 def _covers(rules: List[str], asked: str) -> str:
-    """The rule that covers what is asked: the same words, or words above them.  What reaches to the host, and every
-    device, only their own words cover."""
+    """The rule that covers what is asked: the same words, or words above them.  Only its own covers gpu.all."""
     for rule in rules:
-        if asked == rule or asked.startswith(rule + ".") and asked not in _OWN_WORDS:
+        if asked == rule or asked.startswith(rule + ".") and asked != "gpu.all":
             return rule
     return ""
 
 
-def _check_variable(name: str, value: str, source: str, trusted: bool) -> None:
+def _check_variable(name: str, source: str, trusted: bool) -> None:
     if name.endswith(_OURS_SUFFIX) or name.startswith(_OURS_PREFIX) or name in _OURS:
         raise errors.PolicyError(f"{source}: env.{name} is set by Chandler from what is granted", "remove it")
     if trusted:
@@ -96,8 +111,6 @@ def _check_variable(name: str, value: str, source: str, trusted: bool) -> None:
     if name.startswith(_LOADER_PREFIXES) or name in _LOADER:
         raise errors.PolicyError(f"{source}: env.{name} decides which code is loaded, so a request may not set it",
                           "set it in the image, or trust = \"all\" in [policy]")
-    if value.startswith(_REFERENCES):
-        raise errors.PolicyError(f"{source}: env.{name} refers to the host ({value[:3]}…), which the policy does not allow")
 
 
 def _check_limits(wish: _request.Request, document: Config) -> None:

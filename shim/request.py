@@ -21,6 +21,9 @@ MAX_ANNOTATIONS = 256 << 10
 MARK = "granted"  # the annotation that says what was granted: for people, never believed
 _SERVICE, _SERVICES = "service", "services"
 MAX_INT = (1 << 63) - 1
+REFERENCES = ("$E:", "$S:")  # to a variable of the host, to a secret
+_PLAIN = frozenset(("env", "resources"))
+_RARE = frozenset(("oom_score_adj", "blkio_weight", "hugepages"))
 
 
 class Request:
@@ -42,6 +45,14 @@ class Request:
     def resources(self) -> Document:
         resources: Document = self.document.get("resources", {})
         return resources
+
+    @property
+    def rare(self) -> bool:
+        """Whether it has keys, or references, that a plain request does without (shim.reach, shim.facts)."""
+        for value in self.env.values():
+            if value.startswith(REFERENCES):
+                return True
+        return not (self.document.keys() <= _PLAIN and _RARE.isdisjoint(self.resources))
 
     @property
     def env(self) -> Dict[str, str]:
@@ -134,21 +145,6 @@ def _vendor(value: Any) -> str:
     return _text(value)
 
 
-def _word(*known: str) -> Leaf:
-    def check(value: Any) -> str:
-        if value not in known:
-            raise errors.RequestError(f"{_shown(value)} is not one of {', '.join(known)}")
-        return str(value)
-    return check, str
-
-
-def _host_path(value: Any) -> str:
-    text = _text(value)
-    if not text.startswith("/") or not text.isprintable() or ".." in text.split("/") or len(text) > 1024:
-        raise errors.RequestError(f"{_shown(value)} is no absolute path without '..'")
-    return text
-
-
 def _env(value: Any) -> Dict[str, str]:
     if not isinstance(value, dict):
         raise errors.RequestError(f"{_shown(value)} is not an object of names and texts")
@@ -167,10 +163,25 @@ def _listed(text: str) -> List[str]:
 
 
 _NAMES: Leaf = (_names, _listed)
-_ENV: Leaf = (_env, str)
+_ENV = (_env, str, True)  # an object of names, any of which a single-value annotation may set
 
+# A text names a leaf, or a table, of shim.leaves, which a plain request does not load.
 SCHEMA: Dict[str, Any] = {
     "env": _ENV,
+    "command": "command",
+    "devices": "devices",
+    "storage": "storage",
+    "capabilities": "capabilities",
+    "cap_drop": "cap_drop",
+    "privileged": "flag",
+    "host_network": "flag",
+    "hostname": "hostname",
+    "cgroup_parent": "cgroup_parent",
+    "user": "user",
+    "sysctls": "sysctls",
+    "ulimits": "ulimits",
+    "read_only_root_fs": "flag",
+    "extra_groups": "extra_groups",
     "resources": {
         # thousandths of a CPU; times a period of at most a second it must be a quota below 2**63
         "cpu": _quantity(1000, high=MAX_INT // 1000),
@@ -180,19 +191,14 @@ SCHEMA: Dict[str, Any] = {
         "cpu_shares": _integer(2, 262144),
         "cpuset": (_cpuset, str),
         "pids_limit": _integer(-1),
+        "oom_score_adj": "oom_score_adj",
+        "blkio_weight": "blkio_weight",
+        "hugepages": "hugepages",
         "gpu": {
             "count": _integer(1, 4096),
             "vendor": (_vendor, str),
             "devices": _NAMES,
-            "sharing": _word("exclusive", "mps", "time-slice"),
-            "mps_pipe_dir": (_host_path, str),
-            "mps_log_dir": (_host_path, str),
-            "mps_active_thread_percentage": _integer(1, 100),
-            "mps_pinned_memory": _quantity(1, 1 << 20),  # bytes of each GPU; the daemon knows whole MiB
-            "mps_priority": _integer(0, 1),              # 0 normal, 1 below
-            "time_slice_index": _integer(0, 4095),
-            "time_slicing_config_path": (_host_path, str),
-            "time_slice": _word("default", "short", "medium", "long"),
+            "distributed": "distributed",
         },
     },
 }
@@ -214,6 +220,8 @@ def check(document: Any, schema: Optional[Dict[str, Any]] = None, path: str = ""
         known = schema.get(key)
         if known is None:
             raise errors.RequestError(f"unknown key {where!r}", f"known here: {', '.join(sorted(schema))}")
+        if type(known) is str:
+            known = leaf(known)
         if isinstance(known, dict):
             result[key] = check(value, known, where)
         else:
@@ -222,6 +230,12 @@ def check(document: Any, schema: Optional[Dict[str, Any]] = None, path: str = ""
             except errors.RequestError as error:
                 raise error.within(where) from None
     return result
+
+
+def leaf(name: str) -> Any:
+    """The leaf, or the table, that SCHEMA has under a name."""
+    from shim.leaves import LEAVES
+    return LEAVES[name]
 
 
 def parse_document(text: str) -> Any:
@@ -330,10 +344,12 @@ def _set(document: Document, key: str, text: str, annotation: str) -> None:
     while isinstance(schema, dict) and depth < len(parts):
         schema = schema.get(parts[depth])
         depth += 1
+        if isinstance(schema, str):
+            schema = leaf(schema)
     if schema is None or isinstance(schema, dict):
         raise errors.RequestError(f"annotation {annotation}: unknown key {key!r}")
     rest = parts[depth:]
-    if schema is _ENV:  # the name of a variable may have dots
+    if len(schema) > 2:  # the name of a variable may have dots
         where, name = parts[:depth], ".".join(rest)
     elif rest:
         raise errors.RequestError(f"annotation {annotation}: unknown key {key!r}")

@@ -62,7 +62,7 @@ def _serve(program: str, rest: List[str], started: float) -> NoReturn:
     path = _args.config_path(call)
     undo = None
     if configjson.may_ask(path, engine.needles(stored.config)):
-        undo = _equip(path, stored, place, call, kind, binary, environment, started)
+        undo = _equip(path, stored, place, call, kind, binary, environment, started, program)
     try:
         _exec(binary, rest, environment)
     except OSError as error:
@@ -113,7 +113,7 @@ def _third_party() -> None:
 
 
 def _equip(path: str, stored: Inventory, place: Place, call: _args.Invocation, kind: str, binary: str,
-           environment: Dict[bytes, bytes], started: float) -> Optional[Callable[[], None]]:
+           environment: Dict[bytes, bytes], started: float, program: str) -> Optional[Callable[[], None]]:
     """Edits config.json, and gives a function that undoes it; None when it turns out that nothing is asked for."""
     config = stored.config
     state_dir = config["state-dir"] or place.state_dir
@@ -128,7 +128,8 @@ def _equip(path: str, stored: Inventory, place: Place, call: _args.Invocation, k
     keeper = _Keeper(state_dir, root, call.id, place.rootless)
     if config["gpu.allocator"] == "leases":
         keeper.keep_lease(binary)
-    made = keeper.plan(source.value, stored, place)
+    known = {"id": call.id, "bundle": path.rpartition("/")[0] or ".", "handler": program.rpartition("/")[2]}
+    made = keeper.plan(source.value, stored, place, known)
     if made is None:
         return None
     try:
@@ -182,13 +183,13 @@ class _Keeper:
         self.ledger = ledger.Ledger(self.state_dir, self.private)
         self.lease = ledger.oci_lease(self.container, self.root, binary, int(time.time()))
 
-    def plan(self, document: Dict[str, Any], stored: Inventory, place: Place) -> Optional[engine.Plan]:
+    def plan(self, document: Dict[str, Any], stored: Inventory, place: Place, known: Dict[str, str]) -> Optional[engine.Plan]:
         """The plan for the container, its devices leased where leases are kept."""
         def plan(held: Any) -> Optional[engine.Plan]:
             try:
-                return engine.plan(document, stored, held=held)
+                return engine.plan(document, stored, held=held, known=known)
             except inventory.Stale:  # the stored inventory lost a part while we read it
-                return engine.plan(document, _compiled(place, anew=True), held=held)
+                return engine.plan(document, _compiled(place, anew=True), held=held, known=known)
         if self.ledger is None:
             return plan(None)
         made: Optional[engine.Plan] = self.ledger.allocate(self.lease, plan)

@@ -42,6 +42,20 @@ GOOD: dict[str, list[tuple[str, Any]]] = {
     "policy.deny": [('["gpu.devices"]', ["gpu.devices"])],
     "policy.max-gpus": [("0", 0), ("16", 16)],
     "policy.kinds": [('["x.com/y"]', ["x.com/y"])],
+    "policy.max-cpu": [("0", 0), ("4", 4000), ("1.5", 1500), ('"500m"', 500)],
+    "policy.max-memory": [("0", 0), ("4096", 4096), ('"16Gi"', 16 << 30)],
+    "policy.bind-sources": [('["/data/team-a", "/srv/"]', ["/data/team-a", "/srv/"])],
+    "policy.volumes": [('["data-*"]', ["data-*"])],
+    "policy.host-variables": [('["HTTP_*"]', ["HTTP_*"])],
+    "policy.secrets": [('["token"]', ["token"])],
+    "policy.devices": [('["/dev/fuse"]', ["/dev/fuse"])],
+    "policy.cgroup-parents": [('["/team", "team-*.slice"]', ["/team", "team-*.slice"])],
+    "policy.capabilities": [('["net_admin", "CAP_CHOWN", "all"]', ["CAP_NET_ADMIN", "CAP_CHOWN", "ALL"])],
+    "secrets.directory": [('""', ""), ('"/run/secrets/{scope}"', "/run/secrets/{scope}")],
+    "secrets.command": [("[]", []), ('["/usr/bin/vault", "get"]', ["/usr/bin/vault", "get"])],
+    "volumes": [('{data = "/srv/data"}', {"data": "/srv/data"})],
+    "policy.rule": [('[{name = "a", match = {namespace = ["x-*"]}, allow = ["bind", "gpu"], deny = ["tmpfs"], max-cpu = 2}]',
+                     [{"name": "a", "match": {"namespace": ["x-*"]}, "policy.allow": ["storage.bind", "gpu"], "policy.deny": ["storage.tmpfs"], "policy.max-cpu": 2000}])],
     "require-grant": [("true", True), ("false", False)],
     "policy.evict-unadjusted": [("true", True), ("false", False)],
     "cdi.generate": [("[]", []), ('["nvidia"]', ["nvidia"])],
@@ -71,6 +85,19 @@ BAD: dict[str, list[str]] = {
     "policy.deny": ['["*"]', '"env"', "[true]"],
     "policy.max-gpus": ["-1", "1.0", '"8"', "true", "[]", "nan", "inf"],
     "policy.kinds": ['"x.com/y"', "[5]", '[""]'],
+    "policy.max-cpu": ["-1", '"x"', "true", "[]", '""'],
+    "policy.max-memory": ["-1", '"16 GiB"', "true", "[]"],
+    "policy.bind-sources": ['"/a"', '["a"]', '["/a/../b"]', '["/a//b"]', '["/a/."]', "[5]"],
+    "policy.volumes": ['"x"', '[""]', "[5]"],
+    "policy.host-variables": ['"x"', '[""]', "[5]"],
+    "policy.secrets": ['"x"', '[""]', "[5]"],
+    "policy.devices": ['"x"', '[""]', "[5]"],
+    "policy.cgroup-parents": ['"/a"', '["a"]', '["/a/.."]', '["a/b.slice"]'],
+    "policy.capabilities": ['"CHOWN"', '["NO_SUCH"]', '[""]', "[5]"],
+    "secrets.directory": ['"x"', "5", '"/a/../b"'],
+    "secrets.command": ['"/bin/x"', '["x"]', "[5]", '[""]'],
+    "volumes": ["5", '{a = "x"}', "{a = 5}", '{"" = "/x"}'],
+    "policy.rule": ["5", "[5]", "{}"],
     "require-grant": ["1", '"true"', "[]"],
     "policy.evict-unadjusted": ["0", '"no"', "{}"],
     "cdi.generate": ["true", '"nvidia"', '["nobody"]', "[5]"],
@@ -160,6 +187,8 @@ def test_the_prefix_of_a_configuration_that_is_wrong_elsewhere(texts: list[str],
 def test_the_policy_knows_every_key_of_a_request() -> None:
     from shim import request
     resources = dict(request.SCHEMA["resources"])
-    gpu = resources.pop("gpu")
+    gpu = dict(resources.pop("gpu"))
     wanted = {"env", "gpu", "gpu.all", "resources", *(f"gpu.{key}" for key in gpu), *(f"resources.{key}" for key in resources)}
-    assert set(config._RULES) == wanted
+    from shim.reach import CLASSES
+    assert set(config._RULES) - set(CLASSES) <= wanted <= set(config._RULES) | set(CLASSES)
+    assert {key for key in request.SCHEMA if key not in ("env", "resources")} <= set(CLASSES)

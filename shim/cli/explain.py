@@ -6,13 +6,33 @@ import argparse
 import difflib
 import json
 import os
-from typing import Any, Dict, List
+from typing import TYPE_CHECKING, Any, Dict, List
 
 from shim import compiler, configjson, engine, jsontext
-from shim.edits import ANNOTATION, DEVICE, ENV, GID, HOOK, MOUNT, NET_DEVICE, RDT, RESOURCE
+from shim.edits import (
+    ANNOTATION,
+    CAPABILITY,
+    DEVICE,
+    ENV,
+    GID,
+    HOOK,
+    HUGEPAGES,
+    LINUX,
+    MOUNT,
+    NAMESPACE,
+    NET_DEVICE,
+    PROCESS,
+    RDT,
+    RESOURCE,
+    RLIMIT,
+)
 from shim.errors import BundleError, ChandlerError
 from shim.inventory import Place, Stale
 from shim.ledger import Ledger
+from shim.secrets import HIDDEN, Hidden
+
+if TYPE_CHECKING:
+    from shim.edits import Edit
 
 _NOTES = (
     "The environment is that of the container's own process; processes started later by exec get the engine's.",
@@ -26,6 +46,7 @@ def add_parser(commands: Any) -> None:
     source = command.add_mutually_exclusive_group(required=True)
     source.add_argument("--bundle", metavar="DIR", help="the bundle")
     source.add_argument("--config", metavar="FILE", help="its config.json")
+    command.add_argument("--handler", default="chandler-runtime", metavar="NAME", help="how the engine calls the runtime, for the policy's rules")
     command.add_argument("--format", choices=("text", "json"), default="text")
     command.set_defaults(run=run)
 
@@ -48,13 +69,15 @@ def run(arguments: argparse.Namespace) -> int:
     held = None
     if inventory.config["gpu.allocator"] == "leases":
         held = Ledger(inventory.config["state-dir"] or place.state_dir, place.rootless).read()
+    known = {"id": "ID", "bundle": os.path.dirname(os.path.abspath(path)), "handler": arguments.handler}
     try:
-        made = engine.plan(document, inventory, held=held)
+        made = engine.plan(document, inventory, held=held, known=known)
     except Stale:  # the stored inventory lost a part while we read it
         inventory = compiler.refresh(place)
-        made = engine.plan(document, inventory, held=held)
+        made = engine.plan(document, inventory, held=held, known=known)
     if made is None:
         return _show_nothing(arguments.format)
+    made.edits = made.edits.with_values(map(_veiled, made.edits.items))
     after = engine.equip(document, made, place.rootless)
     shown = {
         "source": made.request.source,
@@ -75,6 +98,11 @@ def _show_nothing(form: str) -> int:
     return 0
 
 
+def _veiled(edit: Edit) -> Edit:
+    """An edit without what is not to be shown."""
+    return (*edit[:2], HIDDEN, edit[3]) if isinstance(edit[2], Hidden) else edit
+
+
 def _plain(value: Any) -> Any:
     """A value as plain JSON for people; numbers that are not integers as they were written."""
     return json.loads(jsontext.dumps(value))
@@ -93,8 +121,15 @@ def _words(kind: str, key: Any, value: Any) -> str:
         GID: lambda: f"group {key}",
         RESOURCE: lambda: f"{'.'.join(key)} = {value}",
         ANNOTATION: lambda: f"{key} = {value}",
+        CAPABILITY: lambda: f"{key}: {' '.join(value) or 'none'}",
+        RLIMIT: lambda: f"{key} {value['soft']} to {value['hard']}",
+        NAMESPACE: lambda: f"{key}: the host's" if value is None else f"{key}: {value or 'its own'}",
+        HUGEPAGES: lambda: f"{key} pages: {value} bytes",
     }
-    return str(words[kind]())
+    if kind in words:
+        return str(words[kind]())
+    name = ".".join(part for part in ("" if kind in (PROCESS, LINUX) else kind, key) if part)
+    return f"{name} is taken away" if value is None else f"{name} = {value if isinstance(value, str) else json.dumps(value)}"
 
 
 def _diff(before: Any, after: Any, path: str) -> str:

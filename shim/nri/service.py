@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 # A record is written before its container can be listed, so a younger one is not given up.
 _MINIMUM_AGE = 60.0  # seconds
+_PATIENCE = 1.0  # seconds
 _CDI = "cdi.k8s.io"
 
 
@@ -94,7 +95,7 @@ class Service:
 
         def planned(held: Any) -> Optional[engine.Plan]:
             nonlocal result
-            made = engine.plan(wanted, self.inventory, container.name, held)
+            made = engine.plan(wanted, self.inventory, container.name, held, known=_known(pod))
             if made is not None:
                 result = adjust.adjustment(made, self.runtime, wanted)
             return made
@@ -231,7 +232,8 @@ class Service:
         # Our own mark has come back to us with the container's annotations; here it tells nothing either way.
         annotations.pop(f"{self.inventory.config['annotation-prefix']}{MARK}", None)
         try:
-            plan = engine.plan(document.build(container, annotations), self.inventory, container.name)
+            plan = engine.plan(document.build(container, annotations), self.inventory, container.name,
+                               known=_known(pod) if pod else None)
         except ChandlerError as error:
             return f"it runs without what it asked for, which would be refused: {error}"
         return "it runs without what it asked for: it was created while chandler-nri was not there" if plan else ""
@@ -275,6 +277,11 @@ class Service:
             return {name.partition("-")[2][:-len(".json")] for name in os.listdir(grants.directory(self._state_dir))}
         except OSError:
             return set()
+
+
+def _known(pod: Any) -> Dict[str, Any]:
+    """What the runtime says of a pod, for the policy's rules; a handler must not wait for a provider of secrets."""
+    return {"namespace": pod.namespace, "pod": pod.name, "handler": pod.runtime_handler, "seconds": _PATIENCE}
 
 
 def _ms(seconds: float) -> jsontext.Number:

@@ -87,7 +87,7 @@ COVER = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from hooks import disable_device_node_modification as hook
-from hooks.inroot import Root
+from shim.inroot import Root
 hook.cover(Root(sys.argv[2]), sys.argv[3], b"ModifyDeviceFiles: 0\\n")
 """
 
