@@ -60,7 +60,8 @@ def _seconds(value: Any) -> bool:
 
 _RULES = ("gpu", "gpu.all", "gpu.count", "gpu.devices", "gpu.vendor", "env", "resources", "resources.cpu",
           "resources.memory", "resources.memory_swap", "resources.memory_reservation", "resources.cpu_shares",
-          "resources.cpuset", "resources.pids_limit", *CLASSES)
+          "resources.cpuset", "resources.pids_limit",
+          "gpu.sharing", "gpu.mps_pipe_dir", "gpu.mps_log_dir", "gpu.time_slicing_config_path", *CLASSES)
 _SHORT = {"bind": "storage.bind", "tmpfs": "storage.tmpfs"}
 
 

@@ -99,6 +99,9 @@ def plan(document: Dict[str, Any], inventory: Inventory, container: str = "",
     if held is not None and grant.names:
         _check_engine_devices(document, grant, inventory, wish.source)
     policy.check_devices(wish, grant.names, len(grant.keys), config)
+    if share is not None:
+        from shim import nvtools
+        share.place(grant, inventory, nvtools.uuid_of)
     if wish.rare:
         own, more = _rare(wish, document, inventory, config, known or {})
     else:
@@ -111,7 +114,7 @@ def plan(document: Dict[str, Any], inventory: Inventory, container: str = "",
     mark = Edits([(ANNOTATION, prefix + _request.MARK, ",".join(grant.names), "for people to read")])
     edits = host.complete(merge(own, more, limits, grant.edits, training, mark))
     host.check_paths(edits)
-    return Plan(wish, grant, edits, (own, more, limits, grant.beside, training, mark))
+    return Plan(wish, grant, edits, (own, more, limits, grant.beside, training, mark), share)
 
 
 def _ruled(config: Dict[str, Any], document: Dict[str, Any], container: str, known: Mapping[str, Any]) -> Dict[str, Any]:

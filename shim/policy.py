@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 _OURS_SUFFIX = "_VISIBLE_DEVICES"
 _OURS_PREFIX = "CUDA_MPS_"
 _OURS = frozenset(("ZE_AFFINITY_MASK",))
-_OWN_WORDS = frozenset(("gpu.all", "gpu.mps_pipe_dir", "gpu.mps_log_dir", "gpu.time_slicing_config_path"))
 # Variables that decide which code a process loads.
 _LOADER_PREFIXES = ("LD_", "PYTHON")
 _LOADER = frozenset(("PATH", "GCONV_PATH", "GLIBC_TUNABLES", "BASH_ENV", "ENV"))
+_OWN_WORDS = frozenset(("gpu.all", "gpu.mps_pipe_dir", "gpu.mps_log_dir", "gpu.time_slicing_config_path"))
 
 
 def check(wish: _request.Request, document: Config, config: Config, names: Sequence[str] = ()) -> None:
@@ -96,9 +96,10 @@ def _asked_by_name(names: Sequence[str], key: str) -> List[Tuple[str, str]]:
 
 
 def _covers(rules: List[str], asked: str) -> str:
-    """The rule that covers what is asked: the same words, or words above them.  Only its own covers gpu.all."""
+    """The rule that covers what is asked: the same words, or words above them.  What reaches to the host, and every
+    device, only their own words cover."""
     for rule in rules:
-        if asked == rule or asked.startswith(rule + ".") and asked != "gpu.all":
+        if asked == rule or asked.startswith(rule + ".") and asked not in _OWN_WORDS:
             return rule
     return ""
 

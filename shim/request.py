@@ -145,6 +145,21 @@ def _vendor(value: Any) -> str:
     return _text(value)
 
 
+def _word(*known: str) -> Leaf:
+    def check(value: Any) -> str:
+        if value not in known:
+            raise errors.RequestError(f"{_shown(value)} is not one of {', '.join(known)}")
+        return str(value)
+    return check, str
+
+
+def _host_path(value: Any) -> str:
+    text = _text(value)
+    if not text.startswith("/") or not text.isprintable() or ".." in text.split("/") or len(text) > 1024:
+        raise errors.RequestError(f"{_shown(value)} is no absolute path without '..'")
+    return text
+
+
 def _env(value: Any) -> Dict[str, str]:
     if not isinstance(value, dict):
         raise errors.RequestError(f"{_shown(value)} is not an object of names and texts")
@@ -199,6 +214,15 @@ SCHEMA: Dict[str, Any] = {
             "vendor": (_vendor, str),
             "devices": _NAMES,
             "distributed": "distributed",
+            "sharing": _word("exclusive", "mps", "time-slice"),
+            "mps_pipe_dir": (_host_path, str),
+            "mps_log_dir": (_host_path, str),
+            "mps_active_thread_percentage": _integer(1, 100),
+            "mps_pinned_memory": _quantity(1, 1 << 20),  # bytes of each GPU; the daemon knows whole MiB
+            "mps_priority": _integer(0, 1),              # 0 normal, 1 below
+            "time_slice_index": _integer(0, 4095),
+            "time_slicing_config_path": (_host_path, str),
+            "time_slice": _word("default", "short", "medium", "long"),
         },
     },
 }
