@@ -28,13 +28,14 @@ Mapping = Dict[str, int]  # containerID, hostID, size
 
 class Node(NamedTuple):
     """What the host is like: `unified`, control groups of version 2 alone; `own_uids` and `own_gids`, the mappings of a
-    user namespace for the container, none where it needs none; `gids`, the groups that then exist in it (None: all);
+    user namespace for the container, none where it needs none; `uids` and `gids`, the ids that then exist in it (None: all);
     `rootless`, whether devices and most mounts are beyond the caller."""
 
     unified: bool = False
     rootless: bool = False
     own_uids: Sequence[Mapping] = ()
     own_gids: Sequence[Mapping] = ()
+    uids: Any = None
     gids: Any = None
 
 
@@ -47,7 +48,7 @@ class Process(NamedTuple):
 
 
 def config(process: Process, hostname: str, root: str, node: Node, host_network: bool = False,
-           privileged: bool = False, confined: bool = True, cgroups_path: str = "") -> Dict[str, Any]:
+           privileged: bool = False, confined: bool = True) -> Dict[str, Any]:
     """The config.json of a container with the root file system `root`; `confined`: no program gains privileges."""
     linux: Dict[str, Any] = {"namespaces": [{"type": kind} for kind in namespaces(node, host_network)],
                              "rootfsPropagation": "private",
@@ -58,8 +59,6 @@ def config(process: Process, hostname: str, root: str, node: Node, host_network:
         linux["gidMappings"] = list(node.own_gids)
     if not node.rootless:
         linux["resources"] = {"devices": device_rules(privileged)}
-    if cgroups_path:
-        linux["cgroupsPath"] = cgroups_path
     return {
         "ociVersion": OCI_VERSION,
         "process": {
@@ -74,7 +73,6 @@ def config(process: Process, hostname: str, root: str, node: Node, host_network:
         "root": {"path": root, "readonly": False},
         "hostname": hostname,
         "mounts": mounts(node, host_network, privileged),
-        "annotations": {},
         "linux": linux,
     }
 

@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import copy
 import os
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
+from typing import TYPE_CHECKING, Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
 
-from shim import cgroups, engine, host, jsontext, oci, request
+from shim import cgroups, engine, files, host, jsontext, oci, reach, request, shared
 from shim.bundle import base, deployment, image, rootless
-from shim.edits import ANNOTATION
+from shim.edits import ANNOTATION, merge
 from shim.errors import BundleError, RequestError
 from shim.inventory import Inventory, Place
+from shim.secrets import HIDDEN, Hidden
+
+if TYPE_CHECKING:
+    from shim.edits import Edit
 
 MAX_HOSTNAME = 64  # sethostname(2)
 
@@ -24,6 +28,7 @@ class Options(NamedTuple):
     """What the builder's caller says beside the deployment file; it wins over that."""
 
     id: str
+    bundle: str = ""
     rootfs: str = ""
     hostname: str = ""
     env: Mapping[str, str] = {}
@@ -34,6 +39,7 @@ class Options(NamedTuple):
     systemd: bool = False
     cgroup_parent: str = ""  # of the environment
     move: Optional[int] = None  # the process that may be moved to make room for the container's group
+    hidden: bool = False  # secrets and the host's variables are left out, since the result is shown
 
 
 class Built(NamedTuple):
@@ -63,40 +69,101 @@ def build(service: deployment.Service, found: image.Image, options: Options, inv
             wish.update(request.check({"user": found.user}))
         except RequestError as error:
             raise error.within(f"{service.source}: the image") from None
-    placed = cgroups.place(options.id, wish.pop("cgroup_parent", ""), options.cgroup_parent, options.systemd, place.rootless, options.move)
-    notes += placed.notes
+    parent = wish.pop("cgroup_parent", "")
     process = base.Process(
         list(options.args) if options.args else image.command(command.get("entrypoint"), command.get("args"), found),
         [*found.env, *(f"{name}={value}" for name, value in options.env.items())],
         _directory(options.cwd or command.get("workdir") or found.workdir))
-    config = base.config(process, hostname, root_path(options.rootfs), node(place), host_network,
-                         bool(wish.get("privileged")), not wish.get("capabilities"), placed.path)
-    later = _later(wish, inventory.config)
-    if later:
-        config["annotations"][f"{inventory.config['annotation-prefix']}service"] = jsontext.dumps(later).decode()
+    if not process.args[0]:
+        raise RequestError(f"{service.source}: the name of the program to run is empty")
+    here = node(place)
+    config = base.config(process, hostname, root_path(options.rootfs), here, host_network, bool(wish.get("privileged")), not wish.get("capabilities"))
+    gpu = _take_gpu(wish, service.name)
+    known = {"id": options.id, "bundle": options.bundle, "volumes": volumes(options.volumes), "scope": service.deployment, "master": service.name}
+    equip = _Equipment(trusting(inventory), place, service.source, known, options.hidden)
+    config = equip.with_request(config, wish)
+    if gpu and inventory.config["gpu.allocator"] == "leases":
+        config["annotations"] = {f"{inventory.config['annotation-prefix']}service": jsontext.dumps(gpu).decode()}
         notes.append(f"{service.source}: GPUs are chosen when chandler-runtime creates the container")
-    made = engine.plan(config, trusting(inventory), wish=request.Request(wish, service.source))
-    assert made is not None
-    edits = made.edits.with_values(edit for edit in made.edits.items if edit[0] != ANNOTATION)
-    config = oci.apply(config, edits, idmap=not place.rootless)
-    if not config["annotations"]:
-        del config["annotations"]
-    return Built(config, notes)
+    else:
+        config = equip.with_request(config, gpu)
+    _check_ids(config, here, service.source)
+    placed = cgroups.place(options.id, parent, options.cgroup_parent, options.systemd, place.rootless, options.move)
+    if placed.path:
+        config["linux"]["cgroupsPath"] = placed.path
+    return Built(config, notes + placed.notes)
+
+
+def _check_ids(config: Dict[str, Any], here: base.Node, source: str) -> None:
+    """Raises RequestError for a user or a group that the container's user namespace does not have."""
+    user = config["process"]["user"]
+    wanted = [("uid", user["uid"], here.uids), *(("gid", gid, here.gids) for gid in (user["gid"], *user.get("additionalGids", ())))]
+    for word, number, ids in wanted:
+        if ids is not None and number not in ids:
+            raise RequestError(f"{source}: user: {word} {number} is not among the ids that the caller has for containers",
+                               f"give him a range in /etc/sub{word}, or run as another user")
+
+
+def _take_gpu(wish: Dict[str, Any], master: str) -> Dict[str, Any]:
+    """The part of a request that is about GPUs, taken out of it: it comes last, or when the container is created."""
+    if "gpu" not in wish.get("resources", {}):
+        return {}
+    resources = wish["resources"] = dict(wish["resources"])
+    gpu = dict(resources.pop("gpu"))
+    if "distributed" in gpu:
+        gpu["distributed"] = {"master_addr": master, **gpu["distributed"]}
+    if not resources:
+        del wish["resources"]
+    return {"resources": {"gpu": gpu}}
+
+
+class _Equipment(NamedTuple):
+    """What edits are made with; `hidden`: values that are nobody's to see are left out."""
+
+    inventory: Inventory
+    place: Place
+    source: str
+    known: Mapping[str, Any]
+    hidden: bool
+
+    def with_request(self, config: Dict[str, Any], wish: Dict[str, Any]) -> Dict[str, Any]:
+        """A configuration with what a request asks for."""
+        if not wish:
+            return config
+        made = engine.plan(config, self.inventory, wish=request.Request(wish, self.source), known=self.known)
+        assert made is not None  # since there is a request
+        edits = made.edits
+        if made.sharing is not None:
+            edits = merge(edits, shared.begin(made.sharing, self.inventory.config["state-dir"] or self.place.state_dir))
+        kept: List[Edit] = []
+        for edit in edits.items:
+            if edit[0] == ANNOTATION:
+                continue  # our own mark, which a create would take for a forgery
+            kept.append((*edit[:2], HIDDEN, edit[3]) if self.hidden and isinstance(edit[2], Hidden) else edit)
+        return oci.apply(config, edits.with_values(kept), idmap=not self.place.rootless)
+
+
+def volumes(given: Mapping[str, str]) -> Dict[str, str]:
+    """Directories by the names that storage has for them.  An anonymous volume is named by its target, `/app/cache`,
+    and a bucket as `s3://bucket/prefix`.  Raises RequestError."""
+    found = {}
+    for name, path in given.items():
+        if not path.startswith("/"):
+            raise RequestError(f"the volume {name!r} is to be in {path!r}, which is no absolute path")
+        if name.startswith("/"):
+            name = reach.volume({"type": "anonymous", "target": name})
+        elif name.startswith("s3://"):
+            bucket, _, prefix = name[len("s3://"):].partition("/")
+            name = reach.volume({"type": "s3", "bucket": bucket, "prefix": prefix})
+        found[name] = path
+    return found
 
 
 def trusting(inventory: Inventory) -> Inventory:
     """The same devices under a policy that trusts its caller."""
     trusted = copy.copy(inventory)
-    trusted.config = {**inventory.config, "policy.trust": "all"}
+    trusted.config = {**inventory.config, "policy.trust": "all", "policy.rule": []}
     return trusted
-
-
-def _later(wish: Dict[str, Any], config: Dict[str, Any]) -> Dict[str, Any]:
-    """The part of a request that is left for the create, taken out of it."""
-    if config["gpu.allocator"] != "leases" or "gpu" not in wish.get("resources", {}):
-        return {}
-    resources = wish["resources"] = dict(wish["resources"])
-    return {"resources": {"gpu": resources.pop("gpu")}}
 
 
 def _directory(path: str) -> str:
@@ -110,11 +177,12 @@ def node(place: Place) -> base.Node:
     if not place.rootless:
         return base.Node(unified)
     if place.euid == 0:  # in somebody's user namespace already, which will be the container's
-        return base.Node(unified, True, gids=rootless.Ids(rootless.of_map(rootless.read("/proc/self/gid_map"))))
+        uids, gids = (rootless.Ids(rootless.of_map(rootless.read(f"/proc/self/{word}_map"))) for word in ("uid", "gid"))
+        return base.Node(unified, True, uids=uids, gids=gids)
     names = owners(place.euid)
-    uids = rootless.mappings(place.euid, rootless.ranges(rootless.read("/etc/subuid"), names))
-    gids = rootless.mappings(os.getegid(), rootless.ranges(rootless.read("/etc/subgid"), names))
-    return base.Node(unified, True, uids, gids, rootless.Ids(gids))
+    own = rootless.mappings(place.euid, rootless.ranges(rootless.read("/etc/subuid"), names))
+    groups = rootless.mappings(os.getegid(), rootless.ranges(rootless.read("/etc/subgid"), names))
+    return base.Node(unified, True, own, groups, rootless.Ids(own), rootless.Ids(groups))
 
 
 def owners(uid: int) -> List[str]:
@@ -129,13 +197,12 @@ def owners(uid: int) -> List[str]:
 # --- the bundle on disk -----------------------------------------------------------------------------------------
 
 def write_config(bundle: str, config: Dict[str, Any]) -> None:
-    """config.json in a bundle that is there.  Raises BundleError or OSError."""
-    from shim import files
+    """config.json in a bundle that is there; it may hold secrets.  Raises BundleError or OSError."""
     if not os.path.isdir(bundle):
         raise BundleError(f"{bundle} is not there", "make it and its rootfs first, or use `chandler bundle create`")
     for left in _ours(bundle):
         os.unlink(left)  # it belongs to the config.json that now goes
-    files.replace(os.path.join(bundle, "config.json"), jsontext.dumps(config) + b"\n", 0o644)
+    files.replace(os.path.join(bundle, "config.json"), jsontext.dumps(config) + b"\n", 0o600)
 
 
 def create(bundle: str, config: Dict[str, Any]) -> None:
@@ -197,7 +264,6 @@ def _ours(bundle: str) -> List[str]:
 
 def read(path: str, limit: int) -> bytes:
     """A file that the caller names.  Raises OSError or HostError."""
-    from shim import files
     return files.read(path, limit, follow=True)[0]
 
 

@@ -41,7 +41,7 @@ def _add_options(action: argparse.ArgumentParser) -> None:
     action.add_argument("--service", metavar="NAME", default="", help="one of its services (default: the only one)")
     action.add_argument("--rootfs", metavar="DIR", default="", help="the root file system (default: rootfs in the bundle)")
     action.add_argument("--image-config", metavar="FILE", help="the image's configuration: entrypoint, cmd, environment, …")
-    action.add_argument("--volume", metavar="NAME=PATH", action="append", default=[], help="where a volume lies on the host")
+    action.add_argument("--volume", metavar="NAME=PATH", action="append", default=[], help="where a volume lies on the host; NAME is a named volume's, an anonymous one's target, or s3://BUCKET/PREFIX")
     action.add_argument("--env", metavar="K=V", action="append", default=[], help="a variable; wins over the service's")
     action.add_argument("--id", default="", help="the container (default: the name of BUNDLE)")
     action.add_argument("--hostname", default="")
@@ -70,7 +70,7 @@ def write_config(arguments: argparse.Namespace) -> int:
 
 def spec(arguments: argparse.Namespace) -> int:
     """Prints what create would write."""
-    bundle = arguments.bundle or arguments.service or "container"
+    bundle = os.path.abspath(arguments.bundle or arguments.service or "container")
     print(json.dumps(_config(arguments, bundle, None), indent=2))
     return 0
 
@@ -132,9 +132,9 @@ def _config(arguments: argparse.Namespace, bundle: str, move: Any) -> Dict[str, 
     if arguments.image_config:
         found = image.parse(build.read(arguments.image_config, image.MAX_IMAGE_CONFIG), arguments.image_config)
     options = build.Options(
-        id=_id(arguments, bundle), rootfs=arguments.rootfs, hostname=arguments.hostname, env=_pairs("--env", arguments.env),
+        id=_id(arguments, bundle), bundle=bundle, rootfs=arguments.rootfs, hostname=arguments.hostname, env=_pairs("--env", arguments.env),
         cwd=arguments.cwd, args=arguments.args, volumes=_pairs("--volume", arguments.volume), host_network=arguments.host_network,
-        systemd=arguments.systemd_cgroup, cgroup_parent=os.environ.get(cgroups.VARIABLE, ""), move=move)
+        systemd=arguments.systemd_cgroup, cgroup_parent=os.environ.get(cgroups.VARIABLE, ""), move=move, hidden=move is None)
     try:
         built = build.build(service, found, options, inventory, place)
     except Stale:  # the stored inventory lost a part while we read it

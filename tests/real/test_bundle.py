@@ -1,0 +1,283 @@
+"""Bundles that `chandler bundle` builds, on real runtimes, read back from inside; and what it leaves behind: nothing."""
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from lab import bundle, cgroups, runtimes
+from lab.engine import Engine
+from lab.install import Installation
+from lab.node import Node
+from lab.runtimes import Runtime
+
+Served = Callable[[Runtime], Installation]
+
+ONCE = ["runc", "crun", "youki"]
+SHOW = ("id; busybox hostname; pwd; env; cat /proc/self/status; cat /proc/self/limits; cat /proc/self/mountinfo; cat /proc/sys/net/core/somaxconn; "
+        "echo x >/no 2>/dev/null || echo read-only; echo y >/data/file && echo written; cat /proc/kcore | busybox wc -c")
+
+
+class Ship:
+    """A root file system, a deployment file, and the command."""
+
+    def __init__(self, place: str, installation: Installation, wrap: tuple[str, ...] = ()) -> None:
+        self.place = place
+        self.installation = installation
+        self.wrap = wrap
+        self.rootfs = bundle.rootfs(os.path.join(place, "image"))
+        self.file = os.path.join(place, "deployment.yaml")
+        with open(os.path.join(self.rootfs, "etc/passwd"), "a", encoding="ascii") as passwd:
+            passwd.write("app:x:1234:99::/:/bin/sh\n")
+        with open(os.path.join(self.rootfs, "etc/group"), "w", encoding="ascii") as group:
+            group.write("video:x:44:app\n")
+
+    def write(self, **service: Any) -> None:
+        service.setdefault("cgroup_parent", f"/{bundle.GROUPS}ship")
+        with open(self.file, "w", encoding="utf-8") as file:
+            own = {key: value for key, value in service.items() if value is not None}
+            json.dump({"version": "v1", "deployment": "test", "services": {"web": {"image": {"name": "busybox"}, **own}}}, file)
+
+    def command(self, action: str, *arguments: str, check: bool = True, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run([*self.wrap, self.installation.program("chandler"), "bundle", action, *arguments], input="", capture_output=True, text=True,
+                              check=False, timeout=60, cwd=self.place, env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", **(env or {})})
+        assert not check or done.returncode == 0, done.stdout + done.stderr
+        return done
+
+    def create(self, name: str, *arguments: str, **more: Any) -> bundle.Bundle:
+        directory = os.path.join(self.place, name)
+        self.command("create", "--spec", self.file, "--rootfs", self.rootfs, *arguments, directory, **more)
+        return bundle.Bundle(directory)
+
+
+@pytest.fixture
+def ship(runtime: Runtime, served: Served, place: str) -> Ship:
+    return Ship(place, served(runtime), runtime.wrap)
+
+
+def test_a_built_bundle_runs(ship: Ship, direct: Engine, runtime: Runtime) -> None:
+    data = os.path.join(ship.place, "data")
+    os.mkdir(data)
+    os.chown(data, 1234, 99)
+    limits = {"resources": {"memory": "64Mi", "pids_limit": 50, "cpu": 0.5}} if runtime.limits else {}
+    ship.write(env={"A": "service", "HOST": "$E:CHANDLER_TEST"}, user="app", hostname="ship", ulimits={"nofile": 512}, cap_drop=["MKNOD"],
+               sysctls={"net.core.somaxconn": "77"}, read_only_root_fs=True, extra_groups=[55], command={"args": ["sh", "-c", SHOW], "workdir": "/tmp"},
+               storage=[{"type": "named", "name": "data", "target": "/data"}, {"type": "tmpfs", "target": "/scratch", "size": "1Mi", "mode": "750"}], **limits)
+    for path in ("data", "scratch"):
+        os.mkdir(os.path.join(ship.rootfs, path))
+    made = ship.create("b", "--volume", f"data={data}", "--env", "B=caller", env={"CHANDLER_TEST": "from the host"})
+    assert os.stat(made.path).st_mode & 0o777 == 0o600
+    seen = direct.run(made, bundle.GROUPS + "c1").stdout
+    lines = seen.splitlines()
+    assert "uid=1234(app) gid=99" in seen and "44" in lines[0] and "55" in lines[0]
+    assert lines[1:3] == ["ship", "/tmp"]
+    assert {"A=service", "B=caller", "HOST=from the host", "TERM=xterm", "77", "read-only", "written"} <= set(lines)
+    bounding = int(next(line for line in lines if line.startswith("CapBnd")).split()[1], 16)
+    assert "NoNewPrivs:\t1" in lines and not bounding >> 27 & 1 and bounding & 1, "CAP_MKNOD is gone, CAP_CHOWN is not"
+    assert any(line.startswith("Max open files") and line.split()[3:5] == ["512", "512"] for line in lines)
+    assert any(" /scratch " in line and "size=1024k" in line and "mode=750" in line for line in lines)
+    assert lines[-1] == "0", "/proc/kcore is masked"
+    with open(os.path.join(data, "file"), encoding="ascii") as file:
+        assert file.read() == "y\n"
+    if os.path.exists(made.log):  # a runtime's
+        os.unlink(made.log)
+    ship.command("remove", made.directory)
+    assert not os.path.exists(made.directory) and os.path.exists(ship.rootfs)
+
+
+@pytest.mark.parametrize("runtime", [found.label for found in runtimes.known() if found.limits], indirect=True)
+def test_limits_are_the_kernel_s(ship: Ship, direct: Engine) -> None:
+    ship.write(resources={"memory": "64Mi", "pids_limit": 50}, command={"entrypoint": ["sleep", "60"]})
+    made = ship.create("b")
+    direct.create(made, bundle.GROUPS + "c2")
+    pid = direct.state(bundle.GROUPS + "c2")["pid"]
+    assert cgroups.limit("memory", "memory.limit_in_bytes", "memory.max", pid) == 64 << 20
+    assert cgroups.limit("pids", "pids.max", "pids.max", pid) == 50
+    with open(f"/proc/{pid}/cgroup", encoding="ascii") as table:
+        assert f"/{bundle.GROUPS}ship/b" in table.read()
+    direct.delete(bundle.GROUPS + "c2", "--force")
+
+
+def test_a_privileged_one(ship: Ship, direct: Engine) -> None:
+    ship.write(privileged=True, command={"args": ["sh", "-c", "cat /proc/self/status; cat /proc/self/mountinfo"]})
+    seen = direct.run(ship.create("b"), bundle.GROUPS + "c3").stdout
+    with open("/proc/self/status", encoding="ascii") as status:
+        bounding = next(line.split()[1] for line in status if line.startswith("CapBnd"))
+    assert f"CapEff:\t{bounding}" in seen and "NoNewPrivs:\t0" in seen
+    assert not any(" /sys " in line and " ro," in line for line in seen.splitlines()) and " /proc/sys " not in seen
+
+
+@pytest.mark.parametrize("runtime", ONCE, indirect=True)
+def test_gpus_of_the_node(ship: Ship, direct: Engine, node: Node) -> None:
+    """Without leases the bundle is complete: any runtime can run it."""
+    ship.write(resources={"gpu": {"count": 2}}, command={"args": ["sh", "-c", "ls /dev; for n in 0 1; do echo <>/dev/nvidia$n && echo opened; done; env"]})
+    seen = direct.run(ship.create("b"), bundle.GROUPS + "c4").stdout.splitlines()
+    assert {"nvidia0", "nvidia1", "nvidiactl"} <= set(seen) and "nvidia2" not in seen
+    assert seen.count("opened") == 2 and "CUDA_VISIBLE_DEVICES=0,1" in seen
+
+
+# --- chandler bundle run ----------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("runtime", ["runc", "crun"], indirect=True)  # youki's own run may wait for ever, see lab.engine
+@pytest.mark.parametrize("status", [0, 3])
+def test_run_builds_runs_and_removes(ship: Ship, status: int) -> None:
+    ship.write(env={"A": "b"}, resources={"gpu": {"count": 1}})
+    directory = os.path.join(ship.place, bundle.GROUPS + "run")
+    done = ship.command("run", "--spec", ship.file, "--rootfs", ship.rootfs, directory, "--args", "sh", "-c", f"echo $A; ls /dev; exit {status}", check=False)
+    assert done.returncode == status, done.stderr
+    assert done.stdout.splitlines()[0] == "b" and "nvidia0" in done.stdout
+    assert not os.path.exists(directory)
+
+
+class Leased:
+    def __init__(self, runtime: Runtime, node: Node, place: str) -> None:
+        self.installation = Installation(os.path.join(place, "installed"))
+        self.installation.configure([runtime.path], [node.cdi], '[gpu]\nallocator = "leases"\n')
+        self.installation.refresh()
+        self.ship = Ship(place, self.installation, runtime.wrap)
+        self.engine = Engine([*runtime.wrap, self.installation.program()], os.path.join(place, "root"), hangs=runtime.kind == "youki")
+
+    def leases(self) -> list[str]:
+        done = subprocess.run([self.installation.program("chandler"), "leases", "--format", "json"], check=True, stdin=subprocess.DEVNULL, capture_output=True, env={})
+        return [lease["id"] for lease in json.loads(done.stdout)]
+
+
+@pytest.fixture
+def leased(runtime: Runtime, node: Node, place: str) -> Iterator[Leased]:
+    made = Leased(runtime, node, place)
+    yield made
+    made.engine.clean()
+
+
+@pytest.mark.parametrize("runtime", ONCE, indirect=True)
+def test_with_leases_a_gpu_is_held_by_who_runs(leased: Leased, node: Node) -> None:
+    """Bundles as many as one likes hold nothing; a container takes what is free when it is created."""
+    leased.ship.write(resources={"gpu": {"count": len(node.gpus)}}, command={"args": ["sleep", "60"]})
+    first, second = (leased.ship.create(name) for name in ("b1", "b2"))
+    assert leased.leases() == []
+    name, other = bundle.GROUPS + "l1", bundle.GROUPS + "l2"
+    leased.engine.create(first, name)
+    assert leased.leases() == [name] and len(first.config["linux"]["devices"]) >= len(node.gpus)
+    done = leased.engine.create(second, other, check=False)
+    assert done.returncode != 0 and f"{name} holds" in done.stdout
+    leased.engine.delete(name, "--force")
+    leased.engine.create(second, other)
+    assert leased.leases() == [other]
+    leased.engine.delete(other, "--force")
+    assert leased.leases() == []
+    for made in (first, second):
+        refused = leased.ship.command("remove", made.directory, check=False)
+        assert "holds init.pid, log.json, out.log" in refused.stderr, "which are the engine's"
+        leased.ship.command("remove", "--all", made.directory)
+
+
+# --- the command -------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def plain(served: Served, place: str) -> Ship:
+    runtime = runtimes.named("runc")
+    if runtime.missing:
+        pytest.skip(runtime.missing)
+    return Ship(place, served(runtime))
+
+
+def test_spec_prints_what_create_writes_and_changes_nothing(plain: Ship) -> None:
+    plain.write(env={"A": "b"}, resources={"gpu": {}})
+    made = plain.create("b")
+    printed = plain.command("spec", "--spec", plain.file, "--rootfs", plain.rootfs, made.directory).stdout
+    assert json.loads(printed) == made.config
+    before = made.bytes
+    plain.command("spec", "--spec", plain.file, os.path.join(plain.place, "other"))
+    assert not os.path.exists(os.path.join(plain.place, "other"))
+    assert plain.create("b").bytes == before, "the same again"
+
+
+def test_what_is_secret_is_not_printed(plain: Ship) -> None:
+    plain.write(env={"A": "$E:HIDDEN"})
+    done = plain.command("spec", "--spec", plain.file, "--debug", "x", env={"HIDDEN": "very-secret"})
+    assert "very-secret" not in done.stdout + done.stderr and "A=***" in done.stdout
+    assert "image" in done.stderr
+
+
+def test_write_config_is_for_a_bundle_with_a_root(plain: Ship) -> None:
+    plain.write(command={"args": ["true"]})
+    directory = os.path.join(plain.place, "b")
+    os.makedirs(directory)
+    done = plain.command("write-config", "--spec", plain.file, directory, check=False)
+    assert done.returncode == 1 and "has no rootfs" in done.stderr and os.listdir(directory) == []
+    bundle.rootfs(os.path.join(directory, "rootfs"))
+    plain.command("write-config", "--spec", plain.file, directory)
+    assert bundle.Bundle(directory).config["root"]["path"] == "rootfs"
+    refused = plain.command("remove", directory, check=False)
+    assert refused.returncode == 1 and "holds rootfs" in refused.stderr and os.path.exists(os.path.join(directory, "rootfs/bin"))
+    plain.command("remove", "--all", directory)
+    assert not os.path.exists(directory)
+    plain.command("remove", directory)  # which is fine
+
+
+def test_nothing_is_written_when_something_is_wrong(plain: Ship) -> None:
+    plain.write(resources={"gpu": {"count": 99}})
+    for action in ("create", "run"):
+        done = plain.command(action, "--spec", plain.file, "--rootfs", plain.rootfs, os.path.join(plain.place, "b"), check=False)
+        assert done.returncode == 1 and "resources.gpu asks for 99 devices" in done.stderr and len(done.stderr.splitlines()) == 1
+        assert not os.path.exists(os.path.join(plain.place, "b"))
+
+
+@pytest.mark.parametrize(("arguments", "said"), [
+    (["create", "--spec", "F"], "no BUNDLE is named"), (["create", "--spec", "F", "--id", "a/b", "B"], "'a/b' is no container id"),
+    (["create", "--spec", "F", "--env", "A", "B"], "--env 'A' is no NAME=VALUE"), (["create", "--spec", "F", "--volume", "=x", "B"], "--volume '=x'"),
+    (["create", "--spec", "/no/such", "B"], "/no/such: No such file"), (["create", "--spec", "F", "--service", "x", "B"], "no service 'x'; it has web"),
+    (["create", "--spec", "F", "--image-config", "F", "--rootfs", "/no/such", "B"], "/no/such is not a directory"),
+    (["run", "--spec", "F", "B"], "run needs --rootfs"), (["run", "--spec", "F", "--rootfs", "/", "/tmp"], "/tmp is there already"),
+    (["remove", "/tmp"], "no bundle"),
+])
+def test_what_is_wrong_with_a_command(plain: Ship, arguments: list[str], said: str) -> None:
+    plain.write()
+    done = plain.command(*({"F": plain.file, "B": os.path.join(plain.place, "b")}.get(word, word) for word in arguments), check=False)
+    assert done.returncode == 1 and said in done.stderr and not os.path.exists(os.path.join(plain.place, "b"))
+
+
+def test_the_bundle_may_come_after_the_words_of_args(plain: Ship) -> None:
+    plain.write()
+    directory = os.path.join(plain.place, "b")
+    plain.command("create", "--spec", plain.file, "--rootfs", plain.rootfs, "--args", "sh", "-c", "true", directory)
+    assert bundle.Bundle(directory).config["process"]["args"] == ["sh", "-c", "true"]
+    plain.command("create", "--spec", plain.file, "--rootfs", plain.rootfs, directory, "--args", "sleep", "1")
+    assert bundle.Bundle(directory).config["process"]["args"] == ["sleep", "1"]
+
+
+def test_the_image_s_configuration(plain: Ship) -> None:
+    plain.write()
+    file = os.path.join(plain.place, "image.json")
+    with open(file, "w", encoding="utf-8") as image:
+        json.dump({"config": {"Entrypoint": ["/bin/echo"], "Cmd": ["hello"], "Env": ["LANG=C"], "User": "app", "WorkingDir": "/tmp"}}, image)
+    found = plain.create("b", "--image-config", file).config["process"]
+    assert found["args"] == ["/bin/echo", "hello"] and found["cwd"] == "/tmp" and "LANG=C" in found["env"]
+    assert found["user"] == {"uid": 1234, "gid": 99, "additionalGids": [44]}
+
+
+# --- an unprivileged user ---------------------------------------------------------------------------------------
+
+UID = 12345
+USER = ("setpriv", "--reuid", str(UID), "--regid", str(UID), "--clear-groups")
+
+
+@pytest.mark.parametrize("runtime", [found.label for found in runtimes.known() if found.kind != "youki" and found.limits], indirect=True)
+def test_an_unprivileged_user_s_container(runtime: Runtime, served: Served, place: str) -> None:
+    home = os.path.join(place, "home")
+    os.mkdir(home)
+    ship = Ship(home, served(runtime), (*runtime.wrap, *USER))
+    ship.write(env={"A": "b"}, cgroup_parent=None, command={"args": ["sh", "-c", "id; env; cat /proc/self/uid_map; cat /proc/self/mountinfo"]})
+    for directory, _, names in os.walk(home):
+        for path in (directory, *(os.path.join(directory, name) for name in names)):
+            os.lchown(path, UID, UID)
+    made = ship.create("b")
+    options = ["--cgroup-manager", "disabled"] if runtime.kind == "crun" else []
+    engine = Engine([*runtime.wrap, *USER, runtime.path, *options], os.path.join(home, "root"), env={"USER": "lab", "HOME": home})
+    seen = engine.run(made, bundle.GROUPS + "u1").stdout
+    assert "uid=0(root)" in seen and "A=b" in seen.splitlines()
+    assert any(line.split() == ["0", str(UID), "1"] for line in seen.splitlines())
+    engine.clean()
