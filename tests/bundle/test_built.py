@@ -256,6 +256,60 @@ def test_with_leases_a_bundle_holds_no_gpu() -> None:
     assert built.notes == ["d.yaml: service web: GPUs are chosen when chandler-runtime creates the container"]
 
 
+def cdi(*names: str) -> bytes:
+    """The reference text's CDI file, with a hook and a mount."""
+    devices = [{"name": name, "containerEdits": {"deviceNodes": [served.node(f"/dev/nvidia{name}", int(name))], "env": [f"NVIDIA_VISIBLE_DEVICES={name}"]}} for name in names]
+    common = {"hooks": [{"hookName": "createContainer", "path": "/bin/true", "args": ["true", "prestart"]}],
+              "mounts": [{"hostPath": "/etc", "containerPath": "/usr/lib/driver", "options": ["ro", "rbind"]}]}
+    return json.dumps({"cdiVersion": "0.6.0", "kind": "nvidia.com/gpu", "devices": devices, "containerEdits": common}).encode()
+
+
+def test_what_a_cdi_file_brings() -> None:
+    found = config({"resources": {"gpu": {"count": 1, "vendor": "nvidia"}}}, inventory=served.inventory(cdi("0")))
+    assert at(found, "device /dev/nvidia0")["major"] == 195 and env(found)["NVIDIA_VISIBLE_DEVICES"] == "0"
+    assert found["hooks"]["createContainer"] == [{"path": "/bin/true", "args": ["true", "prestart"], "env": found["hooks"]["createContainer"][0]["env"]}]
+    assert at(found, "mount /usr/lib/driver")["source"] == "/etc" and found["mounts"][-1]["destination"] == "/usr/lib/driver"
+
+
+def test_two_devices_bring_the_file_s_own_edits_once() -> None:
+    found = config({"resources": {"gpu": {"count": 2}}}, inventory=served.inventory(cdi("0", "1")))
+    assert at(found, "device /dev/nvidia0") and at(found, "device /dev/nvidia1") and len(found["hooks"]["createContainer"]) == 1
+    with pytest.raises(ChandlerError, match="asks for 2 devices of nvidia.com/gpu; this node has 1"):
+        made({"resources": {"gpu": {"count": 2}}}, inventory=served.inventory(cdi("0")))
+
+
+def test_without_a_cdi_file_and_without_a_fallback_there_is_no_gpu() -> None:
+    with pytest.raises(ChandlerError, match="nvidia.com/gpu"):
+        made({"resources": {"gpu": {}}}, inventory=served.inventory(b'{"cdiVersion": "0.6.0", "kind": "other.com/x", "devices": [{"name": "0", "containerEdits": {"env": ["A=b"]}}]}',
+                                                                    gpu__fallback="off"))
+
+
+def test_mps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The directories of a daemon that others run; whether it answers is tested where that is asked."""
+    with pytest.raises(ChandlerError, match="this node runs no MPS"):
+        made({"resources": {"gpu": {"sharing": "mps"}}})
+    from shim import mps
+    asked = []
+    monkeypatch.setattr(mps, "check_external", lambda share: asked.append(share.uid))
+    found = config({"user": "7:8", "resources": {"gpu": {"sharing": "mps", "mps_pipe_dir": "/run/mps", "mps_log_dir": "/var/log", "mps_active_thread_percentage": 30}}},
+                   inventory=served.inventory(gpu__mps="external"))
+    assert asked == [7], "the server would be the container's user's"
+    assert at(found, "mount /tmp/nvidia-mps")["source"] == "/run/mps" and at(found, "mount /var/log")["source"] == "/var/log"
+    assert {name: value for name, value in env(found).items() if name.startswith("CUDA_MPS")} == {
+        "CUDA_MPS_PIPE_DIRECTORY": "/tmp/nvidia-mps", "CUDA_MPS_LOG_DIRECTORY": "/var/log", "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE": "30"}
+    with pytest.raises(ChandlerError, match="leases"):
+        made({"resources": {"gpu": {"sharing": "mps"}}}, inventory=served.inventory(gpu__mps="managed"))
+
+
+def test_a_time_slicing_file(tmp_path: Path) -> None:
+    file = tmp_path / "slices.yaml"
+    with pytest.raises(ChandlerError, match="slices.yaml"):
+        made({"resources": {"gpu": {"sharing": "time-slice", "time_slicing_config_path": str(file)}}})
+    file.write_text("version: v1\n")
+    found = config({"resources": {"gpu": {"sharing": "time-slice", "time_slicing_config_path": str(file)}}})
+    assert at(found, "mount /etc/nvidia/gpu-time-slicing.yaml")["source"] == str(file) and "ro" in at(found, "mount /etc/nvidia/gpu-time-slicing.yaml")["options"]
+
+
 def test_the_policy_s_allow_lists_are_for_annotations_and_its_deny_is_for_all() -> None:
     strict = served.inventory(policy__allow=[], policy__max_gpus=0)
     assert at(config({"privileged": True, "resources": {"gpu": {"count": 2}}}, inventory=strict), "rule c *:*") is None

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import subprocess
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -259,6 +260,50 @@ def test_the_image_s_configuration(plain: Ship) -> None:
     assert found["user"] == {"uid": 1234, "gid": 99, "additionalGids": [44]}
 
 
+@pytest.mark.parametrize("runtime", ["runc", "crun"], indirect=True)
+def test_a_signal_is_the_container_s(ship: Ship) -> None:
+    ship.write(command={"args": ["sh", "-c", "trap 'exit 5' TERM; echo ready; while :; do sleep 1 & wait; done"]})
+    directory = os.path.join(ship.place, bundle.GROUPS + "signal")
+    with subprocess.Popen([*ship.wrap, ship.installation.program("chandler"), "bundle", "run", "--spec", ship.file, "--rootfs", ship.rootfs, directory],
+                          stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}) as process:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        process.terminate()
+        assert process.wait(30) == 5
+    assert not os.path.exists(directory)
+
+
+# --- a builder in a container -----------------------------------------------------------------------------------
+
+@pytest.mark.skipif(cgroups.mode() == "legacy", reason="no control groups of version 2 here")
+def test_a_builder_in_a_container_makes_room_for_others(plain: Ship) -> None:
+    """In a cgroup namespace of its own, as in a container: the builder goes into a leaf, containers beside it, and twice is once."""
+    group = os.path.join(cgroups.SYSFS, "" if cgroups.mode() == "unified" else "unified", bundle.GROUPS + "nest")
+    plain.write(cgroup_parent=None, command={"args": ["cat", "/proc/self/cgroup"]})
+    directory = os.path.join(plain.place, bundle.GROUPS + "inner")
+    create = f"{plain.installation.program('chandler')} bundle create --spec {plain.file} --rootfs {plain.rootfs} {directory}"
+    look = f"cat {directory}/config.json; find /sys/fs/cgroup -type d"
+    script = (f"mkdir {group} && echo $$ >{group}/cgroup.procs && exec unshare -C -m --propagation private sh -c '"
+              f"mount -t cgroup2 none /sys/fs/cgroup && {create} && {look} && echo --- && {create} && {look} && echo --- && "
+              f"{runtimes.named('runc').path} --root {plain.place}/root run --bundle {directory} {bundle.GROUPS}n1'")
+    try:
+        done = subprocess.run(["sh", "-c", script], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=60)
+        assert done.returncode == 0, done.stderr
+        first, second, ran = done.stdout.split("---\n")
+        assert first == second
+        config, *groups = first.splitlines()
+        assert json.loads(config)["linux"]["cgroupsPath"] == f"/containers/{os.path.basename(directory)}"
+        assert sorted(groups) == ["/sys/fs/cgroup", "/sys/fs/cgroup/containers", "/sys/fs/cgroup/init"]
+        assert "0::/" in ran
+    finally:
+        cgroups.remove({group, f"{group}/init", f"{group}/containers", f"{group}/containers/{os.path.basename(directory)}"})
+        assert not os.path.exists(group)
+
+
+def test_the_environment_names_a_parent(plain: Ship) -> None:
+    plain.write(cgroup_parent=None)
+    assert plain.create("b", env={"CHANDLER_CGROUP_PARENT": "/team"}).config["linux"]["cgroupsPath"] == "/team/b"
+
+
 # --- an unprivileged user ---------------------------------------------------------------------------------------
 
 UID = 12345
@@ -280,4 +325,31 @@ def test_an_unprivileged_user_s_container(runtime: Runtime, served: Served, plac
     seen = engine.run(made, bundle.GROUPS + "u1").stdout
     assert "uid=0(root)" in seen and "A=b" in seen.splitlines()
     assert any(line.split() == ["0", str(UID), "1"] for line in seen.splitlines())
+    engine.clean()
+
+
+@pytest.mark.parametrize("runtime", [found.label for found in runtimes.known() if found.kind != "youki" and found.limits], indirect=True)
+def test_ids_that_are_lent_to_a_user(runtime: Runtime, served: Served, place: str) -> None:
+    """By name and by number, in two ranges, of which the container's user is in the second."""
+    user = pwd.getpwuid(1)
+    lent = os.path.join(place, "subuid")
+    with open(lent, "w", encoding="ascii") as file:
+        file.write(f"{user.pw_name}:100000:500\nsomebody:1:1\n1:300000:65536\n")
+    home = os.path.join(place, "home")
+    os.mkdir(home)
+    borrow = cgroups.private(" && ".join(f"mount --bind {lent} /etc/{name}" for name in ("subuid", "subgid")))
+    caller = ("setpriv", "--reuid", "1", "--regid", "1", "--clear-groups")
+    ship = Ship(home, served(runtime), (*runtime.wrap, *borrow, *caller))
+    ship.write(user="1000:1001", cgroup_parent=None, command={"args": ["sh", "-c", "id; cat /proc/self/uid_map"]})
+    for directory, _, names in os.walk(home):
+        for path in (directory, *(os.path.join(directory, name) for name in names)):
+            os.lchown(path, 1, 1)
+    made = ship.create("b")
+    assert [(each["containerID"], each["hostID"], each["size"]) for each in made.config["linux"]["uidMappings"]] == [
+        (0, 1, 1), (1, 100000, 500), (501, 300000, 65536)]
+    options = ["--cgroup-manager", "disabled"] if runtime.kind == "crun" else []
+    engine = Engine([*runtime.wrap, *borrow, *caller, runtime.path, *options], os.path.join(home, "root"), env={"USER": "lab", "HOME": home})
+    seen = engine.run(made, bundle.GROUPS + "u2").stdout.splitlines()
+    assert seen[0].startswith("uid=1000 gid=1001")
+    assert [line.split() for line in seen[1:]] == [["0", "1", "1"], ["1", "100000", "500"], ["501", "300000", "65536"]]
     engine.clean()
