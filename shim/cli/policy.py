@@ -1,0 +1,94 @@
+"""`chandler policy check`: which rule of the node's policy is for a container, why, and what it says to the request."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from typing import Any, Dict, List
+
+from shim import compiler, facts, files, identity, jsontext, policy, reach, rules
+from shim import request as _request
+from shim.errors import BundleError, ChandlerError
+from shim.inventory import Place
+
+
+def add_parser(commands: Any) -> None:
+    """Adds the command."""
+    command = commands.add_parser("policy", help="explain the node's policy", description=__doc__)
+    actions = command.add_subparsers(dest="action", metavar="ACTION", required=True)
+    check = actions.add_parser("check", help="which rule is for a container, and what it says",
+                               description="Which rule is for a container, why, and what it says to its request.  Exit status 1 for a refusal.")
+    source = check.add_mutually_exclusive_group(required=True)
+    source.add_argument("--bundle", metavar="DIR", help="the container's bundle")
+    source.add_argument("--config", metavar="FILE", help="its config.json")
+    check.add_argument("--handler", default="chandler-runtime", metavar="NAME", help="how the engine calls the runtime")
+    check.add_argument("--user", action="append", metavar="USER", help="who starts the container, uid or name; you, unless said")
+    check.add_argument("--format", choices=("text", "json"), default="text")
+    check.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Exit status 0 when the policy allows what is asked for."""
+    path = arguments.config or os.path.join(arguments.bundle, "config.json")
+    config = compiler.read_config(Place(dict(os.environb)))[0]
+    document = _document(path)
+    annotations = document.get("annotations")
+    annotations = annotations if isinstance(annotations, dict) else {}
+    known = {"handler": arguments.handler, "user": tuple(arguments.user or facts.caller())}
+    who = rules.identity(annotations, config["engine"], known)
+    shown: Dict[str, Any] = {"engine": config["engine"], "known": {field: list(values) for field, values in who.items()},
+                             "unknown": [field for field in rules.FIELDS if field not in who], "rules": []}
+    applied = rules.applied(config, annotations, known)
+    for rule in config["policy.rule"]:
+        verdict, why = rules.verdict(rule["match"], who)
+        denies = list(rule.get("policy.deny", ())) if verdict != rules.NO else []
+        shown["rules"].append({"name": rule["name"], "verdict": verdict, "why": why, "denies": denies,
+                               "decides": applied.get("policy.by") == f"rule {rule['name']!r}" and verdict == rules.YES})
+    shown["by"] = policy.by(applied)
+    shown["policy"] = {key[len("policy."):]: value for key, value in applied.items()
+                       if key.startswith("policy.") and key not in ("policy.rule", "policy.by", "policy.denied-by", "policy.evict-unadjusted")}
+    shown.update(_verdict(document, annotations, applied))
+    print(json.dumps(shown, indent=2) if arguments.format == "json" else _text(shown))
+    return 1 if shown["refusal"] else 0
+
+
+def _document(path: str) -> Dict[str, Any]:
+    try:
+        document = jsontext.loads(files.read(path, files.MAX_CONFIG_JSON, follow=True)[0])
+    except ChandlerError as error:
+        raise BundleError(f"{path}: {error.what}") from None
+    if type(document) is not dict:
+        raise BundleError(f"{path} is not an object")
+    return document
+
+
+def _verdict(document: Dict[str, Any], annotations: Dict[str, Any], config: Dict[str, Any]) -> Dict[str, Any]:
+    """What is asked for, by class, and why it is refused; '' when the policy itself allows it."""
+    refusal, asked = "", []
+    try:
+        name, sandbox = identity.container(annotations, config["engine"])
+        wish = None if sandbox else _request.from_annotations(annotations, config["annotation-prefix"], name)
+        if wish is not None:
+            asked = [{"key": key, "word": word, "class": reach.TIGHTEN if tightens else reach.CLASSES.get(word, reach.NAMED)}
+                     for word, key, tightens in reach.asked(wish, document)]
+            policy.check(wish, document, config)
+    except ChandlerError as error:
+        refusal = str(error)
+    return {"asked": asked, "refusal": refusal}
+
+
+def _text(shown: Dict[str, Any]) -> str:
+    lines: List[str] = [f"engine      {shown['engine'] or 'none is configured: identity annotations are not believed'}"]
+    lines += [f"{field:<12}{', '.join(values)}" for field, values in shown["known"].items()]
+    if shown["unknown"]:
+        lines.append(f"not known   {', '.join(shown['unknown'])}")
+    for rule in shown["rules"]:
+        also = f"; it denies {', '.join(rule['denies'])}" if rule["denies"] else ""
+        mark = "*" if rule["decides"] else " "
+        lines.append(f"{mark} rule {rule['name']!r} {rule['verdict']}: {rule['why']}{also}")
+    lines.append(f"decided by  {shown['by']}")
+    lines += [f"  {key} = {json.dumps(value)}" for key, value in shown["policy"].items() if value not in ([], 0)]
+    lines += [f"asked for   {each['key']} ({each['class']})" for each in shown["asked"]]
+    lines.append(f"refused     {shown['refusal']}" if shown["refusal"] else "allowed     by the policy; the host may still lack what is asked for")
+    return "\n".join(lines)
