@@ -51,29 +51,24 @@ class Built(NamedTuple):
 
 def build(service: deployment.Service, found: image.Image, options: Options, inventory: Inventory, place: Place) -> Built:
     """The configuration for a service; raises ChandlerError before anything is changed."""
-    try:
-        wish = request.check(service.document)
-    except RequestError as error:
-        raise error.within(service.source) from None
+    wish = _checked(service.document, service.source)
     notes = [f"{service.source}: left to an orchestrator: {', '.join(service.ignored)}"] if service.ignored else []
     command = wish.pop("command", {})
     host_network = bool(wish.pop("host_network", False)) or options.host_network
-    hostname = options.hostname or wish.pop("hostname", "") or options.id
+    said = _checked({"hostname": options.hostname}, "--hostname") if options.hostname else {}
+    hostname = {"hostname": options.id, **wish, **said}["hostname"]
     wish.pop("hostname", None)
     if len(hostname) > MAX_HOSTNAME:
         raise RequestError(f"{service.source}: the hostname {hostname!r} has more than {MAX_HOSTNAME} characters", "give one with --hostname")
     if "env" in wish:
         wish["env"] = {name: value for name, value in wish["env"].items() if name not in options.env}
     if found.user and "user" not in wish:
-        try:
-            wish.update(request.check({"user": found.user}))
-        except RequestError as error:
-            raise error.within(f"{service.source}: the image") from None
+        wish.update(_checked({"user": found.user}, f"{service.source}: the image"))
     parent = wish.pop("cgroup_parent", "")
     process = base.Process(
         list(options.args) if options.args else image.command(command.get("entrypoint"), command.get("args"), found),
         [*found.env, *(f"{name}={value}" for name, value in options.env.items())],
-        _directory(options.cwd or command.get("workdir") or found.workdir))
+        _directory(options.cwd or command.get("workdir", ""), found.workdir, service.source))
     if not process.args[0]:
         raise RequestError(f"{service.source}: the name of the program to run is empty")
     here = node(place)
@@ -166,9 +161,20 @@ def trusting(inventory: Inventory) -> Inventory:
     return trusted
 
 
-def _directory(path: str) -> str:
-    """A working directory; an image's may lack its slash."""
-    return oci.clean("/" + path)
+def _checked(document: Dict[str, Any], source: str) -> Dict[str, Any]:
+    """A request document in normal form.  Raises RequestError with its source."""
+    try:
+        return request.check(document)
+    except RequestError as error:
+        raise error.within(source) from None
+
+
+def _directory(own: str, of_image: str, source: str) -> str:
+    """A working directory; an image's may lack its slash.  None is below /proc, where descriptors of the host may be
+    open (CVE-2024-21626)."""
+    path = own or oci.clean("/" + of_image)
+    where = source if own else f"{source}: the image"
+    return str(_checked({"command": {"workdir": path}}, where)["command"]["workdir"])
 
 
 def node(place: Place) -> base.Node:

@@ -21,9 +21,9 @@ _BAD: Tuple[Tuple[str, Tuple[int, ...], Tuple[int, ...], str, str], ...] = (
     ("runc", (0,), (1, 1, 12), "a container can reach the host through a leaked descriptor (CVE-2024-21626)", "runc 1.1.12 or newer"),
     ("runc", (1, 1, 12), (1, 2, 8), "an image can redirect writes to /proc (CVE-2025-31133, -52565, -52881)", "runc 1.2.8 or newer"),
     ("runc", (1, 3), (1, 3, 3), "an image can redirect writes to /proc (CVE-2025-31133, -52565, -52881)", "runc 1.3.3 or newer"),
-    ("crun", (0,), (1, 9), "it refuses ociVersion 1.2, which containerd writes", "crun 1.9 or newer"),
-    ("crun", (1, 9), (1, 22), "with a user namespace and /dev/null as standard input it changes the owner of the host's /dev/null", "crun 1.22 or newer"),
-    ("youki", (0,), (0, 8), "its `run` sometimes waits for ever for a container that ended at once", "create and start, or a newer youki"),
+    ("crun", (0,), (1, 8, 2), "it refuses ociVersion 1.2, which containerd writes", "a newer crun"),
+    ("crun", (0,), (1, 22), "with a user namespace and /dev/null as standard input it changes the owner of the host's /dev/null", "a newer crun"),
+    ("youki", (0,), (0, 8), "its `run` sometimes waits for ever for a container that ended at once", "create and start in its place, or runc"),
 )
 
 # vendor: (PCI vendor, kernel modules, nodes, CDI kind, how to load the driver)
@@ -199,7 +199,7 @@ def _runtimes(host: Host, place: Place, config: Dict[str, Any], groups: str) -> 
         if not version:
             problems.append(_problem(f"{path} does not say its version", "see whether it starts at all"))
         for problem, remedy in known_bad(kind, version):
-            problems.append(_problem(f"{path} {found[-1]['version']}: {problem}", f"{remedy}, unless the distribution has mended this one"))
+            problems.append(_problem(f"{path} {found[-1]['version']}: {problem}", f"{remedy}, or one that the distribution has mended"))
         if kind == "crun" and groups == "hybrid" and usable == 1:
             problems.append(_problem(f"{path} refuses control groups of version 1 and 2 side by side", "runc or youki first in `runtimes`"))
     if not usable:

@@ -235,6 +235,9 @@ WRONG: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("no program", {"command": {"entrypoint": [""]}}, {}, "the name of the program"),
     ("a sysctl of the host's network", {"host_network": True, "sysctls": {"net.core.somaxconn": "1"}}, {}, "net.core.somaxconn"),
     ("no cgroup", {"cgroup_parent": "a.slice"}, {}, "cgroup_parent"),
+    ("a hostname that is none", {}, {"hostname": "a b"}, "--hostname: hostname: 'a b'"),
+    ("a directory that is none", {}, {"cwd": "relative"}, "command.workdir: 'relative' is not a plain absolute path"),
+    ("a descriptor as directory", {}, {"cwd": "/proc/self/fd/7"}, "below /proc"),
     ("no root", {}, {"rootfs": "/no/such"}, "/no/such is not a directory"),
 ]
 
@@ -244,6 +247,11 @@ def test_what_is_refused(document: dict[str, Any], options: dict[str, Any], said
     with pytest.raises(ChandlerError) as failed:
         made(document, **options)
     assert said in str(failed.value)
+
+
+def test_an_image_begins_in_no_descriptor_of_the_host() -> None:
+    with pytest.raises(ChandlerError, match="the image: command.workdir: '/proc/self/fd/7' is below /proc"):
+        made({}, image.Image(workdir="/proc/self/fd/7"))
 
 
 def test_with_leases_a_bundle_holds_no_gpu() -> None:
