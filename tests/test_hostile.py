@@ -55,7 +55,25 @@ VARIABLES = {
     "ENV": "/x", "NVIDIA_VISIBLE_DEVICES": "all", "CUDA_VISIBLE_DEVICES": "0,1", "ROCR_VISIBLE_DEVICES": "0", "HIP_VISIBLE_DEVICES": "0", "ZE_AFFINITY_MASK": "0", "CUDA_MPS_PIPE_DIRECTORY": "/",
     "A=B": "c", "A\0B": "c", "A\nLD_PRELOAD": "x", "": "x", " ": "x", "=": "x", "A": "$E:AWS_SECRET", "B": "$S:token", "C": "x\0LD_PRELOAD=/x", "\u202e": "x",
 }
+# Well formed, and more than anybody may have whom no rule names; then what is wrong in itself, whoever asks.
+REACHING: list[dict[str, Any]] = [
+    {"user": "0:0"}, {"user": "root"}, {"capabilities": ["ALL"]}, {"capabilities": ["SYS_ADMIN"], "cap_drop": ["ALL"]}, {"extra_groups": [0]}, {"sysctls": {"net.ipv4.ip_forward": "1"}}, {"ulimits": {"nofile": -1}},
+    {"ulimits": {"nproc": 1 << 40}}, {"cgroup_parent": "/"}, {"cgroup_parent": "system.slice"}, {"hostname": "kubernetes"}, {"command": {"entrypoint": ["/bin/sh"], "args": ["-c", "id"]}}, {"command": {"workdir": "/"}},
+    {"devices": ["/dev/mem"]}, {"devices": [{"path": "/dev/sda", "mknod": True}]}, {"devices": ["/dev/nvidia0"]}, {"host_network": True, "privileged": False}, {"privileged": True, "cap_drop": ["ALL"]},
+    *({"storage": [{"type": "bind", "source": source, "target": "/h"}]} for source in ("/", "/etc", "/proc", "/var/run/docker.sock", "/run/containerd", "/dev", "/root/.ssh", "/etc/chandler")),
+    *({"storage": [{"type": "tmpfs", "target": target}]} for target in ("/etc", "/proc", "/sys/fs/cgroup", "/dev", "/usr/lib")), {"storage": [{"type": "named", "name": "data", "target": "/d"}]},
+    {"storage": [{"type": "s3", "bucket": "b", "target": "/d"}]}, {"storage": [{"type": "anonymous", "target": "/d"}]}, {"env": {"A": "$E:PATH"}}, {"env": {"A": "$S:x"}}, {"env": {"A": "fine", "B": "$S:x"}},
+    {"resources": {"oom_score_adj": -999}}, {"read_only_root_fs": False, "env": {"A": "b"}},
+    {"storage": [{"type": "bind", "source": "/a/../etc", "target": "/h"}]}, {"storage": [{"type": "bind", "source": "etc", "target": "/h"}]}, {"storage": [{"type": "bind", "source": "/etc", "target": "/h/../proc"}]},
+    {"storage": [{"type": "bind", "source": "/etc\0", "target": "/h"}]}, {"storage": [{"type": "tmpfs", "target": "/t", "size": "1Mi,exec"}]}, {"storage": [{"type": "tmpfs", "target": "/t", "mode": "755,suid"}]},
+    {"storage": [{"type": "tmpfs", "target": "/t", "options": ["suid"]}]}, {"storage": {"type": "tmpfs", "target": "/t"}}, {"storage": [{"type": ["bind"]}]}, {"storage": [5]}, {"storage": []},
+    {"sysctls": {"net.a/../../kernel.core_pattern": "x"}}, {"sysctls": {"net.a": "1\n2"}}, {"sysctls": {"kernel.modprobe": "/x"}}, {"sysctls": {"net..x": "1"}}, {"cgroup_parent": "/../x"}, {"cgroup_parent": "a.slice:b"},
+    {"cgroup_parent": "../x.slice"}, {"hostname": "a\nb"}, {"hostname": "x" * 65}, {"user": "0\n"}, {"user": "-1"}, {"user": "4294967296"}, {"user": "\u0660"}, {"extra_groups": [-1]}, {"extra_groups": [True]},
+    {"devices": ["/dev/../etc/shadow"]}, {"devices": ["/proc/self/mem"]}, {"devices": ["/dev/fd/0"]}, {"devices": ["/dev/"]}, {"capabilities": ["ALL", "NO"]}, {"cap_drop": "ALL"}, {"ulimits": {"../x": 1}},
+    {"command": {"workdir": "/proc/self/fd/7"}}, {"command": {"args": ["a\0b"]}}, {"command": {"args": [["a"]]}}, gpu(distributed={"master_addr": "a b"}), gpu(distributed={"interface": "x\ny"}), gpu(distributed={"rank": 1 << 40}),
+]
 REFUSED_DOCUMENTS: list[Any] = [
+    *REACHING,
     *({key: value} for key, value in DANGEROUS.items()),
     *({"resources": {key: value}} for key, value in RESOURCES.items()),
     *(gpu(**{key: value}) for key, value in GPU.items()),
