@@ -28,6 +28,9 @@ def add_parser(commands: Any) -> None:
                             ("run", run_bundle, "make the bundle, run it with the configured runtime, remove it")):
         action = actions.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
         _add_options(action)
+        if name == "run":
+            action.add_argument("--runtime-arg", metavar="WORD", action="append", default=[],
+                                help="an option of the runtime's, such as --runtime-arg=--root=DIR; may be given again")
         action.set_defaults(run=run)
     action = actions.add_parser("remove", help="remove a bundle, never a root file system elsewhere", description=remove.__doc__)
     action.add_argument("bundle", metavar="BUNDLE")
@@ -85,7 +88,7 @@ def run_bundle(arguments: argparse.Namespace) -> int:
     config = _config(arguments, bundle, os.getpid())
     build.create(bundle, config)
     try:
-        options = ["--systemd-cgroup"] if arguments.systemd_cgroup else []
+        options = [*arguments.runtime_arg, *(["--systemd-cgroup"] if arguments.systemd_cgroup else [])]
         return _wait([_runtime(), *options, "run", "--bundle", bundle, _id(arguments, bundle)])
     finally:
         build.remove(bundle)

@@ -6,6 +6,7 @@ schema.
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +213,27 @@ def test_capabilities(privileged: bool) -> None:
     else:
         assert sorted(found["bounding"]) == sorted({*DEFAULT_CAPABILITIES, "CAP_NET_ADMIN"} - {"CAP_MKNOD"})
     assert found["bounding"] == found["effective"] == found["permitted"] and not found.get("ambient") and not found.get("inheritable")
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_any_rows_together(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    """Whatever the keys, the result fits the schema, is the same a second time, and the service is left as it was."""
+    monkeypatch.setattr("posix.environ", {b"CHANDLER_TEST_VALUE": b"from the host"})
+    picked = random.Random(seed).sample(BUILDER, 6)
+    document: dict[str, Any] = {}
+    options: dict[str, Any] = {"volumes": {"my-volume": "/var", "d": "/var", "/app/cache": "/tmp", "s3://b/p/q": "/var"}}
+    for _, own, more, _, _ in picked:
+        for key, value in own.items():
+            document[key] = {**document[key], **value} if key == "resources" and key in document else value
+        options.update((key, value) for key, value in more.items() if key not in ("volumes", "systemd"))
+    if document.get("host_network") or options.get("host_network"):
+        document.pop("sysctls", None)
+    if document.get("cgroup_parent", "").endswith(".slice"):
+        options["systemd"] = True
+        options.pop("cgroup_parent", None)
+    before = json.dumps(document)
+    first = config(document, picked[0][3], **options)
+    assert config(document, picked[0][3], **options) == first and json.dumps(document) == before
 
 
 WRONG: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [

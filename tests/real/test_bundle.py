@@ -127,10 +127,11 @@ def test_gpus_of_the_node(ship: Ship, direct: Engine, node: Node) -> None:
 def test_run_builds_runs_and_removes(ship: Ship, status: int) -> None:
     ship.write(env={"A": "b"}, resources={"gpu": {"count": 1}})
     directory = os.path.join(ship.place, bundle.GROUPS + "run")
-    done = ship.command("run", "--spec", ship.file, "--rootfs", ship.rootfs, directory, "--args", "sh", "-c", f"echo $A; ls /dev; exit {status}", check=False)
+    root = os.path.join(ship.place, "root")
+    done = ship.command("run", "--spec", ship.file, "--rootfs", ship.rootfs, f"--runtime-arg=--root={root}", directory, "--args", "sh", "-c", f"echo $A; ls /dev; exit {status}", check=False)
     assert done.returncode == status, done.stderr
     assert done.stdout.splitlines()[0] == "b" and "nvidia0" in done.stdout
-    assert not os.path.exists(directory)
+    assert not os.path.exists(directory) and os.listdir(root) == []
 
 
 class Leased:
@@ -169,6 +170,11 @@ def test_with_leases_a_gpu_is_held_by_who_runs(leased: Leased, node: Node) -> No
     assert leased.leases() == [other]
     leased.engine.delete(other, "--force")
     assert leased.leases() == []
+    rebuilt = leased.ship.create("b1")
+    assert "devices" not in rebuilt.config["linux"], "what the wrapper did to the bundle is gone"
+    leased.engine.create(rebuilt, name)
+    assert leased.leases() == [name]
+    leased.engine.delete(name, "--force")
     for made in (first, second):
         refused = leased.ship.command("remove", made.directory, check=False)
         assert "holds init.pid, log.json, out.log" in refused.stderr, "which are the engine's"
