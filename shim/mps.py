@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _STOP_PATIENCE = 5.0  # seconds for a daemon to end after it was told
 _PAUSE = 0.02  # seconds between two looks
 _INITIAL_MOUNTS = 0xEFFFFFF8  # the inode of the initial mount namespace where the kernel fixes it (MNT_NS_INIT_INO)
+_MAX_PIPE = 107 - len("/control_privileged")  # unix(7): sun_path
 _GROUP = "chandler-mps"
 _REMEDY = "run the host's systemd as process 1, or start the daemon yourself and set mps = \"external\" in [gpu]"
 
@@ -96,6 +97,9 @@ def begin(page: Page, share: Sharing) -> None:
     if os.geteuid() or host.user_namespace() != host.INITIAL_NAMESPACE:
         raise errors.HostError("only the host's root can run an MPS daemon and set a GPU's compute mode", "set mps = \"external\" in [gpu]")
     pipe_dir, shm_dir = shared.directories(share, page.state_dir)
+    if len(os.fsencode(pipe_dir)) > _MAX_PIPE:
+        raise errors.HostError(f"{pipe_dir} is too long for the sockets of an MPS daemon by {len(os.fsencode(pipe_dir)) - _MAX_PIPE} characters",
+                               "choose a shorter state-dir")
     if page.get("ready") and alive(page):
         try:
             nvtools.percentage(control, pipe_dir)

@@ -35,11 +35,15 @@ def check(program: str, key: str) -> None:
         raise errors.HostError(f"{program} cannot be used: {error.strerror}", f"install it, or name it as {key} in [gpu]") from None
 
 
-def _run(argv: List[str], env: Dict[str, str], said: str = "", patience: float = PATIENCE) -> str:
-    """What a command prints.  Raises HostError."""
+def _run(argv: List[str], env: Dict[str, str], said: str = "", patience: float = PATIENCE, lock: int = -1) -> str:
+    """What a command prints.  Raises HostError.
+
+    A command that changes a GPU is given the descriptor of its `lock`: when we are killed it goes on, and whoever comes
+    next must wait for it.
+    """
     try:
         done = subprocess.run(argv, check=False, cwd="/", env=env, input=said, capture_output=True, text=True, errors="replace",
-                              timeout=patience, start_new_session=True)
+                              timeout=patience, start_new_session=True, pass_fds=(lock,) if lock >= 0 else ())
     except OSError as error:
         raise errors.HostError(f"{argv[0]} cannot be started: {error.strerror}") from None
     except subprocess.TimeoutExpired:
@@ -60,17 +64,17 @@ def compute_mode(smi: str, uuid: str) -> str:
     return _MODES[found]
 
 
-def set_compute_mode(smi: str, uuid: str, mode: str) -> None:
+def set_compute_mode(smi: str, uuid: str, mode: str, lock: int = -1) -> None:
     """Sets a GPU's compute mode and reads it back.  Raises HostError."""
-    _run([smi, "-i", uuid, "-c", mode], ENVIRONMENT)
+    _run([smi, "-i", uuid, "-c", mode], ENVIRONMENT, lock=lock)
     found = compute_mode(smi, uuid)
     if found != mode:
         raise errors.HostError(f"the compute mode of {uuid} is {found} after {smi} has set it to {mode}")
 
 
-def set_time_slice(smi: str, uuid: str, number: int) -> None:
+def set_time_slice(smi: str, uuid: str, number: int, lock: int = -1) -> None:
     """Sets the length of a GPU's time slices: 0 default, 1 short, 2 medium, 3 long.  Raises HostError."""
-    _run([smi, "compute-policy", "-i", uuid, f"--set-timeslice={number}"], ENVIRONMENT)
+    _run([smi, "compute-policy", "-i", uuid, f"--set-timeslice={number}"], ENVIRONMENT, lock=lock)
 
 
 def uuid_of(key: str) -> str:

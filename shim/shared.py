@@ -28,10 +28,12 @@ _MAX_PAGE = 1 << 16
 
 
 class Page:
-    """One GPU's page; the caller holds the GPU's lock.  A value that is set is on the disk before anything else happens."""
+    """One GPU's page; the caller holds the GPU's `lock`, a descriptor.  A value that is set is on the disk before anything
+    else happens."""
 
-    def __init__(self, state_dir: str, uuid: str, values: Dict[str, Any]) -> None:
+    def __init__(self, state_dir: str, uuid: str, values: Dict[str, Any], lock: int = -1) -> None:
         self.state_dir = state_dir
+        self.lock = lock
         self.values = {"uuid": uuid, **values}
 
     def __getitem__(self, key: str) -> Any:
@@ -59,7 +61,7 @@ class Page:
             return
         if not self.get("before"):
             self.update(before=before)
-        nvtools.set_compute_mode(self["smi"], self["uuid"], mode)
+        nvtools.set_compute_mode(self["smi"], self["uuid"], mode, self.lock)
 
     def end(self) -> None:
         """Puts everything back, and tears the page out.  Raises HostError or OSError; the page then stays."""
@@ -70,7 +72,7 @@ class Page:
             from shim import timeslice
             timeslice.end(self)
         if self.get("before"):
-            nvtools.set_compute_mode(self["smi"], self["uuid"], self["before"])
+            nvtools.set_compute_mode(self["smi"], self["uuid"], self["before"], self.lock)
         os.unlink(f"{self.state_dir}/shared/{self['uuid']}")
         try:
             os.rmdir(self.state_dir + "/shared")  # a create that takes devices looks for it
@@ -83,7 +85,7 @@ def _lock(state_dir: str, uuid: str) -> Lock:
     return Lock(f"{state_dir}/shared-locks/{uuid}")
 
 
-def _page(state_dir: str, uuid: str) -> Page:
+def _page(state_dir: str, uuid: str, lock: int = -1) -> Page:
     """The page of a GPU, an empty one where there is none.  Raises OSError or HostError."""
     try:
         values = jsontext.loads(files.read(f"{state_dir}/shared/{uuid}", _MAX_PAGE)[0])
@@ -91,7 +93,7 @@ def _page(state_dir: str, uuid: str) -> Page:
         values = {}
     except ChandlerError as error:
         raise errors.HostError(f"{state_dir}/shared/{uuid} is damaged: {error.what}", "remove it when nothing shares this GPU") from None
-    return Page(state_dir, uuid, values)
+    return Page(state_dir, uuid, values, lock)
 
 
 def begin(share: Sharing, state_dir: str) -> Edits:
@@ -137,11 +139,11 @@ def _begin(share: Sharing, state_dir: str, key: str, uuid: str) -> None:
     nvtools.check(config["gpu.nvidia-smi"], "nvidia-smi")
     if "time_slicing_config_path" in share.wish:
         _check_file(share)
-    with _lock(state_dir, uuid):
-        page = _page(state_dir, uuid)
+    with _lock(state_dir, uuid) as lock:
+        page = _page(state_dir, uuid, lock.descriptor)
         if page.get("mode") not in (None, share.mode):
             page.end()  # nobody has a lease for that any more, or we had none
-            page = Page(state_dir, uuid, {})
+            page = Page(state_dir, uuid, {}, lock.descriptor)
         fresh = page.get("mode") is None
         if fresh:
             page.update(key=key, mode=share.mode, smi=config["gpu.nvidia-smi"], control=config["gpu.mps-control"])
@@ -170,8 +172,8 @@ def settle(state_dir: str, read: Callable[[], List[Lease]], keys: List[str]) -> 
         for uuid in sorted(os.listdir(state_dir + "/shared")):
             if ".chandler-" in uuid:
                 continue  # half a page
-            with _lock(state_dir, uuid):
-                page = _page(state_dir, uuid)
+            with _lock(state_dir, uuid) as lock:
+                page = _page(state_dir, uuid, lock.descriptor)
                 key, mode = page.get("key"), page.get("mode")
                 if mode is None or not any(leases.clash(key, one) for one in keys):
                     continue

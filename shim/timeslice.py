@@ -23,7 +23,7 @@ def begin(page: Page, share: Sharing) -> None:
     before = page.get("slice")
     page.update(slice=wanted)  # before it is true, so that it is put back whatever happens
     try:
-        nvtools.set_time_slice(page["smi"], page["uuid"], SLICES.index(wanted))
+        nvtools.set_time_slice(page["smi"], page["uuid"], SLICES.index(wanted), page.lock)
     except errors.HostError:
         if before:
             page.update(slice=before)
@@ -33,5 +33,5 @@ def begin(page: Page, share: Sharing) -> None:
 def end(page: Page) -> None:
     """Puts back the default length.  Raises HostError."""
     if page.get("slice"):
-        nvtools.set_time_slice(page["smi"], page["uuid"], 0)
+        nvtools.set_time_slice(page["smi"], page["uuid"], 0, page.lock)
         page.update(slice="")

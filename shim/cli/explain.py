@@ -8,7 +8,7 @@ import json
 import os
 from typing import TYPE_CHECKING, Any, Dict, List
 
-from shim import compiler, configjson, engine, jsontext
+from shim import compiler, configjson, engine, jsontext, shared
 from shim.edits import (
     ANNOTATION,
     CAPABILITY,
@@ -25,6 +25,7 @@ from shim.edits import (
     RDT,
     RESOURCE,
     RLIMIT,
+    merge,
 )
 from shim.errors import BundleError, ChandlerError
 from shim.inventory import Place, Stale
@@ -77,6 +78,8 @@ def run(arguments: argparse.Namespace) -> int:
         made = engine.plan(document, inventory, held=held, known=known)
     if made is None:
         return _show_nothing(arguments.format)
+    if made.sharing is not None:
+        made.edits = merge(made.edits, shared.edits(made.sharing, inventory.config["state-dir"] or place.state_dir))
     made.edits = made.edits.with_values(map(_veiled, made.edits.items))
     after = engine.equip(document, made, place.rootless)
     shown = {

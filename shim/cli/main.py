@@ -9,7 +9,7 @@ import sys
 from typing import List, Optional
 
 from shim import paths
-from shim.cli import bundle, cdi, doctor, explain, leases, policy, refresh
+from shim.cli import bundle, cdi, doctor, explain, leases, policy, ps, refresh
 from shim.errors import ChandlerError
 
 
@@ -18,7 +18,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="chandler", description="Equips containers with GPUs and CDI devices.")
     top.add_argument("--version", action="version", version=f"chandler {paths.VERSION}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for module in (explain, policy, cdi, bundle, leases, refresh, doctor):
+    for module in (explain, policy, cdi, bundle, leases, ps, refresh, doctor):
         module.add_parser(commands)
     return top
 

@@ -12,6 +12,7 @@ import os
 import select
 import signal
 import time
+from functools import partial
 
 from shim.errors import HostError
 from shim.generate.model import Unanswered
@@ -26,8 +27,8 @@ _MAX_GPUS = 256
 _ATS = 2  # NVML_DEVICE_ADDRESSING_MODE_ATS
 
 
-def ask(library: str) -> Dict[str, Any]:
-    """What `read` says, from a child process that loads the library at that path.
+def ask(library: str, question: Callable[[Any], Dict[str, Any]] = lambda pynvml: read(pynvml)) -> Dict[str, Any]:
+    """What `question` (`read`, or `usage`) says, from a child process that loads the library at that path.
 
     Raises Unanswered where there is no nvidia-ml-py or no library; HostError when the library fails or keeps silent.
     """
@@ -37,16 +38,16 @@ def ask(library: str) -> Dict[str, Any]:
         import pynvml
     except ImportError:
         raise Unanswered("the Python package nvidia-ml-py is not installed") from None
-    return in_child(lambda: _load_and_read(pynvml, library), PATIENCE)
+    return in_child(lambda: _load_and_ask(pynvml, library, question), PATIENCE)
 
 
-def _load_and_read(pynvml: Any, library: str) -> Dict[str, Any]:
+def _load_and_ask(pynvml: Any, library: str, question: Callable[[Any], Dict[str, Any]]) -> Dict[str, Any]:
     import ctypes
     try:
         pynvml.nvmlLib = ctypes.CDLL(library)
     except OSError as error:
         return {"missing": str(error)}
-    return read(pynvml)
+    return question(pynvml)
 
 
 def in_child(work: Callable[[], Dict[str, Any]], patience: float) -> Dict[str, Any]:
@@ -122,6 +123,38 @@ def read(pynvml: Any) -> Dict[str, Any]:
             pynvml.nvmlShutdown()
         except pynvml.NVMLError:
             pass
+
+
+def usage(pynvml: Any) -> Dict[str, Any]:
+    """{"gpus": [{minor, uuid, used, total, busy, processes: [[pid, bytes]]}]}, or {"failed": sentence}: bytes of memory, and
+    the percentage of the last moments in which the GPU computed; None where a GPU does not say."""
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        return {"failed": _words(error)}
+    try:
+        count = min(pynvml.nvmlDeviceGetCount(), _MAX_GPUS)
+        return {"gpus": [_usage(pynvml, pynvml.nvmlDeviceGetHandleByIndex(index)) for index in range(count)]}
+    except pynvml.NVMLError as error:
+        return {"failed": _words(error)}
+    finally:
+        try:
+            pynvml.nvmlShutdown()
+        except pynvml.NVMLError:
+            pass
+
+
+def _usage(pynvml: Any, handle: Any) -> Dict[str, Any]:
+    memory = _unless_unsupported(pynvml, lambda: pynvml.nvmlDeviceGetMemoryInfo(handle), None)
+    busy = _unless_unsupported(pynvml, lambda: pynvml.nvmlDeviceGetUtilizationRates(handle).gpu, None)
+    processes: Dict[int, Any] = {}
+    for name in ("nvmlDeviceGetComputeRunningProcesses", "nvmlDeviceGetMPSComputeRunningProcesses"):
+        question = getattr(pynvml, name, None)  # older versions know one kind alone
+        if question is not None:
+            for one in _unless_unsupported(pynvml, partial(question, handle), []):
+                processes[one.pid] = one.usedGpuMemory
+    return {"minor": pynvml.nvmlDeviceGetMinorNumber(handle), "uuid": _text(pynvml.nvmlDeviceGetUUID(handle)),
+            "used": memory and memory.used, "total": memory and memory.total, "busy": busy, "processes": list(processes.items())}
 
 
 def _words(error: Any) -> str:

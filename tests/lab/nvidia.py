@@ -15,9 +15,11 @@ class Commands:
 
     def __init__(self, directory: str) -> None:
         os.makedirs(directory, mode=0o755, exist_ok=True)
-        self.control, self.smi = (shutil.copy(os.path.join(FAKES, name), os.path.join(directory, name)) for name in ("nvidia-cuda-mps-control", "nvidia-smi"))
+        self.control, self.smi = (os.path.join(directory, name) for name in ("nvidia-cuda-mps-control", "nvidia-smi"))
         for path in (self.control, self.smi):
-            os.chmod(path, 0o755)
+            if not os.path.exists(path):
+                shutil.copy(os.path.join(FAKES, os.path.basename(path)), path)
+                os.chmod(path, 0o755)
 
     def config(self, **more: Any) -> dict[str, Any]:
         return {"gpu.mps-control": self.control, "gpu.nvidia-smi": self.smi, **more}

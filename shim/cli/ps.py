@@ -1,0 +1,173 @@
+"""`chandler ps`: containers with their GPUs, how they share them, their limits, and what they use of them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from typing import Any, Dict, List, Optional
+
+from shim import compiler, grants, shared
+from shim.errors import ChandlerError
+from shim.generate import nvfiles, nvml
+from shim.generate.model import Options, Unanswered
+from shim.generate.tree import Tree
+from shim.inventory import Place
+from shim.ledger import Ledger
+
+_PATIENCE = 5.0  # seconds for a runtime's answer
+_MINOR = "c195:"  # NVIDIA's GPUs
+_MAX_PARENTS = 64
+_COLOURS = {"exclusive": "32", "mps": "36", "time-slice": "36", "not leased": "33", "stopped": "31", "gone": "31"}
+
+
+def add_parser(commands: Any) -> None:
+    """Adds the command."""
+    command = commands.add_parser("ps", help="show containers and their GPUs", description=__doc__)
+    command.add_argument("--format", choices=("text", "json"), default="text")
+    command.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Exit status 0."""
+    place = Place(dict(os.environb))
+    config = compiler.read_config(place)[0]
+    state_dir = config["state-dir"] or place.state_dir
+    notes: List[str] = []
+    rows = containers(Ledger(state_dir, place.rootless).read(), _records(state_dir))
+    for row in rows:
+        row["pid"], row["status"] = state(row)
+    gpus = _usage(notes)
+    attribute(rows, gpus, parents)
+    answer = {"containers": rows, "gpus": gpus, "shared": shared.pages(state_dir), "notes": notes}
+    print(json.dumps(answer, indent=2) if arguments.format == "json" else text(answer, sys.stdout.isatty() and "NO_COLOR" not in os.environ))
+    return 0
+
+
+def containers(leases: List[Dict[str, Any]], records: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
+    """One row for each container: those with a lease, and those that were granted devices without one."""
+    rows = []
+    known = set()
+    for lease in leases:
+        known.add((lease.get("root", ""), lease["id"]))
+        rows.append({"id": lease["id"], "by": lease["owner"], "root": lease.get("root", ""), "runtime": lease.get("runtime", ""),
+                     "devices": lease["names"], "keys": lease["keys"], "mode": lease.get("mode", "exclusive"),
+                     "limits": lease.get("limits", {}), "held": lease.get("held", ""), "since": lease["since"]})
+    for record in records:
+        if not record["devices"] or (record["root"], record["id"]) in known:
+            continue
+        marks = record.get("sharing", {})
+        rows.append({"id": record["id"], "by": record.get("owner", "oci"), "root": record["root"], "runtime": record["runtime"],
+                     "devices": record["devices"], "keys": record["physical"], "mode": "not leased",
+                     "limits": marks.get("limits", {}), "held": marks.get("held", ""), "since": record["time"]})
+    return rows
+
+
+def _records(state_dir: str) -> List[Dict[str, Any]]:
+    """All grant records, the wrapper's and the plugin's."""
+    found = []
+    for base in (state_dir, grants.nri(state_dir)):
+        directory = grants.directory(base)
+        try:
+            names = sorted(os.listdir(directory))
+        except OSError:
+            continue
+        for name in names:
+            try:
+                with open(f"{directory}/{name}", "rb") as file:
+                    record = json.loads(file.read(grants.MAX_RECORD))
+                if {"id", "root", "runtime", "devices", "physical", "time"} <= record.keys():
+                    found.append(record)
+            except (OSError, ValueError, AttributeError):
+                continue
+    return found
+
+
+def state(row: Dict[str, Any]) -> Any:
+    """The container's pid (0: nobody knows) and status, from its runtime."""
+    if row["by"] != "oci" or not row["runtime"]:
+        return 0, ""
+    if not os.path.exists(os.path.join(row["root"], row["id"])):
+        return 0, "gone"
+    try:
+        done = subprocess.run([row["runtime"], "--root", row["root"], "state", row["id"]], check=False, cwd="/", stdin=subprocess.DEVNULL,
+                              env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}, capture_output=True, timeout=_PATIENCE)
+        answer = json.loads(done.stdout)
+        return int(answer.get("pid") or 0), str(answer["status"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, subprocess.TimeoutExpired):
+        return 0, "unknown"
+
+
+def _usage(notes: List[str]) -> List[Dict[str, Any]]:
+    """What NVML says of each GPU; why it says nothing goes to `notes`."""
+    try:
+        library = nvfiles.driver(Tree(), Options()).library
+        gpus: List[Dict[str, Any]] = nvml.ask(library, nvml.usage)["gpus"]
+        return gpus
+    except (Unanswered, ChandlerError) as reason:
+        notes.append(f"memory and utilisation are not known: {reason}")
+        return []
+
+
+def parents(pid: int) -> List[int]:
+    """A process and those that it descends from."""
+    found: List[int] = []
+    while pid > 0 and len(found) < _MAX_PARENTS:
+        found.append(pid)
+        try:
+            with open(f"/proc/{pid}/stat", "rb") as file:
+                pid = int(file.read().rpartition(b")")[2].split()[1])
+        except (OSError, ValueError, IndexError):
+            break
+    return found
+
+
+def attribute(rows: List[Dict[str, Any]], gpus: List[Dict[str, Any]], ancestors: Any) -> None:
+    """Gives each container the memory of its processes and the utilisation of its GPUs, and adds a row for every process
+    on a GPU that is in no container of ours."""
+    by_pid = {row["pid"]: row for row in rows if row["pid"]}
+    for row in rows:
+        row["memory"] = row["busy"] = None
+        mine = [gpu for gpu in gpus if any(f"{_MINOR}{gpu['minor']}" in key.split("+") for key in row["keys"])]
+        told = [gpu["busy"] for gpu in mine if gpu["busy"] is not None]
+        if told:
+            row["busy"] = max(told)
+        if mine and row["pid"]:
+            row["memory"] = 0
+    for gpu in gpus:
+        for pid, memory in gpu["processes"]:
+            own: Optional[Dict[str, Any]] = next((by_pid[each] for each in ancestors(pid) if each in by_pid), None)
+            if own is None:
+                own = by_pid[pid] = {"id": f"process {pid}", "by": "", "root": "", "runtime": "", "devices": [gpu["uuid"]], "mode": "not leased",
+                                     "keys": [f"{_MINOR}{gpu['minor']}"], "limits": {}, "held": "", "since": None, "pid": pid,
+                                     "status": "running", "memory": 0, "busy": gpu["busy"]}
+                rows.append(own)
+            own["memory"] = (own["memory"] or 0) + (memory or 0)
+
+
+def text(answer: Dict[str, Any], coloured: bool) -> str:
+    """A table for people."""
+    head = ("CONTAINER", "DEVICES", "MODE", "LIMITS", "PID", "STATUS", "MEMORY", "BUSY", "SINCE")
+    rows = [head]
+    for row in answer["containers"]:
+        limits = ", ".join(_limit(key, value) for key, value in row["limits"].items())
+        rows.append((row["id"], ", ".join(row["devices"]), row["mode"], f"{limits} ({row['held']})" if limits else "-", str(row["pid"] or "-"),
+                     row["status"] or "-", "-" if row["memory"] is None else f"{row['memory'] >> 20}Mi",
+                     "-" if row["busy"] is None else f"{row['busy']}%",
+                     "-" if row["since"] is None else time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(row["since"]))))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+    lines = []
+    for number, row in enumerate(rows):
+        cells = [cell.ljust(width) for cell, width in zip(row, widths)]
+        if coloured:
+            cells = [f"\33[{'1' if not number else _COLOURS[cell.strip()]}m{cell}\33[0m" if not number or cell.strip() in _COLOURS else cell
+                     for cell in cells]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join([*lines, *(f"note: {note}" for note in answer["notes"])])
+
+
+def _limit(key: str, value: int) -> str:
+    return f"{value}% threads" if key == "mps_active_thread_percentage" else f"{value >> 20}Mi"

@@ -1,0 +1,152 @@
+"""chandler ps: who has which GPU, how, and what he uses of it."""
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from shim.cli import ps
+from shim.generate import nvml
+
+
+class Library:
+    """nvidia-ml-py over two GPUs; `lacks` are the questions that the first does not answer."""
+
+    NVML_ERROR_NOT_SUPPORTED, NVML_ERROR_FUNCTION_NOT_FOUND = 3, 13
+
+    class NVMLError(Exception):
+        def __init__(self, value: int) -> None:
+            super().__init__(f"NVML error {value}")
+            self.value = value
+
+    def __init__(self, *processes: list[tuple[int, Any]], lacks: tuple[str, ...] = (), broken: bool = False) -> None:
+        self.processes, self.lacks, self.broken, self.shut = processes, lacks, broken, False
+
+    def __getattr__(self, name: str) -> Any:
+        answers: dict[str, Any] = {
+            "nvmlDeviceGetMinorNumber": lambda handle: handle, "nvmlDeviceGetUUID": lambda handle: f"GPU-{handle}".encode(),
+            "nvmlDeviceGetMemoryInfo": lambda handle: SimpleNamespace(used=5 << 20, total=80 << 30),
+            "nvmlDeviceGetUtilizationRates": lambda handle: SimpleNamespace(gpu=40 + handle),
+            "nvmlDeviceGetComputeRunningProcesses": lambda handle: [SimpleNamespace(pid=pid, usedGpuMemory=size) for pid, size in self.processes[handle]],
+        }
+        if name not in answers:
+            raise AttributeError(name)
+
+        def answer(handle: int) -> Any:
+            if handle == 0 and name in self.lacks:
+                raise self.NVMLError(3)
+            return answers[name](handle)
+        return answer
+
+    def nvmlInit(self) -> None:
+        if self.broken:
+            raise self.NVMLError(9)
+
+    def nvmlShutdown(self) -> None:
+        self.shut = True
+
+    def nvmlDeviceGetCount(self) -> int:
+        return len(self.processes)
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:
+        return index
+
+
+def test_what_nvml_is_asked() -> None:
+    library = Library([(7, 3 << 20)], [(8, None)])
+    assert nvml.usage(library) == {"gpus": [
+        {"minor": 0, "uuid": "GPU-0", "used": 5 << 20, "total": 80 << 30, "busy": 40, "processes": [(7, 3 << 20)]},
+        {"minor": 1, "uuid": "GPU-1", "used": 5 << 20, "total": 80 << 30, "busy": 41, "processes": [(8, None)]}]}
+    assert library.shut
+    silent = nvml.usage(Library([], [], lacks=("nvmlDeviceGetMemoryInfo", "nvmlDeviceGetUtilizationRates", "nvmlDeviceGetComputeRunningProcesses")))
+    assert silent["gpus"][0] == {"minor": 0, "uuid": "GPU-0", "used": None, "total": None, "busy": None, "processes": []}
+    assert nvml.usage(Library(broken=True)) == {"failed": "NVML error 9"}
+
+
+LEASES: list[dict[str, Any]] = [
+    {"token": "a", "owner": "oci", "id": "c1", "root": "/r", "runtime": "/x", "names": ["nvidia.com/gpu=0"], "keys": ["c195:0"], "since": 1_700_000_000,
+     "mode": "mps", "words": "", "limits": {"mps_active_thread_percentage": 30, "mps_pinned_memory": 1 << 30}, "held": "advisory"},
+    {"token": "b", "owner": "nri", "id": "c2", "pod": "p", "root": "", "names": ["nvidia.com/gpu=1"], "keys": ["c195:1+c237:4"], "since": 1_700_000_000},
+]
+RECORDS: list[dict[str, Any]] = [
+    {"id": "c1", "root": "/r", "runtime": "/x", "devices": ["nvidia.com/gpu=0"], "physical": ["c195:0"], "time": 1_700_000_000},
+    {"id": "c3", "root": "/r", "runtime": "/x", "devices": ["nvidia.com/gpu=1"], "physical": ["c195:1"], "time": 1_700_000_000},
+    {"id": "c4", "root": "/r", "runtime": "/x", "devices": [], "physical": [], "time": 1_700_000_000},
+]
+
+
+def rows(pids: dict[str, int], *processes: list[tuple[int, Any]]) -> list[dict[str, Any]]:
+    found = ps.containers(LEASES, RECORDS)
+    for row in found:
+        row["pid"], row["status"] = pids.get(row["id"], 0), "running"
+    family = {101: [101, 100, 1], 102: [102, 101, 100, 1], 300: [300, 1]}
+    ps.attribute(found, nvml.usage(Library(*processes))["gpus"] if processes else [], lambda pid: family.get(pid, [pid]))
+    return found
+
+
+def test_leased_and_not_leased() -> None:
+    found = {row["id"]: row for row in rows({"c1": 100}, [(101, 2 << 20), (102, 3 << 20), (300, 7 << 20)], [(300, 1 << 20)])}
+    assert list(found) == ["c1", "c2", "c3", "process 300"]
+    assert (found["c1"]["mode"], found["c1"]["memory"], found["c1"]["busy"]) == ("mps", 5 << 20, 40)
+    assert (found["c2"]["mode"], found["c2"]["memory"], found["c2"]["busy"]) == ("exclusive", None, 41)
+    assert found["c3"]["mode"] == "not leased", "a grant without a lease"
+    assert (found["process 300"]["mode"], found["process 300"]["memory"]) == ("not leased", 8 << 20), "in no container of ours"
+
+
+def test_for_people() -> None:
+    answer = {"containers": rows({"c1": 100}, [(101, 2 << 20)], []), "notes": ["something"]}
+    lines = ps.text(answer, False).splitlines()
+    assert lines[0].split() == ["CONTAINER", "DEVICES", "MODE", "LIMITS", "PID", "STATUS", "MEMORY", "BUSY", "SINCE"]
+    assert lines[1].split("  ")[0] == "c1" and "30% threads, 1024Mi (advisory)" in lines[1] and "2Mi" in lines[1] and "40%" in lines[1]
+    assert lines[1].endswith("2023-11-14 22:13:20Z") and lines[-1] == "note: something"
+    assert len({line.find("mps") if number == 1 else line.find("exclusive") for number, line in enumerate(lines[1:3], 1)}) == 1, "aligned"
+    coloured = ps.text(answer, True)
+    assert "\33[36mmps" in coloured and coloured.startswith("\33[1mCONTAINER")
+
+
+def test_without_nvml() -> None:
+    found = rows({"c1": 100})
+    assert [(row["memory"], row["busy"]) for row in found] == [(None, None)] * 3
+    notes: list[str] = []
+    gpus = ps._usage(notes)
+    assert gpus or "memory and utilisation are not known" in notes[0]
+
+
+def test_ancestors_are_the_kernels() -> None:
+    assert ps.parents(os.getpid())[:2] == [os.getpid(), os.getppid()]
+    assert ps.parents(2 ** 22 + 1) == [2 ** 22 + 1]
+
+
+@pytest.mark.parametrize(("script", "wanted"), [
+    ('echo \'{"pid": 42, "status": "running"}\'', (42, "running")), ("exit 1", (0, "unknown")), ("echo []", (0, "unknown")),
+    ('echo \'{"status": "stopped"}\'', (0, "stopped")),
+])
+def test_what_a_runtime_says(tmp_path: Any, script: str, wanted: Any) -> None:
+    runtime = tmp_path / "runtime"
+    runtime.write_text(f"#!/bin/sh\n{script}\n")
+    runtime.chmod(0o755)
+    (tmp_path / "c1").mkdir()
+    row = {"by": "oci", "runtime": str(runtime), "root": str(tmp_path), "id": "c1"}
+    assert ps.state(row) == wanted
+    assert ps.state({**row, "id": "c2"}) == (0, "gone")
+    assert ps.state({**row, "by": "nri"}) == (0, "")
+
+
+def test_the_command(tmp_path: Any) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text(f'state-dir = "{tmp_path}/state"\n')
+    (tmp_path / "state/grants").mkdir(parents=True)
+    (tmp_path / "state/leases").write_text(json.dumps(LEASES))
+    (tmp_path / "state/grants/x.json").write_text(json.dumps(RECORDS[1]))
+    (tmp_path / "state/grants/y.json").write_text("rubbish")
+    program = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "packaging/bin/chandler")
+    done = subprocess.run([program, "ps", "--format", "json"], check=True, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+                          env={"CHANDLER_CONFIG": str(config), "PATH": os.environ["PATH"]})
+    assert [row["id"] for row in json.loads(done.stdout)["containers"]] == ["c1", "c2", "c3"]
+    done = subprocess.run([program, "ps"], check=True, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+                          env={"CHANDLER_CONFIG": str(config), "PATH": os.environ["PATH"]})
+    assert "\33" not in done.stdout and done.stdout.startswith("CONTAINER")
