@@ -174,6 +174,15 @@ def test_refused_in_one_sentence(at: tuple[Node, inventory.Inventory], annotatio
     assert "annotation" in str(caught.value)
 
 
+@pytest.mark.parametrize("document", REACHING[REACHING.index({"storage": [{"type": "bind", "source": "/a/../etc", "target": "/h"}]}):], ids=short)
+def test_what_is_wrong_in_itself_is_refused_whoever_asks(at: tuple[Node, inventory.Inventory], document: dict[str, Any]) -> None:
+    node, compiled = at
+    trusting = inventory.Inventory({**compiled.config, "policy.trust": "all"}, "", lambda name: b"", compiled.explain_missing, False)
+    with pytest.raises(ChandlerError) as caught:
+        node.equip(annotated(document), at=trusting)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("annotations", HARMLESS, ids=short)
 def test_harmless(at: tuple[Node, inventory.Inventory], annotations: dict[str, Any]) -> None:
     node, compiled = at

@@ -138,3 +138,30 @@ def test_what_names_can_say_is_not_refused_on_a_newer_runtime(peer: Connect) -> 
 
 def test_swap_that_equals_memory_is_what_the_runtime_sets(peer: Connect) -> None:
     assert peer(OLD).create(pod(ask(resources={"memory": "1Mi", "memory_swap": "1Mi"})), container()).linux.resources.memory.limit.value == 1 << 20
+
+
+@pytest.mark.parametrize("document, what", [
+    ({"command": {"args": ["x"]}}, "process args"), ({"user": "5"}, "user uid"), ({"capabilities": ["CHOWN"]}, "capability bounding"), ({"read_only_root_fs": True}, "root readonly"),
+    ({"ulimits": {"core": 1}}, "rlimit RLIMIT_CORE"), ({"resources": {"oom_score_adj": 5}}, "process oomScoreAdj"), ({"resources": {"hugepages": {"2Mi": 1}}}, "hugepages 2MB"),
+    ({"resources": {"blkio_weight": 10}}, "resources.blockIO.weight"), ({"extra_groups": [5]}, "additionalGid 5"), ({"host_network": True}, "namespace network"), ({"privileged": True}, "capability bounding"),
+])
+@pytest.mark.parametrize("version", [OLD, NEW])
+def test_keys_that_no_runtime_is_told_are_refused_by_name(peer: Connect, version: str, document: dict[str, Any], what: str) -> None:
+    message = refused(peer(version, policy__trust="all"), ask(**document)).message
+    assert f"cannot be told {what} through NRI" in message and "runtimeClassName" in message
+
+
+def test_keys_that_runtimes_are_told(peer: Connect) -> None:
+    made = peer(OLD, policy__trust="all").create(pod(ask(storage=[{"type": "tmpfs", "target": "/t", "size": "1Mi"}], devices=["/dev/null"])), container())
+    assert [(mount.destination, mount.type, list(mount.options)) for mount in made.mounts] == [("/t", "tmpfs", ["nosuid", "nodev", "size=1048576"])]
+    assert [device.path for device in made.linux.devices] == ["/dev/null"]
+
+
+@pytest.mark.parametrize("match, given", [({"namespace": ["def*"]}, True), ({"pod": ["trainer-0"], "container": ["main"]}, True), ({"namespace": ["other"]}, False), ({"image": ["*"]}, False)])
+def test_a_rule_takes_the_runtimes_word_for_who_it_is(peer: Connect, match: dict[str, Any], given: bool) -> None:
+    rule = {"name": "r", "match": match, "policy.allow": ["storage.tmpfs"]}
+    asked = pod(ask(storage=[{"type": "tmpfs", "target": "/t"}]))
+    if given:
+        assert peer(policy__rule=[rule]).create(asked, container()).mounts
+    else:
+        assert "storage (tmpfs) is not allowed" in refused(peer(policy__rule=[rule]), ask(storage=[{"type": "tmpfs", "target": "/t"}])).message
