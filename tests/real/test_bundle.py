@@ -325,7 +325,7 @@ def test_an_unprivileged_user_s_container(runtime: Runtime, served: Served, plac
     for directory, _, names in os.walk(home):
         for path in (directory, *(os.path.join(directory, name) for name in names)):
             os.lchown(path, UID, UID)
-    made = ship.create("b")
+    made = ship.create("b", env={"XDG_RUNTIME_DIR": home})
     options = ["--cgroup-manager", "disabled"] if runtime.kind == "crun" else []
     engine = Engine([*runtime.wrap, *USER, runtime.path, *options], os.path.join(home, "root"), env={"USER": "lab", "HOME": home})
     seen = engine.run(made, bundle.GROUPS + "u1").stdout
@@ -350,7 +350,7 @@ def test_ids_that_are_lent_to_a_user(runtime: Runtime, served: Served, place: st
     for directory, _, names in os.walk(home):
         for path in (directory, *(os.path.join(directory, name) for name in names)):
             os.lchown(path, 1, 1)
-    made = ship.create("b")
+    made = ship.create("b", env={"XDG_RUNTIME_DIR": home})
     assert [(each["containerID"], each["hostID"], each["size"]) for each in made.config["linux"]["uidMappings"]] == [
         (0, 1, 1), (1, 100000, 500), (501, 300000, 65536)]
     options = ["--cgroup-manager", "disabled"] if runtime.kind == "crun" else []
