@@ -188,11 +188,11 @@ def _stop(page: Page) -> None:
         return
     if not page.get("pid") or not alive(page):
         return
+    patience = _STOP_PATIENCE
     try:
         nvtools.control(page["control"], page["base"] + "/pipe", "quit")
     except ChandlerError:
-        pass  # one that does not listen is ended all the same
-    patience = _STOP_PATIENCE if page.get("ready") else 0.0
+        patience = 0.0  # one that does not listen would not end by itself
     if not _ended(page, patience):
         os.killpg(page["pid"], signal.SIGKILL)  # the leader of its own session; servers are in its group
         if not _ended(page, _STOP_PATIENCE):

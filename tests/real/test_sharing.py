@@ -16,7 +16,7 @@ from lab.install import Installation
 from lab.nvidia import Commands
 
 # A daemon of ours is not started from a mount namespace that is not the host's, as crun needs one here.
-PLAIN = [label for label in ("runc", "youki", "newer-runc") if not runtimes.named(label).wrap]
+PLAIN = [label for label in ("runc", "youki") if not runtimes.named(label).wrap]
 UUID = node.uuid(0)
 
 
