@@ -98,12 +98,13 @@ def write(path: str, text: str) -> None:
         file.write(text)
 
 
-def spec(node: Node, kind: str = KIND, mounts: list[tuple[str, str]] | None = None, extra: list[Device] | None = None) -> str:
+def spec(node: Node, kind: str = KIND, mounts: list[tuple[str, str]] | None = None, extra: list[Device] | None = None,
+         hooks: int = 2) -> str:
     """A CDI file as nvidia-ctk writes them: every GPU by index and by UUID, and `all` of them."""
     lines = ["---", "cdiVersion: 0.5.0", f"kind: {kind}", "containerEdits:", "  env:", "  - NVIDIA_VISIBLE_DEVICES=void"]
     lines += nodes(node.controls + (extra or []), "  ")
     lines += ["  hooks:"]
-    for size in ("bs=512", "bs=4096"):
+    for size in (f"bs={512 << n}" for n in range(hooks)):
         lines += ["  - hookName: createContainer", f"    path: {HOOK[0]}", "    env:", "    - NVIDIA_CTK_DEBUG=false", "    args:"]
         lines += [f"    - {argument}" for argument in (*HOOK[1:], size)]
     if mounts:
@@ -130,7 +131,7 @@ def nodes(devices: list[Device], indent: str) -> list[str]:
 
 
 def driver(node: Node, files: int = 60) -> str:
-    """The plain file made as long as a real driver's: `files` libraries mounted, 17 device nodes. Makes the libraries too."""
+    """The plain file made as long as a real driver's: `files` libraries mounted, 17 device nodes, 5 hooks. Makes the libraries too."""
     libraries = os.path.join(node.directory, "lib")
     os.makedirs(libraries, exist_ok=True)
     mounts = []
@@ -140,7 +141,7 @@ def driver(node: Node, files: int = 60) -> str:
         mounts.append((os.path.join(libraries, name), "/usr/lib/x86_64-linux-gnu/" + name))
     more = 17 - len(node.gpus) - len(node.controls)
     extra = [device._replace(inside=f"/dev/nvidia-caps/nvidia-cap{n}") for n, device in enumerate((node.controls * more)[:max(more, 0)])]
-    return spec(node, mounts=mounts, extra=extra)
+    return spec(node, mounts=mounts, extra=extra, hooks=5)
 
 
 if __name__ == "__main__":
