@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from shim import errors, jsontext, quantity
 from shim.oci import clean
+from shim.request import number_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -68,13 +69,8 @@ def _number(value: Any, low: int, high: int) -> int:
     return value
 
 
-def _number_text(text: str) -> Any:
-    digits = text[1:] if text.startswith("-") else text
-    return int(text) if digits.isdigit() and digits.isascii() and len(digits) < 20 else text
-
-
 def _integer(low: int, high: int) -> Leaf:
-    return lambda value: _number(value, low, high), _number_text
+    return lambda value: _number(value, low, high), number_text
 
 
 def _list(value: Any, item: Callable[[Any], Any], empty: bool = False) -> List[Any]:
@@ -299,7 +295,7 @@ def _limit(value: Any) -> int:
     if value == "unlimited":
         return -1
     if isinstance(value, str):
-        value = _number_text(value)
+        value = number_text(value)
     return _number(value, -1, (1 << 63) - 1)
 
 

@@ -76,13 +76,14 @@ def _number(value: Any, low: int, high: int) -> int:
     return value
 
 
-def _number_text(text: str) -> Any:
+def number_text(text: str) -> Any:
+    """The number that a single-value annotation writes; what is none stays text, for the check to refuse."""
     digits = text[1:] if text.startswith("-") else text
     return int(text) if digits.isdigit() and digits.isascii() and len(digits) < 20 else text
 
 
 def _integer(low: int, high: int = MAX_INT) -> Leaf:
-    return lambda value: _number(value, low, high), _number_text
+    return lambda value: _number(value, low, high), number_text
 
 
 def _as_text(value: Any) -> str:
