@@ -59,10 +59,16 @@ def make(path: str, name: str) -> str:
     with tarfile.open(path + ".new", "w") as tar:
         add(tar, "oci-layout", text({"imageLayoutVersion": "1.0.0"}))
         add(tar, "index.json", text({"schemaVersion": 2, "manifests": [{**manifest, "platform": target, "annotations": named}]}))
+        # Docker's own form of the same, which it wants beside it.
+        add(tar, "manifest.json", text([{"Config": path_of(config), "RepoTags": [name], "Layers": [path_of(root)]}]))
         for digest, data in blobs.items():
             add(tar, "blobs/sha256/" + digest, data)
     os.rename(path + ".new", path)
     return path
+
+
+def path_of(blob: dict[str, Any]) -> str:
+    return "blobs/" + blob["digest"].replace(":", "/")
 
 
 def text(value: Any) -> bytes:
