@@ -109,8 +109,9 @@ def plan(document: Dict[str, Any], inventory: Inventory, container: str = "",
     limits = resources.edits(wish.resources, document, wish.source)
     training = EMPTY
     if wish.gpu and "distributed" in wish.gpu:
-        from shim import service
-        training = service.distributed(wish.gpu["distributed"], wish.source, (known or {}).get("master", ""))
+        from shim import training as _training
+        training = _training.edits(wish.gpu["distributed"], {**oci.environment(document), **wish.env}, wish.source,
+                                   (known or {}).get("master", ""))
     mark = Edits([(ANNOTATION, prefix + _request.MARK, ",".join(grant.names), "for people to read")])
     edits = host.complete(merge(own, more, limits, grant.edits, training, mark))
     host.check_paths(edits)

@@ -123,6 +123,15 @@ def process_user(config: Document) -> Dict[str, int]:
     return found
 
 
+def environment(config: Document) -> Dict[str, str]:
+    """The variables of the container's process; of one that stands twice the last."""
+    process = config.get("process")
+    env = process.get("env") if isinstance(process, dict) else None
+    if not isinstance(env, list):
+        return {}
+    return dict(entry.split("=", 1) for entry in env if isinstance(entry, str) and "=" in entry)
+
+
 def device_numbers(config: Document) -> Dict[str, str]:
     """The devices of linux.devices as numbers such as c195:0, with their paths."""
     linux = config.get("linux")

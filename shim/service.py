@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from shim import edits as _edits
 from shim import errors, ocikeys
-from shim.edits import DEVICE, ENV, GID, MOUNT, RESOURCE, Edits
+from shim.edits import DEVICE, GID, MOUNT, RESOURCE, Edits
 from shim.leaves import sysctl_namespace
 from shim.reach import volume
 
@@ -21,11 +21,6 @@ if TYPE_CHECKING:
 
     Document = Dict[str, Any]
 
-DEFAULT_BACKEND, DEFAULT_PORT, DEFAULT_INTERFACE = "nccl", 29500, "eth0"
-# backend: the variable that names the network interface
-_INTERFACES = {"nccl": "NCCL_SOCKET_IFNAME", "gloo": "GLOO_SOCKET_IFNAME", "mpi": "OMPI_MCA_btl_tcp_if_include"}
-# key of gpu.distributed: the variable; none is made up where the number is not known
-_PLACES = {"world_size": "WORLD_SIZE", "rank": "RANK", "local_rank": "LOCAL_RANK"}
 UNLIMITED = (1 << 64) - 1
 
 
@@ -45,21 +40,6 @@ def edits(wish: Document, document: Document, source: str, facts: Facts) -> Edit
             except errors.ChandlerError as error:
                 raise error.within(f"{source}: {key}") from None
     return Edits(items)
-
-
-def distributed(wish: Document, source: str, master: str = "") -> Edits:
-    """The variables of distributed training; `master`: where rank 0 is when the request does not say."""
-    backend = wish.get("backend", DEFAULT_BACKEND)
-    size = wish.get("world_size")
-    for key in ("rank", "local_rank"):
-        if size is not None and wish.get(key, 0) >= size:
-            raise errors.RequestError(f"{source}: resources.gpu.distributed.{key}: {wish[key]} is not below world_size, {size}")
-    values = {"MASTER_ADDR": wish.get("master_addr") or master, "MASTER_PORT": wish.get("master_port", DEFAULT_PORT)}
-    values.update((variable, wish.get(key)) for key, variable in _PLACES.items())
-    if backend != "mpi" or "interface" in wish:
-        values[_INTERFACES[backend]] = wish.get("interface", DEFAULT_INTERFACE)
-    return Edits([(ENV, variable, str(value), f"{source}: resources.gpu.distributed") for variable, value in values.items()
-                  if value is not None and value != ""])
 
 
 # --- the process ----------------------------------------------------------------------------------------------
