@@ -25,6 +25,13 @@ class Installation:
                        env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "PREFIX": self.prefix, "SYSCONFDIR": os.path.dirname(self.etc),
                             "STATEDIR": self.state, "PYTHON": python})
 
+    @classmethod
+    def placed(cls, prefix: str, etc: str, state: str) -> Installation:
+        """One that is there already."""
+        made = cls.__new__(cls)
+        made.prefix, made.etc, made.state = prefix, etc, state
+        return made
+
     def program(self, name: str = "chandler-runtime") -> str:
         return os.path.join(self.prefix, "bin", name)
 
