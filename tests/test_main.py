@@ -49,3 +49,10 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
     with pytest.raises(SystemExit) as ended:
         main.main([command, "--help"])
     assert ended.value.code == 0 and f"usage: chandler {command}" in capsys.readouterr().out
+
+
+def test_an_option_is_not_abbreviated(capsys: pytest.CaptureFixture[str]) -> None:
+    """--runtime would else be --runtime-arg, and the runtime would get a word that it does not know."""
+    with pytest.raises(SystemExit):
+        main.main(["bundle", "run", "--spec", "f", "--runtime", "runc", "b"])
+    assert "unrecognized arguments: --runtime" in capsys.readouterr().err

@@ -6,16 +6,24 @@ import argparse
 import io
 import os
 import sys
-from typing import List, Optional
+from typing import Any, List, Optional
 
 from shim import paths
 from shim.cli import bundle, cdi, doctor, explain, leases, policy, ps, refresh
 from shim.errors import ChandlerError
 
 
+class Parser(argparse.ArgumentParser):
+    """Options are written out: an abbreviation would change its meaning when an option is added.  So are those of the commands,
+    which argparse makes with the same class."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, **settings)
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line; every command sets `run`, a function from the parsed arguments to the exit status."""
-    top = argparse.ArgumentParser(prog="chandler", description="Equips containers with GPUs and CDI devices.")
+    top = Parser(prog="chandler", description="Equips containers with GPUs and CDI devices.")
     top.add_argument("--version", action="version", version=f"chandler {paths.VERSION}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for module in (explain, policy, cdi, bundle, leases, ps, refresh, doctor):

@@ -1,6 +1,7 @@
 """Bundles that `chandler bundle` builds, on real runtimes, read back from inside; and what it leaves behind: nothing."""
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pwd
@@ -42,9 +43,9 @@ class Ship:
             own = {key: value for key, value in service.items() if value is not None}
             json.dump({"version": "v1", "deployment": "test", "services": {"web": {"image": {"name": "busybox"}, **own}}}, file)
 
-    def command(self, action: str, *arguments: str, check: bool = True, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    def command(self, action: str, *arguments: str, check: bool = True, env: dict[str, str] | None = None, timeout: int = 60) -> subprocess.CompletedProcess[str]:
         done = subprocess.run([*self.wrap, self.installation.program("chandler"), "bundle", action, *arguments], input="", capture_output=True, text=True,
-                              check=False, timeout=60, cwd=self.place, env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", **(env or {})})
+                              check=False, timeout=timeout, cwd=self.place, env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", **(env or {})})
         assert not check or done.returncode == 0, done.stdout + done.stderr
         return done
 
@@ -332,6 +333,32 @@ def test_an_unprivileged_user_s_container(runtime: Runtime, served: Served, plac
     assert "uid=0(root)" in seen and "A=b" in seen.splitlines()
     assert any(line.split() == ["0", str(UID), "1"] for line in seen.splitlines())
     engine.clean()
+
+
+# youki cannot go without a control group, and as an unprivileged user fills one of version 2 alone.
+@pytest.mark.parametrize("runtime", ["runc", "crun-on-v2", "youki"], indirect=True)
+def test_an_unprivileged_user_runs_a_bundle(runtime: Runtime, served: Served, place: str) -> None:
+    ship = Ship(place, served(runtime), runtime.wrap)
+    group = f"/{bundle.GROUPS}mine"
+    if runtime.kind == "youki":
+        ship.wrap = cgroups.HOST if cgroups.mode() == "unified" else cgroups.UNIFIED
+        subprocess.run([*ship.wrap, "sh", "-c", f"mkdir {cgroups.SYSFS}{group} && chown {UID}:{UID} {cgroups.SYSFS}{group} {cgroups.SYSFS}{group}/cgroup.*"], check=True)
+    ship.write(env={"A": "b"}, cgroup_parent=group if runtime.kind == "youki" else None,
+               command={"args": ["sh", "-c", "echo $A; id -u; cat /proc/self/uid_map"]})
+    os.mkdir(os.path.join(place, "run"), 0o700)
+    for directory, _, names in os.walk(place):
+        for path in (directory, *(os.path.join(directory, name) for name in names)):
+            os.lchown(path, UID, UID)
+    ship.wrap += USER
+    directory = os.path.join(place, "b")
+    for _ in range(3 if runtime.kind == "youki" else 1):  # see lab.engine
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            done = ship.command("run", "--spec", ship.file, "--rootfs", ship.rootfs, directory, check=False, timeout=20,
+                                env={"HOME": place, "XDG_RUNTIME_DIR": os.path.join(place, "run")})
+            break
+    assert done.returncode == 0, done.stderr
+    assert [line.split() for line in done.stdout.splitlines()] == [["b"], ["0"], ["0", str(UID), "1"]]
+    assert not os.path.exists(directory)
 
 
 @pytest.mark.parametrize("runtime", [found.label for found in runtimes.known() if found.kind != "youki" and found.limits], indirect=True)
