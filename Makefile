@@ -4,7 +4,7 @@ SYSCONFDIR ?= /etc
 STATEDIR ?= /run/chandler
 PYTHON ?= /usr/bin/python3
 
-.PHONY: demo test bench install lint
+.PHONY: demo test bench install lint deb
 
 demo:
 	packaging/demo
@@ -20,3 +20,6 @@ install:
 
 lint:
 	tests/run tests/test_style.py
+
+deb:
+	packaging/build-deb

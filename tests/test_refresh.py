@@ -31,6 +31,17 @@ def test_refresh(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == ""
 
 
+def test_removing_undoes_it(node: Node) -> None:
+    def files() -> list[str]:
+        return sorted(str(path) for path in node.directory.rglob("*"))
+    before = files()
+    assert main.main(["refresh", "--quiet"]) == 0
+    assert any(path.endswith("/launch") for path in files()) and any(path.endswith("/index") for path in files())
+    assert main.main(["refresh", "--remove"]) == 0
+    assert files() == before
+    assert main.main(["refresh", "--remove"]) == 0
+
+
 def test_problems_are_named(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
     node.spec("broken.json", "{")
     assert main.main(["refresh", "--quiet"]) == 1

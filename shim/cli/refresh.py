@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
 import time
-from typing import Any
+from typing import Any, Dict
 
-from shim import compiler, grants
+from shim import compiler, grants, paths
 from shim.generate import managed
 from shim.inventory import Place
 
@@ -21,6 +22,8 @@ def add_parser(commands: Any) -> None:
     command = commands.add_parser("refresh", help="compile configuration and CDI files for the next create",
                                   description=__doc__)
     command.add_argument("--quiet", action="store_true", help="say nothing when all is well")
+    command.add_argument("--remove", action="store_true", help="take away what it makes, before Chandler is removed: its CDI "
+                         "files that nobody changed, the inventory, the launcher's line")
     command.set_defaults(run=run)
 
 
@@ -28,6 +31,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Exit status 0 when all was read and stored, 1 when a file could not be used (it is named on stderr)."""
     place = Place(dict(os.environb))
     config, _ = compiler.read_config(place)
+    if arguments.remove:
+        return _remove(place, config, arguments.quiet)
     done, stale = ([], []) if place.rootless else managed.refresh(config, place.owners)
     for sentence in stale if arguments.quiet else done + stale:
         print(f"chandler: {sentence}", file=sys.stderr)
@@ -44,3 +49,17 @@ def run(arguments: argparse.Namespace) -> int:
         devices = sum(len(made.picks(kind)) for kind in made.kinds())
         print(f"{devices} devices of {len(made.kinds())} kinds; {len(removed)} old grants forgotten")
     return 1 if problems or stale else 0
+
+
+def _remove(place: Place, config: Dict[str, Any], quiet: bool) -> int:
+    """Exit status 0 when nothing of ours is left."""
+    done, left = ([], []) if place.rootless else managed.remove(config, place.owners)
+    for sentence in left if quiet else done + left:
+        print(f"chandler: {sentence}", file=sys.stderr)
+    shutil.rmtree(os.path.dirname(place.directory), ignore_errors=True)
+    if not place.rootless and place.config_path == paths.CONFIG_DIR + "/config.toml":
+        try:
+            os.unlink(paths.CONFIG_DIR + "/launch")
+        except FileNotFoundError:
+            pass
+    return 1 if left else 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 
-from shim import files
+from shim import files, paths
 from shim.cdi.document import load
 from shim.errors import ChandlerError, HostError
 from shim.generate import document, nvml, vendors
@@ -150,6 +150,23 @@ def refresh(config: Dict[str, Any], owners: Dict[int, str], tree: Optional[Tree]
         done.append(f"made {path}")
         wrong += found.notes
     return done, wrong
+
+
+def remove(config: Dict[str, Any], owners: Dict[int, str]) -> Tuple[List[str], List[str]]:
+    """Removes our files that cannot be kept up to date, or cannot even be used, without us: those of `cdi.generate`, and
+    those with our hooks.  Returns what was done and what was left, a sentence each; raises OSError."""
+    done: List[str] = []
+    left: List[str] = []
+    managed = [f"{directory(config)}/{file_name(vendor)}" for vendor in config["cdi.generate"]]
+    for own in _survey(config, owners)[0]:
+        if own.path not in managed and paths.HOOK.encode() not in own.data:
+            continue
+        if document.is_untouched(own.document):
+            os.unlink(own.path)
+            done.append(f"removed {own.path}")
+        else:
+            left.append(f"{own.path} was changed since Chandler made it and is left as it is")
+    return done, left
 
 
 def _renew(own: Ours, managed: bool, other: str, hook: str, tree: Tree, ask: Ask) -> str:

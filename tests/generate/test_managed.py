@@ -141,6 +141,21 @@ def test_a_file_that_a_person_changed_is_that_persons(node: Node) -> None:
     assert node.own.read_bytes() == before
 
 
+def test_removing_takes_what_cannot_live_without_us(node: Node) -> None:
+    node.refresh()
+    for name, hook in (("asked-for.json", ""), ("of-nvidia.json", "/usr/bin/nvidia-cdi-hook"), ("changed.json", "")):
+        made, _ = vendors.describe("nvidia", node.tree, Options(hook=hook), node.host.ask)
+        assert made is not None
+        (node.low / name).write_bytes(document.render(made))
+    changed = node.low / "changed.json"
+    changed.write_bytes(changed.read_bytes().replace(b"NVIDIA_VISIBLE_DEVICES=void", b"NVIDIA_VISIBLE_DEVICES=none"))
+    (node.low / "other.yaml").write_text(OTHERS["nvidia.yaml"])
+    done, left = managed.remove(node.config, OWNERS)
+    assert sorted(done) == [f"removed {node.low}/asked-for.json", f"removed {node.own}"]
+    assert left == [f"{changed} was changed since Chandler made it and is left as it is"]
+    assert sorted(os.listdir(node.low)) == ["changed.json", "of-nvidia.json", "other.yaml"] and os.listdir(node.high) == []
+
+
 OTHERS = {"nvidia.yaml": "cdiVersion: 0.5.0\nkind: nvidia.com/gpu\ndevices: [{name: '0', containerEdits: {env: [A=b]}}]\n", "nvidia.json": '{"cdiVersion": "0.5.0", '
           '"kind": "nvidia.com/gpu", "devices": [{"name": "0", "containerEdits": {"env": ["A=b"]}}]}'}
 
