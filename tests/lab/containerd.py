@@ -36,10 +36,11 @@ RELEASES = (Release("containerd-1.7", f"{CACHE}/containerd-1.7", 2, "io.containe
 
 
 class Containerd:
-    """`handlers`: name of a runtime handler and the binary behind it."""
+    """`handlers`: name of a runtime handler and the binary behind it. `systemd`: whether systemd makes the control groups."""
 
-    def __init__(self, release: Release, directory: str, handlers: Mapping[str, str], cdi: str) -> None:
+    def __init__(self, release: Release, directory: str, handlers: Mapping[str, str], cdi: str, systemd: bool = False) -> None:
         self.release = release
+        self.systemd = systemd
         self.directory = directory
         self.handlers = {"runc": "/usr/sbin/runc", **handlers}
         self.cdi = cdi
@@ -82,7 +83,7 @@ class Containerd:
             runtime = f"{cri}.containerd.runtimes.{name}"
             lines += [f"[{runtime}]", "runtime_type = 'io.containerd.runc.v2'", "pod_annotations = ['chandler.oci/*']",
                       "container_annotations = ['chandler.oci/*']",
-                      f"[{runtime}.options]", f"BinaryName = '{binary}'", f"Root = '{d}/runc-root'"]
+                      f"[{runtime}.options]", f"BinaryName = '{binary}'", f"Root = '{d}/runc-root'", f"SystemdCgroup = {str(self.systemd).lower()}"]
         return "\n".join(lines) + "\n"
 
     def start(self) -> None:

@@ -55,11 +55,13 @@ class CRI:
                     raise
                 time.sleep(0.02)
 
-    def pod(self, name: str, annotations: Mapping[str, str] | None = None, handler: str = "", namespace: str = "default") -> Pod:
+    def pod(self, name: str, annotations: Mapping[str, str] | None = None, handler: str = "", namespace: str = "default",
+            cgroup_parent: str = "") -> Pod:
         # The node's own network: no CNI plugin is needed.
         namespaces = pb.NamespaceOption(network=pb.NODE, pid=pb.CONTAINER, ipc=pb.POD)
         config = pb.PodSandboxConfig(metadata=pb.PodSandboxMetadata(name=name, uid=name + "-uid", namespace=namespace), annotations=annotations,
-                                     linux=pb.LinuxPodSandboxConfig(security_context=pb.LinuxSandboxSecurityContext(namespace_options=namespaces)))
+                                     linux=pb.LinuxPodSandboxConfig(cgroup_parent=cgroup_parent, security_context=pb.LinuxSandboxSecurityContext(
+                                         namespace_options=namespaces)))
         made = self.runtime.RunPodSandbox(pb.RunPodSandboxRequest(config=config, runtime_handler=handler), timeout=PATIENCE, wait_for_ready=True)
         self.pods.append(Pod(made.pod_sandbox_id, config))
         return self.pods[-1]
@@ -83,6 +85,10 @@ class CRI:
 
     def run(self, pod: Pod, name: str = "main", **more: Any) -> str:
         return self.start(self.create(pod, name, **more))
+
+    def update(self, container: str, **resources: Any) -> None:
+        self.runtime.UpdateContainerResources(pb.UpdateContainerResourcesRequest(
+            container_id=container, linux=pb.LinuxContainerResources(**resources)), timeout=PATIENCE)
 
     def exec(self, container: str, *command: str) -> Ran:
         done = self.runtime.ExecSync(pb.ExecSyncRequest(container_id=container, cmd=command, timeout=20), timeout=PATIENCE)
