@@ -115,7 +115,7 @@ def begin(share: Sharing, state_dir: str) -> Edits:
         raise errors.HostError(f"{share.source}: what sharing a GPU needs cannot be set up: {error.filename or state_dir}: {error.strerror}") from None
     except ChandlerError as error:
         raise error.within(share.source) from None
-    return merge(edits(share, state_dir), _hook(share, state_dir))
+    return merge(edits(share, state_dir), hook(share, state_dir))
 
 
 def edits(share: Sharing, state_dir: str) -> Edits:
@@ -210,7 +210,7 @@ def mps_base(state_dir: str) -> str:
     return (paths.STATE_DIR if nvtools.has_systemd() else state_dir) + "/mps"
 
 
-def _hook(share: Sharing, state_dir: str) -> Edits:
+def hook(share: Sharing, state_dir: str) -> Edits:
     """Before the container starts the daemon must still answer: without it CUDA would run, and not say that it does not share."""
     if share.mode != MPS:
         return Edits()
