@@ -158,7 +158,7 @@ def check_trust(path: str, found: posix.stat_result, owners: Dict[int, str], las
     A directory on the way may be writable for all when it is sticky, as /tmp is: nobody but the owner can then
     replace what is in it.
     """
-    if found.st_uid not in owners:
+    if found.st_uid not in owners and not _unmapped(path, found):
         names = " or ".join(owners.values())
         raise errors.TrustError(f"{path} belongs to uid {found.st_uid}, not to {names}", f"`chown root {path}`")
     mode = found.st_mode
@@ -167,6 +167,12 @@ def check_trust(path: str, found: posix.stat_result, owners: Dict[int, str], las
     if not last and mode & _STICKY and mode & _FORMAT == _DIRECTORY:
         return
     raise errors.TrustError(f"{path} can be written by others (mode {mode & 0o7777:04o})", f"`chmod go-w {path}`")
+
+
+def _unmapped(path: str, found: posix.stat_result) -> bool:
+    """Whether this is the host's root's as far as a user namespace can tell, though it shows a number of ours."""
+    from shim import unmapped
+    return unmapped.owner(path, found)
 
 
 def check_way(path: str, owners: Dict[int, str]) -> List[Tuple[str, posix.stat_result]]:

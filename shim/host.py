@@ -125,14 +125,14 @@ def trusted_owners(uid_map: str) -> Dict[int, str]:
 
     In the initial user namespace root, and the caller when that is somebody else.  In another namespace its
     root, and the kernel's overflow uid, as which the host's root shows there, unless the map gives that number
-    to somebody.
+    to somebody: then files.check_trust has to look at each file.
     """
     euid = posix.geteuid()
     owners: Dict[int, str] = {0: "root"}
     if euid:
         owners[euid] = "the caller"
     if uid_map != INITIAL_NAMESPACE:
-        overflow = _overflow_uid()
+        overflow = overflow_uid()
         numbers = [int(word) for word in uid_map.split()]
         inside = zip(numbers[0::3], numbers[2::3])
         if not any(first <= overflow < first + count for first, count in inside):
@@ -140,7 +140,8 @@ def trusted_owners(uid_map: str) -> Dict[int, str]:
     return owners
 
 
-def _overflow_uid() -> int:
+def overflow_uid() -> int:
+    """The number that files of owners without an id in our user namespace show.  Source: proc_sys_kernel(5)."""
     try:
         descriptor = posix.open("/proc/sys/kernel/overflowuid", posix.O_RDONLY | posix.O_CLOEXEC)
         try:

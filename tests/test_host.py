@@ -109,10 +109,10 @@ def test_mount_sources(tmp_path: Path) -> None:
 ])
 def test_whose_files_are_believed(monkeypatch: pytest.MonkeyPatch, euid: int, uid_map: str, overflow: int, owners: set[int]) -> None:
     monkeypatch.setattr("posix.geteuid", lambda: euid)
-    monkeypatch.setattr(host, "_overflow_uid", lambda: overflow)
+    monkeypatch.setattr(host, "overflow_uid", lambda: overflow)
     assert set(host.trusted_owners(uid_map)) == owners
 
 
 def test_our_own_namespace() -> None:
     assert host.user_namespace().split() == Path("/proc/self/uid_map").read_text().split()
-    assert host._overflow_uid() == int(Path("/proc/sys/kernel/overflowuid").read_text())
+    assert host.overflow_uid() == int(Path("/proc/sys/kernel/overflowuid").read_text())

@@ -68,7 +68,7 @@ def make(path: str, name: str) -> str:
 
 
 def path_of(blob: dict[str, Any]) -> str:
-    return "blobs/" + blob["digest"].replace(":", "/")
+    return "blobs/" + str(blob["digest"]).replace(":", "/")
 
 
 def text(value: Any) -> bytes:
