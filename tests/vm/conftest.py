@@ -6,7 +6,8 @@ a module with OWN_MACHINE = True has a boot of its own, and may install, start a
 
 `lab` and `place` are directories of memory, which overlays can lie on. `chandler` is an installation from this checkout below /usr,
 /etc and /run, with its units known to systemd; who wants another one, say from a package, does not ask for it. `gpus` are two
-devices, /dev/nvidia0 and /dev/nvidia1, that really open.
+devices, /dev/nvidia0 and /dev/nvidia1, that really open. `containerd` is each release in turn, with systemd's control groups, the
+runtime handler `chandler` and NRI; `cri` its kubelet, whose pods end with the test.
 """
 from __future__ import annotations
 
@@ -22,6 +23,8 @@ from pathlib import Path
 
 import pytest
 from lab import cuse, vm
+from lab.containerd import RELEASES, Containerd
+from lab.cri import CRI
 from lab.install import REPOSITORY, Installation
 from lab.node import Device, Node, spec, write
 from lab.plugin import until
@@ -130,3 +133,24 @@ def gpus() -> Iterator[Node]:
     for process in served:
         process.kill()
         process.wait()
+
+
+@pytest.fixture(scope="session", params=RELEASES, ids=lambda release: release.label)
+def containerd(request: pytest.FixtureRequest, lab: str, chandler: Installation, gpus: Node) -> Iterator[Containerd]:
+    """Its NRI socket is also where chandler-nri.service looks."""
+    if request.param.missing:
+        pytest.skip(request.param.missing)
+    made = Containerd(request.param, os.path.join(lab, request.param.label), {"chandler": chandler.program()}, gpus.cdi, systemd=True)
+    os.makedirs("/run/nri", exist_ok=True)
+    os.symlink(made.nri, "/run/nri/nri.sock")
+    made.start()
+    yield made
+    made.stop()
+    os.unlink("/run/nri/nri.sock")
+
+
+@pytest.fixture
+def cri(containerd: Containerd) -> Iterator[CRI]:
+    with CRI(containerd.socket) as made:
+        made.ready()
+        yield made

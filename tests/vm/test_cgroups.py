@@ -1,0 +1,116 @@
+"""Control groups of version 2, made by systemd: limits and places read back from inside and from the machine's own tree."""
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+
+import pytest
+from lab import bundle, runtimes
+from lab.containerd import Containerd
+from lab.cri import CRI
+from lab.engine import Engine
+from lab.install import Installation
+from lab.plugin import until
+
+WISH = {"cpu": "500m", "memory": "64Mi", "memory_swap": "96Mi", "memory_reservation": "32Mi", "pids_limit": 77, "cpu_shares": 512, "oom_score_adj": 500}
+# What the kernel then says. Swap is without memory there; runtimes make two different weights of 512 shares.
+LIMITS = {"cpu.max": {"50000 100000"}, "memory.max": {str(64 << 20)}, "memory.swap.max": {str(32 << 20)}, "memory.low": {str(32 << 20)},
+          "pids.max": {"77"}, "cpu.weight": {"20", "59"}}
+FILES = f"cd /sys/fs/cgroup; for file in {' '.join(LIMITS)}; do echo $file=$(cat $file); done; echo oom=$(cat /proc/self/oom_score_adj)"
+RUNTIMES = ("runc", "newer-runc", "crun", "newer-crun")
+
+
+def told(output: str) -> dict[str, str]:
+    return dict(line.split("=", 1) for line in output.splitlines())
+
+
+def check(limits: dict[str, str]) -> None:
+    assert limits["oom"] == "500"
+    for name, right in LIMITS.items():
+        assert limits[name] in right, f"{name} is {limits[name]}"
+
+
+def group(pid: int) -> str:
+    with open(f"/proc/{pid}/cgroup", encoding="ascii") as table:
+        return table.read().strip().removeprefix("0::")
+
+
+def limits_of(path: str) -> dict[str, str]:
+    """As the machine sees them."""
+    found = {}
+    for name in LIMITS:
+        with open(f"/sys/fs/cgroup{path}/{name}", encoding="ascii") as file:
+            found[name] = file.read().strip()
+    return found
+
+
+def policy(runtime: str) -> tuple[list[str], list[str], str]:
+    return [runtimes.named(runtime).path], ["/etc/cdi"], '[policy]\nallow = ["resources", "cgroup_parent"]\ncgroup-parents = ["chandler.slice"]\n'
+
+
+def test_limits_of_a_pod(cri: CRI, chandler: Installation) -> None:
+    chandler.configure(*policy("runc"))
+    pod = cri.pod("limits", bundle.request(resources=WISH, cgroup_parent="chandler.slice"), "chandler", cgroup_parent="kubepods.slice")
+    container = cri.run(pod)
+    check(told(cri.exec(container, "sh", "-c", FILES).out))
+    path = group(cri.info(container)["pid"])
+    assert path.startswith("/chandler.slice/") and path.endswith(f"-{container}.scope")
+    check({**limits_of(path), "oom": "500"})
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_slice_for_a_runtime_that_is_told_to_use_systemd(runtime: str, chandler: Installation, place: str) -> None:
+    chandler.configure(*policy(runtime))
+    engine = Engine([chandler.program(), "--systemd-cgroup"], place + "/root")
+    made = bundle.make(place + "/b", ["sh", "-c", FILES + "; sleep 60"], bundle.request(resources=WISH, cgroup_parent="chandler.slice"))
+    config = made.config
+    config["linux"]["cgroupsPath"] = f"system.slice:lab:{runtime}"
+    config["linux"]["namespaces"].append({"type": "cgroup"})
+    made.config = config
+    engine.create(made, runtime)
+    engine.call("start", runtime)
+    path = group(engine.state(runtime)["pid"])
+    scope = path.removesuffix("/container")  # crun's own
+    assert scope == f"/chandler.slice/lab-{runtime}.scope"
+    check({**limits_of(path), "oom": "500"})
+    until(lambda: "oom=" in made.output(), "the container's word")
+    check(told(made.output()))
+    subprocess.run(["systemctl", "daemon-reload"], check=True)
+    check({**limits_of(path), "oom": "500"})
+    engine.delete(runtime, "--force")
+    assert not os.path.exists("/sys/fs/cgroup" + scope)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("parent", ["chandler.slice", ""])
+def test_a_bundle_that_systemd_makes_room_for(runtime: str, parent: str, chandler: Installation, place: str) -> None:
+    chandler.configure(*policy(runtime))
+    file = place + "/deployment.json"
+    service = {"image": {"name": "busybox"}, "resources": WISH, "command": {"args": ["sh", "-c", FILES + "; cat"]}}
+    with open(file, "w", encoding="ascii") as text:
+        json.dump({"version": "v1", "deployment": "lab", "services": {"web": {**service, **({"cgroup_parent": parent} if parent else {})}}}, text)
+    with subprocess.Popen([chandler.program("chandler"), "bundle", "run", "--systemd-cgroup", "--spec", file, "--rootfs",
+                           bundle.rootfs(place + "/image"), place + "/web"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as run:
+        scope = f"/{parent or 'system.slice'}/chandler-web.scope"
+        assert until(lambda: run.poll() is not None or os.path.exists("/sys/fs/cgroup" + scope), scope) and run.poll() is None
+        output, _ = run.communicate()
+    assert run.returncode == 0
+    check(told(output))
+    assert not os.path.exists("/sys/fs/cgroup" + scope) and not os.path.exists(place + "/web")
+
+
+def test_doctor_on_such_a_machine(chandler: Installation, containerd: Containerd) -> None:
+    """What is right is not called a problem."""
+    chandler.configure(*policy("newer-runc"))
+    os.makedirs("/etc/containerd", exist_ok=True)
+    shutil.copy(os.path.join(containerd.directory, "config.toml"), "/etc/containerd/config.toml")
+    done = subprocess.run([chandler.program("chandler"), "doctor", "--format", "json"], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    os.unlink("/etc/containerd/config.toml")
+    seen = json.loads(done.stdout)
+    groups = seen["checks"]["cgroups"]
+    assert groups["version"] == "v2" and not groups["nested"] and groups["root_writable"]
+    assert {"cpu", "io", "memory", "pids"} <= set(groups["controllers"])
+    assert seen["checks"]["cdi"]["devices"] == {"nvidia.com/gpu": 5}
+    assert (done.returncode, seen["problems"]) == (0, [])
