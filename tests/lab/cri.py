@@ -67,13 +67,15 @@ class CRI:
         return self.pods[-1]
 
     def create(self, pod: Pod, name: str = "main", command: Sequence[str] = ("sleep", "3600"), annotations: Mapping[str, str] | None = None,
-               env: Mapping[str, str] | None = None, user: int | None = None, **resources: Any) -> str:
-        """CreateContainer: where NRI adjusts."""
+               env: Mapping[str, str] | None = None, user: int | None = None, mounts: Mapping[str, str] | None = None,
+               **resources: Any) -> str:
+        """CreateContainer: where NRI adjusts. `mounts`: paths inside to those of the host."""
         security = pb.LinuxContainerSecurityContext(namespace_options=pod.config.linux.security_context.namespace_options)
         if user is not None:
             security.run_as_user.value = user
         config = pb.ContainerConfig(metadata=pb.ContainerMetadata(name=name), image=pb.ImageSpec(image=IMAGE), command=command,
                                     annotations=annotations, envs=[pb.KeyValue(key=k, value=v) for k, v in (env or {}).items()],
+                                    mounts=[pb.Mount(container_path=inside, host_path=host) for inside, host in (mounts or {}).items()],
                                     linux=pb.LinuxContainerConfig(resources=pb.LinuxContainerResources(**resources), security_context=security))
         request = pb.CreateContainerRequest(pod_sandbox_id=pod.id, config=config, sandbox_config=pod.config)
         container: str = self.runtime.CreateContainer(request, timeout=PATIENCE).container_id
