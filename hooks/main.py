@@ -91,7 +91,7 @@ def main(argv: List[str]) -> int:
         return release.run(argv[1:])
     if argv[:1] == [MPS_READY]:
         from hooks import mps_ready
-        return mps_ready.run(argv[1:])
+        return mps_ready.run(argv[1:], state)
     name = ""
     try:
         work = []

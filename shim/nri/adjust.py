@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from shim.engine import Plan
 
 CDI_NAMES = "devices by CDI name"
+WAY_OUT = "start this pod with the runtime handler of chandler-runtime (runtimeClassName)"
 
 # linux.resources: what every runtime with NRI takes, as (controller, key)
 _BASE: FrozenSet[Any] = frozenset((("cpu", "shares"), ("cpu", "quota"), ("cpu", "period"), ("cpu", "cpus"),
@@ -78,9 +79,6 @@ def _number(version: str) -> Tuple[int, ...]:
 
 def adjustment(plan: Plan, runtime: Runtime, document: Dict[str, Any]) -> Any:
     """The ContainerAdjustment that makes of `document` what the plan says.  Raises Unsupported."""
-    if plan.sharing is not None:  # no time to start a daemon and to wait for its answer
-        raise Unsupported(f"{plan.request.source}: resources.gpu.sharing = {plan.sharing.mode!r} cannot be set up through NRI",
-                          "start this pod with the runtime handler of chandler-runtime (runtimeClassName)")
     result = ContainerAdjustment()
     if plan.by_cdi and CDI_NAMES in runtime.takes:
         for name in plan.by_cdi:
@@ -127,8 +125,7 @@ def _apply(result: Any, edits: Edits, runtime: Runtime, document: Dict[str, Any]
 
 
 def _refuse(edit: Edit, what: str, runtime: Runtime) -> NoReturn:
-    raise Unsupported(f"{edit[3]}: {runtime} cannot be told {what} through NRI",
-                      "start this pod with the runtime handler of chandler-runtime (runtimeClassName)")
+    raise Unsupported(f"{edit[3]}: {runtime} cannot be told {what} through NRI", WAY_OUT)
 
 
 def _env(result: Any, edit: Edit, runtime: Runtime) -> None:

@@ -16,6 +16,7 @@ PLUGIN_SERVICE = PACKAGE + ".Plugin"    # the runtime calls us
 RUNTIME_SERVICE = PACKAGE + ".Runtime"  # we call the runtime
 
 # Events, by number; the mask of Configure's answer has bit number - 1 for each.
+STOP_POD_SANDBOX = 2
 CREATE_CONTAINER = 4
 STOP_CONTAINER = 10
 REMOVE_CONTAINER = 11
@@ -38,6 +39,7 @@ TABLE: Dict[str, Dict[str, Tuple[int, str]]] = {
     "ConfigureResponse": {"events": (2, "int32")},
     "SynchronizeRequest": {"pods": (1, "*PodSandbox"), "containers": (2, "*Container"), "more": (3, "bool")},
     "SynchronizeResponse": {"update": (1, "*ContainerUpdate"), "more": (2, "bool")},
+    "StopPodSandboxRequest": _POD,
     "CreateContainerRequest": _CONTAINER,
     "CreateContainerResponse": {"adjust": (1, "ContainerAdjustment"), "update": (2, "*ContainerUpdate")},
     "UpdateContainerRequest": {**_CONTAINER, "linux_resources": (3, "LinuxResources")},
@@ -103,6 +105,7 @@ ConfigureRequest = _CLASSES["ConfigureRequest"]
 ConfigureResponse = _CLASSES["ConfigureResponse"]
 SynchronizeRequest = _CLASSES["SynchronizeRequest"]
 SynchronizeResponse = _CLASSES["SynchronizeResponse"]
+StopPodSandboxRequest = _CLASSES["StopPodSandboxRequest"]
 CreateContainerRequest = _CLASSES["CreateContainerRequest"]
 CreateContainerResponse = _CLASSES["CreateContainerResponse"]
 UpdateContainerRequest = _CLASSES["UpdateContainerRequest"]

@@ -4,8 +4,10 @@
     connection.open()
     send(connection.take())
     while …:
-        connection.receive(data)
+        connection.receive(data)  # or, when it is time (due), or the service's work has ended,
+        connection.tick(now)
         send(connection.take())
+    connection.close()
 
 Sans-IO.  Fatal for the connection is MuxError, ttrpc's ProtocolError and Refused; everything that is wrong with one
 call is the answer to that call.  An error in CreateContainer refuses the container with our sentence; a connection
@@ -14,6 +16,7 @@ that breaks lets it be created unadjusted.  Source: reference/engines, "NRI on t
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Callable, Dict, List, Tuple
 
 from google.protobuf.message import DecodeError
@@ -21,6 +24,7 @@ from google.protobuf.message import DecodeError
 from shim.errors import ChandlerError, PolicyError, RequestError
 from shim.nri import messages, mux
 from shim.nri.adjust import Runtime
+from shim.nri.holds import Later
 from shim.nri.service import Service
 from shim.ttrpc import errors as ttrpc
 from shim.ttrpc.client import Client, Reply
@@ -31,7 +35,7 @@ MAX_CONTAINERS = 100_000  # of one Synchronize, in all its parts
 # What the connection has reached, in order.
 NEW, REGISTERING, CONFIGURED, READY, CLOSING = "new", "registering", "configured", "ready", "closing"
 
-_EVENTS = (messages.CREATE_CONTAINER, messages.STOP_CONTAINER, messages.REMOVE_CONTAINER)
+_EVENTS = (messages.STOP_POD_SANDBOX, messages.CREATE_CONTAINER, messages.STOP_CONTAINER, messages.REMOVE_CONTAINER)
 _SECONDS = 1_000_000_000  # in ttrpc's nanoseconds
 
 
@@ -52,6 +56,7 @@ class Connection:
         self._client = Client()
         self._pods: Dict[str, Any] = {}
         self._containers: List[Any] = []
+        self._later: List[Tuple[Call, Later]] = []
 
     def open(self) -> None:
         """Registers.  The runtime may call before it answers."""
@@ -75,6 +80,25 @@ class Connection:
         """What is to be sent."""
         return mux.encode(mux.PLUGIN, self._server.take()) + mux.encode(mux.RUNTIME, self._client.take())
 
+    def tick(self, now: float) -> None:
+        """Answers the calls whose answer had to wait, as far as it is there.  `now`: time.monotonic."""
+        waiting, self._later = self._later, []
+        for call, later in waiting:
+            if later.due(now):
+                self._answer(call, partial(_answered, later))
+            else:
+                self._later.append((call, later))
+
+    def due(self) -> List[float]:
+        """When `tick` is to be called at the latest."""
+        return [later.deadline for _, later in self._later]
+
+    def close(self) -> None:
+        """Nobody waits for answers any more."""
+        for _, later in self._later:
+            later.abandon()
+        self._later.clear()
+
     # --- we called ----------------------------------------------------------------------------------------------
 
     def _replied(self, reply: Reply) -> None:
@@ -93,8 +117,15 @@ class Connection:
             self._server.unimplemented(call)
             return
         kind, handle = known
+        self._answer(call, lambda: handle(self, kind.FromString(call.payload)))
+
+    def _answer(self, call: Call, make: Callable[[], Any]) -> None:
         try:
-            self._server.answer(call, handle(self, kind.FromString(call.payload)).SerializeToString())
+            made = make()
+            if isinstance(made, Later):
+                self._later.append((call, made))
+            else:
+                self._server.answer(call, made.SerializeToString())
         except DecodeError:
             self._server.refuse(call, ttrpc.INVALID_ARGUMENT, f"chandler: the message of {call.method} cannot be read")
         except ChandlerError as error:
@@ -104,7 +135,7 @@ class Connection:
             self._server.refuse(call, ttrpc.INTERNAL, f"chandler: internal error in {call.method}, {type(error).__name__}: {error}")
 
     def _configure(self, request: Any) -> Any:
-        self.service.configure(Runtime(request.runtime_name, request.runtime_version))
+        self.service.configure(Runtime(request.runtime_name, request.runtime_version), request.request_timeout / 1000)
         self.state = CONFIGURED
         # A runtime closes the connection when it sees an event that it does not know; those that tell their
         # NRI version know this one.
@@ -127,7 +158,7 @@ class Connection:
 
     def _create(self, request: Any) -> Any:
         made = self.service.create(request.pod, request.container)
-        return messages.CreateContainerResponse() if made is None else messages.CreateContainerResponse(adjust=made)
+        return made if isinstance(made, Later) else _created(made)
 
     def _stop(self, request: Any) -> Any:
         self.service.stop(request.container.id, request.container.pid)
@@ -140,6 +171,12 @@ class Connection:
     def _changed(self, event: Any) -> Any:
         if event.event == messages.REMOVE_CONTAINER:
             self.service.remove(event.container.id)
+        elif event.event == messages.STOP_POD_SANDBOX:
+            self.service.end_pod(event.pod.id)
+        return messages.Empty()
+
+    def _end_pod(self, request: Any) -> Any:
+        self.service.end_pod(request.pod.id)
         return messages.Empty()
 
     def _validate(self, request: Any) -> Any:
@@ -155,6 +192,14 @@ class Connection:
         return messages.Empty()
 
 
+def _answered(later: Later) -> Any:
+    return _created(later.answer())
+
+
+def _created(adjustment: Any) -> Any:
+    return messages.CreateContainerResponse() if adjustment is None else messages.CreateContainerResponse(adjust=adjustment)
+
+
 def _code(error: ChandlerError) -> int:
     if isinstance(error, PolicyError):
         return ttrpc.PERMISSION_DENIED
@@ -165,12 +210,13 @@ _METHODS: Dict[str, Tuple[Any, Callable[[Connection, Any], Any]]] = {
     "Configure": (messages.ConfigureRequest, Connection._configure),
     "Synchronize": (messages.SynchronizeRequest, Connection._synchronize),
     "Shutdown": (messages.Empty, Connection._shut_down),
+    "StopPodSandbox": (messages.StopPodSandboxRequest, Connection._end_pod),
     "CreateContainer": (messages.CreateContainerRequest, Connection._create),
     "StopContainer": (messages.StopContainerRequest, Connection._stop),
     "RemoveContainer": (messages.RemoveContainerRequest, Connection._remove),
     "StateChange": (messages.StateChangeEvent, Connection._changed),
     "ValidateContainerAdjustment": (messages.ValidateContainerAdjustmentRequest, Connection._validate),
     **{method: (messages.Empty, Connection._nothing) for method in (
-        "RunPodSandbox", "UpdatePodSandbox", "PostUpdatePodSandbox", "StopPodSandbox", "RemovePodSandbox",
+        "RunPodSandbox", "UpdatePodSandbox", "PostUpdatePodSandbox", "RemovePodSandbox",
         "PostCreateContainer", "StartContainer", "PostStartContainer", "UpdateContainer", "PostUpdateContainer")},
 }

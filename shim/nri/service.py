@@ -1,7 +1,9 @@
 """What the plugin does for containers: requests to adjustments, grants kept and given back, one log line each.
 
-Nothing here waits: the inventory is in memory, and a handler's only effects are looks at device nodes and one small
-file.  NRI creates the container unadjusted when a handler takes more than two seconds.
+Nothing here waits: the inventory is in memory, and a handler's only effects are looks at device nodes and small files.
+NRI creates the container unadjusted when a handler takes more than two seconds, and containerd asks for one container
+after the other, so that all others wait, too.  What may take its time (sharing a GPU, and putting one back) is the
+work of another process (shim.nri.work), for which the answer to a create waits a moment; shim.nri.holds has the rest.
 """
 
 from __future__ import annotations
@@ -12,14 +14,19 @@ import time
 from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Set
 
 from shim import engine, files, grants, jsontext, leases, ledger, report
-from shim.errors import ChandlerError, HostError, LeaseError
+from shim.edits import EMPTY, Edits, merge
+from shim.errors import BundleError, ChandlerError, HostError, LeaseError
 from shim.nri import adjust, document, evict, messages
 from shim.nri.adjust import Runtime
+from shim.nri.holds import PATIENCE, PATIENCE_FOR_RETRY, Hold, Holds, Later, Starting
 from shim.nri.metrics import Metrics
 from shim.request import MARK
+from shim.sharing import MPS
 
 if TYPE_CHECKING:
     from shim.inventory import Inventory, Place
+    from shim.leases import Lease
+    from shim.nri.work import Work
 
 # A record is written before its container can be listed, so a younger one is not given up.
 _MINIMUM_AGE = 60.0  # seconds
@@ -44,6 +51,10 @@ class Service:
         self.metrics = Metrics()
         self.runtime = Runtime("", "")
         self.held: Dict[str, Held] = {}
+        self.holds = Holds(self._end)
+        self.patience = PATIENCE
+        self._leftover: Set[str] = set()  # devices that may have to be put back, since a lease that shared them has ended
+        self._putting_back: Optional[Work] = None
         self._collecting: Optional[threading.Thread] = None
         self.evict: Callable[[str, int], None] = evict.end
 
@@ -56,13 +67,16 @@ class Service:
         return grants.nri(self._state_dir)
 
     @property
-    def _ledger(self) -> ledger.Ledger:
-        return ledger.Ledger(self._state_dir, self.place.rootless)
+    def _ledger(self) -> _Ledger:
+        return _Ledger(self._state_dir, self.place.rootless, self._leftover.update)
 
     # --- one container ----------------------------------------------------------------------------------------
 
-    def create(self, pod: Any, container: Any) -> Optional[Any]:
-        """The adjustment for a new container, None when it asks for nothing.  Raises ChandlerError to refuse it."""
+    def create(self, pod: Any, container: Any) -> Any:
+        """The adjustment for a new container, None when it asks for nothing, or a Later that gives it.
+
+        Raises ChandlerError to refuse the container.
+        """
         started = time.perf_counter()
         annotations = document.merged_annotations(pod, container)
         if not self._asks(annotations):
@@ -70,17 +84,27 @@ class Service:
             return None
         line: Dict[str, Any] = {"time": report.now(), "container": container.id, "name": container.name, "pod": pod.name,
                                 "namespace": pod.namespace}
-        try:
-            made = self._grant(pod, container, annotations, line)
-        except ChandlerError as error:
+
+        def answered(make: Callable[[], Any]) -> Any:
+            try:
+                made = make()
+            except ChandlerError as error:
+                seconds = time.perf_counter() - started
+                self.metrics.created("refused", seconds, type(error).__name__)
+                self.log({**line, "level": "error", "refused": str(error), "ms": _ms(seconds)})
+                raise
+            if isinstance(made, Later):
+                return made
             seconds = time.perf_counter() - started
-            self.metrics.created("refused", seconds, type(error).__name__)
-            self.log({**line, "level": "error", "refused": str(error), "ms": _ms(seconds)})
-            raise
-        seconds = time.perf_counter() - started
-        self.metrics.created("nothing" if made is None else "granted", seconds)
-        if made is not None:
-            self.log({**line, "ms": _ms(seconds)})
+            self.metrics.created("nothing" if made is None else "granted", seconds)
+            if made is not None:
+                self.log({**line, "ms": _ms(seconds)})
+            return made
+
+        made = answered(lambda: self._grant(pod, container, annotations, line))
+        if isinstance(made, Later):
+            answer = made.answer
+            made.answer = lambda: answered(answer)
         return made
 
     def _asks(self, annotations: Iterable[str]) -> bool:
@@ -89,27 +113,117 @@ class Service:
         return any(key.startswith(prefix) for key in annotations) or (
             config["cdi.annotations"] and any(key.startswith(_CDI) for key in annotations))
 
-    def _grant(self, pod: Any, container: Any, annotations: Dict[str, str], line: Dict[str, Any]) -> Optional[Any]:
+    def _grant(self, pod: Any, container: Any, annotations: Dict[str, str], line: Dict[str, Any]) -> Any:
+        now = time.monotonic()
+        hold = self.holds.claim(pod.id, container.name, now)
         wanted = document.build(container, annotations)
+        lease = None
+        if self.inventory.config["gpu.allocator"] == "leases":
+            lease = {**ledger.nri_lease(container.id, pod.id, int(time.time())), "container": container.name}
         result: Any = None
 
         def planned(held: Any) -> Optional[engine.Plan]:
             nonlocal result
-            made = engine.plan(wanted, self.inventory, container.name, held, known=_known(pod))
+            if hold is not None and held is not None:
+                held = [other for other in held if other["token"] != hold.token]
+            try:
+                made = engine.plan(wanted, self.inventory, container.name, held, known=_known(pod))
+            except BundleError as error:
+                raise adjust.Unsupported(error.what, adjust.WAY_OUT) from None
             if made is not None:
+                if lease is not None and self.holds.late(made.keys, now):
+                    raise Starting(self._words(made))
+                more = self._hooks(made, lease, container.HasField("user"))
+                made.edits, made.beside = merge(made.edits, more), (*made.beside, more)
                 result = adjust.adjustment(made, self.runtime, wanted)
             return made
 
-        plan = self._leased(pod, container, planned)
+        plan = self._leased(lease, planned)
         if plan is None:
             return None
-        nodes = adjust.nodes(plan)
+        if lease is not None and "keys" not in lease:
+            lease = None  # no device, no lease
+        if hold is not None:
+            self.holds.drop(pod.id, container.name)
+            if hold.lease is not None:
+                self._end(hold.lease)
+        task = self._task(plan, lease)
+        if task is None:
+            return self._recorded(pod, container, plan, result, line)
+        return self._later(task, now, pod, container, plan, result, lease, line)
+
+    def _later(self, task: Dict[str, Any], now: float, pod: Any, container: Any, plan: engine.Plan, result: Any,
+               lease: Optional[Lease], line: Dict[str, Any]) -> Later:
+        """The answer to a create that something slow has to come before."""
+        from shim.nri.work import Work
+        work = Work(task)
+        words = self._words(plan)
+
+        def abandon() -> None:
+            self.holds.add(pod.id, container.name, Hold(lease, work, words, time.monotonic() + PATIENCE_FOR_RETRY))
+
+        def answer() -> Any:
+            if not work.done:
+                abandon()
+                raise Starting(words)
+            if work.error is not None:
+                self._end_lease(container.id)
+                raise work.error
+            return self._recorded(pod, container, plan, result, line)
+
+        return Later(work, self.holds.deadline(work, plan.keys, now, self.patience), answer, abandon)
+
+    def _task(self, plan: engine.Plan, lease: Optional[Lease]) -> Optional[Dict[str, Any]]:
+        """What is slow and has to come before this plan's container; mostly nothing."""
+        keys = plan.keys if lease is not None else []
+        if plan.sharing is None:
+            if not keys or not os.path.exists(self._state_dir + "/shared"):
+                return None
+            from shim import shared
+            pages = shared.pages(self._state_dir)
+            if not any(leases.clash(page.get("key", ""), key) for page in pages for key in keys):
+                return None
+        from shim.nri import work
+        return work.task(self._state_dir, self.place.rootless, keys, plan.sharing)
+
+    def _hooks(self, plan: engine.Plan, lease: Optional[Lease], user_told: bool) -> Edits:
+        """What keeps lease and share true without us: a container may end, or a daemon, while no plugin runs."""
+        hooks = self._ledger.hook(lease) if lease is not None and plan.keys else EMPTY
+        if plan.sharing is None:
+            return hooks
+        from shim import shared
+        edits = shared.edits(plan.sharing, self._state_dir)
+        ready = shared.hook(plan.sharing, self._state_dir)
+        if not user_told:
+            # The runtime does not say who the container's user is, and an MPS daemon serves one alone: the hook, which
+            # can see it, holds the container to what we took for granted.
+            ready = Edits([(kind, stage, {**hook, "args": [*hook["args"], str(plan.sharing.uid)]}, origin)
+                           for kind, stage, hook, origin in ready.items])
+        return merge(edits, ready, hooks)
+
+    def _words(self, plan: engine.Plan) -> str:
+        """What a container waits for."""
+        names = ", ".join(plan.names)
+        share = plan.sharing
+        if share is None:
+            what = f"{names} is being put back after it was shared"
+        elif share.mode == MPS:
+            known = [uuid for _, uuid in share.devices if uuid]
+            what = f"MPS for {known[0] if known else names} is starting"
+        else:
+            what = f"time slices of {names} are being set"
+        return f"{plan.request.source}: {what}, retry"
+
+    def _recorded(self, pod: Any, container: Any, plan: engine.Plan, result: Any, line: Dict[str, Any]) -> Any:
+        """Records the grant, and gives the adjustment.  Raises HostError or TrustError; the lease then has ended."""
         record = {
             "id": container.id, "root": "", "owner": "nri", "runtime": str(self.runtime), "pod": pod.id,
             "namespace": pod.namespace, "name": container.name, "source": plan.request.source, "devices": plan.names,
-            "physical": plan.keys, "nodes": nodes, "time": int(time.time()),
+            "physical": plan.keys, "nodes": adjust.nodes(plan), "time": int(time.time()),
             "grant": files.digest(jsontext.dumps([plan.request.document, plan.names])),
         }
+        if plan.sharing is not None:
+            record["sharing"] = line["sharing"] = plan.sharing.marks
         try:
             grants.write(self._records, record, self.place.rootless)
         except (OSError, ChandlerError) as error:
@@ -126,13 +240,12 @@ class Service:
         line.update(source=plan.request.source, devices=plan.names, edits=counts, runtime=str(self.runtime))
         return result
 
-    def _leased(self, pod: Any, container: Any, plan: Callable[[Any], Optional[engine.Plan]]) -> Optional[engine.Plan]:
+    def _leased(self, lease: Optional[Lease], plan: Callable[[Any], Optional[engine.Plan]]) -> Optional[engine.Plan]:
         """The plan, its devices held by nobody else where leases are kept.  Raises ChandlerError."""
-        if self.inventory.config["gpu.allocator"] != "leases":
+        if lease is None:
             return plan(None)
         try:
-            made: Optional[engine.Plan] = self._ledger.allocate(
-                ledger.nri_lease(container.id, pod.id, int(time.time())), plan, patient=False)
+            made: Optional[engine.Plan] = self._ledger.allocate(lease, plan, patient=False)
         except LeaseError:
             # Runtimes are asked off the handler; when a lease turns out to be nobody's, the kubelet's next try finds it.
             if self._collecting is None or not self._collecting.is_alive():
@@ -141,11 +254,11 @@ class Service:
             raise
         return made
 
-    def _collect(self, book: ledger.Ledger) -> None:
+    def _collect(self, book: _Ledger) -> None:
         try:
             book.take_back()
         except ChandlerError as error:
-            self.log({"time": report.now(), "level": "error", "error": str(error)})
+            self._complain(error)
 
     def validate(self, container: Any, adjustment: Any) -> str:
         """Why the adjustment that all plugins together made must not be used; empty when it may."""
@@ -158,13 +271,17 @@ class Service:
 
     def stop(self, container_id: str, pid: int) -> None:
         """The container's processes have ended, or its create has failed; one that still runs keeps its devices."""
-        if not evict.runs(container_id, pid):
+        if not evict.runs(container_id, pid) and not self.holds.has(container_id):
             self._end_lease(container_id)
 
     def remove(self, container_id: str) -> None:
         """The container is gone."""
-        if self.held.pop(container_id, None) is not None or self._recorded(container_id):
+        if self.held.pop(container_id, None) is not None or self._has_record(container_id):
             self._release(container_id)
+
+    def end_pod(self, pod: str) -> None:
+        """A pod ends: what is held for its containers has lost its purpose."""
+        self.holds.end_pod(pod)
 
     def _release(self, container_id: str) -> None:
         """Gives back all that a container held."""
@@ -173,15 +290,46 @@ class Service:
         self.metrics.grants = len(self.held)
 
     def _end_lease(self, container_id: str) -> None:
-        """The one place where leases end.  Never raises: an event has nobody to tell."""
+        """Ends a container's lease, if it has one."""
         try:
             lease = leases.of_container(self._ledger.read(), "nri", "", container_id)
-            if lease is not None:
-                self._ledger.release({lease["token"]})
         except ChandlerError as error:
-            self.log({"time": report.now(), "level": "error", "container": container_id, "error": str(error)})
+            self._complain(error, container_id)
+        else:
+            if lease is not None:
+                self._end(lease)
 
-    def _recorded(self, container_id: str) -> bool:
+    def _end(self, lease: Lease) -> None:
+        """The one place where leases end.  Never raises: an event has nobody to tell."""
+        try:
+            self._ledger.release({lease["token"]})
+        except ChandlerError as error:
+            self._complain(error, lease["id"])
+
+    def _complain(self, error: ChandlerError, container_id: str = "") -> None:
+        self.log({"time": report.now(), "level": "error", **({"container": container_id} if container_id else {}), "error": str(error)})
+
+    # --- what goes on beside -----------------------------------------------------------------------------------
+
+    def tick(self, now: float) -> None:
+        """Looks after work that goes on in other processes: when one of them has ended, and at `due`."""
+        self.holds.tick(now)
+        if self._putting_back is not None and self._putting_back.done:
+            if self._putting_back.error is not None:
+                self._complain(self._putting_back.error)  # the pages stay, and whoever takes the devices tries again
+            self._putting_back = None
+        if self._leftover and self._putting_back is None:
+            keys = sorted(self._leftover)
+            self._leftover.clear()
+            if os.path.exists(self._state_dir + "/shared"):
+                from shim.nri import work
+                self._putting_back = work.Work(work.task(self._state_dir, self.place.rootless, keys))
+
+    def due(self) -> List[float]:
+        """When `tick` is to be called at the latest (time.monotonic)."""
+        return [*self.holds.due(), *([self._putting_back.until] if self._putting_back is not None else [])]
+
+    def _has_record(self, container_id: str) -> bool:
         return os.path.exists(grants.record_path(self._records, "", container_id))
 
     def measured(self) -> str:
@@ -194,9 +342,10 @@ class Service:
 
     # --- all containers ---------------------------------------------------------------------------------------
 
-    def configure(self, runtime: Runtime) -> None:
-        """Remembers the runtime that has just connected."""
+    def configure(self, runtime: Runtime, request_timeout: float = 0.0) -> None:
+        """Remembers the runtime that has just connected, which may say how many seconds it waits for an answer."""
         self.runtime = runtime
+        self.patience = min(PATIENCE, request_timeout * 0.75) if request_timeout > 0 else PATIENCE
 
     def synchronize(self, pods: Dict[str, Any], containers: List[Any]) -> None:
         """Compares grants with what runs.
@@ -262,14 +411,27 @@ class Service:
         return recorded
 
     def _sweep_leases(self, live: Set[str]) -> None:
-        """Ends the leases of containers that ended while no plugin was told."""
+        """Ends the leases of containers that ended while no plugin was told.
+
+        A lease without a record is what a create has left that was refused until a retry, by a plugin that is gone:
+        it is held on.  What was begun for a share that has no lease at all is put back.
+        """
         try:
-            gone = [lease["id"] for lease in self._ledger.read()
-                    if lease["owner"] == "nri" and lease["id"] not in live and time.time() - lease["since"] >= _MINIMUM_AGE]
+            found = [lease for lease in self._ledger.read() if lease["owner"] == "nri" and lease["id"] not in live]
         except ChandlerError:
             return  # whoever wants a lease is told
-        for container in gone:
-            self._end_lease(container)
+        for lease in found:
+            age = time.time() - lease["since"]
+            if self.holds.has(lease["id"]):
+                continue
+            if age >= _MINIMUM_AGE:
+                self._end(lease)
+            elif not self._has_record(lease["id"]):
+                self.holds.add(lease["pod"], str(lease.get("container")),
+                               Hold(lease, None, "", time.monotonic() + PATIENCE_FOR_RETRY - max(age, 0.0)))
+        if os.path.exists(self._state_dir + "/shared"):
+            from shim import shared
+            self._leftover.update(page["key"] for page in shared.pages(self._state_dir) if "key" in page)
 
     def _wrapped(self) -> Set[str]:
         """The containers that the runtime wrapper has equipped."""
@@ -277,6 +439,21 @@ class Service:
             return {name.partition("-")[2][:-len(".json")] for name in os.listdir(grants.directory(self._state_dir))}
         except OSError:
             return set()
+
+
+class _Ledger(ledger.Ledger):
+    """The ledger, for a thread that must not wait: what was set up for sharing is not ended with its last lease but
+    given to `leftover`."""
+
+    __slots__ = ("_later",)
+
+    def __init__(self, state_dir: str, private: bool, leftover: Callable[[List[str]], None]) -> None:
+        super().__init__(state_dir, private)
+        self._later = leftover
+
+    def settle(self, keys: List[str]) -> None:
+        """Devices that may have to be put back."""
+        self._later(keys)
 
 
 def _known(pod: Any) -> Dict[str, Any]:

@@ -99,10 +99,14 @@ class Loop:
         times.append(self._deadline if self._socket is not None and self._deadline else self._again if self._socket is None else 0.0)
         if self.watch.fileno() < 0:
             times.append(now + POLL)
-        due = [at for at in times if at]
+        due = [at for at in times if at] + self.service.due() + (self.connection.due() if self.connection is not None else [])
         return max(0.0, min(due) - now) if due else 3600.0
 
     def _tick(self, now: float) -> None:
+        self.service.tick(now)
+        if self.connection is not None and self.connection.due():
+            self.connection.tick(now)
+            self._send()
         if self._socket is None and now >= self._again:
             self._connect(now)
         elif self._socket is not None and self._deadline and now >= self._deadline:
@@ -202,6 +206,8 @@ class Loop:
         if self._socket is not None:
             self._selector.unregister(self._socket)
             self._socket.close()
+        if self.connection is not None:
+            self.connection.close()
         self._socket = self.connection = None
         self._outgoing.clear()
         self._deadline = 0.0
@@ -246,7 +252,7 @@ class Loop:
 
     def _signals(self) -> None:
         signal.set_wakeup_fd(self._wake_out, warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):  # the last wakes us, and `tick` looks
             signal.signal(number, _noted)
 
     def _woken(self) -> None:

@@ -58,14 +58,16 @@ def test_an_older_runtime_is_told_every_device(peer: Connect) -> None:
 def test_a_newer_runtime_is_told_the_names_and_what_is_beside_them(peer: Connect) -> None:
     made = peer(NEW).create(pod(ask(resources=gpus(), env={"A": "b"})), container())
     assert [device.name for device in made.CDI_devices] == [f"{NVIDIA}=0", f"{NVIDIA}=1"]
-    assert not made.linux.devices and not made.HasField("hooks") and not made.mounts
+    assert not made.linux.devices and not made.mounts
+    (release,) = made.hooks.poststop
+    assert release.args[:2] == ["chandler-hook", "release"] and list(release.env) == ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"]
     assert env(made) == {"A": "b", "CUDA_VISIBLE_DEVICES": "0,1"}
 
 
 def test_what_the_cdi_file_sets_is_not_set_again(peer: Connect) -> None:
     text = spec({"env": ["MODE=of-the-file"]})
     assert "MODE" not in env(peer(NEW, text).create(pod(ask(resources=gpus(), env={"MODE": "mine"})), container()))
-    assert env(peer(OLD, text).create(pod(ask(resources=gpus(), env={"MODE": "mine"})), container()))["MODE"] == "of-the-file"
+    assert env(peer(OLD, text).create(pod(ask(resources=gpus(), env={"MODE": "mine"})), container(id="container-2")))["MODE"] == "of-the-file"
 
 
 def test_mounts_and_hooks_of_a_cdi_file(peer: Connect) -> None:
@@ -75,7 +77,7 @@ def test_mounts_and_hooks_of_a_cdi_file(peer: Connect) -> None:
     made = peer(OLD, text).create(pod(ask(resources=gpus(1))), container())
     (mount,) = made.mounts
     assert (mount.destination, mount.source, list(mount.options)) == ("/driver", "/etc", ["ro", "rbind"])
-    (hook,), (last,) = made.hooks.create_container, made.hooks.poststop
+    (hook,), (last, _) = made.hooks.create_container, made.hooks.poststop
     assert (hook.path, list(hook.args), list(hook.env), hook.timeout.value) == ("/bin/true", ["true", "x"], ["A=b"], 3)
     assert not last.HasField("timeout")
 

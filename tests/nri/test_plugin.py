@@ -22,7 +22,7 @@ from shim.ttrpc.errors import ProtocolError, RemoteError, TtrpcError
 
 Connect = Callable[..., Peer]
 TWO = {"chandler.oci/service": json.dumps({"resources": {"gpu": {"count": 2}}})}
-EVENTS = 1 << m.CREATE_CONTAINER - 1 | 1 << m.STOP_CONTAINER - 1 | 1 << m.REMOVE_CONTAINER - 1
+EVENTS = 1 << m.STOP_POD_SANDBOX - 1 | 1 << m.CREATE_CONTAINER - 1 | 1 << m.STOP_CONTAINER - 1 | 1 << m.REMOVE_CONTAINER - 1
 
 
 def new(service: Callable[..., Served], **config: Any) -> Connection:
@@ -146,11 +146,12 @@ def test_a_refusal_is_our_sentence(peer: Connect, annotations: dict[str, str], w
     assert connected.create(pod(), container()).ByteSize() == 0, "the plugin serves on"
 
 
-def test_a_grant_that_cannot_be_recorded_is_none(peer: Connect) -> None:
-    connected = peer()
+@pytest.mark.parametrize("allocator, words", [("fixed", "cannot be recorded"), ("leases", "is not a directory")])
+def test_a_grant_that_cannot_be_recorded_is_none(peer: Connect, allocator: str, words: str) -> None:
+    connected = peer(gpu__allocator=allocator)
     with open(service_of(connected).place.state_dir, "w", encoding="ascii"):
         pass  # a file where the directory would be
-    with pytest.raises(RemoteError, match="cannot be recorded"):
+    with pytest.raises(RemoteError, match=words):
         connected.create(pod(TWO), container())
 
 
