@@ -212,7 +212,7 @@ def _runtimes(host: Host, place: Place, config: Dict[str, Any], groups: str) -> 
 def numbers(text: str) -> Tuple[int, ...]:
     """The version in a line such as `runc version 1.1.5+ds1`; () when there is none."""
     for word in text.split():
-        parts = word.split("+")[0].split("-")[0].split("~")[0].split(".")
+        parts = word[word.startswith("v"):].split("+")[0].split("-")[0].split("~")[0].split(".")
         if len(parts) > 1 and all(part.isdigit() and part.isascii() for part in parts):
             return tuple(int(part) for part in parts)
     return ()

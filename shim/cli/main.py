@@ -9,7 +9,7 @@ import sys
 from typing import Any, List, Optional
 
 from shim import paths
-from shim.cli import bundle, cdi, doctor, explain, leases, policy, ps, refresh
+from shim.cli import bundle, cdi, configure, doctor, explain, leases, policy, ps, refresh
 from shim.errors import ChandlerError
 
 
@@ -26,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
     top = Parser(prog="chandler", description="Equips containers with GPUs and CDI devices.")
     top.add_argument("--version", action="version", version=f"chandler {paths.VERSION}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for module in (explain, policy, cdi, bundle, leases, ps, refresh, doctor):
+    for module in (explain, policy, cdi, bundle, leases, ps, refresh, configure, doctor):
         module.add_parser(commands)
     return top
 

@@ -1,0 +1,248 @@
+"""`chandler configure ENGINE`: makes Chandler a runtime handler of containerd, CRI-O, docker or podman, and takes it
+back."""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import os
+import re
+import subprocess
+from typing import Any, Dict, List, Optional, Tuple
+
+from shim import compiler, files, paths, runtimes
+from shim.cli.doctor import Host, numbers
+from shim.configure import containerd, crio, docker, podman, selinux, store, tomledit, verify
+from shim.configure.model import TOML, VALUE, Edit, Plan, Read, Setting, Wish
+from shim.errors import ChandlerError, ConfigError, HostError
+from shim.inventory import Place
+
+ENGINES: Dict[str, Any] = {"containerd": containerd, "crio": crio, "docker": docker, "podman": podman}
+PATIENCE = 120.0  # seconds for an engine to start again
+_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?")  # what a RuntimeClass may name
+
+
+def add_parser(commands: Any) -> None:
+    """Adds the command."""
+    command = commands.add_parser("configure", help="make Chandler a runtime handler of an engine, or take it back", description=__doc__)
+    command.add_argument("engine", choices=sorted(ENGINES))
+    command.add_argument("--handler", metavar="NAME", help="the handler's name (default: chandler)")
+    command.add_argument("--runtime", action="append", default=[], choices=runtimes.KINDS,
+                         help="a handler chandler-RUNTIME besides; with --handler NAME, NAME itself runs on RUNTIME; may be repeated")
+    command.add_argument("--default", action="store_true", help="make it the engine's default runtime")
+    command.add_argument("--cdi", action="store_true", help="enable CDI in the engine")
+    command.add_argument("--nri", action="store_true", help="enable NRI in the engine (containerd, crio)")
+    command.add_argument("--config", metavar="FILE", default="", help="the engine's main configuration file, if not the usual one")
+    where = command.add_mutually_exclusive_group()
+    where.add_argument("--drop-in", metavar="PATH", nargs="?", const="", help="write a file of Chandler's own (containerd from 2.1 on, crio, podman: the default)")
+    where.add_argument("--in-place", action="store_true", help="edit the main file even where a drop-in would do (containerd)")
+    command.add_argument("--engine-version", metavar="X.Y", default="", help="containerd's version, where its program cannot be asked")
+    command.add_argument("--programs", metavar="DIR", default="", help="where the engine's programs are, if not in the usual directories")
+    command.add_argument("--address", metavar="SOCKET", default="", help="the engine's socket, for --verify")
+    command.add_argument("--keep-engine", action="store_true", help="leave the key `engine` of Chandler's own configuration alone")
+    command.add_argument("--dry-run", action="store_true", help="show what would change as a diff, and write nothing")
+    command.add_argument("--remove", action="store_true", help="bring back what was there before")
+    command.add_argument("--restart", action="store_true", help="restart the engine when something has changed")
+    command.add_argument("--verify", action="store_true", help="start a container through the engine and see that a request arrives")
+    command.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Raises ChandlerError; nothing is written before everything is known to be right."""
+    if arguments.remove and arguments.verify:
+        raise ConfigError("--remove and --verify ask for opposite things", "leave one out")
+    place = Place(dict(os.environb))
+    changes, plan, handlers = _changes(arguments, place)
+    changes = [change for change in changes if not change.empty]
+    if arguments.dry_run:
+        print("".join(map(store.diff, changes)), end="")
+    else:
+        for change in changes:
+            store.apply(change)
+        _tell(arguments, changes, plan, handlers)
+    if arguments.restart and changes and plan.command and not arguments.dry_run:
+        _restart(plan.command)
+    if arguments.verify:
+        prefix = compiler.read_config(place)[0]["annotation-prefix"]
+        print(verify.verify(arguments.engine, handlers[0][0], arguments.address, prefix, Programs(arguments.programs).find))
+    return 0
+
+
+def _changes(arguments: argparse.Namespace, place: Place) -> Tuple[List[store.Change], Plan, List[Tuple[str, str]]]:
+    """Every change in the order in which it is written."""
+    seen: Dict[str, store.Stored] = {}
+
+    def look(path: str) -> store.Stored:
+        if path not in seen:
+            seen[path] = store.look(path, place.owners)
+        return seen[path]
+
+    def text(path: str) -> Optional[str]:
+        return _text(path, look(path).base)
+
+    read = Read(text, lambda path: _text(path, look(path).data), lambda pattern: sorted(glob.glob(pattern)))
+    wish = _wish(arguments, place)
+    module = ENGINES[arguments.engine]
+    if arguments.remove:
+        plan = Plan([], [], _restarted(wish))
+    else:
+        plan = module.plan(wish, read)
+        plan.notes.extend(selinux.notes())
+        for _, program in wish.handlers:
+            _check_program(program, place)
+    edits = {edit.path: edit for edit in [*plan.edits, *_engine_key(arguments, place, plan)]}
+    left = [path for path in [*module.places(wish, read), *_own_key(arguments, place)] if path not in edits and look(path).ours]
+    changes = [store.change(look(path), edit, arguments.engine) for path, edit in edits.items()]
+    taken = [store.change(look(path), None, arguments.engine) for path in dict.fromkeys(left)]
+    # what imports a file is changed before that file goes
+    return [*changes, *sorted(taken, key=lambda change: change.after is None)], plan, wish.handlers
+
+
+def _text(path: str, data: Optional[bytes]) -> Optional[str]:
+    if data is None:
+        return None
+    try:
+        return data.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} is not UTF-8", "mend it first") from None
+
+
+def _wish(arguments: argparse.Namespace, place: Place) -> Wish:
+    if place.rootless and arguments.engine != "podman":
+        raise ConfigError(f"{arguments.engine} is configured by root", f"sudo chandler configure {arguments.engine}")
+    for path in (arguments.config, arguments.drop_in or ""):
+        if path and (not path.startswith("/") or any(character.isspace() or character in "*?[" for character in path)):
+            raise ConfigError(f"{path!r} is no absolute path without blanks and patterns", "give the whole path")
+    home = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+    return Wish(engine=arguments.engine, handlers=_handlers(arguments), annotations=_annotations(arguments, place), default=arguments.default,
+                cdi=arguments.cdi, nri=arguments.nri, config=arguments.config, drop_in=arguments.drop_in, in_place=arguments.in_place,
+                version=_version(arguments), home=home if place.rootless else "")
+
+
+def _handlers(arguments: argparse.Namespace) -> List[Tuple[str, str]]:
+    """The handlers' names and programs."""
+    name, kinds = arguments.handler, list(dict.fromkeys(arguments.runtime))
+    directory = os.path.dirname(paths.HOOK)
+    if name is not None and not _NAME.fullmatch(name):
+        raise ConfigError(f"--handler {name!r} is no name that a RuntimeClass can have", "lower-case letters, digits, dots and hyphens")
+    if name is not None and len(kinds) > 1:
+        raise ConfigError(f"--handler {name} with {len(kinds)} runtimes", "give one --runtime, or leave out --handler")
+    if name is not None and kinds:
+        return [(name, f"{directory}/chandler-{kinds[0]}")]
+    return [(name or "chandler", f"{directory}/chandler-runtime"), *((f"chandler-{kind}", f"{directory}/chandler-{kind}") for kind in kinds)]
+
+
+def _annotations(arguments: argparse.Namespace, place: Place) -> List[str]:
+    """What containerd lets through to us.  A configuration that is wrong does not keep anybody from --remove."""
+    try:
+        config, _ = compiler.read_config(place)
+    except ChandlerError:
+        if not arguments.remove:
+            raise
+        return []
+    return [config["annotation-prefix"] + "*", *(["cdi.k8s.io/*"] if config["cdi.annotations"] else [])]
+
+
+def _version(arguments: argparse.Namespace) -> Tuple[int, ...]:
+    """The engine's version, as said or as its program says; () when nobody says it."""
+    if arguments.engine != "containerd":
+        return ()
+    if arguments.engine_version:
+        found = numbers(arguments.engine_version)
+        if not found:
+            raise ConfigError(f"--engine-version {arguments.engine_version!r} is no version", "such as 2.1.9")
+        return found
+    programs = Programs(arguments.programs)
+    path = programs.find("containerd")
+    return numbers(programs.host.version(path)) if path else ()
+
+
+class Programs:
+    """Where the engine's programs are."""
+
+    def __init__(self, directory: str) -> None:
+        self.directory = directory
+        self.host = Host()
+
+    def find(self, name: str) -> str:
+        """The program's path; "" when it is nowhere."""
+        if not self.directory:
+            return self.host.program(name)
+        path = os.path.join(self.directory, name)
+        return path if os.access(path, os.X_OK) else ""
+
+
+def _check_program(path: str, place: Place) -> None:
+    try:
+        files.check_way(path, place.owners)
+    except OSError as error:
+        raise HostError(f"{path}, which the engine is to run, cannot be reached: {error.strerror}", "install Chandler first") from None
+
+
+def _key_path(place: Place) -> str:
+    return os.path.dirname(place.config_path) + "/config.d/50-engine.toml"
+
+
+def _own_key(arguments: argparse.Namespace, place: Place) -> List[str]:
+    path = _key_path(place)
+    return [path] if not place.rootless and store.engine_of(path) == arguments.engine else []
+
+
+def _engine_key(arguments: argparse.Namespace, place: Place, plan: Plan) -> List[Edit]:
+    """The key `engine` of Chandler's own configuration, as a file of ours in config.d.
+
+    Raises ConfigError when it names another engine already.
+    """
+    if arguments.remove or arguments.keep_engine:
+        return []
+    own = _key_path(place)
+    texts = compiler.config_texts(place, compiler.Sources())
+    said = [(path, value) for path, value in ((path, tomledit.parse(data.decode()).get("engine")) for path, data in texts)
+            if value and (path != own or not store.engine_of(own))]
+    if said and said[-1][1] == arguments.engine:
+        return []
+    others = [(path, value) for path, value in [*said[-1:], (own, store.engine_of(own))] if value not in ("", arguments.engine)]
+    if others:
+        raise ConfigError(f"{others[0][0]} says engine = \"{others[0][1]}\", and identity is believed of one engine alone",
+                          f"--keep-engine leaves that as it is, so that rules by namespace, pod or image go on for {others[0][1]}; "
+                          f"or take that line away (`chandler configure {others[0][1]} --remove`)")
+    if place.rootless:
+        plan.notes.append("without root, the key `engine` of the node's configuration stays as it is")
+        return []
+    return [Edit(own, TOML, [Setting(VALUE, ("engine",), arguments.engine)], own=True)]
+
+
+def _restarted(wish: Wish) -> Tuple[str, ...]:
+    return {"containerd": containerd.command(wish.config), "crio": ("systemctl", "restart", "crio"), "docker": ("systemctl", "restart", "docker"), "podman": ()}[wish.engine]
+
+
+def _tell(arguments: argparse.Namespace, changes: List[store.Change], plan: Plan, handlers: List[Tuple[str, str]]) -> None:
+    for change in changes:
+        if change.after is None:
+            print(f"removed {change.stored.path}")
+        elif change.after != change.stored.data:
+            former = f" (before: {change.stored.real}{store.ORIGINAL})" if change.record is not None and change.stored.base is not None else ""
+            print(f"{'restored' if arguments.remove else 'wrote'} {change.stored.path}{former}")
+    for note in plan.notes:
+        print(f"note: {note}")
+    if not changes:
+        print(f"nothing to remove: {arguments.engine} has nothing of Chandler's" if arguments.remove else f"nothing to change: {arguments.engine} is configured")
+    elif not arguments.remove:
+        print("\n".join(f"handler {name}: {program}" for name, program in handlers))
+    if changes and plan.command and not arguments.restart:
+        print(f"now: {' '.join(plan.command)}")
+
+
+def _restart(command: Tuple[str, ...]) -> None:
+    words = " ".join(command)
+    if not os.path.isdir("/run/systemd/system"):
+        raise HostError(f"systemd does not run here, so `{words}` cannot be done; everything is written", f"restart {command[-1]} by hand")
+    try:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=PATIENCE, check=False)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise HostError(f"`{words}` failed: {error}", f"`journalctl -u {command[-1]}` says why") from None
+    if done.returncode:
+        raise HostError(f"`{words}` failed: {done.stderr.strip()[-300:]}", f"`journalctl -u {command[-1]}` says why; --remove takes everything back")
+    print(f"restarted {command[-1]}")
+
+

@@ -1,0 +1,202 @@
+"""containerd: a runtime handler of the CRI plugin, in config.toml or, where drop-ins merge deeply, in one of ours.
+
+Versions 2 and 3 of the file differ in where the CRI plugin's keys are.  Before 2.1 a file that is imported replaces
+whole plugins of the one that imports it, so there the file itself is edited; from 2.1 on tables merge, as long as
+both files have the same version.  Seen with 1.7.24 and 2.1.9.  Pure.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from typing import Any, Dict, List, Optional, Tuple
+
+from shim.configure import template, tomledit
+from shim.configure.model import ELEMENT, TABLE, TEMPLATE, TOML, VALUE, Edit, Plan, Read, Setting, Wish, lookup, merged
+from shim.errors import ConfigError
+
+CONFIG = "/etc/containerd/config.toml"
+DROP_IN = "conf.d/99-chandler.toml"
+RUNC = "io.containerd.runc.v2"
+# Version of the file: its CRI plugin.
+CRI = {2: "io.containerd.grpc.v1.cri", 3: "io.containerd.cri.v1.runtime"}
+NRI = "io.containerd.nri.v1.nri"
+MERGES = (2, 1)  # from this version on imported tables are merged
+# What k3s and rke2 make anew at every start, and what they make it from.
+RANCHER = ("/rancher/k3s/agent/etc/containerd", "/rancher/rke2/agent/etc/containerd")
+TEMPLATES = {"config.toml.tmpl": 2, "config-v3.toml.tmpl": 3}
+# What a handler has of its own; the rest it takes over from the one of runc.
+_OWN = ("pod_annotations", "container_annotations", "options", "runtime_path")
+
+
+def plan(wish: Wish, read: Read) -> Plan:
+    """What to write where.  Raises ConfigError, which names the file."""
+    path = wish.config or CONFIG
+    name = posixpath.basename(path)
+    if name in TEMPLATES:
+        return _template(wish, path, TEMPLATES[name])
+    if posixpath.dirname(path).endswith(RANCHER):
+        raise ConfigError(f"{path} is made anew at every start", f"--config {posixpath.dirname(path)}/config-v3.toml.tmpl "
+                          "(config.toml.tmpl before containerd 2.0) names the template that it is made from")
+    text = read.text(path)
+    try:
+        return _plan(wish, path, text, read)
+    except ConfigError as error:
+        raise error.within(path) if path not in error.what else error from None
+
+
+def _plan(wish: Wish, path: str, text: Optional[str], read: Read) -> Plan:
+    document = tomledit.parse(text or "")
+    schema = _schema(wish, document)
+    whole = _whole(path, document, read)
+    notes = _notes(whole, schema)
+    settings = handlers(wish, whole, schema)
+    if _dropping(wish, document, schema, notes):
+        drop_in = wish.drop_in or f"{posixpath.dirname(path)}/{DROP_IN}"
+        edits = [Edit(drop_in, TOML, [Setting(VALUE, ("version",), schema), *settings], own=True)]
+        if drop_in not in _imported(path, document, read):
+            edits.append(Edit(path, TOML, [Setting(ELEMENT, ("imports",), drop_in)]))
+        return Plan(edits, notes, command(path))
+    if not document:
+        settings = [Setting(VALUE, ("version",), schema), *settings]
+    return Plan([Edit(path, TOML, settings)], notes, command(path))
+
+
+def command(path: str) -> Tuple[str, ...]:
+    """What makes the engine of a configuration file read it anew."""
+    service = "rke2-server" if RANCHER[1] in path else "k3s" if RANCHER[0] in path else "containerd"
+    return ("systemctl", "restart", service)
+
+
+def places(wish: Wish, read: Read) -> List[str]:
+    """Where something of ours may be."""
+    path = wish.config or CONFIG
+    found = [wish.drop_in] if wish.drop_in else []
+    if posixpath.basename(path) not in TEMPLATES:
+        found.append(f"{posixpath.dirname(path)}/{DROP_IN}")
+        try:
+            found += [name for name in _imported(path, tomledit.parse(read.raw(path) or ""), read) if "*" not in name]
+        except ConfigError:
+            pass  # whoever needs the file says so
+    return [path, *found]
+
+
+def _schema(wish: Wish, document: Dict[str, Any]) -> int:
+    """The version of the file.  Raises ConfigError for one that has no CRI plugin by that name."""
+    if not document:
+        if not wish.version:
+            raise ConfigError("it is not there, and no containerd that would say its version",
+                              "--engine-version X.Y, or --programs DIR where containerd is")
+        return 3 if wish.version >= (2,) else 2
+    version = document.get("version", 1)
+    if version not in CRI:
+        raise ConfigError(f"it has version {version}, and only 2 and 3 have runtime handlers that can be configured here",
+                          "`containerd config migrate` prints it as a newer one")
+    if version == 3 and wish.version and wish.version < (2,):
+        raise ConfigError(f"it has version 3, which containerd {_dotted(wish.version)} does not read", "give it version = 2")
+    return int(version)
+
+
+def _dropping(wish: Wish, document: Dict[str, Any], schema: int, notes: List[str]) -> bool:
+    """Whether a drop-in is written."""
+    merges = wish.version >= MERGES
+    if wish.drop_in is not None:
+        if not wish.version:
+            raise ConfigError("a drop-in needs containerd 2.1 or newer, and which one this is is not known",
+                              "--engine-version X.Y, or --programs DIR where containerd is")
+        if not merges:
+            raise ConfigError(f"containerd {_dotted(wish.version)} would lose the rest of the CRI plugin's configuration to a drop-in",
+                              "leave out --drop-in: then the file itself is edited")
+        return True
+    if not wish.version:
+        notes.append("containerd's version is not known: the file itself is edited, which every version reads")
+    # a file that is not there is better written than imported from
+    return merges and bool(document) and not wish.in_place
+
+
+def _imported(path: str, document: Dict[str, Any], read: Read) -> List[str]:
+    """The patterns and files that a file imports."""
+    found: List[str] = []
+    for pattern in document.get("imports") or []:
+        if isinstance(pattern, str):
+            pattern = posixpath.join(posixpath.dirname(path), pattern)
+            found += [pattern, *read.glob(pattern)]
+            if pattern.endswith("/*.toml"):
+                found.append(f"{posixpath.dirname(pattern)}/{posixpath.basename(DROP_IN)}")
+    return found
+
+
+def _whole(path: str, document: Dict[str, Any], read: Read) -> Dict[str, Any]:
+    """The file with what it imports."""
+    whole = document
+    for name in _imported(path, document, read):
+        text = None if "*" in name else read.text(name)
+        if text:
+            try:
+                whole = merged(whole, tomledit.parse(text))
+            except ConfigError as error:
+                raise error.within(name) from None
+    return whole
+
+
+def _notes(document: Dict[str, Any], schema: int) -> List[str]:
+    disabled = document.get("disabled_plugins") or []
+    if CRI[schema] in disabled or "cri" in disabled or "io.containerd.grpc.v1.cri" in disabled:
+        return ["the CRI plugin is in disabled_plugins, so that no pod reaches a handler: take it out there"]
+    return []
+
+
+def handlers(wish: Wish, document: Dict[str, Any], schema: int) -> List[Setting]:
+    """The settings of all handlers and options."""
+    cri: Tuple[str, ...] = ("plugins", CRI[schema])
+    runtimes = lookup(document, (*cri, "containerd", "runtimes")) or {}
+    default = lookup(document, (*cri, "containerd", "default_runtime_name")) or "runc"
+    settings = []
+    if not runtimes and not wish.version >= (2,):
+        # 1.x takes the file's handlers in place of its own single one
+        settings.append(Setting(TABLE, (*cri, "containerd", "runtimes", "runc"), {"runtime_type": RUNC}))
+    like: Dict[str, Any] = next((runtimes[name] for name in ("runc", default)
+                 if isinstance(runtimes.get(name), dict) and runtimes[name].get("runtime_type") == RUNC), {})
+    for name, program in wish.handlers:
+        made = _handler(wish, like, program)
+        if name in runtimes and runtimes[name] != made:
+            raise ConfigError(f"there is a handler {name!r} already, and it is not Chandler's",
+                              "--handler NAME gives ours another name; or take that one out")
+        settings.append(Setting(TABLE, (*cri, "containerd", "runtimes", name), made))
+    if wish.default:
+        settings.append(Setting(VALUE, (*cri, "containerd", "default_runtime_name"), wish.handlers[0][0]))
+    if wish.cdi:
+        settings.append(Setting(VALUE, (*cri, "enable_cdi"), True))
+    if wish.nri:
+        settings.append(Setting(VALUE, ("plugins", NRI, "disable"), False))
+    return settings
+
+
+def _handler(wish: Wish, like: Dict[str, Any], program: str) -> Dict[str, Any]:
+    """One handler, which differs from runc's in the program and in the annotations that it is told."""
+    made = {"runtime_type": RUNC, **{key: value for key, value in like.items() if key not in _OWN}}
+    for key in ("pod_annotations", "container_annotations"):
+        made[key] = [*(item for item in like.get(key) or [] if item not in wish.annotations), *wish.annotations]
+    options = {key: value for key, value in (like.get("options") or {}).items() if key != "BinaryName"}
+    return {**made, "options": {"BinaryName": program, **options}}
+
+
+def _template(wish: Wish, path: str, schema: int) -> Plan:
+    """A template of k3s or rke2: a block at its end."""
+    if wish.default or wish.cdi or wish.nri or wish.drop_in is not None:
+        raise ConfigError(f"{path} is a template, to which handlers can be added and nothing else",
+                          "k3s and rke2 have default-runtime in their own config.yaml; CDI and NRI are written into the template by hand")
+    # k3s knows the node's cgroup driver when it fills the template in
+    cri = ("plugins", CRI[schema], "containerd", "runtimes")
+    settings = []
+    for name, program in wish.handlers:
+        made = _handler(wish, {}, program)
+        made["options"]["SystemdCgroup"] = template.raw("{{ .SystemdCgroup }}")
+        settings.append(Setting(TABLE, (*cri, name), made))
+    agent = command(path)[-1].replace("-server", "") + "-agent"
+    return Plan([Edit(path, TEMPLATE, settings)], [f"on an agent the service is {agent}"], command(path))
+
+
+def _dotted(version: Tuple[int, ...]) -> str:
+    return ".".join(map(str, version))
+
+

@@ -1,0 +1,60 @@
+"""CRI-O: a runtime handler in a drop-in of crio.conf.d.
+
+CRI-O gives a runtime every annotation of a pod except the experimental ones of its own that `allowed_annotations`
+does not list, and it does not start when that list names another.  So ours need no word there, and the list is the
+default handler's: its pods keep what they were allowed.  Pure.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Dict, List
+
+from shim.configure import tomledit
+from shim.configure.model import TABLE, TOML, VALUE, Edit, Plan, Read, Setting, Wish, lookup, merged
+from shim.errors import ConfigError
+
+CONFIG = "/etc/crio/crio.conf"
+DROP_IN = "99-chandler.conf"
+_OWN = ("runtime_path", "runtime_type", "runtime_config_path", "platform_runtime_paths", "default_annotations", "container_min_memory")
+
+
+def plan(wish: Wish, read: Read) -> Plan:
+    """What to write where.  Raises ConfigError, which names the file."""
+    main = wish.config or CONFIG
+    directory = main + ".d"
+    drop_in = wish.drop_in or f"{directory}/{DROP_IN}"
+    document: Dict[str, Any] = {}
+    for path in [main, *read.glob(directory + "/*")]:
+        text = read.text(path) if path != drop_in else None
+        if text:
+            try:
+                document = merged(document, tomledit.parse(text))
+            except ConfigError as error:
+                raise error.within(path) from None
+    return Plan([Edit(drop_in, TOML, _settings(wish, document), own=True)],
+                ["CRI-O injects CDI devices by itself"] if wish.cdi else [], ("systemctl", "restart", "crio"))
+
+
+def places(wish: Wish, read: Read) -> List[str]:
+    """Where something of ours may be."""
+    return [*([wish.drop_in] if wish.drop_in else []), *read.glob((wish.config or CONFIG) + ".d/*")]
+
+
+def _settings(wish: Wish, document: Dict[str, Any]) -> List[Setting]:
+    crio = ("crio", "runtime")
+    runtimes = lookup(document, (*crio, "runtimes")) or {}
+    like = runtimes.get(lookup(document, (*crio, "default_runtime")) or "runc")
+    made = {key: value for key, value in (like if isinstance(like, dict) else {}).items() if key not in _OWN}
+    settings = []
+    for name, program in wish.handlers:
+        if name in runtimes:
+            raise ConfigError(f"CRI-O has a handler {name!r} already, and it is not Chandler's",
+                              "--handler NAME gives ours another name; or take that one out")
+        table = {"runtime_path": program, "runtime_type": "oci", **made}
+        table.setdefault("allowed_annotations", [])
+        settings.append(Setting(TABLE, (*crio, "runtimes", name), table))
+    if wish.default:
+        settings.append(Setting(VALUE, (*crio, "default_runtime"), wish.handlers[0][0]))
+    if wish.nri:
+        settings.append(Setting(VALUE, ("crio", "nri", "enable_nri"), True))
+    return settings

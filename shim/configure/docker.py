@@ -1,0 +1,42 @@
+"""docker: runtimes in daemon.json.  Pure."""
+
+from __future__ import annotations
+
+from typing import List
+
+from shim.configure import jsonedit
+from shim.configure.model import JSON, TABLE, VALUE, Edit, Plan, Read, Setting, Wish, lookup
+from shim.errors import ConfigError
+
+CONFIG = "/etc/docker/daemon.json"
+
+
+def plan(wish: Wish, read: Read) -> Plan:
+    """What to write.  Raises ConfigError, which names the file."""
+    path = wish.config or CONFIG
+    if wish.nri:
+        raise ConfigError("docker has no NRI that can be enabled here", "leave out --nri")
+    if wish.drop_in is not None:
+        raise ConfigError("docker reads one file and no drop-ins", "leave out --drop-in")
+    try:
+        document = jsonedit.parse(read.text(path) or "")
+    except ConfigError as error:
+        raise error.within(path) from None
+    runtimes = lookup(document, ("runtimes",)) or {}
+    settings = []
+    for name, program in wish.handlers:
+        made = {"path": program}
+        if name in runtimes and runtimes[name] != made:
+            raise ConfigError(f"{path} has a runtime {name!r} already, and it is not Chandler's",
+                              "--handler NAME gives ours another name; or take that one out")
+        settings.append(Setting(TABLE, ("runtimes", name), made))
+    if wish.default:
+        settings.append(Setting(VALUE, ("default-runtime",), wish.handlers[0][0]))
+    if wish.cdi:
+        settings.append(Setting(VALUE, ("features", "cdi"), True))
+    return Plan([Edit(path, JSON, settings)], [], ("systemctl", "restart", "docker"))
+
+
+def places(wish: Wish, read: Read) -> List[str]:
+    """Where something of ours may be."""
+    return [wish.config or CONFIG]

@@ -1,0 +1,96 @@
+"""What a person asks of `chandler configure`, and what an engine's module answers: settings for files."""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Dict, List, NamedTuple, Tuple
+
+TOML, JSON, TEMPLATE = "toml", "json", "template"
+
+# What a setting is: a table that is ours alone; a value; an element of a list.
+TABLE, VALUE, ELEMENT = "table", "value", "element"
+
+PROGRAMS = ("chandler-runtime", "chandler-runc", "chandler-youki", "chandler-crun")
+
+
+class Setting(NamedTuple):
+    """`path` is the keys from the top of the document; for an element, of its list."""
+
+    kind: str
+    path: Tuple[str, ...]
+    value: Any
+
+
+class Edit(NamedTuple):
+    """What one file is to have.  `own`: a file that is Chandler's alone, a drop-in; `form`: TOML, JSON or TEMPLATE."""
+
+    path: str
+    form: str
+    settings: List[Setting]
+    own: bool = False
+
+
+class Wish(NamedTuple):
+    """`handlers`: name and program of each; `annotations`: what is let through; `version`: the engine's, () when it
+    is unknown; `drop_in`: a path, "" for the usual one, None when none was asked for."""
+
+    engine: str
+    handlers: List[Tuple[str, str]]
+    annotations: List[str]
+    default: bool
+    cdi: bool
+    nri: bool
+    config: str
+    drop_in: Any
+    in_place: bool
+    version: Tuple[int, ...]
+    home: str  # where a caller without root keeps configuration, "" for root
+
+
+class Plan(NamedTuple):
+    """`edits` in the order in which they are written; `notes` for the person; `command`: what makes the engine read
+    its configuration anew, () when it does so by itself."""
+
+    edits: List[Edit]
+    notes: List[str]
+    command: Tuple[str, ...]
+
+
+class Read(NamedTuple):
+    """How an engine's module sees files: their text without what Chandler has put there (None when there would be
+    no file), their text as it is, and the paths that a pattern stands for."""
+
+    text: Callable[[str], Any]
+    raw: Callable[[str], Any]
+    glob: Callable[[str], List[str]]
+
+
+def lookup(document: Any, path: Tuple[str, ...]) -> Any:
+    """What is at a path of nested dicts; None when nothing is."""
+    for part in path:
+        if not isinstance(document, dict) or part not in document:
+            return None
+        document = document[part]
+    return document
+
+
+def merged(low: Dict[str, Any], high: Dict[str, Any]) -> Dict[str, Any]:
+    """Two documents as one, table by table; the second wins."""
+    result = dict(low)
+    for key, value in high.items():
+        old = result.get(key)
+        result[key] = merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return result
+
+
+def with_setting(document: Dict[str, Any], setting: Setting) -> Dict[str, Any]:
+    """A document as it is to be with a setting in it."""
+    value = setting.value
+    if setting.kind == ELEMENT:
+        value = [*(lookup(document, setting.path) or []), value]
+    result = dict(document)
+    at = result
+    for part in setting.path[:-1]:
+        at[part] = dict(at[part]) if isinstance(at.get(part), dict) else {}
+        at = at[part]
+    at[setting.path[-1]] = value
+    return result

@@ -1,0 +1,70 @@
+"""podman: runtimes in a drop-in of containers.conf.d.
+
+`runtime_supports_json` names the runtimes that conmon gives a `--log` to, by which a refusal reaches the person as
+it was said.  Before podman 5 a list in a drop-in takes the place of the one before it, so ours holds all that were
+there.  Pure.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from typing import Any, Dict, List
+
+from shim.configure import tomledit
+from shim.configure.model import PROGRAMS, TOML, VALUE, Edit, Plan, Read, Setting, Wish, lookup, merged
+from shim.errors import ConfigError
+
+CONFIG = "/etc/containers/containers.conf"
+VENDOR = "/usr/share/containers/containers.conf"
+DROP_IN = "99-chandler.conf"
+# What podman has of its own where no file says anything.
+SUPPORTS_JSON = ["crun", "runc", "kata", "runsc", "youki", "krun"]
+_SUPPORTS = ("engine", "runtime_supports_json")
+_RUNTIMES = ("engine", "runtimes")
+
+
+def config(wish: Wish) -> str:
+    """The main file: the caller's own without root."""
+    return wish.config or (f"{wish.home}/containers/containers.conf" if wish.home else CONFIG)
+
+
+def plan(wish: Wish, read: Read) -> Plan:
+    """What to write where.  Raises ConfigError, which names the file."""
+    if wish.nri:
+        raise ConfigError("podman has no NRI", "leave out --nri")
+    main = config(wish)
+    drop_in = wish.drop_in or f"{main}.d/{DROP_IN}"
+    document: Dict[str, Any] = {}
+    supports: List[str] = []
+    for path in _files(main, read):
+        text = read.text(path) if path != drop_in else None
+        if not text:
+            continue
+        try:
+            own = tomledit.parse(text)
+        except ConfigError as error:
+            raise error.within(path) from None
+        document = merged(document, own)
+        supports += [item for item in lookup(own, _SUPPORTS) or [] if isinstance(item, str)]
+    names = [*(supports or SUPPORTS_JSON), *(name for name, _ in wish.handlers), *PROGRAMS]
+    settings = [Setting(VALUE, _SUPPORTS, list(dict.fromkeys(names)))]
+    if wish.default:
+        settings.insert(0, Setting(VALUE, ("engine", "runtime"), wish.handlers[0][0]))
+    there = lookup(document, _RUNTIMES) or {}
+    for name, program in wish.handlers:
+        if name in there and there[name] != [program]:
+            raise ConfigError(f"podman has a runtime {name!r} already, and it is not Chandler's",
+                              "--handler NAME gives ours another name; or take that one out")
+        settings.append(Setting(VALUE, (*_RUNTIMES, name), [program]))
+    return Plan([Edit(drop_in, TOML, settings, own=True)], ["podman injects CDI devices by itself"] if wish.cdi else [], ())
+
+
+def places(wish: Wish, read: Read) -> List[str]:
+    """Where something of ours may be."""
+    return [*([wish.drop_in] if wish.drop_in else []), *read.glob(config(wish) + ".d/*.conf")]
+
+
+def _files(main: str, read: Read) -> List[str]:
+    """The files that podman reads, in its order."""
+    mains = list(dict.fromkeys((VENDOR, CONFIG, main))) if posixpath.basename(main) == "containers.conf" else [main]
+    return [path for one in mains for path in (one, *read.glob(one + ".d/*.conf"))]

@@ -1,0 +1,23 @@
+"""SELinux: whether containers may use devices that they were given."""
+
+from __future__ import annotations
+
+from typing import List
+
+ROOT = "/sys/fs/selinux"
+_BOOLEAN = "container_use_devices"
+
+
+def notes(root: str = ROOT) -> List[str]:
+    """What to do before containers can open their devices; nothing on a host without SELinux."""
+    try:
+        with open(f"{root}/enforce", encoding="ascii") as file:
+            enforcing = file.read().strip() == "1"
+        with open(f"{root}/booleans/{_BOOLEAN}", encoding="ascii") as file:
+            allowed = file.read().split()[:1] == ["1"]
+    except OSError:
+        return []  # no SELinux, or a policy without that boolean
+    if allowed:
+        return []
+    when = "" if enforcing else " once SELinux is enforcing"
+    return [f"SELinux keeps containers from devices{when}: `setsebool -P {_BOOLEAN} on` lets them"]

@@ -1,0 +1,271 @@
+"""The files that are configured: as they are, as they were without Chandler, and how they are written.
+
+A file that is edited keeps its former bytes beside it (`.chandler-original`) and a record of what was put there
+(`.chandler-record`).  A drop-in of ours holds its record itself, in a comment: some engines read every file of a
+directory.  While nobody has changed a file, its former state is the backup, byte for byte; afterwards it is the
+present one less what the record names.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
+
+from shim import files
+from shim.configure import jsonedit, template, tomledit
+from shim.configure.model import JSON, TEMPLATE, TOML, Edit, Setting
+from shim.errors import ChandlerError, ConfigError, HostError
+
+LIMIT = 16 << 20
+ORIGINAL, RECORD = ".chandler-original", ".chandler-record"
+HEADER = "# Written by `chandler configure`; its --remove takes this file away.\n"
+_OWN = HEADER + "# record: "
+_BOM = "\ufeff"
+
+Put = Callable[[str, List[Setting]], Tuple[str, Dict[str, Any]]]
+Take = Callable[[str, Dict[str, Any]], str]
+FORMS: Dict[str, Tuple[Put, Take]] = {
+    TOML: (tomledit.put, tomledit.take), JSON: (jsonedit.put, jsonedit.take), TEMPLATE: (template.put, template.take)}
+
+
+class Stored(NamedTuple):
+    """A file by the name that was asked for: where it really is, its bytes and what they would be without Chandler
+    (None: no file), its mode and owner, and whether something of ours is in it, or its very directory is."""
+
+    path: str
+    real: str
+    data: Optional[bytes]
+    base: Optional[bytes]
+    mode: int
+    owner: Tuple[int, int]
+    ours: bool
+    directory: bool = False
+
+
+class Change(NamedTuple):
+    """A file before and after.  `record` is what stands beside it; None: nothing."""
+
+    stored: Stored
+    after: Optional[bytes]
+    record: Optional[bytes]
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is to be written."""
+        beside = _beside(self.stored.real)
+        return self.stored.data == self.after and beside == (self.record, self.stored.base if self.record else None)
+
+
+def look(path: str, owners: Dict[int, str]) -> Stored:
+    """A file as it is.  Raises TrustError, HostError, or ConfigError for one from which ours cannot be taken."""
+    real = trusted(path, owners)
+    try:
+        data, found = files.read(real, LIMIT)
+    except FileNotFoundError:
+        return Stored(path, real, None, None, 0o644, (os.geteuid(), os.getegid()), False, not os.path.isdir(os.path.dirname(real)))
+    except OSError as error:
+        raise HostError(f"{path} cannot be read: {error.strerror}") from None
+    try:
+        base, ours = _without(real, data)
+    except ConfigError as error:
+        raise error.within(path) from None
+    return Stored(path, real, data, base, found.st_mode & 0o7777, (found.st_uid, found.st_gid), ours, bool(_head(data).get("directory")))
+
+
+def trusted(path: str, owners: Dict[int, str]) -> str:
+    """Where a path leads, links followed.  Raises TrustError when somebody else could lead it elsewhere."""
+    real = os.path.realpath(path)
+    there = path
+    while not os.path.lexists(there):
+        there = os.path.dirname(there)
+    try:
+        files.check_way(there, owners)
+        if os.path.islink(path) and not os.path.exists(path):
+            raise HostError(f"{path} is a link to {real}, which is not there", "make that file, or take the link away")
+    except OSError as error:
+        raise HostError(f"{path} cannot be reached: {error.strerror}") from None
+    return real
+
+
+def _beside(real: str) -> Tuple[Optional[bytes], Optional[bytes]]:
+    """The record and the former bytes that lie beside a file."""
+    found: List[Optional[bytes]] = []
+    for name in (real + RECORD, real + ORIGINAL):
+        try:
+            found.append(files.read(name, LIMIT)[0])
+        except FileNotFoundError:
+            found.append(None)
+        except OSError as error:
+            raise HostError(f"{name} cannot be read: {error.strerror}") from None
+    return found[0], found[1]
+
+
+def _without(real: str, data: bytes) -> Tuple[Optional[bytes], bool]:
+    """What a file would be without Chandler, and whether there is something of ours in it."""
+    if data.startswith(_OWN.encode()):
+        return _without_own(data), True
+    record, original = _beside(real)
+    if record is None:
+        return data, False
+    try:
+        known = json.loads(record)
+        if known["digest"] == files.digest(data):
+            return original, True
+        taken = _edited(data, lambda text: FORMS[known["form"]][1](text, known["record"]))
+    except (ValueError, KeyError, TypeError):
+        raise ConfigError(f"{real}{RECORD} is damaged", f"compare the file with {real}{ORIGINAL}, and remove both of these") from None
+    return taken, taken != data
+
+
+def _head(data: bytes) -> Dict[str, Any]:
+    """The record that a drop-in of ours holds; nothing of any other file."""
+    try:
+        found = json.loads(data[len(_OWN.encode()):].partition(b"\n")[0]) if data.startswith(_OWN.encode()) else None
+    except ValueError:
+        found = None
+    return found if isinstance(found, dict) else {}
+
+
+def _without_own(data: bytes) -> Optional[bytes]:
+    known, rest = _head(data), data[len(_OWN.encode()):].partition(b"\n")[2]
+    try:
+        if known["alone"] and known["digest"] == files.digest(rest):
+            return None
+        record = {**known, "block": ""}
+        taken = _edited(rest, lambda text: tomledit.take(text, record))
+    except (KeyError, TypeError):
+        raise ConfigError("its first lines are damaged", "remove the file, and configure again") from None
+    return taken if tomledit.parse(taken.decode()) else None
+
+
+def _edited(data: bytes, edit: Callable[[str], str]) -> bytes:
+    """A text edited as one with plain line ends, and given back with its own."""
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError:
+        raise ConfigError("it is not UTF-8", "mend it first") from None
+    bom = text.startswith(_BOM)
+    text = text[1:] if bom else text
+    crlf = "\r\n" in text and text.count("\r\n") == text.count("\n")
+    text = edit(text.replace("\r\n", "\n") if crlf else text)
+    return ((_BOM if bom else "") + (text.replace("\n", "\r\n") if crlf else text)).encode()
+
+
+def change(stored: Stored, edit: Optional[Edit], engine: str) -> Change:
+    """What configuring (or, without an edit, taking everything back) does to a file.  Raises ConfigError."""
+    if edit is None:
+        return Change(stored, stored.base, None)
+    if edit.own and stored.base is not None and not stored.ours:
+        raise ConfigError(f"{edit.path} is there already, and it is not Chandler's", "--drop-in PATH names another")
+    record: Dict[str, Any] = {}
+
+    def put(text: str) -> str:
+        result, made = FORMS[edit.form][0](text, edit.settings)
+        record.update(made)
+        return result
+    try:
+        after = _edited(stored.base or b"", put)
+    except ConfigError as error:
+        raise error.within(edit.path) from None
+    if edit.own:
+        after = after.replace(tomledit.COMMENT.encode(), b"")  # the header says it
+        head = {"engine": engine, "alone": stored.base is None, "directory": stored.directory, "digest": files.digest(after), **record}
+        head.pop("block")
+        return Change(stored, f"{_OWN}{json.dumps(head)}\n".encode() + after, None)
+    if after == stored.base:
+        return Change(stored, after, None)
+    whole = {"engine": engine, "form": edit.form, "digest": files.digest(after), "record": record}
+    return Change(stored, after, json.dumps(whole).encode() + b"\n")
+
+
+def engine_of(path: str) -> str:
+    """The engine that a drop-in of ours was written for; "" of anything else."""
+    try:
+        return str(_head(files.read(path, LIMIT)[0]).get("engine", ""))
+    except (OSError, ChandlerError):
+        return ""
+
+
+def diff(one: Change) -> str:
+    """What a change does, as `diff -u` shows it."""
+    before, after = (data.decode("utf-8", "replace").splitlines(True) if data is not None else [] for data in (one.stored.data, one.after))
+    old, new = (one.stored.path if data is not None else "/dev/null" for data in (one.stored.data, one.after))
+    lines = difflib.unified_diff(before, after, old, new)
+    return "".join(line if line.endswith("\n") else line + "\n\\ No newline at end of file\n" for line in lines)
+
+
+def apply(one: Change) -> None:
+    """Writes a change: the former bytes and the record first, so that whatever happens can be taken back.
+
+    Raises HostError.
+    """
+    stored = one.stored
+    try:
+        if one.record is not None:
+            if stored.base is not None:
+                _replace(stored.real + ORIGINAL, stored.base, stored)
+            _replace(stored.real + RECORD, one.record, stored)
+        if one.after is None:
+            os.unlink(stored.real)
+            if stored.directory:
+                _remove_empty(os.path.dirname(stored.real))
+                return
+        elif one.after != stored.data:
+            files.make_directory(os.path.dirname(stored.real))
+            _replace(stored.real, one.after, stored)
+        if one.record is None or stored.base is None:
+            _unlink(stored.real + ORIGINAL)
+        if one.record is None:
+            _unlink(stored.real + RECORD)
+        _sync(os.path.dirname(stored.real))
+    except OSError as error:
+        raise HostError(f"{stored.path} cannot be written: {error.strerror}", "nothing of it was changed") from None
+
+
+def _replace(path: str, data: bytes, like: Stored) -> None:
+    """`data` at `path`, on the disk before it has that name, with the mode, owner and label of the file that it is for."""
+    files.make_directory(os.path.dirname(path))
+    temporary = f"{path}.chandler-{os.getpid()}"
+    _unlink(temporary)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            files.write_all(descriptor, data)
+            if like.owner != (os.geteuid(), os.getegid()):
+                os.fchown(descriptor, *like.owner)
+            os.fchmod(descriptor, like.mode)
+            try:
+                os.setxattr(descriptor, "security.selinux", os.getxattr(like.real, "security.selinux"))
+            except OSError:
+                pass  # no labels here, or no file yet: the directory's is right
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.rename(temporary, path)
+    except BaseException:
+        _unlink(temporary)
+        raise
+
+
+def _remove_empty(directory: str) -> None:
+    try:
+        os.rmdir(directory)
+    except OSError:
+        pass  # somebody else has put something there
+
+
+def _unlink(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+
+
+def _sync(directory: str) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

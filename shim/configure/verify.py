@@ -1,0 +1,113 @@
+"""A container through the engine, to see that a request reaches it.
+
+The container is made of nothing but the host's own /bin, /lib and /usr, mounted read-only, so that neither an image
+nor a registry is needed; it asks for a variable with a value that nobody else knows, and tells what it got.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import tarfile
+import tempfile
+from typing import Callable, List, Tuple
+
+from shim.errors import HostError
+
+PATIENCE = 120.0  # seconds for one call of an engine
+VARIABLE = "CHANDLER_VERIFY"
+_HOST = ("bin", "sbin", "lib", "lib32", "lib64", "usr", "nix")
+_SAY = ("/bin/sh", "-c", f'echo "got=${VARIABLE}"')
+
+Find = Callable[[str], str]
+
+
+def verify(engine: str, handler: str, address: str, prefix: str, find: Find) -> str:
+    """One sentence of success.  Raises HostError, which says what the engine said."""
+    token = os.urandom(8).hex()
+    annotation = prefix + "service", json.dumps({"env": {VARIABLE: token}})
+    if engine == "podman":
+        got = _podman(handler, annotation, find)
+    elif engine == "docker":
+        got = _docker(handler, annotation, address, find)
+    else:
+        from shim.configure import cri
+        got = cri.ask(engine, handler, address, annotation, mounts(), VARIABLE)
+    if got != token:
+        raise HostError(f"a container of the handler {handler} started, and its request did not arrive",
+                        f"`chandler doctor`; does {engine} know its new configuration (--restart)?")
+    return f"verified: a container of {engine}'s handler {handler} got what it asked for"
+
+
+def mounts() -> List[str]:
+    """The directories of the host that hold its programs; links to them are not among them."""
+    return [f"/{name}" for name in _HOST if os.path.isdir(f"/{name}") and not os.path.islink(f"/{name}")]
+
+
+def links() -> List[Tuple[str, str]]:
+    """The links to them, with their targets."""
+    return [(name, os.readlink(f"/{name}")) for name in _HOST if os.path.islink(f"/{name}")]
+
+
+def _podman(handler: str, annotation: Tuple[str, str], find: Find) -> str:
+    podman = _program("podman", find)
+    with tempfile.TemporaryDirectory(prefix="chandler-verify-") as directory:
+        os.chmod(directory, 0o755)
+        for name, target in links():
+            os.symlink(target, os.path.join(directory, name))
+        return _got(_call([podman, "run", *_options(handler, annotation), "--rootfs", directory, *_SAY]))
+
+
+def _docker(handler: str, annotation: Tuple[str, str], address: str, find: Find) -> str:
+    docker = [_program("docker", find), *(["--host", f"unix://{address.replace('unix://', '', 1)}"] if address else [])]
+    image = f"chandler-verify:{os.urandom(8).hex()}"
+    _call([*docker, "import", "-", image], _links_as_tar())
+    try:
+        return _got(_call([*docker, "run", *_options(handler, annotation), image, *_SAY]))
+    finally:
+        _call([*docker, "rmi", "--force", image])
+
+
+def _options(handler: str, annotation: Tuple[str, str]) -> List[str]:
+    volumes = [word for path in mounts() for word in ("--volume", f"{path}:{path}:ro")]
+    return ["--rm", "--runtime", handler, "--network", "none", "--security-opt", "label=disable", "--annotation", "=".join(annotation), *volumes]
+
+
+def _links_as_tar() -> bytes:
+    """What an image needs besides mounts."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name in ("dev", "proc", "sys"):
+            made = tarfile.TarInfo(name)
+            made.type, made.mode = tarfile.DIRTYPE, 0o755
+            tar.addfile(made)
+        for name, target in links():
+            link = tarfile.TarInfo(name)
+            link.type, link.linkname = tarfile.SYMTYPE, target
+            tar.addfile(link)
+    return buffer.getvalue()
+
+
+def _program(name: str, find: Find) -> str:
+    path = find(name)
+    if not path:
+        raise HostError(f"{name}, which --verify starts a container with, is not installed", f"install {name}, or --programs DIR where it is")
+    return path
+
+
+def _call(command: List[str], given: bytes = b"") -> str:
+    words = f"{os.path.basename(command[0])} {next(word for word in command[1:] if word in ('run', 'import', 'rmi'))}"
+    try:
+        done = subprocess.run(command, input=given, capture_output=True, timeout=PATIENCE, check=False)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise HostError(f"`{words}` failed: {error}", "see whether the engine runs") from None
+    if done.returncode:
+        said = " ".join((done.stderr or done.stdout).decode("utf-8", "replace").split())
+        raise HostError(f"`{words}` failed, and it said: {said[-600:]}", "does the engine know its new configuration (--restart)?")
+    return done.stdout.decode("utf-8", "replace")
+
+
+def _got(said: str) -> str:
+    return next((line.partition("=")[2] for line in said.splitlines() if line.startswith("got=")), "")
