@@ -69,23 +69,36 @@ class Outside:
         return True
 
     def boot(self, items: list[pytest.Item]) -> list[pytest.TestReport]:
+        """The reports of these tests; a failure for each that did not come to its end."""
+        try:
+            share = self.lay_out()
+            story = self.run(items, share)
+            hook = items[0].config.hook
+            reports = [hook.pytest_report_from_serializable(config=items[0].config, data=json.loads(line))
+                       for line in (share / "reports").read_text().splitlines()]
+        except (OSError, subprocess.CalledProcessError) as error:
+            reports, story = [], str(error)
+        done = {report.nodeid for report in reports if report.when == "teardown"}
+        return reports + [pytest.TestReport(item.nodeid, item.location, {}, "failed", story, "call") for item in items if item.nodeid not in done]
+
+    def lay_out(self) -> Path:
+        """The directory that the machine shares with us, with an installation in it."""
         if self.share is None:
-            self.share = tempfile.TemporaryDirectory(prefix="machine-")
+            made = tempfile.TemporaryDirectory(prefix="machine-")
             # Outside, where there are more processors: the machine only has to copy it.
             subprocess.run([f"{REPOSITORY}/packaging/install"], check=True, stdin=subprocess.DEVNULL,
-                           env={"PATH": os.environ["PATH"], "DESTDIR": os.path.join(self.share.name, os.path.basename(LAID_OUT))})
-        share = Path(self.share.name)
+                           env={"PATH": os.environ["PATH"], "DESTDIR": os.path.join(made.name, os.path.basename(LAID_OUT))})
+            self.share = made
+        return Path(self.share.name)
+
+    def run(self, items: list[pytest.Item], share: Path) -> str:
+        """What to say of tests that gave no report."""
         (share / "reports").write_text("")
         variables = {"CHANDLER_MACHINE": "/share", **{name: os.environ[name] for name in ("CHANDLER_TEST_CACHE", "CI") if name in os.environ}}
         command = [sys.executable, "-m", "pytest", "--color=no", *(item.nodeid for item in items)]
         words = shlex.join(["env", *(f"{name}={value}" for name, value in variables.items()), *command])
         ended = vm.run(f"cd {shlex.quote(str(items[0].config.rootpath))} && exec {words}", str(share), PATIENCE)
-        hook = items[0].config.hook
-        reports = [hook.pytest_report_from_serializable(config=items[0].config, data=json.loads(line))
-                   for line in (share / "reports").read_text().splitlines()]
-        done = {report.nodeid for report in reports if report.when == "teardown"}
-        story = f"the machine ended (status {ended.status}) before this test did\n{ended.output[-4000:]}\n{ended.console[-4000:]}"
-        return reports + [pytest.TestReport(item.nodeid, item.location, {}, "failed", story, "call") for item in items if item.nodeid not in done]
+        return f"the machine ended (status {ended.status}) before this test did\n{ended.output[-4000:]}\n{ended.console[-4000:]}"
 
 
 def pytest_configure(config: pytest.Config) -> None:
