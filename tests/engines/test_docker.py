@@ -1,0 +1,208 @@
+"""Containers of a real dockerd that ask by annotation, on each low-level runtime."""
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from lab import cgroups, runtimes
+from lab.docker import RELEASES, Docker, Release
+from lab.install import Installation
+from lab.node import KIND, Node
+
+LOW = {f"chandler-{kind}": label for kind, label in (("runc", "runc"), ("crun", "newer-crun"), ("youki", "youki"))}
+PREFIX = "chandler.oci/"
+
+
+class Scene:
+    """One daemon, and Chandler with a handler for each low-level runtime."""
+
+    def __init__(self, release: Release, place: str, node: Node) -> None:
+        self.node = node
+        self.docker = Docker(release, os.path.join(place, "docker"))
+        self.installation = Installation(os.path.join(place, "installed"))
+        self.low = {handler: found for handler, label in LOW.items() if not (found := runtimes.named(label)).missing}
+        self.configure()
+        with open(self.docker.config, "w", encoding="utf-8") as file:
+            ours = {handler: {"path": self.installation.program(handler)} for handler in self.low}
+            direct = {f"{found.kind}-direct": {"path": found.path} for found in self.low.values()}
+            json.dump({"runtimes": {**ours, **direct},
+                       "features": {"cdi": True}, "cdi-spec-dirs": [node.cdi]}, file)
+        self.docker.start()
+
+    def configure(self, more: str = "") -> None:
+        self.installation.configure([found.path for found in self.low.values()], [self.node.cdi],
+                                    f'[gpu]\nallocator = "leases"\n{more}', engine="docker")
+        self.installation.refresh()
+
+    def leases(self) -> dict[str, list[str]]:
+        """Container to devices."""
+        done = subprocess.run([self.installation.program("chandler"), "leases", "--format", "json"], check=True, stdin=subprocess.DEVNULL,
+                              capture_output=True, env={})
+        return {lease["id"]: lease["names"] for lease in json.loads(done.stdout)}
+
+    def left(self) -> list[str]:
+        """What runtimes and shims have of any container (crun's own files begin with a dot)."""
+        return [name for directory in (self.docker.root, self.docker.tasks) if os.path.isdir(directory) for name in os.listdir(directory)
+                if not name.startswith(".")]
+
+
+@pytest.fixture(scope="module", params=RELEASES, ids=lambda release: release.label)
+def scene(request: pytest.FixtureRequest, lab: str, node: Node) -> Iterator[Scene]:
+    if request.param.missing:
+        pytest.skip(request.param.missing)
+    place = tempfile.mkdtemp(dir=lab)
+    os.chmod(place, 0o755)
+    made = Scene(request.param, place, node)
+    yield made
+    made.docker.stop()
+    cgroups.end(place)
+    shutil.rmtree(place, ignore_errors=True)
+
+
+@pytest.fixture
+def docker(scene: Scene) -> Iterator[Docker]:
+    scene.configure()
+    yield scene.docker
+    scene.docker.clean()
+
+
+@pytest.fixture(params=sorted(LOW))
+def handler(request: pytest.FixtureRequest) -> str:
+    missing = runtimes.named(LOW[request.param]).missing
+    if missing:
+        pytest.skip(missing)
+    return str(request.param)
+
+
+def ask(**document: Any) -> dict[str, str]:
+    return {PREFIX + "service": json.dumps(document)}
+
+
+def test_a_container_s_life(scene: Scene, docker: Docker, handler: str) -> None:
+    """Its own process has what it asked for, what exec starts opens the GPU and no other, and an update changes nothing about that."""
+    asked = ask(resources={"gpu": {"count": 2}, "memory": "64Mi", "pids_limit": 64}, env={"EPOCHS": "3"})
+    container = docker.run(handler, "--detach", annotations=asked, command=["sh", "-c", "env; sleep 3600"]).stdout.strip()
+    assert scene.leases() == {container: [f"{KIND}=0", f"{KIND}=1"]}
+    assert {"EPOCHS=3", "CUDA_VISIBLE_DEVICES=0,1"} <= set(docker.cli("logs", container).stdout.splitlines())
+    pid = docker.inspect(container)["State"]["Pid"]
+    third = scene.node.gpus[2]
+
+    def opened() -> None:
+        for gpu in scene.node.gpus[:2]:
+            docker.cli("exec", container, "sh", "-c", f"exec 3<{gpu.inside}")
+        other = docker.cli("exec", container, "sh", "-c", f"test -e /tmp/g || mknod /tmp/g c {third.major} {third.minor}; exec 3</tmp/g", check=False)
+        assert other.returncode and "not permitted" in other.stderr
+
+    opened()
+    assert cgroups.limit("memory", "memory.limit_in_bytes", "memory.max", pid) == 64 << 20
+    assert cgroups.limit("pids", "pids.max", "pids.max", pid) == 64
+    docker.cli("update", "--memory=128m", "--memory-swap=256m", "--cpus=0.5", container)
+    assert cgroups.limit("memory", "memory.limit_in_bytes", "memory.max", pid) == 128 << 20
+    opened()
+    docker.cli("pause", container)
+    docker.cli("unpause", container)
+    opened()
+    docker.cli("stop", "--time=0", container)
+    assert scene.leases() == {}
+    # it takes what is free when it starts again
+    docker.cli("start", container)
+    assert scene.leases() == {container: [f"{KIND}=0", f"{KIND}=1"]}
+    opened()
+    docker.cli("rm", "--force", container)
+    assert scene.leases() == {} and scene.left() == []
+
+
+def test_without_a_request_nothing_is_touched(scene: Scene, docker: Docker, handler: str) -> None:
+    """config.json is what docker's own runc gets, but for names that are each container's own."""
+    seen = []
+    for runtime in (handler, "runc"):
+        container = docker.run(runtime, "--detach", "--hostname=h", "--annotation=example.com/note=chandler").stdout.strip()
+        bundle = os.path.join(docker.tasks, container)
+        assert not [name for name in os.listdir(bundle) if "chandler" in name]
+        with open(os.path.join(bundle, "config.json"), encoding="utf-8") as file:
+            text = file.read().replace(container, "ID")
+        config = json.loads(text)
+        config["root"].pop("path")  # a layer of its own
+        seen.append(config)
+    assert seen[0] == seen[1]
+    assert scene.leases() == {}
+
+
+def test_a_refused_container(scene: Scene, docker: Docker, handler: str) -> None:
+    """One sentence for who typed the command, nothing left of it, and it starts once what it asks for is free."""
+    first = docker.run(handler, "--detach", annotations={PREFIX + "resources.gpu.count": "1"}).stdout.strip()
+    before = scene.left()
+    second = docker.run(handler, "--detach", "--name=second", annotations={PREFIX + "resources.gpu.count": "8"}, check=False)
+    said = f"annotation {PREFIX}resources.gpu.count: resources.gpu asks for 8 devices of {KIND}; 7 of 8 are free: {first} holds {KIND}=0 since "
+    assert second.returncode == 125 and said in second.stderr and "retrieve OCI runtime error" not in second.stderr
+    assert said in docker.inspect("second")["State"]["Error"]
+    assert scene.left() == before and list(scene.leases()) == [first]
+    docker.cli("kill", first)
+    docker.cli("wait", first)
+    docker.cli("start", "second")
+    assert list(scene.leases()) == [docker.inspect("second")["Id"]]
+
+
+@pytest.mark.parametrize(("annotation", "said"), [
+    ("resources.gpu.cound=1", "unknown key 'resources.gpu.cound'"), ("resources.memory=lots", "resources.memory"),
+    ("service={", "chandler.oci/service"), ("privileged=true", "privileged"),
+    ("resources.gpu.devices=nvidia.com/gpu=99", "unresolvable CDI devices nvidia.com/gpu=99"),
+])
+def test_what_is_wrong_is_said(scene: Scene, docker: Docker, annotation: str, said: str) -> None:
+    done = docker.run("chandler-runc", "--rm", f"--annotation={PREFIX}{annotation}", check=False)
+    assert done.returncode == 125 and said in done.stderr and scene.left() == [] and scene.leases() == {}
+
+
+def test_docker_gives_no_names(scene: Scene, docker: Docker) -> None:
+    """A caller of docker sets any annotation: Kubernetes' own are no identity here, neither for a rule nor for the kind of a container."""
+    scene.configure('[policy]\nallow = ["gpu"]\n[[policy.rule]]\nname = "prod"\nmatch = {namespace = ["prod"]}\nallow = ["gpu", "env"]\n')
+    forged = {"io.kubernetes.cri.container-type": "container", "io.kubernetes.cri.sandbox-namespace": "prod", "io.kubernetes.cri.container-name": "main",
+              "io.kubernetes.cri-o.ContainerType": "container", "io.kubernetes.pod.namespace": "prod"}
+    done = docker.run("chandler-runc", "--rm", annotations={**forged, **ask(env={"A": "b"})}, command=["env"], check=False)
+    assert done.returncode == 125 and "policy" in done.stderr and "'env'" in done.stderr
+    forged["io.kubernetes.cri.container-type"] = "sandbox"
+    done = docker.run("chandler-runc", "--rm", annotations={**forged, **ask(resources={"gpu": {"count": 1}})}, command=["env"])
+    assert "CUDA_VISIBLE_DEVICES=0" in done.stdout
+
+
+@pytest.mark.parametrize("way", ["device", "cdi"])
+def test_a_gpu_from_docker_itself_beside_a_request(scene: Scene, docker: Docker, way: str) -> None:
+    """Under leases a GPU that docker hands out is nobody's: both ways at once are refused, in a sentence that says which GPU."""
+    gpu = scene.node.gpus[3]
+    option = f"--device={gpu.host}:{gpu.inside}" if way == "device" else f"--device={KIND}=3"
+    alone = docker.run("chandler-runc", "--rm", option, command=["sh", "-c", f"exec 3<{gpu.inside}"], check=False)
+    assert alone.returncode == 0, alone.stderr
+    done = docker.run("chandler-runc", "--rm", option, annotations={PREFIX + "resources.gpu.count": "1"}, check=False)
+    assert done.returncode == 125 and f"config.json has a GPU already, {gpu.inside}, from the engine" in done.stderr
+    assert scene.leases() == {} and scene.left() == []
+
+
+def test_what_the_runtimes_can_do_is_told_through_us(scene: Scene, docker: Docker, handler: str) -> None:
+    """dockerd asks each runtime at its start, and shows the answer."""
+    through_us, direct = (docker.info()["Runtimes"][name].get("status") for name in (handler, handler.removeprefix("chandler-") + "-direct"))
+    assert (through_us is None) == (direct is None)
+    for key in direct or ():
+        assert unordered(json.loads(through_us[key])) == unordered(json.loads(direct[key]))  # youki's lists have no order
+
+
+def unordered(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: unordered(item) for key, item in value.items()}
+    return sorted(map(repr, value)) if isinstance(value, list) else value
+
+
+def test_a_daemon_that_ends_takes_its_containers_along(scene: Scene, docker: Docker) -> None:
+    container = docker.run("chandler-runc", "--detach", "--stop-signal=KILL", annotations={PREFIX + "resources.gpu.count": "1"}).stdout.strip()
+    pid = docker.inspect(container)["State"]["Pid"]
+    assert list(scene.leases()) == [container]
+    docker.stop()
+    docker.start()
+    assert not os.path.exists(f"/proc/{pid}") and scene.leases() == {}
+    docker.cli("start", container)
+    assert list(scene.leases()) == [container]
