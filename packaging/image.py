@@ -18,7 +18,7 @@ import subprocess
 import sys
 from typing import Any, List, Tuple
 
-ENTRY = "shim.runtime"
+ENTRIES = "shim.runtime, shim.ledger"  # the latter where leases are kept, as nodes do where nothing else is said
 
 # Runs in start.py, with the names that it has there.
 _LOAD = """
@@ -36,12 +36,12 @@ if magic == _frozen_importlib_external.MAGIC_NUMBER:
 
 
 def modules(directory: str) -> List[str]:
-    """The modules of ours that importing ENTRY imports, each after those that it needs itself."""
-    program = f"import sys; sys.path.insert(0, {directory!r}); import {ENTRY}"
+    """The modules of ours that importing ENTRIES imports, each after those that it needs itself."""
+    program = f"import sys; sys.path.insert(0, {directory!r}); import {ENTRIES}"
     done = subprocess.run([sys.executable, "-I", "-S", "-B", "-X", "importtime", "-c", program], check=True,
                           stdin=subprocess.DEVNULL, capture_output=True, text=True)
     names = [line.rpartition("|")[2].strip() for line in done.stderr.splitlines()]
-    return [name for name in names if name.partition(".")[0] == ENTRY.partition(".")[0]]
+    return [name for name in names if name.partition(".")[0] == ENTRIES.partition(".")[0]]
 
 
 class _Bare(ast.NodeTransformer):

@@ -186,7 +186,7 @@ KEYS: Dict[str, Tuple[Callable[[Any], bool], str, Any]] = {
     "require-grant": (_boolean, "true or false", False),
     "cdi.spec-dirs": (_paths, "a list of absolute paths", ["/etc/cdi", "/var/run/cdi"]),
     "cdi.annotations": (_boolean, "true or false", False),
-    "gpu.allocator": (_one_of("fixed", "leases", "none"), "fixed, leases or none", "fixed"),
+    "gpu.allocator": (_one_of("leases", "fixed", "none"), "leases, fixed or none", "leases"),
     "cdi.generate": (_vendors, "a list of " + ", ".join(_VENDORS), []),
     "cdi.generate-dir": (_path_or_none, 'an absolute path or ""', ""),
     "cdi.hook": (_path_or_none, 'an absolute path or ""', ""),

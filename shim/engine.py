@@ -28,15 +28,75 @@ class Plan:
 
     __slots__ = ("request", "names", "keys", "edits", "by_cdi", "beside", "sharing")
 
-    def __init__(self, request: _request.Request, grant: gpu.Grant, edits: Edits, beside: Tuple[Edits, ...],
-                 sharing: Optional[Sharing] = None) -> None:
+    def __init__(self, request: _request.Request, grant: gpu.Grant, before: Tuple[Edits, ...], after: Tuple[Edits, ...],
+                 sharing: Optional[Sharing]) -> None:
         self.request = request
         self.names = grant.names
         self.keys = grant.keys
-        self.edits = edits
+        self.edits = merge(*before, grant.edits, *after)
         self.by_cdi = grant.by_cdi
-        self.beside = beside
+        self.beside = (*before, grant.beside, *after)
         self.sharing = sharing
+
+    def complete(self) -> Plan:
+        """With what only the host can say of its edits.  Raises HostError."""
+        self.edits = host.complete(self.edits)
+        host.check_paths(self.edits)
+        return self
+
+
+class Wanted:
+    """What a container asks for, checked against the policy, with all that is to be had without knowing its devices.
+
+    `take` chooses these, and is quick: it runs while others wait for the ledger.  Secrets, names that the image has to
+    tell, and paths of the host are asked for before and after.
+    """
+
+    __slots__ = ("request", "_gpu", "_document", "_engine_names", "_inventory", "_config", "_share", "_before", "_training")
+
+    def __init__(self, request: _request.Request, document: Dict[str, Any], engine_names: List[str], inventory: Inventory,
+                 config: Dict[str, Any], known: Mapping[str, Any], leased: bool) -> None:
+        self.request = request
+        self._gpu = request.gpu
+        self._document = document
+        self._engine_names = engine_names
+        self._inventory = inventory
+        self._config = config
+        self._share: Optional[Sharing] = None
+        if request.gpu is not None and not _request.SHARING.isdisjoint(request.gpu):
+            from shim import sharing
+            self._share = sharing.wished(request.gpu, document, config, request.source, leased)
+        if request.gpu is not None and "restored" in known:
+            self._gpu = gpu.again(request.gpu, known["restored"], engine_names)
+        if request.rare:
+            own, more = _rare(request, document, inventory, config, known)
+        else:
+            own, more = Edits([(ENV, variable, value, request.source) for variable, value in request.env.items()]), EMPTY
+        self._before = own, more, resources.edits(request.resources, document, request.source)
+        self._training = EMPTY
+        if request.gpu and "distributed" in request.gpu:
+            from shim import training
+            self._training = training.edits(request.gpu["distributed"], {**oci.environment(document), **request.env}, request.source,
+                                            known.get("master", ""))
+
+    def take(self, held: Optional[List[Lease]]) -> Plan:
+        """The plan, not complete, with devices that are free in the eyes of `held`, the leases of others; None where nobody
+        keeps leases.  Raises ChandlerError: LeaseError when devices are short."""
+        wish = self.request
+        share = self._share
+        others = held if share is None or not held else share.seen(held)
+        try:
+            grant = gpu.grant(self._gpu, self._engine_names, self._inventory, wish.source, host.look_at_gpu, others)
+        except errors.CdiError as error:
+            raise error.within(wish.source) from None
+        if held is not None and grant.names:
+            _check_engine_devices(self._document, grant, self._inventory, wish.source)
+        policy.check_devices(wish, grant.names, len(grant.keys), self._config)
+        if share is not None:
+            from shim import nvtools
+            share.place(grant, self._inventory, nvtools.uuid_of)
+        mark = Edits([(ANNOTATION, self._config["annotation-prefix"] + _request.MARK, ",".join(grant.names), "for people to read")])
+        return Plan(wish, grant, self._before, (self._training, mark), share)
 
 
 def needles(config: Dict[str, Any]) -> List[bytes]:
@@ -55,12 +115,19 @@ def mark(config: Dict[str, Any]) -> bytes:
 def plan(document: Dict[str, Any], inventory: Inventory, container: str = "",
          held: Optional[List[Lease]] = None, wish: Optional[_request.Request] = None,
          known: Optional[Mapping[str, Any]] = None) -> Optional[Plan]:
-    """The plan for a container, or None when nothing is asked for.  Raises ChandlerError; changes nothing.
+    """`want`, its devices taken in the eyes of `held`, completed."""
+    wanted = want(document, inventory, container, wish, known, held is not None)
+    return None if wanted is None else wanted.take(held).complete()
 
-    `container`: its name in its pod, from a front end that need not look for it in annotations.  `held`: the leases
-    that others have, None where nobody keeps leases.  `wish`: the request, from a front end that has it already;
-    annotations then say nothing.  `known`: what the front end knows for certain, of id, bundle (its directory), handler,
-    namespace, pod, image, volumes (directories by name), scope and seconds (of and for secrets).
+
+def want(document: Dict[str, Any], inventory: Inventory, container: str = "", wish: Optional[_request.Request] = None,
+         known: Optional[Mapping[str, Any]] = None, leased: bool = False) -> Optional[Wanted]:
+    """What a container asks for, or None when that is nothing.  Raises ChandlerError; changes nothing.
+
+    `container`: its name in its pod, from a front end that need not look for it in annotations.  `leased`: whether
+    leases are kept here.  `wish`: the request, from a front end that has it already; annotations then say nothing.
+    `known`: what the front end knows for certain, of id, bundle (its directory), handler, namespace, pod, image, volumes
+    (directories by name), scope and seconds (of and for secrets), restored (the devices that the container had).
     """
     config = inventory.config
     prefix = config["annotation-prefix"]
@@ -85,37 +152,7 @@ def plan(document: Dict[str, Any], inventory: Inventory, container: str = "",
     if config["policy.rule"]:
         config = _ruled(config, document, container, known or {})
     policy.check(wish, document, config, engine_names)
-    share: Optional[Sharing] = None
-    others = held
-    if wish.gpu is not None and not _request.SHARING.isdisjoint(wish.gpu):
-        from shim import sharing
-        share = sharing.wished(wish.gpu, document, config, wish.source, held is not None)
-        if share is not None and held:
-            others = share.seen(held)
-    try:
-        grant = gpu.grant(wish.gpu, engine_names, inventory, wish.source, host.look_at_gpu, others)
-    except errors.CdiError as error:
-        raise error.within(wish.source) from None
-    if held is not None and grant.names:
-        _check_engine_devices(document, grant, inventory, wish.source)
-    policy.check_devices(wish, grant.names, len(grant.keys), config)
-    if share is not None:
-        from shim import nvtools
-        share.place(grant, inventory, nvtools.uuid_of)
-    if wish.rare:
-        own, more = _rare(wish, document, inventory, config, known or {})
-    else:
-        own, more = Edits([(ENV, variable, value, wish.source) for variable, value in wish.env.items()]), EMPTY
-    limits = resources.edits(wish.resources, document, wish.source)
-    training = EMPTY
-    if wish.gpu and "distributed" in wish.gpu:
-        from shim import training as _training
-        training = _training.edits(wish.gpu["distributed"], {**oci.environment(document), **wish.env}, wish.source,
-                                   (known or {}).get("master", ""))
-    mark = Edits([(ANNOTATION, prefix + _request.MARK, ",".join(grant.names), "for people to read")])
-    edits = host.complete(merge(own, more, limits, grant.edits, training, mark))
-    host.check_paths(edits)
-    return Plan(wish, grant, edits, (own, more, limits, grant.beside, training, mark), share)
+    return Wanted(wish, document, engine_names, inventory, config, known or {}, leased)
 
 
 def _ruled(config: Dict[str, Any], document: Dict[str, Any], container: str, known: Mapping[str, Any]) -> Dict[str, Any]:

@@ -95,6 +95,16 @@ def grant(wish: Optional[Dict[str, Any]], engine_names: List[str], inventory: In
     return found if nodes is None else found.joined(nodes)
 
 
+def again(wish: Dict[str, Any], names: List[str], engine_names: List[str]) -> Dict[str, Any]:
+    """The request of a container that is restored: for the devices that it had, of which the engine brings some itself."""
+    own = [name for name in names if name not in engine_names]
+    if not own:
+        return wish
+    kind = VENDORS[vendor][0] if (vendor := wish.get("vendor", DEFAULT_VENDOR)) in VENDORS else vendor
+    return {**{key: value for key, value in wish.items() if key not in ("count", "prefer")},
+            "devices": [name.partition("=")[2] if name.partition("=")[0] == kind else name for name in own]}
+
+
 def _kind(vendor: str, source: str) -> str:
     if vendor in VENDORS:
         return VENDORS[vendor][0]

@@ -128,7 +128,10 @@ def _equip(path: str, stored: Inventory, place: Place, call: _args.Invocation, k
     keeper = _Keeper(state_dir, root, call.id, place.rootless)
     if config["gpu.allocator"] == "leases":
         keeper.keep_lease(binary)
-    known = {"id": call.id, "bundle": path.rpartition("/")[0] or ".", "handler": program.rpartition("/")[2]}
+    known: Dict[str, Any] = {"id": call.id, "bundle": path.rpartition("/")[0] or ".", "handler": program.rpartition("/")[2]}
+    before_it = grants.read(state_dir, root, call.id) if call.verb == "restore" else None
+    if before_it is not None:
+        known["restored"] = before_it["devices"]
     made = keeper.plan(source.value, stored, place, known)
     if made is None:
         return None
@@ -138,7 +141,7 @@ def _equip(path: str, stored: Inventory, place: Place, call: _args.Invocation, k
                                      "require-grant is set", "see that chandler-nri runs and is connected, then create the container anew")
         keeper.prepare(made)
         if call.verb == "restore":
-            _check_restored(made, grants.read(state_dir, root, call.id), call.id)
+            _check_restored(made, before_it, call.id)
         data = source.dumps(engine.equip(source.value, made, place.rootless))
         before, after = files.digest(bundle.engine), files.digest(data)
         record: Dict[str, Any] = {
@@ -183,17 +186,26 @@ class _Keeper:
         self.ledger = ledger.Ledger(self.state_dir, self.private)
         self.lease = ledger.oci_lease(self.container, self.root, binary, int(time.time()))
 
-    def plan(self, document: Dict[str, Any], stored: Inventory, place: Place, known: Dict[str, str]) -> Optional[engine.Plan]:
+    def plan(self, document: Dict[str, Any], stored: Inventory, place: Place, known: Dict[str, Any]) -> Optional[engine.Plan]:
         """The plan for the container, its devices leased where leases are kept."""
-        def plan(held: Any) -> Optional[engine.Plan]:
-            try:
-                return engine.plan(document, stored, held=held, known=known)
-            except inventory.Stale:  # the stored inventory lost a part while we read it
-                return engine.plan(document, _compiled(place, anew=True), held=held, known=known)
+        try:
+            return self._plan(document, stored, known)
+        except inventory.Stale:  # the stored inventory lost a part while we read it
+            return self._plan(document, _compiled(place, anew=True), known)
+
+    def _plan(self, document: Dict[str, Any], stored: Inventory, known: Dict[str, Any]) -> Optional[engine.Plan]:
+        wanted = engine.want(document, stored, known=known, leased=self.ledger is not None)
+        if wanted is None:
+            return None
         if self.ledger is None:
-            return plan(None)
-        made: Optional[engine.Plan] = self.ledger.allocate(self.lease, plan)
-        if made is not None and made.keys:
+            return wanted.take(None).complete()
+        made: engine.Plan = self.ledger.allocate(self.lease, wanted.take)
+        try:
+            made.complete()
+        except BaseException:
+            self.undo()
+            raise
+        if made.keys:
             made.edits = merge(made.edits, self.ledger.hook(self.lease))
         return made
 

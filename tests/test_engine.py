@@ -184,6 +184,10 @@ def test_needles() -> None:
 
 # --- through the front end ------------------------------------------------------------------------------------
 
+# For tests that create one container again and again in one process, which stays.
+FIXED = '[gpu]\nallocator = "fixed"\n'
+
+
 class Ended(BaseException):
     """Where the runtime would have been started."""
 
@@ -269,6 +273,7 @@ def test_create(front: Front) -> None:
 
 
 def test_the_front_end_and_the_engine_agree(front: Front) -> None:
+    front.node.configure("", FIXED)
     asked = service({"resources": {"gpu": {"devices": ["GPU-3"]}, "cpu": "1.5"}, "env": {"Ä": "\u2028"}})
     front.write(asked)
     front.create()
@@ -276,6 +281,7 @@ def test_the_front_end_and_the_engine_agree(front: Front) -> None:
 
 
 def test_ten_creates_give_exactly_what_each_asks_for(front: Front) -> None:
+    front.node.configure("", FIXED)
     front.write(service({"resources": {"gpu": {"count": 1}}}))
     for n in range(10):
         front.create()
@@ -284,6 +290,7 @@ def test_ten_creates_give_exactly_what_each_asks_for(front: Front) -> None:
 
 
 def test_creates_from_our_own_result_are_alike(front: Front) -> None:
+    front.node.configure("", FIXED)
     front.write(service({"resources": {"gpu": {"count": 2}}}))
     front.create()
     first = front.config.read_bytes()
@@ -332,7 +339,7 @@ def test_a_second_refused_create_keeps_the_first(front: Front) -> None:
     front.create()
     grant = front.grant()
     front.started = []
-    front.node.configure("", '[policy]\ndeny = ["gpu"]')
+    front.node.configure("", FIXED + '[policy]\ndeny = ["gpu"]')
     assert "deny" in front.refused()
     assert front.grant() == grant
 
@@ -344,6 +351,15 @@ def test_a_runtime_that_does_not_start(front: Front) -> None:
         front._main("c")
     assert "cannot be started: Exec format error" in front.log.read_text()
     assert front.config.read_bytes() == before, "the engine's own is put back"
+
+
+def test_a_name_that_holds_a_lease_is_not_created_again(front: Front) -> None:
+    front.write(service({"resources": {"gpu": {}}}))
+    front.create()
+    grant = front.grant()
+    front.started = []
+    assert f"a container of this name is there already: c holds {NVIDIA}=0 since" in front.refused()
+    assert front.grant() == grant
 
 
 def test_no_grant_no_container(front: Front) -> None:
@@ -370,7 +386,7 @@ def test_one_line_for_each_edited_create(front: Front) -> None:
     record = json.loads(line)
     assert (record["container"], record["devices"], record["source"]) == ("id-1", [f"{NVIDIA}=0", f"{NVIDIA}=1"], f"annotation {P}service")
     assert record["runtime"].endswith("/bin/runc") and record["after"] == files.digest(front.config.read_bytes())
-    assert record["edits"] == {"env": 3, "device": 3, "mount": 1, "hook": 1, "annotation": 1}
+    assert record["edits"] == {"env": 3, "device": 3, "mount": 1, "hook": 2, "annotation": 1}, "the lease's hook is one"
     assert type(record["ms"]) is int
 
 

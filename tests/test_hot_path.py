@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,11 +14,13 @@ REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PYTHON = "/usr/bin/python3" if os.path.exists("/usr/bin/python3") else sys.executable
 
 # What a bare interpreter has loaded is free; beyond that a create loads these of the standard library, all written in C,
-OTHERS = {"_json", "_blake2", "_signal", "errno", "gc", "marshal", "posix", "time", "zlib"}
+OTHERS = {"_json", "_blake2", "_signal", "errno", "fcntl", "gc", "marshal", "posix", "time", "zlib"}
 # and these of ours.  A new one costs every container on every node: think first.
 OURS = {"shim", "shim.args", "shim.cdi", "shim.cdi.names", "shim.cdi.resolve", "shim.configjson", "shim.edits", "shim.engine",
         "shim.errors", "shim.files", "shim.gpu", "shim.grants", "shim.host", "shim.identity", "shim.inventory", "shim.jsontext",
         "shim.oci", "shim.paths", "shim.policy", "shim.quantity", "shim.request", "shim.resources", "shim.runtime", "shim.runtimes"}
+# Where leases are kept; the image has them in any case, since that is the default.
+LEASES = {"shim.leases", "shim.ledger", "shim.lock"}
 
 REPORT = """
 import sys
@@ -70,7 +73,10 @@ def loaded(start: Path, bundle: Path) -> set[str]:
     return set(eval(done.stdout))
 
 
-def test_a_warm_create_loads_nothing_else(installed: Path, bundle: Path) -> None:
+@pytest.mark.parametrize("allocator", ["leases", "fixed"])
+def test_a_warm_create_loads_nothing_else(installed: Path, bundle: Path, allocator: str) -> None:
+    with open(installed / "etc/chandler/config.toml", "a", encoding="ascii") as file:
+        file.write(f'[gpu]\nallocator = "{allocator}"\n')
     original = (bundle / "config.json").read_bytes()
     start = installed / "usr/lib/chandler/start.py"
     (image,) = (installed / "usr/lib/chandler").glob("create-*.image")
@@ -82,17 +88,19 @@ def test_a_warm_create_loads_nothing_else(installed: Path, bundle: Path) -> None
             path.unlink()
         (bundle / "config.json").write_bytes(original)
         loaded(start, bundle)  # compiles the inventory
-        (bundle / "config.json").unlink()
+        for path in ((installed / "state/leases"), (bundle / "config.json")):
+            path.unlink(missing_ok=True)
         (bundle / "config.json").write_bytes(original)
         names = loaded(start, bundle)
-        assert {name for name in names if name.startswith("shim")} == OURS
+        assert {name for name in names if name.startswith("shim")} == OURS | (LEASES if with_image or allocator == "leases" else set())
         # __future__ is what an image does without
         assert {name for name in names if not name.startswith("shim")} <= OTHERS | (set() if with_image else {"__future__", "zipimport"})
-        results.append((bundle / "config.json").read_bytes())
+        (installed / "state/leases").unlink(missing_ok=True)
+        results.append(re.sub(rb'"[0-9a-f]{24}"', b'"TOKEN"', (bundle / "config.json").read_bytes()))
     assert results[0] == results[1] != original, "with the image and without: the same result"
 
 
 def test_an_image_of_another_python_is_not_used(installed: Path, bundle: Path) -> None:
     (image,) = (installed / "usr/lib/chandler").glob("create-*.image")
     image.write_bytes(b"not an image")
-    assert OURS <= loaded(installed / "usr/lib/chandler/start.py", bundle)
+    assert OURS | LEASES <= loaded(installed / "usr/lib/chandler/start.py", bundle)

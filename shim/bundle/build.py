@@ -78,6 +78,7 @@ def build(service: deployment.Service, found: image.Image, options: Options, inv
     equip = _Equipment(trusting(inventory), place, service.source, known, options.hidden)
     config = equip.with_request(config, wish)
     if gpu and inventory.config["gpu.allocator"] == "leases":
+        equip.check(config, gpu)
         config["annotations"] = {f"{inventory.config['annotation-prefix']}service": jsontext.dumps(gpu).decode()}
         notes.append(f"{service.source}: GPUs are chosen when chandler-runtime creates the container")
     else:
@@ -120,6 +121,10 @@ class _Equipment(NamedTuple):
     source: str
     known: Mapping[str, Any]
     hidden: bool
+
+    def check(self, config: Dict[str, Any], wish: Dict[str, Any]) -> None:
+        """Whether this node has the devices that a request is for, whoever holds them.  Raises ChandlerError."""
+        engine.plan(config, self.inventory, held=[], wish=request.Request(wish, self.source), known=self.known)
 
     def with_request(self, config: Dict[str, Any], wish: Dict[str, Any]) -> Dict[str, Any]:
         """A configuration with what a request asks for."""

@@ -29,9 +29,14 @@ def host(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cgroups, "survey", lambda tree=None: SURVEY)
 
 
+def fixed(text: bytes | None = None, **more: Any) -> Inventory:
+    """A node that keeps no leases: GPUs are resolved when a bundle is built."""
+    return served.inventory(text, gpu__allocator="fixed", **more)
+
+
 def made(document: dict[str, Any], found: image.Image | None = None, inventory: Inventory | None = None, id: str = "web-1", **options: Any) -> build.Built:
     service = deployment.service(json.dumps({"version": "v1", "deployment": "test", "services": {"web": document}}), "d.yaml", "web")
-    built = build.build(service, found or image.Image(), build.Options(id, **options), inventory or served.inventory(), Place({}))
+    built = build.build(service, found or image.Image(), build.Options(id, **options), inventory or fixed(), Place({}))
     ocischema.check(built.config)
     json.dumps(built.config)
     return built
@@ -278,12 +283,18 @@ def test_an_image_begins_in_no_descriptor_of_the_host() -> None:
 
 def test_with_leases_a_bundle_holds_no_gpu() -> None:
     """The request stays an annotation, in the form that the wrapper reads; everything else is done."""
-    built = made({"env": {"A": "b"}, "resources": {"cpu": 1, "gpu": {"count": 2, "distributed": {"rank": 0}}}}, inventory=served.inventory(gpu__allocator="leases"))
+    built = made({"env": {"A": "b"}, "resources": {"cpu": 1, "gpu": {"count": 2, "distributed": {"rank": 0}}}}, inventory=served.inventory())
     assert json.loads(built.config["annotations"]["chandler.oci/service"]) == {
         "resources": {"gpu": {"count": 2, "distributed": {"rank": 0, "master_addr": "web"}}}}
     assert "devices" not in built.config["linux"] and env(built.config)["A"] == "b" and "NVIDIA_VISIBLE_DEVICES" not in env(built.config)
     assert built.config["linux"]["resources"]["cpu"]["quota"] == 100000
     assert built.notes == ["d.yaml: service web: GPUs are chosen when chandler-runtime creates the container"]
+
+
+@pytest.mark.parametrize("gpu", [{"count": 9}, {"devices": ["99"]}, {"vendor": "apple"}, {"sharing": "mps"}])
+def test_with_leases_what_no_create_could_have_is_refused_at_once(gpu: dict[str, Any]) -> None:
+    with pytest.raises(ChandlerError, match="9 devices|99|apple|runs no MPS"):
+        made({"resources": {"gpu": gpu}}, inventory=served.inventory())
 
 
 def cdi(*names: str) -> bytes:
@@ -295,22 +306,22 @@ def cdi(*names: str) -> bytes:
 
 
 def test_what_a_cdi_file_brings() -> None:
-    found = config({"resources": {"gpu": {"count": 1, "vendor": "nvidia"}}}, inventory=served.inventory(cdi("0")))
+    found = config({"resources": {"gpu": {"count": 1, "vendor": "nvidia"}}}, inventory=fixed(cdi("0")))
     assert at(found, "device /dev/nvidia0")["major"] == 195 and env(found)["NVIDIA_VISIBLE_DEVICES"] == "0"
     assert found["hooks"]["createContainer"] == [{"path": "/bin/true", "args": ["true", "prestart"], "env": found["hooks"]["createContainer"][0]["env"]}]
     assert at(found, "mount /usr/lib/driver")["source"] == "/etc" and found["mounts"][-1]["destination"] == "/usr/lib/driver"
 
 
 def test_two_devices_bring_the_file_s_own_edits_once() -> None:
-    found = config({"resources": {"gpu": {"count": 2}}}, inventory=served.inventory(cdi("0", "1")))
+    found = config({"resources": {"gpu": {"count": 2}}}, inventory=fixed(cdi("0", "1")))
     assert at(found, "device /dev/nvidia0") and at(found, "device /dev/nvidia1") and len(found["hooks"]["createContainer"]) == 1
     with pytest.raises(ChandlerError, match="asks for 2 devices of nvidia.com/gpu; this node has 1"):
-        made({"resources": {"gpu": {"count": 2}}}, inventory=served.inventory(cdi("0")))
+        made({"resources": {"gpu": {"count": 2}}}, inventory=fixed(cdi("0")))
 
 
 def test_without_a_cdi_file_and_without_a_fallback_there_is_no_gpu() -> None:
     with pytest.raises(ChandlerError, match="nvidia.com/gpu"):
-        made({"resources": {"gpu": {}}}, inventory=served.inventory(b'{"cdiVersion": "0.6.0", "kind": "other.com/x", "devices": [{"name": "0", "containerEdits": {"env": ["A=b"]}}]}',
+        made({"resources": {"gpu": {}}}, inventory=fixed(b'{"cdiVersion": "0.6.0", "kind": "other.com/x", "devices": [{"name": "0", "containerEdits": {"env": ["A=b"]}}]}',
                                                                     gpu__fallback="off"))
 
 
@@ -322,13 +333,13 @@ def test_mps(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     monkeypatch.setattr(mps, "check_external", lambda share: asked.append(share.uid))
     found = config({"user": "7:8", "resources": {"gpu": {"sharing": "mps", "mps_pipe_dir": "/run/mps", "mps_log_dir": "/var/log", "mps_active_thread_percentage": 30}}},
-                   inventory=served.inventory(gpu__mps="external"))
+                   inventory=fixed(gpu__mps="external"))
     assert asked == [7], "the server would be the container's user's"
     assert at(found, "mount /tmp/nvidia-mps")["source"] == "/run/mps" and at(found, "mount /var/log")["source"] == "/var/log"
     assert {name: value for name, value in env(found).items() if name.startswith("CUDA_MPS")} == {
         "CUDA_MPS_PIPE_DIRECTORY": "/tmp/nvidia-mps", "CUDA_MPS_LOG_DIRECTORY": "/var/log", "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE": "30"}
     with pytest.raises(ChandlerError, match="leases"):
-        made({"resources": {"gpu": {"sharing": "mps"}}}, inventory=served.inventory(gpu__mps="managed"))
+        made({"resources": {"gpu": {"sharing": "mps"}}}, inventory=fixed(gpu__mps="managed"))
 
 
 def test_a_time_slicing_file(tmp_path: Path) -> None:
@@ -341,10 +352,10 @@ def test_a_time_slicing_file(tmp_path: Path) -> None:
 
 
 def test_the_policy_s_allow_lists_are_for_annotations_and_its_deny_is_for_all() -> None:
-    strict = served.inventory(policy__allow=[], policy__max_gpus=0)
+    strict = fixed(policy__allow=[], policy__max_gpus=0)
     assert at(config({"privileged": True, "resources": {"gpu": {"count": 2}}}, inventory=strict), "rule c *:*") is None
     with pytest.raises(ChandlerError, match="refused by 'gpu'"):
-        made({"resources": {"gpu": {}}}, inventory=served.inventory(policy__deny=["gpu"]))
+        made({"resources": {"gpu": {}}}, inventory=fixed(policy__deny=["gpu"]))
 
 
 def test_the_root_file_system_is_named_by_its_real_path(tmp_path: Path) -> None:

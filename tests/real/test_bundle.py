@@ -113,8 +113,11 @@ def test_a_privileged_one(ship: Ship, direct: Engine) -> None:
 
 
 @pytest.mark.parametrize("runtime", ONCE, indirect=True)
-def test_gpus_of_the_node(ship: Ship, direct: Engine, node: Node) -> None:
+def test_gpus_of_the_node(runtime: Runtime, direct: Engine, node: Node, place: str) -> None:
     """Without leases the bundle is complete: any runtime can run it."""
+    installation = Installation(os.path.join(place, "installed"))
+    installation.configure([runtime.path], [node.cdi], '[gpu]\nallocator = "fixed"\n')
+    ship = Ship(place, installation, runtime.wrap)
     ship.write(resources={"gpu": {"count": 2}}, command={"args": ["sh", "-c", "ls /dev; for n in 0 1; do echo <>/dev/nvidia$n && echo opened; done; env"]})
     seen = direct.run(ship.create("b"), bundle.GROUPS + "c4").stdout.splitlines()
     assert {"nvidia0", "nvidia1", "nvidiactl"} <= set(seen) and "nvidia2" not in seen

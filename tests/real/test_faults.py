@@ -23,7 +23,8 @@ ASKED = bundle.request(resources={"gpu": {"count": 2}}, env={"A": "b"})
 
 
 class Bench:
-    """Chandler over a runtime that notes its arguments and succeeds, and a bundle with a request."""
+    """Chandler over a runtime that notes its arguments and succeeds, and a bundle with a request; leases, which are another
+    module's matter, would make every config.json differ in a token."""
 
     def __init__(self, installation: Installation, node: Node, place: str) -> None:
         self.place = place
@@ -32,7 +33,7 @@ class Bench:
         with open(runtime, "w", encoding="utf-8") as script:
             script.write(f'#!/bin/sh\necho "$@" >> {self.note}\n')
         os.chmod(runtime, 0o755)
-        installation.configure([runtime], [node.cdi])
+        installation.configure([runtime], [node.cdi], '[gpu]\nallocator = "fixed"\n')
         self.engine = Engine([installation.program()], os.path.join(place, "root"))
         self.bundle = bundle.make(os.path.join(place, "b"), ["true"], ASKED)
         # Beside the bundle, since some tests make that read-only or full.

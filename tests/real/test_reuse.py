@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import re
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -43,7 +44,7 @@ def test_the_same_bundle_created_ten_times_as_it_was_left(chandler: Engine, plac
     original, results = made.bytes, set()
     for turn in range(10):
         chandler.create(made, "c1")
-        results.add(made.bytes)
+        results.add(re.sub(rb'"[0-9a-f]{24}"', b'"the token of the lease"', made.bytes))
         assert gpus(made.config) == [gpu.inside for gpu in node.gpus[:2]]
         assert made.config["process"]["env"].count("A=b") == 1
         with open(made.path + ".chandler-original", "rb") as kept:
@@ -70,7 +71,7 @@ def test_two_hundred_creates_in_parallel(place: str, installation: Installation,
     runtime = runtimes.named("runc")
     if runtime.missing:
         pytest.skip(runtime.missing)
-    installation.configure([runtime.path], [node.cdi])
+    installation.configure([runtime.path], [node.cdi], '[gpu]\nallocator = "fixed"\n')  # all of them live at once
     installation.forget()
     engine = Engine([installation.program()], os.path.join(place, "root"))
     root = bundle.rootfs(os.path.join(place, "rootfs"))
