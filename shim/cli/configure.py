@@ -63,8 +63,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.restart and changes and plan.command and not arguments.dry_run:
         _restart(plan.command)
     if arguments.verify:
+        address = arguments.address or _address(arguments)
         prefix = compiler.read_config(place)[0]["annotation-prefix"]
-        print(verify.verify(arguments.engine, handlers[0][0], arguments.address, prefix, Programs(arguments.programs).find))
+        print(verify.verify(arguments.engine, handlers[0][0], address, prefix, Programs(arguments.programs).find))
     return 0
 
 
@@ -210,6 +211,17 @@ def _engine_key(arguments: argparse.Namespace, place: Place, plan: Plan) -> List
         plan.notes.append("without root, the key `engine` of the node's configuration stays as it is")
         return []
     return [Edit(own, TOML, [Setting(VALUE, ("engine",), arguments.engine)], own=True)]
+
+
+def _address(arguments: argparse.Namespace) -> str:
+    """The engine's socket; "" where its own program knows it."""
+    if arguments.engine == "containerd":
+        path = arguments.config or containerd.CONFIG
+        try:
+            return containerd.address(path, _text(path, files.read(path, store.LIMIT, follow=True)[0]))
+        except OSError:
+            return containerd.address(path, None)
+    return crio.SOCKET if arguments.engine == "crio" else ""
 
 
 def _restarted(wish: Wish) -> Tuple[str, ...]:

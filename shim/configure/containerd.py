@@ -15,6 +15,7 @@ from shim.configure.model import ELEMENT, TABLE, TEMPLATE, TOML, VALUE, Edit, Pl
 from shim.errors import ConfigError
 
 CONFIG = "/etc/containerd/config.toml"
+SOCKET, K3S_SOCKET = "/run/containerd/containerd.sock", "/run/k3s/containerd/containerd.sock"
 DROP_IN = "conf.d/99-chandler.toml"
 RUNC = "io.containerd.runc.v2"
 # Version of the file: its CRI plugin.
@@ -65,6 +66,15 @@ def command(path: str) -> Tuple[str, ...]:
     """What makes the engine of a configuration file read it anew."""
     service = "rke2-server" if RANCHER[1] in path else "k3s" if RANCHER[0] in path else "containerd"
     return ("systemctl", "restart", service)
+
+
+def address(path: str, text: Optional[str]) -> str:
+    """The socket of the engine of a configuration file."""
+    try:
+        named = lookup(tomledit.parse(text or ""), ("grpc", "address"))
+    except ConfigError:
+        named = None  # a template
+    return named if isinstance(named, str) and named else K3S_SOCKET if any(each in path for each in RANCHER) else SOCKET
 
 
 def places(wish: Wish, read: Read) -> List[str]:

@@ -14,6 +14,7 @@ from shim.configure.model import TABLE, TOML, VALUE, Edit, Plan, Read, Setting, 
 from shim.errors import ConfigError
 
 CONFIG = "/etc/crio/crio.conf"
+SOCKET = "/var/run/crio/crio.sock"
 DROP_IN = "99-chandler.conf"
 _OWN = ("runtime_path", "runtime_type", "runtime_config_path", "platform_runtime_paths", "default_annotations", "container_min_memory")
 

@@ -14,6 +14,7 @@ import tarfile
 import tempfile
 from typing import Callable, List, Tuple
 
+from shim.configure import cri
 from shim.errors import HostError
 
 PATIENCE = 120.0  # seconds for one call of an engine
@@ -33,7 +34,6 @@ def verify(engine: str, handler: str, address: str, prefix: str, find: Find) -> 
     elif engine == "docker":
         got = _docker(handler, annotation, address, find)
     else:
-        from shim.configure import cri
         got = cri.ask(engine, handler, address, annotation, mounts(), VARIABLE)
     if got != token:
         raise HostError(f"a container of the handler {handler} started, and its request did not arrive",
@@ -41,29 +41,22 @@ def verify(engine: str, handler: str, address: str, prefix: str, find: Find) -> 
     return f"verified: a container of {engine}'s handler {handler} got what it asked for"
 
 
-def mounts() -> List[str]:
-    """The directories of the host that hold its programs; links to them are not among them."""
-    return [f"/{name}" for name in _HOST if os.path.isdir(f"/{name}") and not os.path.islink(f"/{name}")]
-
-
-def links() -> List[Tuple[str, str]]:
-    """The links to them, with their targets."""
-    return [(name, os.readlink(f"/{name}")) for name in _HOST if os.path.islink(f"/{name}")]
+def mounts() -> List[Tuple[str, str]]:
+    """The directories of the host that hold its programs: where they are in the container, where they really are."""
+    return [(f"/{name}", os.path.realpath(f"/{name}")) for name in _HOST if os.path.isdir(f"/{name}")]
 
 
 def _podman(handler: str, annotation: Tuple[str, str], find: Find) -> str:
     podman = _program("podman", find)
     with tempfile.TemporaryDirectory(prefix="chandler-verify-") as directory:
         os.chmod(directory, 0o755)
-        for name, target in links():
-            os.symlink(target, os.path.join(directory, name))
         return _got(_call([podman, "run", *_options(handler, annotation), "--rootfs", directory, *_SAY]))
 
 
 def _docker(handler: str, annotation: Tuple[str, str], address: str, find: Find) -> str:
     docker = [_program("docker", find), *(["--host", f"unix://{address.replace('unix://', '', 1)}"] if address else [])]
     image = f"chandler-verify:{os.urandom(8).hex()}"
-    _call([*docker, "import", "-", image], _links_as_tar())
+    _call([*docker, "import", "-", image], _empty())
     try:
         return _got(_call([*docker, "run", *_options(handler, annotation), image, *_SAY]))
     finally:
@@ -71,22 +64,17 @@ def _docker(handler: str, annotation: Tuple[str, str], address: str, find: Find)
 
 
 def _options(handler: str, annotation: Tuple[str, str]) -> List[str]:
-    volumes = [word for path in mounts() for word in ("--volume", f"{path}:{path}:ro")]
+    volumes = [word for inside, outside in mounts() for word in ("--volume", f"{outside}:{inside}:ro")]
     return ["--rm", "--runtime", handler, "--network", "none", "--security-opt", "label=disable", "--annotation", "=".join(annotation), *volumes]
 
 
-def _links_as_tar() -> bytes:
-    """What an image needs besides mounts."""
+def _empty() -> bytes:
+    """An image's root directory with nothing in it to speak of, as a tar archive."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for name in ("dev", "proc", "sys"):
-            made = tarfile.TarInfo(name)
-            made.type, made.mode = tarfile.DIRTYPE, 0o755
-            tar.addfile(made)
-        for name, target in links():
-            link = tarfile.TarInfo(name)
-            link.type, link.linkname = tarfile.SYMTYPE, target
-            tar.addfile(link)
+        made = tarfile.TarInfo("proc")
+        made.type, made.mode = tarfile.DIRTYPE, 0o755
+        tar.addfile(made)
     return buffer.getvalue()
 
 
