@@ -50,6 +50,12 @@ def of_container(leases: List[Lease], owner: str, root: str, container: str) -> 
     return None
 
 
+def gives_way(lease: Lease, to: Lease) -> bool:
+    """Whether a lease is the NRI plugin's for the container that the wrapper now creates: the plugin's answer came too
+    late, or its edits did not reach the runtime, so that the wrapper does the work."""
+    return bool(lease["owner"] == "nri" and to["owner"] == "oci" and lease["id"] == to["id"])
+
+
 def words(lease: Lease) -> str:
     """Who holds what since when."""
     how = f" ({lease['mode']}{lease['words']})" if "mode" in lease else ""

@@ -76,18 +76,23 @@ class Ledger:
             raise self._failed(error) from None
 
     def _allocate(self, lease: Lease, plan: Callable[[List[Lease]], Optional[Plan]]) -> Optional[Plan]:
+        left: List[str] = []
         with Lock(self.path + ".lock"):
             present = self.read()
             own = leases.of_container(present, lease["owner"], lease.get("root", ""), lease["id"])
             if own is not None:
                 raise errors.LeaseError(f"a container of this name is there already: {leases.words(own)}", "delete it first")
-            made = plan(present)
+            others = [one for one in present if not leases.gives_way(one, lease)]
+            made = plan(others)
             if made is not None and made.keys:
                 lease["names"], lease["keys"] = made.names, made.keys
                 if made.sharing is not None:
                     lease.update(made.sharing.marks)
-                self._write([*present, lease])
-            return made
+                self._write([*others, lease])
+                left = [key for one in present if one not in others and "mode" in one for key in one["keys"]]
+        if left:
+            self.settle(left)
+        return made
 
     def release(self, tokens: Set[str]) -> int:
         """Ends the leases with these tokens; how many there were.  Raises HostError.

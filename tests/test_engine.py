@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from shim import compiler, engine, files, inventory, jsontext, paths, runtime
+from shim import compiler, engine, files, inventory, jsontext, ledger, paths, runtime
 from shim.errors import BundleError, ChandlerError, PolicyError
 from shim.inventory import Place
 
@@ -227,6 +227,16 @@ class Front:
     def _main(self, container: str) -> None:
         runtime.main(["/usr/bin/chandler-runtime", *self.arguments(container)])
 
+    def restore(self, container: str) -> None:
+        arguments = [word if word != "create" else "restore" for word in self.arguments(container)]
+        with pytest.raises(Ended):
+            runtime.main(["/usr/bin/chandler-runtime", *arguments])
+
+    def ends(self, *containers: str) -> None:
+        """What their poststop hooks do."""
+        book = ledger.Ledger(str(self.node.directory / "state"))
+        book.release({lease["token"] for lease in book.read() if lease["id"] in containers})
+
     def refused(self) -> str:
         """The sentence, which is on stderr and in the log; the runtime was not started, config.json not touched."""
         before = self.config.read_bytes()
@@ -360,6 +370,37 @@ def test_a_name_that_holds_a_lease_is_not_created_again(front: Front) -> None:
     front.started = []
     assert f"a container of this name is there already: c holds {NVIDIA}=0 since" in front.refused()
     assert front.grant() == grant
+
+
+def test_a_restored_container_has_the_devices_that_it_had(front: Front) -> None:
+    for name, count in (("a", 1), ("b", 2)):
+        front.write(service({"resources": {"gpu": {"count": count}}}))
+        front.create(name)
+    granted = front.result()["annotations"][P + "granted"]
+    assert granted == f"{NVIDIA}=1,{NVIDIA}=2"
+    front.ends("a", "b")
+    front.write(service({"resources": {"gpu": {"count": 2}}}))
+    front.restore("b")
+    assert front.result()["annotations"][P + "granted"] == granted, "though lower ones are free"
+    front.ends("b")
+    front.write(service({"resources": {"gpu": {"devices": ["2"]}}}))
+    front.create("c")
+    front.write(service({"resources": {"gpu": {"count": 2}}}))
+    with pytest.raises(SystemExit):
+        front.restore("b")
+    assert f"{NVIDIA}=2 is not free: c holds" in front.log.read_text()
+
+
+def test_a_secret_is_asked_for_while_nobody_waits_for_the_ledger(front: Front) -> None:
+    """The command fails when the ledger's lock is taken."""
+    if not os.access("/usr/bin/flock", os.X_OK):
+        pytest.skip("not installed: flock")
+    lock = f"{front.node.directory}/state/leases.lock"
+    front.node.configure("", '[policy]\nsecrets = ["*"]\nallow = ["gpu", "env"]\n'
+                         f'[secrets]\ncommand = ["/usr/bin/flock", "--nonblock", "{lock}", "/bin/echo", "{{name}}"]\n')
+    front.write(service({"resources": {"gpu": {}}, "env": {"TOKEN": "$S:the-secret"}}))
+    front.create()
+    assert "TOKEN=the-secret" in front.result()["process"]["env"]
 
 
 def test_no_grant_no_container(front: Front) -> None:

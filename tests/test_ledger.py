@@ -118,6 +118,34 @@ def test_stale_only_when_certainly_gone(tmp_path: Path) -> None:
     assert not stale.is_stale({**lease(tmp_path, "there"), "runtime": "/nowhere"})
 
 
+@pytest.mark.parametrize(("runtime", "file"), [("runc", "state.json"), ("crun", "status"), ("youki", "youki_config.json")])
+def test_a_state_directory_without_a_container_in_it_is_no_container(tmp_path: Path, runtime: str, file: str) -> None:
+    """What a runtime leaves that was killed before it had one: it will never know that container."""
+    found = {**lease(tmp_path, "half"), "runtime": f"/nowhere/{runtime}"}
+    (tmp_path / "half").mkdir()
+    assert stale.is_stale(found)
+    assert not stale.is_stale({**found, "runtime": "/nowhere/kata"}), "who knows what that one keeps there?"
+    (tmp_path / "half" / file).touch()
+    assert not stale.is_stale(found), "the runtime gives no answer"
+
+
+def test_the_wrapper_takes_over_what_the_plugin_held_for_the_same_container(tmp_path: Path) -> None:
+    """The plugin's answer came too late: the container is the wrapper's, and so is the one lease that it has."""
+    kept = Ledger(str(tmp_path))
+    theirs, other = ledger.nri_lease("c", "pod", 1_700_000_000), ledger.nri_lease("d", "pod", 1_700_000_000)
+    kept.allocate(theirs, take(2))
+    kept.allocate(other, take(1))
+    with pytest.raises(LeaseError):
+        kept.allocate(lease(tmp_path, "c", alive=True), take(4))
+    assert [entry["token"] for entry in kept.read()] == [theirs["token"], other["token"]], "a refusal changes nothing"
+    mine = lease(tmp_path, "c", alive=True)
+    assert kept.allocate(mine, take(3)).keys == [GPUS[0], GPUS[1], GPUS[3]]  # type: ignore[union-attr]
+    assert [entry["token"] for entry in kept.read()] == [other["token"], mine["token"]]
+    assert kept.release({theirs["token"]}) == 0, "the plugin's late event finds nothing of its own"
+    with pytest.raises(LeaseError):
+        kept.allocate(ledger.nri_lease("c", "pod", 1_700_000_000), take(1))
+
+
 @pytest.mark.parametrize("text", ["", "{", "[1]", '[{"token": 1, "keys": []}]', '[{"token": "a"}]', '{"a": 1}', "[null]"])
 def test_a_damaged_ledger_gives_nobody_a_device(tmp_path: Path, text: str) -> None:
     kept = Ledger(str(tmp_path))
