@@ -1,0 +1,172 @@
+"""The manual pages: without a fault for either formatter, and with every option, key and default that the code has."""
+from __future__ import annotations
+
+import argparse
+import functools
+import glob
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from lab.install import REPOSITORY
+from packages.test_completions import parsers
+
+from hooks import main as hooks
+from shim import config, leaves, reach, request, rules
+from shim.cli import main
+from shim.nri import main as nri
+
+PAGES = sorted(glob.glob(f"{REPOSITORY}/packaging/man/*.[1-8]"))
+
+
+def page(name: str) -> str:
+    return next(path for path in PAGES if os.path.basename(path) == name)
+
+
+@functools.cache
+def shown(name: str) -> str:
+    """A page as a person reads it, with lines that are not broken."""
+    if not shutil.which("mandoc"):
+        pytest.skip("not installed: mandoc")
+    done = subprocess.run(["mandoc", "-T", "ascii", "-O", "width=1000", page(name)], capture_output=True, text=True, check=True)
+    return re.sub(".\b", "", done.stdout)
+
+
+def part(name: str, title: str) -> str:
+    """The text below a heading, up to the next."""
+    found = re.search(rf"^ *{re.escape(title)}\n(.*?)(?=^ {{0,3}}\S|\Z)", shown(name), re.M | re.S)
+    assert found, f"{name} has no heading {title!r}"
+    return found[1]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=os.path.basename)
+def test_formatters_find_no_fault(path: str) -> None:
+    for command in (["mandoc", "-T", "lint", "-W", "warning"], ["man", "--warnings", "-E", "UTF-8", "-l", "-Tutf8", "-Z"]):
+        if not shutil.which(command[0]):
+            pytest.skip(f"not installed: {command[0]}")
+        done = subprocess.run([*command, path], capture_output=True, text=True, check=False)
+        assert not done.stderr and (command[0] == "man" or not done.stdout), done.stdout + done.stderr
+
+
+def test_every_reference_is_to_a_page_that_is_there() -> None:
+    ours = {os.path.basename(path) for path in PAGES}
+    for path in PAGES:
+        with open(path, encoding="ascii") as file:
+            for name, section in re.findall(r"^\.Xr (chandler\S*) (\d)", file.read(), re.M):
+                assert f"{name}.{section}" in ours, path
+
+
+def test_every_program_and_every_unit_has_its_page() -> None:
+    names = {os.path.basename(path).rpartition(".")[0] for path in PAGES} | {"chandler-runc", "chandler-youki", "chandler-crun"}
+    programs = {name for name in os.listdir(f"{REPOSITORY}/packaging/bin") if name.startswith("chandler")}
+    assert programs <= names
+    for unit in os.listdir(f"{REPOSITORY}/systemd"):
+        with open(f"{REPOSITORY}/systemd/{unit}", encoding="utf-8") as file:
+            (documentation,) = re.findall(r"^Documentation=man:(.*)\((\d)\)$", file.read(), re.M)
+        assert page(".".join(documentation)), unit
+
+
+def headings() -> list[str]:
+    return re.findall(r"^ {3}(\S.*)$", shown("chandler.1"), re.M)
+
+
+def heading(command: str) -> str:
+    """The heading over a command: its own, or `verb first, second, third`."""
+    first, _, second = command.partition(" ")
+    for title in headings():
+        if title == command or second and title.startswith(first + " ") and second in title[len(first):].replace(",", " ").split():
+            return title
+    raise AssertionError(f"chandler.1 has no heading for {command!r}")
+
+
+COMMANDS = [(name, options) for name, _, options in parsers(main.parser()) if name]
+LEAVES = [(name, options) for name, options in COMMANDS
+          if name == "leases" or not any(other.startswith(name + " ") for other, _ in COMMANDS)]
+
+
+@pytest.mark.parametrize("command, options", LEAVES, ids=[name for name, _ in LEAVES])
+def test_every_option_of_every_command(command: str, options: set[str]) -> None:
+    text = part("chandler.1", heading(command))
+    for option in options - {"-h", "--help"}:
+        assert re.search(rf"(?<![\w-]){option}\b", text, re.M), f"{command} {option}"
+    for option in re.findall(r"^ +(--[a-z-]+)", text, re.M):
+        assert any(option in others for name, others in LEAVES if heading(name) == heading(command)), f"{option} is no option of {command}"
+
+
+def test_every_choice_of_an_option() -> None:
+    def choices(parser: argparse.ArgumentParser, name: str = "") -> Iterator[tuple[str, Any]]:
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                for word, child in action.choices.items():
+                    yield from choices(child, f"{name} {word}".strip())
+            elif action.choices is not None:
+                yield name, action
+    for name, action in choices(main.parser()):
+        text = part("chandler.1", heading(name))
+        for word in action.choices:
+            assert re.search(rf"\b{word}\b", text), f"{name} {action.option_strings} {word}"
+
+
+def test_the_plugins_options_and_hooks() -> None:
+    done = subprocess.run([f"{REPOSITORY}/packaging/bin/chandler-nri", "--help"], capture_output=True, text=True, check=True)
+    for option in set(re.findall(r"--[a-z]+", done.stdout)):
+        assert option in shown("chandler-nri.8")
+    assert nri.SOCKET in shown("chandler-nri.8")
+    for name in (*hooks.HOOKS, hooks.RELEASE, hooks.MPS_READY):
+        assert re.search(rf"^ +{name} ?", part("chandler-hook.8", "DESCRIPTION"), re.M), name
+
+
+def default(value: Any) -> str:
+    return json.dumps(value)
+
+
+def test_every_key_of_the_configuration_with_its_default() -> None:
+    wanted: dict[str, dict[str, str]] = {}
+    for key, (_, _, value) in config.KEYS.items():
+        table, _, name = key.rpartition(".")
+        if key != "volumes":  # a table of the administrator's own names
+            wanted.setdefault(f"[{table}]" if table else "Top level", {})[name] = default(value)
+    for title, keys in wanted.items():
+        said = dict(re.findall(r"^ +([a-z-]+) = (.*)$", part("chandler.toml.5", title), re.M))
+        assert said == keys, title
+    assert part("chandler.toml.5", "[volumes]")
+
+
+def test_every_word_of_the_policy() -> None:
+    text = part("chandler.toml.5", "Words of allow and deny")
+    by_class = re.findall(r"^ +(Tightening|Named|Reaching to the host|Dangerous)\s+(.*)\.$", text, re.M)
+    names = {"Tightening": reach.TIGHTEN, "Named": reach.NAMED, "Reaching to the host": reach.HOST, "Dangerous": reach.DANGEROUS}
+    assert len(by_class) == len(names)
+    assert {word.rstrip("*") for _, line in by_class for word in line.split(", ")} == set(config._RULES)
+    for title, line in by_class:
+        assert all(reach.CLASSES.get(word.rstrip("*"), reach.NAMED) == names[title] for word in line.split(", ")), title
+
+
+def test_every_field_of_a_rule() -> None:
+    text = part("chandler.toml.5", "[[policy.rule]]")
+    for field in rules.FIELDS:
+        assert re.search(rf"^ +([a-z, ]+, )?{field}\b", text, re.M), field
+
+
+def keys(schema: dict[str, Any], path: str = "") -> Iterator[str]:
+    for key, below in schema.items():
+        below = leaves.LEAVES[below] if isinstance(below, str) else below
+        if isinstance(below, dict):
+            yield from keys(below, f"{path}{key}.")
+        else:
+            yield path + key
+
+
+def test_every_key_of_a_request() -> None:
+    said = {key for line in re.findall(r"^ {5}([a-z_.]+(?:, [a-z_.]+)*)(?:  .*)?$", shown("chandler-annotations.7"), re.M) for key in line.split(", ")}
+    assert set(keys(request.SCHEMA)) <= said
+    text = shown("chandler-annotations.7")
+    for kind, (members, _) in leaves._STORAGE.items():
+        assert re.search(rf"^ +{kind}\s", text, re.M), kind
+        for member in members:
+            assert re.search(rf"\b{member}\b", text), member
