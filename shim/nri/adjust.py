@@ -1,8 +1,9 @@
 """The NRI interpreter of Edits: a ContainerAdjustment.
 
 A runtime skips silently what it does not know, so a table says what each knows, and what it cannot express is
-refused with the way out.  Pure.  Sources: NRI's runtime-tools/generate (what is done with each field), and
-config.json as containerd 1.7.24 and 2.1.9 wrote it.
+refused with the way out.  So are limits on huge pages, for which NRI has a field: containerd takes them out again in
+its default configuration, and does not say which it has.  Pure.  Sources: NRI's runtime-tools/generate (what is done
+with each field), and config.json as containerd 1.7.24 and 2.1.9 wrote it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Dict, FrozenSet, List, NamedTuple, NoReturn, Set, Tuple
 
 from shim import edits as _edits
-from shim import oci
+from shim import oci, ocikeys
 from shim.edits import Edits, merge
 from shim.errors import ChandlerError
 from shim.nri.messages import ContainerAdjustment
@@ -22,10 +23,10 @@ if TYPE_CHECKING:
 CDI_NAMES = "devices by CDI name"
 WAY_OUT = "start this pod with the runtime handler of chandler-runtime (runtimeClassName)"
 
-# linux.resources: what every runtime with NRI takes, as (controller, key)
+# What every runtime with NRI takes of linux.resources, as (controller, key).  Beyond that, what not every one does.
 _BASE: FrozenSet[Any] = frozenset((("cpu", "shares"), ("cpu", "quota"), ("cpu", "period"), ("cpu", "cpus"),
                                    ("memory", "limit"), ("memory", "swap")))
-_NEWER = _BASE | {("pids", "limit"), CDI_NAMES}
+_NEWER = _BASE | {("pids", "limit"), "oomScoreAdj", CDI_NAMES}
 # (runtime, from version on, what it takes); the first that fits.  Any other gets what all take.
 SUPPORT: Tuple[Tuple[str, Tuple[int, ...], FrozenSet[Any]], ...] = (
     ("containerd", (2, 0), _NEWER),
@@ -120,6 +121,12 @@ def _apply(result: Any, edits: Edits, runtime: Runtime, document: Dict[str, Any]
             _resource(result, edit, runtime, edits)
         elif kind == _edits.ANNOTATION:
             result.annotations[edit[1]] = edit[2]
+        elif kind == _edits.RLIMIT:
+            _rlimit(result, edit, runtime, ocikeys.rlimits(document))
+        elif kind == _edits.LINUX and edit[1] == "cgroupsPath" and edit[2]:
+            result.linux.cgroups_path = edit[2]
+        elif kind == _edits.PROCESS and edit[1] in runtime.takes:
+            result.linux.oom_score_adj.value = edit[2]
         else:
             _refuse(edit, f"{kind} {edit[1]}".strip(), runtime)
 
@@ -165,6 +172,13 @@ def _hook(result: Any, edit: Edit, runtime: Runtime) -> None:
     made = getattr(result.hooks, _HOOKS[stage]).add(path=hook["path"], args=hook.get("args") or [], env=hook.get("env") or [])
     if hook.get("timeout") is not None:
         made.timeout.value = hook["timeout"]
+
+
+def _rlimit(result: Any, edit: Edit, runtime: Runtime, present: Dict[str, Any]) -> None:
+    _, name, value, _ = edit
+    if name in present:  # runtimes add ours to it, and two of one type are no valid config.json
+        _refuse(edit, f"another {name} than the engine's", runtime)
+    result.rlimits.add(type=name, hard=value["hard"], soft=value["soft"])
 
 
 def _resource(result: Any, edit: Edit, runtime: Runtime, edits: Edits) -> None:

@@ -27,7 +27,11 @@ def build(container: Any, annotations: Dict[str, str]) -> Dict[str, Any]:
     if container.HasField("user"):
         process["user"] = {"uid": container.user.uid, "gid": container.user.gid,
                            "additionalGids": list(container.user.additional_gids)}
+    if container.rlimits:
+        process["rlimits"] = [{"type": limit.type, "hard": limit.hard, "soft": limit.soft} for limit in container.rlimits]
     linux = container.linux
+    if linux.HasField("oom_score_adj"):
+        process["oomScoreAdj"] = linux.oom_score_adj.value
     return {
         "annotations": annotations,
         "process": process,

@@ -144,12 +144,14 @@ def test_swap_that_equals_memory_is_what_the_runtime_sets(peer: Connect) -> None
 
 @pytest.mark.parametrize("document, what", [
     ({"command": {"args": ["x"]}}, "process args"), ({"user": "5"}, "user uid"), ({"capabilities": ["CHOWN"]}, "capability bounding"), ({"read_only_root_fs": True}, "root readonly"),
-    ({"ulimits": {"core": 1}}, "rlimit RLIMIT_CORE"), ({"resources": {"oom_score_adj": 5}}, "process oomScoreAdj"), ({"resources": {"hugepages": {"2Mi": 1}}}, "hugepages 2MB"),
+    ({"ulimits": {"nofile": 1}}, "another RLIMIT_NOFILE than the engine's"), ({"resources": {"hugepages": {"2Mi": 1}}}, "hugepages 2MB"),
     ({"resources": {"blkio_weight": 10}}, "resources.blockIO.weight"), ({"extra_groups": [5]}, "additionalGid 5"), ({"host_network": True}, "namespace network"), ({"privileged": True}, "capability bounding"),
 ])
 @pytest.mark.parametrize("version", [OLD, NEW])
 def test_keys_that_no_runtime_is_told_are_refused_by_name(peer: Connect, version: str, document: dict[str, Any], what: str) -> None:
-    message = refused(peer(version, policy__trust="all"), ask(**document)).message
+    made = container()
+    made.rlimits.add(type="RLIMIT_NOFILE", soft=5, hard=5)
+    message = refused(peer(version, policy__trust="all"), ask(**document), made).message
     assert f"cannot be told {what} through NRI" in message and "runtimeClassName" in message
 
 
@@ -157,6 +159,22 @@ def test_keys_that_runtimes_are_told(peer: Connect) -> None:
     made = peer(OLD, policy__trust="all").create(pod(ask(storage=[{"type": "tmpfs", "target": "/t", "size": "1Mi"}], devices=["/dev/null"])), container())
     assert [(mount.destination, mount.type, list(mount.options)) for mount in made.mounts] == [("/t", "tmpfs", ["nosuid", "nodev", "size=1048576"])]
     assert [device.path for device in made.linux.devices] == ["/dev/null"]
+
+
+@pytest.mark.parametrize("version", [OLD, NEW])
+def test_rlimits_and_control_groups(peer: Connect, version: str) -> None:
+    made = peer(version, policy__trust="all").create(pod(ask(ulimits={"nofile": "5:7", "core": -1}, cgroup_parent="/batch")), container())
+    assert [(limit.type, limit.soft, limit.hard) for limit in made.rlimits] == [("RLIMIT_NOFILE", 5, 7), ("RLIMIT_CORE", 2**64 - 1, 2**64 - 1)]
+    assert made.linux.cgroups_path == "/batch/container-1"
+
+
+def test_who_is_ended_first_when_memory_is_short(peer: Connect) -> None:
+    """A newer runtime can be told; what the engine has set counts for both."""
+    made = container()
+    made.linux.oom_score_adj.value = 500
+    assert peer(NEW).create(pod(ask(resources={"oom_score_adj": 600})), made).linux.oom_score_adj.value == 600
+    assert "cannot be told process oomScoreAdj" in refused(peer(OLD), ask(resources={"oom_score_adj": 600}), made).message
+    assert "loosens" in refused(peer(NEW), ask(resources={"oom_score_adj": 400}), made).message
 
 
 @pytest.mark.parametrize("match, given", [({"namespace": ["def*"]}, True), ({"pod": ["trainer-0"], "container": ["main"]}, True), ({"namespace": ["other"]}, False), ({"image": ["*"]}, False)])

@@ -9,10 +9,12 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pytest
 from lab import cgroups
+from lab.bundle import GROUPS
 from lab.containerd import RELEASES, Containerd, Release
 from lab.cri import CRI, Refused, reason
 from lab.engine import read
@@ -352,7 +354,7 @@ def compared(scene: Scene, cri: CRI, annotations: dict[str, str]) -> dict[str, d
             scene.plugins[-1].stop()
             scene.forget()
         pod = cri.pod(way, annotations, handler="runc" if way == "nri" else "chandler")
-        container = cri.start(until(lambda: attempt(cri, pod, memory_limit_in_bytes=128 << 20), "a container"))
+        container = cri.start(until(partial(attempt, cri, pod, memory_limit_in_bytes=128 << 20), "a container"))
         views[way] = seen(cri, container)
         with open(os.path.join(scene.containerd.bundle(container), "config.json"), encoding="utf-8") as file:
             config = json.load(file)
@@ -374,6 +376,31 @@ def test_the_same_pod_through_the_handler_and_through_nri(scene: Scene, cri: CRI
     assert compared(scene, cri, ask(resources=asked, env={"A": "b"}))["nri"]["opens"] == [3, 5]
 
 
+def test_limits_of_the_process_and_its_control_group(scene: Scene, cri: CRI) -> None:
+    """Through NRI and through the handler; what a runtime is not told is refused."""
+    newer = scene.containerd.release.schema == 3
+    asked = ask(ulimits={"nofile": "100:200"}, cgroup_parent=f"/{GROUPS}nri", resources={"cpuset": "0", **({"oom_score_adj": 950} if newer else {})})
+    scene.plugins[-1].stop()
+    scene.configure('[policy]\ntrust = "all"\n')
+    scene.plugin().start()
+    views = []
+    for handler in ("runc", "chandler"):
+        if handler == "chandler":
+            scene.plugins[-1].stop()
+        container = cri.run(cri.pod("limited-" + handler, asked, handler=handler), oom_score_adj=900, cpu_quota=50000, cpu_period=100000, cpu_shares=512)
+        table = cri.exec(container, "sh", "-c", "cat /proc/1/oom_score_adj /proc/1/limits").out.splitlines()
+        assert table[0] == ("950" if newer else "900") and ["100", "200"] in [line.split()[3:5] for line in table if line.startswith("Max open files")]
+        with open(f"/proc/{cri.info(container)['pid']}/cgroup", encoding="ascii") as table:
+            assert f"/{GROUPS}nri/{container}\n" in table.read()
+        with open(os.path.join(scene.containerd.bundle(container), "config.json"), encoding="utf-8") as file:
+            config = json.load(file)
+        views.append((config["process"]["rlimits"], config["process"]["oomScoreAdj"], limits(config)))
+    assert views[0] == views[1]
+    scene.plugin().start()
+    for key, value in {"hugepages": {"2Mi": "2Mi"}, "blkio_weight": 100, **({} if newer else {"oom_score_adj": 950})}.items():
+        assert refused_with(cri, cri.pod("refused-" + key, ask(resources={key: value})), "runtimeClassName")
+
+
 # --- shared GPUs ------------------------------------------------------------------------------------------------------
 
 def sharing(scene: Scene, mps: str, **more: Any) -> Plugin:
@@ -390,8 +417,8 @@ def test_a_sharing_pod_through_the_handler_and_through_nri(scene: Scene, cri: CR
     assert view["opens"] == [0] and view["env"]["CUDA_MPS_PIPE_DIRECTORY"] == "/tmp/nvidia-mps"
     assert "/tmp/nvidia-mps" in view["mounts"] and view["mounts"].count("/dev/shm") == 1
     assert [args[1] for _, args, _ in view["hooks"]["createRuntime"] + view["hooks"]["poststop"]] == ["mps-ready", "release"]
-    until(lambda: not scene.commands.running() and os.listdir(scene.state + "/mps"), "the daemon's end")
-    assert not os.path.exists(scene.state + "/shared")
+    until(lambda: not os.path.exists(scene.state + "/shared"), "the share's end")
+    assert not scene.commands.running()
 
 
 def test_a_slow_daemon_is_refused_and_found_by_the_retry(scene: Scene, cri: CRI) -> None:
@@ -414,11 +441,12 @@ def test_a_slow_daemon_is_refused_and_found_by_the_retry(scene: Scene, cri: CRI)
         assert cri.exec(container, "ls", "/tmp/nvidia-mps").out == "control\n" and opened(cri, container) == [0]
         assert len(scene.commands.started()) == started + 1 and plugin.record(container=container)["sharing"]["mode"] == "mps"
         cri.remove(container)
-        until(lambda: not scene.commands.running() and len(scene.leases()) == 1, "the daemon's end")
+        until(lambda: not os.path.exists(scene.state + "/shared"), "the share's end")
+        assert not scene.commands.running() and len(scene.leases()) == 1
     finally:
         os.unlink(go)
         scene.commands.mood(scene.commands.control)
-    assert not os.path.exists(scene.state + "/shared") and plugin.times_serving() == 1
+    assert plugin.times_serving() == 1
     cri.end(other)
     until(lambda: scene.leases() == [] and scene.records() == [], "the leases' end")
 

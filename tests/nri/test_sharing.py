@@ -92,9 +92,8 @@ class Scene:
             and not len(self.service.holds) and not self.service.records()
 
     def ready(self) -> bool:
-        """Whether a daemon is up."""
-        self.tick()
-        return any(page.get("ready") for page in shared.pages(self.state))
+        """Whether a daemon is up, and whoever started it has ended."""
+        return self.idle() and any(page.get("ready") for page in shared.pages(self.state))
 
     def idle(self) -> bool:
         """Whether no process works for any of the plugins."""
@@ -165,7 +164,7 @@ def test_a_daemon_that_is_slow_is_refused_once_and_found_by_the_retry(slow: Scen
     assert [device.name for device in scene.create("c-5", owner="pod-4", count=1).CDI_devices] == [f"{NVIDIA}=1"], "who does not share does not wait"
     scene.stop("c-5")
     scene.go()
-    until(lambda: scene.ready() and scene.idle(), "the daemon")
+    until(scene.ready, "the daemon")
     scene.service.patience = PATIENCE
     assert scene.create("c-6", sharing="mps").hooks.create_runtime
     assert scene.leases() == ["c-6"] and len(scene.commands.started()) == 1
@@ -179,7 +178,7 @@ def test_what_nobody_comes_for_is_ended(slow: Scene, how: str) -> None:
     scene = slow
     scene.refused("c-1", sharing="mps")
     scene.go()
-    until(lambda: scene.ready(), "the daemon")
+    until(scene.ready, "the daemon")
     scene.tick(PATIENCE_FOR_RETRY - 10)
     assert scene.leases() == ["c-1"] and len(scene.commands.running()) == 1
     if how == "time":
@@ -217,7 +216,7 @@ def test_a_connection_that_is_lost_while_a_create_waits_leaves_a_hold(slow: Scen
     scene.peer.connection.close()
     assert not scene.peer.connection.due() and scene.leases() == ["c-1"]
     scene.go()
-    until(lambda: scene.ready(), "the daemon")
+    until(scene.ready, "the daemon")
     scene.create("c-2", sharing="mps")
     assert scene.leases() == ["c-2"]
 
@@ -226,7 +225,7 @@ def test_a_plugin_that_starts_takes_over_what_another_began(slow: Scene) -> None
     scene = slow
     scene.refused("c-1", sharing="mps")
     scene.go()
-    until(lambda: scene.ready(), "the daemon")
+    until(scene.ready, "the daemon")
     scene.connect()
     assert scene.leases() == ["c-1"] and len(scene.service.holds) == 1
     scene.create("c-2", sharing="mps")
