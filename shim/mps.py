@@ -167,9 +167,9 @@ def _limit(page: Page, pipe_dir: str, limits: Dict[str, int]) -> None:
 
 
 def alive(page: Page) -> bool:
-    """Whether the daemon that we started runs; systemd knows better of its own."""
+    """Whether the daemon that we started runs."""
     if page.get("unit"):
-        return True
+        return nvtools.active(page["unit"])
     pid = page.get("pid")
     return bool(pid) and ledger.started(pid) == page["started"] and not _zombie(pid)
 

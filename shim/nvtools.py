@@ -141,3 +141,12 @@ def has_systemd() -> bool:
 def unit(verb: str, name: str) -> None:
     """`systemctl VERB NAME`.  Raises HostError."""
     _run([SYSTEMCTL, verb, name], ENVIRONMENT, patience=30.0)
+
+
+def active(name: str) -> bool:
+    """Whether systemd says that a unit runs."""
+    try:
+        unit("is-active", name)
+    except errors.HostError:
+        return False
+    return True

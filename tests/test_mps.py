@@ -353,6 +353,8 @@ def test_under_systemd_the_unit_runs_it(host: Host, monkeypatch: pytest.MonkeyPa
     daemons: list[subprocess.Popen[bytes]] = []
 
     def unit(verb: str, name: str) -> None:
+        if verb == "is-active":
+            return
         calls.append((verb, name))
         if verb == "start":
             base = f"{host.directory}/mps/{UUIDS[0]}"
