@@ -85,7 +85,8 @@ def _changes(arguments: argparse.Namespace, place: Place) -> Tuple[List[store.Ch
     wish = _wish(arguments, place)
     module = ENGINES[arguments.engine]
     if arguments.remove:
-        plan = Plan([], [], _restarted(wish))
+        notes = ["end the pods that run under the handler before the restart: containerd 2 cannot exec into them afterwards"]
+        plan = Plan([], notes if arguments.engine == "containerd" else [], _restarted(wish))
     else:
         plan = module.plan(wish, read)
         plan.notes.extend(selinux.notes())
@@ -235,7 +236,7 @@ def _tell(arguments: argparse.Namespace, changes: List[store.Change], plan: Plan
         elif change.after != change.stored.data:
             former = f" (before: {change.stored.real}{store.ORIGINAL})" if change.record is not None and change.stored.base is not None else ""
             print(f"{'restored' if arguments.remove else 'wrote'} {change.stored.path}{former}")
-    for note in plan.notes:
+    for note in plan.notes if changes or not arguments.remove else []:
         print(f"note: {note}")
     if not changes:
         print(f"nothing to remove: {arguments.engine} has nothing of Chandler's" if arguments.remove else f"nothing to change: {arguments.engine} is configured")

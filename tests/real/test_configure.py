@@ -1,0 +1,214 @@
+"""What `chandler configure` writes, in the hands of real engines: containerd 1.7 and 2.1 through CRI, and podman."""
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+from lab import cgroups
+from lab.containerd import RELEASES, Containerd, Release
+from lab.cri import CRI, Pod, Refused, reason
+from lab.engine import read
+from lab.install import Installation
+from lab.node import Node
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can run containers of the host here")
+
+
+class Scene:
+    """A containerd with a configuration of a node's own, to which `chandler configure` has added the handlers."""
+
+    def __init__(self, release: Release, place: str, node: Node) -> None:
+        self.node = node
+        self.installation = Installation(os.path.join(place, "installed"))
+        self.installation.configure(["/usr/sbin/runc"], [node.cdi])
+        self.containerd = Containerd(release, os.path.join(place, "c"), {}, node.cdi)
+        self.file = os.path.join(self.containerd.directory, "config.toml")
+        self.before = read(self.file)
+        self.configured = self.configure("--runtime", "runc")
+        self.containerd.start()
+        self.cri = CRI(self.containerd.socket)
+        self.cri.ready()
+
+    def configure(self, *options: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        programs = os.path.dirname(self.containerd.release.binary("containerd"))
+        command = [self.installation.program("chandler"), "configure", "containerd", "--config", self.file, "--programs", programs, *options]
+        done = subprocess.run(command, check=False, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, env={})
+        assert not check or done.returncode == 0, done.stderr
+        return done
+
+    def again(self, *options: str) -> str:
+        """Configured anew and started anew, as a person does after a change; what the command said."""
+        said = self.configure(*options).stdout
+        self.containerd.stop()
+        self.containerd.start()
+        self.cri.ready()
+        return said
+
+    def dump(self) -> str:
+        """The configuration as containerd understands it."""
+        return subprocess.run([self.containerd.release.binary("containerd"), "--config", self.file, "config", "dump"], check=True,
+                              stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60).stdout
+
+    def close(self) -> None:
+        self.cri.__exit__()
+        self.containerd.stop()
+
+
+@pytest.fixture(scope="module", params=RELEASES, ids=lambda release: release.label)
+def scene(request: pytest.FixtureRequest, lab: str, node: Node) -> Iterator[Scene]:
+    if request.param.missing:
+        pytest.skip(request.param.missing)
+    place = tempfile.mkdtemp(dir=lab)
+    os.chmod(place, 0o755)
+    made = Scene(request.param, place, node)
+    yield made
+    made.close()
+    cgroups.end(place)
+    shutil.rmtree(place, ignore_errors=True)
+
+
+@pytest.fixture
+def cri(scene: Scene) -> Iterator[CRI]:
+    yield scene.cri
+    for pod in list(scene.cri.pods):
+        scene.cri.end(pod)
+
+
+def ask(container: str = "", **document: Any) -> dict[str, str]:
+    return {"chandler.oci/service" + (f".{container}" if container else ""): json.dumps(document)}
+
+
+def gpus(count: int) -> dict[str, Any]:
+    return {"gpu": {"count": count}}
+
+
+def opened(cri: CRI, container: str) -> list[int]:
+    return [n for n in range(8) if cri.exec(container, "sh", "-c", f"exec 3</dev/nvidia{n}").code == 0]
+
+
+def runtimes(dump: str) -> Mapping[str, Any]:
+    from shim.configure import tomledit
+    from shim.configure.containerd import CRI as PLUGIN
+    document = tomledit.parse(dump)
+    found: dict[str, Any] = document["plugins"][PLUGIN[document["version"]]]["containerd"]["runtimes"]
+    return found
+
+
+def test_containerd_understands_it(scene: Scene) -> None:
+    """Beside the node's own handler and with its options; 2.1 from a file of ours, 1.7 from its own."""
+    found = runtimes(scene.dump())
+    assert set(found) == {"runc", "chandler", "chandler-runc"}
+    own = found["runc"]["options"]
+    for name, program in (("chandler", "chandler-runtime"), ("chandler-runc", "chandler-runc")):
+        options = found[name]["options"]
+        assert options["BinaryName"] == scene.installation.program(program) and options["Root"] == own["Root"] and own["Root"]
+        assert options["SystemdCgroup"] == own["SystemdCgroup"]
+        assert found[name]["pod_annotations"] == found[name]["container_annotations"] == ["chandler.oci/*"]
+    assert own["BinaryName"] == "/usr/sbin/runc"
+    drop_in = os.path.join(scene.containerd.directory, "conf.d/99-chandler.toml")
+    assert os.path.exists(drop_in) == (scene.containerd.release.schema == 3)
+    lines = read(scene.file).splitlines()
+    assert set(scene.before.splitlines()) <= set(lines) and ("imports" in read(scene.file)) == os.path.exists(drop_in)
+
+
+def two(cri: CRI, name: str, more: Mapping[str, str] | None = None) -> tuple[Pod, str, str]:
+    """A pod of two containers, each with a request of its own, under the handler."""
+    pod = cri.pod(name, {**ask("first", resources=gpus(1), env={"WHO": "first"}), **ask("second", resources=gpus(2)), **(more or {})}, "chandler")
+    return pod, cri.run(pod, "first"), cri.run(pod, "second")
+
+
+def test_a_pod_whose_containers_ask_for_themselves(scene: Scene, cri: CRI) -> None:
+    pod, first, second = two(cri, "each")
+    assert opened(cri, first) == [0] and opened(cri, second) == [1, 2]
+    assert cri.env(first)["WHO"] == "first" and "WHO" not in cri.env(second)
+    # the sandbox is as containerd made it
+    bundle = scene.containerd.bundle(pod.id)
+    assert not os.path.exists(os.path.join(bundle, "config.json.chandler-original"))
+    assert "nvidia" not in read(os.path.join(bundle, "config.json")).replace("chandler.oci", "")
+    # and a third container, which nothing asks for, too
+    assert opened(cri, cri.run(pod, "third")) == []
+
+
+def test_its_life(scene: Scene, cri: CRI) -> None:
+    """exec, update of limits (the device still opens, another does not), stop and remove."""
+    pod, first, second = two(cri, "life")
+    cri.remove(second)
+    assert cri.exec(first, "echo", "hello").out == "hello\n"
+    cri.update(first, memory_limit_in_bytes=48 << 20, cpu_quota=20000, cpu_period=100000)
+    assert cgroups.limit("memory", "memory.limit_in_bytes", "memory.max", cri.info(first)["pid"]) == 48 << 20
+    assert opened(cri, first) == [0]
+    other = scene.node.gpus[3]
+    assert "not permitted" in cri.exec(first, "sh", "-c", f"mknod /tmp/g c {other.major} {other.minor} && exec 3</tmp/g").err
+    cri.remove(first)
+    cri.end(pod)
+    _, first, second = two(cri, "next")  # what they held is free again
+    assert opened(cri, first) + opened(cri, second) == [0, 1, 2]
+
+
+REFUSED = {"more than the node has": (ask(resources=gpus(9)), "this node has 8"), "an unknown key": (ask(gpus=1), "unknown key 'gpus'"),
+           "what the policy denies": (ask(privileged=True), "privileged is not allowed")}
+
+
+def test_a_refusal_as_the_kubelet_sees_it(scene: Scene, cri: CRI) -> None:
+    for name, (asked, words) in REFUSED.items():
+        pod = cri.pod("refused-" + str(len(cri.pods)), asked, "chandler")
+        container = cri.create(pod)
+        with pytest.raises(Refused) as error:
+            cri.start(container)
+        assert words in reason(error), name
+    assert opened(cri, cri.run(cri.pod("after", ask(resources=gpus(1)), "chandler"))) == [0]
+
+
+def test_other_handlers_are_as_before(scene: Scene, cri: CRI) -> None:
+    assert opened(cri, cri.run(cri.pod("plain", ask(resources=gpus(1)), "runc"))) == []
+    assert opened(cri, cri.run(cri.pod("fixed", ask(resources=gpus(1)), "chandler-runc"))) == [0]
+    with pytest.raises(Refused):
+        cri.pod("unknown", {}, "chandler-crun")
+
+
+def test_verify(scene: Scene) -> None:
+    done = scene.configure("--runtime", "runc", "--verify")
+    assert "nothing to change" in done.stdout and "got what it asked for" in done.stdout
+    assert scene.cri.runtime.ListPodSandbox(_list()).items == [], "it cleaned up"
+    # a handler that the running daemon does not know
+    done = scene.configure("--handler", "unheard-of", "--dry-run", "--verify", check=False)
+    assert done.returncode == 1 and "unheard-of" in done.stderr and "--restart" in done.stderr
+    assert os.path.exists(scene.file) and "unheard-of" not in read(scene.file)
+
+
+def _list() -> Any:
+    from cri_api.v1 import api_pb2 as pb
+    return pb.ListPodSandboxRequest()
+
+
+def test_as_the_default_runtime_and_back(scene: Scene, cri: CRI) -> None:
+    said = scene.again("--default", "--runtime", "runc")
+    assert "wrote " in said and "now: systemctl restart containerd" in said
+    assert opened(cri, cri.run(cri.pod("default", ask(resources=gpus(1))))) == [0]
+    plain = cri.run(cri.pod("asks-nothing"))
+    assert opened(cri, plain) == []
+    scene.again("--runtime", "runc")  # what was asked for once and is no longer asked for goes
+    assert opened(cri, cri.run(cri.pod("not-default", ask(resources=gpus(1))))) == []
+
+
+def test_removed_under_running_pods(scene: Scene, cri: CRI) -> None:
+    """Byte for byte what was there; a pod that runs goes on and ends, and one that starts finds no handler. (containerd 2 looks the
+    handler up for an exec, which is why the command says that pods should end first.)"""
+    pod, first, _ = two(cri, "survivor")
+    said = scene.again("--remove")
+    assert "restored " in said and "note: end the pods" in said and read(scene.file) == scene.before
+    assert not [name for name in os.listdir(scene.containerd.directory) if "chandler" in name or name == "conf.d"]
+    assert set(runtimes(scene.dump())) == {"runc"}
+    assert cri.running(first)
+    cri.end(pod)
+    with pytest.raises(Refused) as error:
+        cri.pod("late", {}, "chandler")
+    assert "chandler" in reason(error)
+    scene.again("--runtime", "runc")
+    assert opened(cri, cri.run(cri.pod("again", ask(resources=gpus(1)), "chandler"))) == [0]
