@@ -388,8 +388,8 @@ def test_limits_of_the_process_and_its_control_group(scene: Scene, cri: CRI) -> 
         if handler == "chandler":
             scene.plugins[-1].stop()
         container = cri.run(cri.pod("limited-" + handler, asked, handler=handler), oom_score_adj=900, cpu_quota=50000, cpu_period=100000, cpu_shares=512)
-        table = cri.exec(container, "sh", "-c", "cat /proc/1/oom_score_adj /proc/1/limits").out.splitlines()
-        assert table[0] == ("950" if newer else "900") and ["100", "200"] in [line.split()[3:5] for line in table if line.startswith("Max open files")]
+        lines = cri.exec(container, "sh", "-c", "cat /proc/1/oom_score_adj /proc/1/limits").out.splitlines()
+        assert lines[0] == ("950" if newer else "900") and ["100", "200"] in [line.split()[3:5] for line in lines if line.startswith("Max open files")]
         with open(f"/proc/{cri.info(container)['pid']}/cgroup", encoding="ascii") as table:
             assert f"/{GROUPS}nri/{container}\n" in table.read()
         with open(os.path.join(scene.containerd.bundle(container), "config.json"), encoding="utf-8") as file:
