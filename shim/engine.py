@@ -187,5 +187,10 @@ def _check_engine_devices(document: Dict[str, Any], grant: gpu.Grant, inventory:
 
 
 def equip(document: Dict[str, Any], made: Plan, rootless: bool) -> Dict[str, Any]:
-    """config.json with the plan's edits in it, as a new document."""
-    return oci.apply(document, made.edits, idmap=not rootless)
+    """config.json with the plan's edits in it, as a new document.  Raises HostError or BundleError."""
+    edits = made.edits
+    if rootless or oci.in_user_namespace(document):
+        from shim import bound
+        edits, mounted = bound.split(edits)
+        document = oci.apply(document, mounted, idmap=False)  # devtmpfs cannot be idmapped
+    return oci.apply(document, edits, idmap=not rootless)

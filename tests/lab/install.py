@@ -36,9 +36,10 @@ class Installation:
         return os.path.join(self.prefix, "bin", name)
 
     def configure(self, runtimes: Sequence[str], spec_dirs: Sequence[str] = (), more: str = "", engine: str = "containerd") -> None:
-        """Write config.toml: the runtimes in order, the CDI directories, and `more` as it is, after them."""
+        """Write config.toml: the runtimes in order, the engine (none for ""), the CDI directories, and `more` as it is, after them."""
         os.makedirs(self.etc, exist_ok=True)
-        text = f'runtimes = {toml(runtimes)}\nengine = "{engine}"\n[cdi]\nspec-dirs = {toml(spec_dirs)}\n{more}'
+        who = f'engine = "{engine}"\n' if engine else ""
+        text = f'runtimes = {toml(runtimes)}\n{who}[cdi]\nspec-dirs = {toml(spec_dirs)}\n{more}'
         file = os.path.join(self.etc, "config.toml")
         with open(file + ".new", "w", encoding="utf-8") as new:
             new.write(text)
