@@ -40,8 +40,20 @@ def add(tar: tarfile.TarFile, name: str, data: bytes | None, mode: int = 0o644) 
     tar.addfile(info, io.BytesIO(data or b""))
 
 
-def make(path: str, name: str) -> str:
-    """Write the image `name` (repository:tag) as an OCI archive; its path."""
+def packed(directory: str) -> bytes:
+    """A layer that is a directory's files, root's own."""
+    def owned(info: tarfile.TarInfo) -> tarfile.TarInfo:
+        info.uid = info.gid = 0
+        return info
+
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        tar.add(directory, ".", filter=owned)
+    return buffer.getvalue()
+
+
+def make(path: str, name: str, files: bytes | None = None, **configured: Any) -> str:
+    """Write the image `name` (repository:tag) as an OCI archive; its path. `files`: its one layer, busybox for none."""
     blobs: dict[str, bytes] = {}
 
     def blob(kind: str, data: bytes) -> dict[str, Any]:
@@ -49,9 +61,9 @@ def make(path: str, name: str) -> str:
         blobs[digest] = data
         return {"mediaType": f"application/vnd.oci.image.{kind}", "digest": "sha256:" + digest, "size": len(data)}
 
-    root = blob("layer.v1.tar", layer())
+    root = blob("layer.v1.tar", files or layer())
     target = {"architecture": {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine()), "os": "linux"}
-    config = blob("config.v1+json", text({**target, "config": {"Env": ["PATH=/bin"], "Cmd": ["sleep", "3600"]},
+    config = blob("config.v1+json", text({**target, "config": configured or {"Env": ["PATH=/bin"], "Cmd": ["sleep", "3600"]},
                                           "rootfs": {"type": "layers", "diff_ids": [root["digest"]]}}))
     manifest = blob("manifest.v1+json", text({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
                                               "config": config, "layers": [root]}))
