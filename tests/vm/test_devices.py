@@ -31,7 +31,7 @@ def disturb() -> None:
 
 def opened(cri: CRI, container: str, *paths: str) -> list[str]:
     """Those that a container can open for reading and writing."""
-    return cri.exec(container, "sh", "-c", "; ".join(f"(exec 3<>{path}) && echo {path}" for path in paths)).out.split()
+    return cri.exec(container, "sh", "-c", "; ".join(f"test -c {path} && (exec 3<>{path}) && echo {path}" for path in paths)).out.split()
 
 
 @pytest.mark.parametrize("containerd", RELEASES[-1:], indirect=True, ids=lambda release: release.label)
@@ -80,7 +80,7 @@ def test_a_lease_under_each_runtime(runtime: str, chandler: Installation, gpus: 
     engine.call("start", runtime)
 
     def right() -> None:
-        done = engine.exec(runtime, "sh", "-c", "exec 3<>/dev/nvidia1; test -e /made || mknod /made c 195 0; exec 3<>/made", check=False)
+        done = engine.exec(runtime, "sh", "-c", "test -c /dev/nvidia1 || echo no nvidia1 >&2; exec 3<>/dev/nvidia1; test -e /made || mknod /made c 195 0; exec 3<>/made", check=False)
         assert "/made: Operation not permitted" in done.stderr and "nvidia1" not in done.stderr
 
     right()

@@ -134,7 +134,7 @@ def test_pods(sharing: Sharing, cri: CRI) -> None:
     assert active()
     for container in pods:
         assert cri.env(container)["CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"] == "25"
-        assert cri.exec(container, "sh", "-c", "ls /tmp/nvidia-mps; exec 3<>/dev/nvidia0").out == "control\n"
+        assert cri.exec(container, "sh", "-c", "ls /tmp/nvidia-mps; exec 3</dev/nvidia0 && test -c /dev/nvidia0")== (0, "control\n", "")
     with pytest.raises(Refused) as error:
         exclusive = bundle.request(resources={"gpu": {"devices": ["0"]}})
         cri.run(cri.pod("alone", exclusive, "chandler", cgroup_parent="kubepods.slice"))

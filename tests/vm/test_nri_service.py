@@ -1,0 +1,103 @@
+"""chandler-nri.service as systemd runs it: its hardening takes nothing away that it needs, and it always comes back."""
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from lab import bundle
+from lab.containerd import Containerd
+from lab.cri import CRI, Refused
+from lab.install import Installation
+from lab.node import Node
+from lab.plugin import until
+
+UNIT = "chandler-nri.service"
+SLICE = "kubepods.slice"
+ONE = bundle.request(resources={"gpu": {"count": 1}})
+
+
+def shown(name: str) -> str:
+    return subprocess.run(["systemctl", "show", "--value", "-p", name, UNIT], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def pid() -> int:
+    return int(shown("MainPID"))
+
+
+class Service:
+    def __init__(self, chandler: Installation, gpus: Node) -> None:
+        self.chandler, self.gpus = chandler, gpus
+
+    def configure(self, more: str = "") -> None:
+        self.chandler.configure(["/usr/sbin/runc"], [self.gpus.cdi], '[gpu]\nallocator = "leases"\n' + more)
+
+    def log(self) -> list[dict[str, Any]]:
+        """Its lines in the journal, of this start and earlier ones."""
+        said = subprocess.run(["journalctl", "--output=cat", "--quiet", "--unit", UNIT], capture_output=True, text=True, check=True).stdout
+        return [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+
+    def leases(self) -> dict[str, str]:
+        """Container to owner."""
+        done = subprocess.run([self.chandler.program("chandler"), "leases", "--format", "json"], capture_output=True, check=True, env={})
+        return {lease["id"]: lease["owner"] for lease in json.loads(done.stdout)}
+
+
+@pytest.fixture
+def service(chandler: Installation, gpus: Node, containerd: Containerd, cri: CRI) -> Iterator[Service]:
+    """Begun before the pods of a test, ended after them."""
+    made = Service(chandler, gpus)
+    made.configure()
+    subprocess.run(["systemctl", "start", UNIT], check=True)
+    yield made
+    for pod in list(cri.pods):
+        cri.end(pod)
+    subprocess.run(["systemctl", "stop", UNIT], check=True)
+
+
+def opened(cri: CRI, container: str) -> list[int]:
+    return [n for n in range(2) if cri.exec(container, "sh", "-c", f"exec 3</dev/nvidia{n}").code == 0]
+
+
+def serves(cri: CRI, name: str) -> str:
+    """A pod's container, with the device that it asked for."""
+    container = cri.run(cri.pod(name, ONE, cgroup_parent=SLICE))
+    assert len(opened(cri, container)) == 1
+    return container
+
+
+def refused(cri: CRI, pod: Any) -> str:
+    """Why; '' if it is not."""
+    try:
+        cri.remove(cri.create(pod))
+    except Refused as error:
+        return str(error.details())
+    return ""
+
+
+def test_a_start_is_over_when_it_serves(service: Service, cri: CRI) -> None:
+    """Type=notify; a reload without losing the connection; a kill -9 of which nobody notices more than a pause."""
+    assert (shown("ActiveState"), shown("SubState")) == ("active", "running")
+    assert shown("StatusText").startswith("serving containerd"), "notified after the runtime had it"
+    first = serves(cri, "first")
+    assert service.leases() == {first: "nri"}
+    assert any(line.get("container") == first for line in service.log())
+
+    service.configure("[policy]\ndeny = [\"env\"]\n")
+    before = pid()
+    subprocess.run(["systemctl", "reload", UNIT], check=True)
+    denied = cri.pod("denied", bundle.request(env={"A": "b"}), cgroup_parent=SLICE)
+    until(lambda: "deny of [policy]" in refused(cri, denied), "the new rule")
+    until(lambda: shown("ActiveState") == "active", "the end of the reload")
+    assert pid() == before and len([line for line in service.log() if str(line.get("msg", "")).startswith("serving ")]) >= 1
+
+    os.kill(before, signal.SIGKILL)
+    until(lambda: shown("ActiveState") == "active" and pid() not in (0, before), "the restart")
+    second = serves(cri, "second")
+    assert service.leases() == {first: "nri", second: "nri"} and opened(cri, first) == [0]
+    cri.remove(second)
+    until(lambda: service.leases() == {first: "nri"}, "the lease's end")
