@@ -10,7 +10,7 @@ import marshal
 import os
 import stat
 import time
-from typing import Any, Dict, List, NoReturn, Optional, Set, Tuple
+from typing import Any, Callable, Dict, List, NoReturn, Optional, Set, Tuple
 from zlib import crc32
 
 from shim import config as _config
@@ -25,6 +25,8 @@ from shim.lock import Lock
 # A file changed this shortly before we read it may change again within its timestamp's tick.
 SETTLED_NS = 2_000_000_000
 _MAX_CONFIG = 1 << 20
+
+Near = Callable[[List[Tuple[str, ...]]], str]  # what shim.near reads, of the physical devices of one kind
 
 
 class Sources:
@@ -101,7 +103,7 @@ def compile_now(place: Place, store: bool = True) -> Inventory:
     sources = Sources()
     config, had_file = read_config(place, sources)
     registry = read_registry(place, config, sources)
-    made = Compiled(config, registry)
+    made = Compiled(config, registry, _neighbours())
     if store:
         _store_launch(place, config, had_file)  # at once: the launcher compares times itself
         if sources.storable() and sources.settled(started) and sources.unchanged():
@@ -178,16 +180,42 @@ def read_registry(place: Place, config: Dict[str, Any], sources: Optional[Source
     return Registry.build([(managed.GENERATED, None, entries), *read]) if entries else registry
 
 
+def _neighbours() -> Near:
+    """Which devices are neighbours on this host."""
+    from shim.generate import topology
+    from shim.generate.tree import Tree
+    return topology.Host(Tree(), _nvlink).text
+
+
+def _nvlink() -> Dict[str, List[str]]:
+    """What NVML says of NVLink; nothing where it says nothing."""
+    from shim.generate import nvfiles, nvml
+    from shim.generate.model import Options, Unanswered
+    from shim.generate.tree import Tree
+    try:
+        links: Dict[str, List[str]] = nvml.ask(nvfiles.driver(Tree(), Options()).library, nvml.links)["links"]
+        return links
+    except (Unanswered, ChandlerError):
+        return {}
+
+
 class Compiled:
     """The compiled form: the text of every part by its name, and which part a kind has."""
 
-    def __init__(self, config: Dict[str, Any], registry: Registry) -> None:
+    def __init__(self, config: Dict[str, Any], registry: Registry, near: Optional[Near] = None) -> None:
         self.config = config
         self.registry = registry
         self.parts: Dict[str, bytes] = {}
         segment = {file.path: self._add(marshal.dumps(_segment(file))) for file in registry.files}
-        self.kinds = "".join(f"\n{kind}\t{self._add(_encoded(_kind(kind, registry, segment)))}"
-                             for kind in dict.fromkeys(file.spec.kind for file in registry.files)) + "\n"
+        self.kinds = "\n"
+        for kind in dict.fromkeys(file.spec.kind for file in registry.files):
+            keys = registry.device_keys(kind, host.lstat_device)
+            picks = physical.pick(keys, len(keys))
+            names = [kind, self._add(_encoded(_kind(kind, registry, segment, keys, picks)))]
+            places = near([keys[pick] for pick in picks]) if near is not None and len(picks) > 1 else ""
+            if places:
+                names.append(self._add(_encoded(places)))
+            self.kinds += "\t".join(names) + "\n"
 
     def _add(self, body: bytes) -> str:
         """Named by what it holds, so that an older index never finds a newer part."""
@@ -219,10 +247,8 @@ class Compiled:
             return  # the next create compiles again
 
 
-def _kind(kind: str, registry: Registry, segment: Dict[str, str]) -> str:
+def _kind(kind: str, registry: Registry, segment: Dict[str, str], keys: Dict[str, Tuple[str, ...]], picks: List[str]) -> str:
     """The part of one kind."""
-    keys = registry.device_keys(kind, host.lstat_device)
-    picks = physical.pick(keys, len(keys))
     lines = [" ".join(picks)]
     for device, units in physical_units(keys, picks).items():
         file = registry.devices[f"{kind}={device}"]

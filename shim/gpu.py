@@ -83,12 +83,15 @@ def grant(wish: Optional[Dict[str, Any]], engine_names: List[str], inventory: In
         if asked is not None and "count" in wish and ("all" in asked or count != len(asked)):
             raise errors.RequestError(f"{source}: resources.gpu asks for {count} devices and names {len(asked)}",
                                "leave one of count and devices out")
+        if asked is not None and "prefer" in wish:
+            raise errors.RequestError(f"{source}: resources.gpu.prefer says which devices a count takes, and these are named",
+                                      "leave one of prefer and devices out")
         if asked is None and inventory.config["gpu.allocator"] == "none":
             raise errors.RequestError(f"{source}: resources.gpu: an orchestrator allocates this node's devices (allocator = \"none\")",
                                       "name them in resources.gpu.devices")
         picks = inventory.picks(kind)
         if picks or any("=" in name for name in asked or ()):
-            names += _counted(kind, count, picks, inventory, source, held) if asked is None else _named(kind, asked, inventory)
+            names += _counted(kind, count, picks, inventory, source, held, wish.get("prefer", "")) if asked is None else _named(kind, asked, inventory)
         else:
             nodes = _from_nodes(kind, asked, count, inventory, source, look, held)
     found = _from_cdi(names, inventory, source, held)
@@ -117,14 +120,19 @@ def _kind(vendor: str, source: str) -> str:
 # --- through CDI ----------------------------------------------------------------------------------------------
 
 def _counted(kind: str, count: int, picks: List[str], inventory: Inventory, source: str,
-             held: Optional[List[Lease]]) -> List[str]:
-    """The first `count` devices of a kind, or of those that are free."""
+             held: Optional[List[Lease]], prefer: str) -> List[str]:
+    """The first `count` devices of a kind, or of those that are free, where `prefer` says so those that are neighbours."""
     names = [f"{kind}={device}" for device in picks]
     if count > len(names):
         raise errors.RequestError(f"{source}: resources.gpu asks for {count} devices of {kind}; this node has {len(names)}",
                                   f"they are {', '.join(names)}")
     if held:
         names = _free([(name, inventory.key(name)) for name in names], count, kind, source, held)
+    if prefer and held is not None:
+        from shim import near
+        free = {name.partition("=")[2] for name in names}
+        places = [place for place, pick in enumerate(picks) if pick in free]
+        return [f"{kind}={picks[place]}" for place in near.choose(places, count, prefer, inventory.near(kind))]
     return names[:count]
 
 

@@ -11,9 +11,10 @@ lines, read without a parser, each behind a header line with its checksum.
            block 1  directories and links on the way to a source; what lstat says of owner and identity
            block 2  files and listed directories; what lstat says, times included
            block 3  paths that do not exist
-           block 4  one line per kind: the name of its part
+           block 4  one line per kind: the name of its part, and of the part that tells neighbours, where there is one
     kind, line 0    one name of each of its physical devices, in order
           others    one line per device: name, part of its CDI file, its physical devices
+    neighbours      one line per physical device, in order (shim.generate.topology)
     CDI file        path, edits and devices, as marshal writes them: read four times as fast as JSON
 """
 
@@ -105,9 +106,14 @@ class Inventory:
         """The part of a kind, '' when there is none."""
         text = self._parts.get(kind)
         if text is None:
-            name = _line(self._kinds, kind)
+            name = _line(self._kinds, kind).partition("\t")[0]
             text = self._parts[kind] = _text(self._part(name)) if name else ""
         return text
+
+    def near(self, kind: str) -> str:
+        """What tells which devices of a kind are neighbours, a line for each of its picks; '' where nothing does."""
+        name = _line(self._kinds, kind).partition("\t")[2]
+        return _text(self._part(name)) if name else ""
 
 
 def _edits(compiled: List[Any], origin: str) -> Tuple[Edit, ...]:

@@ -27,6 +27,7 @@ CLASSES: Dict[str, str] = {
     "resources.blkio_weight": TIGHTEN,
     "resources.hugepages": TIGHTEN,
     "gpu.distributed": NAMED,
+    "gpu.prefer": NAMED,
     "gpu.mps_active_thread_percentage": NAMED,
     "gpu.mps_pinned_memory": NAMED,
     "gpu.mps_priority": NAMED,

@@ -214,6 +214,7 @@ SCHEMA: Dict[str, Any] = {
             "count": _integer(1, 4096),
             "vendor": (_vendor, str),
             "devices": _NAMES,
+            "prefer": _word("numa", "link"),
             "distributed": "distributed",
             "sharing": _word("exclusive", "mps", "time-slice"),
             "mps_pipe_dir": (_host_path, str),

@@ -69,6 +69,7 @@ GPU: dict[str, list[tuple[Any, Any]]] = {
     "time_slice_index": [(0, 0), (4095, 4095)],
     "time_slicing_config_path": [("/etc/slices.yaml", "/etc/slices.yaml")],
     "time_slice": [("default", "default"), ("long", "long")],
+    "prefer": [("numa", "numa"), ("link", "link")],
 }
 NOT_GPU: dict[str, list[Any]] = {
     "count": [0, -1, 4097, "1", Number("1.0"), None, True, [], {}, 1 << 64],
@@ -83,6 +84,7 @@ NOT_GPU: dict[str, list[Any]] = {
     "time_slice_index": [-1, 4096, "0", None, True, [0]],
     "time_slicing_config_path": ["", "slices.yaml", "/../etc/shadow", None, []],
     "time_slice": ["", "tiny", 0, None, True, ["short"]],
+    "prefer": ["", "pci", 0, None, True, ["numa"]],
 }
 
 

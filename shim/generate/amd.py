@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _DRIVER = "/sys/module/amdgpu/drivers"
 _PLATFORM = "/sys/devices/platform"
-_NODES = "/sys/class/kfd/kfd/topology/nodes"
+NODES = "/sys/class/kfd/kfd/topology/nodes"
 _WANTED = ("drm_render_minor", "domain", "location_id", "unique_id")
 
 
@@ -29,7 +29,7 @@ def gpus(tree: Tree, options: Options) -> Found:
     empty = Found("amd.com/gpu", [], watch=["/dev/dri", "/dev/kfd", "/sys/module/amdgpu"])
     if not tree.names(_DRIVER):
         return empty
-    topology = _topology(tree)
+    known_to_kfd = topology(tree)
     places = [(f"{_DRIVER}/pci:amdgpu/{bdf}", bdf) for bdf in filter(pci.is_address, tree.names(_DRIVER + "/pci:amdgpu"))]
     # The first partition of a GPU is the PCI device itself, the others are platform devices.
     places += [(f"{_PLATFORM}/{name}", "") for name in pci.numbered(tree.names(_PLATFORM), "amdgpu_xcp_")]
@@ -40,8 +40,8 @@ def gpus(tree: Tree, options: Options) -> Found:
         if not renders:
             continue
         minor = pci.number(renders[0], "renderD")
-        if minor in topology:
-            known.append((topology[minor], directory, bdf, renders[0]))
+        if minor in known_to_kfd:
+            known.append((known_to_kfd[minor], directory, bdf, renders[0]))
         elif bdf:
             notes.append(f"the GPU at {bdf} ({renders[0]}) is none that the compute driver (KFD) knows and is left out")
     control = node(tree, options, "/dev/kfd")
@@ -61,23 +61,23 @@ def gpus(tree: Tree, options: Options) -> Found:
         # partitions of one GPU share its unique id, so that it names none of them
         names = {"index": str(index), "type-index": f"gpu{index}",
                  "uuid": f"GPU-{place[3]:016x}" if whole and place[3] else ""}
-        layout = f"{index} {_location(place)} {render}" + ("" if whole else " partition")
+        layout = f"{index} {location(place)} {render}" + ("" if whole else " partition")
         if edits.get("deviceNodes"):
             devices.append(Device(names, edits, layout))
     return Found("amd.com/gpu", devices, merged(control or {}), tree.text("/sys/module/amdgpu/version"), notes, empty.watch)
 
 
-def _location(place: Tuple[int, int, int, int]) -> str:
+def location(place: Tuple[int, int, int, int]) -> str:
     """KFD's location_id is the bus, device and function of PCI."""
-    domain, location = place[:2]
-    return f"{domain:04x}:{location >> 8 & 0xff:02x}:{location >> 3 & 0x1f:02x}.{location & 7}"
+    domain, where = place[:2]
+    return f"{domain:04x}:{where >> 8 & 0xff:02x}:{where >> 3 & 0x1f:02x}.{where & 7}"
 
 
-def _topology(tree: Tree) -> Topology:
+def topology(tree: Tree) -> Topology:
     found: Topology = {}
-    for name in pci.numbered(tree.names(_NODES), ""):
+    for name in pci.numbered(tree.names(NODES), ""):
         values: Dict[str, int] = {}
-        for line in tree.text(f"{_NODES}/{name}/properties").split("\n"):
+        for line in tree.text(f"{NODES}/{name}/properties").split("\n"):
             key, _, value = line.partition(" ")
             if key in _WANTED and pci.whole(value) >= 0:
                 values[key] = pci.whole(value)

@@ -15,6 +15,7 @@ import time
 from functools import partial
 
 from shim.errors import HostError
+from shim.generate import pci
 from shim.generate.model import Unanswered
 
 TYPE_CHECKING = False
@@ -24,11 +25,12 @@ if TYPE_CHECKING:
 PATIENCE = 30.0  # seconds; without the persistence daemon each GPU takes one or two to wake
 _MAX_ANSWER = 4 << 20  # bytes
 _MAX_GPUS = 256
+_MAX_LINKS = 18  # NVML_NVLINK_MAX_LINKS
 _ATS = 2  # NVML_DEVICE_ADDRESSING_MODE_ATS
 
 
 def ask(library: str, question: Callable[[Any], Dict[str, Any]] = lambda pynvml: read(pynvml)) -> Dict[str, Any]:
-    """What `question` (`read`, or `usage`) says, from a child process that loads the library at that path.
+    """What `question` (`read`, `usage` or `links`) says, from a child process that loads the library at that path.
 
     Raises Unanswered where there is no nvidia-ml-py or no library; HostError when the library fails or keeps silent.
     """
@@ -142,6 +144,36 @@ def usage(pynvml: Any) -> Dict[str, Any]:
             pynvml.nvmlShutdown()
         except pynvml.NVMLError:
             pass
+
+
+def links(pynvml: Any) -> Dict[str, Any]:
+    """{"links": {PCI address: those of the GPUs or switches at the other end of its active NVLinks}}, or {"failed": sentence}."""
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        return {"failed": _words(error)}
+    try:
+        count = min(pynvml.nvmlDeviceGetCount(), _MAX_GPUS)
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(count)]
+        return {"links": {pci.address(_text(pynvml.nvmlDeviceGetPciInfo(handle).busId)): _far_ends(pynvml, handle) for handle in handles}}
+    except pynvml.NVMLError as error:
+        return {"failed": _words(error)}
+    finally:
+        try:
+            pynvml.nvmlShutdown()
+        except pynvml.NVMLError:
+            pass
+
+
+def _far_ends(pynvml: Any, handle: Any) -> List[str]:
+    found = []
+    for number in range(_MAX_LINKS):
+        try:
+            if pynvml.nvmlDeviceGetNvLinkState(handle, number) == 1:
+                found.append(pci.address(_text(pynvml.nvmlDeviceGetNvLinkRemotePciInfo(handle, number).busId)))
+        except pynvml.NVMLError:
+            continue  # one that this GPU does not have, or that does not say
+    return sorted(set(found))
 
 
 def _usage(pynvml: Any, handle: Any) -> Dict[str, Any]:
