@@ -25,8 +25,8 @@ PREFIXES = ("/opt/chandler", "/home/kubernetes/bin/chandler")
 PACKAGES = {"yaml": "python3-yaml", "_yaml": "python3-yaml", "google.protobuf": "python3-protobuf",
             "google._upb": "", "tomlkit": "python3-tomlkit"}  # google._upb: where protobuf has it
 # Of the standard library: what no command of Chandler's imports, and what is large.
-_WITHOUT = re.compile(r"(.*/)?(test|tests|idlelib|tkinter|turtledemo|lib2to3|ensurepip|pydoc_data|__pycache__|site-packages|"
-                      r"dist-packages|config-[^/]*|_test[^/]*\.so|xxlimited[^/]*\.so|_ctypes_test[^/]*\.so|"
+_WITHOUT = re.compile(r"(.*/)?(test|tests|unittest|idlelib|tkinter|turtledemo|lib2to3|ensurepip|distutils|venv|pydoc_data|"
+                      r"curses|dbm|sqlite3|wsgiref|xmlrpc|__pycache__|site-packages|dist-packages|config-[^/]*|_test[^/]*\.so|xxlimited[^/]*\.so|_ctypes_test[^/]*\.so|"
                       r"(_tkinter|_sqlite3|_curses|_curses_panel|readline|_dbm|_gdbm|nis|ossaudiodev)\.[^/]*\.so)")
 _LIBRARY = re.compile(r"(?:(\S+) => )?(/\S+) \(0x")
 

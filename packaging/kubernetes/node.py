@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import fcntl
 import glob
 import json
@@ -43,6 +44,7 @@ TOKEN = "/var/run/secrets/kubernetes.io/serviceaccount"
 CLOSED = {"talos": "Talos", "bottlerocket": "Bottlerocket"}
 INSTEAD = "use the NRI DaemonSet, nri.yaml, which puts nothing on the node"
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "SYSTEMD_IGNORE_CHROOT": "1"}
+LIBC = ctypes.CDLL(None)
 PAUSE = 5.0  # seconds between two looks at what still runs
 PATIENCE = 120  # seconds for a step on the node
 ANSWER = 30  # seconds for the API server
@@ -96,10 +98,7 @@ def _install(options: argparse.Namespace) -> int:
     if options.config:
         with open(options.config, "rb") as file:
             policy = file.read()
-        try:
-            config.compile_config([(CONFIG, policy)])
-        except ChandlerError as error:
-            raise error.within(f"the ConfigMap's {os.path.basename(options.config)}") from None
+    config.compile_config([(CONFIG, policy or b"")])  # what it imports is needed on the node
     status = _on_node(options.host, lambda: _lay_out(trees, policy, options))
     if status == 0 and options.label:
         _set_label("ready")
@@ -167,6 +166,8 @@ def _lay_out(trees: List[Tree], policy: Optional[bytes], options: argparse.Names
     if system.get("ID") in CLOSED:
         raise errors.HostError(f"this node runs {_name(system)}, on which programs cannot be installed", INSTEAD)
     tree = _place(trees, system)
+    if policy is not None:
+        _check_policy(policy)
     os.makedirs(f"{tree.prefix}/versions", exist_ok=True)
     with _locked(f"{tree.prefix}/versions"), contextlib.ExitStack() as undo:
         undo.callback(_remove_empty, f"{tree.prefix}/versions", tree.prefix)
@@ -175,10 +176,9 @@ def _lay_out(trees: List[Tree], policy: Optional[bytes], options: argparse.Names
         if policy is not None:
             _write(CONFIG, policy, undo)
         _switch(tree, before, undo)
-        # Also shows whether this text and the node's own make one configuration.
-        _chandler(tree.prefix, "refresh", "--quiet")
         if options.engine != "none":
             _configure(tree.prefix, not before, options, undo)
+        _chandler(tree.prefix, "refresh", "--quiet")
         undo.pop_all()
         _prune(tree, before)
     print(f"chandler-node: {tree.home} is in force on {_name(system)}", flush=True)
@@ -215,6 +215,16 @@ def _place(trees: List[Tree], system: Dict[str, str]) -> Tree:
     raise errors.HostError(f"this node runs {_name(system)} and has no place for programs: {', '.join(why)}", INSTEAD)
 
 
+def _check_policy(policy: bytes) -> None:
+    """Raises ConfigError when the node's own texts and this one do not make a configuration."""
+    texts = {CONFIG: policy}
+    for path in ("/etc/chandler/config.toml", *glob.glob(f"{os.path.dirname(CONFIG)}/*.toml")):
+        with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+            texts.setdefault(path, file.read())
+    # config.toml, then the others by name, as they are read
+    config.compile_config(sorted(texts.items(), key=lambda text: (text[0].startswith(os.path.dirname(CONFIG)), text[0])))
+
+
 @contextlib.contextmanager
 def _locked(directory: str) -> Any:
     """One installer at a time; the pod of an update may come before the old one's end."""
@@ -233,10 +243,19 @@ def _copy(tree: Tree, undo: contextlib.ExitStack) -> None:
         shutil.rmtree(made, ignore_errors=True)  # of an installer that was killed
         undo.callback(shutil.rmtree, made, True)
         _copy_files(tree.source, made)
-        os.sync()  # a power cut after the rename must not leave empty files
+        _sync(made)  # a power cut after the rename must not leave empty files
         os.rename(made, tree.home)
         undo.callback(shutil.rmtree, tree.home, True)
     _run(f"{tree.home}/bin/chandler", "--version")
+
+
+def _sync(directory: str) -> None:
+    """Writes out the file system that a directory is on, and no other, which may hang."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        LIBC.syncfs(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _copy_files(source: int, target: str) -> None:

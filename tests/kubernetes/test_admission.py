@@ -126,9 +126,9 @@ def test_the_classes_are_those_of_the_nodes_policy(word: str) -> None:
         for key in path:
             schema = schema[key]
         forms.append({"chandler.oci/" + ".".join(path) + (".x" if word in ("command", "ulimits", "sysctls", "gpu.distributed", "resources.hugepages") else ""): "x"})
-    for annotations in forms:
-        allowed = [level for level in LEVELS if not REQUESTS.refusal(pod(annotations), namespace=namespace(level))]
-        assert allowed == list(LEVELS[LEVELS.index(least):]), annotations
+    for form in forms:
+        allowed = [level for level in LEVELS if not REQUESTS.refusal(pod(form), namespace=namespace(level))]
+        assert allowed == list(LEVELS[LEVELS.index(least):]), form
 
 
 @pytest.mark.parametrize("level", LEVELS)

@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 import yaml
+
 from lab.install import REPOSITORY
 
 DIRECTORY = os.path.join(REPOSITORY, "packaging/kubernetes")

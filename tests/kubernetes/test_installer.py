@@ -1,0 +1,263 @@
+"""The installer's program on nodes of several kinds: what it lays out, what it refuses, and what a failure leaves."""
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+
+import pytest
+from lab import bundle, cgroups
+from lab.engine import Engine
+from lab.install import REPOSITORY
+from lab.kubenode import Node, build
+from lab.node import Node as GPUNode
+from lab.plugin import until
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount what stands for a node")
+
+PYTHONS = sorted(f"/usr/bin/{name}" for name in os.listdir("/usr/bin") if name.startswith("python3"))
+UBUNTU = 'NAME="Ubuntu"\nID=ubuntu\nPRETTY_NAME="Ubuntu 24.04.1 LTS"\n'
+COS = 'NAME="Container-Optimized OS"\nID=cos\nPRETTY_NAME="Container-Optimized OS from Google"\n'
+FLATCAR = 'ID=flatcar\nID_LIKE=coreos\nPRETTY_NAME="Flatcar Container Linux by Kinvolk 4081.2.0 (Oklo)"\n'
+CONTAINERD = "version = 3\n# our own words\n[plugins.'io.containerd.cri.v1.runtime']\n"
+OPT, HOME = "/opt/chandler", "/home/kubernetes/bin/chandler"
+Maker = Callable[..., Node]
+
+
+@pytest.fixture
+def make(place: str, tree: str) -> Iterator[Maker]:
+    """Nodes without any Python, with a containerd that is configured."""
+    made: list[Node] = []
+
+    def node(os_release: str = UBUNTU, image: str = tree) -> Node:
+        directory = os.path.join(place, str(len(made)))
+        os.makedirs(directory)
+        made.append(Node(directory, image, os_release, PYTHONS))
+        made[-1].write("/etc/containerd/config.toml", CONTAINERD)
+        made[-1].write("/usr/local/sbin/systemctl", '#!/bin/sh\necho "$@" >>/run/systemctl.log\n', 0o755)
+        os.makedirs(made[-1].root + "/run/systemd/system")
+        return made[-1]
+
+    yield node
+    for each in made:
+        each.close()
+
+
+@pytest.fixture(scope="module")
+def newer(lab: str) -> str:
+    """The image of another version."""
+    checkout = os.path.join(lab, "checkout")
+    for name in ("shim", "hooks", "packaging", "systemd"):
+        shutil.copytree(os.path.join(REPOSITORY, name), os.path.join(checkout, name), ignore=shutil.ignore_patterns("__pycache__"))
+    with open(os.path.join(checkout, "shim/paths.py"), "r+", encoding="utf-8") as file:
+        text = file.read()
+        file.seek(0)
+        file.write(text.replace('VERSION = "', 'VERSION = "9.'))
+    return build(os.path.join(lab, "newer-image"), checkout)
+
+
+def version(tree: str) -> str:
+    name, = os.listdir(f"{tree}{OPT}/versions")
+    return name
+
+
+def updated(host: Node, image: str) -> None:
+    """Its container is of another image now."""
+    host.mount("--bind", image, os.path.join(host.place, "c"))
+    host.mount("--rbind", os.path.join(host.place, "m"), os.path.join(host.place, "c/host"))
+
+
+def restarts(node: Node) -> int:
+    try:
+        with open(node.root + "/run/systemctl.log", encoding="ascii") as file:
+            return file.read().count("restart containerd\n")
+    except FileNotFoundError:
+        return 0
+
+
+def test_a_node_without_python_runs_a_request(make: Maker, tree: str, node: GPUNode, place: str) -> None:
+    host = make()
+    host.write("/etc/chandler/config.toml", f'runtimes = ["/usr/sbin/runc"]\n[cdi]\nspec-dirs = ["{node.cdi}"]\n')
+    said = host.image("install").stdout
+    assert f"{OPT}/versions/{version(tree)} is in force on Ubuntu 24.04.1 LTS" in said
+    assert restarts(host) == 1
+    with open(host.root + "/etc/containerd/config.toml", encoding="utf-8") as file:
+        text = file.read()
+    assert text.startswith(CONTAINERD) and f'BinaryName = "{OPT}/bin/chandler-runtime"' in text
+    # The program that containerd would call, with no interpreter on the node but its own.
+    assert host.run("sh", "-c", "python3 -c ''", check=False).returncode == 127
+    engine = Engine(host.command(f"{OPT}/bin/chandler-runtime"), os.path.join(host.place, "store/root"))
+    made = bundle.make(os.path.join(host.place, "store/b"), ["sh", "-c", "env; ls /dev/nvidia*"],
+                       {**bundle.pod(), **bundle.request(resources={"gpu": {"count": 2}}, env={"A": "b"})})
+    try:
+        seen = engine.run(made, "c1").stdout.splitlines()
+    finally:
+        engine.clean()
+        cgroups.end(place)
+    assert "A=b" in seen and "/dev/nvidia1" in seen and "/dev/nvidia2" not in seen
+
+
+def test_an_update_changes_a_link(make: Maker, tree: str, newer: str, place: str) -> None:
+    host = make()
+    host.image("install")
+    shutil.copytree(f"{host.root}{OPT}/versions/{version(tree)}", f"{host.root}{OPT}/versions/0.0.1-old", symlinks=True)
+    before = host.changed()
+    updated(host, newer)
+    host.image("install")
+    after = host.changed()
+    assert {path for path in after if after[path] != before.get(path)} == {f"{OPT}/bin"}
+    # The version before stays, for what was started from it; those before that go.
+    assert set(os.listdir(f"{host.root}{OPT}/versions")) == {version(tree), version(newer)}
+    assert "chandler 9." in host.run(f"{OPT}/bin/chandler", "--version").stdout
+    assert restarts(host) == 1, "containerd knows the link alone"
+
+
+def closed(host: Node, *directories: str, options: str = "ro") -> None:
+    """Directories of the node that are mounted with `options`."""
+    for directory in directories:
+        os.makedirs(host.root + directory, exist_ok=True)
+        for side in ("m", "c/host"):
+            host.mount("-t", "tmpfs", "-o", options, "tmpfs", os.path.join(host.place, side) + directory)
+
+
+@pytest.mark.parametrize("system, options", [(COS, "ro"), (FLATCAR, "noexec")], ids=["read-only", "noexec"])
+def test_another_place_where_the_usual_one_will_not_do(make: Maker, system: str, options: str) -> None:
+    host = make(system)
+    closed(host, "/opt", options=options)
+    assert f"{HOME}/versions/" in host.image("install").stdout
+    assert "chandler " in host.run(f"{HOME}/bin/chandler", "--version").stdout
+    assert f'BinaryName = "{HOME}/bin/chandler-runtime"' in host.changed()["/etc/containerd/config.toml"]
+
+
+def test_no_place_at_all(make: Maker) -> None:
+    host = make(COS)
+    closed(host, "/opt")
+    closed(host, "/home", options="noexec")
+    before = host.changed()
+    done = host.image("install", check=False)
+    assert done.returncode == 1 and host.changed() == before
+    assert "Container-Optimized OS" in done.stdout and "/opt is read-only" in done.stdout and "/home is mounted noexec" in done.stdout
+    assert "NRI DaemonSet" in done.stdout
+
+
+@pytest.mark.parametrize("system", ["ID=talos\nPRETTY_NAME=\"Talos (v1.9.0)\"\n", "ID=bottlerocket\nPRETTY_NAME=\"Bottlerocket OS 1.30.0\"\n"])
+def test_a_system_that_is_closed_is_named(make: Maker, system: str) -> None:
+    host = make(system)
+    before = host.changed()
+    done = host.image("install", check=False)
+    assert done.returncode == 1 and host.changed() == before
+    assert system.split('"')[1] in done.stdout and "NRI DaemonSet" in done.stdout
+
+
+def broken_policy(host: Node) -> None:
+    """Each of two texts is right, and both together are not."""
+    host.write("/etc/chandler/config.toml", "annotation-prefix = 3\n")
+
+
+def broken_engine(host: Node) -> None:
+    host.write("/etc/containerd/config.toml", "version = [\n")
+
+
+def broken_restart(host: Node) -> None:
+    host.write("/usr/local/sbin/systemctl", "#!/bin/sh\necho no such unit >&2; exit 5\n", 0o755)
+
+
+def no_shell(host: Node) -> None:
+    os.unlink(host.root + "/usr/bin/sh")
+
+
+@pytest.mark.parametrize("damage, words", [(broken_policy, "annotation-prefix"), (broken_engine, "/etc/containerd/config.toml"),
+                                           (broken_restart, "no such unit"), (no_shell, "cannot be started")])
+def test_a_failure_puts_everything_back(make: Maker, damage: Callable[[Node], None], words: str) -> None:
+    host = make()
+    damage(host)
+    before = host.changed()
+    host.write("/run/policy.toml", "[policy]\nmax-gpus = 1\n")
+    done = host.image("install", "--config", "/host/run/policy.toml", check=False)
+    assert done.returncode == 1 and words in done.stdout, done.stdout
+    assert host.changed() == before
+    assert not os.path.exists(host.root + OPT)
+
+
+def test_a_failed_update_leaves_the_version_before_in_force(make: Maker, tree: str, newer: str) -> None:
+    host = make()
+    host.write("/run/policy.toml", "[policy]\nmax-gpus = 1\n")
+    host.image("install", "--config", "/host/run/policy.toml")
+    before = host.changed()
+    updated(host, newer)
+    host.write("/run/policy.toml", "[policy]\nmax-gpus = 2\n")
+    broken_engine(host)
+    assert host.image("install", "--config", "/host/run/policy.toml", check=False).returncode == 1
+    host.write("/etc/containerd/config.toml", before["/etc/containerd/config.toml"])
+    assert host.changed() == before
+    assert set(os.listdir(f"{host.root}{OPT}/versions")) == {version(tree), ".unfinished"}
+    assert "chandler 0." in host.run(f"{OPT}/bin/chandler", "--version").stdout
+
+
+def test_a_policy_that_does_not_hold_is_refused_first(make: Maker) -> None:
+    host = make()
+    host.write("/run/policy.toml", "[policy]\nmax-gpu = 1\n")
+    before = host.changed()
+    done = host.image("install", "--config", "/host/run/policy.toml", check=False)
+    assert done.returncode == 1 and "50-kubernetes.toml" in done.stdout and "max-gpu" in done.stdout
+    assert host.changed() == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_ended_while_containerd_restarts(make: Maker, number: signal.Signals) -> None:
+    """In order, everything is put back; killed, the next one knows that the restart may not have been."""
+    host = make()
+    before = host.changed()
+    host.write("/usr/local/sbin/systemctl", "#!/bin/sh\n[ -e /run/go ] || { echo $$ >/run/waits; exec sleep 600; }\necho \"$@\" >>/run/systemctl.log\n", 0o755)
+    process = subprocess.Popen(host.command("/python3", "-I", "-B", "/node.py", "install", inside="c"), stdin=subprocess.DEVNULL,
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+    until(lambda: os.path.exists(host.root + "/run/waits"), "the restart")
+    host.write("/run/go", "")
+    if number == signal.SIGKILL:  # as the kubelet does, all of the container
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
+    said = process.communicate(timeout=60)[0].decode()
+    if number == signal.SIGTERM:
+        assert "put back" in said
+        host.write("/usr/local/sbin/systemctl", before["/usr/local/sbin/systemctl"], 0o755)
+        assert host.changed() == before
+        return
+    assert restarts(host) == 0 and "chandler" in host.changed()["/etc/containerd/config.toml"]
+    host.image("install")
+    assert restarts(host) == 1
+
+
+def test_installed_twice_and_taken_away(make: Maker) -> None:
+    host = make()
+    before = host.changed()
+    host.write("/run/policy.toml", "[policy]\nmax-gpus = 1\n")
+    install = ("install", "--config", "/host/run/policy.toml", "--runtime", "crun")
+    os.umask(0)
+    try:
+        host.image(*install)
+    finally:
+        os.umask(0o022)
+    between = host.changed()
+    assert f'BinaryName = "{OPT}/bin/chandler-crun"' in between["/etc/containerd/config.toml"]
+    assert between["/etc/chandler/config.d/50-kubernetes.toml"] == "[policy]\nmax-gpus = 1\n"
+    for directory, _, names in os.walk(host.root + OPT):
+        for path in (directory, *(os.path.join(directory, name) for name in names)):
+            found = os.lstat(path)
+            assert found.st_uid == found.st_gid == 0 and (os.path.islink(path) or not found.st_mode & 0o022), path
+    assert "nothing to change" in host.image(*install).stdout
+    assert host.changed() == between and restarts(host) == 1
+    assert "is gone" in host.image("cleanup").stdout
+    assert host.changed() == before and restarts(host) == 2
+    assert not os.path.exists(host.root + OPT) and not os.path.exists(host.root + "/etc/chandler")
+    assert host.image("cleanup").stdout == "", "nothing is there"
+
+
+def test_files_alone(make: Maker) -> None:
+    """For a node whose plugin is in a pod, and whose CDI files name chandler-hook."""
+    host = make()
+    host.image("install", "--engine", "none")
+    assert host.changed()["/etc/containerd/config.toml"] == CONTAINERD and restarts(host) == 0
+    assert host.run(f"{OPT}/bin/chandler-hook", check=False).returncode != 127
