@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from typing import Dict, List
+from typing import Dict, List, Tuple
 
 BOUNDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.1, 0.5, 2.0)  # seconds; NRI gives up after two
 _CREATE = "chandler_nri_create_seconds"
@@ -14,7 +14,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.requests: Dict[str, int] = {"granted": 0, "nothing": 0, "refused": 0}
-        self.refusals: Dict[str, int] = {}
+        self.refusals: Dict[Tuple[str, str], int] = {}
         self.reloads: Dict[str, int] = {"done": 0, "failed": 0}
         self.unadjusted = 0
         self.connections = 0
@@ -24,11 +24,11 @@ class Metrics:
         self._buckets = [0] * (len(BOUNDS) + 1)
         self._seconds = 0.0
 
-    def created(self, result: str, seconds: float, rule: str = "") -> None:
-        """One CreateContainer; `rule`: which kind of error refused it."""
+    def created(self, result: str, seconds: float, kind: str = "", rule: str = "") -> None:
+        """One CreateContainer; `kind`: of the error that refused it; `rule`: of the policy, if that did."""
         self.requests[result] += 1
-        if rule:
-            self.refusals[rule] = self.refusals.get(rule, 0) + 1
+        if kind:
+            self.refusals[kind, rule] = self.refusals.get((kind, rule), 0) + 1
         self._buckets[bisect_left(BOUNDS, seconds)] += 1
         self._seconds += seconds
 
@@ -36,7 +36,8 @@ class Metrics:
         """All of it."""
         lines: List[str] = []
         _family(lines, "chandler_nri_requests_total", "counter", "containers created, by what became of their request", "result", self.requests)
-        _family(lines, "chandler_nri_refusals_total", "counter", "containers refused, by kind of error", "rule", self.refusals)
+        _head(lines, "chandler_nri_refusals_total", "counter", "containers refused, by kind of error and rule of the policy")
+        lines += [f'chandler_nri_refusals_total{{kind="{kind}",rule="{_label(rule)}"}} {count}' for (kind, rule), count in sorted(self.refusals.items())]
         _family(lines, "chandler_nri_reloads_total", "counter", "reloads of configuration and inventory", "result", self.reloads)
         _single(lines, "chandler_nri_unadjusted_total", "counter", "running containers that asked and have no grant", self.unadjusted)
         _single(lines, "chandler_nri_connections_total", "counter", "connections to the runtime", self.connections)
@@ -50,6 +51,10 @@ class Metrics:
             lines.append(f'{_CREATE}_bucket{{le="{bound}"}} {total}')
         lines += (f"{_CREATE}_sum {self._seconds:.6f}", f"{_CREATE}_count {total}")
         return "\n".join(lines) + "\n"
+
+
+def _label(value: str) -> str:
+    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
 def _head(lines: List[str], name: str, kind: str, text: str) -> None:

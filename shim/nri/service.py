@@ -13,9 +13,9 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Set
 
-from shim import engine, files, grants, jsontext, leases, ledger, report
-from shim.edits import EMPTY, Edits, merge
-from shim.errors import BundleError, ChandlerError, HostError, LeaseError
+from shim import engine, files, grants, jsontext, leases, ledger, oci, policy, report
+from shim.edits import EMPTY, MOUNT, Edits, merge
+from shim.errors import BundleError, ChandlerError, HostError, LeaseError, PolicyError
 from shim.nri import adjust, document, evict, messages
 from shim.nri.adjust import Runtime
 from shim.nri.holds import PATIENCE, PATIENCE_FOR_RETRY, Hold, Holds, Later, Starting
@@ -90,7 +90,8 @@ class Service:
                 made = make()
             except ChandlerError as error:
                 seconds = time.perf_counter() - started
-                self.metrics.created("refused", seconds, type(error).__name__)
+                rule = self._rule(pod, container, annotations) if isinstance(error, PolicyError) else ""
+                self.metrics.created("refused", seconds, type(error).__name__, rule)
                 self.log({**line, "level": "error", "refused": str(error), "ms": _ms(seconds)})
                 raise
             if isinstance(made, Later):
@@ -106,6 +107,14 @@ class Service:
             answer = made.answer
             made.answer = lambda: answered(answer)
         return made
+
+    def _rule(self, pod: Any, container: Any, annotations: Dict[str, str]) -> str:
+        """Which part of the policy is for a container."""
+        config = self.inventory.config
+        if config["policy.rule"]:
+            from shim import facts, rules
+            config = rules.applied(config, annotations, {**_known(pod), "container": container.name, "user": facts.caller()})
+        return policy.by(config)
 
     def _asks(self, annotations: Iterable[str]) -> bool:
         config = self.inventory.config
@@ -133,8 +142,9 @@ class Service:
             if made is not None:
                 if lease is not None and self.holds.late(made.keys, now):
                     raise Starting(self._words(made))
-                more = self._hooks(made, lease, container.HasField("user"))
-                made.edits, made.beside = merge(made.edits, more), (*made.beside, more)
+                if oci.in_user_namespace(wanted):
+                    self._check_bound(made)
+                self._equip(made, lease, container.HasField("user"))
                 result = adjust.adjustment(made, self.runtime, wanted)
             return made
 
@@ -186,20 +196,31 @@ class Service:
         from shim.nri import work
         return work.task(self._state_dir, self.place.rootless, keys, plan.sharing)
 
-    def _hooks(self, plan: engine.Plan, lease: Optional[Lease], user_told: bool) -> Edits:
-        """What keeps lease and share true without us: a container may end, or a daemon, while no plugin runs."""
+    def _check_bound(self, plan: engine.Plan) -> None:
+        """In a user namespace a device is a mount of the host's node, for which NRI knows no rule.  Raises ChandlerError."""
+        from shim import bound
+        for kind, path, mount, origin in bound.split(plan.edits)[1].items:
+            if kind == MOUNT:
+                raise adjust.Unsupported(f"{origin}: {self.runtime} cannot be told through NRI that {path}, in a user namespace, is the "
+                                         f"host's {mount['source']}", adjust.WAY_OUT)
+
+    def _equip(self, plan: engine.Plan, lease: Optional[Lease], user_told: bool) -> None:
+        """Adds to a plan what belongs to its lease and its share, and the hooks that keep both true without us: a
+        container or a daemon may end while no plugin runs."""
         hooks = self._ledger.hook(lease) if lease is not None and plan.keys else EMPTY
         if plan.sharing is None:
-            return hooks
+            # every hook counts, so there is nothing to merge, and no time
+            plan.edits, plan.beside = plan.edits.with_values((*plan.edits.items, *hooks.items)), (*plan.beside, hooks)
+            return
         from shim import shared
-        edits = shared.edits(plan.sharing, self._state_dir)
         ready = shared.hook(plan.sharing, self._state_dir)
         if not user_told:
             # The runtime does not say who the container's user is, and an MPS daemon serves one alone: the hook, which
             # can see it, holds the container to what we took for granted.
             ready = Edits([(kind, stage, {**hook, "args": [*hook["args"], str(plan.sharing.uid)]}, origin)
                            for kind, stage, hook, origin in ready.items])
-        return merge(edits, ready, hooks)
+        more = merge(shared.edits(plan.sharing, self._state_dir), ready, hooks)
+        plan.edits, plan.beside = merge(plan.edits, more), (*plan.beside, more)
 
     def _words(self, plan: engine.Plan) -> str:
         """What a container waits for."""

@@ -82,11 +82,25 @@ def test_mounts_and_hooks_of_a_cdi_file(peer: Connect) -> None:
     assert not last.HasField("timeout")
 
 
-def test_bind_mounts_are_idmapped_in_a_user_namespace(peer: Connect) -> None:
-    text = spec({"mounts": [{"hostPath": "/etc", "containerPath": "/driver", "options": ["ro", "rbind"]}]})
+def in_user_namespace(source: str = "/dev/zero", path: str = "/dev/zero") -> tuple[bytes, Any]:
+    """A CDI file of one device, and a container."""
     made = container()
     made.linux.namespaces.add(type="user")
-    assert "ridmap" in peer(OLD, text).create(pod(ask(resources=gpus(1))), made).mounts[0].options
+    edits = {"deviceNodes": [{"path": path, "hostPath": source}], "mounts": [{"hostPath": "/etc", "containerPath": "/driver", "options": ["ro", "rbind"]}]}
+    return json.dumps({"cdiVersion": "0.8.0", "kind": NVIDIA, "devices": [{"name": "0", "containerEdits": edits}]}).encode(), made
+
+
+def test_bind_mounts_are_idmapped_in_a_user_namespace(peer: Connect) -> None:
+    text, made = in_user_namespace()
+    told = peer(OLD, text).create(pod(ask(resources=gpus(1))), made)
+    assert "ridmap" in told.mounts[0].options and [device.path for device in told.linux.devices] == ["/dev/zero"]
+
+
+@pytest.mark.parametrize("version", [OLD, NEW])
+def test_a_device_that_a_user_namespace_would_turn_into_another(peer: Connect, version: str) -> None:
+    text, made = in_user_namespace(path="/dev/nvidia0")
+    message = refused(peer(version, text), ask(resources=gpus(1)), made).message
+    assert "/dev/nvidia0, in a user namespace, is the host's /dev/zero" in message and "runtimeClassName" in message
 
 
 def test_a_node_belongs_to_the_user_where_the_runtime_tells_it(peer: Connect) -> None:

@@ -146,6 +146,17 @@ def test_a_refusal_is_our_sentence(peer: Connect, annotations: dict[str, str], w
     assert connected.create(pod(), container()).ByteSize() == 0, "the plugin serves on"
 
 
+def test_refusals_are_counted_by_kind_and_rule(peer: Connect) -> None:
+    rules = [{"name": 'say "no"', "match": {"namespace": ["default"]}, "policy.max-gpus": 1}]
+    for config, rule in (({"policy__max_gpus": 1}, "[policy]"), ({"policy__rule": rules}, "rule 'say \\\"no\\\"'")):
+        connected = peer(**config)
+        for asked in (TWO, TWO, {"chandler.oci/service": "{"}):
+            with pytest.raises(RemoteError):
+                connected.create(pod(asked), container())
+        lines = [line for line in service_of(connected).measured().splitlines() if line.startswith("chandler_nri_refusals_total")]
+        assert lines == [f'chandler_nri_refusals_total{{kind="PolicyError",rule="{rule}"}} 2', 'chandler_nri_refusals_total{kind="RequestError",rule=""} 1']
+
+
 @pytest.mark.parametrize("allocator, words", [("fixed", "cannot be recorded"), ("leases", "is not a directory")])
 def test_a_grant_that_cannot_be_recorded_is_none(peer: Connect, allocator: str, words: str) -> None:
     connected = peer(gpu__allocator=allocator)

@@ -168,7 +168,7 @@ def test_a_daemon_that_is_slow_is_refused_once_and_found_by_the_retry(slow: Scen
     scene.service.patience = PATIENCE
     assert scene.create("c-6", sharing="mps").hooks.create_runtime
     assert scene.leases() == ["c-6"] and len(scene.commands.started()) == 1
-    assert 'requests_total{result="refused"} 4' in scene.service.measured() and 'refusals_total{rule="Starting"} 3' in scene.service.measured()
+    assert 'requests_total{result="refused"} 4' in scene.service.measured() and 'refusals_total{kind="Starting",rule=""} 3' in scene.service.measured()
     scene.stop("c-6")
     until(scene.clean, "the end of it all")
 
