@@ -111,11 +111,12 @@ def _without(real: str, data: bytes) -> Tuple[Optional[bytes], bool]:
         return data, False
     try:
         known = json.loads(record)
-        if known["digest"] == files.digest(data):
-            return original, True
-        taken = _edited(data, lambda text: FORMS[known["form"]][1](text, known["record"]))
+        unchanged, take, made = known["digest"] == files.digest(data), FORMS[known["form"]][1], known["record"]
     except (ValueError, KeyError, TypeError):
         raise ConfigError(f"{real}{RECORD} is damaged", f"compare the file with {real}{ORIGINAL}, and remove both of these") from None
+    if unchanged:
+        return original, True
+    taken = _edited(data, lambda text: take(text, made))
     return taken, taken != data
 
 
@@ -125,18 +126,17 @@ def _head(data: bytes) -> Dict[str, Any]:
         found = json.loads(data[len(_OWN.encode()):].partition(b"\n")[0]) if data.startswith(_OWN.encode()) else None
     except ValueError:
         found = None
-    return found if isinstance(found, dict) else {}
+    keys = {"engine", "alone", "directory", "digest", "tables", "values", "changes"}
+    return found if isinstance(found, dict) and keys <= set(found) else {}
 
 
 def _without_own(data: bytes) -> Optional[bytes]:
     known, rest = _head(data), data[len(_OWN.encode()):].partition(b"\n")[2]
-    try:
-        if known["alone"] and known["digest"] == files.digest(rest):
-            return None
-        record = {**known, "block": ""}
-        taken = _edited(rest, lambda text: tomledit.take(text, record))
-    except (KeyError, TypeError):
-        raise ConfigError("its first lines are damaged", "remove the file, and configure again") from None
+    if not known:
+        raise ConfigError("its first lines are damaged", "remove the file, and configure again")
+    if known["alone"] and known["digest"] == files.digest(rest):
+        return None
+    taken = _edited(rest, lambda text: tomledit.take(text, {**known, "block": ""}))
     return taken if tomledit.parse(taken.decode()) else None
 
 

@@ -1,16 +1,17 @@
 """TOML edited in place: settings are put into a text and taken out of it, and everything else stays as it was.
 
-New tables go to the end of the text as one block, which `take` cuts out again; a value that is there already is
-changed where it stands, by tomlkit.  Whatever was done is checked: the result must say exactly what it should (by the
-standard library's parser) and every other line must still be there.  Otherwise the file is refused, with what to
-write into it by hand.  Pure.
+New tables go to the end of the text as one block, which `take` cuts out again.  A value is changed, added or taken away
+where its table stands: in the lines of that key alone, or, where a table is written in another way, by tomlkit in
+the whole document (which mends its own lines well, and tables that are not together badly).  Whatever was done is
+checked: the result must say exactly what it should, by the standard library's parser, and every other line must still
+be there.  Otherwise the file is refused, with what to write into it by hand.  Pure.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from typing import Any, Dict, List, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 from shim.configure.model import ELEMENT, TABLE, VALUE, Setting, lookup, with_setting
 from shim.errors import ChandlerError, ConfigError
@@ -43,39 +44,32 @@ def put(text: str, settings: List[Setting]) -> Tuple[str, Dict[str, Any]]:
     edited = text
     for setting in missing:
         if setting not in appended:
-            edited, change = _change(edited, setting)
-            changes.append(change)
+            changes.append(_undoing(edited, setting))
+            edited = _changed(edited, setting)
     block = _block(edited, appended)
     result = edited + block
-    try:
-        right = parse(result) == wanted and _kept(text, result, len(changes))
-    except ConfigError:
-        right = False
-    if not right:
-        raise ConfigError("it is written in a way that cannot be edited without harm",
-                          "write this into it: " + " ".join(snippet(missing).split()))
+    if not _says(result, wanted) or not _kept(text, result, len(changes)):
+        raise _unsafe(missing)
     return result, {"block": block, "tables": [list(s.path) for s in settings if s.kind == TABLE],
                     "values": [[list(s.path), s.value] for s in appended if s.kind == VALUE], "changes": changes}
 
 
 def take(text: str, record: Dict[str, Any]) -> str:
     """The text without what `put` has put there, whatever else has changed since.  Raises ConfigError."""
-    document = parse(text)
     block = record["block"]
     if block and text.count(block) == 1:
         text = text.replace(block, "")
-        document = parse(text)
-    doc = _tomlkit().parse(text)
-    touched = 0
-    for path in record["tables"]:
-        touched += _drop(doc, path) if lookup(document, tuple(path)) is not None else 0
-    for path, value in record["values"]:
-        touched += _drop(doc, path) if lookup(document, tuple(path)) == value else 0
-    for change in record["changes"]:
-        touched += _undo(doc, change, document)
-    result: str = doc.as_string() if touched else text
-    parse(result)
-    return result
+    document = parse(text)
+    values = [{"kind": VALUE, "path": path, "value": value, "previous": None} for path, value in record["values"]]
+    undone = [change for change in [*values, *record["changes"]] if change["kind"] != TABLE and _still(document, change)]
+    tables = [path for path in record["tables"] if lookup(document, tuple(path)) is not None]
+    if not undone and not tables:
+        return text
+    for path in tables:
+        text = _edited(text, tuple(path), _drop, _without(parse(text), path))
+    for change in undone:
+        text = _undone(text, change)
+    return text
 
 
 def snippet(settings: List[Setting]) -> str:
@@ -162,61 +156,212 @@ def _tomlkit() -> Any:
     return tomlkit
 
 
-def _change(text: str, setting: Setting) -> Tuple[str, Dict[str, Any]]:
-    """One setting put where its table stands, and how to undo that."""
-    change: Dict[str, Any] = {"kind": setting.kind, "path": list(setting.path), "value": setting.value, "previous": None}
+def _undoing(text: str, setting: Setting) -> Dict[str, Any]:
+    """How to undo a setting that is about to be put where its table stands."""
     previous = lookup(parse(text), setting.path)
-    if previous is None and len(setting.path) == 1:
-        line = _lines(setting)[0] + "\n"
-        at = re.match(r"(?:\ufeff?(?:[ \t]*(?:#[^\n]*)?\n)*)(?:[ \t]*version[ \t]*=[^\n]*(?:\n|$))?", text)
+    raw = None
+    if setting.kind == ELEMENT:
+        raw = None if previous is None else ""  # whether there was a list
+    elif previous is not None:
+        raw = render(previous)
+        for start, end in _chunks(text, setting.path, previous):
+            raw = _raw(_tomlkit().parse(_joined(text, start, end))[setting.path[-1]])
+    return {"kind": setting.kind, "path": list(setting.path), "value": setting.value, "previous": raw}
+
+
+def _raw(item: Any) -> str:
+    """A value as it is written; true and false come without that."""
+    return str(item.as_string()) if hasattr(item, "as_string") else render(item)
+
+
+def _changed(text: str, setting: Setting) -> str:
+    """One setting put where its table stands.  Raises ConfigError."""
+    document = parse(text)
+    wanted = with_setting(document, setting)
+    previous = lookup(document, setting.path)
+
+    def act(table: Any, name: str) -> None:
+        if setting.kind == ELEMENT and previous is not None:
+            table[name].append(setting.value)
+        else:
+            table[name] = _tomlkit().value(render([setting.value] if setting.kind == ELEMENT else setting.value))
+    if previous is None:
+        line = _lines(setting)[-1] if setting.kind != TABLE else f"{key(setting.path[-1])} = {render(setting.value)}"
+        inserted = _inserted(text, setting.path[:-1], line)
+        if inserted is not None and _says(inserted, wanted):
+            return inserted
+    try:
+        return _edited(text, setting.path, act, wanted)
+    except ConfigError:
+        raise _unsafe([setting]) from None
+
+
+def _inserted(text: str, table: Tuple[str, ...], line: str) -> Optional[str]:
+    """A line put below the header of its table, or at the top below the version; None when the table has no header."""
+    lines = text.split("\n")
+    if not table:
+        at = re.match(r"(?:[ \t]*(?:#[^\n]*)?\n)*(?:[ \t]*version[ \t]*=[^\n]*(?:\n|$))?", text)
         cut = at.end() if at else 0
-        before = text[:cut]
-        return before + ("" if not before or before.endswith("\n") else "\n") + line + text[cut:], change
+        return text[:cut] + ("" if not cut or text[:cut].endswith("\n") else "\n") + line + "\n" + text[cut:]
+    for path, start, end in _sections(lines):
+        if path == table:
+            below = next((each for each in lines[start + 1:end] if each.strip()), lines[start])
+            lines.insert(start + 1, below[:len(below) - len(below.lstrip())] + line)
+            return "\n".join(lines)
+    return None
+
+
+Act = Callable[[Any, str], None]
+
+
+def _edited(text: str, path: Tuple[str, ...], act: Act, wanted: Dict[str, Any]) -> str:
+    """The text after an act on the table that holds the last key of the path, so that it says what is wanted.
+
+    Raises ConfigError when there is no way to that.
+    """
+    for way in (_in_its_lines, _in_sections, _in_whole):
+        try:
+            result = way(text, path, act)
+            if result is not None and _says(result, wanted):
+                return result
+        except (KeyError, ValueError, TypeError, IndexError, AttributeError):  # what tomlkit has for a table that it does not understand
+            continue
+    raise ConfigError("it is written in a way from which what is Chandler's cannot be taken without harm", f"take out {'.'.join(path)} by hand")
+
+
+def _in_its_lines(text: str, path: Tuple[str, ...], act: Act) -> Optional[str]:
+    lines = text.split("\n")
+    for start, end in _chunks(text, path, lookup(parse(text), path)):
+        doc = _tomlkit().parse(_joined(text, start, end))
+        act(doc, path[-1])
+        edited = doc.as_string().rstrip("\n")
+        return "\n".join([*lines[:start], *([edited] if edited.strip() else []), *lines[end:]])
+    return None
+
+
+def _in_sections(text: str, path: Tuple[str, ...], act: Act) -> Optional[str]:
+    """A table dropped with all that has a header within; remarks before the next header are somebody else's."""
+    if act is not _drop:
+        return None
+    lines = text.split("\n")
+    for found, start, end in reversed(list(_sections(lines))):
+        if found[:len(path)] == path:
+            while end > start + 1 and (not lines[end - 1].strip() or lines[end - 1].lstrip().startswith("#")):
+                end -= 1
+            del lines[start:end]
+    return "\n".join(lines)
+
+
+def _in_whole(text: str, path: Tuple[str, ...], act: Act) -> str:
     tomlkit = _tomlkit()
     at = doc = tomlkit.parse(text)
-    for part in setting.path[:-1]:
+    for part in path[:-1]:
         if part not in at:
             at[part] = tomlkit.inline_table() if type(at).__name__ == "InlineTable" else tomlkit.table()
         at = at[part]
-    name = setting.path[-1]
-    if setting.kind == ELEMENT and previous is not None:
-        at[name].append(setting.value)
-    else:
-        if previous is not None:
-            change["previous"] = at[name].as_string()
-        value = [setting.value] if setting.kind == ELEMENT else setting.value
-        at[name] = tomlkit.value(render(value))
-    return str(doc.as_string()), change
+    act(at, path[-1])
+    return str(doc.as_string())
 
 
-def _undo(doc: Any, change: Dict[str, Any], document: Dict[str, Any]) -> int:
-    """What a change did undone, as far as nobody has done something else since; how many lines that touches."""
-    path, value = tuple(change["path"]), change["value"]
-    now = lookup(document, path)
+def _sections(lines: List[str]) -> Iterator[Tuple[Tuple[str, ...], int, int]]:
+    """The path of every table that has a header, with its first line and the one after its last.
+
+    What looks like a header within a string or a list is taken for one: the caller checks what comes of it.
+    """
+    found: List[Tuple[Tuple[str, ...], int]] = []
+    for number, line in enumerate(lines):
+        if line.lstrip().startswith("["):
+            path: List[str] = []
+            try:
+                at = parse(line)
+            except ConfigError:
+                continue
+            while isinstance(at, dict) and at:
+                path += at
+                at = at[path[-1]]
+            found.append((tuple(path), number))
+    for number, (header, start) in enumerate(found):
+        yield header, start, found[number + 1][1] if found[number + 1:] else len(lines)
+
+
+def _chunks(text: str, path: Tuple[str, ...], value: Any) -> Iterator[Tuple[int, int]]:
+    """Where the lines are that give a key its value, and nothing else: the first, and the one after the last."""
+    lines = text.split("\n")
+    sections = list(_sections(lines))
+    places = [(start + 1, end) for header, start, end in sections if header == path[:-1]]
+    if not path[1:]:
+        places = [(0, sections[0][1] if sections else len(lines))]
+    for first, last in places:
+        for start in range(first, last):
+            if path[-1] not in lines[start] or lines[start].lstrip().startswith("#"):
+                continue
+            for end in range(start + 1, last + 1):
+                try:
+                    if parse("\n".join(lines[start:end])) == {path[-1]: value}:
+                        yield start, end
+                    break
+                except ConfigError:
+                    continue  # a list in several lines
+
+
+def _joined(text: str, start: int, end: int) -> str:
+    return "\n".join(text.split("\n")[start:end]) + "\n"
+
+
+def _says(text: str, wanted: Dict[str, Any]) -> bool:
+    """Whether a text means a document; a table that is empty may or may not have a line of its own."""
+    try:
+        return bool(_pruned(parse(text)) == _pruned(wanted))
+    except ConfigError:
+        return False
+
+
+def _unsafe(settings: List[Setting]) -> ChandlerError:
+    return ConfigError("it is written in a way that cannot be edited without harm", "write this into it: " + " ".join(snippet(settings).split()))
+
+
+def _still(document: Dict[str, Any], change: Dict[str, Any]) -> bool:
+    """Whether nobody has changed something of ours into something else."""
+    now = lookup(document, tuple(change["path"]))
     if change["kind"] == ELEMENT:
-        if not isinstance(now, list) or value not in now:
-            return 0
-        if now == [value] and change["previous"] is None:
-            return _drop(doc, change["path"])
-        _walk(doc, path).remove(value)
-        return 1
-    if now != value:
-        return 0
-    if change["previous"] is None:
-        return _drop(doc, change["path"])
-    _walk(doc, path[:-1])[path[-1]] = _tomlkit().value(change["previous"])
-    return 1
+        return isinstance(now, list) and change["value"] in now
+    return bool(now == change["value"])
 
 
-def _walk(doc: Any, path: Tuple[str, ...]) -> Any:
-    for part in path:
-        doc = doc[part]
-    return doc
+def _undone(text: str, change: Dict[str, Any]) -> str:
+    """What a change did undone.  Raises ConfigError."""
+    path, value, previous = tuple(change["path"]), change["value"], change["previous"]
+    document = parse(text)
+    now = lookup(document, path)
+    if change["kind"] == ELEMENT and (now != [value] or previous is not None):
+        wanted = _with(document, path, [item for item in now if item != value])
+        return _edited(text, path, lambda table, name: table[name].remove(value), wanted)
+    if previous is None:
+        return _edited(text, path, _drop, _without(document, change["path"]))
+    return _edited(text, path, lambda table, name: table.__setitem__(name, _tomlkit().value(previous)),
+                   _with(document, path, parse("x = " + previous)["x"]))
 
 
-def _drop(doc: Any, path: List[str]) -> int:
-    del _walk(doc, tuple(path[:-1]))[path[-1]]
-    return 1
+def _with(document: Dict[str, Any], path: Tuple[str, ...], value: Any) -> Dict[str, Any]:
+    return with_setting(document, Setting(VALUE, path, value))
+
+
+def _without(document: Dict[str, Any], path: List[str]) -> Dict[str, Any]:
+    if path[1:]:
+        return {**document, path[0]: _without(document[path[0]], path[1:])}
+    return {key: value for key, value in document.items() if key != path[0]}
+
+
+def _pruned(value: Any) -> Any:
+    """A document less its empty tables, which may or may not have a line of their own."""
+    if not isinstance(value, dict):
+        return value
+    found = {key: _pruned(item) for key, item in value.items()}
+    return {key: item for key, item in found.items() if item != {}}
+
+
+def _drop(table: Any, name: str) -> None:
+    del table[name]
 
 
 def _kept(before: str, after: str, changes: int) -> bool:

@@ -7,7 +7,6 @@ nor a registry is needed; it asks for a variable with a value that nobody else k
 from __future__ import annotations
 
 import io
-import json
 import os
 import subprocess
 import tarfile
@@ -28,7 +27,7 @@ Find = Callable[[str], str]
 def verify(engine: str, handler: str, address: str, prefix: str, find: Find) -> str:
     """One sentence of success.  Raises HostError, which says what the engine said."""
     token = os.urandom(8).hex()
-    annotation = prefix + "service", json.dumps({"env": {VARIABLE: token}})
+    annotation = f"{prefix}env.{VARIABLE}", token  # no quotes in it: podman reads an annotation as CSV
     if engine == "podman":
         got = _podman(handler, annotation, find)
     elif engine == "docker":
