@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 from lab import bundle
-from lab.containerd import Containerd
+from lab.containerd import RELEASES, Containerd
 from lab.cri import CRI, Refused
+from lab.engine import Engine
 from lab.install import Installation
-from lab.node import Node
+from lab.node import Node, uuid
+from lab.nvidia import Commands
 from lab.plugin import until
 
 UNIT = "chandler-nri.service"
@@ -23,6 +25,10 @@ ONE = bundle.request(resources={"gpu": {"count": 1}})
 
 def shown(name: str) -> str:
     return subprocess.run(["systemctl", "show", "--value", "-p", name, UNIT], capture_output=True, text=True, check=True).stdout.strip()
+
+
+# What does not depend on the release takes one.
+latest = pytest.mark.parametrize("containerd", RELEASES[-1:], indirect=True, ids=lambda release: release.label)
 
 
 def pid() -> int:
@@ -79,6 +85,13 @@ def refused(cri: CRI, pod: Any) -> str:
     return ""
 
 
+def attempt(cri: CRI, pod: Any) -> str:
+    try:
+        return cri.create(pod)
+    except Refused:
+        return ""
+
+
 def test_a_start_is_over_when_it_serves(service: Service, cri: CRI) -> None:
     """Type=notify; a reload without losing the connection; a kill -9 of which nobody notices more than a pause."""
     assert (shown("ActiveState"), shown("SubState")) == ("active", "running")
@@ -101,3 +114,57 @@ def test_a_start_is_over_when_it_serves(service: Service, cri: CRI) -> None:
     assert service.leases() == {first: "nri", second: "nri"} and opened(cri, first) == [0]
     cri.remove(second)
     until(lambda: service.leases() == {first: "nri"}, "the lease's end")
+
+
+@latest
+def test_it_comes_back_to_a_runtime_that_restarts(service: Service, cri: CRI, containerd: Containerd) -> None:
+    first, before = serves(cri, "first"), pid()
+    containerd.stop()
+    until(lambda: shown("StatusText") == "waiting for the runtime", "its notice")
+    containerd.start()
+    until(lambda: shown("StatusText").startswith("serving"), "its return")
+    assert pid() == before and cri.ready() and service.leases() == {first: "nri"}
+    assert opened(cri, serves(cri, "second")) == [1]
+
+
+@latest
+def test_what_others_left_is_taken_back(service: Service, cri: CRI, place: str) -> None:
+    """A lease of the wrapper whose container has ended and whose hook never ran: the plugin asks the runtime, from inside its sandbox."""
+    engine = Engine([service.chandler.program()], place + "/root")
+    both = bundle.request(resources={"gpu": {"count": 2}})
+    engine.create(bundle.make(place + "/b", ["true"], both), "ended")
+    engine.call("start", "ended")
+    engine.wait("ended", "stopped")
+    assert service.leases() == {"ended": "oci"}
+    pod = cri.pod("after", both, cgroup_parent=SLICE)
+    container = cri.start(until(lambda: attempt(cri, pod), "the lease, with the kubelet's retries"))
+    assert opened(cri, container) == [0, 1] and service.leases() == {container: "nri"}
+    engine.delete("ended")
+    assert service.leases() == {container: "nri"}
+
+
+@latest
+def test_a_daemon_for_a_shared_gpu(service: Service, cri: CRI) -> None:
+    """nvidia-smi and systemctl work from inside the sandbox; the daemon's unit is outside of it."""
+    Commands("/usr/bin")  # where the unit has its daemon
+    commands = Commands("/run/chandler/nv")  # this one notes what it is told, so it must be where the plugin may write
+    service.chandler.configure(["/usr/sbin/runc"], [service.gpus.cdi], commands.toml("managed", mps_patience=30))
+    subprocess.run(["systemctl", "reload", UNIT], check=True)
+    daemon = f"chandler-mps@{uuid(0)}.service"
+    pod = cri.pod("shared", bundle.request(resources={"gpu": {"sharing": "mps"}}), cgroup_parent=SLICE)
+    container = cri.start(until(lambda: attempt(cri, pod), "the daemon, with the kubelet's retries"))
+    assert subprocess.run(["systemctl", "is-active", "--quiet", daemon], check=False).returncode == 0
+    assert commands.gpus()[uuid(0)]["mode"] == "EXCLUSIVE_PROCESS"
+    assert cri.exec(container, "ls", "/tmp/nvidia-mps").out == "control\n" and opened(cri, container) == [0]
+    os.kill(pid(), signal.SIGKILL)
+    until(lambda: shown("StatusText").startswith("serving") and pid(), "the restart")
+    assert subprocess.run(["systemctl", "is-active", "--quiet", daemon], check=False).returncode == 0, "not ended with the plugin"
+    cri.remove(container)
+    until(lambda: subprocess.run(["systemctl", "is-active", "--quiet", daemon], check=False).returncode, "the daemon's end")
+    assert commands.gpus()[uuid(0)]["mode"] == "DEFAULT"
+
+
+def test_how_exposed_it_is(chandler: Installation) -> None:
+    """systemd's own judgement of the hardening, in tenths; 100 is none."""
+    done = subprocess.run(["systemd-analyze", "security", "--no-pager", "--threshold=30", UNIT], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout.splitlines()[-1]
