@@ -118,6 +118,12 @@ class Ledger:
             from shim import shared
             shared.settle(self._state_dir, self.read, keys)
 
+    def settle_all(self) -> None:
+        """The same for any device: a hook that was killed after it had ended its lease leaves some.  Raises HostError."""
+        if host.exists(self._state_dir + "/shared"):
+            from shim import shared
+            shared.settle(self._state_dir, self.read, None)
+
     def hook(self, lease: Lease) -> Edits:
         """The poststop hook that releases a lease; the environment is its own, never the container's."""
         return Edits([(HOOK, "poststop", {"path": hook_program(), "args": ["chandler-hook", "release", self._state_dir, lease["token"]],

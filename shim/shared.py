@@ -19,7 +19,7 @@ from shim.sharing import MPS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, List
+    from typing import Any, Callable, Dict, List, Optional
 
     from shim.leases import Lease
     from shim.sharing import Sharing
@@ -163,8 +163,8 @@ def _begin(share: Sharing, state_dir: str, key: str, uuid: str) -> None:
             raise
 
 
-def settle(state_dir: str, read: Callable[[], List[Lease]], keys: List[str]) -> None:
-    """Ends what was begun for GPUs that nobody shares any more, of those that `keys` are or are parts of.
+def settle(state_dir: str, read: Callable[[], List[Lease]], keys: Optional[List[str]]) -> None:
+    """Ends what was begun for GPUs that nobody shares any more, of those that `keys` are or are parts of; None: of all.
 
     `read` gives the leases.  Raises HostError.
     """
@@ -175,7 +175,7 @@ def settle(state_dir: str, read: Callable[[], List[Lease]], keys: List[str]) -> 
             with _lock(state_dir, uuid) as lock:
                 page = _page(state_dir, uuid, lock.descriptor)
                 key, mode = page.get("key"), page.get("mode")
-                if mode is None or not any(leases.clash(key, one) for one in keys):
+                if mode is None or keys is not None and not any(leases.clash(key, one) for one in keys):
                     continue
                 if not any(lease.get("mode") == mode and key in lease["keys"] for lease in read()):
                     page.end()

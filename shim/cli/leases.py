@@ -53,6 +53,7 @@ def end(arguments: argparse.Namespace) -> int:
     kept = ledger()
     if arguments.stale:
         print(f"{kept.take_back()} stale leases ended")
+        kept.settle_all()
         return 0
     held: List[Dict[str, Any]] = [lease for lease in kept.read() if lease["id"] == arguments.id]
     if not held:

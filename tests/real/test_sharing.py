@@ -1,6 +1,7 @@
 """GPUs shared by real containers: a daemon from the first to the last, its place in the container, and lost hooks."""
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 from lab import bundle, node, runtimes
+from lab.churn import Churn
 from lab.engine import PATIENCE, Engine, records
 from lab.install import Installation
 from lab.nvidia import Commands
@@ -181,3 +183,23 @@ def test_time_slices(sharing: Sharing) -> None:
     assert sharing.commands.gpus()[UUID]["slice"] == 0
     engine.create(conflicting, "c3")
     assert sharing.commands.gpus()[UUID]["slice"] == 3
+
+
+@pytest.mark.parametrize("runtime", ["runc"], indirect=True)
+def test_churn_of_all_ways_to_share(sharing: Sharing) -> None:
+    """Creates and deletes in parallel, killed anywhere: those on one GPU share it in one way, and at the end no lease, no
+    daemon and no setting is left."""
+    wishes: list[dict[str, Any]] = [{"sharing": "mps"}, {"sharing": "mps", "mps_active_thread_percentage": 50}, {"sharing": "time-slice", "time_slice": "short"},
+                                    {"sharing": "time-slice", "time_slice": "long"}, {"sharing": "time-slice"}, {}, {"count": 2}]
+    churn = Churn(sharing.engine, "runc", sharing.installation, sharing.state + "/leases", sharing.gpus, sharing.place,
+                  lambda rng: {**rng.choice(wishes), **({"devices": [str(rng.randrange(3))]} if rng.random() < 0.3 else {})}, seed=7)
+    churn.spoil_hooks()
+    churn.run(300)
+    assert churn.wrong == []
+    assert churn.created > 60 and churn.together > 10, "the kills, or other containers, came too early to prove anything"
+    chandler = sharing.installation.program("chandler")
+    subprocess.run([chandler, "leases", "release", "--stale"], check=True, env={}, stdout=subprocess.DEVNULL)
+    with open(sharing.state + "/leases", encoding="utf-8") as file:
+        assert json.load(file) == []
+    assert sharing.commands.running() == [] and not os.path.exists(sharing.state + "/shared")
+    assert {(gpu["mode"], gpu["slice"]) for gpu in sharing.commands.gpus().values()} == {("DEFAULT", 0)}

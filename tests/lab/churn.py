@@ -1,0 +1,199 @@
+"""Containers made and removed in parallel and killed anywhere, and an observer who asks kernel and runtime what each has.
+
+The observer knows neither the ledger's rules nor what was granted: a container is alive when its runtime has a state file
+whose process lives, and it has the GPUs that config.json and the device cgroup give it.
+"""
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+from lab import bundle
+from lab.engine import PATIENCE, Engine
+from lab.install import Installation
+from lab.node import Node
+
+PARALLEL = 16
+# A poststop hook is killed, or comes after whoever has the id next, or does its work.
+HOOK = """#!/bin/sh
+if [ "$1" = release ]; then
+    case $(($$ % {one_in})) in
+    0) /bin/cat >/dev/null; kill -9 $$ ;;
+    1) sleep 0.4 ;;
+    2) exec /usr/bin/timeout -s KILL 0.05 {hook}.real "$@" ;;
+    esac
+fi
+exec {hook}.real "$@"
+"""
+
+
+class Live(NamedTuple):
+    """What the observer has seen: `wish`, the request in the bundle; `gpus`, by their place on the node."""
+
+    name: str
+    pid: int
+    started: str
+    wish: dict[str, Any]
+    gpus: frozenset[int]
+
+    @property
+    def mode(self) -> str:
+        return str(self.wish.get("sharing", "exclusive"))
+
+    def still(self) -> bool:
+        return start_of(self.pid) == self.started
+
+
+def start_of(pid: int) -> str:
+    """When a process started; '' for one that is gone or a zombie."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="ascii") as file:
+            fields = file.read().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if fields[0] in "ZX" else fields[19]
+
+
+class Churn:
+    """`kind` is the runtime's, `ledger` the file of leases, `wishes` what the containers ask for, one after another."""
+
+    def __init__(self, engine: Engine, kind: str, installation: Installation, ledger: str, node: Node, place: str,
+                 wishes: Callable[[random.Random], dict[str, Any]], seed: int) -> None:
+        self.engine, self.kind, self.installation, self.ledger, self.place, self.seed = engine, kind, installation, ledger, place, seed
+        self.wishes = wishes
+        self.gpus = {(gpu.major, gpu.minor): number for number, gpu in enumerate(node.gpus)}
+        self.root = bundle.rootfs(os.path.join(place, "image"))
+        self.wrong: list[str] = []
+        self.created = self.seen = self.together = 0
+
+    def spoil_hooks(self, one_in: int = 6) -> None:
+        hook = self.installation.program("chandler-hook")
+        os.rename(hook, hook + ".real")
+        with open(hook, "w", encoding="ascii") as file:
+            file.write(HOOK.format(hook=hook, one_in=one_in))
+        os.chmod(hook, 0o755)
+
+    # --- what happens -----------------------------------------------------------------------------------------
+
+    def run(self, count: int) -> None:
+        """`count` creates with their deletes, PARALLEL at a time; then every container that is left is deleted."""
+        over = threading.Event()
+        watching = threading.Thread(target=self._watch, args=(over,))
+        watching.start()
+        try:
+            with ThreadPoolExecutor(PARALLEL) as pool:
+                list(pool.map(self._life, range(count)))
+            with ThreadPoolExecutor(PARALLEL) as pool:
+                list(pool.map(lambda name: self.engine.call("delete", "--force", name, check=False), list(self.engine.started)))
+        finally:
+            over.set()
+            watching.join()
+        self.engine.started.clear()
+
+    def _life(self, number: int) -> None:
+        rng = random.Random(self.seed * 1000 + number)
+        name = f"again{number % 5}" if number % 2 else f"c{number}"
+        made = bundle.make(os.path.join(self.place, f"b{number}"), ["sleep", "60"],
+                           bundle.request(resources={"gpu": self.wishes(rng)}), root=self.root)
+        self.engine.started[name] = None
+        create = self._call(rng if rng.random() < 0.3 else None, "create", "--bundle", made.directory, "--pid-file", made.pid_file, name)
+        self.created += create == 0
+        if create == 0 and number % 4 == 0:
+            self._call(None, "start", name)
+        self._call(rng if rng.random() < 0.3 else None, "delete", "--force", name)
+
+    def _call(self, kill: random.Random | None, *words: str) -> int:
+        """The exit status.  `kill`: ended at some moment, it alone or with all that it has started."""
+        with subprocess.Popen(self.engine.argv(*words), env=self.engine.env, cwd="/", stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+                              stderr=subprocess.DEVNULL, start_new_session=True) as process:
+            try:
+                process.communicate(timeout=kill.random() * 0.5 if kill else PATIENCE)
+            except subprocess.TimeoutExpired:
+                if kill and kill.random() < 0.5:
+                    process.kill()
+                else:
+                    os.killpg(process.pid, signal.SIGKILL)
+        return process.returncode
+
+    # --- what is seen -----------------------------------------------------------------------------------------
+
+    def _watch(self, over: threading.Event) -> None:
+        while not over.is_set():
+            try:
+                self._look()
+            except Exception as error:  # a thread's own end would go unseen
+                self.wrong.append(repr(error))
+                return
+            time.sleep(0.02)
+
+    def _look(self) -> None:
+        live = [one for one in map(self._live, os.listdir(self.engine.root) if os.path.isdir(self.engine.root) else ()) if one]
+        held = self._leases()
+        for at, one in enumerate(live):
+            self.seen += 1
+            for other in live[:at]:
+                # Each was alive when it was read; whoever is alive now was so while the other one was read.
+                if one.gpus & other.gpus and one.still() and other.still():
+                    self.together += 1
+                    if one.mode != other.mode or one.mode == "exclusive":
+                        self.wrong.append(f"{one} and {other} have one GPU")
+            if one.gpus and not any(lease["id"] == one.name and len(lease["keys"]) == len(one.gpus) for lease in held) and one.still():
+                self.wrong.append(f"{one} has no lease among {held}")
+
+    def _leases(self) -> list[dict[str, Any]]:
+        try:
+            with open(self.ledger, encoding="utf-8") as file:
+                found: list[dict[str, Any]] = json.load(file)
+                return found
+        except FileNotFoundError:
+            return []
+
+    def _live(self, name: str) -> Live | None:
+        """A container that the runtime has and whose process lives."""
+        try:
+            if self.kind == "crun":
+                with open(os.path.join(self.engine.root, name, "status"), encoding="utf-8") as file:
+                    state = json.load(file)
+                pid, directory = state["pid"], state["bundle"]
+            else:
+                with open(os.path.join(self.engine.root, name, "state.json"), encoding="utf-8") as file:
+                    state = json.load(file)
+                pid = state["init_process_pid"]
+                directory = next(label.partition("=")[2] for label in state["config"]["labels"] if label.startswith("bundle="))
+            started = start_of(pid)
+            with open(os.path.join(directory, "config.json"), encoding="utf-8") as file:
+                config = json.load(file)
+            given = {self.gpus[numbers] for device in config["linux"].get("devices", [])
+                     if (numbers := (device["major"], device["minor"])) in self.gpus}
+            allowed = self._allowed(pid)
+            wish = json.loads(config["annotations"]["chandler.oci/service"])["resources"]["gpu"]
+            found = Live(name, pid, started, wish, frozenset(given))
+            if not started or not found.still():
+                return None
+            if allowed is not None and allowed != given:
+                self.wrong.append(f"{found} may open {sorted(allowed)}")
+            return found
+        except (OSError, ValueError, KeyError, StopIteration):
+            return None  # on its way in or out
+
+    def _allowed(self, pid: int) -> set[int] | None:
+        """The GPUs that the device cgroup lets a process open; None where that cannot be read, or is not set up yet."""
+        with open(f"/proc/{pid}/cgroup", encoding="utf-8") as file:
+            group = next((line.rstrip("\n").split(":", 2)[2] for line in file if ":devices:" in line), "")
+        try:
+            with open(f"/sys/fs/cgroup/devices{group}/devices.list", encoding="ascii") as file:
+                lines = file.read().splitlines()
+        except OSError:
+            return None
+        if not group.strip("/") or any(line.startswith("a ") for line in lines):
+            return None
+        numbers = [line.split()[1].split(":") for line in lines if line.startswith("c ")]
+        return {self.gpus[int(major), int(minor)] for major, minor in numbers if "*" not in major + minor and (int(major), int(minor)) in self.gpus}
