@@ -4,7 +4,7 @@ A create waits for its work until PATIENCE is over, counted from the first one t
 runtime asks for one container after the other, so waiting costs all others.  A create that is refused then leaves a
 hold: the work goes on, and its lease stays, so that what was begun is neither ended nor given to somebody else.  The
 kubelet's retry, another container of the same pod and name, takes the hold's place, or is told why the work has
-failed.  A hold that nobody comes for ends after PATIENCE_FOR_RETRY, or with its pod.  No clock here but for `now`, in
+failed.  A hold that nobody comes for ends PATIENCE_FOR_RETRY after its work, or with its pod.  No clock here but for `now`, in
 seconds of time.monotonic.
 """
 
@@ -48,10 +48,10 @@ class Later:
 
 
 class Hold:
-    """What a refused create has left.  `lease`: None where none are kept; `work`: None once it has ended well;
-    `words`: what is on its way; `until`: when it ends, if no retry comes."""
+    """What a refused create has left.  `lease`: None where none are kept; `work`: None once it has ended; `words`: what is
+    on its way; `until`: when it ends if no retry comes, counted from the end of its work, 0 for then."""
 
-    def __init__(self, lease: Optional[Lease], work: Optional[Work], words: str, until: float) -> None:
+    def __init__(self, lease: Optional[Lease], work: Optional[Work], words: str, until: float = 1.0) -> None:
         self.lease = lease
         self.work = work
         self.words = words
@@ -102,8 +102,7 @@ class Holds:
         hold = self._holds.get((pod, name))
         if hold is None:
             return None
-        self._look(hold)
-        hold.until = now + PATIENCE_FOR_RETRY
+        self._look(hold, now)
         if hold.error is not None:
             del self._holds[pod, name]
             raise hold.error
@@ -129,7 +128,7 @@ class Holds:
         """Takes note of work that has ended, and ends what nobody came for."""
         self._busy = [each for each in self._busy if not each[0].done]
         for key, hold in list(self._holds.items()):
-            self._look(hold)
+            self._look(hold, now)
             if hold.work is None and now >= hold.until:
                 del self._holds[key]
                 self._give_back(hold)
@@ -138,9 +137,11 @@ class Holds:
         """When `tick` has something to do, unless work ends before."""
         return [hold.until if hold.work is None else hold.work.until for hold in self._holds.values()]
 
-    def _look(self, hold: Hold) -> None:
+    def _look(self, hold: Hold, now: float) -> None:
         if hold.work is not None and hold.work.done:
             hold.error, hold.work = hold.work.error, None
+            if hold.until:
+                hold.until = now + PATIENCE_FOR_RETRY
             if hold.error is not None:
                 self._give_back(hold)  # nothing was set up; the words are for the retry
 

@@ -21,6 +21,7 @@ class Metrics:
         self.connected = False
         self.grants = 0
         self.leases = 0
+        self.holds = 0
         self._buckets = [0] * (len(BOUNDS) + 1)
         self._seconds = 0.0
 
@@ -44,6 +45,7 @@ class Metrics:
         _single(lines, "chandler_nri_connected", "gauge", "1 while the runtime has us", int(self.connected))
         _single(lines, "chandler_nri_grants", "gauge", "grants that containers hold", self.grants)
         _single(lines, "chandler_nri_leases", "gauge", "leases of devices that containers hold through NRI", self.leases)
+        _single(lines, "chandler_nri_holds", "gauge", "refused containers for which devices are made ready until they are tried again", self.holds)
         _head(lines, _CREATE, "histogram", "time in CreateContainer")
         total = 0
         for bound, count in zip((*map(str, BOUNDS), "+Inf"), self._buckets):

@@ -53,7 +53,7 @@ class Service:
         self.held: Dict[str, Held] = {}
         self.holds = Holds(self._end)
         self.patience = PATIENCE
-        self._leftover: Set[str] = set()  # devices that may have to be put back, since a lease that shared them has ended
+        self._leftover: Set[str] = set()
         self._putting_back: Optional[Work] = None
         self._collecting: Optional[threading.Thread] = None
         self.evict: Callable[[str, int], None] = evict.end
@@ -68,7 +68,15 @@ class Service:
 
     @property
     def _ledger(self) -> _Ledger:
-        return _Ledger(self._state_dir, self.place.rootless, self._leftover.update)
+        return _Ledger(self._state_dir, self.place.rootless, self._left)
+
+    def _left(self, keys: Optional[List[str]]) -> None:
+        """Devices that may have to be put back, since a lease that shared them has ended; None: any that are shared."""
+        if keys is not None:
+            self._leftover.update(keys)
+        elif os.path.exists(self._state_dir + "/shared"):
+            from shim import shared
+            self._leftover.update(page["key"] for page in shared.pages(self._state_dir) if "key" in page)
 
     # --- one container ----------------------------------------------------------------------------------------
 
@@ -170,7 +178,7 @@ class Service:
         words = self._words(plan)
 
         def abandon() -> None:
-            self.holds.add(pod.id, container.name, Hold(lease, work, words, time.monotonic() + PATIENCE_FOR_RETRY))
+            self.holds.add(pod.id, container.name, Hold(lease, work, words))
 
         def answer() -> Any:
             if not work.done:
@@ -355,6 +363,7 @@ class Service:
 
     def measured(self) -> str:
         """The metrics, as they are now."""
+        self.metrics.holds = len(self.holds)
         try:
             self.metrics.leases = sum(lease["owner"] == "nri" for lease in self._ledger.read())
         except ChandlerError:
@@ -450,9 +459,7 @@ class Service:
             elif not self._has_record(lease["id"]):
                 self.holds.add(lease["pod"], str(lease.get("container")),
                                Hold(lease, None, "", time.monotonic() + PATIENCE_FOR_RETRY - max(age, 0.0)))
-        if os.path.exists(self._state_dir + "/shared"):
-            from shim import shared
-            self._leftover.update(page["key"] for page in shared.pages(self._state_dir) if "key" in page)
+        self._left(None)
 
     def _wrapped(self) -> Set[str]:
         """The containers that the runtime wrapper has equipped."""
@@ -464,17 +471,17 @@ class Service:
 
 class _Ledger(ledger.Ledger):
     """The ledger, for a thread that must not wait: what was set up for sharing is not ended with its last lease but
-    given to `leftover`."""
+    told to `leftover`."""
 
-    __slots__ = ("_later",)
+    __slots__ = ("_left",)
 
-    def __init__(self, state_dir: str, private: bool, leftover: Callable[[List[str]], None]) -> None:
+    def __init__(self, state_dir: str, private: bool, leftover: Callable[[Optional[List[str]]], None]) -> None:
         super().__init__(state_dir, private)
-        self._later = leftover
+        self._left = leftover
 
-    def settle(self, keys: List[str]) -> None:
-        """Devices that may have to be put back."""
-        self._later(keys)
+    def settle(self, keys: Optional[List[str]]) -> None:
+        """Leaves it to others."""
+        self._left(keys)
 
 
 def _known(pod: Any) -> Dict[str, Any]:

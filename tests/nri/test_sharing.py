@@ -177,6 +177,9 @@ def test_a_daemon_that_is_slow_is_refused_once_and_found_by_the_retry(slow: Scen
 def test_what_nobody_comes_for_is_ended(slow: Scene, how: str) -> None:
     scene = slow
     scene.refused("c-1", sharing="mps")
+    assert "\nchandler_nri_holds 1\n" in scene.service.measured()
+    scene.tick(PATIENCE_FOR_RETRY + 10)
+    assert scene.leases() == ["c-1"], "it still starts"
     scene.go()
     until(scene.ready, "the daemon")
     scene.tick(PATIENCE_FOR_RETRY - 10)
