@@ -8,7 +8,7 @@ import glob
 import os
 import re
 import subprocess
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from shim import compiler, files, paths, runtimes
 from shim.cli.doctor import Host, numbers
@@ -19,6 +19,7 @@ from shim.inventory import Place
 
 ENGINES: Dict[str, Any] = {"containerd": containerd, "crio": crio, "docker": docker, "podman": podman}
 PATIENCE = 120.0  # seconds for an engine to start again
+_PROGRAM = re.compile(rb"chandler-(runtime|runc|youki|crun)\b")
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?")  # what a RuntimeClass may name
 
 
@@ -85,19 +86,28 @@ def _changes(arguments: argparse.Namespace, place: Place) -> Tuple[List[store.Ch
     wish = _wish(arguments, place)
     module = ENGINES[arguments.engine]
     if arguments.remove:
-        notes = ["end the pods that run under the handler before the restart: containerd 2 cannot exec into them afterwards"]
-        plan = Plan([], notes if arguments.engine == "containerd" else [], _restarted(wish))
+        plan = Plan([], [], module.command(wish))
     else:
         plan = module.plan(wish, read)
         plan.notes.extend(selinux.notes())
         for _, program in wish.handlers:
             _check_program(program, place)
     edits = {edit.path: edit for edit in [*plan.edits, *_engine_key(arguments, place, plan)]}
+    if arguments.remove:
+        plan.notes.extend(_by_hand(module.places(wish, read), look))
     left = [path for path in [*module.places(wish, read), *_own_key(arguments, place)] if path not in edits and look(path).ours]
     changes = [store.change(look(path), edit, arguments.engine) for path, edit in edits.items()]
     taken = [store.change(look(path), None, arguments.engine) for path in dict.fromkeys(left)]
     # what imports a file is changed before that file goes
+    if arguments.engine == "containerd" and arguments.remove and taken:
+        plan.notes.append("end the pods that run under the handler before the restart: containerd 2 cannot exec into them afterwards")
     return [*changes, *sorted(taken, key=lambda change: change.after is None)], plan, wish.handlers
+
+
+def _by_hand(places: List[str], look: Callable[[str], store.Stored]) -> List[str]:
+    """What to know of files that name our programs, and of which no record says that this command wrote them."""
+    return [f"{path} names {found.group().decode()}, which this command has not written there: take it out by hand"
+            for path in places for found in [_PROGRAM.search(look(path).data or b"")] if found and not look(path).ours]
 
 
 def _text(path: str, data: Optional[bytes]) -> Optional[str]:
@@ -110,7 +120,7 @@ def _text(path: str, data: Optional[bytes]) -> Optional[str]:
 
 
 def _wish(arguments: argparse.Namespace, place: Place) -> Wish:
-    if place.rootless and arguments.engine != "podman":
+    if place.rootless and arguments.engine not in ("docker", "podman"):
         raise ConfigError(f"{arguments.engine} is configured by root", f"sudo chandler configure {arguments.engine}")
     for path in (arguments.config, arguments.drop_in or ""):
         if path and (not path.startswith("/") or any(character.isspace() or character in "*?[" for character in path)):
@@ -225,10 +235,6 @@ def _address(arguments: argparse.Namespace) -> str:
     return crio.SOCKET if arguments.engine == "crio" else ""
 
 
-def _restarted(wish: Wish) -> Tuple[str, ...]:
-    return {"containerd": containerd.command(wish.config), "crio": ("systemctl", "restart", "crio"), "docker": ("systemctl", "restart", "docker"), "podman": ()}[wish.engine]
-
-
 def _tell(arguments: argparse.Namespace, changes: List[store.Change], plan: Plan, handlers: List[Tuple[str, str]]) -> None:
     for change in changes:
         if change.after is None:
@@ -236,7 +242,7 @@ def _tell(arguments: argparse.Namespace, changes: List[store.Change], plan: Plan
         elif change.after != change.stored.data:
             former = f" (before: {change.stored.real}{store.ORIGINAL})" if change.record is not None and change.stored.base is not None else ""
             print(f"{'restored' if arguments.remove else 'wrote'} {change.stored.path}{former}")
-    for note in plan.notes if changes or not arguments.remove else []:
+    for note in plan.notes:
         print(f"note: {note}")
     if not changes:
         print(f"nothing to remove: {arguments.engine} has nothing of Chandler's" if arguments.remove else f"nothing to change: {arguments.engine} is configured")

@@ -54,16 +54,21 @@ def _plan(wish: Wish, path: str, text: Optional[str], read: Read) -> Plan:
     if _dropping(wish, document, schema, notes):
         drop_in = wish.drop_in or f"{posixpath.dirname(path)}/{DROP_IN}"
         edits = [Edit(drop_in, TOML, [Setting(VALUE, ("version",), schema), *settings], own=True)]
-        if drop_in not in _imported(path, document, read):
+        imported = _imported(path, document, read)
+        if drop_in not in imported:
             edits.append(Edit(path, TOML, [Setting(ELEMENT, ("imports",), drop_in)]))
-        return Plan(edits, notes, command(path))
+        elif wish.default:
+            beside = [name for name in imported if "*" not in name and name > drop_in]
+            notes += tomledit.overriders(beside, ("plugins", CRI[schema], "containerd", "default_runtime_name"), read.text)
+        return Plan(edits, notes, command(wish))
     if not document:
         settings = [Setting(VALUE, ("version",), schema), *settings]
-    return Plan([Edit(path, TOML, settings)], notes, command(path))
+    return Plan([Edit(path, TOML, settings)], notes, command(wish))
 
 
-def command(path: str) -> Tuple[str, ...]:
+def command(wish: Wish) -> Tuple[str, ...]:
     """What makes the engine of a configuration file read it anew."""
+    path = wish.config
     service = "rke2-server" if RANCHER[1] in path else "k3s" if RANCHER[0] in path else "containerd"
     return ("systemctl", "restart", service)
 
@@ -169,7 +174,7 @@ def handlers(wish: Wish, document: Dict[str, Any], schema: int) -> List[Setting]
     for name, program in wish.handlers:
         made = _handler(wish, like, program)
         if name in runtimes and runtimes[name] != made:
-            raise ConfigError(f"there is a handler {name!r} already, and it is not Chandler's",
+            raise ConfigError(f"there is a handler {name!r} already, which this command has not written",
                               "--handler NAME gives ours another name; or take that one out")
         settings.append(Setting(TABLE, (*cri, "containerd", "runtimes", name), made))
     if wish.default:
@@ -202,8 +207,8 @@ def _template(wish: Wish, path: str, schema: int) -> Plan:
         made = _handler(wish, {}, program)
         made["options"]["SystemdCgroup"] = template.raw("{{ .SystemdCgroup }}")
         settings.append(Setting(TABLE, (*cri, name), made))
-    agent = command(path)[-1].replace("-server", "") + "-agent"
-    return Plan([Edit(path, TEMPLATE, settings)], [f"on an agent the service is {agent}"], command(path))
+    agent = command(wish)[-1].replace("-server", "") + "-agent"
+    return Plan([Edit(path, TEMPLATE, settings)], [f"on an agent the service is {agent}"], command(wish))
 
 
 def _dotted(version: Tuple[int, ...]) -> str:

@@ -7,23 +7,29 @@ default handler's: its pods keep what they were allowed.  Pure.
 
 from __future__ import annotations
 
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Tuple
 
 from shim.configure import tomledit
-from shim.configure.model import TABLE, TOML, VALUE, Edit, Plan, Read, Setting, Wish, lookup, merged
+from shim.configure.model import TABLE, TOML, VALUE, Edit, Plan, Read, Setting, Wish, in_directory, lookup, merged
 from shim.errors import ConfigError
 
 CONFIG = "/etc/crio/crio.conf"
 SOCKET = "/var/run/crio/crio.sock"
 DROP_IN = "99-chandler.conf"
+_RUNTIMES, _DEFAULT = ("crio", "runtime", "runtimes"), ("crio", "runtime", "default_runtime")
 _OWN = ("runtime_path", "runtime_type", "runtime_config_path", "platform_runtime_paths", "default_annotations", "container_min_memory")
+
+
+def command(wish: Wish) -> Tuple[str, ...]:
+    """What makes CRI-O read it anew."""
+    return ("systemctl", "restart", "crio")
 
 
 def plan(wish: Wish, read: Read) -> Plan:
     """What to write where.  Raises ConfigError, which names the file."""
     main = wish.config or CONFIG
     directory = main + ".d"
-    drop_in = wish.drop_in or f"{directory}/{DROP_IN}"
+    drop_in = in_directory(wish.drop_in, directory, DROP_IN)
     document: Dict[str, Any] = {}
     for path in [main, *read.glob(directory + "/*")]:
         text = read.text(path) if path != drop_in else None
@@ -32,8 +38,10 @@ def plan(wish: Wish, read: Read) -> Plan:
                 document = merged(document, tomledit.parse(text))
             except ConfigError as error:
                 raise error.within(path) from None
-    return Plan([Edit(drop_in, TOML, _settings(wish, document), own=True)],
-                ["CRI-O injects CDI devices by itself"] if wish.cdi else [], ("systemctl", "restart", "crio"))
+    notes = ["CRI-O injects CDI devices by itself"] if wish.cdi else []
+    if wish.default:
+        notes += tomledit.overriders([path for path in read.glob(directory + "/*") if path > drop_in], _DEFAULT, read.text)
+    return Plan([Edit(drop_in, TOML, _settings(wish, document), own=True)], notes, command(wish))
 
 
 def places(wish: Wish, read: Read) -> List[str]:
@@ -42,20 +50,19 @@ def places(wish: Wish, read: Read) -> List[str]:
 
 
 def _settings(wish: Wish, document: Dict[str, Any]) -> List[Setting]:
-    crio = ("crio", "runtime")
-    runtimes = lookup(document, (*crio, "runtimes")) or {}
-    like = runtimes.get(lookup(document, (*crio, "default_runtime")) or "runc")
+    runtimes = lookup(document, _RUNTIMES) or {}
+    like = runtimes.get(lookup(document, _DEFAULT) or "runc")
     made = {key: value for key, value in (like if isinstance(like, dict) else {}).items() if key not in _OWN}
     settings = []
     for name, program in wish.handlers:
         if name in runtimes:
-            raise ConfigError(f"CRI-O has a handler {name!r} already, and it is not Chandler's",
+            raise ConfigError(f"CRI-O has a handler {name!r} already, which this command has not written",
                               "--handler NAME gives ours another name; or take that one out")
         table = {"runtime_path": program, "runtime_type": "oci", **made}
         table.setdefault("allowed_annotations", [])
-        settings.append(Setting(TABLE, (*crio, "runtimes", name), table))
+        settings.append(Setting(TABLE, (*_RUNTIMES, name), table))
     if wish.default:
-        settings.append(Setting(VALUE, (*crio, "default_runtime"), wish.handlers[0][0]))
+        settings.append(Setting(VALUE, _DEFAULT, wish.handlers[0][0]))
     if wish.nri:
         settings.append(Setting(VALUE, ("crio", "nri", "enable_nri"), True))
     return settings

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import List
+from typing import List, Tuple
 
 from shim.configure import jsonedit
 from shim.configure.model import JSON, TABLE, VALUE, Edit, Plan, Read, Setting, Wish, lookup
@@ -11,9 +11,19 @@ from shim.errors import ConfigError
 CONFIG = "/etc/docker/daemon.json"
 
 
+def config(wish: Wish) -> str:
+    """The one file: the caller's own without root."""
+    return wish.config or (f"{wish.home}/docker/daemon.json" if wish.home else CONFIG)
+
+
+def command(wish: Wish) -> Tuple[str, ...]:
+    """What makes docker read it anew."""
+    return ("systemctl", "--user", "restart", "docker") if wish.home else ("systemctl", "restart", "docker")
+
+
 def plan(wish: Wish, read: Read) -> Plan:
     """What to write.  Raises ConfigError, which names the file."""
-    path = wish.config or CONFIG
+    path = config(wish)
     if wish.nri:
         raise ConfigError("docker has no NRI that can be enabled here", "leave out --nri")
     if wish.drop_in is not None:
@@ -27,16 +37,16 @@ def plan(wish: Wish, read: Read) -> Plan:
     for name, program in wish.handlers:
         made = {"path": program}
         if name in runtimes and runtimes[name] != made:
-            raise ConfigError(f"{path} has a runtime {name!r} already, and it is not Chandler's",
+            raise ConfigError(f"{path} has a runtime {name!r} already, which this command has not written",
                               "--handler NAME gives ours another name; or take that one out")
         settings.append(Setting(TABLE, ("runtimes", name), made))
     if wish.default:
         settings.append(Setting(VALUE, ("default-runtime",), wish.handlers[0][0]))
     if wish.cdi:
         settings.append(Setting(VALUE, ("features", "cdi"), True))
-    return Plan([Edit(path, JSON, settings)], [], ("systemctl", "restart", "docker"))
+    return Plan([Edit(path, JSON, settings)], [], command(wish))
 
 
 def places(wish: Wish, read: Read) -> List[str]:
     """Where something of ours may be."""
-    return [wish.config or CONFIG]
+    return [config(wish)]

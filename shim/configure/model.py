@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, List, NamedTuple, Tuple
+import posixpath
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
+
+from shim.errors import ConfigError
 
 TOML, JSON, TEMPLATE = "toml", "json", "template"
 
@@ -40,7 +43,7 @@ class Wish(NamedTuple):
     cdi: bool
     nri: bool
     config: str
-    drop_in: Any
+    drop_in: Optional[str]
     in_place: bool
     version: Tuple[int, ...]
     home: str  # where a caller without root keeps configuration, "" for root
@@ -59,9 +62,17 @@ class Read(NamedTuple):
     """How an engine's module sees files: their text without what Chandler has put there (None when there would be
     no file), their text as it is, and the paths that a pattern stands for."""
 
-    text: Callable[[str], Any]
-    raw: Callable[[str], Any]
+    text: Callable[[str], Optional[str]]
+    raw: Callable[[str], Optional[str]]
     glob: Callable[[str], List[str]]
+
+
+def in_directory(wanted: Optional[str], directory: str, usual: str, ending: str = "") -> str:
+    """The path of a drop-in.  Raises ConfigError for one that the engine would not read."""
+    path = wanted or f"{directory}/{usual}"
+    if posixpath.dirname(path) != directory or not path.endswith(ending):
+        raise ConfigError(f"--drop-in {path} would not be read", f"name a file {directory}/NAME{ending}")
+    return path
 
 
 def lookup(document: Any, path: Tuple[str, ...]) -> Any:

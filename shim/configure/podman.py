@@ -8,10 +8,10 @@ there.  Pure.
 from __future__ import annotations
 
 import posixpath
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Tuple
 
 from shim.configure import tomledit
-from shim.configure.model import PROGRAMS, TOML, VALUE, Edit, Plan, Read, Setting, Wish, lookup, merged
+from shim.configure.model import PROGRAMS, TOML, VALUE, Edit, Plan, Read, Setting, Wish, in_directory, lookup, merged
 from shim.errors import ConfigError
 
 CONFIG = "/etc/containers/containers.conf"
@@ -20,7 +20,7 @@ DROP_IN = "99-chandler.conf"
 # What podman has of its own where no file says anything.
 SUPPORTS_JSON = ["crun", "runc", "kata", "runsc", "youki", "krun"]
 _SUPPORTS = ("engine", "runtime_supports_json")
-_RUNTIMES = ("engine", "runtimes")
+_RUNTIMES, _DEFAULT = ("engine", "runtimes"), ("engine", "runtime")
 
 
 def config(wish: Wish) -> str:
@@ -28,12 +28,17 @@ def config(wish: Wish) -> str:
     return wish.config or (f"{wish.home}/containers/containers.conf" if wish.home else CONFIG)
 
 
+def command(wish: Wish) -> Tuple[str, ...]:
+    """What makes podman read it anew: it does so at every call."""
+    return ()
+
+
 def plan(wish: Wish, read: Read) -> Plan:
     """What to write where.  Raises ConfigError, which names the file."""
     if wish.nri:
         raise ConfigError("podman has no NRI", "leave out --nri")
     main = config(wish)
-    drop_in = wish.drop_in or f"{main}.d/{DROP_IN}"
+    drop_in = in_directory(wish.drop_in, main + ".d", DROP_IN, ".conf")
     document: Dict[str, Any] = {}
     supports: List[str] = []
     for path in _files(main, read):
@@ -49,14 +54,18 @@ def plan(wish: Wish, read: Read) -> Plan:
     names = [*(supports or SUPPORTS_JSON), *(name for name, _ in wish.handlers), *PROGRAMS]
     settings = [Setting(VALUE, _SUPPORTS, list(dict.fromkeys(names)))]
     if wish.default:
-        settings.insert(0, Setting(VALUE, ("engine", "runtime"), wish.handlers[0][0]))
+        settings.insert(0, Setting(VALUE, _DEFAULT, wish.handlers[0][0]))
     there = lookup(document, _RUNTIMES) or {}
     for name, program in wish.handlers:
         if name in there and there[name] != [program]:
-            raise ConfigError(f"podman has a runtime {name!r} already, and it is not Chandler's",
+            raise ConfigError(f"podman has a runtime {name!r} already, which this command has not written",
                               "--handler NAME gives ours another name; or take that one out")
         settings.append(Setting(VALUE, (*_RUNTIMES, name), [program]))
-    return Plan([Edit(drop_in, TOML, settings, own=True)], ["podman injects CDI devices by itself"] if wish.cdi else [], ())
+    notes = ["podman injects CDI devices by itself"] if wish.cdi else []
+    later = [path for path in read.glob(main + ".d/*.conf") if path > drop_in]
+    for key in (_SUPPORTS, *([_DEFAULT] if wish.default else [])):
+        notes += tomledit.overriders(later, key, read.text)
+    return Plan([Edit(drop_in, TOML, settings, own=True)], notes, command(wish))
 
 
 def places(wish: Wish, read: Read) -> List[str]:

@@ -72,6 +72,18 @@ def take(text: str, record: Dict[str, Any]) -> str:
     return text
 
 
+def overriders(paths: List[str], path: Tuple[str, ...], read: Callable[[str], Optional[str]]) -> List[str]:
+    """What to know of files that an engine reads after ours and that set a key which is ours to set."""
+    found = []
+    for name in paths:
+        try:
+            if lookup(parse(read(name) or ""), path) is not None:
+                found.append(f"{name} is read later, and sets {'.'.join(path)}: that is what counts")
+        except ConfigError:
+            continue  # whoever needs the file says so
+    return found
+
+
 def snippet(settings: List[Setting]) -> str:
     """Settings as TOML, for a person or for the end of a file."""
     lines: List[str] = []
