@@ -65,8 +65,8 @@ def version(tree: str) -> str:
 
 def updated(host: Node, image: str) -> None:
     """Its container is of another image now."""
-    host.mount("--bind", image, os.path.join(host.place, "c"))
-    host.mount("--rbind", os.path.join(host.place, "m"), os.path.join(host.place, "c/host"))
+    host.run("mount", "--bind", image, "/run/image")
+    host.run("mount", "--rbind", "/", "/run/image/host")
 
 
 def restarts(node: Node) -> int:
@@ -118,8 +118,8 @@ def closed(host: Node, *directories: str, options: str = "ro") -> None:
     """Directories of the node that are mounted with `options`."""
     for directory in directories:
         os.makedirs(host.root + directory, exist_ok=True)
-        for side in ("m", "c/host"):
-            host.mount("-t", "tmpfs", "-o", options, "tmpfs", os.path.join(host.place, side) + directory)
+        for root in ("", "/run/image/host"):
+            host.run("mount", "-t", "tmpfs", "-o", options, "tmpfs", root + directory)
 
 
 @pytest.mark.parametrize("system, options", [(COS, "ro"), (FLATCAR, "noexec")], ids=["read-only", "noexec"])
@@ -211,7 +211,7 @@ def test_ended_while_containerd_restarts(make: Maker, number: signal.Signals) ->
     host = make()
     before = host.changed()
     host.write("/usr/local/sbin/systemctl", "#!/bin/sh\n[ -e /run/go ] || { echo $$ >/run/waits; exec sleep 600; }\necho \"$@\" >>/run/systemctl.log\n", 0o755)
-    process = subprocess.Popen(host.command("/python3", "-I", "-B", "/node.py", "install", inside="c"), stdin=subprocess.DEVNULL,
+    process = subprocess.Popen(host.inside("install"), stdin=subprocess.DEVNULL,
                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
     until(lambda: os.path.exists(host.root + "/run/waits"), "the restart")
     host.write("/run/go", "")

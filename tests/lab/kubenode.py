@@ -26,14 +26,17 @@ from lab.install import PYTHON, REPOSITORY
 from lab.manifests import one, pod_spec
 
 NODE_IMAGE = "registry.example/chandler-node:0.1.0"
-# In a mount namespace of the node's own. $1: its directory; $2: what stays this machine's, for a layer cannot lie on a layer;
-# $3: the image's files.
+# In a mount namespace of the node's own, whose root is the node's: a container made where that is only chroot's would have
+# this machine's. $1: the node's directory; $2: what stays this machine's, for a layer cannot lie on a layer; $3: the image's files.
 _MOUNTS = """set -e
 mount -t tmpfs -o mode=755 tmpfs "$1/layer"; mkdir "$1/layer/upper" "$1/layer/work"
-mount -t overlay overlay -o lowerdir=/,upperdir="$1/layer/upper",workdir="$1/layer/work" "$1/m"
-mount -t proc proc "$1/m/proc"; mount --rbind /dev "$1/m/dev"; mount --rbind /sys "$1/m/sys"; mount -t tmpfs -o mode=755 tmpfs "$1/m/run"
-mount --bind "$2" "$1/m$2"
-mount --bind "$3" "$1/c"; mount -t proc proc "$1/c/proc"; mount --rbind "$1/m" "$1/c/host"
+mount -t overlay overlay -o lowerdir=/,upperdir="$1/layer/upper",workdir="$1/layer/work" "$1/root"
+cd "$1/root"
+mount -t proc proc proc; mount --rbind /dev dev; mount --rbind /sys sys; mount -t tmpfs -o mode=755 tmpfs run
+mkdir run/layer run/image run/old
+mount --bind "$1/layer" run/layer; mount --bind "$2" ".$2"
+mount --bind "$3" run/image; mount -t proc proc run/image/proc; mount --rbind . run/image/host
+pivot_root . run/old; cd /; umount -l run/old; rmdir run/old
 echo ready; exec sleep infinity"""
 
 
@@ -48,7 +51,7 @@ class Node:
 
     def __init__(self, place: str, tree: str, os_release: str = "", without: Sequence[str] = ()) -> None:
         self.place = place
-        for name in ("layer", "m", "c", "store"):
+        for name in ("layer", "root", "store"):
             os.makedirs(os.path.join(place, name), mode=0o755)
         self.holder = subprocess.Popen(["unshare", "-m", "--propagation", "private", "sh", "-c", _MOUNTS, "sh", place, os.path.join(place, "store"), tree],
                                        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, start_new_session=True)
@@ -63,7 +66,7 @@ class Node:
     @property
     def root(self) -> str:
         """The node's root as this process reaches it."""
-        return f"/proc/{self.holder.pid}/root{self.place}/m"
+        return f"/proc/{self.holder.pid}/root"
 
     def write(self, path: str, text: str, mode: int = 0o644) -> None:
         os.makedirs(os.path.dirname(self.root + path), exist_ok=True)
@@ -71,24 +74,27 @@ class Node:
             file.write(text)
         os.chmod(self.root + path, mode)
 
-    def command(self, *arguments: str, inside: str = "m") -> list[str]:
-        """A command whose root is the node's; `c`: the image's, with the node's at /host."""
-        return ["nsenter", f"--mount=/proc/{self.holder.pid}/ns/mnt", "chroot", os.path.join(self.place, inside), *arguments]
+    def command(self, *arguments: str) -> list[str]:
+        """A command on the node."""
+        return ["nsenter", f"--mount=/proc/{self.holder.pid}/ns/mnt", *arguments]
 
-    def run(self, *arguments: str, inside: str = "m", check: bool = True) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(self.command(*arguments, inside=inside), check=check, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                              stderr=subprocess.STDOUT, text=True, timeout=PATIENCE, env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"})
+    def inside(self, *arguments: str) -> list[str]:
+        """The image's program, as a container with the node's root at /host runs it."""
+        return self.command("chroot", "/run/image", "/python3", "-I", "-B", "/node.py", *arguments)
 
-    def mount(self, *arguments: str) -> None:
-        subprocess.run(["nsenter", f"--mount=/proc/{self.holder.pid}/ns/mnt", "mount", *arguments], check=True, stdin=subprocess.DEVNULL)
+    def run(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        return self._run(self.command(*arguments), check)
 
     def image(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """The image's program, as its container runs it."""
-        return self.run("/python3", "-I", "-B", "/node.py", *arguments, inside="c", check=check)
+        return self._run(self.inside(*arguments), check)
+
+    def _run(self, command: Sequence[str], check: bool) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(command, check=check, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                              text=True, timeout=PATIENCE, env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"})
 
     def changed(self) -> dict[str, str]:
         """Every file that the layer holds, with what it says, but for those of versions; `-` for one that the node has not."""
-        upper = f"/proc/{self.holder.pid}/root{self.place}/layer/upper"
+        upper = self.root + "/run/layer/upper"
         found = {}
         for directory, directories, names in os.walk(upper):
             for path in (os.path.join(directory, name) for name in directories + names):
@@ -195,7 +201,8 @@ class Kubelet:
         pod.config.log_directory = "/run/log-" + pod.config.metadata.name
         os.makedirs(self.node.root + pod.config.log_directory, exist_ok=True)
         request = pb.CreateContainerRequest(pod_sandbox_id=pod.id, config=config, sandbox_config=pod.config)
-        return self.cri.start(self.cri.runtime.CreateContainer(request, timeout=PATIENCE).container_id)
+        container: str = self.cri.runtime.CreateContainer(request, timeout=PATIENCE).container_id
+        return self.cri.start(container)
 
     def _volume(self, volume: Mapping[str, Any]) -> str:
         """Where on the node a volume is. A directory that the kubelet makes can be written by all."""
