@@ -148,7 +148,7 @@ def spoil(machine: Machine, what: str) -> None:
     ("no driver", "gpu drivers", "1 devices of nvidia are on the bus", "nvidia-modprobe"), ("no uvm", "gpu drivers", "/dev/nvidia-uvm is not there", "nvidia-modprobe"),
     ("no cdi", "gpu drivers", "no CDI file describes nvidia.com/gpu", "chandler cdi generate"),
     ("no nri", "nri", "require-grant is set", "enable NRI"),
-    ("engine elsewhere", "engines", 'engine = "containerd"', "README"), ("no engine", "engines", "names no engine", 'engine = "containerd"'),
+    ("engine elsewhere", "engines", 'engine = "containerd"', "chandler configure containerd"), ("no engine", "engines", "names no engine", "chandler configure containerd"),
     ("bad configuration", "configuration", "unknown key 'nonsense'", "remove it"),
     ("state", "state", "is not a directory that uid", "chmod go-w"),
 ])

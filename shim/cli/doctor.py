@@ -10,6 +10,8 @@ from typing import Any, Dict, List, NamedTuple, Tuple
 
 from shim import cgroups, compiler, files, paths, runtimes
 from shim import config as _config
+from shim.configure import containerd, crio, docker, podman
+from shim.configure.model import PROGRAMS
 from shim.errors import ChandlerError
 from shim.inventory import Place
 
@@ -35,14 +37,14 @@ _DRIVERS: Dict[str, Tuple[str, Tuple[str, ...], Tuple[str, ...], str, str]] = {
 }
 _DISPLAY = ("0x03", "0x12")  # PCI classes: display controller, processing accelerator
 
-# engine: (programs, configuration files, directories of them)
+# engine: (programs, configuration files, directories of them), where `chandler configure` writes, and people do
 _ENGINES: Dict[str, Tuple[Tuple[str, ...], Tuple[str, ...], Tuple[str, ...]]] = {
-    "containerd": (("containerd",), ("/etc/containerd/config.toml",), ("/etc/containerd/conf.d", "/etc/containerd/config.d")),
-    "crio": (("crio",), ("/etc/crio/crio.conf",), ("/etc/crio/crio.conf.d",)),
-    "podman": (("podman",), ("/etc/containers/containers.conf",), ("/etc/containers/containers.conf.d",)),
-    "docker": (("dockerd",), ("/etc/docker/daemon.json",), ()),
+    "containerd": (("containerd", "k3s", "rke2"), (containerd.CONFIG, *(f"/var/lib{directory}/{name}" for directory in containerd.RANCHER for name in containerd.TEMPLATES)),
+                   ("/etc/containerd/conf.d", "/etc/containerd/config.d")),
+    "crio": (("crio",), (crio.CONFIG,), (crio.CONFIG + ".d",)),
+    "podman": (("podman",), (podman.CONFIG,), (podman.CONFIG + ".d",)),
+    "docker": (("dockerd",), (docker.CONFIG,), ()),
 }
-_PROGRAMS = ("chandler-runtime", *(f"chandler-{kind}" for kind in runtimes.KINDS))
 
 
 class Check(NamedTuple):
@@ -290,7 +292,7 @@ def _engines(host: Host, config: Dict[str, Any]) -> Check:
     for engine, (programs, names, directories) in _ENGINES.items():
         texts = [host.read(name) for name in names]
         texts += [host.read(f"{directory}/{name}") for directory in directories for name in host.names(directory)]
-        configured = any(program in text for text in texts for program in _PROGRAMS)
+        configured = any(program in text for text in texts for program in PROGRAMS)
         installed = any(host.program(program) for program in programs)
         if installed or configured:
             found[engine] = {"installed": installed, "configured": configured}
@@ -298,10 +300,10 @@ def _engines(host: Host, config: Dict[str, Any]) -> Check:
     engine = config["engine"]
     if engine and not found.get(engine, {}).get("configured"):
         problems.append(_problem(f"the configuration says engine = \"{engine}\", whose own configuration does not name chandler-runtime",
-                                 "README, Install, says what to write there"))
+                                 f"chandler configure {engine}"))
     if not engine and any(each["configured"] for each in found.values()):
         problems.append(_problem("the configuration names no engine, so no rule by namespace, pod or image can match",
-                                 f"engine = \"{next(name for name, each in found.items() if each['configured'])}\" in {paths.CONFIG_DIR}/config.toml"))
+                                 f"chandler configure {next(name for name, each in found.items() if each['configured'])}, or the key `engine` in {paths.CONFIG_DIR}/config.toml"))
     text = ", ".join(f"{name} ({'configured' if each['configured'] else 'not configured'})" for name, each in found.items())
     return Check("engines", text or "none", found, problems)
 
