@@ -261,15 +261,21 @@ def resource(config: Document, controller: str, key: str, kind: Any = int) -> An
     return value
 
 
+def device_rules(config: Document) -> List[Any]:
+    """linux.resources.devices; [] when there are none."""
+    value: Any = config
+    for name in ("linux", "resources", "devices"):
+        value = value.get(name) if isinstance(value, dict) else None
+    return value if isinstance(value, list) else []
+
+
 def missing(config: Document, nodes: List[Any]) -> str:
     """The path of the first of some devices ([path, type, major, minor]) that a container with this config.json has
     no node of, or no rule for; '' when it can open all."""
     linux = config.get("linux")
     linux = linux if isinstance(linux, dict) else {}
-    resources = linux.get("resources")
-    rules = resources.get("devices") if isinstance(resources, dict) else None
     present = [_numbers(entry, entry.get("path")) for entry in linux.get("devices") or () if isinstance(entry, dict)]
-    allowed = [_numbers(entry, None) for entry in rules or () if isinstance(entry, dict) and entry.get("allow") is True]
+    allowed = [_numbers(entry, None) for entry in device_rules(config) if isinstance(entry, dict) and entry.get("allow") is True]
     for path, kind, major, minor in nodes:
         if (path, kind, major, minor) not in present or kind != "p" and (None, kind, major, minor) not in allowed:
             return str(path)

@@ -142,11 +142,14 @@ def _equip(path: str, stored: Inventory, place: Place, call: _args.Invocation, k
         keeper.prepare(made)
         if call.verb == "restore":
             _check_restored(made, before_it, call.id)
-        data = source.dumps(engine.equip(source.value, made, place.rootless))
+        equipped = engine.equip(source.value, made, place.rootless)
+        data = source.dumps(equipped)
+        given = oci.device_rules(source.value)
         before, after = files.digest(bundle.engine), files.digest(data)
         record: Dict[str, Any] = {
             "id": call.id, "root": root, "runtime": binary, "config": path, "source": made.request.source,
             "devices": made.names, "physical": made.keys, "before": before, "after": after, "time": int(time.time()),
+            "rules": [rule for rule in oci.device_rules(equipped) if rule not in given],  # for later updates
             "grant": files.digest(jsontext.dumps([made.request.document, made.names])),
         }
         if made.sharing is not None:
@@ -281,8 +284,10 @@ def _check_restored(made: engine.Plan, record: Any, container: str) -> None:
 def _pass_through(program: str, rest: List[str], call: _args.Invocation, place: Place,
                   environment: Dict[bytes, bytes]) -> NoReturn:
     """A verb that is not ours: to the runtime that has the container, whatever the configuration says now."""
+    state_dir = place.state_dir
     try:
-        names = inventory.load(place, _explain(place)).config["runtimes"]
+        config = inventory.load(place, _explain(place)).config
+        names, state_dir = config["runtimes"], config["state-dir"] or state_dir
     except inventory.Stale:
         names = _names_from_sources(place)
     fixed = runtimes.fixed_kind(program)
@@ -290,6 +295,10 @@ def _pass_through(program: str, rest: List[str], call: _args.Invocation, place: 
     ids = [call.id] if call.certain else [word for word in call.words if not word.startswith("-")]
     kind = fixed or runtimes.owner(call.root, [word for word in ids if word], place.rootless, environment)
     binary = runtimes.for_verb(names, kind, place.owners)
+    if call.verb == "update" and call.certain and kind in ("crun", "youki"):
+        from shim import update
+        root = call.root or runtimes.default_root(kind, place.rootless, environment)
+        rest = update.with_devices(rest, call.index, state_dir, root, call.id)
     try:
         _exec(binary, rest, environment)
     except OSError as error:

@@ -1,6 +1,7 @@
 """Chandler installed for tests under a prefix of its own, with its own configuration and state."""
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -48,6 +49,11 @@ class Installation:
     def refresh(self) -> None:
         """Compile configuration and CDI files, as a person does after a change."""
         subprocess.run([self.program("chandler"), "refresh", "--quiet"], check=True, stdin=subprocess.DEVNULL, env={})
+
+    def leases(self) -> dict[str, list[str]]:
+        """Container to devices."""
+        done = subprocess.run([self.program("chandler"), "leases", "--format", "json"], check=True, stdin=subprocess.DEVNULL, capture_output=True, env={})
+        return {lease["id"]: lease["names"] for lease in json.loads(done.stdout)}
 
     def forget(self) -> None:
         """Lose the state directory, as a reboot or a careless hand does."""
