@@ -21,7 +21,7 @@ def parse(text: str) -> Dict[str, Any]:
     if not text.strip(_BLANKS):
         return {}
     try:
-        document = jsontext.loads(text.encode())
+        document = jsontext.loads(text.encode(), unique=True)
     except ChandlerError as error:
         raise ConfigError(f"it is not JSON that can be edited: {error.what}", "mend it first; comments are not JSON") from None
     if not isinstance(document, dict):

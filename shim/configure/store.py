@@ -80,10 +80,10 @@ def trusted(path: str, owners: Dict[int, str]) -> str:
     there = path
     while not os.path.lexists(there):
         there = os.path.dirname(there)
+    if os.path.islink(path) and not os.path.exists(path):
+        raise HostError(f"{path} is a link to {real}, which is not there", "make that file, or take the link away")
     try:
         files.check_way(there, owners)
-        if os.path.islink(path) and not os.path.exists(path):
-            raise HostError(f"{path} is a link to {real}, which is not there", "make that file, or take the link away")
     except OSError as error:
         raise HostError(f"{path} cannot be reached: {error.strerror}") from None
     return real
@@ -108,7 +108,7 @@ def _without(real: str, data: bytes) -> Tuple[Optional[bytes], bool]:
         return _without_own(data), True
     record, original = _beside(real)
     if record is None:
-        return data, False
+        return data, original is not None  # a backup alone: what was to follow it did not
     try:
         known = json.loads(record)
         unchanged, take, made = known["digest"] == files.digest(data), FORMS[known["form"]][1], known["record"]
@@ -116,8 +116,7 @@ def _without(real: str, data: bytes) -> Tuple[Optional[bytes], bool]:
         raise ConfigError(f"{real}{RECORD} is damaged", f"compare the file with {real}{ORIGINAL}, and remove both of these") from None
     if unchanged:
         return original, True
-    taken = _edited(data, lambda text: take(text, made))
-    return taken, taken != data
+    return _edited(data, lambda text: take(text, made)), True
 
 
 def _head(data: bytes) -> Dict[str, Any]:

@@ -57,8 +57,7 @@ def put(text: str, settings: List[Setting]) -> Tuple[str, Dict[str, Any]]:
 def take(text: str, record: Dict[str, Any]) -> str:
     """The text without what `put` has put there, whatever else has changed since.  Raises ConfigError."""
     block = record["block"]
-    if block and text.count(block) == 1:
-        text = text.replace(block, "")
+    text = text.replace(block if block and text.count(block) == 1 else COMMENT, "")
     document = parse(text)
     values = [{"kind": VALUE, "path": path, "value": value, "previous": None} for path, value in record["values"]]
     undone = [change for change in [*values, *record["changes"]] if change["kind"] != TABLE and _still(document, change)]

@@ -37,7 +37,7 @@ class World:
         """Every file with its bytes and mode, and every directory."""
         found: dict[str, tuple[bytes, int]] = {}
         for path in sorted((self.root / "etc").rglob("*")):
-            found[str(path.relative_to(self.root))] = (b"" if path.is_dir() else path.read_bytes(), path.lstat().st_mode)
+            found[str(path.relative_to(self.root))] = (path.read_bytes() if path.is_file() else b"", path.lstat().st_mode)
         return found
 
 

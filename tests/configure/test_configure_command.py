@@ -1,0 +1,430 @@
+"""`chandler configure` as a person meets it: what it says, what it refuses, and that it leaves nothing half done."""
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from configure.world import World, corpus
+
+from shim.cli import doctor
+from shim.configure import selinux, store, tomledit
+
+Make = Callable[..., World]
+Said = pytest.CaptureFixture[str]
+V2 = 'version = 2\n[plugins."io.containerd.grpc.v1.cri".containerd]\ndefault_runtime_name = "runc"\n'
+RUNC = '[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]\nruntime_type = "io.containerd.runc.v2"\n'
+
+
+def refused(world: World, capsys: Said, *options: str) -> str:
+    """The one sentence of a refusal that changed nothing."""
+    before = world.tree()
+    capsys.readouterr()
+    assert world.run(*options) == 1
+    said = capsys.readouterr()
+    assert world.tree() == before
+    assert said.err.startswith("chandler: ") and said.err.count("\n") == 1
+    return said.err
+
+
+# --- containerd -----------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize(("version", "schema", "drop_in"), [("1.6.20", 2, False), ("1.7.24", 2, False), ("2.0.5", 3, False), ("2.1.9", 3, False), ("2.2.0", 3, False)])
+def test_no_file_at_all(world: Make, version: str, schema: int, drop_in: bool) -> None:
+    """The file is made, of the version that this containerd writes itself; 1.x keeps its own handler beside ours."""
+    made = world("containerd", version)
+    assert made.run() == 0
+    document = tomledit.parse(made.file.read_text())
+    assert document["version"] == schema and "imports" not in document
+    runtimes = next(iter(document["plugins"].values()))["containerd"]["runtimes"]
+    assert set(runtimes) == ({"runc", "chandler"} if schema == 2 else {"chandler"})
+    assert made.run("--remove") == 0 and not made.file.exists()
+
+
+@pytest.mark.parametrize(("version", "options", "drops"), [
+    ("1.7.24", (), False), ("2.0.5", (), False), ("2.1.9", (), True), ("2.1.9", ("--in-place",), False), ("", (), False), ("2.1.9", ("--drop-in",), True)])
+def test_a_drop_in_where_the_version_merges(world: Make, version: str, options: tuple[str, ...], drops: bool) -> None:
+    made = world("containerd", version)
+    made.file.write_text(V2 + RUNC)
+    assert made.run(*options, "--programs", str(made.root)) == 0
+    drop_in = made.file.parent / "conf.d/99-chandler.toml"
+    assert drop_in.exists() == drops
+    if drops:  # of the same version as the file: otherwise containerd loses one of them
+        assert tomledit.parse(drop_in.read_text())["version"] == 2
+        assert tomledit.parse(made.file.read_text())["imports"] == [str(drop_in)]
+
+
+def test_a_directory_that_is_imported_already_needs_no_word(world: Make) -> None:
+    made = world("containerd", "2.1.9")
+    text = f'version = 2\nimports = ["{made.file.parent}/conf.d/*.toml"]\n' + RUNC
+    made.file.write_text(text)
+    assert made.run() == 0 and made.file.read_text() == text
+    assert (made.file.parent / "conf.d/99-chandler.toml").exists()
+
+
+def test_runc_in_an_imported_file_is_where_the_options_come_from(world: Make) -> None:
+    made = world("containerd", "2.1.9")
+    (made.file.parent / "conf.d").mkdir()
+    (made.file.parent / "conf.d/10-runc.toml").write_text("version = 2\n" + RUNC + RUNC.splitlines()[0].replace("runc]", "runc.options]") + "\nSystemdCgroup = true\n")
+    made.file.write_text(f'version = 2\nimports = ["{made.file.parent}/conf.d/*.toml"]\n')
+    assert made.run("--default") == 0
+    ours = tomledit.parse((made.file.parent / "conf.d/99-chandler.toml").read_text())["plugins"]["io.containerd.grpc.v1.cri"]["containerd"]
+    assert ours["runtimes"]["chandler"]["options"]["SystemdCgroup"] is True and ours["default_runtime_name"] == "chandler"
+
+
+@pytest.mark.parametrize(("path", "options"), [
+    ("runc", {"BinaryName": "/usr/sbin/runc", "SystemdCgroup": True, "Root": "/r"}), ("nvidia", {"BinaryName": "nvidia-container-runtime", "SystemdCgroup": True})])
+def test_options_of_the_handler_that_was_there(world: Make, path: str, options: dict[str, Any]) -> None:
+    made = world("containerd")
+    lines = "".join(f"{key} = {json.dumps(value)}\n" for key, value in options.items())
+    head = f'[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.{path}'
+    made.file.write_text(V2.replace('"runc"', f'"{path}"') + head + ']\nruntime_type = "io.containerd.runc.v2"\nprivileged_without_host_devices = true\n'
+                         + f'snapshotter = "devmapper"\npod_annotations = ["a/*"]\n{head}.options]\n{lines}')
+    assert made.run() == 0
+    ours = tomledit.parse(made.file.read_text())["plugins"]["io.containerd.grpc.v1.cri"]["containerd"]["runtimes"]["chandler"]
+    assert ours == {"runtime_type": "io.containerd.runc.v2", "privileged_without_host_devices": True, "snapshotter": "devmapper",
+                    "pod_annotations": ["a/*", "chandler.oci/*"], "container_annotations": ["chandler.oci/*"],
+                    "options": {**options, "BinaryName": str(made.root / "usr/bin/chandler-runtime")}}
+
+
+@pytest.mark.parametrize(("text", "version", "options", "words"), [
+    ('disabled_plugins = ["cri"]\n', "1.7.24", (), "containerd config migrate"), ("version = 1\n", "2.1.9", (), "version 1"), ("version = 4\n", "2.1.9", (), "version 4"),
+    ("version = 3\n", "1.7.24", (), "1.7.24 does not read"), ("version = [\n", "1.7.24", (), "not TOML"), ("version = 2\nversion = 2\n", "1.7.24", (), "not TOML"),
+    (V2, "1.7.24", ("--drop-in",), "leave out --drop-in"), (V2, "2.0.9", ("--drop-in",), "leave out --drop-in"),
+    (V2 + RUNC.replace("runc]", "chandler]"), "1.7.24", (), "'chandler' already"), (V2, "1.7.24", ("--engine-version", "new"), "no version"),
+    (V2, "1.7.24", ("--handler", "No Name"), "RuntimeClass"), (V2, "1.7.24", ("--handler", "a", "--runtime", "runc", "--runtime", "crun"), "2 runtimes"),
+    (V2, "1.7.24", ("--config", "relative.toml"), "no absolute path"), (V2, "1.7.24", ("--verify", "--remove"), "opposite"),
+])
+def test_containerd_refusals(world: Make, capsys: Said, text: str, version: str, options: tuple[str, ...], words: str) -> None:
+    made = world("containerd", version)
+    made.file.write_text(text)
+    assert words in refused(made, capsys, *options)
+
+
+def test_a_version_is_never_guessed(world: Make, capsys: Said, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = world("containerd", "")
+    empty = str(made.root)  # no containerd in it
+    assert "--engine-version" in refused(made, capsys, "--programs", empty)
+    made.file.write_text(V2)
+    assert "--engine-version" in refused(made, capsys, "--programs", empty, "--drop-in")
+    assert made.run("--programs", empty) == 0 and "version is not known" in capsys.readouterr().out
+    for said, known in (("containerd github.com/containerd/containerd v1.7.27 05044ec0", (1, 7, 27)), ("containerd github.com/containerd/containerd/v2 2.1.9+unknown ", (2, 1, 9)),
+                        ("containerd containerd.io 1.7.24~ds1 1.7.24~ds1-6+deb13u1", (1, 7, 24))):
+        assert doctor.numbers(said) == known
+
+
+def test_the_cri_plugin_is_disabled(world: Make, capsys: Said) -> None:
+    made = world("containerd")
+    made.file.write_text('disabled_plugins = ["io.containerd.grpc.v1.cri"]\n' + V2)
+    assert made.run() == 0
+    assert "note: the CRI plugin is in disabled_plugins" in capsys.readouterr().out
+
+
+def test_who_is_read_later_is_named(world: Make, capsys: Said) -> None:
+    made = world("containerd", "2.1.9")
+    (made.file.parent / "conf.d").mkdir()
+    later = made.file.parent / "conf.d/99-nvidia.toml"
+    later.write_text(V2.replace('"runc"', '"nvidia"'))
+    made.file.write_text(f'version = 2\nimports = ["{made.file.parent}/conf.d/*.toml"]\n' + RUNC)
+    assert made.run("--default") == 0
+    assert f"note: {later} is read later" in capsys.readouterr().out
+
+
+# --- k3s and rke2 ---------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize(("name", "plugin", "service"), [("k3s/agent/etc/containerd/config-v3.toml.tmpl", "io.containerd.cri.v1.runtime", "k3s"),
+                                                        ("rke2/agent/etc/containerd/config.toml.tmpl", "io.containerd.grpc.v1.cri", "rke2-server")])
+def test_templates(world: Make, capsys: Said, name: str, plugin: str, service: str) -> None:
+    made = world("containerd")
+    made.file = made.root / "etc/rancher" / name
+    made.file.parent.mkdir(parents=True)
+    before = made.tree()
+    assert made.run("--runtime", "crun") == 0
+    text = made.file.read_text()
+    assert text.startswith('{{ template "base" . }}\n') and "SystemdCgroup = {{ .SystemdCgroup }}\n" in text
+    assert f"now: systemctl restart {service}" in capsys.readouterr().out
+    filled = tomledit.parse(text.replace('{{ template "base" . }}', "version = 3").replace("{{ .SystemdCgroup }}", "true"))
+    assert set(filled["plugins"][plugin]["containerd"]["runtimes"]) == {"chandler", "chandler-crun"}
+    after = made.tree()
+    assert made.run("--runtime", "crun") == 0 and made.tree() == after
+    assert made.run("--remove") == 0 and made.tree() == before
+    # one that is there already, changed by somebody afterwards
+    made.file.write_text("{{ if .NodeConfig }}\nversion = 3\n{{ end }}")
+    assert made.run() == 0
+    made.file.write_text("# first\n" + made.file.read_text() + "# last\n")
+    assert made.run("--remove") == 0
+    assert made.file.read_text() == "# first\n{{ if .NodeConfig }}\nversion = 3\n{{ end }}# last\n"
+    assert "a template" in refused(made, capsys, "--default")
+
+
+def test_what_k3s_makes_anew_is_not_edited(world: Make, capsys: Said) -> None:
+    made = world("containerd")
+    made.file = made.root / "etc/rancher/k3s/agent/etc/containerd/config.toml"
+    made.file.parent.mkdir(parents=True)
+    made.file.write_text(V2)
+    said = refused(made, capsys)
+    assert "made anew" in said and "config-v3.toml.tmpl" in said
+
+
+# --- docker, CRI-O, podman ------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize(("text", "options", "words"), [
+    ('{"a": 1, "a": 2}', (), "twice"), ('{"a": 1 // remark\n}', (), "comments"), ("[]", (), "not a JSON object"), ("{", (), "not JSON"), ('{"runtimes": []}', (), "runtimes"),
+    ('{"runtimes": {"chandler": {"path": "/elsewhere"}}}', (), "'chandler' already"), ("{}", ("--nri",), "no NRI"), ("{}", ("--drop-in",), "no drop-ins"),
+])
+def test_docker_refusals(world: Make, capsys: Said, text: str, options: tuple[str, ...], words: str) -> None:
+    made = world("docker")
+    made.file.write_text(text)
+    assert words in refused(made, capsys, *options)
+
+
+@pytest.mark.parametrize(("text", "options", "result"), [
+    ('{\n  "a": {"b": [1, 2]},\n\n  "c": 1.50\n}\n', (), '{\n  "a": {"b": [1, 2]},\n\n  "c": 1.50,\n\n  "runtimes": {\n    "chandler": {\n      "path": "P"\n    }\n  }\n}\n'),
+    ('{"a":1}', (), '{"a":1, "runtimes": {"chandler": {"path": "P"}}}'),
+    ('{\n\t"runtimes": {"x": {"path": "y"}}\n}', ("--default",), '{\n\t"runtimes": {"x": {"path": "y"}, "chandler": {\n\t\t\t"path": "P"\n\t\t}},\n\t"default-runtime": "chandler"\n}'),
+    ('{"default-runtime": "nvidia", "features": {"cdi": false}}', ("--default", "--cdi"), '{"default-runtime": "chandler", "features": {"cdi": true}, "runtimes": {"chandler": {"path": "P"}}}'),
+    ("", (), '{\n    "runtimes": {\n        "chandler": {\n            "path": "P"\n        }\n    }\n}\n'),
+    ('\ufeff{}', (), '\ufeff{\n    "runtimes": {\n        "chandler": {\n            "path": "P"\n        }\n    }\n}'),
+])
+def test_daemon_json_to_the_letter(world: Make, text: str, options: tuple[str, ...], result: str) -> None:
+    made = world("docker")
+    made.file.write_text(text, newline="")
+    assert made.run(*options) == 0
+    assert made.file.read_bytes().decode().replace(str(made.root / "usr/bin/chandler-runtime"), "P") == result
+
+
+def test_podman_keeps_what_supports_json(world: Make, capsys: Said) -> None:
+    """A list in a drop-in takes the place of the one before: ours has them all, and our programs."""
+    made = world("podman")
+    (made.root / "usr/share").mkdir()
+    (made.root / "usr/share/containers.conf").write_text('[engine]\nruntime_supports_json = ["crun", "special"]\n')
+    made.file.write_text('[engine]\nruntime_supports_json = ["runc"]\n')
+    assert made.run() == 0
+    engine = tomledit.parse((made.root / "etc/containers/containers.conf.d/99-chandler.conf").read_text())["engine"]
+    assert engine["runtime_supports_json"] == ["crun", "special", "runc", "chandler", "chandler-runtime", "chandler-runc", "chandler-youki", "chandler-crun"]
+    assert engine["runtimes"] == {"chandler": [str(made.root / "usr/bin/chandler-runtime")]}
+    assert "now:" not in capsys.readouterr().out, "podman reads it at every call"
+    assert "no NRI" in refused(made, capsys, "--nri")
+    assert "would not be read" in refused(made, capsys, "--drop-in", str(made.root / "elsewhere.conf"))
+
+
+def test_crio_drop_in_is_like_the_default_handler(world: Make, capsys: Said) -> None:
+    """With the experimental annotations that the default one has, and no name that CRI-O does not know: it would not start."""
+    made = world("crio")
+    directory = made.root / "etc/crio/crio.conf.d"
+    directory.mkdir()
+    (directory / "10-crio.conf").write_bytes(next(path for path in corpus("crio") if path.name == "packaged-crun.conf").read_bytes())
+    assert made.run("--nri", "--cdi") == 0
+    ours = tomledit.parse((directory / "99-chandler.conf").read_text())["crio"]
+    assert ours["runtime"]["runtimes"]["chandler"] == {
+        "runtime_path": str(made.root / "usr/bin/chandler-runtime"), "runtime_type": "oci", "runtime_root": "/run/crun", "monitor_path": "/usr/libexec/crio/conmon",
+        "allowed_annotations": ["io.containers.trace-syscall", "io.kubernetes.cri-o.Devices"]}
+    assert ours["nri"] == {"enable_nri": True}
+    assert "note: CRI-O injects CDI devices by itself" in capsys.readouterr().out
+    # its directory is read whole, whatever a file is called: nothing but the drop-in may be in it
+    assert sorted(os.listdir(directory)) == ["10-crio.conf", "99-chandler.conf"]
+
+
+def test_a_drop_in_that_is_somebody_elses(world: Make, capsys: Said) -> None:
+    made = world("crio")
+    (made.root / "etc/crio/crio.conf.d").mkdir()
+    (made.root / "etc/crio/crio.conf.d/99-chandler.conf").write_text("[crio.runtime]\n")
+    assert "not Chandler's" in refused(made, capsys)
+    assert made.run("--drop-in", str(made.root / "etc/crio/crio.conf.d/50-other.conf")) == 0
+    assert made.run("--remove") == 0
+    assert (made.root / "etc/crio/crio.conf.d/99-chandler.conf").read_text() == "[crio.runtime]\n"
+
+
+def test_a_drop_in_that_somebody_has_added_to(world: Make) -> None:
+    made = world("podman")
+    path = made.root / "etc/containers/containers.conf.d/99-chandler.conf"
+    assert made.run("--default") == 0
+    path.write_text(path.read_text() + "\n[network]\nnetwork_backend = 'netavark' # mine\n")
+    assert made.run() == 0  # what was added stays, also when configured otherwise
+    assert "runtime" not in tomledit.parse(path.read_text())["engine"] and "# mine" in path.read_text()
+    assert made.run("--remove") == 0
+    assert tomledit.parse(path.read_text()) == {"network": {"network_backend": "netavark"}, "engine": {"runtimes": {}}} or path.read_text().strip() == "[network]\nnetwork_backend = 'netavark' # mine"
+
+
+# --- Chandler's own key ---------------------------------------------------------------------------------------------
+
+def test_the_engine_is_said_to_chandler(world: Make, capsys: Said) -> None:
+    made = world("docker")
+    key = made.root / "etc/chandler/config.d/50-engine.toml"
+    assert made.run() == 0
+    assert tomledit.parse(key.read_text()) == {"engine": "docker"}
+    found = doctor._engines(doctor.Host(str(made.root)), {"engine": "docker"})
+    assert found.data["docker"]["configured"] is True and found.problems == []
+    other = World(made.root / "second", "crio")
+    assert "says engine = \"docker\"" in refused(other, capsys) and not list((made.root / "second/etc/crio").iterdir())
+    assert other.run("--keep-engine") == 0 and tomledit.parse(key.read_text()) == {"engine": "docker"}
+    assert other.run("--remove") == 0 and key.exists(), "it is docker's"
+    assert made.run("--remove") == 0 and not key.parent.exists()
+
+
+@pytest.mark.parametrize(("says", "status"), [("docker", 0), ("containerd", 1)])
+def test_the_engine_that_the_administrator_has_written(world: Make, capsys: Said, says: str, status: int) -> None:
+    made = world("docker")
+    (made.root / "etc/chandler/config.toml").write_text(f'engine = "{says}"\n')
+    if status:
+        assert f"{made.root}/etc/chandler/config.toml says engine" in refused(made, capsys)
+    else:
+        assert made.run() == 0 and not (made.root / "etc/chandler/config.d").exists()
+
+
+def test_a_configuration_that_is_wrong(world: Make, capsys: Said) -> None:
+    """It is to be mended before; but it keeps nobody from taking everything back."""
+    made = world("docker")
+    assert made.run() == 0
+    (made.root / "etc/chandler/config.toml").write_text("nonsense = 1\n")
+    assert "unknown key 'nonsense'" in refused(made, capsys)
+    assert made.run("--remove") == 0 and not made.file.exists()
+
+
+def test_what_is_let_through_follows_the_prefix(world: Make) -> None:
+    made = world("containerd")
+    (made.root / "etc/chandler/config.toml").write_text('annotation-prefix = "example.com/"\n[cdi]\nannotations = true\n')
+    made.file.write_text(V2)
+    assert made.run() == 0
+    ours = tomledit.parse(made.file.read_text())["plugins"]["io.containerd.grpc.v1.cri"]["containerd"]["runtimes"]["chandler"]
+    assert ours["pod_annotations"] == ours["container_annotations"] == ["example.com/*", "cdi.k8s.io/*"]
+
+
+# --- files ----------------------------------------------------------------------------------------------------------
+
+def test_a_dry_run_writes_nothing_and_shows_everything(world: Make, capsys: Said) -> None:
+    made = world("docker")
+    made.file.write_text('{"a": 1}')
+    before = made.tree()
+    assert made.run("--dry-run", "--restart") == 0 and made.tree() == before
+    said = capsys.readouterr().out
+    assert f"--- {made.file}\n+++ {made.file}\n" in said and '-{"a": 1}\n\\ No newline at end of file\n+{"a": 1, "runtimes"' in said
+    assert "+++ " + str(made.root / "etc/chandler/config.d/50-engine.toml") in said
+    assert made.run() == 0
+    capsys.readouterr()
+    assert made.run("--dry-run") == 0 and capsys.readouterr().out == ""
+    assert made.run("--dry-run", "--remove") == 0 and '+{"a": 1}\n' in capsys.readouterr().out
+
+
+def test_a_link_is_followed(world: Make) -> None:
+    made = world("docker")
+    target = made.root / "etc/real.json"
+    target.write_text("{}")
+    made.file.symlink_to(target)
+    assert made.run() == 0 and made.file.is_symlink() and "chandler" in target.read_text()
+    assert made.run("--remove") == 0 and made.file.is_symlink() and target.read_text() == "{}"
+
+
+def test_files_that_others_can_write_are_refused(world: Make, capsys: Said) -> None:
+    made = world("docker")
+    made.file.write_text("{}")
+    made.file.chmod(0o666)
+    assert "can be written by others" in refused(made, capsys)
+    made.file.chmod(0o644)
+    made.file.parent.chmod(0o777)
+    assert "can be written by others" in refused(made, capsys)
+    made.file.parent.chmod(0o755)
+    made.file.unlink()
+    made.file.symlink_to(made.root / "nowhere.json")
+    assert "which is not there" in refused(made, capsys)
+    made.file.unlink()
+    made.file.mkdir()
+    assert "not a regular file" in refused(made, capsys)
+
+
+def test_the_program_must_be_there(world: Make, capsys: Said) -> None:
+    made = world("docker")
+    (made.root / "usr/bin/chandler-youki").unlink()
+    assert "install Chandler first" in refused(made, capsys, "--runtime", "youki")
+    (made.root / "usr/bin/chandler-runtime").chmod(0o777)
+    assert "can be written by others" in refused(made, capsys)
+
+
+@pytest.mark.parametrize("when", range(8))
+def test_killed_in_the_middle(world: Make, when: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At any rename: every file is an old one or a new one, and both taking back and configuring again work."""
+    made = world("containerd", "2.1.9")
+    made.file.write_text(V2 + RUNC)
+    before = made.tree()
+    rename, left = os.rename, [when]
+
+    def dying(*arguments: Any) -> None:
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        rename(*arguments)
+    monkeypatch.setattr(os, "rename", dying)
+    made.run()
+    monkeypatch.setattr(os, "rename", rename)
+    for name, (data, _) in made.tree().items():
+        if not name.endswith(store.RECORD) and data:
+            tomledit.parse(data.decode())
+    assert made.run("--remove") == 0
+    assert {name: seen for name, seen in made.tree().items() if not name.endswith(".d")} == {name: seen for name, seen in before.items() if not name.endswith(".d")}
+    assert made.run() == 0 and (made.file.parent / "conf.d/99-chandler.toml").exists()
+
+
+def test_a_record_that_is_damaged(world: Make, capsys: Said) -> None:
+    made = world("docker")
+    made.file.write_text("{}")
+    assert made.run() == 0
+    Path(str(made.file) + store.RECORD).write_text("{")
+    assert "chandler-record is damaged" in refused(made, capsys, "--remove")
+
+
+def test_what_was_written_by_hand_is_not_taken_away(world: Make, capsys: Said) -> None:
+    made = world("docker")
+    made.file.write_text('{"runtimes": {"mine": {"path": "/usr/bin/chandler-runtime"}}}')
+    before = made.tree()
+    assert made.run("--remove") == 0 and made.tree() == before
+    assert "take it out by hand" in capsys.readouterr().out
+
+
+def test_a_handler_that_somebody_has_tuned_goes_all_the_same(world: Make) -> None:
+    made = world("containerd")
+    made.file.write_text(V2 + RUNC)
+    assert made.run("--default") == 0
+    made.file.write_text(made.file.read_text().replace('container_annotations = ["chandler.oci/*"]', 'container_annotations = ["*"]\nsnapshotter = "x"'))
+    assert made.run("--remove") == 0
+    assert tomledit.parse(made.file.read_text()) == tomledit.parse(V2 + RUNC)
+    # but a default that somebody has chosen since stays
+    assert made.run("--default") == 0
+    made.file.write_text(made.file.read_text().replace('default_runtime_name = "chandler"', 'default_runtime_name = "kata"'))
+    assert made.run("--remove") == 0
+    assert made.file.read_text().rstrip() == (V2 + RUNC).replace('"runc"', '"kata"').rstrip()
+
+
+# --- around it ------------------------------------------------------------------------------------------------------
+
+def test_selinux(tmp_path: Path) -> None:
+    (tmp_path / "booleans").mkdir()
+    assert selinux.notes(str(tmp_path)) == []
+    for enforce, boolean, words in (("1", "0 0", "setsebool -P container_use_devices on"), ("0", "0 0", "once SELinux is enforcing"), ("1", "1 1", "")):
+        (tmp_path / "enforce").write_text(enforce)
+        (tmp_path / "booleans/container_use_devices").write_text(boolean)
+        said = selinux.notes(str(tmp_path))
+        assert words in said[0] if words else said == []
+
+
+def test_restart(world: Make, capsys: Said, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = world("docker")
+    called: list[Any] = []
+
+    def run(command: Any, **_: Any) -> subprocess.CompletedProcess[str]:
+        called.append(command)
+        return subprocess.CompletedProcess(command, len(called) - 1, "", "Job for docker.service failed\n")
+    monkeypatch.setattr("shim.cli.configure.subprocess.run", run)
+    monkeypatch.setattr("shim.cli.configure.os.path.isdir", lambda path, known=os.path.isdir: path == "/run/systemd/system" or known(path))
+    assert made.run("--restart") == 0 and called == [("systemctl", "restart", "docker")]
+    said = capsys.readouterr().out
+    assert "restarted docker" in said and "now:" not in said
+    assert made.run("--restart") == 0 and len(called) == 1, "nothing has changed"
+    assert made.run("--cdi", "--restart") == 1
+    assert "Job for docker.service failed" in capsys.readouterr().err
+    monkeypatch.setattr("shim.cli.configure.os.path.isdir", lambda path, known=os.path.isdir: path != "/run/systemd/system" and known(path))
+    assert made.run("--restart") == 1
+    assert "systemd does not run here" in capsys.readouterr().err
