@@ -33,7 +33,7 @@ VENDORS = {
 _VARIABLES = dict(VENDORS.values())
 
 # Without a CDI file: nodes that every container needs, and those of GPU number {0}; {1} is 128 + number.
-_NODES = {
+NODES = {
     "nvidia.com/gpu": (("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools"), ("/dev/nvidia{0}",)),
     "amd.com/gpu": (("/dev/kfd",), ("/dev/dri/renderD{1}", "/dev/dri/card{0}")),
     "intel.com/gpu": ((), ("/dev/dri/renderD{1}", "/dev/dri/card{0}")),
@@ -208,9 +208,9 @@ def _visibility(kind: str, count: int) -> List[Edit]:
 def _from_nodes(kind: str, asked: Any, count: int, inventory: Inventory, source: str,
                 look: Look, held: Optional[List[Lease]]) -> Grant:
     """The vendor's own device nodes, for a host without a CDI file for the kind."""
-    if inventory.config["gpu.fallback"] != "devices" or kind not in _NODES or inventory.problems:
+    if inventory.config["gpu.fallback"] != "devices" or kind not in NODES or inventory.problems:
         inventory.explain_missing([f"{kind}={device}" for device in asked or ("0",)])
-    own = _NODES[kind][1]
+    own = NODES[kind][1]
     if asked is not None:
         numbers = [_device_number(device, kind, source) for device in asked]
     elif held:
@@ -222,7 +222,7 @@ def _from_nodes(kind: str, asked: Any, count: int, inventory: Inventory, source:
     if len(set(numbers)) != len(numbers):
         raise errors.RequestError(f"{source}: resources.gpu.devices names one device twice")
     origin = f"vendor table, {kind}"
-    shared = _NODES[kind][0]
+    shared = NODES[kind][0]
     edits: List[Edit] = []
     keys: List[str] = []
     try:

@@ -277,5 +277,5 @@ def test_a_cdi_file_for_another_kind_does_not_stop_the_fallback() -> None:
 
 
 def test_every_vendor_is_complete() -> None:
-    assert {kind for kind, _ in gpu.VENDORS.values()} == set(gpu._NODES)
-    assert set(DEFAULTS["policy.kinds"]) == set(gpu._NODES), "what a vendor's name means is allowed by default"
+    assert {kind for kind, _ in gpu.VENDORS.values()} == set(gpu.NODES)
+    assert set(DEFAULTS["policy.kinds"]) == set(gpu.NODES), "what a vendor's name means is allowed by default"

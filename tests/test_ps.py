@@ -4,12 +4,13 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from shim.cli import ps
+from shim.cli import given, ps
 from shim.generate import nvml
 
 
@@ -68,7 +69,7 @@ def test_what_nvml_is_asked() -> None:
 
 
 LEASES: list[dict[str, Any]] = [
-    {"token": "a", "owner": "oci", "id": "c1", "root": "/r", "runtime": "/x", "names": ["nvidia.com/gpu=0"], "keys": ["c195:0"], "since": 1_700_000_000,
+    {"token": "a", "owner": "oci", "id": "c1", "root": "/r", "runtime": "/x", "pid": 1, "started": 0, "names": ["nvidia.com/gpu=0"], "keys": ["c195:0"], "since": 1_700_000_000,
      "mode": "mps", "words": "", "limits": {"mps_active_thread_percentage": 30, "mps_pinned_memory": 1 << 30}, "held": "advisory"},
     {"token": "b", "owner": "nri", "id": "c2", "pod": "p", "root": "", "names": ["nvidia.com/gpu=1"], "keys": ["c195:1+c237:4"], "since": 1_700_000_000},
 ]
@@ -83,8 +84,8 @@ def rows(pids: dict[str, int], *processes: list[tuple[int, Any]]) -> list[dict[s
     found = ps.containers(LEASES, RECORDS)
     for row in found:
         row["pid"], row["status"] = pids.get(row["id"], 0), "running"
-    family = {101: [101, 100, 1], 102: [102, 101, 100, 1], 300: [300, 1]}
-    ps.attribute(found, nvml.usage(Library(*processes))["gpus"] if processes else [], lambda pid: family.get(pid, [pid]))
+    family = {100: 7, 101: 7, 102: 7, 300: 1}
+    ps.attribute(found, nvml.usage(Library(*processes))["gpus"] if processes else [], lambda pid: family.get(pid, pid))
     return found
 
 
@@ -116,9 +117,38 @@ def test_without_nvml() -> None:
     assert gpus or "memory and utilisation are not known" in notes[0]
 
 
-def test_ancestors_are_the_kernels() -> None:
-    assert ps.parents(os.getpid())[:2] == [os.getpid(), os.getppid()]
-    assert ps.parents(2 ** 22 + 1) == [2 ** 22 + 1]
+ID = "0123456789abcdef" * 4
+
+
+@pytest.mark.parametrize(("names", "wanted"), [
+    ([f"cri-containerd-{ID}.scope", "kubepods.slice"], ID), ([f"crio-{ID}.scope"], ID), ([ID, "docker"], ID), ([f"libpod-{ID}.scope"], ID),
+    ([f"system.slice:docker:{ID}"], ID), (["web", "own"], "web"), ([], "process 5"),
+])
+def test_what_a_container_is_called(names: list[str], wanted: str) -> None:
+    assert given.called(names, 5) == wanted
+    assert given.is_called(names, wanted) or not names
+    assert not given.is_called(names, "c1") and not given.is_called([f"x-{ID}.scope"], "cdef")
+
+
+def test_gpus_that_the_engine_gave() -> None:
+    """c1's are its own, but for one more; c2's lease is the plugin's, which knows no pid; the last is nobody's of ours."""
+    found = ps.containers(LEASES, RECORDS[:1])
+    for row in found:
+        row["pid"], row["status"] = {"c1": 100}.get(row["id"], 0), ""
+    found[1]["id"] = ID
+    gpus = {"c195:0": "nvidia.com/gpu=0", "c195:1": "nvidia.com/gpu=1", "c226:128": "amd.com/gpu=0"}
+    given.add(found, [{"pid": 101, "names": ["c1"], "numbers": ["c195:0", "c195:1"]}, {"pid": 200, "names": [f"crio-{ID}.scope"], "numbers": ["c195:1"]},
+                      {"pid": 300, "names": ["other"], "numbers": ["c195:0", "c226:128"]}, {"pid": 400, "names": ["without"], "numbers": []}],
+              gpus, lambda pid: {101: 100}.get(pid, pid))
+    assert [(row["id"], row["pid"], row["mode"], row["devices"]) for row in found] == [
+        ("c1", 100, "mps", ["nvidia.com/gpu=0"]), (ID, 200, "exclusive", ["nvidia.com/gpu=1"]), ("c1", 101, "not leased", ["nvidia.com/gpu=1"]),
+        ("other", 300, "not leased", ["amd.com/gpu=0", "nvidia.com/gpu=0"])]
+
+
+def test_without_psutil_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psutil", None)
+    notes: list[str] = []
+    assert given.containers({}, notes) == [] and "install python3-psutil" in notes[0]
 
 
 @pytest.mark.parametrize(("script", "wanted"), [
@@ -150,3 +180,8 @@ def test_the_command(tmp_path: Any) -> None:
     done = subprocess.run([program, "ps"], check=True, stdin=subprocess.DEVNULL, capture_output=True, text=True,
                           env={"CHANDLER_CONFIG": str(config), "PATH": os.environ["PATH"]})
     assert "\33" not in done.stdout and done.stdout.startswith("CONTAINER")
+    done = subprocess.run([program, "leases"], check=True, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+                          env={"CHANDLER_CONFIG": str(config), "PATH": os.environ["PATH"]})
+    head, first, second = done.stdout.splitlines()
+    assert head.split() == ["CONTAINER", "DEVICES", "MODE", "LIMITS", "SINCE", "BY", "STATE"]
+    assert "  mps  " in first and "30% threads, 1024Mi (advisory)" in first and "exclusive" in second and second.endswith("held")

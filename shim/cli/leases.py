@@ -10,6 +10,7 @@ import time
 from typing import Any, Dict, List
 
 from shim import compiler, stale
+from shim.cli.ps import limits
 from shim.errors import LeaseError
 from shim.inventory import Place
 from shim.ledger import Ledger
@@ -40,8 +41,8 @@ def show(arguments: argparse.Namespace) -> int:
     if arguments.format == "json":
         print(json.dumps(found, indent=2))
         return 0
-    rows = [("CONTAINER", "DEVICES", "SINCE", "BY", "STATE")]
-    rows += [(lease["id"], ", ".join(lease["names"]), _time(lease["since"]), lease["owner"], _state(lease)) for lease in found]
+    rows = [("CONTAINER", "DEVICES", "MODE", "LIMITS", "SINCE", "BY", "STATE")]
+    rows += [(lease["id"], ", ".join(lease["names"]), lease.get("mode", "exclusive") + lease.get("words", ""), limits(lease), _time(lease["since"]), lease["owner"], _state(lease)) for lease in found]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())

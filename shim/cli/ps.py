@@ -8,9 +8,10 @@ import os
 import subprocess
 import sys
 import time
-from typing import Any, Dict, List, Optional
+from typing import Any, Callable, Dict, List
 
 from shim import compiler, grants, shared
+from shim.cli import given
 from shim.errors import ChandlerError
 from shim.generate import nvfiles, nvml
 from shim.generate.model import Options, Unanswered
@@ -20,7 +21,6 @@ from shim.ledger import Ledger
 
 _PATIENCE = 5.0  # seconds for a runtime's answer
 _MINOR = "c195:"  # NVIDIA's GPUs
-_MAX_PARENTS = 64
 _COLOURS = {"exclusive": "32", "mps": "36", "time-slice": "36", "not leased": "33", "stopped": "31", "gone": "31"}
 
 
@@ -34,14 +34,16 @@ def add_parser(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Exit status 0."""
     place = Place(dict(os.environb))
-    config = compiler.read_config(place)[0]
-    state_dir = config["state-dir"] or place.state_dir
+    inventory = compiler.load(place)
+    state_dir = inventory.config["state-dir"] or place.state_dir
     notes: List[str] = []
     rows = containers(Ledger(state_dir, place.rootless).read(), _records(state_dir))
     for row in rows:
         row["pid"], row["status"] = state(row)
+    devices = given.known(inventory)
+    given.add(rows, given.containers(devices, notes), devices)
     gpus = _usage(notes)
-    attribute(rows, gpus, parents)
+    attribute(rows, gpus)
     answer = {"containers": rows, "gpus": gpus, "shared": shared.pages(state_dir), "notes": notes}
     print(json.dumps(answer, indent=2) if arguments.format == "json" else text(answer, sys.stdout.isatty() and "NO_COLOR" not in os.environ))
     return 0
@@ -112,23 +114,10 @@ def _usage(notes: List[str]) -> List[Dict[str, Any]]:
         return []
 
 
-def parents(pid: int) -> List[int]:
-    """A process and those that it descends from."""
-    found: List[int] = []
-    while pid > 0 and len(found) < _MAX_PARENTS:
-        found.append(pid)
-        try:
-            with open(f"/proc/{pid}/stat", "rb") as file:
-                pid = int(file.read().rpartition(b")")[2].split()[1])
-        except (OSError, ValueError, IndexError):
-            break
-    return found
-
-
-def attribute(rows: List[Dict[str, Any]], gpus: List[Dict[str, Any]], ancestors: Any) -> None:
+def attribute(rows: List[Dict[str, Any]], gpus: List[Dict[str, Any]], inside: Callable[[int], int] = given.namespace) -> None:
     """Gives each container the memory of its processes and the utilisation of its GPUs, and adds a row for every process
-    on a GPU that is in no container of ours."""
-    by_pid = {row["pid"]: row for row in rows if row["pid"]}
+    on a GPU that is in no container.  `inside`: the mount namespace of a process, which is what a container's share."""
+    of: Dict[int, Dict[str, Any]] = {}
     for row in rows:
         row["memory"] = row["busy"] = None
         mine = [gpu for gpu in gpus if any(f"{_MINOR}{gpu['minor']}" in key.split("+") for key in row["keys"])]
@@ -137,13 +126,16 @@ def attribute(rows: List[Dict[str, Any]], gpus: List[Dict[str, Any]], ancestors:
             row["busy"] = max(told)
         if mine and row["pid"]:
             row["memory"] = 0
+        if row["pid"]:
+            of.setdefault(inside(row["pid"]), row)
+    outside: Dict[int, Dict[str, Any]] = {}
     for gpu in gpus:
         for pid, memory in gpu["processes"]:
-            own: Optional[Dict[str, Any]] = next((by_pid[each] for each in ancestors(pid) if each in by_pid), None)
+            own = of.get(inside(pid)) or outside.get(pid)
             if own is None:
-                own = by_pid[pid] = {"id": f"process {pid}", "by": "", "root": "", "runtime": "", "devices": [gpu["uuid"]], "mode": "not leased",
-                                     "keys": [f"{_MINOR}{gpu['minor']}"], "limits": {}, "held": "", "since": None, "pid": pid,
-                                     "status": "running", "memory": 0, "busy": gpu["busy"]}
+                own = outside[pid] = {"id": f"process {pid}", "by": "", "root": "", "runtime": "", "devices": [gpu["uuid"]], "mode": "not leased",
+                                      "keys": [f"{_MINOR}{gpu['minor']}"], "limits": {}, "held": "", "since": None, "pid": pid,
+                                      "status": "running", "memory": 0, "busy": gpu["busy"]}
                 rows.append(own)
             own["memory"] = (own["memory"] or 0) + (memory or 0)
 
@@ -153,8 +145,7 @@ def text(answer: Dict[str, Any], coloured: bool) -> str:
     head = ("CONTAINER", "DEVICES", "MODE", "LIMITS", "PID", "STATUS", "MEMORY", "BUSY", "SINCE")
     rows = [head]
     for row in answer["containers"]:
-        limits = ", ".join(_limit(key, value) for key, value in row["limits"].items())
-        rows.append((row["id"], ", ".join(row["devices"]), row["mode"], f"{limits} ({row['held']})" if limits else "-", str(row["pid"] or "-"),
+        rows.append((row["id"], ", ".join(row["devices"]), row["mode"], limits(row), str(row["pid"] or "-"),
                      row["status"] or "-", "-" if row["memory"] is None else f"{row['memory'] >> 20}Mi",
                      "-" if row["busy"] is None else f"{row['busy']}%",
                      "-" if row["since"] is None else time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(row["since"]))))
@@ -169,5 +160,7 @@ def text(answer: Dict[str, Any], coloured: bool) -> str:
     return "\n".join([*lines, *(f"note: {note}" for note in answer["notes"])])
 
 
-def _limit(key: str, value: int) -> str:
-    return f"{value}% threads" if key == "mps_active_thread_percentage" else f"{value >> 20}Mi"
+def limits(row: Dict[str, Any]) -> str:
+    """The limits of a container or a lease in words, and who holds them."""
+    words = [f"{value}% threads" if key == "mps_active_thread_percentage" else f"{value >> 20}Mi" for key, value in row.get("limits", {}).items()]
+    return f"{', '.join(words)} ({row['held']})" if words else "-"

@@ -116,3 +116,34 @@ def test_churn_with_kills(leased: Leased, runtime: runtimes.Runtime, node: Node)
     subprocess.run([leased.installation.program("chandler"), "leases", "release", "--stale"], check=True, env={}, stdout=subprocess.DEVNULL)
     assert leased.leases() == {}
     leased.engine.create(leased.bundle("last", len(node.gpus)), "last")
+
+
+@pytest.mark.parametrize("runtime", ONCE, indirect=True)
+def test_gpus_of_the_engine_s_are_seen_and_not_given_again(leased: Leased, runtime: runtimes.Runtime, node: Node) -> None:
+    """A container that got a GPU as docker's --device or a device plugin gives one: Chandler does not add to it, and `chandler
+    ps` shows it beside those that have leases."""
+    def give(made: bundle.Bundle) -> bundle.Bundle:
+        config, gpu = made.config, node.gpus[7]
+        config["linux"]["devices"] = [{"path": gpu.inside, "type": "c", "major": gpu.major, "minor": gpu.minor, "fileMode": 0o666}]
+        config["linux"]["resources"]["devices"].append({"allow": True, "type": "c", "major": gpu.major, "minor": gpu.minor, "access": "rwm"})
+        made.config = config
+        return made
+
+    both = give(leased.bundle("b0"))
+    assert leased.engine.create(both, "c0", check=False).returncode == 1
+    assert "config.json has a GPU already, /dev/nvidia7, from the engine" in records(both.log)[-1]["msg"]
+    others = give(bundle.make(os.path.join(leased.place, "b1"), ["sleep", "60"]))
+    leased.engine.create(others, "theirs")
+    leased.engine.create(leased.bundle("b2", 2), "ours")
+    leased.engine.create(bundle.make(os.path.join(leased.place, "b3"), ["sleep", "60"]), "without")
+    for name in ("theirs", "ours", "without"):
+        leased.engine.call("start", name)
+    done = subprocess.run([leased.installation.program("chandler"), "ps", "--format", "json"], check=True, stdin=subprocess.DEVNULL,
+                          capture_output=True, env={})
+    answer = json.loads(done.stdout)
+    if any("psutil" in note for note in answer["notes"]):
+        pytest.skip("not installed: psutil")
+    found = {row["pid"]: (row["mode"], row["devices"]) for row in answer["containers"]}
+    pids = {name: leased.engine.state(name)["pid"] for name in ("theirs", "ours", "without")}
+    assert found[pids["ours"]] == ("exclusive", ["nvidia.com/gpu=0", "nvidia.com/gpu=1"])
+    assert found[pids["theirs"]] == ("not leased", ["nvidia.com/gpu=7"]) and pids["without"] not in found
