@@ -161,8 +161,11 @@ def _device(result: Any, edit: Edit, runtime: Runtime, user: Dict[str, int], pat
 
 def _mount(result: Any, edit: Edit, idmap: bool) -> None:
     mount = oci.idmapped(edit[2]) if idmap else edit[2]
-    result.mounts.add(destination=mount["destination"], type=mount.get("type") or "", source=mount.get("source") or "",
-                      options=mount.get("options") or [])
+    made = result.mounts.add()  # field by field: keywords take longer, and there are many mounts
+    made.destination = mount["destination"]
+    made.type = mount.get("type") or ""
+    made.source = mount.get("source") or ""
+    made.options.extend(mount.get("options") or ())
 
 
 def _hook(result: Any, edit: Edit, runtime: Runtime) -> None:
