@@ -45,7 +45,7 @@ CLOSED = {"talos": "Talos", "bottlerocket": "Bottlerocket"}
 INSTEAD = "use the NRI DaemonSet, nri.yaml, which puts nothing on the node"
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "SYSTEMD_IGNORE_CHROOT": "1"}
 LIBC = ctypes.CDLL(None)
-PAUSE = 5.0  # seconds between two looks at what still runs
+PAUSE = 2.0  # seconds between two looks at what still runs
 PATIENCE = 120  # seconds for a step on the node
 ANSWER = 30  # seconds for the API server
 

@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from lab import bundle, cgroups
 from lab.engine import Engine
-from lab.install import REPOSITORY
-from lab.kubenode import Node, build
+from lab.kubenode import Node, replace_image
 from lab.node import Node as GPUNode
 from lab.plugin import until
 
@@ -45,28 +44,9 @@ def make(place: str, tree: str) -> Iterator[Maker]:
         each.close()
 
 
-@pytest.fixture(scope="module")
-def newer(lab: str) -> str:
-    """The image of another version."""
-    checkout = os.path.join(lab, "checkout")
-    for name in ("shim", "hooks", "packaging", "systemd"):
-        shutil.copytree(os.path.join(REPOSITORY, name), os.path.join(checkout, name), ignore=shutil.ignore_patterns("__pycache__"))
-    with open(os.path.join(checkout, "shim/paths.py"), "r+", encoding="utf-8") as file:
-        text = file.read()
-        file.seek(0)
-        file.write(text.replace('VERSION = "', 'VERSION = "9.'))
-    return build(os.path.join(lab, "newer-image"), checkout)
-
-
 def version(tree: str) -> str:
     name, = os.listdir(f"{tree}{OPT}/versions")
     return name
-
-
-def updated(host: Node, image: str) -> None:
-    """Its container is of another image now."""
-    host.run("mount", "--bind", image, "/run/image")
-    host.run("mount", "--rbind", "/", "/run/image/host")
 
 
 def restarts(node: Node) -> int:
@@ -104,7 +84,7 @@ def test_an_update_changes_a_link(make: Maker, tree: str, newer: str, place: str
     host.image("install")
     shutil.copytree(f"{host.root}{OPT}/versions/{version(tree)}", f"{host.root}{OPT}/versions/0.0.1-old", symlinks=True)
     before = host.changed()
-    updated(host, newer)
+    replace_image(host, newer)
     host.image("install")
     after = host.changed()
     assert {path for path in after if after[path] != before.get(path)} == {f"{OPT}/bin"}
@@ -186,7 +166,7 @@ def test_a_failed_update_leaves_the_version_before_in_force(make: Maker, tree: s
     host.write("/run/policy.toml", "[policy]\nmax-gpus = 1\n")
     host.image("install", "--config", "/host/run/policy.toml")
     before = host.changed()
-    updated(host, newer)
+    replace_image(host, newer)
     host.write("/run/policy.toml", "[policy]\nmax-gpus = 2\n")
     broken_engine(host)
     assert host.image("install", "--config", "/host/run/policy.toml", check=False).returncode == 1

@@ -67,6 +67,8 @@ def test_our_own_pods_have_no_more_rights_than_they_say(name: str) -> None:
         assert {mount["name"] for mount in container.get("volumeMounts", ())} <= {volume["name"] for volume in pod["volumes"]}
         writable = {mount["mountPath"] for mount in container.get("volumeMounts", ()) if not mount.get("readOnly")}
         assert writable <= {"/host", "/run/chandler"}
+        # What holds mounts of the node's lets go of them when the node does.
+        assert all(mount.get("mountPropagation") == "HostToContainer" for mount in container.get("volumeMounts", ()) if mount["mountPath"] in ("/host", "/run", "/usr"))
     if name != "nri.yaml":  # what stays has no rights at all
         kept, = pod["containers"]
         assert kept["securityContext"]["runAsNonRoot"] and "volumeMounts" not in kept and kept["args"] == ["wait"]

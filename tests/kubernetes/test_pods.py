@@ -14,7 +14,7 @@ from lab import node as gpu_node
 from lab.containerd import IMAGE, RELEASES
 from lab.cri import Refused, reason
 from lab.engine import read
-from lab.kubenode import API, NODE_IMAGE, Containerd, Kubelet, Node
+from lab.kubenode import API, NODE_IMAGE, Containerd, Kubelet, Node, replace_image
 from lab.plugin import until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount what stands for a node")
@@ -70,11 +70,17 @@ def gpus(kubelet: Kubelet, container: str) -> list[str]:
     return kubelet.cri.exec(container, "sh", "-c", "cd /dev; echo nvidia[0-9]").out.split()
 
 
+def leases(node: Node) -> int:
+    """How many devices are leased."""
+    held = json.loads(read(node.root + "/run/chandler/leases"))
+    return sum(len(each["keys"]) for each in held)
+
+
 def patch(value: str | None) -> tuple[str, str, str, Any]:
     return "/api/v1/nodes/node-1", "Bearer the-token", "application/merge-patch+json", {"metadata": {"labels": {"chandler.oci/runtime": value}}}
 
 
-def test_the_installers_pod_serves_other_pods_and_the_cleanup_takes_it_away(kubelet: Kubelet, node: Node, containerd: Containerd, api: API) -> None:
+def test_the_installers_pod_serves_other_pods_and_the_cleanup_takes_it_away(kubelet: Kubelet, node: Node, containerd: Containerd, api: API, newer: str) -> None:
     cri, before = kubelet.cri, node.changed()
     with pytest.raises(Refused):
         cri.pod("early", ask(1), handler="chandler")
@@ -101,9 +107,15 @@ def test_the_installers_pod_serves_other_pods_and_the_cleanup_takes_it_away(kube
     assert "7" in reason(refused) and "nvidia.com/gpu" in reason(refused)
     cri.end(cri.pods[-1])
 
-    # The update of the DaemonSet, or its end, disturbs nobody.
+    # The DaemonSet's update, and its end, disturb nobody; who was served by one version ends with the next one's hook.
+    replace_image(node, newer)
+    node.image("install")
     cri.end(pod)
-    assert cri.running(container) and node.run("/opt/chandler/bin/chandler", "leases").stdout.count("nvidia.com/gpu=") >= 2
+    assert cri.running(container) and leases(node) == 2
+    cri.remove(container)
+    assert leases(node) == 0
+    container = cri.run(served, "by-the-new-one")
+    assert gpus(kubelet, container) == ["nvidia0", "nvidia1"] and leases(node) == 2
 
     pod, spec = kubelet.pod("cleanup.yaml")
     cleaning = kubelet.start(pod, spec, spec["initContainers"][0])

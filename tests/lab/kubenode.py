@@ -26,6 +26,7 @@ from lab.install import PYTHON, REPOSITORY
 from lab.manifests import one, pod_spec
 
 NODE_IMAGE = "registry.example/chandler-node:0.1.0"
+PROPAGATION = {"None": pb.PROPAGATION_PRIVATE, "HostToContainer": pb.PROPAGATION_HOST_TO_CONTAINER}
 # In a mount namespace of the node's own, whose root is the node's: a container made where that is only chroot's would have
 # this machine's. $1: the node's directory; $2: what stays this machine's, for a layer cannot lie on a layer; $3: the image's files.
 _MOUNTS = """set -e
@@ -36,7 +37,7 @@ mount -t proc proc proc; mount --rbind /dev dev; mount --rbind /sys sys; mount -
 mkdir run/layer run/image run/old
 mount --bind "$1/layer" run/layer; mount --bind "$2" ".$2"
 mount --bind "$3" run/image; mount -t proc proc run/image/proc; mount --rbind . run/image/host
-pivot_root . run/old; cd /; umount -l run/old; rmdir run/old
+pivot_root . run/old; cd /; umount -l run/old; rmdir run/old; mount --make-rshared /
 echo ready; exec sleep infinity"""
 
 
@@ -117,6 +118,12 @@ class Node:
         self.holder.stdout.close()
 
 
+def replace_image(node: Node, tree: str) -> None:
+    """The container in which `Node.image` runs is of another image from now on."""
+    node.run("mount", "--bind", tree, "/run/image")
+    node.run("mount", "--rbind", "/", "/run/image/host")
+
+
 class Containerd:
     """containerd 2 as a node has it: at the usual places."""
 
@@ -184,7 +191,8 @@ class Kubelet:
         for mount in container.get("volumeMounts", ()):
             volume = next(each for each in spec["volumes"] if each["name"] == mount["name"])
             path = self._volume(volume) + ("/" + mount["subPath"] if "subPath" in mount else "")
-            mounts.append(pb.Mount(container_path=mount["mountPath"], host_path=path, readonly=mount.get("readOnly", False)))
+            mounts.append(pb.Mount(container_path=mount["mountPath"], host_path=path, readonly=mount.get("readOnly", False),
+                                   propagation=PROPAGATION[mount.get("mountPropagation", "None")]))
         variables = {"KUBERNETES_SERVICE_HOST": "127.0.0.1", "KUBERNETES_SERVICE_PORT": str(self.server)}
         for each in container.get("env", ()):
             assert each["valueFrom"] == {"fieldRef": {"fieldPath": "spec.nodeName"}}
@@ -201,17 +209,18 @@ class Kubelet:
         pod.config.log_directory = "/run/log-" + pod.config.metadata.name
         os.makedirs(self.node.root + pod.config.log_directory, exist_ok=True)
         request = pb.CreateContainerRequest(pod_sandbox_id=pod.id, config=config, sandbox_config=pod.config)
-        container: str = self.cri.runtime.CreateContainer(request, timeout=PATIENCE).container_id
-        return self.cri.start(container)
+        made: str = self.cri.runtime.CreateContainer(request, timeout=PATIENCE).container_id
+        return self.cri.start(made)
 
     def _volume(self, volume: Mapping[str, Any]) -> str:
         """Where on the node a volume is. A directory that the kubelet makes can be written by all."""
+        path: str
         if "hostPath" in volume:
-            path = str(volume["hostPath"]["path"])
+            path = volume["hostPath"]["path"]
             if volume["hostPath"]["type"] == "DirectoryOrCreate":
                 os.makedirs(self.node.root + path, mode=0o755, exist_ok=True)
             return path
-        path = "/run/kubelet-" + volume["name"]
+        path = f"/run/kubelet-{volume['name']}"
         if not os.path.isdir(self.node.root + path):
             if "configMap" in volume:
                 for name, text in one("config.yaml", "ConfigMap")["data"].items():
