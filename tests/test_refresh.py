@@ -42,6 +42,15 @@ def test_removing_undoes_it(node: Node) -> None:
     assert main.main(["refresh", "--remove"]) == 0
 
 
+def test_removing_tells_of_containers(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("lives", "gone"):
+        grants.write(f"{node.directory}/state", {"root": f"{node.directory}/root", "id": name})
+    (node.directory / "root/lives").mkdir(parents=True)
+    assert main.main(["refresh", "--remove"]) == 1
+    err = capsys.readouterr().err
+    assert "lives is still there" in err and "gone" not in err
+
+
 def test_problems_are_named(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
     node.spec("broken.json", "{")
     assert main.main(["refresh", "--quiet"]) == 1

@@ -15,6 +15,7 @@ from shim.generate import managed
 from shim.inventory import Place
 
 _FORGET_AFTER = 3600.0  # seconds; a grant is older than its container by the time that a create takes
+_WAITS = 2  # a file may be written while another is waited for, which no path unit tells then
 
 
 def add_parser(commands: Any) -> None:
@@ -36,8 +37,10 @@ def run(arguments: argparse.Namespace) -> int:
     done, stale = ([], []) if place.rootless else managed.refresh(config, place.owners)
     for sentence in stale if arguments.quiet else done + stale:
         print(f"chandler: {sentence}", file=sys.stderr)
-    wait = compiler.unsettled(place, time.time_ns())
-    if wait > 0:
+    for _ in range(_WAITS):
+        wait = compiler.unsettled(place, time.time_ns())
+        if wait <= 0:
+            break
         time.sleep(wait)  # a file that has just been written is believed two seconds later
     made = compiler.refresh(place)
     removed = grants.prune(config["state-dir"] or place.state_dir, _FORGET_AFTER)
@@ -54,6 +57,15 @@ def run(arguments: argparse.Namespace) -> int:
 def _remove(place: Place, config: Dict[str, Any], quiet: bool) -> int:
     """Exit status 0 when nothing of ours is left."""
     done, left = ([], []) if place.rootless else managed.remove(config, place.owners)
+    state_dir = config["state-dir"] or place.state_dir
+    grants.prune(state_dir, 0.0)
+    try:
+        there = [name[9:].rpartition(".")[0] for name in sorted(os.listdir(grants.directory(state_dir)))]
+    except FileNotFoundError:
+        there = []
+    if there:
+        left.append(f"{', '.join(there)} {'is' if len(there) == 1 else 'are'} still there: an engine that calls chandler-runtime cannot end "
+                    "them without it")
     for sentence in left if quiet else done + left:
         print(f"chandler: {sentence}", file=sys.stderr)
     shutil.rmtree(os.path.dirname(place.directory), ignore_errors=True)

@@ -72,6 +72,9 @@ class Outside:
         """The reports of these tests; a failure for each that did not come to its end."""
         try:
             share = self.lay_out()
+            for outside in dict.fromkeys(getattr(item.module, "outside", None) for item in items):  # type: ignore[attr-defined]
+                if outside:
+                    outside(share)
             story = self.run(items, share)
             hook = items[0].config.hook
             reports = [hook.pytest_report_from_serializable(config=items[0].config, data=json.loads(line))
