@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Dict, Iterator, List, Tuple, Union
 
-MAX_ANSWER = 16 << 20
+MAX_ANSWER = 4 << 20
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _DATA, _HEADERS, _RST_STREAM, _SETTINGS, _PING, _GOAWAY, _WINDOW_UPDATE, _CONTINUATION = 0, 1, 3, 4, 6, 7, 8, 9
 _END_STREAM = _ACK = 0x1
@@ -53,7 +53,7 @@ class Answer:
         while len(self._bytes) >= 9 and not self.done:
             length = int.from_bytes(self._bytes[:3], "big")
             if length > MAX_ANSWER or len(self._data) + length > MAX_ANSWER:
-                raise Broken("an answer of more than 16 MiB")
+                raise Broken("an answer of more than 4 MiB")
             if len(self._bytes) < 9 + length:
                 break
             kind, flags = self._bytes[3], self._bytes[4]
@@ -80,7 +80,7 @@ class Answer:
             raise Broken("the call was ended")
         if kind in (_DATA, _HEADERS, _CONTINUATION):
             if kind != _CONTINUATION and flags & _PADDED:
-                body = body[1:len(body) - body[0]]
+                body = body[1:len(body) - body[0]] if body else body
             if kind == _HEADERS and flags & _PRIORITY:
                 body = body[5:]
             if kind == _DATA:
@@ -97,8 +97,11 @@ class Answer:
     def _headers(self) -> None:
         found = dict(unpack(self._block))
         self._block = b""
-        if "grpc-status" in found:
-            self.status = int(found["grpc-status"])
+        status = found.get("grpc-status", "")
+        if status:
+            if not status.isdigit() or not status.isascii():
+                raise Broken(f"a status {status!r}")
+            self.status = int(status)
             self.words = _percent(found.get("grpc-message", ""))
 
 

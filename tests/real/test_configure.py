@@ -13,6 +13,8 @@ import pytest
 from lab import cgroups
 from lab.containerd import RELEASES, Containerd, Release
 from lab.cri import CRI, Pod, Refused, reason
+from lab.docker import RELEASES as DOCKERS
+from lab.docker import Docker
 from lab.engine import read
 from lab.install import Installation
 from lab.node import Node
@@ -212,3 +214,67 @@ def test_removed_under_running_pods(scene: Scene, cri: CRI) -> None:
     assert "chandler" in reason(error)
     scene.again("--runtime", "runc")
     assert opened(cri, cri.run(cri.pod("again", ask(resources=gpus(1)), "chandler"))) == [0]
+
+
+# --- docker and podman: --verify, before and after, and nothing left ------------------------------------------------------
+
+@pytest.fixture
+def installed(place: str) -> Installation:
+    made = Installation(os.path.join(place, "installed"))
+    made.configure(["/usr/sbin/runc"], [], engine="")
+    return made
+
+
+def command(installation: Installation, *arguments: str) -> list[str]:
+    return [installation.program("chandler"), "configure", *arguments]
+
+
+@pytest.mark.parametrize("release", DOCKERS, ids=lambda release: release.label)
+def test_docker_verifies(release: Any, installed: Installation, place: str) -> None:
+    if release.missing:
+        pytest.skip(release.missing)
+    docker = Docker(release, os.path.join(place, "docker"))
+    with open(docker.config, "w", encoding="utf-8") as file:
+        file.write('{"live-restore": false}')
+    options = ["docker", "--config", docker.config, "--programs", release.binary("bin"), "--address", f"{docker.directory}/d.sock"]
+
+    def configure(*more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(command(installed, *options, *more), check=False, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, env={"HOME": place})
+    assert configure("--default").returncode == 0
+    docker.start()
+    try:
+        before = docker.cli("images", "--quiet").stdout
+        done = configure("--default", "--verify")
+        assert done.returncode == 0 and "got what it asked for" in done.stdout, done.stderr
+        assert docker.info()["DefaultRuntime"] == "chandler"
+        done = configure("--dry-run", "--handler", "unheard-of", "--verify")
+        assert done.returncode == 1 and "unheard-of" in done.stderr and done.stderr.count("\n") == 1
+        assert docker.cli("images", "--quiet").stdout == before and docker.cli("ps", "--all", "--quiet").stdout == ""
+        assert configure("--remove").returncode == 0 and read(docker.config) == '{"live-restore": false}'
+    finally:
+        docker.stop()
+        cgroups.end(place)
+
+
+def test_podman_verifies(installed: Installation, place: str) -> None:
+    """The host's own podman, as a machine's administrator calls it, with an /etc/containers of its own."""
+    if not os.access("/usr/bin/podman", os.X_OK):
+        pytest.skip("not installed: podman")
+    etc = os.path.join(place, "etc-containers")
+    os.makedirs(etc)
+    for name, text in {"policy.json": '{"default": [{"type": "insecureAcceptAnything"}]}',
+                       "storage.conf": f'[storage]\ndriver = "vfs"\ngraphroot = "{place}/graph"\nrunroot = "{place}/run"\n',
+                       "containers.conf": '[containers]\ndefault_ulimits = ["nofile=512:512", "nproc=512:512"]\n[engine]\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\n'}.items():
+        with open(os.path.join(etc, name), "w", encoding="utf-8") as file:
+            file.write(text)
+    verify, remove = (" ".join(command(installed, "podman", option)) for option in ("--verify", "--remove"))
+    # A request that is refused reaches the person in our own words, by the log that podman now asks for.
+    asking = "podman run --rm --runtime chandler --network none --annotation chandler.oci/gpus=1 --rootfs / /bin/true"
+    script = f"mount --bind {etc} /etc/containers && mount --make-rshared / && {verify} && podman info --format '{{{{.Host.OCIRuntime.Name}}}}'; {asking} 2>&1; " \
+             f"{verify} --default && podman info --format '{{{{.Host.OCIRuntime.Name}}}}'; podman ps --all --quiet; {remove}"
+    done = subprocess.run(["unshare", "--mount", "--propagation", "private", "sh", "-c", script], check=False, stdin=subprocess.DEVNULL, capture_output=True,
+                          text=True, timeout=120, env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": place})
+    assert done.stdout.count("got what it asked for") == 2, done.stdout + done.stderr
+    assert "unknown key 'gpus'" in done.stdout and "\nchandler\n" in done.stdout
+    assert sorted(os.listdir(etc)) == ["containers.conf", "policy.json", "storage.conf"] and not os.path.exists(os.path.join(installed.etc, "config.d"))
+    cgroups.end(place)
