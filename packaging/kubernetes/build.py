@@ -79,12 +79,13 @@ def packages() -> Dict[str, str]:
 
 def digest(more: List[str]) -> str:
     """Of all that goes into the image, so that two versions never lie in one directory of a node."""
-    sum_ = hashlib.sha256(open(__file__, "rb").read())
-    for top in [f"{REPOSITORY}/{name}" for name in ("shim", "hooks", "packaging/bin", "packaging/install", "packaging/image.py")] + more:
+    ours = [f"{REPOSITORY}/{name}" for name in ("shim", "hooks", "packaging/bin", "packaging/install", "packaging/image.py")]
+    found = hashlib.sha256()
+    for top in [os.path.realpath(__file__), *ours, *more]:
         for path in [top] if os.path.isfile(top) else files(top):
             with open(path, "rb") as file:
-                sum_.update(path.encode() + b"\0" + file.read())
-    return sum_.hexdigest()[:12]
+                found.update(path.replace(REPOSITORY, "", 1).encode() + b"\0" + file.read())
+    return found.hexdigest()[:12]
 
 
 def files(top: str) -> Iterator[str]:

@@ -107,3 +107,10 @@ def test_each_example_asks_for_something(name: str) -> None:
         asked = request.from_annotations(metadata["annotations"], "chandler.oci/", container["name"])
         assert asked is not None and asked.gpu is not None
     assert pod_spec(manifest)["runtimeClassName"] == "chandler"
+
+
+def test_the_containerfile_installs_what_the_build_needs() -> None:
+    with open(os.path.join(DIRECTORY, "Containerfile"), encoding="utf-8") as file:
+        words = set(file.read().split())
+    with open(os.path.join(DIRECTORY, "build.py"), encoding="utf-8") as file:
+        assert set(re.findall(r'"(python3-[a-z]+)"', file.read())) | {"python3", "patchelf"} <= words
