@@ -38,6 +38,8 @@ _HOOKS = {"prestart": "prestart", "createRuntime": "create_runtime", "createCont
           "startContainer": "start_container", "poststart": "poststart", "poststop": "poststop"}
 # The rule that NRI adds for a device; mknod of a node that is there already is no loss.
 _RULE = ("", "rw", "wr", "rwm", "rmw", "wrm", "wmr", "mrw", "mwr")
+_MAX_MOUNTS = 4096
+_mounts: Dict[int, Tuple[Any, bytes]] = {}  # by a mount's id(), which none else has while the mount is kept here
 _REMOVAL = "-"  # before a name it means: take this one out
 # key of linux.resources: what a request calls it
 _ASKED = {("cpu", "shares"): "cpu_shares", ("cpu", "cpus"): "cpuset", ("memory", "limit"): "memory",
@@ -107,10 +109,11 @@ def _apply(result: Any, edits: Edits, runtime: Runtime, document: Dict[str, Any]
     idmap = oci.in_user_namespace(document)
     user = oci.process_user(document)
     paths: Set[str] = set()
+    mounts: List[bytes] = []
     for edit in edits.items:
         kind = edit[0]
         if kind == _edits.MOUNT:  # the most, by far
-            _mount(result, edit, idmap)
+            mounts.append(_mount(oci.idmapped(edit[2]) if idmap else edit[2]))
         elif kind == _edits.DEVICE:
             _device(result, edit, runtime, user, paths)
         elif kind == _edits.ENV:
@@ -129,6 +132,7 @@ def _apply(result: Any, edits: Edits, runtime: Runtime, document: Dict[str, Any]
             result.linux.oom_score_adj.value = edit[2]
         else:
             _refuse(edit, f"{kind} {edit[1]}".strip(), runtime)
+    result.MergeFromString(b"".join(mounts))
 
 
 def _refuse(edit: Edit, what: str, runtime: Runtime) -> NoReturn:
@@ -159,13 +163,20 @@ def _device(result: Any, edit: Edit, runtime: Runtime, user: Dict[str, int], pat
             getattr(device, owner).value = own if value is None else value
 
 
-def _mount(result: Any, edit: Edit, idmap: bool) -> None:
-    mount = oci.idmapped(edit[2]) if idmap else edit[2]
-    made = result.mounts.add()  # field by field: keywords take longer, and there are many mounts
-    made.destination = mount["destination"]
-    made.type = mount.get("type") or ""
-    made.source = mount.get("source") or ""
-    made.options.extend(mount.get("options") or ())
+def _mount(mount: Dict[str, Any]) -> bytes:
+    """An adjustment with this mount alone, as bytes: two of them in a row are one with both mounts.
+
+    The mounts of a CDI file are the same objects for as long as its inventory lives, so that each is made once.
+    """
+    known = _mounts.get(id(mount))
+    if known is None or known[0] is not mount:
+        made = ContainerAdjustment()
+        made.mounts.add(destination=mount["destination"], type=mount.get("type") or "", source=mount.get("source") or "",
+                        options=mount.get("options") or [])
+        if len(_mounts) >= _MAX_MOUNTS:
+            _mounts.clear()
+        known = _mounts[id(mount)] = (mount, made.SerializeToString())
+    return known[1]
 
 
 def _hook(result: Any, edit: Edit, runtime: Runtime) -> None:
