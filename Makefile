@@ -4,7 +4,7 @@ SYSCONFDIR ?= /etc
 STATEDIR ?= /run/chandler
 PYTHON ?= /usr/bin/python3
 
-.PHONY: demo test bench install lint deb
+.PHONY: demo test bench install lint deb rpm
 
 demo:
 	packaging/demo
@@ -23,3 +23,6 @@ lint:
 
 deb:
 	packaging/build-deb
+
+rpm:
+	packaging/build-rpm

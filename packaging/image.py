@@ -1,4 +1,3 @@
-#!/usr/bin/python3
 """image.py LIBDIR: writes LIBDIR/create-TAG.image, all that a create imports as one marshalled list.
 
 The import system asks the file system several times for every module, and unmarshals docstrings and annotations

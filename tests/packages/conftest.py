@@ -25,3 +25,8 @@ def build(kind: str, out: Path, **environment: str) -> Path:
 @pytest.fixture(scope="session")
 def deb(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build("deb", tmp_path_factory.mktemp("deb"))
+
+
+@pytest.fixture(scope="session")
+def rpm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build("rpm", tmp_path_factory.mktemp("rpm"))
