@@ -350,8 +350,8 @@ def test_a_large_answer_leaves_in_small_frames(peer: Connect) -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from((mux.PLUGIN, mux.RUNTIME)), st.binary(max_size=120)), max_size=5))
-def test_arbitrary_bytes_are_answered_or_end_the_connection(pieces: list[tuple[int, bytes]]) -> None:
-    connection = Connection("chandler", "50", Served("/nonexistent", inventory()))
+def test_arbitrary_bytes_are_answered_or_end_the_connection(tmp_path_factory: pytest.TempPathFactory, pieces: list[tuple[int, bytes]]) -> None:
+    connection = Connection("chandler", "50", Served(str(tmp_path_factory.getbasetemp() / "nri"), inventory()))
     connection.open()
     try:
         for number, data in pieces:
@@ -366,8 +366,8 @@ METHODS = ["Configure", "Synchronize", "CreateContainer", "StopContainer", "Remo
 
 @settings(max_examples=200, deadline=None)
 @given(st.sampled_from(METHODS), st.binary(max_size=200), st.integers(0, 400), st.integers(0, 255))
-def test_damaged_messages_never_end_a_connection(method: str, garbage: bytes, place: int, byte: int) -> None:
-    peer = Peer(Connection("chandler", "50", Served("/nonexistent", inventory())))
+def test_damaged_messages_never_end_a_connection(tmp_path_factory: pytest.TempPathFactory, method: str, garbage: bytes, place: int, byte: int) -> None:
+    peer = Peer(Connection("chandler", "50", Served(str(tmp_path_factory.getbasetemp() / "nri"), inventory())))
     peer.handshake()
     whole = m.CreateContainerRequest(pod=pod(TWO), container=container()).SerializeToString()
     damaged = whole[:place] + bytes([byte]) + whole[place + 1:]
