@@ -33,7 +33,7 @@ class Sharing:
         self.installation = Installation(os.path.join(place, "installed"))
         self.state = tempfile.mkdtemp(prefix="s-", dir="/var/lib")  # the path of a socket is short
         os.chmod(self.state, 0o755)
-        os.makedirs(self.installation.etc + "/config.d")
+        os.makedirs(self.installation.etc + "/config.d", exist_ok=True)
         with open(self.installation.etc + "/config.d/state.toml", "w", encoding="ascii") as file:
             file.write(f'state-dir = "{self.state}"\n')
         self.configure("managed")

@@ -1,0 +1,114 @@
+"""chandler-refresh.path and .service: a change is compiled before anybody creates a container, once, and then there is quiet."""
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+from lab import bundle
+from lab.engine import Engine, read
+from lab.install import Installation
+from lab.node import Node, spec, write
+from lab.plugin import until
+
+PATH, SERVICE = "chandler-refresh.path", "chandler-refresh.service"
+
+
+def shown(unit: str, name: str) -> str:
+    return subprocess.run(["systemctl", "show", "--value", "-p", name, unit], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def runs() -> int:
+    """How often a refresh has ended."""
+    said = subprocess.run(["journalctl", "--output=cat", "--quiet", "--unit", SERVICE], capture_output=True, text=True, check=True).stdout
+    return said.count("Finished ")
+
+
+def quiet() -> bool:
+    """Whether systemd has nothing to do: no job, no refresh on its way."""
+    jobs = subprocess.run(["systemctl", "list-jobs", "--no-legend"], capture_output=True, text=True, check=True).stdout
+    return not jobs.strip() and shown(SERVICE, "ActiveState") == "inactive"
+
+
+def waits() -> bool:
+    """Whether a refresh sleeps."""
+    pid = int(shown(SERVICE, "MainPID"))
+    return bool(pid) and read(f"/proc/{pid}/syscall").startswith("230 ")  # clock_nanosleep of x86_64
+
+
+def inventories(chandler: Installation) -> dict[str, tuple[int, int]]:
+    """Every compiled file, with what tells whether it is another one."""
+    found = {}
+    for directory, _, names in os.walk(chandler.state + "/inventory"):
+        for name in names:
+            status = os.stat(os.path.join(directory, name))
+            found[name] = (status.st_ino, status.st_mtime_ns)
+    return found
+
+
+@pytest.fixture
+def watched(chandler: Installation, gpus: Node) -> Iterator[Installation]:
+    chandler.configure(["/usr/sbin/runc"], [gpus.cdi])
+    chandler.refresh()
+    subprocess.run(["systemctl", "start", PATH], check=True)
+    yield chandler
+    subprocess.run(["systemctl", "stop", PATH, SERVICE], check=True)
+
+
+class Files:
+    """CDI files beside the node's own, which end with the test."""
+
+    def __init__(self, gpus: Node) -> None:
+        self.gpus = gpus
+        self.made: list[str] = []
+
+    def add(self, kind: str) -> None:
+        file = os.path.join(self.gpus.cdi, kind.replace("/", "-") + ".yaml")
+        self.made.append(file)
+        write(file, spec(self.gpus, kind=kind))
+
+
+@pytest.fixture
+def files(gpus: Node) -> Iterator[Files]:
+    made = Files(gpus)
+    yield made
+    for file in made.made:
+        os.unlink(file)
+
+
+def test_a_new_device_is_known_before_a_create(watched: Installation, files: Files, place: str) -> None:
+    before, compiled = runs(), inventories(watched)
+    files.add("intel.com/gpu")
+    until(waits, "a refresh, until the file is old enough to be believed")
+    files.add("amd.com/gpu")  # while it is at work, when no path is watched
+    until(quiet, "its end")
+    assert runs() == before + 1 and inventories(watched) != compiled
+    compiled = inventories(watched)
+    engine = Engine([watched.program()], place + "/root")
+    for vendor in ("intel", "amd"):
+        made = bundle.make(f"{place}/{vendor}", ["true"], bundle.request(resources={"gpu": {"vendor": vendor}}))
+        engine.create(made, vendor)
+        assert made.config["annotations"]["chandler.oci/granted"] == vendor + ".com/gpu=0"
+        engine.delete(vendor, "--force")
+    assert inventories(watched) == compiled, "the creates found it compiled"
+    assert quiet() and runs() == before + 1, "neither a refresh nor a create starts another refresh"
+
+
+def test_a_configuration_that_changes_is_compiled(watched: Installation, gpus: Node) -> None:
+    before = runs()
+    watched.configure(["/usr/sbin/runc"], [gpus.cdi], "[policy]\nmax-gpus = 1\n")
+    compiled = inventories(watched)
+    until(lambda: runs() > before and quiet(), "a refresh")
+    assert inventories(watched) != compiled
+    assert runs() == before + 1, "what a refresh writes is no change"
+
+
+def test_it_can_be_enabled(watched: Installation) -> None:
+    """As a package or a person does."""
+    subprocess.run(["systemctl", "enable", PATH, SERVICE], check=True, capture_output=True)
+    try:
+        for unit, target in ((PATH, "paths.target"), (SERVICE, "multi-user.target")):
+            assert os.path.islink(f"/etc/systemd/system/{target}.wants/{unit}")
+    finally:
+        subprocess.run(["systemctl", "disable", PATH, SERVICE], check=True, capture_output=True)
