@@ -13,9 +13,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Dict, Iterable, List, Optional
 
-    # token; owner ("oci" or "nri"); id; oci: root, runtime, pid and started of the wrapper; nri: pod; names, keys;
-    # since (seconds since 1970); where the devices are shared: mode ("mps" or "time-slice") and what must be alike
-    # among those who share (shim.sharing)
+    # token; owner ("oci" or "nri"); id; oci: root, runtime, pid and started of the wrapper; nri: pod, and container, its
+    # name there; names, keys; since (seconds since 1970); where the devices are shared: mode ("mps" or "time-slice") and
+    # what must be alike among those who share (shim.sharing)
     Lease = Dict[str, Any]
 
 

@@ -278,12 +278,13 @@ class Service:
         except LeaseError:
             # Runtimes are asked off the handler; when a lease turns out to be nobody's, the kubelet's next try finds it.
             if self._collecting is None or not self._collecting.is_alive():
-                self._collecting = threading.Thread(target=self._collect, args=(self._ledger,), daemon=True)
+                book = ledger.Ledger(self._state_dir, self.place.rootless)  # there it may wait
+                self._collecting = threading.Thread(target=self._collect, args=(book,), daemon=True)
                 self._collecting.start()
             raise
         return made
 
-    def _collect(self, book: _Ledger) -> None:
+    def _collect(self, book: ledger.Ledger) -> None:
         try:
             book.take_back()
         except ChandlerError as error:
@@ -410,8 +411,9 @@ class Service:
             return ""
         # Our own mark has come back to us with the container's annotations; here it tells nothing either way.
         annotations.pop(f"{self.inventory.config['annotation-prefix']}{MARK}", None)
+        held: Optional[List[Lease]] = [] if self.inventory.config["gpu.allocator"] == "leases" else None
         try:
-            plan = engine.plan(document.build(container, annotations), self.inventory, container.name,
+            plan = engine.plan(document.build(container, annotations), self.inventory, container.name, held,
                                known=_known(pod) if pod else None)
         except ChandlerError as error:
             return f"it runs without what it asked for, which would be refused: {error}"
