@@ -8,14 +8,14 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from shim import leases, ledger, stale
+from shim import leases, ledger, sharing, stale
 from shim.errors import HostError, LeaseError, TrustError
 from shim.ledger import Ledger
 
@@ -200,10 +200,53 @@ for turn in range(12):
     assert kept.read() == []
 
 
+PARTS = ["c195:0+c237:1", "c195:0+c237:2"]  # of the first GPU
+SHARES: dict[str, tuple[str, dict[str, Any], int]] = {
+    "short": (sharing.TIME_SLICE, {"time_slice": "short"}, 0), "long": (sharing.TIME_SLICE, {"time_slice": "long"}, 0), "any": (sharing.TIME_SLICE, {}, 0),
+    "mps": (sharing.MPS, {}, 0), "mps of another": (sharing.MPS, {}, 1)}
+MOST = 2  # sharers of a device
+
+
+def share(how: str) -> Any:
+    mode, wish, uid = SHARES[how]
+    return sharing.Sharing(mode, wish, "a test", {"gpu.mps": "external", "gpu.max-sharers": MOST, "gpu.mps-limits": "advisory"}, uid)
+
+
+def exactly(keys: list[str], how: str = "") -> Any:
+    """A plan for these devices, shared in a way or not."""
+    def plan(held: list[dict[str, Any]]) -> Taken:
+        found = Taken(keys)
+        if how:
+            found.sharing = share(how)
+            held = found.sharing.seen(held)
+        if leases.holder(keys, held) is not None:
+            raise LeaseError("not free")
+        return found
+    return plan
+
+
+class Held(NamedTuple):
+    """What the model thinks that a container has."""
+
+    owner: str
+    name: str
+    keys: list[str]
+    how: str
+
+    def allows(self, key: str, how: str) -> bool:
+        """Whether another container may have `key`, too."""
+        together = "" not in (how, self.how) and (how == self.how or "any" in (how, self.how) and not {"mps", "mps of another"} & {how, self.how})
+        return not any(not together if own == key else own.startswith(key + "+") or key.startswith(own + "+") for own in self.keys)
+
+
 class Model(RuleBasedStateMachine):
-    """The ledger beside the simplest thing that could be right: a dict from device to container."""
+    """The ledger beside the simplest thing that could be right: who has what, and whether he still lives.
+
+    Containers of the wrapper and of the NRI plugin, whole GPUs and parts of one, shared and not, hooks that are lost or late.
+    """
 
     names = st.sampled_from(["a", "b", "c"])
+    ways = st.sampled_from(["", "", *SHARES])
 
     def __init__(self) -> None:
         super().__init__()
@@ -211,38 +254,68 @@ class Model(RuleBasedStateMachine):
         self.directory = tempfile.TemporaryDirectory()
         self.root = Path(self.directory.name)
         self.kept = Ledger(str(self.root / "state"))
-        self.holding: dict[str, list[str]] = {}  # token: keys
-        self.live: dict[str, str] = {}  # container: token
+        self.holding: dict[str, Held] = {}  # by token
+        self.live: dict[tuple[str, str], str] = {}  # owner and container: token
         self.ended: list[str] = []  # tokens whose hook has not come yet
+        self.had: dict[str, list[str]] = {}  # what a container of the wrapper's had last
 
     def teardown(self) -> None:
         self.directory.cleanup()
 
-    @rule(name=names, count=st.integers(1, 3))
-    def create(self, name: str, count: int) -> None:
-        made = lease(self.root, name)
-        certainly = {key for token in self.live.values() for key in self.holding.get(token, [])}
+    def others(self, owner: str, name: str) -> list[Held]:
+        """Those that a new container of that name must leave alone."""
+        gone = ("nri", name) if owner == "oci" else ("", "")
+        return [self.holding[token] for who, token in self.live.items() if who != gone]
+
+    def free(self, key: str, how: str, others: list[Held]) -> bool:
+        return all(one.allows(key, how) for one in others) and (not how or sum(key in one.keys for one in others) < MOST)
+
+    def attempt(self, owner: str, name: str, plan: Any, possible: bool, how: str) -> None:
+        made = lease(self.root, name) if owner == "oci" else ledger.nri_lease(name, "pod", 1_700_000_000)
+        others = self.others(owner, name)
+        before = self.kept.read()
         try:
-            keys = self.kept.allocate(made, take(count)).keys  # type: ignore[union-attr]
+            keys = self.kept.allocate(made, plan).keys  # type: ignore[union-attr]
         except LeaseError:
-            assert name in self.live or len(GPUS) - len(certainly) < count, "refused though there were devices"
+            assert (owner, name) in self.live or not possible, "refused though there were devices"
+            assert {entry["token"] for entry in self.kept.read()} <= {entry["token"] for entry in before}
             self.sweep_model()
             return
-        assert name not in self.live and not certainly & set(keys)
-        (self.root / name).mkdir()
+        assert (owner, name) not in self.live and possible and all(one.allows(key, how) for one in others for key in keys)
+        if owner == "oci":
+            (self.root / name).mkdir()
+            self.had[name] = keys
+            self.live.pop(("nri", name), None)  # taken over
         tokens = {entry["token"] for entry in self.kept.read()}
         self.holding = {token: held for token, held in self.holding.items() if token in tokens}
-        self.holding[made["token"]] = keys
-        self.live[name] = made["token"]
+        self.holding[made["token"]] = Held(owner, name, keys, how)
+        self.live[owner, name] = made["token"]
 
     def sweep_model(self) -> None:
         self.holding = {token: held for token, held in self.holding.items() if token in self.live.values()}
 
-    @precondition(lambda self: self.live)
+    @rule(owner=st.sampled_from(["oci", "oci", "nri"]), name=names, count=st.integers(1, 3))
+    def take_a_count(self, owner: str, name: str, count: int) -> None:
+        others = self.others(owner, name)
+        self.attempt(owner, name, take(count), sum(self.free(key, "", others) for key in GPUS) >= count, "")
+
+    @rule(owner=st.sampled_from(["oci", "oci", "nri"]), name=names, key=st.sampled_from([*GPUS[:2], *PARTS]), how=ways)
+    def take_one_by_name(self, owner: str, name: str, key: str, how: str) -> None:
+        self.attempt(owner, name, exactly([key], how), self.free(key, how, self.others(owner, name)), how)
+
+    @precondition(lambda self: self.had)
+    @rule(data=st.data())
+    def restore(self, data: st.DataObject) -> None:
+        """Exactly what the container had, or nothing."""
+        name = data.draw(st.sampled_from(sorted(self.had)))
+        others = self.others("oci", name)
+        self.attempt("oci", name, exactly(self.had[name]), all(self.free(key, "", others) for key in self.had[name]), "")
+
+    @precondition(lambda self: any(owner == "oci" for owner, _ in self.live))
     @rule(data=st.data(), with_hook=st.booleans())
     def delete(self, data: st.DataObject, with_hook: bool) -> None:
-        name = data.draw(st.sampled_from(sorted(self.live)))
-        token = self.live.pop(name)
+        name = data.draw(st.sampled_from(sorted(name for owner, name in self.live if owner == "oci")))
+        token = self.live.pop(("oci", name))
         (self.root / name).rmdir()
         if with_hook:
             assert self.kept.release({token}) == 1
@@ -257,6 +330,16 @@ class Model(RuleBasedStateMachine):
         self.kept.release({token})
         self.holding.pop(token, None)
 
+    @rule(name=names)
+    def the_plugin_is_told_that_a_container_is_gone(self, name: str) -> None:
+        """Which may be one that the wrapper has taken over, or none of its own."""
+        found = leases.of_container(self.kept.read(), "nri", "", name)
+        token = self.live.pop(("nri", name), None)
+        assert (found and found["token"]) == token
+        if token:
+            assert self.kept.release({token}) == 1
+            del self.holding[token]
+
     @rule()
     def take_back(self) -> None:
         self.kept.take_back()
@@ -265,9 +348,10 @@ class Model(RuleBasedStateMachine):
     @invariant()
     def the_same(self) -> None:
         entries = self.kept.read()
-        assert {entry["token"]: entry["keys"] for entry in entries} == self.holding
-        everything = [key for entry in entries for key in entry["keys"]]
-        assert len(everything) == len(set(everything)), "one holder of each device"
+        assert {entry["token"]: entry["keys"] for entry in entries} == {token: held.keys for token, held in self.holding.items()}
+        assert set(self.live.values()) <= self.holding.keys(), "no lease of a container that lives is lost"
+        everybody = list(self.holding.values())
+        assert all(one.allows(key, other.how) for at, one in enumerate(everybody) for other in everybody[:at] for key in other.keys)
 
 
 TestModel = Model.TestCase
