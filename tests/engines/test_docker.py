@@ -1,4 +1,4 @@
-"""Containers of a real dockerd that ask by annotation, on each low-level runtime."""
+"""Containers of a real dockerd that ask by annotation, on each low-level runtime, as `chandler configure docker` sets it up."""
 from __future__ import annotations
 
 import json
@@ -29,22 +29,15 @@ class Scene:
         self.low = {handler: found for handler, label in LOW.items() if not (found := runtimes.named(label)).missing}
         self.configure()
         with open(self.docker.config, "w", encoding="utf-8") as file:
-            ours = {handler: {"path": self.installation.program(handler)} for handler in self.low}
-            direct = {f"{found.kind}-direct": {"path": found.path} for found in self.low.values()}
-            json.dump({"runtimes": {**ours, **direct},
-                       "features": {"cdi": True}, "cdi-spec-dirs": [node.cdi]}, file)
+            json.dump({"runtimes": {f"{found.kind}-direct": {"path": found.path} for found in self.low.values()}, "cdi-spec-dirs": [node.cdi]}, file)
+        subprocess.run([self.installation.program("chandler"), "configure", "docker", "--config", self.docker.config, "--cdi",
+                        *(f"--runtime={found.kind}" for found in self.low.values())], check=True, stdin=subprocess.DEVNULL, env={})
         self.docker.start()
 
     def configure(self, more: str = "") -> None:
         self.installation.configure([found.path for found in self.low.values()], [self.node.cdi],
-                                    f'[gpu]\nallocator = "leases"\n{more}', engine="docker")
+                                    f'[gpu]\nallocator = "leases"\n{more}', engine="")
         self.installation.refresh()
-
-    def leases(self) -> dict[str, list[str]]:
-        """Container to devices."""
-        done = subprocess.run([self.installation.program("chandler"), "leases", "--format", "json"], check=True, stdin=subprocess.DEVNULL,
-                              capture_output=True, env={})
-        return {lease["id"]: lease["names"] for lease in json.loads(done.stdout)}
 
     def left(self) -> list[str]:
         """What runtimes and shims have of any container (crun's own files begin with a dot)."""
@@ -67,9 +60,16 @@ def scene(request: pytest.FixtureRequest, lab: str, node: Node) -> Iterator[Scen
 
 @pytest.fixture
 def docker(scene: Scene) -> Iterator[Docker]:
-    scene.configure()
     yield scene.docker
     scene.docker.clean()
+
+
+@pytest.fixture
+def strict(scene: Scene) -> Iterator[None]:
+    """A policy by which `env` is for one namespace alone."""
+    scene.configure('[policy]\nallow = ["gpu"]\n[[policy.rule]]\nname = "prod"\nmatch = {namespace = ["prod"]}\nallow = ["gpu", "env"]\n')
+    yield
+    scene.configure()
 
 
 @pytest.fixture(params=sorted(LOW))
@@ -88,7 +88,7 @@ def test_a_container_s_life(scene: Scene, docker: Docker, handler: str) -> None:
     """Its own process has what it asked for, what exec starts opens the GPU and no other, and an update changes nothing about that."""
     asked = ask(resources={"gpu": {"count": 2}, "memory": "64Mi", "pids_limit": 64}, env={"EPOCHS": "3"})
     container = docker.run(handler, "--detach", annotations=asked, command=["sh", "-c", "env; sleep 3600"]).stdout.strip()
-    assert scene.leases() == {container: [f"{KIND}=0", f"{KIND}=1"]}
+    assert scene.installation.leases() == {container: [f"{KIND}=0", f"{KIND}=1"]}
     assert {"EPOCHS=3", "CUDA_VISIBLE_DEVICES=0,1"} <= set(docker.cli("logs", container).stdout.splitlines())
     pid = docker.inspect(container)["State"]["Pid"]
     third = scene.node.gpus[2]
@@ -109,13 +109,13 @@ def test_a_container_s_life(scene: Scene, docker: Docker, handler: str) -> None:
     docker.cli("unpause", container)
     opened()
     docker.cli("stop", "--time=0", container)
-    assert scene.leases() == {}
+    assert scene.installation.leases() == {}
     # it takes what is free when it starts again
     docker.cli("start", container)
-    assert scene.leases() == {container: [f"{KIND}=0", f"{KIND}=1"]}
+    assert scene.installation.leases() == {container: [f"{KIND}=0", f"{KIND}=1"]}
     opened()
     docker.cli("rm", "--force", container)
-    assert scene.leases() == {} and scene.left() == []
+    assert scene.installation.leases() == {} and scene.left() == []
 
 
 def test_without_a_request_nothing_is_touched(scene: Scene, docker: Docker, handler: str) -> None:
@@ -131,7 +131,7 @@ def test_without_a_request_nothing_is_touched(scene: Scene, docker: Docker, hand
         config["root"].pop("path")  # a layer of its own
         seen.append(config)
     assert seen[0] == seen[1]
-    assert scene.leases() == {}
+    assert scene.installation.leases() == {}
 
 
 def test_a_refused_container(scene: Scene, docker: Docker, handler: str) -> None:
@@ -142,11 +142,11 @@ def test_a_refused_container(scene: Scene, docker: Docker, handler: str) -> None
     said = f"annotation {PREFIX}resources.gpu.count: resources.gpu asks for 8 devices of {KIND}; 7 of 8 are free: {first} holds {KIND}=0 since "
     assert second.returncode == 125 and said in second.stderr and "retrieve OCI runtime error" not in second.stderr
     assert said in docker.inspect("second")["State"]["Error"]
-    assert scene.left() == before and list(scene.leases()) == [first]
+    assert scene.left() == before and list(scene.installation.leases()) == [first]
     docker.cli("kill", first)
     docker.cli("wait", first)
     docker.cli("start", "second")
-    assert list(scene.leases()) == [docker.inspect("second")["Id"]]
+    assert list(scene.installation.leases()) == [docker.inspect("second")["Id"]]
 
 
 @pytest.mark.parametrize(("annotation", "said"), [
@@ -156,12 +156,12 @@ def test_a_refused_container(scene: Scene, docker: Docker, handler: str) -> None
 ])
 def test_what_is_wrong_is_said(scene: Scene, docker: Docker, annotation: str, said: str) -> None:
     done = docker.run("chandler-runc", "--rm", f"--annotation={PREFIX}{annotation}", check=False)
-    assert done.returncode == 125 and said in done.stderr and scene.left() == [] and scene.leases() == {}
+    assert done.returncode == 125 and said in done.stderr and scene.left() == [] and scene.installation.leases() == {}
 
 
-def test_docker_gives_no_names(scene: Scene, docker: Docker) -> None:
+@pytest.mark.usefixtures("strict")
+def test_docker_gives_no_names(docker: Docker) -> None:
     """A caller of docker sets any annotation: Kubernetes' own are no identity here, neither for a rule nor for the kind of a container."""
-    scene.configure('[policy]\nallow = ["gpu"]\n[[policy.rule]]\nname = "prod"\nmatch = {namespace = ["prod"]}\nallow = ["gpu", "env"]\n')
     forged = {"io.kubernetes.cri.container-type": "container", "io.kubernetes.cri.sandbox-namespace": "prod", "io.kubernetes.cri.container-name": "main",
               "io.kubernetes.cri-o.ContainerType": "container", "io.kubernetes.pod.namespace": "prod"}
     done = docker.run("chandler-runc", "--rm", annotations={**forged, **ask(env={"A": "b"})}, command=["env"], check=False)
@@ -180,7 +180,7 @@ def test_a_gpu_from_docker_itself_beside_a_request(scene: Scene, docker: Docker,
     assert alone.returncode == 0, alone.stderr
     done = docker.run("chandler-runc", "--rm", option, annotations={PREFIX + "resources.gpu.count": "1"}, check=False)
     assert done.returncode == 125 and f"config.json has a GPU already, {gpu.inside}, from the engine" in done.stderr
-    assert scene.leases() == {} and scene.left() == []
+    assert scene.installation.leases() == {} and scene.left() == []
 
 
 def test_what_the_runtimes_can_do_is_told_through_us(scene: Scene, docker: Docker, handler: str) -> None:
@@ -200,9 +200,9 @@ def unordered(value: Any) -> Any:
 def test_a_daemon_that_ends_takes_its_containers_along(scene: Scene, docker: Docker) -> None:
     container = docker.run("chandler-runc", "--detach", "--stop-signal=KILL", annotations={PREFIX + "resources.gpu.count": "1"}).stdout.strip()
     pid = docker.inspect(container)["State"]["Pid"]
-    assert list(scene.leases()) == [container]
+    assert list(scene.installation.leases()) == [container]
     docker.stop()
     docker.start()
-    assert not os.path.exists(f"/proc/{pid}") and scene.leases() == {}
+    assert not os.path.exists(f"/proc/{pid}") and scene.installation.leases() == {}
     docker.cli("start", container)
-    assert list(scene.leases()) == [container]
+    assert list(scene.installation.leases()) == [container]
