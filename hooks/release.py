@@ -22,4 +22,6 @@ def run(arguments: List[str]) -> int:
         Ledger(state_dir).release({token})
     except (ChandlerError, ValueError) as error:
         main.say(f"release: {error}")
+    except Exception as error:  # a defect of ours must not show as the container's
+        main.say(f"release: {type(error).__name__}: {error}")
     return 0

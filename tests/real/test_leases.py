@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from lab import bundle, runtimes
+from lab import bundle, podman, runtimes
+from lab import node as gpu_node
 from lab.churn import Churn
 from lab.engine import Engine, records
 from lab.install import Installation
@@ -147,3 +148,27 @@ def test_gpus_of_the_engine_s_are_seen_and_not_given_again(leased: Leased, runti
     pids = {name: leased.engine.state(name)["pid"] for name in ("theirs", "ours", "without")}
     assert found[pids["ours"]] == ("exclusive", ["nvidia.com/gpu=0", "nvidia.com/gpu=1"])
     assert found[pids["theirs"]] == ("not leased", ["nvidia.com/gpu=7"]) and pids["without"] not in found
+
+
+@pytest.mark.parametrize("release", podman.RELEASES[:1], ids=[release.label for release in podman.RELEASES[:1]])
+def test_a_person_with_podman_and_one_gpu(release: podman.Release, place: str) -> None:
+    """Nothing is configured but where the GPU is: two containers cannot have it, and whoever comes second is told why."""
+    runtime = runtimes.named("runc")
+    if release.missing or runtime.missing:
+        pytest.skip(release.missing or runtime.missing)
+    installation = Installation(os.path.join(place, "installed"))
+    installation.configure([runtime.path], [gpu_node.make(os.path.join(place, "node"), 1).cdi])
+    installation.refresh()
+    machine, program = podman.Podman(release, os.path.join(place, "podman")), installation.program()
+    ask = {"chandler.oci/resources.gpu.count": "1"}
+    try:
+        machine.load()
+        first = machine.run(program, "--detach", annotations=ask, command=["sleep", "60"]).stdout.strip()
+        refused = machine.run(program, "--rm", annotations=ask, command=["true"], check=False)
+        assert refused.returncode != 0
+        assert f"0 of 1 are free: {first} holds nvidia.com/gpu=0 since" in refused.stderr and "end one of these containers" in refused.stderr
+        machine.cli("rm", "--force", "--time=0", first)
+        for _ in range(2):
+            assert machine.run(program, "--rm", annotations=ask, command=["ls", "/dev/nvidia0"]).stdout.split() == ["/dev/nvidia0"]
+    finally:
+        machine.close()
