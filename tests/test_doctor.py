@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from shim import ledger
 from shim.cli import doctor, main
 from shim.inventory import Place
 
@@ -72,7 +73,7 @@ def machine(tmp_path: Path) -> Machine:
 def test_a_healthy_host(machine: Machine) -> None:
     found = machine.checks()
     assert [check.problems for check in found.values()] == [[]] * len(found)
-    assert list(found) == ["configuration", "caller", "cgroups", "runtimes", "cdi", "gpu drivers", "nri", "engines", "state"]
+    assert list(found) == ["configuration", "caller", "cgroups", "runtimes", "cdi", "gpu drivers", "nri", "engines", "state", "leases"]
     assert found["runtimes"].data == [{"kind": "runc", "path": "/usr/bin/runc", "version": "1.3.6", "configured": True}]
     assert found["cdi"].data["devices"] == {"nvidia.com/gpu": 1}
     assert found["gpu drivers"].data == {"nvidia": {"on_bus": 1, "modules": ["nvidia", "nvidia_uvm"], "nodes": ["/dev/nvidiactl", "/dev/nvidia-uvm"], "version": "550.54.15"},
@@ -127,6 +128,9 @@ def spoil(machine: Machine, what: str) -> None:
         del machine.settings["engine"]
     elif what == "bad configuration":
         machine.settings["nonsense"] = "1"
+    elif what == "leases":
+        (directory / "state").mkdir()
+        (directory / "state/leases").write_text("{")
     elif what == "state":
         (directory / "state").mkdir()
         os.chmod(directory / "state", 0o777)
@@ -150,6 +154,7 @@ def spoil(machine: Machine, what: str) -> None:
     ("no nri", "nri", "require-grant is set", "enable NRI"),
     ("engine elsewhere", "engines", 'engine = "containerd"', "chandler configure containerd"), ("no engine", "engines", "names no engine", "chandler configure containerd"),
     ("bad configuration", "configuration", "unknown key 'nonsense'", "remove it"),
+    ("leases", "leases", "is damaged", "remove it when no container with a GPU runs"),
     ("state", "state", "is not a directory that uid", "chmod go-w"),
 ])
 def test_a_problem_and_its_remedy(machine: Machine, what: str, check: str, problem: str, remedy: str) -> None:
@@ -213,3 +218,15 @@ def test_this_very_machine(capsys: pytest.CaptureFixture[str]) -> None:
     """Whatever it is like, every problem comes with a remedy."""
     assert main.main(["doctor", "--format", "json"]) in (0, 1)
     assert all(problem["remedy"] for problem in json.loads(capsys.readouterr().out)["problems"])
+
+
+def test_who_holds_gpus(machine: Machine) -> None:
+    assert machine.checks()["leases"].text == "0 held"
+    (machine.directory.parent / "state").mkdir()
+    leases = [{**ledger.oci_lease("gone", str(machine.directory), "/bin/false", 0), "started": 0, "names": ["0"], "keys": ["c195:0"]},
+              {**ledger.nri_lease("there", "pod", 0), "names": ["1"], "keys": ["c195:1"]}]
+    (machine.directory.parent / "state/leases").write_text(json.dumps(leases))
+    found = machine.checks()["leases"]
+    assert found.text == "2 held, 1 of them by containers that are gone (`chandler leases release --stale`)" and not found.problems
+    machine.settings["gpu"] = '{allocator = "fixed"}'
+    assert machine.checks()["leases"].text == 'none are kept (allocator = "fixed")'

@@ -8,12 +8,13 @@ import os
 import subprocess
 from typing import Any, Dict, List, NamedTuple, Tuple
 
-from shim import cgroups, compiler, files, paths, runtimes
+from shim import cgroups, compiler, files, paths, runtimes, stale
 from shim import config as _config
 from shim.configure import containerd, crio, docker, podman
 from shim.configure.model import PROGRAMS
 from shim.errors import ChandlerError
 from shim.inventory import Place
+from shim.ledger import Ledger
 
 NRI_SOCKET = "/var/run/nri/nri.sock"
 PATIENCE = 10.0  # seconds for a runtime to say its version
@@ -123,6 +124,7 @@ def examine(host: Host, place: Place) -> List[Check]:
         _nri(host, config),
         _engines(host, config),
         _state(place, config),
+        _leases(place, config),
     ]
 
 
@@ -314,3 +316,20 @@ def _state(place: Place, config: Dict[str, Any]) -> Check:
     if os.path.lexists(directory) and not place.private(directory):
         problems.append(_problem(f"{directory} is not a directory that uid {place.euid} alone may write", f"chown {place.euid} {directory}; chmod go-w {directory}"))
     return Check("state", directory, {"path": directory}, problems)
+
+
+def _leases(place: Place, config: Dict[str, Any]) -> Check:
+    """Who says which container gets which GPU; a lease of a container that is gone is no problem, since whoever needs the
+    device takes it back."""
+    allocator = config["gpu.allocator"]
+    if allocator != "leases":
+        return Check("leases", f"none are kept (allocator = \"{allocator}\")", {"allocator": allocator, "held": 0, "stale": 0}, [])
+    found: List[Dict[str, Any]] = []
+    problems = []
+    try:
+        found = Ledger(config["state-dir"] or place.state_dir, place.rootless).read()
+    except ChandlerError as error:
+        problems.append(_of(error, "see the state directory"))
+    gone = sum(stale.is_stale(lease) for lease in found)
+    text = f"{len(found)} held" + (f", {gone} of them by containers that are gone (`chandler leases release --stale`)" if gone else "")
+    return Check("leases", text, {"allocator": allocator, "held": len(found), "stale": gone}, problems)
