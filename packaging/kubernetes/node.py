@@ -46,7 +46,7 @@ INSTEAD = "use the NRI DaemonSet, nri.yaml, which puts nothing on the node"
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "SYSTEMD_IGNORE_CHROOT": "1"}
 LIBC = ctypes.CDLL(None)
 PAUSE = 2.0  # seconds between two looks at what still runs
-PATIENCE = 120  # seconds for a step on the node
+PATIENCE = 300  # seconds for a step on the node, more than `chandler configure` has for a restart
 ANSWER = 30  # seconds for the API server
 
 
@@ -69,7 +69,9 @@ def main() -> int:
         return status
     except ChandlerError as error:
         print(f"chandler-node: {error}", file=sys.stderr)
-        return 1
+    except OSError as error:
+        print(f"chandler-node: {error.filename}: {error.strerror}", file=sys.stderr)
+    return 1
 
 
 def _options(arguments: List[str]) -> argparse.Namespace:
@@ -148,7 +150,7 @@ def _on_node(host: str, work: Callable[[], None]) -> int:
         except ChandlerError as error:
             print(f"chandler-node: {error}", file=sys.stderr)
         except OSError as error:
-            print(f"chandler-node: {error.filename or host}: {error.strerror}; nothing was changed", file=sys.stderr)
+            print(f"chandler-node: {error.filename or host}: {error.strerror}", file=sys.stderr)
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
@@ -158,7 +160,8 @@ def _on_node(host: str, work: Callable[[], None]) -> int:
 
 
 def _ended(*_: Any) -> NoReturn:
-    raise errors.HostError("ended by SIGTERM; what was changed is put back")
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what puts things back is not to be ended, too
+    raise errors.HostError("ended by SIGTERM before it was done", "the next pod starts anew")
 
 
 def _lay_out(trees: List[Tree], policy: Optional[bytes], options: argparse.Namespace) -> None:
