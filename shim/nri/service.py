@@ -137,23 +137,25 @@ class Service:
         lease = None
         if self.inventory.config["gpu.allocator"] == "leases":
             lease = {**ledger.nri_lease(container.id, pod.id, int(time.time())), "container": container.name}
+        try:  # secrets and the like, before the ledger is locked
+            asked = engine.want(wanted, self.inventory, container.name, known=_known(pod), leased=lease is not None)
+        except BundleError as error:
+            raise adjust.Unsupported(error.what, adjust.WAY_OUT) from None
+        if asked is None:
+            return None
         result: Any = None
 
-        def planned(held: Any) -> Optional[engine.Plan]:
+        def planned(held: Any) -> engine.Plan:
             nonlocal result
             if hold is not None and held is not None:
                 held = [other for other in held if other["token"] != hold.token]
-            try:
-                made = engine.plan(wanted, self.inventory, container.name, held, known=_known(pod))
-            except BundleError as error:
-                raise adjust.Unsupported(error.what, adjust.WAY_OUT) from None
-            if made is not None:
-                if lease is not None and self.holds.late(made.keys, now):
-                    raise Starting(self._words(made))
-                if oci.in_user_namespace(wanted):
-                    self._check_bound(made)
-                self._equip(made, lease, container.HasField("user"))
-                result = adjust.adjustment(made, self.runtime, wanted)
+            made = asked.take(held).complete()
+            if lease is not None and self.holds.late(made.keys, now):
+                raise Starting(self._words(made))
+            if oci.in_user_namespace(wanted):
+                self._check_bound(made)
+            self._equip(made, lease, container.HasField("user"))
+            result = adjust.adjustment(made, self.runtime, wanted)
             return made
 
         plan = self._leased(lease, planned)
