@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from lab import bundle, cgroups
-from lab.engine import Engine
+from lab.engine import Engine, read
 from lab.kubenode import Node, replace_image
 from lab.node import Node as GPUNode
 from lab.plugin import until
@@ -60,11 +60,8 @@ def version(tree: str) -> str:
 
 
 def restarts(node: Node) -> int:
-    try:
-        with open(node.root + "/run/systemctl.log", encoding="ascii") as file:
-            return file.read().count("restart containerd\n")
-    except FileNotFoundError:
-        return 0
+    log = node.root + "/run/systemctl.log"
+    return read(log).count("restart containerd\n") if os.path.exists(log) else 0
 
 
 def test_a_node_without_python_runs_a_request(make: Maker, tree: str, node: GPUNode, place: str) -> None:
@@ -73,8 +70,7 @@ def test_a_node_without_python_runs_a_request(make: Maker, tree: str, node: GPUN
     said = host.image("install").stdout
     assert f"{OPT}/versions/{version(tree)} is in force on Ubuntu 24.04.1 LTS" in said
     assert restarts(host) == 1
-    with open(host.root + "/etc/containerd/config.toml", encoding="utf-8") as file:
-        text = file.read()
+    text = read(host.root + "/etc/containerd/config.toml")
     assert text.startswith(CONTAINERD) and f'BinaryName = "{OPT}/bin/chandler-runtime"' in text
     # Nothing that we import was left out of the interpreter that came along.
     home = f"{OPT}/versions/{version(tree)}"
@@ -248,6 +244,18 @@ def test_installed_twice_and_taken_away(make: Maker) -> None:
     assert host.changed() == before and restarts(host) == 2
     assert not os.path.exists(host.root + OPT) and not os.path.exists(host.root + "/etc/chandler")
     assert host.image("cleanup").stdout == "", "nothing is there"
+
+
+def test_k3s(make: Maker) -> None:
+    host = make()
+    template = "/var/lib/rancher/k3s/agent/etc/containerd/config-v3.toml.tmpl"
+    host.write(template, '{{ template "base" . }}\n')
+    before = host.changed()
+    host.image("install", "--engine-config", template)
+    assert f'BinaryName = "{OPT}/bin/chandler-runtime"' in host.changed()[template]
+    host.image("cleanup", "--engine-config", template)
+    assert host.changed() == before
+    assert read(host.root + "/run/systemctl.log") == "restart k3s\n" * 2
 
 
 def test_files_alone(make: Maker) -> None:
