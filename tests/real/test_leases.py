@@ -12,7 +12,7 @@ from lab import bundle, podman, runtimes
 from lab import node as gpu_node
 from lab.churn import Churn
 from lab.engine import Engine, records
-from lab.install import Installation
+from lab.install import PYTHON, Installation
 from lab.node import Node
 
 ONCE = ["runc", "crun", "youki"]
@@ -148,6 +148,38 @@ def test_gpus_of_the_engine_s_are_seen_and_not_given_again(leased: Leased, runti
     pids = {name: leased.engine.state(name)["pid"] for name in ("theirs", "ours", "without")}
     assert found[pids["ours"]] == ("exclusive", ["nvidia.com/gpu=0", "nvidia.com/gpu=1"])
     assert found[pids["theirs"]] == ("not leased", ["nvidia.com/gpu=7"]) and pids["without"] not in found
+
+
+@pytest.mark.parametrize("runtime", ONCE[:1], indirect=True)
+def test_neighbours_by_the_host_s_sysfs(runtime: runtimes.Runtime, node: Node, place: str) -> None:
+    """A host whose /sys puts GPUs by turns to two processors: a count takes the first free ones, and with `prefer` those of one
+    processor, whatever is taken already."""
+    installation = Installation(os.path.join(place, "installed"))
+    for number, gpu in enumerate(node.gpus):
+        bdf, way = f"0000:{number:02x}:00.0", f"pci0000:{number % 2}0/0000:{number % 2}0:01.0"
+        os.makedirs(f"{place}/host/sys/bus/pci/devices/{bdf}")
+        with open(f"{place}/host/sys/bus/pci/devices/{bdf}/numa_node", "w", encoding="ascii") as file:
+            file.write(f"{number % 2}\n")
+        os.makedirs(f"{place}/host/sys/dev/char", exist_ok=True)
+        os.symlink(f"../../devices/{way}/{bdf}/gpu", f"{place}/host/sys/dev/char/{gpu.major}:{gpu.minor}")
+    compiler = os.path.join(installation.prefix, "lib/chandler/shim/compiler.py")
+    with open(compiler, encoding="utf-8") as file:
+        text = file.read()
+    assert text.count("topology.Host(Tree()") == 1
+    with open(compiler, "w", encoding="utf-8") as file:  # the installed copy has another root for its looks at /sys
+        file.write(text.replace("topology.Host(Tree()", f"topology.Host(Tree({place + '/host'!r})"))
+    subprocess.run([PYTHON, "-I", "-m", "compileall", "-q", "-f", "--invalidation-mode", "unchecked-hash", compiler], check=True)
+    installation.configure([runtime.path], [node.cdi])
+    installation.refresh()
+    engine = Engine([*runtime.wrap, installation.program()], os.path.join(place, "root"))
+    try:
+        for name, gpu, wanted in (("c1", {"count": 2}, "0 1"), ("c2", {"count": 3, "prefer": "numa"}, "2 4 6"), ("c3", {"count": 2, "prefer": "link"}, "3 5"),
+                                  ("c4", {"count": 1, "prefer": "numa"}, "7")):
+            made = bundle.make(os.path.join(place, name), ["sleep", "60"], bundle.request(resources={"gpu": gpu}))
+            engine.create(made, bundle.GROUPS + name)
+            assert granted(made) == ",".join(f"nvidia.com/gpu={number}" for number in wanted.split())
+    finally:
+        engine.clean()
 
 
 @pytest.mark.parametrize("release", podman.RELEASES[:1], ids=[release.label for release in podman.RELEASES[:1]])
