@@ -145,8 +145,8 @@ def test_the_plugins_pod_serves_pods_of_any_handler(kubelet: Kubelet, node: Node
     assert len(gpus(kubelet, other)) == 6 and "nvidia0" not in gpus(kubelet, other)
     # It is told of an end, and a new plugin knows who has what.
     cri.remove(container)
-    again = kubelet.start(pod, spec, {**spec["containers"][0], "name": "again"})
     cri.remove(plugin)
+    again = kubelet.start(pod, spec, {**spec["containers"][0], "name": "again"})
     until(lambda: "serving containerd" in kubelet.log(pod, "again"), "the second plugin")
     assert len(gpus(kubelet, cri.run(cri.pod("third", ask(2))))) == 2
     assert cri.running(again)
