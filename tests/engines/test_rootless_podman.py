@@ -104,7 +104,7 @@ def test_a_container_s_life(scene: Scene, podman: Podman, handler: str) -> None:
     assert scene.leases() == {}
 
 
-@pytest.mark.parametrize("option", ["--userns=keep-id", "--uidmap=0:1:1000", "--userns=nomap"])
+@pytest.mark.parametrize("option", ["--userns=keep-id", "--uidmap=0:1:1000"])
 def test_a_user_namespace_within_his_own(scene: Scene, podman: Podman, handler: str, option: str) -> None:
     command = ["sh", "-c", f"exec 3<{scene.node.gpus[0].inside} && env"]
     done = podman.run(handler, "--rm", option, annotations={PREFIX + "resources.gpu.count": "1"}, command=command)
@@ -113,7 +113,6 @@ def test_a_user_namespace_within_his_own(scene: Scene, podman: Podman, handler: 
 
 @pytest.mark.parametrize(("document", "said"), [
     ({"resources": {"gpu": {"count": 9}}}, "resources.gpu asks for 9 devices of nvidia.com/gpu; this node has 8"),
-    ({"privileged": True}, "privileged"),
     ({"resources": {"gpu": {"devices": ["nvidia.com/gpu=77"]}}}, "unresolvable CDI devices nvidia.com/gpu=77"),
 ])
 def test_a_refused_container(scene: Scene, podman: Podman, handler: str, document: dict[str, Any], said: str) -> None:
