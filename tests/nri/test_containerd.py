@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -410,6 +411,16 @@ def sharing(scene: Scene, mps: str, **more: Any) -> Plugin:
     return scene.plugin().start()
 
 
+@pytest.fixture
+def go(scene: Scene) -> Iterator[Path]:
+    """MPS daemons come up once this file is there."""
+    file = Path(scene.place, "go")
+    scene.commands.mood(scene.commands.control, ready=str(file))
+    yield file
+    file.unlink(missing_ok=True)
+    scene.commands.mood(scene.commands.control)
+
+
 def test_a_sharing_pod_through_the_handler_and_through_nri(scene: Scene, cri: CRI) -> None:
     sharing(scene, "managed", mps_patience=30)
     asked = {"gpu": {"sharing": "mps", "mps_active_thread_percentage": 30, "mps_pinned_memory": "1Gi"}}
@@ -421,10 +432,8 @@ def test_a_sharing_pod_through_the_handler_and_through_nri(scene: Scene, cri: CR
     assert not scene.commands.running()
 
 
-def test_a_slow_daemon_is_refused_and_found_by_the_retry(scene: Scene, cri: CRI) -> None:
+def test_a_slow_daemon_is_refused_and_found_by_the_retry(scene: Scene, cri: CRI, go: Path) -> None:
     """What the kubelet sees, and that other pods go on meanwhile."""
-    go = os.path.join(scene.place, "go")
-    scene.commands.mood(scene.commands.control, ready=go)
     plugin, started = sharing(scene, "managed", mps_patience=60), len(scene.commands.started())
     pod, words = cri.pod("slow", ask(resources={"gpu": {"sharing": "mps"}})), f"MPS for {uuid(0)} is starting, retry"
     other = cri.pod("other", ask(resources=gpus(1)))
@@ -435,47 +444,48 @@ def test_a_slow_daemon_is_refused_and_found_by_the_retry(scene: Scene, cri: CRI)
     assert words in reason(error)
     assert opened(cri, cri.run(other)) == [1]
     assert len(scene.commands.running()) == 1 and len(scene.leases()) == 2
-    open(go, "w").close()
-    try:
-        container = cri.start(until(lambda: attempt(cri, pod), "the retry"))
-        assert cri.exec(container, "ls", "/tmp/nvidia-mps").out == "control\n" and opened(cri, container) == [0]
-        assert len(scene.commands.started()) == started + 1 and plugin.record(container=container)["sharing"]["mode"] == "mps"
-        cri.remove(container)
-        until(lambda: not os.path.exists(scene.state + "/shared"), "the share's end")
-        assert not scene.commands.running() and len(scene.leases()) == 1
-    finally:
-        os.unlink(go)
-        scene.commands.mood(scene.commands.control)
+    go.touch()
+    container = cri.start(until(lambda: attempt(cri, pod), "the retry"))
+    assert cri.exec(container, "ls", "/tmp/nvidia-mps").out == "control\n" and opened(cri, container) == [0]
+    assert len(scene.commands.started()) == started + 1 and plugin.record(container=container)["sharing"]["mode"] == "mps"
+    cri.remove(container)
+    until(lambda: not os.path.exists(scene.state + "/shared"), "the share's end")
+    assert not scene.commands.running() and len(scene.leases()) == 1
     assert plugin.times_serving() == 1 and plugin.resident() < 40_000
     cri.end(other)
     until(lambda: scene.leases() == [] and scene.records() == [], "the leases' end")
 
 
-def test_a_daemon_that_fails_slowly_is_the_retrys_reason(scene: Scene, cri: CRI) -> None:
-    scene.commands.mood(scene.commands.control, start="no")
-    try:
-        sharing(scene, "managed", mps_patience=2)
-        pod = cri.pod("failing", ask(resources={"gpu": {"sharing": "mps"}}))
-        assert refused_with(cri, pod, "is starting, retry")
-        until(lambda: scene.leases() == [], "the failure")
-        assert refused_with(cri, pod, "gives no answer in 2 seconds") and scene.leases() == [] and not scene.commands.running()
-    finally:
-        scene.commands.mood(scene.commands.control)
+def test_a_daemon_that_fails_slowly_is_the_retrys_reason(scene: Scene, cri: CRI, go: Path) -> None:
+    sharing(scene, "managed", mps_patience=2)
+    pod = cri.pod("failing", ask(resources={"gpu": {"sharing": "mps"}}))
+    assert refused_with(cri, pod, "is starting, retry")
+    until(lambda: scene.leases() == [], "the failure")
+    assert refused_with(cri, pod, "gives no answer in 2 seconds") and scene.leases() == [] and not scene.commands.running()
 
 
-def test_a_pod_that_goes_away_while_its_daemon_starts(scene: Scene, cri: CRI) -> None:
-    go = os.path.join(scene.place, "go")
-    scene.commands.mood(scene.commands.control, ready=go)
-    try:
-        sharing(scene, "managed", mps_patience=60)
-        pod = cri.pod("gone", ask(resources={"gpu": {"sharing": "mps"}}))
-        assert refused_with(cri, pod, "is starting, retry") and len(scene.leases()) == 1
-        cri.end(pod)
-        open(go, "w").close()
-        until(lambda: scene.leases() == [] and not scene.commands.running(), "the end of what nobody wants")
-    finally:
-        os.unlink(go)
-        scene.commands.mood(scene.commands.control)
+def test_a_pod_that_goes_away_while_its_daemon_starts(scene: Scene, cri: CRI, go: Path) -> None:
+    sharing(scene, "managed", mps_patience=60)
+    pod = cri.pod("gone", ask(resources={"gpu": {"sharing": "mps"}}))
+    assert refused_with(cri, pod, "is starting, retry") and len(scene.leases()) == 1
+    cri.end(pod)
+    go.touch()
+    until(lambda: scene.leases() == [] and not scene.commands.running(), "the end of what nobody wants")
+
+
+def test_a_plugin_killed_while_a_daemon_starts(scene: Scene, cri: CRI, go: Path) -> None:
+    """What it began goes on; the next plugin holds it for the retry."""
+    plugin, started = sharing(scene, "managed", mps_patience=60), len(scene.commands.started())
+    pod = cri.pod("killed", ask(resources={"gpu": {"sharing": "mps"}}))
+    assert refused_with(cri, pod, "is starting, retry")
+    plugin.stop(signal.SIGKILL)
+    scene.plugin().start()
+    assert refused_with(cri, pod, "is starting, retry") and len(scene.leases()) == 1
+    go.touch()
+    container = cri.start(until(partial(attempt, cri, pod), "the retry"))
+    assert len(scene.commands.started()) == started + 1 and [lease["id"] for lease in scene.leases()] == [container]
+    cri.remove(container)
+    until(lambda: scene.leases() == [] and not os.path.exists(scene.state + "/shared"), "the end of the share")
 
 
 def test_a_container_of_another_user_does_not_start(scene: Scene, cri: CRI) -> None:
