@@ -343,6 +343,19 @@ def test_the_runtime_that_has_the_container(launcher: Launcher, kind: str, argv:
     assert launcher.who("state", "ID", env={**PLAIN, "XDG_RUNTIME_DIR": xdg}) == kind
 
 
+def test_an_update_that_may_take_devices_away_goes_through_python(launcher: Launcher) -> None:
+    """Which is not needed for it: without an interpreter the runtime still gets it."""
+    for kind in args.KINDS:
+        launcher.runtime(kind)
+        launcher.container(kind, f"{launcher.run_dir}/{kind}", kind)
+    launcher.configure(ALL.format(f=launcher.fixed))
+    update = ("update", "--resources=-")
+    assert [launcher.who(*update, kind) for kind in ("runc", "crun", "youki")] == ["runc", "python", "python"]
+    assert [launcher.who(*update, "new", link=f"chandler-{kind}") for kind in ("runc", "crun", "youki")] == ["runc", "python", "python"]
+    os.unlink(launcher.python)
+    assert [launcher.who(*update, kind) for kind in ("runc", "crun", "youki")] == ["runc", "crun", "youki"]
+
+
 def test_a_container_whose_runtime_is_gone_falls_back(launcher: Launcher) -> None:
     """Python may know where it is: from a configuration that was not compiled yet."""
     for kind, line in (("crun", None), ("youki", None), ("youki", f"1 c chandler.oci runc={launcher.fixed}/runc\n")):
