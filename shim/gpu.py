@@ -40,7 +40,7 @@ NODES = {
     "intel.com/gaudi": ((), ("/dev/accel/accel{0}", "/dev/accel/accel_controlD{0}")),
 }
 # Nodes of /dev/dri and /dev/accel say by their name nothing about whose they are.
-_PCI_VENDORS = {"nvidia.com/gpu": "0x10de", "amd.com/gpu": "0x1002", "intel.com/gpu": "0x8086", "intel.com/gaudi": "0x1da3"}
+PCI_VENDORS = {"nvidia.com/gpu": "0x10de", "amd.com/gpu": "0x1002", "intel.com/gpu": "0x8086", "intel.com/gaudi": "0x1da3"}
 _REMEDIES = {
     "nvidia.com/gpu": "load the driver with `nvidia-modprobe -u -c 0`, or give the node a CDI file with `chandler cdi generate`",
     "amd.com/gpu": "load the amdgpu driver, or give the node a CDI file with `chandler cdi generate`",
@@ -230,7 +230,7 @@ def _from_nodes(kind: str, asked: Any, count: int, inventory: Inventory, source:
             edits.extend(_node(path, origin, look))
         for number in numbers:
             for template in own:
-                edits.extend(_node(template.format(number, 128 + number), origin, look, _PCI_VENDORS[kind]))
+                edits.extend(_node(template.format(number, 128 + number), origin, look, PCI_VENDORS[kind]))
             keys.append(_own_key(own, number, look))
             _check_free(f"{kind}={number}", keys[-1:], source, held)
     except errors.HostError as error:

@@ -9,8 +9,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from lab import served
 
 from shim.cli import given, ps
+from shim.errors import HostError
 from shim.generate import nvml
 
 
@@ -143,6 +145,21 @@ def test_gpus_that_the_engine_gave() -> None:
     assert [(row["id"], row["pid"], row["mode"], row["devices"]) for row in found] == [
         ("c1", 100, "mps", ["nvidia.com/gpu=0"]), (ID, 200, "exclusive", ["nvidia.com/gpu=1"]), ("c1", 101, "not leased", ["nvidia.com/gpu=1"]),
         ("other", 300, "not leased", ["amd.com/gpu=0", "nvidia.com/gpu=0"])]
+
+
+def test_gpus_are_known_by_their_files_and_else_by_their_nodes() -> None:
+    nodes = {"/dev/nvidia0": (195, 0, ""), "/dev/nvidia1": (195, 1, ""), "/dev/dri/card0": (226, 0, "0x8086"), "/dev/dri/renderD128": (226, 128, "0x8086"),
+             "/dev/dri/card2": (226, 2, "0x1002"), "/dev/dri/renderD130": (226, 130, "0x1002"), "/dev/dri/card3": (226, 3, ""), "/dev/dri/renderD131": (226, 131, "")}
+
+    def look(path: str) -> tuple[str, int, int, int, int, str]:
+        if path not in nodes:
+            raise HostError(path)
+        major, minor, vendor = nodes[path]
+        return "c", major, minor, 0o666, 0, vendor
+
+    assert given.known(served.inventory(served.spec(gpus=1)), look) == {
+        "c195:0": "nvidia.com/gpu=0", "c195:1": "nvidia.com/gpu=1", "c226:2": "amd.com/gpu=2", "c226:130": "amd.com/gpu=2",
+        "c226:0": "intel.com/gpu=0", "c226:128": "intel.com/gpu=0"}
 
 
 def test_without_psutil_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

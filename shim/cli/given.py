@@ -20,6 +20,7 @@ from shim.inventory import Inventory
 
 _PATIENCE = 10.0  # seconds for all containers
 _DIRECTORIES = ("/dev", "/dev/dri", "/dev/accel")
+_MAX_GPUS = 64  # of each vendor, without a CDI file
 _MAX_NODES = 4096  # entries of one directory
 _HEX = frozenset("0123456789abcdef")
 
@@ -32,29 +33,32 @@ def namespace(pid: int) -> int:
         return 0
 
 
-def known(inventory: Inventory) -> Dict[str, str]:
-    """The node's GPUs: device number (c195:0) to name."""
+def known(inventory: Inventory, look: gpu.Look = host.look_at_gpu) -> Dict[str, str]:
+    """The node's GPUs: device number (c195:0) to name, CDI's where a file has one."""
     found: Dict[str, str] = {}
     for kind in inventory.config["policy.kinds"]:
         for pick in inventory.picks(kind):
             for key in inventory.key(f"{kind}={pick}"):
                 found.update((number, f"{kind}={pick}") for number in key.split("+") if number[1:2].isdigit())
     for kind, (_, own) in gpu.NODES.items():
-        for place in range(256):
-            numbers = [_number(template.format(place, 128 + place)) for template in own]
-            if not all(numbers):
-                break
-            for number in numbers:
+        for place in range(_MAX_GPUS):
+            for number in _numbers_of([template.format(place, 128 + place) for template in own], gpu.PCI_VENDORS[kind], look):
                 found.setdefault(number, f"{kind}={place}")
     return found
 
 
-def _number(path: str) -> str:
-    try:
-        kind, major, minor, _ = host.lstat_device(path)
-    except HostError:
-        return ""
-    return f"{kind}{major}:{minor}"
+def _numbers_of(paths: List[str], vendor: str, look: gpu.Look) -> List[str]:
+    """The numbers of a GPU's nodes; none when one is missing, or is another vendor's: only NVIDIA's tell by their names."""
+    found = []
+    for path in paths:
+        try:
+            kind, major, minor, _, _, whose = look(path)
+        except HostError:
+            return []
+        if whose != vendor and (whose or not path.startswith("/dev/nvidia")):
+            return []
+        found.append(f"{kind}{major}:{minor}")
+    return found
 
 
 def containers(gpus: Dict[str, str], notes: List[str]) -> List[Dict[str, Any]]:
