@@ -58,8 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         print("".join(map(store.diff, changes)), end="")
     else:
-        for change in changes:
-            store.apply(change)
+        store.apply(changes)
         _tell(arguments, changes, plan, handlers)
     if arguments.restart and changes and plan.command and not arguments.dry_run:
         _restart(plan.command)

@@ -52,10 +52,10 @@ def _plan(wish: Wish, path: str, text: Optional[str], read: Read) -> Plan:
     notes = _notes(whole, schema)
     settings = handlers(wish, whole, schema)
     if _dropping(wish, document, schema, notes):
-        drop_in = wish.drop_in or f"{posixpath.dirname(path)}/{DROP_IN}"
-        edits = [Edit(drop_in, TOML, [Setting(VALUE, ("version",), schema), *settings], own=True)]
         imported = _imported(path, document, read)
-        if drop_in not in imported:
+        drop_in = wish.drop_in or _usual(path, imported)
+        edits = [Edit(drop_in, TOML, [Setting(VALUE, ("version",), schema), *settings], own=True)]
+        if drop_in not in imported and not (posixpath.dirname(drop_in) + "/*.toml" in imported and drop_in.endswith(".toml")):
             edits.append(Edit(path, TOML, [Setting(ELEMENT, ("imports",), drop_in)]))
         elif wish.default:
             beside = [name for name in imported if "*" not in name and name > drop_in]
@@ -135,9 +135,14 @@ def _imported(path: str, document: Dict[str, Any], read: Read) -> List[str]:
         if isinstance(pattern, str):
             pattern = posixpath.join(posixpath.dirname(path), pattern)
             found += [pattern, *read.glob(pattern)]
-            if pattern.endswith("/*.toml"):
-                found.append(f"{posixpath.dirname(pattern)}/{posixpath.basename(DROP_IN)}")
     return found
+
+
+def _usual(path: str, imported: List[str]) -> str:
+    """Where the drop-in goes: into a directory beside the file that is imported already, if there is one."""
+    here = posixpath.dirname(path)
+    there = [posixpath.dirname(pattern) for pattern in imported if pattern.startswith(here + "/") and pattern.endswith("/*.toml")]
+    return f"{there[0]}/{posixpath.basename(DROP_IN)}" if there else f"{here}/{DROP_IN}"
 
 
 def _whole(path: str, document: Dict[str, Any], read: Read) -> Dict[str, Any]:

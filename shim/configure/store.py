@@ -64,14 +64,21 @@ def look(path: str, owners: Dict[int, str]) -> Stored:
     try:
         data, found = files.read(real, LIMIT)
     except FileNotFoundError:
-        return Stored(path, real, None, None, 0o644, (os.geteuid(), os.getegid()), False, not os.path.isdir(os.path.dirname(real)))
+        return Stored(path, real, None, None, 0o644, (os.geteuid(), os.getegid()), False, _made(os.path.dirname(real)))
     except OSError as error:
         raise HostError(f"{path} cannot be read: {error.strerror}") from None
     try:
-        base, ours = _without(real, data)
+        base, ours, directory = _without(real, data)
     except ConfigError as error:
         raise error.within(path) from None
-    return Stored(path, real, data, base, found.st_mode & 0o7777, (found.st_uid, found.st_gid), ours, bool(_head(data).get("directory")))
+    return Stored(path, real, data, base, found.st_mode & 0o7777, (found.st_uid, found.st_gid), ours, directory)
+
+
+def _made(directory: str) -> bool:
+    """Whether a directory is to be made for a drop-in of ours, or was for another one, which goes when this one comes."""
+    if not os.path.isdir(directory):
+        return True
+    return any(_head_of(os.path.join(directory, name)).get("directory") for name in os.listdir(directory))
 
 
 def trusted(path: str, owners: Dict[int, str]) -> str:
@@ -102,21 +109,22 @@ def _beside(real: str) -> Tuple[Optional[bytes], Optional[bytes]]:
     return found[0], found[1]
 
 
-def _without(real: str, data: bytes) -> Tuple[Optional[bytes], bool]:
-    """What a file would be without Chandler, and whether there is something of ours in it."""
+def _without(real: str, data: bytes) -> Tuple[Optional[bytes], bool, bool]:
+    """What a file would be without Chandler, whether there is something of ours in it, and whether its directory is."""
     if data.startswith(_OWN.encode()):
-        return _without_own(data), True
+        return _without_own(data), True, bool(_head(data).get("directory"))
     record, original = _beside(real)
     if record is None:
-        return data, original is not None  # a backup alone: what was to follow it did not
+        return data, original is not None, False  # a backup alone: what was to follow it did not
     try:
         known = json.loads(record)
         unchanged, take, made = known["digest"] == files.digest(data), FORMS[known["form"]][1], known["record"]
+        directory = bool(known["directory"])
     except (ValueError, KeyError, TypeError):
         raise ConfigError(f"{real}{RECORD} is damaged", f"compare the file with {real}{ORIGINAL}, and remove both of these") from None
     if unchanged:
-        return original, True
-    return _edited(data, lambda text: take(text, made)), True
+        return original, True, directory
+    return _edited(data, lambda text: take(text, made)), True, directory
 
 
 def _head(data: bytes) -> Dict[str, Any]:
@@ -175,16 +183,20 @@ def change(stored: Stored, edit: Optional[Edit], engine: str) -> Change:
         return Change(stored, f"{_OWN}{json.dumps(head)}\n".encode() + after, None)
     if after == stored.base:
         return Change(stored, after, None)
-    whole = {"engine": engine, "form": edit.form, "digest": files.digest(after), "record": record}
+    whole = {"engine": engine, "form": edit.form, "directory": stored.directory, "digest": files.digest(after), "record": record}
     return Change(stored, after, json.dumps(whole).encode() + b"\n")
 
 
 def engine_of(path: str) -> str:
     """The engine that a drop-in of ours was written for; "" of anything else."""
+    return str(_head_of(path).get("engine", ""))
+
+
+def _head_of(path: str) -> Dict[str, Any]:
     try:
-        return str(_head(files.read(path, LIMIT)[0]).get("engine", ""))
+        return _head(files.read(path, LIMIT)[0])
     except (OSError, ChandlerError):
-        return ""
+        return {}
 
 
 def diff(one: Change) -> str:
@@ -195,11 +207,36 @@ def diff(one: Change) -> str:
     return "".join(line if line.endswith("\n") else line + "\n\\ No newline at end of file\n" for line in lines)
 
 
-def apply(one: Change) -> None:
-    """Writes a change: the former bytes and the record first, so that whatever happens can be taken back.
+def apply(changes: List[Change]) -> None:
+    """Writes changes in their order, or none of them.  Raises HostError."""
+    before: List[Tuple[Stored, Dict[str, Optional[bytes]]]] = []
+    try:
+        for one in changes:
+            real = one.stored.real
+            record, original = _beside(real)
+            before.append((one.stored, {real: one.stored.data, real + ORIGINAL: original, real + RECORD: record}))
+            _apply(one)
+    except BaseException:
+        for stored, were in reversed(before):
+            for path, data in were.items():
+                _put_back(path, data, stored)
+        raise
 
-    Raises HostError.
-    """
+
+def _put_back(path: str, data: Optional[bytes], stored: Stored) -> None:
+    try:
+        if data is None:
+            _unlink(path)
+            if stored.directory:
+                _remove_empty(os.path.dirname(path))
+        else:
+            _replace(path, data, stored)
+    except OSError:
+        pass  # what made us give up may keep us from this, too
+
+
+def _apply(one: Change) -> None:
+    """Writes a change: the former bytes and the record first, so that whatever happens can be taken back."""
     stored = one.stored
     try:
         if one.record is not None:
@@ -208,9 +245,6 @@ def apply(one: Change) -> None:
             _replace(stored.real + RECORD, one.record, stored)
         if one.after is None:
             os.unlink(stored.real)
-            if stored.directory:
-                _remove_empty(os.path.dirname(stored.real))
-                return
         elif one.after != stored.data:
             files.make_directory(os.path.dirname(stored.real))
             _replace(stored.real, one.after, stored)
@@ -218,16 +252,18 @@ def apply(one: Change) -> None:
             _unlink(stored.real + ORIGINAL)
         if one.record is None:
             _unlink(stored.real + RECORD)
+        if one.after is None and stored.directory and _remove_empty(os.path.dirname(stored.real)):
+            return
         _sync(os.path.dirname(stored.real))
     except OSError as error:
-        raise HostError(f"{stored.path} cannot be written: {error.strerror}", "nothing of it was changed") from None
+        raise HostError(f"{stored.path} cannot be written: {error.strerror}", "nothing was changed") from None
 
 
 def _replace(path: str, data: bytes, like: Stored) -> None:
     """`data` at `path`, on the disk before it has that name, with the mode, owner and label of the file that it is for."""
     files.make_directory(os.path.dirname(path))
-    temporary = f"{path}.chandler-{os.getpid()}"
-    _unlink(temporary)
+    temporary = _temporary(path)
+    _unlink(temporary)  # of somebody who was killed
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         try:
@@ -248,11 +284,21 @@ def _replace(path: str, data: bytes, like: Stored) -> None:
         raise
 
 
-def _remove_empty(directory: str) -> None:
+def _remove_empty(directory: str) -> bool:
     try:
         os.rmdir(directory)
+        return True
     except OSError:
-        pass  # somebody else has put something there
+        return False  # somebody else has put something there
+
+
+def _temporary(path: str) -> str:
+    """A name beside a file; above the directory where some engine might read it as one more drop-in."""
+    directory, name = os.path.split(path)
+    above = os.path.dirname(directory)
+    if directory.endswith(".d") and os.stat(above).st_dev == os.stat(directory).st_dev and os.access(above, os.W_OK):
+        return os.path.join(above, name + ".chandler-new")
+    return path + ".chandler-new"
 
 
 def _unlink(path: str) -> None:

@@ -36,9 +36,6 @@ def put(text: str, settings: List[Setting]) -> Tuple[str, Dict[str, Any]]:
     """The text with the settings, and the record that `take` needs.  Raises ConfigError."""
     document = parse(text)
     missing = [setting for setting in settings if not _has(document, setting)]
-    wanted = document
-    for setting in missing:
-        wanted = with_setting(wanted, setting)
     appended = [setting for setting in missing if _appendable(text, setting)]
     changes = []
     edited = text
@@ -48,6 +45,9 @@ def put(text: str, settings: List[Setting]) -> Tuple[str, Dict[str, Any]]:
             edited = _changed(edited, setting)
     block = _block(edited, appended)
     result = edited + block
+    wanted = parse(edited)  # every change was looked at when it was made
+    for setting in appended:
+        wanted = with_setting(wanted, setting)
     if not _says(result, wanted) or not _kept(text, result, len(changes)):
         raise _unsafe(missing)
     return result, {"block": block, "tables": [list(s.path) for s in settings if s.kind == TABLE],
@@ -204,7 +204,23 @@ def _changed(text: str, setting: Setting) -> str:
     try:
         return _edited(text, setting.path, act, wanted)
     except ConfigError:
-        raise _unsafe([setting]) from None
+        if setting.kind != ELEMENT or not previous:
+            raise _unsafe([setting]) from None
+    # tomlkit loses its way at a list that ends in a remark: ours goes before the others
+    first = render(setting.value) + ", "
+    result = _respelled(text, setting.path, lambda lines: lines.replace("[", "[" + first, 1), with_setting(document, Setting(VALUE, setting.path, [setting.value, *previous])))
+    if result is None:
+        raise _unsafe([setting])
+    return result
+
+
+def _respelled(text: str, path: Tuple[str, ...], spell: Callable[[str], str], wanted: Dict[str, Any]) -> Optional[str]:
+    """The text with the lines of one key spelled in another way; None when it then says something else."""
+    lines = text.split("\n")
+    for start, end in _chunks(text, path, lookup(parse(text), path)):
+        result = "\n".join([*lines[:start], spell("\n".join(lines[start:end])), *lines[end:]])
+        return result if _says(result, wanted) else None
+    return None
 
 
 def _inserted(text: str, table: Tuple[str, ...], line: str) -> Optional[str]:
@@ -346,6 +362,9 @@ def _undone(text: str, change: Dict[str, Any]) -> str:
     now = lookup(document, path)
     if change["kind"] == ELEMENT and (now != [value] or previous is not None):
         wanted = _with(document, path, [item for item in now if item != value])
+        first = _respelled(text, path, lambda lines: lines.replace(render(value) + ", ", "", 1), wanted)
+        if first is not None:
+            return first
         return _edited(text, path, lambda table, name: table[name].remove(value), wanted)
     if previous is None:
         return _edited(text, path, _drop, _without(document, change["path"]))

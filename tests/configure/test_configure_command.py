@@ -58,12 +58,30 @@ def test_a_drop_in_where_the_version_merges(world: Make, version: str, options: 
         assert tomledit.parse(made.file.read_text())["imports"] == [str(drop_in)]
 
 
-def test_a_directory_that_is_imported_already_needs_no_word(world: Make) -> None:
+@pytest.mark.parametrize("name", ["conf.d", "config.d"])
+def test_a_directory_that_is_imported_already_needs_no_word(world: Make, name: str) -> None:
     made = world("containerd", "2.1.9")
-    text = f'version = 2\nimports = ["{made.file.parent}/conf.d/*.toml"]\n' + RUNC
+    text = f'version = 2\nimports = ["/elsewhere/*.toml", "{name}/*.toml"]\n' + RUNC
     made.file.write_text(text)
+    before = made.tree()
     assert made.run() == 0 and made.file.read_text() == text
-    assert (made.file.parent / "conf.d/99-chandler.toml").exists()
+    assert (made.file.parent / name / "99-chandler.toml").exists()
+    assert made.run("--drop-in", f"{made.file.parent}/{name}/50-other.toml") == 0 and made.file.read_text() == text
+    assert os.listdir(made.file.parent / name) == ["50-other.toml"], "the first one is taken back"
+    assert made.run("--remove") == 0 and made.tree() == before
+
+
+@pytest.mark.parametrize("imports", ['[\n  "a.toml"\n# a remark\n]', '[ "a.toml", # one\n]', '["a.toml"]', "[]", "[\n]", "['a.toml',\n 'b.toml',\n]"])
+def test_a_list_of_imports_in_any_spelling(world: Make, imports: str) -> None:
+    made = world("containerd", "2.1.9")
+    text = f"version = 2\nimports = {imports}\n" + RUNC
+    made.file.write_text(text)
+    assert made.run() == 0
+    found = tomledit.parse(made.file.read_text())["imports"]
+    assert str(made.file.parent / "conf.d/99-chandler.toml") in found and set(tomledit.parse(text)["imports"]) <= set(found)
+    made.file.write_text(made.file.read_text() + "# theirs\n")
+    assert made.run("--remove") == 0
+    assert made.file.read_text().split() == (text + "# theirs\n").split()
 
 
 def test_runc_in_an_imported_file_is_where_the_options_come_from(world: Make) -> None:
@@ -310,6 +328,19 @@ def test_a_dry_run_writes_nothing_and_shows_everything(world: Make, capsys: Said
     assert made.run("--dry-run", "--remove") == 0 and '+{"a": 1}\n' in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("engine", ["containerd", "docker", "crio", "podman"])
+def test_an_engine_that_has_no_configuration_at_all(world: Make, engine: str) -> None:
+    """Not even the directory, which goes with the last file."""
+    made = world(engine)
+    made.file.parent.rmdir()
+    before = made.tree()
+    assert made.run() == 0 and made.tree() != before
+    assert made.run("--remove") == 0
+    if made.file.parent.exists():  # above the drop-ins' directory
+        made.file.parent.rmdir()
+    assert made.tree() == before
+
+
 def test_a_link_is_followed(world: Make) -> None:
     made = world("docker")
     target = made.root / "etc/real.json"
@@ -345,27 +376,45 @@ def test_the_program_must_be_there(world: Make, capsys: Said) -> None:
 
 
 @pytest.mark.parametrize("when", range(8))
-def test_killed_in_the_middle(world: Make, when: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_in_the_middle(world: Make, when: int) -> None:
     """At any rename: every file is an old one or a new one, and both taking back and configuring again work."""
     made = world("containerd", "2.1.9")
     made.file.write_text(V2 + RUNC)
     before = made.tree()
-    rename, left = os.rename, [when]
+    child = os.fork()
+    if not child:
+        rename, left = os.rename, [when]
 
-    def dying(*arguments: Any) -> None:
-        if not left[0]:
-            raise KeyboardInterrupt
-        left[0] -= 1
-        rename(*arguments)
-    monkeypatch.setattr(os, "rename", dying)
-    made.run()
-    monkeypatch.setattr(os, "rename", rename)
+        def dying(*arguments: Any) -> None:
+            if not left[0]:
+                os._exit(9)
+            left[0] -= 1
+            rename(*arguments)
+        os.rename = dying  # type: ignore[assignment]
+        made.run()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == (9 if when < 5 else 0), "five files are written"
     for name, (data, _) in made.tree().items():
-        if not name.endswith(store.RECORD) and data:
+        if name.endswith(".toml"):
             tomledit.parse(data.decode())
     assert made.run("--remove") == 0
-    assert {name: seen for name, seen in made.tree().items() if not name.endswith(".d")} == {name: seen for name, seen in before.items() if not name.endswith(".d")}
+    unfinished = {name for name in made.tree() if ".chandler-" in name and name not in before}
+    assert {name: seen for name, seen in made.tree().items() if name not in unfinished and not name.endswith(".d")} == before
     assert made.run() == 0 and (made.file.parent / "conf.d/99-chandler.toml").exists()
+
+
+@pytest.mark.parametrize("name", ["config.toml", "config.toml.chandler-record", "50-engine.toml"])
+def test_what_cannot_be_written_takes_the_rest_back(world: Make, capsys: Said, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    made = world("containerd", "2.1.9")
+    made.file.write_text(V2 + RUNC)
+    rename = os.rename
+
+    def full(source: Any, target: Any) -> None:
+        if str(target).endswith("/" + name):
+            raise OSError(28, "No space left on device")
+        rename(source, target)
+    monkeypatch.setattr(os, "rename", full)
+    assert "cannot be written: No space left on device; nothing was changed" in refused(made, capsys)
 
 
 def test_a_record_that_is_damaged(world: Make, capsys: Said) -> None:

@@ -262,8 +262,14 @@ def test_podman_verifies(installed: Installation, place: str) -> None:
         pytest.skip("not installed: podman")
     etc = os.path.join(place, "etc-containers")
     os.makedirs(etc)
+    # The path of a socket has 108 characters; with a longer one podman waits twenty seconds.
+    with tempfile.TemporaryDirectory(dir="/run") as short:
+        _podman(installed, place, etc, short)
+
+
+def _podman(installed: Installation, place: str, etc: str, short: str) -> None:
     for name, text in {"policy.json": '{"default": [{"type": "insecureAcceptAnything"}]}',
-                       "storage.conf": f'[storage]\ndriver = "vfs"\ngraphroot = "{place}/graph"\nrunroot = "{place}/run"\n',
+                       "storage.conf": f'[storage]\ndriver = "vfs"\ngraphroot = "{place}/graph"\nrunroot = "{short}/run"\n',
                        "containers.conf": '[containers]\ndefault_ulimits = ["nofile=512:512", "nproc=512:512"]\n[engine]\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\n'}.items():
         with open(os.path.join(etc, name), "w", encoding="utf-8") as file:
             file.write(text)
@@ -276,5 +282,25 @@ def test_podman_verifies(installed: Installation, place: str) -> None:
                           text=True, timeout=120, env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": place})
     assert done.stdout.count("got what it asked for") == 2, done.stdout + done.stderr
     assert "unknown key 'gpus'" in done.stdout and "\nchandler\n" in done.stdout
-    assert sorted(os.listdir(etc)) == ["containers.conf", "policy.json", "storage.conf"] and not os.path.exists(os.path.join(installed.etc, "config.d"))
+    assert sorted(os.listdir(etc)) == ["containers.conf", "policy.json", "storage.conf"] and not os.path.exists(os.path.join(installed.etc, "config.d/50-engine.toml"))
     cgroups.end(place)
+
+
+def test_podman_of_a_user(installed: Installation, place: str) -> None:
+    """Written at home, with what the node's files say; the node's own key is root's."""
+    home = os.path.join(place, "home")
+    os.makedirs(home)
+    os.chown(home, 1, 1)
+
+    def configure(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["setpriv", "--reuid=1", "--regid=1", "--clear-groups", *command(installed, *arguments)], check=False, stdin=subprocess.DEVNULL,
+                              capture_output=True, text=True, timeout=60, env={"HOME": home, "PATH": "/usr/bin:/bin"})
+    done = configure("podman", "--default")
+    assert done.returncode == 0 and "note: without root" in done.stdout, done.stderr
+    written = os.path.join(home, ".config/containers/containers.conf.d/99-chandler.conf")
+    assert installed.program() in read(written) and os.stat(written).st_uid == 1
+    assert not os.path.exists(os.path.join(installed.etc, "config.d/50-engine.toml"))
+    assert "nothing to change" in configure("podman", "--default").stdout
+    assert configure("podman", "--remove").returncode == 0 and not os.path.exists(written)
+    refused = configure("containerd")
+    assert refused.returncode == 1 and "containerd is configured by root" in refused.stderr
