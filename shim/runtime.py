@@ -103,11 +103,15 @@ def _explain(place: Place) -> Any:
 
 
 def _third_party() -> None:
-    """Off the warm path: lets imports find the distribution's packages (YAML), which -S leaves out."""
+    """Off the warm path: lets imports find the distribution's packages, or the virtual environment's (YAML), which -S leaves out."""
     import gc
     import site
     gc.enable()
-    for directory in site.getsitepackages():
+    directories = site.getsitepackages()
+    environment = sys.executable.rpartition("/bin/")[0]
+    if host.exists(environment + "/pyvenv.cfg"):
+        directories.insert(0, f"{environment}/lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages")
+    for directory in directories:
         if directory not in sys.path:
             sys.path.append(directory)
 

@@ -61,7 +61,6 @@ def test_it_lays_out_what_the_other_package_does(rpm: Path, deb: Path, tmp_path:
 def test_what_is_a_configuration_and_what_is_needed(rpm: Path) -> None:
     assert said("rpm", "--query", "--package", "--configfiles", str(rpm)) == "/etc/chandler/config.toml\n"
     assert "python3 >= 3.9\n" in said("rpm", "--query", "--package", "--requires", str(rpm))
-    assert "/usr/bin/python3\n" in said("rpm", "--query", "--package", "--filetriggers", str(rpm))
 
 
 def test_every_unit_has_a_preset() -> None:

@@ -1,0 +1,5 @@
+# For packaging/install: a program finds its code, and the interpreter of its environment, beside itself.
+/^_python=\/usr\/bin\/python3$/d
+s|^_lib=$|_lib=$(/usr/bin/readlink -f -- "$0") _python=/usr/bin/python3\
+[ -x "${_lib%/*}/python3" ] \&\& _python=${_lib%/*}/python3\
+_lib=${_lib%/bin/*}/lib/chandler|

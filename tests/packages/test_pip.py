@@ -1,0 +1,88 @@
+"""`pip install .` into a virtual environment: the shell launchers, their code beside them, nothing of the host's."""
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from lab import bundle, runtimes
+from lab.engine import Engine
+from lab.install import PYTHON, REPOSITORY
+
+PLAIN = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
+PROGRAMS = {"chandler", "chandler-runtime", "chandler-runc", "chandler-youki", "chandler-crun", "chandler-nri", "chandler-hook"}
+
+
+@pytest.fixture(scope="module")
+def environment(lab: str) -> Path:
+    """With Debian's packages, so that no dependency has to be fetched."""
+    made = Path(lab, "environment")
+    subprocess.run([PYTHON, "-m", "venv", "--system-site-packages", str(made)], check=True, stdin=subprocess.DEVNULL)
+    done = subprocess.run([made / "bin/python", "-m", "pip", "install", "--no-build-isolation", "--no-deps", "--no-index", "--no-cache-dir",
+                           "--disable-pip-version-check", REPOSITORY], check=False, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=PLAIN)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return made
+
+
+def runtime(environment: Path, place: str, name: str = "chandler-runtime") -> Engine:
+    found = runtimes.named("runc")
+    if found.missing:
+        pytest.skip(found.missing)
+    config = f"{place}/config.toml"
+    with open(config, "w", encoding="ascii") as file:
+        file.write(f'runtimes = ["{found.path}"]\nstate-dir = "{place}/state"\n[cdi]\nspec-dirs = ["{place}/cdi"]\n')
+    os.makedirs(f"{place}/cdi")
+    with open(f"{place}/cdi/x.yaml", "w", encoding="ascii") as file:
+        file.write("cdiVersion: 0.5.0\nkind: example.com/gpu\ndevices: [{name: zero, containerEdits: {env: [FROM=yaml]}}]\n")
+    return Engine([str(environment / "bin" / name)], place + "/root", {"CHANDLER_CONFIG": config})
+
+
+def test_what_is_installed(environment: Path) -> None:
+    assert {path.name for path in (environment / "bin").glob("chandler*")} == PROGRAMS
+    for name in ("chandler-runtime", "chandler-runc"):
+        done = subprocess.run([environment / "bin" / name, "--version"], check=True, env={}, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        assert done.stdout.startswith("runc version")
+    for name in ("chandler", "chandler-nri"):
+        done = subprocess.run([environment / "bin" / name, "--version"], check=True, env={}, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        assert done.stdout.startswith(f"{name} 0")
+    assert list((environment / "lib/chandler").glob("create-*.image"))
+    assert (environment / "share/man/man1/chandler.1").exists()
+    assert not list(environment.glob("lib/python*/site-packages/shim")) and not list(environment.glob("**/*.service"))
+
+
+@pytest.mark.parametrize("way", ["bin", "link"])
+def test_a_create(environment: Path, place: str, way: str) -> None:
+    """Also through a link to the launcher, which is what pipx makes."""
+    engine = runtime(environment, place)
+    if way == "link":
+        os.symlink(environment / "bin/chandler-runtime", f"{place}/chandler-runtime")
+        engine = Engine([f"{place}/chandler-runtime"], place + "/root", engine.env)
+    wish = bundle.request(env={"MODE": "fast"}, resources={"gpu": {"devices": ["example.com/gpu=zero"], "vendor": "example.com/gpu"}})
+    made = bundle.make(place + "/b", ["sleep", "60"], wish)
+    with open(f"{place}/config.toml", "a", encoding="ascii") as file:
+        file.write('[policy]\nkinds = ["example.com/gpu"]\n')
+    engine.create(made, "one")
+    engine.call("start", "one")
+    assert {"MODE=fast", "FROM=yaml"} <= set(made.config["process"]["env"])
+    (hook,) = made.config["hooks"]["poststop"]
+    assert hook["path"] == str(environment / "bin/chandler-hook") and os.access(hook["path"], os.X_OK)
+    python = environment / "bin/python3"
+    os.rename(python, f"{python}.away")
+    try:
+        plain = Engine(engine.command, engine.root)
+        assert plain.state("one")["status"] == "running"
+    finally:
+        os.rename(f"{python}.away", python)
+    engine.delete("one", "--force")
+    assert json.loads(Path(place, "state/leases").read_text()) == []
+
+
+def test_packages_of_the_environment_come_first(environment: Path) -> None:
+    code = "import sys; sys.path.insert(0, sys.argv[1]); from shim.runtime import _third_party; _third_party(); print(sys.path)"
+    done = subprocess.run([environment / "bin/python3", "-I", "-S", "-B", "-c", code, environment / "lib/chandler"], check=True, capture_output=True, text=True)
+    paths = eval(done.stdout)
+    own = [path for path in paths if path.startswith(str(environment)) and path.endswith("site-packages")]
+    assert len(own) == 1 and os.path.isdir(own[0])
+    assert all(paths.index(own[0]) < at for at, path in enumerate(paths) if path.endswith("dist-packages"))
