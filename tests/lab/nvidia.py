@@ -1,6 +1,7 @@
 """NVIDIA's commands as fakes in a directory of a test's own, where their moods can be changed."""
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -71,6 +72,13 @@ class Commands:
                 return self.control in file.read().split("\0")
         except OSError:
             return False
+
+    def forget(self) -> None:
+        """As if they had never been called or told how to behave."""
+        for path in (self.control, self.smi):
+            for kept in (".mood", ".calls", ".state"):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path + kept)
 
     def end(self) -> None:
         """Ends what a failed test left."""

@@ -1,7 +1,6 @@
 """A leased GPU is the container's until it ends, whatever is done to its control group, and nobody else's."""
 from __future__ import annotations
 
-import json
 import subprocess
 
 import pytest
@@ -18,15 +17,8 @@ RUNTIMES = ("runc", "newer-runc", "crun", "newer-crun")
 EVENTS = (("daemon-reload",), ("reset-failed",), ("set-property", "--runtime", "system.slice", "CPUWeight=90"), ("daemon-reexec",))
 
 
-def held(chandler: Installation) -> dict[str, list[str]]:
-    """Container to devices."""
-    done = subprocess.run([chandler.program("chandler"), "leases", "--format", "json"], check=True, stdin=subprocess.DEVNULL, capture_output=True, env={})
-    return {lease["id"]: lease["names"] for lease in json.loads(done.stdout)}
-
-
-def disturb() -> None:
-    for words in EVENTS:
-        subprocess.run(["systemctl", *words], check=True)
+def systemctl(*words: str) -> None:
+    subprocess.run(["systemctl", *words], check=True)
 
 
 def opened(cri: CRI, container: str, *paths: str) -> list[str]:
@@ -56,15 +48,16 @@ def test_a_lease_of_a_pod(cri: CRI, chandler: Installation, gpus: Node) -> None:
     with pytest.raises(Refused) as error:
         cri.start(fourth)
     assert f"{first} holds nvidia.com/gpu=0" in reason(error)
-    subprocess.run(["systemctl", "daemon-reload"], check=True)
+    systemctl("daemon-reload")
     right()
     for container in (first, second, third):
         cri.update(container, memory_limit_in_bytes=64 << 20, cpu_quota=20000, cpu_period=100000)
-    disturb()
+    for words in EVENTS:
+        systemctl(*words)
     right()
-    assert held(chandler) == {first: ["nvidia.com/gpu=0"], second: ["nvidia.com/gpu=1"]}
+    assert chandler.leases() == {first: ["nvidia.com/gpu=0"], second: ["nvidia.com/gpu=1"]}
     cri.remove(first)
-    assert held(chandler).keys() == {second}
+    assert chandler.leases().keys() == {second}
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
@@ -87,8 +80,8 @@ def test_a_lease_under_each_runtime(runtime: str, chandler: Installation, gpus: 
     for change in (("--memory", str(64 << 20)), ("--pids-limit", "50")):
         engine.call("update", *change, runtime)
     right()
-    disturb()
+    systemctl("daemon-reload")
     right()
-    assert held(chandler).keys() == {runtime}
+    assert chandler.leases().keys() == {runtime}
     engine.delete(runtime, "--force")
-    assert held(chandler) == {}
+    assert chandler.leases() == {}

@@ -41,6 +41,7 @@ def pid() -> int:
 class Sharing:
     def __init__(self, chandler: Installation, gpus: Node, place: str) -> None:
         self.commands = Commands("/usr/bin")  # where the unit has them
+        self.commands.forget()
         self.chandler, self.gpus, self.place = chandler, gpus, place
         self.engine = Engine([chandler.program()], place + "/root")
         self.configure()
@@ -62,10 +63,7 @@ def sharing(chandler: Installation, gpus: Node, place: str) -> Iterator[Sharing]
     made.engine.clean()
     subprocess.run(["systemctl", "stop", UNIT], check=True)
     subprocess.run(["systemctl", "reset-failed"], check=True)
-    for path in (made.commands.control, made.commands.smi):
-        for end in (".mood", ".calls", ".state"):
-            if os.path.exists(path + end):
-                os.unlink(path + end)
+    made.commands.forget()
 
 
 def test_from_the_first_container_to_the_last(sharing: Sharing) -> None:
