@@ -186,9 +186,8 @@ def _check_engine_devices(document: Dict[str, Any], grant: gpu.Grant, inventory:
                                           "ask for GPUs in one way alone")
 
 
-def equip(document: Dict[str, Any], made: Plan, rootless: bool) -> Dict[str, Any]:
-    """config.json with the plan's edits in it, as a new document.  Raises HostError or BundleError."""
-    edits = made.edits
+def equip(document: Dict[str, Any], edits: Edits, rootless: bool) -> Dict[str, Any]:
+    """config.json with a plan's edits in it, as a new document.  Raises HostError or BundleError."""
     if rootless or oci.in_user_namespace(document):
         from shim import bound
         edits, mounted = bound.split(edits)

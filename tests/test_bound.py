@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from shim import bound, engine, errors, gpu
+from shim import bound, engine, errors
 from shim.edits import DEVICE, ENV, Edits
-from shim.request import Request
 
 ORIGIN = "CDI nvidia.com/gpu=0"
 NULL = {"type": "c", "major": 1, "minor": 3}
@@ -21,8 +20,7 @@ def device(path: str, **node: Any) -> Edits:
 
 
 def equipped(edits: Edits, document: dict[str, Any], rootless: bool = False) -> dict[str, Any]:
-    grant = gpu.Grant([], [], edits, [], edits)
-    return engine.equip(document, engine.Plan(Request({}, ORIGIN), grant, (), (), None), rootless)
+    return engine.equip(document, edits, rootless)
 
 
 @pytest.mark.parametrize(("document", "rootless"), [(USERS, False), (USERS, True), ({}, True)])

@@ -87,7 +87,7 @@ class Node:
         document["annotations"] = {**(document.get("annotations") or {}), **annotations}
         before = copy.deepcopy(document)
         made = engine.plan(document, at or self.compiled())
-        result = None if made is None else engine.equip(document, made, False)
+        result = None if made is None else engine.equip(document, made.edits, False)
         assert document == before, "the input is never changed"
         return result
 

@@ -81,9 +81,9 @@ def made(at: tuple[Node, inventory.Inventory], document: Any, base: dict[str, An
     before = copy.deepcopy(config)
     plan = engine.plan(config, compiled, known={"bundle": str(node.directory / "bundle"), "id": "c1", "handler": "chandler-runtime"})
     assert plan is not None
-    result = engine.equip(config, plan, False)
+    result = engine.equip(config, plan.edits, False)
     assert config == before, "the input is never changed"
-    again = engine.equip(result, plan, False)
+    again = engine.equip(result, plan.edits, False)
     assert again == result, "applying twice gives what applying once gives"
     return result
 
@@ -506,7 +506,7 @@ def test_a_link_within_the_image_is_followed(at: tuple[Node, inventory.Inventory
     (tmp_path / "rootfs/etc/passwd").symlink_to("/run/accounts")
     base = {**copy.deepcopy(BASE), "annotations": {P + "user": "app"}, "root": {"path": str(tmp_path / "rootfs")}}
     plan = engine.plan(base, at[1])
-    assert plan is not None and engine.equip(base, plan, False)["process"]["user"] == {"uid": 12, "gid": 13, "additionalGids": [7]}
+    assert plan is not None and engine.equip(base, plan.edits, False)["process"]["user"] == {"uid": 12, "gid": 13, "additionalGids": [7]}
 
 
 def test_a_gpu_is_asked_for_as_a_gpu(at: tuple[Node, inventory.Inventory], monkeypatch: pytest.MonkeyPatch) -> None:

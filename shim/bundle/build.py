@@ -140,7 +140,7 @@ class _Equipment(NamedTuple):
             if edit[0] == ANNOTATION:
                 continue  # our own mark, which a create would take for a forgery
             kept.append((*edit[:2], HIDDEN, edit[3]) if self.hidden and isinstance(edit[2], Hidden) else edit)
-        return oci.apply(config, edits.with_values(kept), idmap=not self.place.rootless)
+        return engine.equip(config, edits.with_values(kept), self.place.rootless)
 
 
 def volumes(given: Mapping[str, str]) -> Dict[str, str]:

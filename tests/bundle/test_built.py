@@ -391,6 +391,21 @@ def test_a_rootless_container(monkeypatch: pytest.MonkeyPatch, lent: str) -> Non
     assert ("gid=5" in pts) == bool(lent), "a group that is not mapped cannot be mounted with"
 
 
+def test_a_rootless_container_s_gpu_is_the_host_s_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No node can be made there: one that lies elsewhere is mounted, one that the host does not have is an error now, not at the start."""
+    rootless(monkeypatch)
+    for host_path, said in (("/dev/null", ""), ("/dev/none-such", "/dev/none-such is not on this host")):
+        node = {"path": "/dev/nvidia0", "hostPath": host_path, "type": "c", "major": 1, "minor": 3}
+        text = json.dumps({"cdiVersion": "0.5.0", "kind": "nvidia.com/gpu", "devices": [{"name": "0", "containerEdits": {"deviceNodes": [node]}}]})
+        if said:
+            with pytest.raises(ChandlerError, match=said):
+                config({"resources": {"gpu": {"count": 1}}}, inventory=fixed(text.encode()))
+        else:
+            found = config({"resources": {"gpu": {"count": 1}}}, inventory=fixed(text.encode()))
+            assert at(found, "mount /dev/nvidia0")["source"] == "/dev/null" and at(found, "device /dev/nvidia0") is None
+            assert at(found, "rule c 1:3") == "rwm"
+
+
 def test_a_user_that_is_not_mapped_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     rootless(monkeypatch)
     with pytest.raises(ChandlerError, match="uid 1000 is not among the ids"):
