@@ -10,7 +10,7 @@ import pytest
 from lab import bundle, runtimes
 from lab.containerd import Containerd
 from lab.cri import CRI
-from lab.engine import Engine
+from lab.engine import Engine, read
 from lab.install import Installation
 from lab.plugin import until
 
@@ -83,6 +83,25 @@ def test_a_slice_for_a_runtime_that_is_told_to_use_systemd(runtime: str, chandle
     assert not os.path.exists("/sys/fs/cgroup" + scope)
 
 
+@pytest.mark.parametrize("runtime", ("runc", "crun", "youki"))
+def test_a_path_for_a_runtime_that_makes_groups_itself(runtime: str, chandler: Installation, place: str) -> None:
+    paths, dirs, more = policy(runtime)
+    chandler.configure(paths, dirs, more.replace("chandler.slice", "/chandler"))
+    engine = Engine([chandler.program()], place + "/root")
+    made = bundle.make(place + "/b", ["sleep", "60"], bundle.request(resources=WISH, cgroup_parent="/chandler"))
+    config = made.config
+    config["linux"]["cgroupsPath"] = f"/kubepods/{runtime}"
+    config["linux"]["namespaces"].append({"type": "cgroup"})
+    made.config = config
+    engine.create(made, runtime)
+    engine.call("start", runtime)
+    pid = engine.state(runtime)["pid"]
+    path = group(pid)
+    assert path.removesuffix("/container") == f"/chandler/{runtime}"
+    check({**limits_of(path), "oom": read(f"/proc/{pid}/oom_score_adj").strip()})
+    engine.delete(runtime, "--force")
+
+
 @pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize("parent", ["chandler.slice", ""])
 def test_a_bundle_that_systemd_makes_room_for(runtime: str, parent: str, chandler: Installation, place: str) -> None:
@@ -99,6 +118,22 @@ def test_a_bundle_that_systemd_makes_room_for(runtime: str, parent: str, chandle
     assert run.returncode == 0
     check(told(output))
     assert not os.path.exists("/sys/fs/cgroup" + scope) and not os.path.exists(place + "/web")
+
+
+@pytest.mark.parametrize("runtime", ("runc", "crun", "youki"))
+def test_a_builder_in_a_container_makes_room(runtime: str, chandler: Installation, place: str) -> None:
+    """In a delegated group that a namespace shows as the root: it moves into a leaf, and limits hold for what runs beside it."""
+    chandler.configure(*policy(runtime))
+    file, unit = place + "/deployment.json", f"lab-builder-{runtime}.service"
+    with open(file, "w", encoding="ascii") as text:
+        json.dump({"version": "v1", "deployment": "lab", "services": {"web": {"image": {"name": "busybox"}, "resources": WISH, "command": {
+            "args": ["sh", "-c", FILES]}}}}, text)
+    build = f"exec chandler bundle run --spec {file} --rootfs {bundle.rootfs(place + '/image')} {place}/web"
+    done = subprocess.run(["systemd-run", "--quiet", "--pipe", "--wait", f"--unit={unit}", "--property=Delegate=yes", "unshare", "--cgroup", "--mount", "--propagation",
+                           "private", "sh", "-c", f"umount /sys/fs/cgroup && mount -t cgroup2 none /sys/fs/cgroup && {build}"],
+                          stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    check(told(done.stdout))
 
 
 def test_doctor_on_such_a_machine(chandler: Installation, containerd: Containerd) -> None:
