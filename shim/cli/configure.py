@@ -97,9 +97,9 @@ def _changes(arguments: argparse.Namespace, place: Place) -> Tuple[List[store.Ch
     left = [path for path in [*module.places(wish, read), *_own_key(arguments, place)] if path not in edits and look(path).ours]
     changes = [store.change(look(path), edit, arguments.engine) for path, edit in edits.items()]
     taken = [store.change(look(path), None, arguments.engine) for path in dict.fromkeys(left)]
-    # what imports a file is changed before that file goes
     if arguments.engine == "containerd" and arguments.remove and taken:
         plan.notes.append("end the pods that run under the handler before the restart: containerd 2 cannot exec into them afterwards")
+    # what imports a file is changed before that file goes
     return [*changes, *sorted(taken, key=lambda change: change.after is None)], plan, wish.handlers
 
 

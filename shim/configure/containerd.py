@@ -11,7 +11,22 @@ import posixpath
 from typing import Any, Dict, List, Optional, Tuple
 
 from shim.configure import template, tomledit
-from shim.configure.model import ELEMENT, TABLE, TEMPLATE, TOML, VALUE, Edit, Plan, Read, Setting, Wish, lookup, merged
+from shim.configure.model import (
+    ELEMENT,
+    TABLE,
+    TEMPLATE,
+    TOML,
+    VALUE,
+    Edit,
+    Plan,
+    Read,
+    Setting,
+    Wish,
+    lookup,
+    merged,
+    table,
+    words,
+)
 from shim.errors import ConfigError
 
 CONFIG = "/etc/containerd/config.toml"
@@ -39,6 +54,10 @@ def plan(wish: Wish, read: Read) -> Plan:
         raise ConfigError(f"{path} is made anew at every start", f"--config {posixpath.dirname(path)}/config-v3.toml.tmpl "
                           "(config.toml.tmpl before containerd 2.0) names the template that it is made from")
     text = read.text(path)
+    rancher = read.glob("/var/lib/rancher/*/agent/etc/containerd") if text is None and not wish.config else []
+    if rancher:
+        raise ConfigError(f"{path} is not there, and k3s or rke2 is, whose containerd reads another file",
+                          f"--config {rancher[0]}/config-v3.toml.tmpl (config.toml.tmpl before containerd 2.0)")
     try:
         return _plan(wish, path, text, read)
     except ConfigError as error:
@@ -103,7 +122,7 @@ def _schema(wish: Wish, document: Dict[str, Any]) -> int:
                               "--engine-version X.Y, or --programs DIR where containerd is")
         return 3 if wish.version >= (2,) else 2
     version = document.get("version", 1)
-    if version not in CRI:
+    if version not in tuple(CRI):
         raise ConfigError(f"it has version {version}, and only 2 and 3 have runtime handlers that can be configured here",
                           "`containerd config migrate` prints it as a newer one")
     if version == 3 and wish.version and wish.version < (2,):
@@ -131,10 +150,9 @@ def _dropping(wish: Wish, document: Dict[str, Any], schema: int, notes: List[str
 def _imported(path: str, document: Dict[str, Any], read: Read) -> List[str]:
     """The patterns and files that a file imports."""
     found: List[str] = []
-    for pattern in document.get("imports") or []:
-        if isinstance(pattern, str):
-            pattern = posixpath.join(posixpath.dirname(path), pattern)
-            found += [pattern, *read.glob(pattern)]
+    for pattern in words(document, ("imports",)):
+        pattern = posixpath.join(posixpath.dirname(path), pattern)
+        found += [pattern, *read.glob(pattern)]
     return found
 
 
@@ -159,8 +177,7 @@ def _whole(path: str, document: Dict[str, Any], read: Read) -> Dict[str, Any]:
 
 
 def _notes(document: Dict[str, Any], schema: int) -> List[str]:
-    disabled = document.get("disabled_plugins") or []
-    if CRI[schema] in disabled or "cri" in disabled or "io.containerd.grpc.v1.cri" in disabled:
+    if {CRI[schema], CRI[2], "cri"} & set(words(document, ("disabled_plugins",))):
         return ["the CRI plugin is in disabled_plugins, so that no pod reaches a handler: take it out there"]
     return []
 
@@ -168,14 +185,14 @@ def _notes(document: Dict[str, Any], schema: int) -> List[str]:
 def handlers(wish: Wish, document: Dict[str, Any], schema: int) -> List[Setting]:
     """The settings of all handlers and options."""
     cri: Tuple[str, ...] = ("plugins", CRI[schema])
-    runtimes = lookup(document, (*cri, "containerd", "runtimes")) or {}
+    runtimes = table(document, (*cri, "containerd", "runtimes"))
     default = lookup(document, (*cri, "containerd", "default_runtime_name")) or "runc"
     settings = []
     if not runtimes and not wish.version >= (2,):
         # 1.x takes the file's handlers in place of its own single one
         settings.append(Setting(TABLE, (*cri, "containerd", "runtimes", "runc"), {"runtime_type": RUNC}))
-    like: Dict[str, Any] = next((runtimes[name] for name in ("runc", default)
-                 if isinstance(runtimes.get(name), dict) and runtimes[name].get("runtime_type") == RUNC), {})
+    there: List[Dict[str, Any]] = [table(runtimes, (str(name),)) for name in ("runc", default)]
+    like = next((each for each in there if each.get("runtime_type") == RUNC), {})
     for name, program in wish.handlers:
         made = _handler(wish, like, program)
         if name in runtimes and runtimes[name] != made:
@@ -195,8 +212,8 @@ def _handler(wish: Wish, like: Dict[str, Any], program: str) -> Dict[str, Any]:
     """One handler, which differs from runc's in the program and in the annotations that it is told."""
     made = {"runtime_type": RUNC, **{key: value for key, value in like.items() if key not in _OWN}}
     for key in ("pod_annotations", "container_annotations"):
-        made[key] = [*(item for item in like.get(key) or [] if item not in wish.annotations), *wish.annotations]
-    options = {key: value for key, value in (like.get("options") or {}).items() if key != "BinaryName"}
+        made[key] = [*(item for item in words(like, (key,)) if item not in wish.annotations), *wish.annotations]
+    options = {key: value for key, value in table(like, ("options",)).items() if key != "BinaryName"}
     return {**made, "options": {"BinaryName": program, **options}}
 
 

@@ -10,7 +10,20 @@ from __future__ import annotations
 from typing import Any, Dict, List, Tuple
 
 from shim.configure import tomledit
-from shim.configure.model import TABLE, TOML, VALUE, Edit, Plan, Read, Setting, Wish, in_directory, lookup, merged
+from shim.configure.model import (
+    TABLE,
+    TOML,
+    VALUE,
+    Edit,
+    Plan,
+    Read,
+    Setting,
+    Wish,
+    in_directory,
+    lookup,
+    merged,
+    table,
+)
 from shim.errors import ConfigError
 
 CONFIG = "/etc/crio/crio.conf"
@@ -50,17 +63,15 @@ def places(wish: Wish, read: Read) -> List[str]:
 
 
 def _settings(wish: Wish, document: Dict[str, Any]) -> List[Setting]:
-    runtimes = lookup(document, _RUNTIMES) or {}
-    like = runtimes.get(lookup(document, _DEFAULT) or "runc")
-    made = {key: value for key, value in (like if isinstance(like, dict) else {}).items() if key not in _OWN}
+    runtimes = table(document, _RUNTIMES)
+    like = table(runtimes, (str(lookup(document, _DEFAULT) or "runc"),))
+    made = {key: value for key, value in like.items() if key not in _OWN}
     settings = []
     for name, program in wish.handlers:
         if name in runtimes:
             raise ConfigError(f"CRI-O has a handler {name!r} already, which this command has not written",
                               "--handler NAME gives ours another name; or take that one out")
-        table = {"runtime_path": program, "runtime_type": "oci", **made}
-        table.setdefault("allowed_annotations", [])
-        settings.append(Setting(TABLE, (*_RUNTIMES, name), table))
+        settings.append(Setting(TABLE, (*_RUNTIMES, name), {"runtime_path": program, "runtime_type": "oci", "allowed_annotations": [], **made}))
     if wish.default:
         settings.append(Setting(VALUE, _DEFAULT, wish.handlers[0][0]))
     if wish.nri:

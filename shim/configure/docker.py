@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import List, Tuple
 
 from shim.configure import jsonedit
-from shim.configure.model import JSON, TABLE, VALUE, Edit, Plan, Read, Setting, Wish, lookup
+from shim.configure.model import JSON, TABLE, VALUE, Edit, Plan, Read, Setting, Wish, table
 from shim.errors import ConfigError
 
 CONFIG = "/etc/docker/daemon.json"
@@ -32,7 +32,7 @@ def plan(wish: Wish, read: Read) -> Plan:
         document = jsonedit.parse(read.text(path) or "")
     except ConfigError as error:
         raise error.within(path) from None
-    runtimes = lookup(document, ("runtimes",)) or {}
+    runtimes = table(document, ("runtimes",))
     settings = []
     for name, program in wish.handlers:
         made = {"path": program}

@@ -84,6 +84,18 @@ def lookup(document: Any, path: Tuple[str, ...]) -> Any:
     return document
 
 
+def table(document: Any, path: Tuple[str, ...]) -> Dict[str, Any]:
+    """The table at a path; an empty one where there is none, or something else."""
+    found = lookup(document, path)
+    return found if isinstance(found, dict) else {}
+
+
+def words(document: Any, path: Tuple[str, ...]) -> List[str]:
+    """The texts of the list at a path; none where there is no list."""
+    found = lookup(document, path)
+    return [item for item in found if isinstance(item, str)] if isinstance(found, list) else []
+
+
 def merged(low: Dict[str, Any], high: Dict[str, Any]) -> Dict[str, Any]:
     """Two documents as one, table by table; the second wins."""
     result = dict(low)

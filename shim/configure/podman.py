@@ -11,7 +11,20 @@ import posixpath
 from typing import Any, Dict, List, Tuple
 
 from shim.configure import tomledit
-from shim.configure.model import PROGRAMS, TOML, VALUE, Edit, Plan, Read, Setting, Wish, in_directory, lookup, merged
+from shim.configure.model import (
+    PROGRAMS,
+    TOML,
+    VALUE,
+    Edit,
+    Plan,
+    Read,
+    Setting,
+    Wish,
+    in_directory,
+    merged,
+    table,
+    words,
+)
 from shim.errors import ConfigError
 
 CONFIG = "/etc/containers/containers.conf"
@@ -50,12 +63,12 @@ def plan(wish: Wish, read: Read) -> Plan:
         except ConfigError as error:
             raise error.within(path) from None
         document = merged(document, own)
-        supports += [item for item in lookup(own, _SUPPORTS) or [] if isinstance(item, str)]
+        supports += words(own, _SUPPORTS)
     names = [*(supports or SUPPORTS_JSON), *(name for name, _ in wish.handlers), *PROGRAMS]
     settings = [Setting(VALUE, _SUPPORTS, list(dict.fromkeys(names)))]
     if wish.default:
         settings.insert(0, Setting(VALUE, _DEFAULT, wish.handlers[0][0]))
-    there = lookup(document, _RUNTIMES) or {}
+    there = table(document, _RUNTIMES)
     for name, program in wish.handlers:
         if name in there and there[name] != [program]:
             raise ConfigError(f"podman has a runtime {name!r} already, which this command has not written",

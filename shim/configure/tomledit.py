@@ -50,7 +50,7 @@ def put(text: str, settings: List[Setting]) -> Tuple[str, Dict[str, Any]]:
         wanted = with_setting(wanted, setting)
     if not _says(result, wanted) or not _kept(text, result, len(changes)):
         raise _unsafe(missing)
-    return result, {"block": block, "tables": [list(s.path) for s in settings if s.kind == TABLE],
+    return result, {"block": block, "tables": [list(s.path) for s in missing if s.kind == TABLE],
                     "values": [[list(s.path), s.value] for s in appended if s.kind == VALUE], "changes": changes}
 
 
@@ -127,7 +127,7 @@ def _lines(setting: Setting) -> List[str]:
 
 def _has(document: Dict[str, Any], setting: Setting) -> bool:
     found = lookup(document, setting.path)
-    return setting.value in (found or []) if setting.kind == ELEMENT else bool(found == setting.value)
+    return isinstance(found, list) and setting.value in found if setting.kind == ELEMENT else bool(found == setting.value)
 
 
 def _appendable(text: str, setting: Setting) -> bool:

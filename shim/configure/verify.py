@@ -28,12 +28,17 @@ def verify(engine: str, handler: str, address: str, prefix: str, find: Find) -> 
     """One sentence of success.  Raises HostError, which says what the engine said."""
     token = os.urandom(8).hex()
     annotation = f"{prefix}env.{VARIABLE}", token  # no quotes in it: podman reads an annotation as CSV
-    if engine == "podman":
-        got = _podman(handler, annotation, find)
-    elif engine == "docker":
-        got = _docker(handler, annotation, address, find)
-    else:
-        got = cri.ask(engine, handler, address, annotation, mounts(), VARIABLE)
+    try:
+        if engine == "podman":
+            got = _podman(handler, annotation, find)
+        elif engine == "docker":
+            got = _docker(handler, annotation, address, find)
+        else:
+            got = cri.ask(engine, handler, address, annotation, mounts(), VARIABLE)
+    except HostError as error:
+        if f"annotation {annotation[0]}: " not in error.what:  # as our own refusals begin
+            raise
+        return f"verified: the request of a container of {engine}'s handler {handler} arrived, and was refused: {error.what}"
     if got != token:
         raise HostError(f"a container of the handler {handler} started, and its request did not arrive",
                         f"`chandler doctor`; does {engine} know its new configuration (--restart)?")

@@ -123,6 +123,25 @@ def test_containerd_refusals(world: Make, capsys: Said, text: str, version: str,
     assert words in refused(made, capsys, *options)
 
 
+@pytest.mark.parametrize(("engine", "text"), [
+    *(("containerd", text) for text in ("version = []\n", "version = 2\nplugins = 3\n", "version = 2\nimports = 3\n", "version = 2\ndisabled_plugins = 5\n",
+                                        V2.replace('"runc"', "7"), 'version = 2\n[plugins."io.containerd.grpc.v1.cri".containerd]\nruntimes = 3\n',
+                                        V2 + RUNC.replace('"io.containerd.runc.v2"', '"io.containerd.runc.v2"\noptions = []\npod_annotations = 1'))),
+    *(("docker", text) for text in ('{"runtimes": 3}', '{"runtimes": {"chandler": null}}', '{"features": [], "runtimes": {"x": 1}}', '{"a": NaN}', "null", '"x"', "[" * 100)),
+    *(("crio", text) for text in ("crio = 1\n", "[crio.runtime]\nruntimes = 1\n", "[crio.runtime]\ndefault_runtime = 1\n")),
+    *(("podman", text) for text in ("engine = 1\n", "[engine]\nruntime_supports_json = 1\nruntimes = []\n", '[engine]\nruntime_supports_json = ["crun", {append = true}]\n')),
+])
+def test_files_of_another_shape(world: Make, capsys: Said, engine: str, text: str) -> None:
+    """Refused in one sentence, or written and taken back; nothing between."""
+    made = world(engine, "2.1.9")
+    made.file.write_text(text)
+    before = made.tree()
+    if made.run("--default", "--cdi", "--in-place"):
+        assert made.tree() == before and capsys.readouterr().err.count("\n") == 1
+    else:
+        assert made.run("--remove") == 0 and made.tree() == before
+
+
 def test_a_version_is_never_guessed(world: Make, capsys: Said, monkeypatch: pytest.MonkeyPatch) -> None:
     made = world("containerd", "")
     empty = str(made.root)  # no containerd in it

@@ -178,6 +178,11 @@ def test_verify(scene: Scene) -> None:
     done = scene.configure("--runtime", "runc", "--verify")
     assert "nothing to change" in done.stdout and "got what it asked for" in done.stdout
     assert scene.cri.runtime.ListPodSandbox(_list()).items == [], "it cleaned up"
+    # on a node whose policy has no place for the question, the answer says that it was asked
+    scene.installation.configure(["/usr/sbin/runc"], [scene.node.cdi], '[policy]\ndeny = ["env"]\n')
+    done = scene.configure("--runtime", "runc", "--verify")
+    assert "arrived, and was refused" in done.stdout and "deny of [policy]" in done.stdout
+    scene.installation.configure(["/usr/sbin/runc"], [scene.node.cdi])
     # a handler that the running daemon does not know
     done = scene.configure("--handler", "unheard-of", "--dry-run", "--verify", check=False)
     assert done.returncode == 1 and "unheard-of" in done.stderr and "--restart" in done.stderr
