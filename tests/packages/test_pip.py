@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,8 @@ PROGRAMS = {"chandler", "chandler-runtime", "chandler-runc", "chandler-youki", "
 def environment(lab: str) -> Path:
     """With Debian's packages, so that no dependency has to be fetched."""
     made = Path(lab, "environment")
-    subprocess.run([PYTHON, "-m", "venv", "--system-site-packages", str(made)], check=True, stdin=subprocess.DEVNULL)
-    done = subprocess.run([made / "bin/python", "-m", "pip", "install", "--no-build-isolation", "--no-deps", "--no-index", "--no-cache-dir",
+    subprocess.run([PYTHON, "-m", "venv", "--system-site-packages", "--without-pip", str(made)], check=True, stdin=subprocess.DEVNULL)
+    done = subprocess.run([sys.executable, "-m", "pip", "--python", made / "bin/python", "install", "--no-build-isolation", "--no-deps", "--no-index", "--no-cache-dir",
                            "--disable-pip-version-check", REPOSITORY], check=False, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=PLAIN)
     assert done.returncode == 0, done.stdout + done.stderr
     return made

@@ -1,4 +1,4 @@
-"""The Debian package on a machine with systemd: installed, at work below containerd, upgraded, removed, purged."""
+"""The packages on a machine with systemd: installed, at work below containerd, upgraded, removed, purged."""
 from __future__ import annotations
 
 import contextlib
@@ -26,6 +26,21 @@ NEWER = f"{VERSION}+upgrade"
 CODE = "/usr/lib/chandler"
 TAG = sys.implementation.cache_tag
 ONE = bundle.request(resources={"gpu": {"count": 1}})
+# A package that has the interpreter.
+PYTHON3 = """
+Name: python3
+Version: 99
+Release: 1
+Summary: stands for the interpreter
+License: none
+BuildArch: noarch
+%description
+%install
+mkdir -p %{buildroot}/usr/bin
+cp -P /usr/bin/python3 %{buildroot}/usr/bin
+%files
+/usr/bin/python3
+"""
 # Where a package may leave something; all that is there, or the names alone where there is too much.
 TREES = ("/etc", "/run/chandler", "/usr/bin", "/usr/lib/chandler", "/usr/lib/systemd/system", "/usr/lib/udev", "/usr/share/bash-completion",
          "/usr/share/fish", "/usr/share/zsh", "/usr/share/man", "/usr/share/doc/chandler", "/var/lib/chandler")
@@ -51,10 +66,11 @@ def files() -> set[str]:
 
 
 def outside(share: Path) -> None:
-    """Two packages, the second one newer."""
-    for version in ((), (NEWER,)):
-        subprocess.run([f"{REPOSITORY}/packaging/build-deb", *version], check=True, stdin=subprocess.DEVNULL,
-                       env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "OUT": str(share / "debs")})
+    """Two packages of each kind, the second one newer."""
+    for kind in ("deb", "rpm"):
+        for version in ((), (NEWER,)):
+            subprocess.run([f"{REPOSITORY}/packaging/build-{kind}", *version], check=True, stdin=subprocess.DEVNULL,
+                           env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "OUT": str(share / f"{kind}s")})
 
 
 class Package(NamedTuple):
@@ -216,3 +232,41 @@ def test_removed_and_purged(package: Package, containerd: Containerd, cri: CRI, 
     sh("dpkg", "--purge", "chandler")
     assert files() - package.before == set()
     assert not os.path.exists("/run/chandler")
+
+
+def test_the_other_package(place: str) -> None:
+    """With rpm's own database beside dpkg's, so nothing that it depends on is known; after dpkg's has gone."""
+    sh("dpkg", "--purge", "chandler")
+    before = files()
+
+    def rpm(*words: str) -> str:
+        return sh("rpm", "--dbpath", f"{place}/rpm", "--force-debian", "--nodeps", *words)
+
+    rpm("--install", f"/share/rpms/chandler-{VERSION}-1.noarch.rpm")
+    assert state("chandler-refresh.path") == ("active", "enabled") and state("chandler-nri.service") == ("inactive", "disabled")
+    image = f"{CODE}/create-{TAG}.image"
+    assert launch() and os.path.exists(image)
+    with open("/etc/chandler/config.toml", "a", encoding="utf-8") as file:
+        file.write("# mine\n")
+    engine = Engine(["/usr/bin/chandler-runtime"], place + "/root")
+    engine.create(bundle.make(place + "/b", ["sleep", "60"], ONE), "one")
+    rpm("--upgrade", f"/share/rpms/chandler-{NEWER}-1.noarch.rpm")
+    assert NEWER in sh("rpm", "--dbpath", f"{place}/rpm", "--query", "chandler") and os.path.exists(image) and state("chandler-refresh.path") == ("active", "enabled")
+    with open("/etc/chandler/config.toml", encoding="utf-8") as file:
+        assert file.read().endswith("# mine\n")
+    assert "one " in sh("chandler", "leases")
+    engine.delete("one", "--force")
+    assert "one " not in sh("chandler", "leases")
+
+    os.unlink(image)
+    with open(f"{place}/python3.spec", "w", encoding="utf-8") as file:
+        file.write(PYTHON3)
+    sh("rpmbuild", "-bb", "--define", f"_topdir {place}", f"{place}/python3.spec")
+    rpm("--install", "--replacefiles", f"{place}/RPMS/noarch/python3-99-1.noarch.rpm")
+    assert os.path.exists(image)
+    rpm("--erase", "--justdb", "python3")
+
+    rpm("--erase", "chandler")
+    # Elsewhere these two directories belong to packages of their own.
+    left = files() - before - {"/usr/share/licenses", "/usr/share/zsh/site-functions"}
+    assert left == {"/etc/chandler", "/etc/chandler/config.toml.rpmsave"}
