@@ -39,8 +39,8 @@ def put(text: str, settings: List[Setting]) -> Tuple[str, Dict[str, Any]]:
         if previous == setting.value:
             continue
         depth = next(number for number in range(1, len(setting.path) + 1)
-                     if number == len(setting.path) or lookup(wanted, setting.path[:number]) is None)
-        old = _text_at(result, setting.path) if previous is not None else None
+                     if number == len(setting.path) or not _there(wanted, setting.path[:number]))
+        old = _text_at(result, setting.path) if _there(wanted, setting.path) else None
         changes.append({"path": list(setting.path), "value": setting.value, "previous": old, "made": depth})
         result = _put(result, result.index("{"), setting.path, setting.value, _unit(result), 0)
         wanted = with_setting(wanted, setting)
@@ -67,6 +67,12 @@ def take(text: str, record: Dict[str, Any]) -> str:
             if lookup(parse(text), path[:depth]) == {}:
                 text = _cut(text, path[:depth])
     return text
+
+
+def _there(document: Any, path: Tuple[str, ...]) -> bool:
+    """Whether there is a member at a path; null is one."""
+    above = lookup(document, path[:-1])
+    return isinstance(above, dict) and path[-1] in above
 
 
 def snippet(settings: List[Setting]) -> str:
