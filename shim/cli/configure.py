@@ -43,7 +43,7 @@ def add_parser(commands: Any) -> None:
     command.add_argument("--keep-engine", action="store_true", help="leave the key `engine` of Chandler's own configuration alone")
     command.add_argument("--dry-run", action="store_true", help="show what would change as a diff, and write nothing")
     command.add_argument("--remove", action="store_true", help="bring back what was there before")
-    command.add_argument("--restart", action="store_true", help="restart the engine when something has changed")
+    command.add_argument("--restart", action="store_true", help="restart the engine if something has changed, or was changed after its start")
     command.add_argument("--verify", action="store_true", help="start a container through the engine and see that a request arrives")
     command.set_defaults(run=run)
 
@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         store.apply(changes)
         _tell(arguments, changes, plan, handlers)
-    if arguments.restart and changes and plan.command and not arguments.dry_run:
+    if arguments.restart and plan.command and not arguments.dry_run and (changes or _older(plan.command, [edit.path for edit in plan.edits])):
         _restart(plan.command)
     if arguments.verify:
         address = arguments.address or _address(arguments)
@@ -249,6 +249,23 @@ def _tell(arguments: argparse.Namespace, changes: List[store.Change], plan: Plan
         print("\n".join(f"handler {name}: {program}" for name, program in handlers))
     if changes and plan.command and not arguments.restart:
         print(f"now: {' '.join(plan.command)}")
+
+
+def _older(command: Tuple[str, ...], names: List[str]) -> bool:
+    """Whether the engine's process is older than what it should have read: written without --restart, or by somebody
+    who was interrupted."""
+    show = [*command[:-2], "show", "--property=MainPID", "--value", command[-1]]
+    try:
+        pid = int(subprocess.run(show, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PATIENCE, check=False).stdout)
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            ticks = int(file.read().rpartition(")")[2].split()[19])  # proc(5): 22, starttime
+        with open("/proc/stat", encoding="ascii") as file:
+            boot = next(int(line.split()[1]) for line in file if line.startswith("btime "))
+        started = boot + ticks / os.sysconf("SC_CLK_TCK")
+        # the time of the boot is in whole seconds: a process that was started right after the writing has read it
+        return any(os.stat(name).st_mtime > started + 2 for name in names)
+    except (OSError, ValueError, IndexError, StopIteration, subprocess.SubprocessError):
+        return False  # it does not run, or nobody can say
 
 
 def _restart(command: Tuple[str, ...]) -> None:

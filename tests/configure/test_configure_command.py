@@ -479,20 +479,29 @@ def test_selinux(tmp_path: Path) -> None:
 
 
 def test_restart(world: Make, capsys: Said, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When something has changed, or was changed after the start of the engine, here this very process."""
     made = world("docker")
     called: list[Any] = []
+    failing: list[int] = []
 
     def run(command: Any, **_: Any) -> subprocess.CompletedProcess[str]:
+        if "show" in command:
+            return subprocess.CompletedProcess(command, 0, f"{os.getpid()}\n", "")
         called.append(command)
-        return subprocess.CompletedProcess(command, len(called) - 1, "", "Job for docker.service failed\n")
+        return subprocess.CompletedProcess(command, len(failing), "", "Job for docker.service failed\n")
     monkeypatch.setattr("shim.cli.configure.subprocess.run", run)
     monkeypatch.setattr("shim.cli.configure.os.path.isdir", lambda path, known=os.path.isdir: path == "/run/systemd/system" or known(path))
     assert made.run("--restart") == 0 and called == [("systemctl", "restart", "docker")]
     said = capsys.readouterr().out
     assert "restarted docker" in said and "now:" not in said
+    os.utime(made.file, (0, 0))
     assert made.run("--restart") == 0 and len(called) == 1, "nothing has changed"
-    assert made.run("--cdi", "--restart") == 1
+    assert made.run("--cdi") == 0
+    os.utime(made.file, (2**32, 2**32))  # long after the start of this process
+    assert made.run("--cdi", "--restart") == 0 and len(called) == 2, "it had not been restarted for the last change"
+    failing.append(1)
+    assert made.run("--restart") == 1
     assert "Job for docker.service failed" in capsys.readouterr().err
     monkeypatch.setattr("shim.cli.configure.os.path.isdir", lambda path, known=os.path.isdir: path != "/run/systemd/system" and known(path))
-    assert made.run("--restart") == 1
+    assert made.run("--cdi", "--restart") == 1
     assert "systemd does not run here" in capsys.readouterr().err
