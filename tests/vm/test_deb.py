@@ -171,12 +171,15 @@ def test_pods(cri: CRI) -> None:
 
 
 def test_containers_live_through_an_upgrade(package: Package, cri: CRI) -> None:
-    running = cri.run(cri.pod("through", ONE, "chandler", cgroup_parent="kubepods.slice"))
+    running, ending = (cri.run(cri.pod(name, ONE, "chandler", cgroup_parent="kubepods.slice")) for name in ("through", "between"))
     with open("/etc/chandler/config.toml", "a", encoding="utf-8") as file:
         file.write("# mine\n")
     sh("systemctl", "start", "chandler-nri.service")
     plugin = sh("systemctl", "show", "--property", "MainPID", "chandler-nri.service")
-    sh("dpkg", "--install", "--force-confold", package.newer)
+    sh("dpkg", "--unpack", package.newer)
+    cri.remove(ending)  # its hook is the old version's, or the new one's
+    assert ending not in sh("chandler", "leases")
+    sh("dpkg", "--configure", "--force-confold", "chandler")
     assert NEWER in sh("dpkg-query", "--show", "chandler")
     assert opens(cri, running) == "opened\n" and running in sh("chandler", "leases")
     cri.remove(running)
