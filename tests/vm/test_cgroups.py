@@ -13,6 +13,7 @@ from lab.cri import CRI
 from lab.engine import Engine, read
 from lab.install import Installation
 from lab.plugin import until
+from lab.units import systemctl
 
 WISH = {"cpu": "500m", "memory": "64Mi", "memory_swap": "96Mi", "memory_reservation": "32Mi", "pids_limit": 77, "cpu_shares": 512, "oom_score_adj": 500}
 # What the kernel then says. Swap is without memory there; runtimes make two different weights of 512 shares.
@@ -77,7 +78,7 @@ def test_a_slice_for_a_runtime_that_is_told_to_use_systemd(runtime: str, chandle
     check({**limits_of(path), "oom": "500"})
     until(lambda: "oom=" in made.output(), "the container's word")
     check(told(made.output()))
-    subprocess.run(["systemctl", "daemon-reload"], check=True)
+    systemctl("daemon-reload")
     check({**limits_of(path), "oom": "500"})
     engine.delete(runtime, "--force")
     assert not os.path.exists("/sys/fs/cgroup" + scope)

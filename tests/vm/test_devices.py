@@ -1,8 +1,6 @@
 """A leased GPU is the container's until it ends, whatever is done to its control group, and nobody else's."""
 from __future__ import annotations
 
-import subprocess
-
 import pytest
 from lab import bundle, runtimes
 from lab.containerd import RELEASES
@@ -10,15 +8,12 @@ from lab.cri import CRI, Refused, reason
 from lab.engine import Engine
 from lab.install import Installation
 from lab.node import Node
+from lab.units import systemctl
 
 LEASES = '[gpu]\nallocator = "leases"\n'
 RUNTIMES = ("runc", "newer-runc", "crun", "newer-crun")
 # What an administrator, a package's script or a kubelet does while containers run.
 EVENTS = (("daemon-reload",), ("reset-failed",), ("set-property", "--runtime", "system.slice", "CPUWeight=90"), ("daemon-reexec",))
-
-
-def systemctl(*words: str) -> None:
-    subprocess.run(["systemctl", *words], check=True)
 
 
 def opened(cri: CRI, container: str, *paths: str) -> list[str]:

@@ -17,25 +17,11 @@ from lab.install import Installation
 from lab.node import Node, uuid
 from lab.nvidia import Commands
 from lab.plugin import until
+from lab.units import Unit, systemctl
 
 UUID = uuid(0)
-UNIT = f"chandler-mps@{UUID}.service"
+UNIT = Unit(f"chandler-mps@{UUID}.service")
 BASE = f"/run/chandler/mps/{UUID}"
-
-
-def shown(*properties: str) -> dict[str, str]:
-    """Of the unit, as systemd knows it."""
-    done = subprocess.run(["systemctl", "show", *(word for name in properties for word in ("-p", name)), UNIT],
-                          capture_output=True, text=True, check=True)
-    return dict(line.split("=", 1) for line in done.stdout.splitlines())
-
-
-def active() -> bool:
-    return shown("ActiveState")["ActiveState"] == "active"
-
-
-def pid() -> int:
-    return int(shown("MainPID")["MainPID"])
 
 
 class Sharing:
@@ -61,8 +47,8 @@ def sharing(chandler: Installation, gpus: Node, place: str) -> Iterator[Sharing]
     made = Sharing(chandler, gpus, place)
     yield made
     made.engine.clean()
-    subprocess.run(["systemctl", "stop", UNIT], check=True)
-    subprocess.run(["systemctl", "reset-failed"], check=True)
+    systemctl("stop", UNIT.name)
+    systemctl("reset-failed")
     made.commands.forget()
 
 
@@ -70,13 +56,13 @@ def test_from_the_first_container_to_the_last(sharing: Sharing) -> None:
     engine = sharing.engine
     first, second = sharing.bundle("b1", "ls /tmp/nvidia-mps; echo word > /dev/shm/word"), sharing.bundle("b2")
     engine.create(first, "c1")
-    assert active() and sharing.mode() == "EXCLUSIVE_PROCESS"
-    daemon = pid()
+    assert UNIT.active and sharing.mode() == "EXCLUSIVE_PROCESS"
+    daemon = UNIT.pid
     (seen,) = sharing.commands.started()
     assert (seen["pid"], seen["cwd"]) == (daemon, "/")
     assert {name: value for name, value in seen["env"].items() if name.startswith("CUDA")} == {
         "CUDA_VISIBLE_DEVICES": UUID, "CUDA_MPS_PIPE_DIRECTORY": BASE + "/pipe", "CUDA_MPS_LOG_DIRECTORY": BASE + "/log"}
-    assert seen["groups"].strip().startswith("0::/system.slice/") and seen["groups"].strip().endswith("/" + UNIT), "its own control group"
+    assert seen["groups"].strip().startswith("0::/system.slice/") and seen["groups"].strip().endswith("/" + UNIT.name), "its own control group"
     for name, mode in (("", 0o755), ("/pipe", 0o755), ("/log", 0o755), ("/shm", 0o1777)):
         found = os.stat(BASE + name)
         assert (found.st_uid, stat.S_IMODE(found.st_mode)) == (0, mode), name
@@ -88,11 +74,11 @@ def test_from_the_first_container_to_the_last(sharing: Sharing) -> None:
     assert first.output() == "control\n"
     with open(BASE + "/shm/word", encoding="ascii") as word:
         assert word.read() == "word\n", "the container's shared memory is the daemon's"
-    subprocess.run(["systemctl", "daemon-reload"], check=True)
+    systemctl("daemon-reload")
     engine.delete("c1")
-    assert active() and pid() == daemon, "one daemon, as long as somebody shares"
+    assert UNIT.active and UNIT.pid == daemon, "one daemon, as long as somebody shares"
     engine.delete("c2", "--force")
-    assert shown("ActiveState", "Result") == {"ActiveState": "inactive", "Result": "success"} and sharing.mode() == "DEFAULT"
+    assert (UNIT.state, UNIT.shown("Result")) == ("inactive", "success") and sharing.mode() == "DEFAULT"
     assert f"quit {daemon}" in sharing.commands.calls(sharing.commands.control), "told to end, not killed"
 
 
@@ -106,30 +92,30 @@ def test_a_daemon_that_does_not_start(sharing: Sharing, mood: dict[str, str]) ->
     assert sharing.engine.create(made, "c1", check=False).returncode == 1
     message = records(made.log)[-1]["msg"]
     assert UUID in message and ("MPS control daemon cannot use the device" if mood["start"] == "dies" else "Starting control daemon") in message
-    assert made.bytes == before and not active() and sharing.mode() == "DEFAULT"
+    assert made.bytes == before and not UNIT.active and sharing.mode() == "DEFAULT"
     assert subprocess.run([sharing.chandler.program("chandler"), "leases"], capture_output=True, text=True, check=True).stdout.count("\n") == 1
     sharing.commands.mood(sharing.commands.control)
     sharing.engine.create(made, "c1")
-    assert active()
+    assert UNIT.active
 
 
 def test_a_daemon_that_was_killed_is_started_again(sharing: Sharing) -> None:
     sharing.engine.create(sharing.bundle("b1"), "c1")
-    before = pid()
+    before = UNIT.pid
     os.kill(before, signal.SIGKILL)
-    until(lambda: not active(), "systemd's notice")
+    until(lambda: not UNIT.active, "systemd's notice")
     sharing.engine.create(sharing.bundle("b2"), "c2")
-    assert active() and pid() != before and sharing.mode() == "EXCLUSIVE_PROCESS"
+    assert UNIT.active and UNIT.pid != before and sharing.mode() == "EXCLUSIVE_PROCESS"
     for _ in range(7):  # as often as short jobs come: no limit of starts stands in the way
-        subprocess.run(["systemctl", "restart", UNIT], check=True)
+        systemctl("restart", UNIT.name)
 
 
 @pytest.mark.parametrize("containerd", RELEASES[-1:], indirect=True, ids=lambda release: release.label)
 def test_pods(sharing: Sharing, cri: CRI) -> None:
     ask = bundle.request(resources={"gpu": {"sharing": "mps", "mps_active_thread_percentage": 25}})
     pods = [cri.run(cri.pod(name, ask, "chandler", cgroup_parent="kubepods.slice")) for name in ("one", "two")]
-    daemon = pid()
-    assert active()
+    daemon = UNIT.pid
+    assert UNIT.active
     for container in pods:
         assert cri.env(container)["CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"] == "25"
         assert cri.exec(container, "sh", "-c", "ls /tmp/nvidia-mps; exec 3</dev/nvidia0 && test -c /dev/nvidia0")== (0, "control\n", "")
@@ -138,6 +124,6 @@ def test_pods(sharing: Sharing, cri: CRI) -> None:
         cri.run(cri.pod("alone", exclusive, "chandler", cgroup_parent="kubepods.slice"))
     assert "holds nvidia.com/gpu=0 (mps" in reason(error)
     cri.remove(pods[0])
-    assert pid() == daemon
+    assert UNIT.pid == daemon
     cri.remove(pods[1])
-    assert not active() and sharing.mode() == "DEFAULT"
+    assert not UNIT.active and sharing.mode() == "DEFAULT"

@@ -11,28 +11,21 @@ from typing import Any
 import pytest
 from lab import bundle
 from lab.containerd import RELEASES, Containerd
-from lab.cri import CRI, Refused
+from lab.cri import CRI, Refused, lines
 from lab.engine import Engine
 from lab.install import Installation
 from lab.node import Node, uuid
 from lab.nvidia import Commands
 from lab.plugin import until
+from lab.units import Unit, systemctl
 
-UNIT = "chandler-nri.service"
+UNIT = Unit("chandler-nri.service")
 SLICE = "kubepods.slice"
 ONE = bundle.request(resources={"gpu": {"count": 1}})
 
 
-def shown(name: str) -> str:
-    return subprocess.run(["systemctl", "show", "--value", "-p", name, UNIT], capture_output=True, text=True, check=True).stdout.strip()
-
-
 # What does not depend on the release takes one.
 latest = pytest.mark.parametrize("containerd", RELEASES[-1:], indirect=True, ids=lambda release: release.label)
-
-
-def pid() -> int:
-    return int(shown("MainPID"))
 
 
 class Service:
@@ -41,11 +34,6 @@ class Service:
 
     def configure(self, more: str = "") -> None:
         self.chandler.configure(["/usr/sbin/runc"], [self.gpus.cdi], '[gpu]\nallocator = "leases"\n' + more)
-
-    def log(self) -> list[dict[str, Any]]:
-        """Its lines in the journal, of this start and earlier ones."""
-        said = subprocess.run(["journalctl", "--output=cat", "--quiet", "--unit", UNIT], capture_output=True, text=True, check=True).stdout
-        return [json.loads(line) for line in said.splitlines() if line.startswith("{")]
 
     def leases(self) -> dict[str, str]:
         """Container to owner, from the ledger itself, which is looked at often here."""
@@ -58,11 +46,11 @@ def service(chandler: Installation, gpus: Node, containerd: Containerd, cri: CRI
     """Begun before the pods of a test, ended after them."""
     made = Service(chandler, gpus)
     made.configure()
-    subprocess.run(["systemctl", "start", UNIT], check=True)
+    systemctl("start", UNIT.name)
     yield made
     for pod in list(cri.pods):
         cri.end(pod)
-    subprocess.run(["systemctl", "stop", UNIT], check=True)
+    systemctl("stop", UNIT.name)
 
 
 def opened(cri: CRI, container: str) -> list[int]:
@@ -94,22 +82,22 @@ def attempt(cri: CRI, pod: Any) -> str:
 
 def test_a_start_is_over_when_it_serves(service: Service, cri: CRI) -> None:
     """Type=notify; a reload without losing the connection; a kill -9 of which nobody notices more than a pause."""
-    assert (shown("ActiveState"), shown("SubState")) == ("active", "running")
-    assert shown("StatusText").startswith("serving containerd"), "notified after the runtime had it"
+    assert (UNIT.state, UNIT.shown("SubState")) == ("active", "running")
+    assert UNIT.shown("StatusText").startswith("serving containerd"), "notified after the runtime had it"
     first = serves(cri, "first")
     assert service.leases() == {first: "nri"}
-    assert any(line.get("container") == first for line in service.log())
+    assert any(line.get("container") == first for line in lines(UNIT.log()))
 
     service.configure("[policy]\ndeny = [\"env\"]\n")
-    before = pid()
-    subprocess.run(["systemctl", "reload", UNIT], check=True)
+    before, connections = UNIT.pid, UNIT.sockets()
+    systemctl("reload", UNIT.name)
     denied = cri.pod("denied", bundle.request(env={"A": "b"}), cgroup_parent=SLICE)
     until(lambda: "deny of [policy]" in refused(cri, denied), "the new rule")
-    until(lambda: shown("ActiveState") == "active", "the end of the reload")
-    assert pid() == before and len([line for line in service.log() if str(line.get("msg", "")).startswith("serving ")]) >= 1
+    until(lambda: UNIT.active, "the end of the reload")
+    assert UNIT.pid == before and UNIT.sockets() >= connections, "the runtime's among them"
 
     os.kill(before, signal.SIGKILL)
-    until(lambda: shown("ActiveState") == "active" and pid() not in (0, before), "the restart")
+    until(lambda: UNIT.active and UNIT.pid not in (0, before), "the restart")
     second = serves(cri, "second")
     assert service.leases() == {first: "nri", second: "nri"} and opened(cri, first) == [0]
     cri.remove(second)
@@ -118,12 +106,12 @@ def test_a_start_is_over_when_it_serves(service: Service, cri: CRI) -> None:
 
 @latest
 def test_it_comes_back_to_a_runtime_that_restarts(service: Service, cri: CRI, containerd: Containerd) -> None:
-    first, before = serves(cri, "first"), pid()
+    first, before = serves(cri, "first"), UNIT.pid
     containerd.stop()
-    until(lambda: shown("StatusText") == "waiting for the runtime", "its notice")
+    until(lambda: UNIT.shown("StatusText") == "waiting for the runtime", "its notice")
     containerd.start()
-    until(lambda: shown("StatusText").startswith("serving"), "its return")
-    assert pid() == before and cri.ready() and service.leases() == {first: "nri"}
+    until(lambda: UNIT.shown("StatusText").startswith("serving"), "its return")
+    assert UNIT.pid == before and cri.ready() and service.leases() == {first: "nri"}
     assert opened(cri, serves(cri, "second")) == [1]
 
 
@@ -149,22 +137,22 @@ def test_a_daemon_for_a_shared_gpu(service: Service, cri: CRI) -> None:
     Commands("/usr/bin").forget()  # where the unit has its daemon
     commands = Commands("/run/chandler/nv")  # this one notes what it is told, so it must be where the plugin may write
     service.chandler.configure(["/usr/sbin/runc"], [service.gpus.cdi], commands.toml("managed", mps_patience=30))
-    subprocess.run(["systemctl", "reload", UNIT], check=True)
-    daemon = f"chandler-mps@{uuid(0)}.service"
+    systemctl("reload", UNIT.name)
+    daemon = Unit(f"chandler-mps@{uuid(0)}.service")
     pod = cri.pod("shared", bundle.request(resources={"gpu": {"sharing": "mps"}}), cgroup_parent=SLICE)
     container = cri.start(until(lambda: attempt(cri, pod), "the daemon, with the kubelet's retries"))
-    assert subprocess.run(["systemctl", "is-active", "--quiet", daemon], check=False).returncode == 0
+    assert daemon.active
     assert commands.gpus()[uuid(0)]["mode"] == "EXCLUSIVE_PROCESS"
     assert cri.exec(container, "ls", "/tmp/nvidia-mps").out == "control\n" and opened(cri, container) == [0]
-    os.kill(pid(), signal.SIGKILL)
-    until(lambda: shown("StatusText").startswith("serving") and pid(), "the restart")
-    assert subprocess.run(["systemctl", "is-active", "--quiet", daemon], check=False).returncode == 0, "not ended with the plugin"
+    os.kill(UNIT.pid, signal.SIGKILL)
+    until(lambda: UNIT.shown("StatusText").startswith("serving") and UNIT.pid, "the restart")
+    assert daemon.active, "not ended with the plugin"
     cri.remove(container)
-    until(lambda: subprocess.run(["systemctl", "is-active", "--quiet", daemon], check=False).returncode, "the daemon's end")
+    until(lambda: not daemon.active, "the daemon's end")
     until(lambda: commands.gpus()[uuid(0)]["mode"] == "DEFAULT", "the mode that was before")
 
 
 def test_how_exposed_it_is(chandler: Installation) -> None:
     """systemd's own judgement of the hardening, in tenths; 100 is none."""
-    done = subprocess.run(["systemd-analyze", "security", "--no-pager", "--threshold=30", UNIT], capture_output=True, text=True, check=False)
+    done = subprocess.run(["systemd-analyze", "security", "--no-pager", "--threshold=30", UNIT.name], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout.splitlines()[-1]

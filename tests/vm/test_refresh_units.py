@@ -11,29 +11,25 @@ from lab.engine import Engine, read
 from lab.install import Installation
 from lab.node import Node, spec, write
 from lab.plugin import until
+from lab.units import Unit, systemctl
 
-PATH, SERVICE = "chandler-refresh.path", "chandler-refresh.service"
-
-
-def shown(unit: str, name: str) -> str:
-    return subprocess.run(["systemctl", "show", "--value", "-p", name, unit], capture_output=True, text=True, check=True).stdout.strip()
+PATH, SERVICE = Unit("chandler-refresh.path"), Unit("chandler-refresh.service")
 
 
 def runs() -> int:
     """How often a refresh has ended."""
-    said = subprocess.run(["journalctl", "--output=cat", "--quiet", "--unit", SERVICE], capture_output=True, text=True, check=True).stdout
-    return said.count("Finished ")
+    return SERVICE.log().count("Finished ")
 
 
 def quiet() -> bool:
     """Whether systemd has nothing to do: no job, no refresh on its way."""
     jobs = subprocess.run(["systemctl", "list-jobs", "--no-legend"], capture_output=True, text=True, check=True).stdout
-    return not jobs.strip() and shown(SERVICE, "ActiveState") == "inactive"
+    return not jobs.strip() and SERVICE.state == "inactive"
 
 
 def waits() -> bool:
     """Whether a refresh sleeps."""
-    pid = int(shown(SERVICE, "MainPID"))
+    pid = SERVICE.pid
     return bool(pid) and read(f"/proc/{pid}/syscall").startswith("230 ")  # clock_nanosleep of x86_64
 
 
@@ -51,9 +47,9 @@ def inventories(chandler: Installation) -> dict[str, tuple[int, int]]:
 def watched(chandler: Installation, gpus: Node) -> Iterator[Installation]:
     chandler.configure(["/usr/sbin/runc"], [gpus.cdi])
     chandler.refresh()
-    subprocess.run(["systemctl", "start", PATH], check=True)
+    systemctl("start", PATH.name)
     yield chandler
-    subprocess.run(["systemctl", "stop", PATH, SERVICE], check=True)
+    systemctl("stop", PATH.name, SERVICE.name)
 
 
 class Files:
@@ -106,9 +102,9 @@ def test_a_configuration_that_changes_is_compiled(watched: Installation, gpus: N
 
 def test_it_can_be_enabled(watched: Installation) -> None:
     """As a package or a person does."""
-    subprocess.run(["systemctl", "enable", PATH, SERVICE], check=True, capture_output=True)
+    systemctl("enable", PATH.name, SERVICE.name)
     try:
         for unit, target in ((PATH, "paths.target"), (SERVICE, "multi-user.target")):
-            assert os.path.islink(f"/etc/systemd/system/{target}.wants/{unit}")
+            assert os.path.islink(f"/etc/systemd/system/{target}.wants/{unit.name}")
     finally:
-        subprocess.run(["systemctl", "disable", PATH, SERVICE], check=True, capture_output=True)
+        systemctl("disable", PATH.name, SERVICE.name)
