@@ -19,7 +19,7 @@ PROGRAMS = {"chandler", "chandler-runtime", "chandler-runc", "chandler-youki", "
 @pytest.fixture(scope="module")
 def environment(lab: str) -> Path:
     """With Debian's packages, so that no dependency has to be fetched."""
-    made = Path(lab, "environment")
+    made = Path(lab, "an environment")
     subprocess.run([PYTHON, "-m", "venv", "--system-site-packages", "--without-pip", str(made)], check=True, stdin=subprocess.DEVNULL)
     done = subprocess.run([sys.executable, "-m", "pip", "--python", made / "bin/python", "install", "--no-build-isolation", "--no-deps", "--no-index", "--no-cache-dir",
                            "--disable-pip-version-check", REPOSITORY], check=False, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=PLAIN)
