@@ -206,8 +206,8 @@ class _Keeper:
             return None
         if self.ledger is None:
             return wanted.take(None).complete()
-        made: engine.Plan = self.ledger.allocate(self.lease, wanted.take)
         try:
+            made: engine.Plan = self.ledger.allocate(self.lease, wanted.take)
             made.complete()
         except BaseException:
             self.undo()

@@ -173,9 +173,11 @@ def test_neighbours_by_the_host_s_sysfs(runtime: runtimes.Runtime, node: Node, p
     installation.refresh()
     engine = Engine([*runtime.wrap, installation.program()], os.path.join(place, "root"))
     try:
-        for name, gpu, wanted in (("c1", {"count": 2}, "0 1"), ("c2", {"count": 3, "prefer": "numa"}, "2 4 6"), ("c3", {"count": 2, "prefer": "link"}, "3 5"),
-                                  ("c4", {"count": 1, "prefer": "numa"}, "7")):
-            made = bundle.make(os.path.join(place, name), ["sleep", "60"], bundle.request(resources={"gpu": gpu}))
+        cases: list[tuple[str, dict[str, Any], str]] = [
+            ("c1", {"count": 2}, "0 1"), ("c2", {"count": 3, "prefer": "numa"}, "2 4 6"), ("c3", {"count": 2, "prefer": "link"}, "3 5"),
+            ("c4", {"count": 1, "prefer": "numa"}, "7")]
+        for name, asked, wanted in cases:
+            made = bundle.make(os.path.join(place, name), ["sleep", "60"], bundle.request(resources={"gpu": asked}))
             engine.create(made, bundle.GROUPS + name)
             assert granted(made) == ",".join(f"nvidia.com/gpu={number}" for number in wanted.split())
     finally:
