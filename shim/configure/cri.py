@@ -15,6 +15,9 @@ from shim.errors import HostError
 
 PATIENCE = 120.0  # seconds for one call: a sandbox's image may have to be fetched
 STARTING = 20.0  # seconds for an engine that was just started
+# A kubelet ends pods that it does not know, at times before we are through.
+TRIES = 3
+_GONE = ("not found", "not running", "does not exist", "exited", "stopped")
 _RUNTIME, _IMAGES = "/runtime.v1.RuntimeService/", "/runtime.v1.ImageService/"
 _UNAVAILABLE, _UNIMPLEMENTED, _UNKNOWN = 14, 12, 2
 _NODE, _POD, _CONTAINER = 2, 0, 1  # namespaces: the node's network, so that no network plugin is needed
@@ -38,6 +41,12 @@ def ask(engine: str, handler: str, address: str, annotation: Tuple[str, str], mo
     path = address.replace("unix://", "", 1)
     try:
         image = _image(engine, path)
+        for _ in range(TRIES - 1):
+            try:
+                return _pod(path, handler, image, annotation, mounts, variable)
+            except Refused as error:
+                if not any(words in str(error) for words in _GONE):
+                    raise
         return _pod(path, handler, image, annotation, mounts, variable)
     except Refused as error:
         raise HostError(f"{engine} refused the pod: {' '.join(str(error).split())[-900:]}",
@@ -74,7 +83,7 @@ def _pod(path: str, handler: str, image: str, annotation: Tuple[str, str], mount
     sandbox = _text(_call(path, _RUNTIME + "RunPodSandbox", [(1, pod), (2, handler)]), 1)
     try:
         container: List[grpc.Field] = [(1, [(1, "verify")]), (2, [(1, image)])]
-        container += [(3, word) for word in ("/bin/sh", "-c", "exec sleep 3600")]
+        container += [(3, word) for word in ("/bin/sh", "-c", "exec sleep 120")]
         for inside, outside in mounts:
             container.append((7, [(1, inside), (2, outside), (3, 1)]))
         container.append((15, [(2, [(3, namespaces), (5, [])])]))  # as uid 0, whoever the image's user is
@@ -83,8 +92,11 @@ def _pod(path: str, handler: str, image: str, annotation: Tuple[str, str], mount
         said = _call(path, _RUNTIME + "ExecSync", [(1, made), *((2, word) for word in ("/bin/sh", "-c", "cat /proc/1/environ")), (3, 20)])
         return next((entry.partition("=")[2] for entry in _text(said, 1).split("\0") if entry.startswith(variable + "=")), "")
     finally:
-        _call(path, _RUNTIME + "StopPodSandbox", [(1, sandbox)])
-        _call(path, _RUNTIME + "RemovePodSandbox", [(1, sandbox)])
+        for step in ("StopPodSandbox", "RemovePodSandbox"):
+            try:
+                _call(path, _RUNTIME + step, [(1, sandbox)])
+            except (Refused, OSError, grpc.Broken):
+                pass  # somebody else has ended it, or what is wrong is said already
 
 
 def _text(answer: Answered, number: int) -> str:

@@ -64,7 +64,10 @@ def _docker(handler: str, annotation: Tuple[str, str], address: str, find: Find)
     try:
         return _got(_call([*docker, "run", *_options(handler, annotation), image, *_SAY]))
     finally:
-        _call([*docker, "rmi", "--force", image])
+        try:
+            _call([*docker, "rmi", "--force", image])
+        except HostError:
+            pass  # what is wrong is said already
 
 
 def _options(handler: str, annotation: Tuple[str, str]) -> List[str]:
