@@ -89,9 +89,9 @@ def ask(**document: Any) -> dict[str, str]:
 def test_a_container_s_life(scene: Scene, docker: Docker, handler: str) -> None:
     """Its own process has what it asked for, what exec starts opens the GPU and no other, and an update changes nothing about that."""
     asked = ask(resources={"gpu": {"count": 2}, "memory": "64Mi", "pids_limit": 64}, env={"EPOCHS": "3"})
-    container = docker.run(handler, "--detach", annotations=asked, command=["sh", "-c", "env; sleep 3600"]).stdout.strip()
+    container = docker.run(handler, "--detach", annotations=asked, command=["sh", "-c", "env; echo END; sleep 3600"]).stdout.strip()
     assert scene.installation.leases() == {container: [f"{KIND}=0", f"{KIND}=1"]}
-    assert {"EPOCHS=3", "CUDA_VISIBLE_DEVICES=0,1"} <= set(docker.cli("logs", container).stdout.splitlines())
+    assert {"EPOCHS=3", "CUDA_VISIBLE_DEVICES=0,1"} <= set(docker.logs(container, "END"))
     pid = docker.inspect(container)["State"]["Pid"]
     third = scene.node.gpus[2]
 

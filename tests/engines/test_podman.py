@@ -41,6 +41,7 @@ class Scene:
         self.installation.configure([found.path for found in self.low.values()], [self.node.cdi], f'[gpu]\nallocator = "leases"\n{more}', engine="")
         self.installation.refresh()
 
+
 @pytest.fixture(scope="module", params=RELEASES, ids=lambda release: release.label)
 def scene(request: pytest.FixtureRequest, lab: str, node: Node) -> Iterator[Scene]:
     if request.param.missing:
@@ -88,9 +89,9 @@ def left(container: str) -> list[str]:
 def test_a_container_s_life(scene: Scene, podman: Podman, handler: str) -> None:
     """Its own process has what it asked for, what exec starts opens the GPU and no other, and an update changes nothing about that."""
     asked = ask(resources={"gpu": {"count": 2}, "memory": "64Mi", "pids_limit": 64}, env={"EPOCHS": "3"})
-    container = podman.run(handler, "--detach", annotations=asked, command=["sh", "-c", "env; sleep 3600"]).stdout.strip()
+    container = podman.run(handler, "--detach", annotations=asked, command=["sh", "-c", "env; echo END; sleep 3600"]).stdout.strip()
     assert scene.installation.leases() == {container: [f"{KIND}=0", f"{KIND}=1"]}
-    assert {"EPOCHS=3", "CUDA_VISIBLE_DEVICES=0,1"} <= set(podman.cli("logs", container).stdout.splitlines())
+    assert {"EPOCHS=3", "CUDA_VISIBLE_DEVICES=0,1"} <= set(podman.logs(container, "END"))
     pid = podman.inspect(container)["State"]["Pid"]
     third = scene.node.gpus[2]
 
@@ -148,8 +149,7 @@ def test_a_refused_container(scene: Scene, podman: Podman, handler: str) -> None
     said = f"annotation {PREFIX}resources.gpu.count: resources.gpu asks for 8 devices of {KIND}; 7 of 8 are free: {first} holds {KIND}=0 since "
     assert second.returncode == 126 and second.stderr.startswith(f"Error: OCI runtime error: {handler}: {said}")
     assert list(scene.installation.leases()) == [first] and left(podman.inspect("second")["Id"]) == []
-    podman.cli("kill", first)
-    podman.cli("wait", first)
+    podman.cli("stop", "--time=0", first)
     podman.cli("start", "second")
     assert list(scene.installation.leases()) == [podman.inspect("second")["Id"]]
 

@@ -85,11 +85,11 @@ def ask(**document: Any) -> dict[str, str]:
 
 def test_a_container_s_life(scene: Scene, podman: Podman, handler: str) -> None:
     asked = ask(resources={"gpu": {"count": 2}}, env={"EPOCHS": "3"})
-    container = podman.run(handler, "--detach", annotations=asked, command=["sh", "-c", "env; cat /proc/self/uid_map; sleep 3600"]).stdout.strip()
+    container = podman.run(handler, "--detach", annotations=asked, command=["sh", "-c", "env; cat /proc/self/uid_map; echo END; sleep 3600"]).stdout.strip()
     assert scene.leases() == {container: [f"{KIND}=0", f"{KIND}=1"]} and scene.installation.leases() == {}
-    seen = podman.cli("logs", container).stdout.splitlines()
+    seen = podman.logs(container, "END")
     assert {"EPOCHS=3", "CUDA_VISIBLE_DEVICES=0,1"} <= set(seen)
-    assert [line.split() for line in seen[-2:]] == [["0", str(UID), "1"], ["1", str(LENT), "65536"]]
+    assert [line.split() for line in seen[-3:-1]] == [["0", str(UID), "1"], ["1", str(LENT), "65536"]]
     opened = "; ".join(f"exec 3<{gpu.inside} || exit 1" for gpu in scene.node.gpus[:2]) + f"; ! test -e {scene.node.gpus[2].inside}"
     podman.cli("exec", container, "sh", "-c", opened)
     # what Chandler keeps is his, where his other programs keep theirs

@@ -92,6 +92,15 @@ class Docker:
     def info(self) -> Any:
         return json.loads(self.cli("info", "--format", "{{json .}}").stdout)
 
+    def logs(self, container: str, end: str) -> list[str]:
+        """The lines that a container has written, once `end` is one of them."""
+        until = time.monotonic() + PATIENCE
+        while end not in (lines := self.cli("logs", container).stdout.splitlines()):
+            if time.monotonic() > until:
+                raise AssertionError(f"{container} wrote no {end}: {lines}")
+            time.sleep(0.02)
+        return lines
+
     def clean(self) -> None:
         """Remove every container."""
         names = self.cli("ps", "--all", "--quiet").stdout.split()

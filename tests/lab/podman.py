@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -114,6 +115,15 @@ class Podman:
 
     def bundle(self, container: str) -> str:
         return os.path.dirname(str(self.inspect(container)["OCIConfigPath"]))
+
+    def logs(self, container: str, end: str) -> list[str]:
+        """The lines that a container has written, once `end` is one of them."""
+        until = time.monotonic() + PATIENCE
+        while end not in (lines := self.cli("logs", container).stdout.splitlines()):
+            if time.monotonic() > until:
+                raise AssertionError(f"{container} wrote no {end}: {lines}")
+            time.sleep(0.02)
+        return lines
 
     def clean(self) -> None:
         """Remove every pod and container."""
