@@ -15,9 +15,8 @@ from shim.errors import HostError
 
 PATIENCE = 120.0  # seconds for one call: a sandbox's image may have to be fetched
 STARTING = 20.0  # seconds for an engine that was just started
-# A kubelet ends pods that it does not know, at times before we are through.
 TRIES = 3
-_GONE = ("not found", "not running", "does not exist", "exited", "stopped")
+ENDING = 2.0  # seconds in which a pod that somebody ends is seen to end
 _RUNTIME, _IMAGES = "/runtime.v1.RuntimeService/", "/runtime.v1.ImageService/"
 _UNAVAILABLE, _UNIMPLEMENTED, _UNKNOWN = 14, 12, 2
 _NODE, _POD, _CONTAINER = 2, 0, 1  # namespaces: the node's network, so that no network plugin is needed
@@ -33,6 +32,10 @@ class Refused(Exception):
         self.status = status
 
 
+class Ended(Refused):
+    """Somebody has ended our pod, as a kubelet does with those that it does not know."""
+
+
 def ask(engine: str, handler: str, address: str, annotation: Tuple[str, str], mounts: List[Tuple[str, str]], variable: str) -> str:
     """What a container of the handler, in a pod with the annotation, has in a variable; "" when it has none.
 
@@ -44,9 +47,8 @@ def ask(engine: str, handler: str, address: str, annotation: Tuple[str, str], mo
         for _ in range(TRIES - 1):
             try:
                 return _pod(path, handler, image, annotation, mounts, variable)
-            except Refused as error:
-                if not any(words in str(error) for words in _GONE):
-                    raise
+            except Ended:
+                pass
         return _pod(path, handler, image, annotation, mounts, variable)
     except Refused as error:
         raise HostError(f"{engine} refused the pod: {' '.join(str(error).split())[-900:]}",
@@ -91,12 +93,38 @@ def _pod(path: str, handler: str, image: str, annotation: Tuple[str, str], mount
         _call(path, _RUNTIME + "StartContainer", [(1, made)])
         said = _call(path, _RUNTIME + "ExecSync", [(1, made), *((2, word) for word in ("/bin/sh", "-c", "cat /proc/1/environ")), (3, 20)])
         return next((entry.partition("=")[2] for entry in _text(said, 1).split("\0") if entry.startswith(variable + "=")), "")
+    except Refused as error:
+        raise Ended(error.status, str(error)) if _ended(path, sandbox) else error from None
     finally:
-        for step in ("StopPodSandbox", "RemovePodSandbox"):
-            try:
-                _call(path, _RUNTIME + step, [(1, sandbox)])
-            except (Refused, OSError, grpc.Broken):
-                pass  # somebody else has ended it, or what is wrong is said already
+        _remove(path, sandbox)
+
+
+def _ended(path: str, sandbox: str) -> bool:
+    """Whether the sandbox is not ours to use any more, or is about to be no more."""
+    until = time.monotonic() + ENDING
+    while time.monotonic() < until:
+        try:
+            status = _call(path, _RUNTIME + "PodSandboxStatus", [(1, sandbox)]).get(1, [b""])[0]
+            if isinstance(status, int) or grpc.decode(status).get(3, [0])[0]:  # ready is 0
+                return True
+        except Refused:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def _remove(path: str, sandbox: str) -> None:
+    """The pod ended; when somebody else is about to end it, too, that may take more than one call."""
+    until = time.monotonic() + STARTING
+    while True:
+        try:
+            _call(path, _RUNTIME + "StopPodSandbox", [(1, sandbox)])
+            _call(path, _RUNTIME + "RemovePodSandbox", [(1, sandbox)])
+            return
+        except (Refused, OSError, grpc.Broken) as error:
+            if not isinstance(error, Refused) or time.monotonic() > until:
+                return  # what is wrong is said already
+        time.sleep(0.1)
 
 
 def _text(answer: Answered, number: int) -> str:

@@ -1,15 +1,18 @@
 """What `chandler configure` writes, in the hands of real engines: containerd 1.7 and 2.1 through CRI, and podman."""
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
+from cri_api.v1 import api_pb2 as pb
 from lab import cgroups
 from lab.containerd import RELEASES, Containerd, Release
 from lab.cri import CRI, Pod, Refused, reason
@@ -189,8 +192,32 @@ def test_verify(scene: Scene) -> None:
     assert os.path.exists(scene.file) and "unheard-of" not in read(scene.file)
 
 
+def test_verify_where_a_kubelet_ends_pods_that_it_does_not_know(scene: Scene) -> None:
+    """The first one at once, the second as soon as it has a container: the third is left alone."""
+    ended: list[str] = []
+    done = threading.Event()
+
+    def kubelet() -> None:
+        with CRI(scene.containerd.socket) as own:
+            while not done.is_set() and len(ended) < 2:
+                for sandbox in own.runtime.ListPodSandbox(_list()).items:
+                    inside = own.runtime.ListContainers(pb.ListContainersRequest(filter=pb.ContainerFilter(pod_sandbox_id=sandbox.id))).containers
+                    if sandbox.metadata.namespace == "chandler-verify" and sandbox.id not in ended and (inside or not ended):
+                        ended.append(sandbox.id)
+                        with contextlib.suppress(Refused):
+                            own.runtime.StopPodSandbox(pb.StopPodSandboxRequest(pod_sandbox_id=sandbox.id))
+    thread = threading.Thread(target=kubelet)
+    thread.start()
+    try:
+        said = scene.configure("--runtime", "runc", "--verify", check=False)
+    finally:
+        done.set()
+        thread.join()
+    assert "got what it asked for" in said.stdout, said.stderr
+    assert ended and scene.cri.runtime.ListPodSandbox(_list()).items == []
+
+
 def _list() -> Any:
-    from cri_api.v1 import api_pb2 as pb
     return pb.ListPodSandboxRequest()
 
 
