@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,15 @@ def test_options_of_the_handler_that_was_there(world: Make, path: str, options: 
     assert ours == {"runtime_type": "io.containerd.runc.v2", "privileged_without_host_devices": True, "snapshotter": "devmapper",
                     "pod_annotations": ["a/*", "chandler.oci/*"], "container_annotations": ["chandler.oci/*"],
                     "options": {**options, "BinaryName": str(made.root / "usr/bin/chandler-runtime")}}
+
+
+def test_without_tomlkit(world: Make, capsys: Said, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is only added needs no library; a value that is changed where it stands does, and says so."""
+    monkeypatch.setitem(sys.modules, "tomlkit", None)
+    made = world("containerd")
+    made.file.write_text(V2 + RUNC)
+    assert made.run("--cdi") == 0 and made.run("--remove") == 0
+    assert "install python3-tomlkit" in refused(made, capsys, "--default")
 
 
 @pytest.mark.parametrize(("text", "version", "options", "words"), [
