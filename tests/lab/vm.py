@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -21,7 +22,8 @@ KERNEL = f"{CACHE}/uml/bin/linux.uml"
 MODULES = f"{CACHE}/uml/root/usr/lib/uml/modules"
 SYSTEMD = "/lib/systemd/systemd"
 INIT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "vm-init")
-MEMORY = "3072M"  # the most that it takes: pages that it never touched cost nothing
+ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/"}  # with fewer than two variables 7.2 does not start
+MEMORY = 3072  # MiB, the most that it takes: pages that it never touched cost nothing
 
 
 class Ended(NamedTuple):
@@ -55,9 +57,9 @@ def run(command: str, share: str, patience: float) -> Ended:
     os.chmod(os.path.join(share, "command"), 0o755)
     with tempfile.TemporaryDirectory(prefix="vm-") as own, open(os.path.join(share, "console"), "wb") as console:
         machine = subprocess.Popen(
-            [KERNEL, f"mem={MEMORY}", "seccomp=auto", "root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro", "con=null", "con0=null,fd:1",
+            [KERNEL, f"mem={MEMORY}M", "seccomp=auto", "root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro", "con=null", "con0=null,fd:1",
              f"uml_dir={own}/", f"init={INIT}", f"LAB_SHARE={os.path.realpath(share)}", f"LAB_MODULES={MODULES}", "systemd.show_status=false"],
-            stdin=subprocess.DEVNULL, stdout=console, stderr=console, cwd=own, start_new_session=True,
+            stdin=subprocess.DEVNULL, stdout=console, stderr=console, cwd=own, env=_memory_in(own), start_new_session=True,
             preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CORE, (0, 0)))
         try:
             machine.wait(patience)
@@ -69,3 +71,11 @@ def run(command: str, share: str, patience: float) -> Ended:
             machine.wait()
     status = read(os.path.join(share, "status")).strip()
     return Ended(int(status) if status else None, read(os.path.join(share, "output")), read(os.path.join(share, "console")))
+
+
+def _memory_in(directory: str) -> dict[str, str]:
+    """The environment in which its memory is a file of /dev/shm, as it is by itself, or of a directory, where that is too small."""
+    with contextlib.suppress(OSError):
+        if shutil.disk_usage("/dev/shm").free >> 20 > MEMORY:
+            return ENVIRONMENT
+    return {**ENVIRONMENT, "TMPDIR": directory}
