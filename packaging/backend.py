@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import os
 import subprocess
 import sys
+import tarfile
 import tempfile
 import zipfile
-from typing import Any, Dict, Iterator, List, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TAG = f"cp{sys.version_info[0]}{sys.version_info[1]}-none-any"
+# What a wheel, or a package, is made of.
+SOURCES = ("pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE", "shim", "hooks", "systemd", "packaging")
 # What is of use in an environment: not units, udev rules and /etc, which are a system's.
 DATA = ("lib/chandler", "share")
 # An environment for another Python is another environment.
@@ -51,6 +55,26 @@ def build_wheel(wheel_directory: str, config_settings: Any = None, metadata_dire
             entry.compress_type = zipfile.ZIP_DEFLATED
             archive.writestr(entry, data)
     return wheel
+
+
+def build_sdist(sdist_directory: str, config_settings: Any = None) -> str:
+    """Writes the source archive and returns its name."""
+    project, version = _project()
+    name = f"chandler-{version}"
+
+    def plain(entry: tarfile.TarInfo) -> Optional[tarfile.TarInfo]:
+        entry.uid = entry.gid = entry.mtime = 0
+        entry.uname = entry.gname = ""
+        return None if entry.name.endswith("__pycache__") else entry
+
+    with tarfile.open(os.path.join(sdist_directory, f"{name}.tar.gz"), "w:gz", format=tarfile.PAX_FORMAT) as archive:
+        information = _metadata(project, version)
+        entry = tarfile.TarInfo(f"{name}/PKG-INFO")
+        entry.size = len(information)
+        archive.addfile(entry, io.BytesIO(information))
+        for each in SOURCES:
+            archive.add(os.path.join(HERE, each), f"{name}/{each}", filter=plain)
+    return f"{name}.tar.gz"
 
 
 def _laid_out(prefix: str, name: str) -> Iterator[Tuple[str, bytes, int]]:

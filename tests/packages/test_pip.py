@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -87,3 +88,23 @@ def test_packages_of_the_environment_come_first(environment: Path) -> None:
     own = [path for path in paths if path.startswith(str(environment)) and path.endswith("site-packages")]
     assert len(own) == 1 and os.path.isdir(own[0])
     assert all(paths.index(own[0]) < at for at, path in enumerate(paths) if path.endswith("dist-packages"))
+
+
+def test_the_source_archive_makes_a_wheel_with_all_of_the_code(tmp_path: Path) -> None:
+    def build(tree: str, what: str) -> Path:
+        code = "import sys; sys.path.insert(0, 'packaging'); import backend; print(getattr(backend, sys.argv[1])(sys.argv[2]))"
+        (tmp_path / tree.replace("/", "_")).mkdir()
+        done = subprocess.run([sys.executable, "-B", "-c", code, what, str(tmp_path / tree.replace("/", "_"))], cwd=tree, check=True,
+                              capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        return tmp_path / tree.replace("/", "_") / done.stdout.strip()
+
+    (tmp_path / "source").mkdir()
+    subprocess.run(["tar", "-C", tmp_path / "source", "-xzf", build(REPOSITORY, "build_sdist")], check=True)
+    (tree,) = (tmp_path / "source").iterdir()
+    wheel = build(str(tree), "build_wheel")
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        record = archive.read(next(name for name in names if name.endswith("/RECORD"))).decode()
+    assert sorted(line.split(",")[0] for line in record.splitlines()) == sorted(set(names))
+    code = {name.partition("/lib/chandler/")[2] for name in names}
+    assert {path for path in code if path.endswith(".py")} == {"start.py", *(str(path.relative_to(tree)) for folder in ("shim", "hooks") for path in (tree / folder).rglob("*.py"))}
