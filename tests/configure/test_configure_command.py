@@ -13,7 +13,9 @@ import pytest
 from configure.world import World, corpus
 
 from shim.cli import doctor
-from shim.configure import selinux, store, tomledit
+from shim.configure import containerd, selinux, store, tomledit
+from shim.configure.model import Read, Wish
+from shim.errors import ConfigError
 
 Make = Callable[..., World]
 Said = pytest.CaptureFixture[str]
@@ -215,6 +217,13 @@ def test_what_k3s_makes_anew_is_not_edited(world: Make, capsys: Said) -> None:
     made.file.write_text(V2)
     said = refused(made, capsys)
     assert "made anew" in said and "config-v3.toml.tmpl" in said
+
+
+def test_a_node_of_k3s_is_told_which_file_to_name() -> None:
+    wish = Wish("containerd", [("chandler", "/usr/bin/chandler-runtime")], ["chandler.oci/*"], False, False, False, "", None, False, (2, 1, 9), "")
+    directory = "/var/lib/rancher/k3s/agent/etc/containerd"
+    with pytest.raises(ConfigError, match=f"--config {directory}/config-v3.toml.tmpl"):
+        containerd.plan(wish, Read(lambda _: None, lambda _: None, lambda _: [directory]))
 
 
 # --- docker, CRI-O, podman ------------------------------------------------------------------------------------------
