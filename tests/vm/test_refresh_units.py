@@ -30,7 +30,7 @@ def quiet() -> bool:
 def waits() -> bool:
     """Whether a refresh sleeps."""
     pid = SERVICE.pid
-    return bool(pid) and read(f"/proc/{pid}/syscall").startswith("230 ")  # clock_nanosleep of x86_64
+    return bool(pid) and read(f"/proc/{pid}/wchan").startswith("hrtimer_")  # with what follows kernels differ
 
 
 def inventories(chandler: Installation) -> dict[str, tuple[int, int]]:
