@@ -1,39 +1,59 @@
 """A pod through the CRI of containerd or CRI-O, the way the kubelet starts one.
 
+For `chandler configure --verify` alone, which needs grpcio and protobuf.
 Source of the fields' numbers: k8s.io/cri-api, runtime/v1/api.proto.
 """
 
 from __future__ import annotations
 
 import os
-import socket
 import time
-from typing import Dict, List, Tuple, Union
+from typing import Any, Dict, List, Tuple
 
-from shim.configure import grpc
 from shim.errors import HostError
 
 PATIENCE = 120.0  # seconds for one call: a sandbox's image may have to be fetched
 STARTING = 20.0  # seconds for an engine that was just started
 TRIES = 3
 ENDING = 2.0  # seconds in which a pod that somebody ends is seen to end
-_RUNTIME, _IMAGES = "/runtime.v1.RuntimeService/", "/runtime.v1.ImageService/"
-_UNAVAILABLE, _UNIMPLEMENTED, _UNKNOWN = 14, 12, 2
 _NODE, _POD, _CONTAINER = 2, 0, 1  # namespaces: the node's network, so that no network plugin is needed
+_READY = 0
 
-Answered = Dict[int, List[Union[int, bytes]]]
+TABLE: Dict[str, Dict[str, Tuple[int, str]]] = {
+    "ListImagesRequest": {}, "ListImagesResponse": {"images": (1, "*Image")},
+    "Image": {"id": (1, "string")}, "ImageSpec": {"image": (1, "string")},
+    "RunPodSandboxRequest": {"config": (1, "PodSandboxConfig"), "runtime_handler": (2, "string")},
+    "RunPodSandboxResponse": {"pod_sandbox_id": (1, "string")},
+    "PodSandboxConfig": {"metadata": (1, "PodSandboxMetadata"), "annotations": (7, "{string}"), "linux": (8, "LinuxPodSandboxConfig")},
+    "PodSandboxMetadata": {"name": (1, "string"), "uid": (2, "string"), "namespace": (3, "string")},
+    "LinuxPodSandboxConfig": {"security_context": (2, "LinuxSandboxSecurityContext")},
+    "LinuxSandboxSecurityContext": {"namespace_options": (1, "NamespaceOption")},
+    "NamespaceOption": {"network": (1, "int32"), "pid": (2, "int32"), "ipc": (3, "int32")},
+    "PodSandboxStatusRequest": {"pod_sandbox_id": (1, "string")}, "PodSandboxStatusResponse": {"status": (1, "PodSandboxStatus")},
+    "PodSandboxStatus": {"state": (3, "int32")},
+    "StopPodSandboxRequest": {"pod_sandbox_id": (1, "string")}, "StopPodSandboxResponse": {},
+    "RemovePodSandboxRequest": {"pod_sandbox_id": (1, "string")}, "RemovePodSandboxResponse": {},
+    "CreateContainerRequest": {"pod_sandbox_id": (1, "string"), "config": (2, "ContainerConfig"), "sandbox_config": (3, "PodSandboxConfig")},
+    "CreateContainerResponse": {"container_id": (1, "string")},
+    "ContainerConfig": {"metadata": (1, "ContainerMetadata"), "image": (2, "ImageSpec"), "command": (3, "*string"), "mounts": (7, "*Mount"),
+                        "linux": (15, "LinuxContainerConfig")},
+    "ContainerMetadata": {"name": (1, "string")},
+    "Mount": {"container_path": (1, "string"), "host_path": (2, "string"), "readonly": (3, "bool")},
+    "LinuxContainerConfig": {"security_context": (2, "LinuxContainerSecurityContext")},
+    "LinuxContainerSecurityContext": {"namespace_options": (3, "NamespaceOption"), "run_as_user": (5, "Int64Value")},
+    "Int64Value": {"value": (1, "int64")},
+    "StartContainerRequest": {"container_id": (1, "string")}, "StartContainerResponse": {},
+    "ExecSyncRequest": {"container_id": (1, "string"), "cmd": (2, "*string"), "timeout": (3, "int64")},
+    "ExecSyncResponse": {"stdout": (1, "bytes")},
+}
 
 
-class Refused(Exception):
-    """An error status: its number, and the words."""
+class Ended(Exception):
+    """Somebody has ended our pod, as a kubelet does with those that it does not know; `cause` is what the engine said."""
 
-    def __init__(self, status: int, words: str) -> None:
-        super().__init__(words)
-        self.status = status
-
-
-class Ended(Refused):
-    """Somebody has ended our pod, as a kubelet does with those that it does not know."""
+    def __init__(self, cause: Any) -> None:
+        super().__init__()
+        self.cause = cause
 
 
 def ask(engine: str, handler: str, address: str, annotation: Tuple[str, str], mounts: List[Tuple[str, str]], variable: str) -> str:
@@ -41,109 +61,110 @@ def ask(engine: str, handler: str, address: str, annotation: Tuple[str, str], mo
 
     Raises HostError, with the engine's own words.
     """
+    try:
+        import grpc
+
+        from shim.ttrpc import proto
+    except ImportError as error:
+        raise HostError(f"--verify asks {engine} through CRI, and the Python package of {error.name} is not installed",
+                        "install python3-grpcio and python3-protobuf, or leave --verify out") from None
     path = address.replace("unix://", "", 1)
-    try:
-        image = _image(engine, path)
-        for _ in range(TRIES - 1):
+    options = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 1000)]
+    with grpc.insecure_channel(f"unix://{path}", options) as channel:
+        cri = Cri(channel, proto.build("runtime.v1", TABLE), grpc)
+        try:
+            return cri.verified(engine, handler, annotation, mounts, variable)
+        except grpc.RpcError as error:
+            words = " ".join(str(error.details()).split())[-900:]
+            if error.code() == grpc.StatusCode.UNAVAILABLE:
+                raise HostError(f"{engine} does not answer at {path}: {words}", f"start {engine}, or name its socket with --address") from None
+            raise HostError(f"{engine} refused the pod: {words}", f"does {engine} know its new configuration (--restart)?") from None
+
+
+class Cri:
+    """The few calls of CRI that a pod with one container needs.  They raise grpc.RpcError."""
+
+    def __init__(self, channel: Any, messages: Dict[str, Any], grpc: Any) -> None:
+        self.channel = channel
+        self.messages = messages
+        self.grpc = grpc
+
+    def call(self, method: str, service: str = "RuntimeService", **fields: Any) -> Any:
+        """One call, with its request's fields."""
+        invoke = self.channel.unary_unary(f"/runtime.v1.{service}/{method}", self.messages[method + "Request"].SerializeToString,
+                                          self.messages[method + "Response"].FromString)
+        return invoke(self.messages[method + "Request"](**fields), timeout=PATIENCE)
+
+    def verified(self, engine: str, handler: str, annotation: Tuple[str, str], mounts: List[Tuple[str, str]], variable: str) -> str:
+        """See `ask`; raises HostError without an image."""
+        image = self._image(engine)
+        ended = None
+        for _ in range(TRIES):
             try:
-                return _pod(path, handler, image, annotation, mounts, variable)
-            except Ended:
-                pass
-        return _pod(path, handler, image, annotation, mounts, variable)
-    except Refused as error:
-        raise HostError(f"{engine} refused the pod: {' '.join(str(error).split())[-900:]}",
-                        f"does {engine} know its new configuration (--restart)?") from None
-    except (OSError, grpc.Broken) as error:
-        raise HostError(f"{engine} does not answer at {path}: {error}", f"start {engine}, or name its socket with --address") from None
+                return self._pod(handler, image, annotation, mounts, variable)
+            except Ended as error:
+                ended = error
+        assert ended is not None
+        raise ended.cause
 
+    def _image(self, engine: str) -> str:
+        """Some image that the engine has: all that runs in it is the host's."""
+        until = time.monotonic() + STARTING
+        while True:
+            try:
+                images = self.call("ListImages", "ImageService").images
+                break
+            except self.grpc.RpcError as error:  # it is about to start: the socket is there before the service
+                code = self.grpc.StatusCode
+                if error.code() not in (code.UNAVAILABLE, code.UNIMPLEMENTED, code.UNKNOWN) or time.monotonic() > until:
+                    raise
+            time.sleep(0.1)
+        if not images:
+            raise HostError(f"{engine} has no image, and none is fetched for this", "pull one, or start a pod, and verify again")
+        return str(images[0].id)
 
-def _image(engine: str, path: str) -> str:
-    """Some image that the engine has: all that runs in it is the host's."""
-    until = time.monotonic() + STARTING
-    while True:
+    def _pod(self, handler: str, image: str, annotation: Tuple[str, str], mounts: List[Tuple[str, str]], variable: str) -> str:
+        name = f"chandler-verify-{os.urandom(8).hex()}"
+        namespaces = {"network": _NODE, "pid": _CONTAINER, "ipc": _POD}
+        pod = {"metadata": {"name": name, "uid": name, "namespace": "chandler-verify"}, "annotations": dict([annotation]),
+               "linux": {"security_context": {"namespace_options": namespaces}}}
+        sandbox = self.call("RunPodSandbox", config=pod, runtime_handler=handler).pod_sandbox_id
         try:
-            images = _call(path, _IMAGES + "ListImages", []).get(1, [])
-            break
-        except (OSError, grpc.Broken):
-            if time.monotonic() > until:
-                raise
-        except Refused as error:  # it is about to start: the socket is there before the service
-            if error.status not in (_UNAVAILABLE, _UNIMPLEMENTED, _UNKNOWN) or time.monotonic() > until:
-                raise
-        time.sleep(0.1)
-    for image in images:
-        if isinstance(image, bytes):
-            return _text(grpc.decode(image), 1)
-    raise HostError(f"{engine} has no image, and none is fetched for this", "pull one, or start a pod, and verify again")
+            container = {"metadata": {"name": "verify"}, "image": {"image": image}, "command": ["/bin/sh", "-c", "exec sleep 120"],
+                         "mounts": [{"container_path": inside, "host_path": outside, "readonly": True} for inside, outside in mounts],
+                         # as uid 0, whoever the image's user is
+                         "linux": {"security_context": {"namespace_options": namespaces, "run_as_user": {}}}}
+            made = self.call("CreateContainer", pod_sandbox_id=sandbox, config=container, sandbox_config=pod).container_id
+            self.call("StartContainer", container_id=made)
+            said = self.call("ExecSync", container_id=made, cmd=["/bin/sh", "-c", "cat /proc/1/environ"], timeout=20)
+            entries = said.stdout.decode("utf-8", "replace").split("\0")
+            return next((entry.partition("=")[2] for entry in entries if entry.startswith(variable + "=")), "")
+        except self.grpc.RpcError as error:
+            raise Ended(error) if self._ended(sandbox) else error from None
+        finally:
+            self._remove(sandbox)
 
-
-def _pod(path: str, handler: str, image: str, annotation: Tuple[str, str], mounts: List[Tuple[str, str]], variable: str) -> str:
-    name = f"chandler-verify-{os.urandom(8).hex()}"
-    namespaces: List[grpc.Field] = [(1, _NODE), (2, _CONTAINER), (3, _POD)]
-    pod: List[grpc.Field] = [(1, [(1, name), (2, name), (3, "chandler-verify")]), (7, [(1, annotation[0]), (2, annotation[1])]),
-                             (8, [(2, [(1, namespaces)])])]
-    sandbox = _text(_call(path, _RUNTIME + "RunPodSandbox", [(1, pod), (2, handler)]), 1)
-    try:
-        container: List[grpc.Field] = [(1, [(1, "verify")]), (2, [(1, image)])]
-        container += [(3, word) for word in ("/bin/sh", "-c", "exec sleep 120")]
-        for inside, outside in mounts:
-            container.append((7, [(1, inside), (2, outside), (3, 1)]))
-        container.append((15, [(2, [(3, namespaces), (5, [])])]))  # as uid 0, whoever the image's user is
-        made = _text(_call(path, _RUNTIME + "CreateContainer", [(1, sandbox), (2, container), (3, pod)]), 1)
-        _call(path, _RUNTIME + "StartContainer", [(1, made)])
-        said = _call(path, _RUNTIME + "ExecSync", [(1, made), *((2, word) for word in ("/bin/sh", "-c", "cat /proc/1/environ")), (3, 20)])
-        return next((entry.partition("=")[2] for entry in _text(said, 1).split("\0") if entry.startswith(variable + "=")), "")
-    except Refused as error:
-        raise Ended(error.status, str(error)) if _ended(path, sandbox) else error from None
-    finally:
-        _remove(path, sandbox)
-
-
-def _ended(path: str, sandbox: str) -> bool:
-    """Whether the sandbox is not ours to use any more, or is about to be no more."""
-    until = time.monotonic() + ENDING
-    while time.monotonic() < until:
-        try:
-            status = _call(path, _RUNTIME + "PodSandboxStatus", [(1, sandbox)]).get(1, [b""])[0]
-            if isinstance(status, int) or grpc.decode(status).get(3, [0])[0]:  # ready is 0
+    def _ended(self, sandbox: str) -> bool:
+        """Whether the sandbox is not ours to use any more, or is about to be no more."""
+        until = time.monotonic() + ENDING
+        while time.monotonic() < until:
+            try:
+                if self.call("PodSandboxStatus", pod_sandbox_id=sandbox).status.state != _READY:
+                    return True
+            except self.grpc.RpcError:
                 return True
-        except Refused:
-            return True
-        time.sleep(0.1)
-    return False
+            time.sleep(0.1)
+        return False
 
-
-def _remove(path: str, sandbox: str) -> None:
-    """The pod ended; when somebody else is about to end it, too, that may take more than one call."""
-    until = time.monotonic() + STARTING
-    while True:
-        try:
-            _call(path, _RUNTIME + "StopPodSandbox", [(1, sandbox)])
-            _call(path, _RUNTIME + "RemovePodSandbox", [(1, sandbox)])
-            return
-        except (Refused, OSError, grpc.Broken) as error:
-            if not isinstance(error, Refused) or time.monotonic() > until:
-                return  # what is wrong is said already
-        time.sleep(0.1)
-
-
-def _text(answer: Answered, number: int) -> str:
-    value = answer.get(number, [b""])[0]
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else ""
-
-
-def _call(path: str, method: str, fields: List[grpc.Field]) -> Answered:
-    """One call on a connection of its own.  Raises Refused, Broken or OSError."""
-    answer = grpc.Answer()
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.settimeout(PATIENCE)
-        connection.connect(path)
-        connection.sendall(grpc.request(method, grpc.encode(fields)))
-        while not answer.done:
-            data = connection.recv(1 << 16)
-            if not data:
-                raise grpc.Broken("the connection ended")
-            connection.sendall(answer.feed(data))
-    if answer.status:
-        raise Refused(answer.status, answer.words or f"status {answer.status}")
-    return grpc.decode(answer.message())
+    def _remove(self, sandbox: str) -> None:
+        """The pod ended; when somebody else is about to end it, too, that may take more than one call."""
+        until = time.monotonic() + STARTING
+        while True:
+            try:
+                self.call("StopPodSandbox", pod_sandbox_id=sandbox)
+                self.call("RemovePodSandbox", pod_sandbox_id=sandbox)
+                return
+            except self.grpc.RpcError as error:
+                if error.code() == self.grpc.StatusCode.UNAVAILABLE or time.monotonic() > until:
+                    return  # what is wrong is said already
+            time.sleep(0.1)
