@@ -69,6 +69,10 @@ class Edits:
         result.items = tuple(items)
         return result
 
+    def beside(self, others: Edits) -> Edits:
+        """These, then others that have no kind and key in common with them, so that there is nothing to put right."""
+        return self.with_values((*self.items, *others.items))
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Edits) and self.items == other.items
 

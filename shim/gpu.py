@@ -184,7 +184,7 @@ def _from_cdi(names: List[str], inventory: Inventory, source: str, held: Optiona
     set_by_cdi = {edit[1] for edit in edits.items if edit[0] == ENV}
     visible = Edits([edit for kind, number in per_kind.items() for edit in _visibility(kind, number)
                      if edit[1] not in set_by_cdi])
-    return Grant(names, keys, merge(edits, visible), names, visible)
+    return Grant(names, keys, edits.beside(visible), names, visible)
 
 
 def _check_free(name: str, keys: List[str], source: str, held: Optional[List[Lease]]) -> None:

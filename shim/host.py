@@ -81,6 +81,7 @@ def check_paths(edits: Edits) -> None:
 
     Raises HostError with the path and the file that asks for it.
     """
+    there, mode = posix.access, posix.F_OK  # for some sixty libraries
     for kind, key, value, origin in edits.items:
         if kind == MOUNT:
             path = value.get("source", "")
@@ -88,7 +89,11 @@ def check_paths(edits: Edits) -> None:
             path = value["path"]
         else:
             continue
-        if path.startswith("/") and not exists(path):
+        try:
+            missing = path.startswith("/") and not there(path, mode)
+        except ValueError:  # a NUL in it
+            missing = True
+        if missing:
             what = f"the hook {path}" if kind == HOOK else f"the host path {path} (for {key})"
             from shim.generate import stale
             raise errors.HostError(f"{origin}: {what} does not exist", stale.remedy(path))

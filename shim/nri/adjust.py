@@ -8,7 +8,7 @@ with each field), and config.json as containerd 1.7.24 and 2.1.9 wrote it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Dict, FrozenSet, List, NamedTuple, NoReturn, Set, Tuple
+from typing import TYPE_CHECKING, Any, Dict, FrozenSet, List, NamedTuple, NoReturn, Tuple
 
 from shim import edits as _edits
 from shim import oci, ocikeys
@@ -38,8 +38,9 @@ _HOOKS = {"prestart": "prestart", "createRuntime": "create_runtime", "createCont
           "startContainer": "start_container", "poststart": "poststart", "poststop": "poststop"}
 # The rule that NRI adds for a device; mknod of a node that is there already is no loss.
 _RULE = ("", "rw", "wr", "rwm", "rmw", "wrm", "wmr", "mrw", "mwr")
-_MAX_MOUNTS = 4096
+_MAX_KEPT = 4096  # of each of the two below, which save making the same bytes for every container
 _mounts: Dict[int, Tuple[Any, bytes]] = {}  # by a mount's id(), which none else has while the mount is kept here
+_devices: Dict[Any, bytes] = {}
 _REMOVAL = "-"  # before a name it means: take this one out
 # key of linux.resources: what a request calls it
 _ASKED = {("cpu", "shares"): "cpu_shares", ("cpu", "cpus"): "cpuset", ("memory", "limit"): "memory",
@@ -108,14 +109,15 @@ def _beside(plan: Plan) -> Edits:
 def _apply(result: Any, edits: Edits, runtime: Runtime, document: Dict[str, Any]) -> None:
     idmap = oci.in_user_namespace(document)
     user = oci.process_user(document)
-    paths: Set[str] = set()
+    devices: Dict[str, bytes] = {}
     mounts: List[bytes] = []
     for edit in edits.items:
         kind = edit[0]
         if kind == _edits.MOUNT:  # the most, by far
             mounts.append(_mount(oci.idmapped(edit[2]) if idmap else edit[2]))
         elif kind == _edits.DEVICE:
-            _device(result, edit, runtime, user, paths)
+            devices.pop(edit[1], None)  # the later node of a path wins
+            devices[edit[1]] = _device(edit, runtime, user)
         elif kind == _edits.ENV:
             _env(result, edit, runtime)
         elif kind == _edits.HOOK:
@@ -132,7 +134,7 @@ def _apply(result: Any, edits: Edits, runtime: Runtime, document: Dict[str, Any]
             result.linux.oom_score_adj.value = edit[2]
         else:
             _refuse(edit, f"{kind} {edit[1]}".strip(), runtime)
-    result.MergeFromString(b"".join(mounts))
+    result.MergeFromString(b"".join([*devices.values(), *mounts]))
 
 
 def _refuse(edit: Edit, what: str, runtime: Runtime) -> NoReturn:
@@ -145,22 +147,31 @@ def _env(result: Any, edit: Edit, runtime: Runtime) -> None:
     result.env.add(key=edit[1], value=edit[2])
 
 
-def _device(result: Any, edit: Edit, runtime: Runtime, user: Dict[str, int], paths: Set[str]) -> None:
+def _device(edit: Edit, runtime: Runtime, user: Dict[str, int]) -> bytes:
+    """An adjustment with this device alone, as bytes, see `_mount`."""
     _, path, node, _ = edit
     access = node.get("permissions") or ""
     if access not in _RULE or node["type"] not in ("b", "c"):
         _refuse(edit, f"that {path} is a device of type {node['type']!r} with the access {access or 'rwm'!r}", runtime)
-    devices = result.linux.devices
-    if path in paths:  # the later node of a path wins
-        del devices[[other.path for other in devices].index(path)]
-    paths.add(path)
-    device = devices.add(path=path, type=node["type"], major=node.get("major", 0), minor=node.get("minor", 0))
-    if node.get("fileMode") is not None:
-        device.file_mode.value = node["fileMode"]
-    for owner, own in user.items():
-        value = node.get(owner)
-        if value is not None or own:
-            getattr(device, owner).value = own if value is None else value
+    uid, gid = node.get("uid"), node.get("gid")
+    key = (path, node["type"], node.get("major", 0), node.get("minor", 0), node.get("fileMode"),
+           user["uid"] or None if uid is None else uid, user["gid"] or None if gid is None else gid)
+    known = _devices.get(key)
+    if known is None:
+        if len(_devices) >= _MAX_KEPT:
+            _devices.clear()
+        known = _devices[key] = _device_bytes(*key)
+    return known
+
+
+def _device_bytes(path: str, kind: str, major: int, minor: int, mode: Any, uid: Any, gid: Any) -> bytes:
+    made = ContainerAdjustment()
+    device = made.linux.devices.add(path=path, type=kind, major=major, minor=minor)
+    for field, value in ((device.file_mode, mode), (device.uid, uid), (device.gid, gid)):
+        if value is not None:
+            field.value = value
+    data: bytes = made.SerializeToString()
+    return data
 
 
 def _mount(mount: Dict[str, Any]) -> bytes:
@@ -173,7 +184,7 @@ def _mount(mount: Dict[str, Any]) -> bytes:
         made = ContainerAdjustment()
         made.mounts.add(destination=mount["destination"], type=mount.get("type") or "", source=mount.get("source") or "",
                         options=mount.get("options") or [])
-        if len(_mounts) >= _MAX_MOUNTS:
+        if len(_mounts) >= _MAX_KEPT:
             _mounts.clear()
         known = _mounts[id(mount)] = (mount, made.SerializeToString())
     return known[1]

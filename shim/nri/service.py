@@ -219,8 +219,8 @@ class Service:
         container or a daemon may end while no plugin runs."""
         hooks = self._ledger.hook(lease) if lease is not None and plan.keys else EMPTY
         if plan.sharing is None:
-            # every hook counts, so there is nothing to merge, and no time
-            plan.edits, plan.beside = plan.edits.with_values((*plan.edits.items, *hooks.items)), (*plan.beside, hooks)
+            # every hook counts
+            plan.edits, plan.beside = plan.edits.beside(hooks), (*plan.beside, hooks)
             return
         from shim import shared
         ready = shared.hook(plan.sharing, self._state_dir)
