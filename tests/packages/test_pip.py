@@ -8,6 +8,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import hatchling
 import pytest
 from lab import bundle, runtimes
 from lab.engine import Engine
@@ -17,13 +18,19 @@ PLAIN = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
 PROGRAMS = {"chandler", "chandler-runtime", "chandler-runc", "chandler-youki", "chandler-crun", "chandler-nri", "chandler-hook"}
 
 
+def pip(python: str | Path, command: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """For that interpreter, which finds hatchling where the tests do, since nothing is fetched."""
+    path = {"PYTHONPATH": os.path.dirname(os.path.dirname(hatchling.__file__))}
+    return subprocess.run([sys.executable, "-m", "pip", "--python", python, command, "--no-build-isolation", "--no-deps", "--no-index", "--no-cache-dir",
+                           "--disable-pip-version-check", *words], check=False, stdin=subprocess.DEVNULL, capture_output=True, text=True, env={**PLAIN, **path})
+
+
 @pytest.fixture(scope="module")
 def environment(lab: str) -> Path:
     """With Debian's packages, so that no dependency has to be fetched."""
     made = Path(lab, "an environment")
     subprocess.run([PYTHON, "-m", "venv", "--system-site-packages", "--without-pip", str(made)], check=True, stdin=subprocess.DEVNULL)
-    done = subprocess.run([sys.executable, "-m", "pip", "--python", made / "bin/python", "install", "--no-build-isolation", "--no-deps", "--no-index", "--no-cache-dir",
-                           "--disable-pip-version-check", REPOSITORY], check=False, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=PLAIN)
+    done = pip(made / "bin/python", "install", REPOSITORY)
     assert done.returncode == 0, done.stdout + done.stderr
     return made
 
@@ -90,21 +97,30 @@ def test_packages_of_the_environment_come_first(environment: Path) -> None:
     assert all(paths.index(own[0]) < at for at, path in enumerate(paths) if path.endswith("dist-packages"))
 
 
-def test_the_source_archive_makes_a_wheel_with_all_of_the_code(tmp_path: Path) -> None:
-    def build(tree: str, what: str) -> Path:
-        code = "import sys; sys.path.insert(0, 'packaging'); import backend; print(getattr(backend, sys.argv[1])(sys.argv[2]))"
-        (tmp_path / tree.replace("/", "_")).mkdir()
-        done = subprocess.run([sys.executable, "-B", "-c", code, what, str(tmp_path / tree.replace("/", "_"))], cwd=tree, check=True,
-                              capture_output=True, text=True, stdin=subprocess.DEVNULL)
-        return tmp_path / tree.replace("/", "_") / done.stdout.strip()
+def test_nothing_is_installed_as_editable(environment: Path) -> None:
+    done = pip(environment / "bin/python", "install", "--editable", REPOSITORY)
+    assert done.returncode != 0 and "chandler cannot be installed as editable" in done.stdout + done.stderr
 
-    (tmp_path / "source").mkdir()
-    subprocess.run(["tar", "-C", tmp_path / "source", "-xzf", build(REPOSITORY, "build_sdist")], check=True)
-    (tree,) = (tmp_path / "source").iterdir()
-    wheel = build(str(tree), "build_wheel")
-    with zipfile.ZipFile(wheel) as archive:
-        names = archive.namelist()
-        record = archive.read(next(name for name in names if name.endswith("/RECORD"))).decode()
-    assert sorted(line.split(",")[0] for line in record.splitlines()) == sorted(set(names))
-    code = {name.partition("/lib/chandler/")[2] for name in names}
-    assert {path for path in code if path.endswith(".py")} == {"start.py", *(str(path.relative_to(tree)) for folder in ("shim", "hooks") for path in (tree / folder).rglob("*.py"))}
+
+def test_the_source_archive_makes_a_wheel_with_all_of_the_code(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-m", "hatchling", "build", "--target", "sdist", "--directory", tmp_path], cwd=REPOSITORY, check=True,
+                   stdin=subprocess.DEVNULL, capture_output=True)
+    (archive,) = tmp_path.iterdir()
+    subprocess.run(["tar", "-C", tmp_path, "-xzf", archive], check=True)
+    tree = tmp_path / archive.name[:-len(".tar.gz")]
+    assert {path.name for path in tree.iterdir()} == {
+        "PKG-INFO", "pyproject.toml", ".gitignore", "README.md", "CHANGELOG.md", "LICENSE", "shim", "hooks", "systemd", "packaging"}
+    code = sources(tree)
+    assert code == sources(Path(REPOSITORY)) and len(list(tree.rglob("paths.py"))) == 1
+    assert not [path for path in tree.rglob("*") if path.suffix == ".pyc" or path.name.endswith("cache__")]
+    done = pip(sys.executable, "wheel", "--wheel-dir", str(tmp_path / "wheel"), str(archive))
+    assert done.returncode == 0, done.stdout + done.stderr
+    (wheel,) = (tmp_path / "wheel").iterdir()
+    assert wheel.name.endswith(f"-cp{sys.version_info[0]}{sys.version_info[1]}-none-any.whl")
+    with zipfile.ZipFile(wheel) as opened:
+        names = opened.namelist()
+    assert {name.partition("/lib/chandler/")[2] for name in names if name.endswith(".py")} == {"start.py", *code}
+
+
+def sources(tree: Path) -> set[str]:
+    return {str(path.relative_to(tree)) for folder in ("shim", "hooks") for path in (tree / folder).rglob("*.py")}
