@@ -1,4 +1,4 @@
-"""The Debian package as a file.  What it does when it is installed is tested on a machine, in tests/vm/test_deb.py."""
+"""The Debian package as a file.  What it does when it is installed is tested on a machine, in tests/vm/test_vm_deb.py."""
 from __future__ import annotations
 
 import os

@@ -1,4 +1,4 @@
-"""The RPM as a file, which is the Debian package with another outside.  Its scriptlets run in tests/vm/test_deb.py."""
+"""The RPM as a file, which is the Debian package with another outside.  Its scriptlets run in tests/vm/test_vm_deb.py."""
 from __future__ import annotations
 
 import os
