@@ -3,9 +3,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +12,7 @@ from lab import cgroups, runtimes
 from lab.docker import RELEASES, Docker, Release
 from lab.install import Installation
 from lab.node import KIND, Node
+from lab.place import within
 
 LOW = {f"chandler-{kind}": label for kind, label in (("runc", "runc"), ("crun", "newer-crun"), ("youki", "youki"))}
 # What youki is not asked a second time.
@@ -51,27 +50,16 @@ class Scene:
 def scene(request: pytest.FixtureRequest, lab: str, node: Node) -> Iterator[Scene]:
     if request.param.missing:
         pytest.skip(request.param.missing)
-    place = tempfile.mkdtemp(dir=lab)
-    os.chmod(place, 0o755)
-    made = Scene(request.param, place, node)
-    yield made
-    made.docker.stop()
-    cgroups.end(place)
-    shutil.rmtree(place, ignore_errors=True)
+    with within(lab) as directory:
+        made = Scene(request.param, directory, node)
+        yield made
+        made.docker.stop()
 
 
 @pytest.fixture
 def docker(scene: Scene) -> Iterator[Docker]:
     yield scene.docker
     scene.docker.clean()
-
-
-@pytest.fixture
-def strict(scene: Scene) -> Iterator[None]:
-    """A policy by which `env` is for one namespace alone."""
-    scene.configure('[policy]\nallow = ["gpu"]\n[[policy.rule]]\nname = "prod"\nmatch = {namespace = ["prod"]}\nallow = ["gpu", "env"]\n')
-    yield
-    scene.configure()
 
 
 @pytest.fixture(params=sorted(LOW))

@@ -3,8 +3,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +10,7 @@ import pytest
 from lab import cgroups, runtimes
 from lab.install import Installation
 from lab.node import KIND, Node
+from lab.place import within
 from lab.podman import RELEASES, Podman, Release
 
 # What each is in one distribution with; podman 5 writes config.json of a version that an old crun rejects.
@@ -46,27 +45,16 @@ class Scene:
 def scene(request: pytest.FixtureRequest, lab: str, node: Node) -> Iterator[Scene]:
     if request.param.missing:
         pytest.skip(request.param.missing)
-    place = tempfile.mkdtemp(dir=lab)
-    os.chmod(place, 0o755)
-    made = Scene(request.param, place, node)
-    yield made
-    made.podman.close()
-    cgroups.end(place)
-    shutil.rmtree(place, ignore_errors=True)
+    with within(lab) as directory:
+        made = Scene(request.param, directory, node)
+        yield made
+        made.podman.close()
 
 
 @pytest.fixture
 def podman(scene: Scene) -> Iterator[Podman]:
     yield scene.podman
     scene.podman.clean()
-
-
-@pytest.fixture
-def strict(scene: Scene) -> Iterator[None]:
-    """A policy by which `env` is for one namespace alone."""
-    scene.configure('[policy]\nallow = ["gpu"]\n[[policy.rule]]\nname = "prod"\nmatch = {namespace = ["prod"]}\nallow = ["gpu", "env"]\n')
-    yield
-    scene.configure()
 
 
 @pytest.fixture(params=HANDLERS)

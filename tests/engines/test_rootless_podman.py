@@ -5,14 +5,14 @@ import contextlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from lab import cgroups, runtimes
+from lab import runtimes
 from lab.install import Installation
 from lab.node import KIND, Node
+from lab.place import within
 from lab.podman import LENT, RELEASES, UID, Podman, Release
 
 LOW = {"podman-4": {"chandler-runc": "runc", "chandler-crun": "crun"},
@@ -59,13 +59,10 @@ def scene(request: pytest.FixtureRequest, lab: str, node: Node) -> Iterator[Scen
     for missing in (request.param.missing, *(runtimes.named(label).missing for label in LOW[request.param.label].values())):
         if missing:
             pytest.skip(missing)
-    place = tempfile.mkdtemp(dir=lab)
-    os.chmod(place, 0o755)
-    made = Scene(request.param, place, node)
-    yield made
-    made.podman.close()
-    cgroups.end(place)
-    shutil.rmtree(place, ignore_errors=True)
+    with within(lab) as directory:
+        made = Scene(request.param, directory, node)
+        yield made
+        made.podman.close()
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from lab.engine import read
 from lab.install import Installation
 from lab.node import KIND, Node, uuid
 from lab.nvidia import Commands
+from lab.place import within
 from lab.plugin import Plugin, launcher, until
 
 from shim.ledger import Ledger
@@ -90,13 +91,10 @@ class Scene:
 def scene(request: pytest.FixtureRequest, lab: str, node: Node) -> Iterator[Scene]:
     if request.param.missing:
         pytest.skip(request.param.missing)
-    place = tempfile.mkdtemp(dir=lab)
-    os.chmod(place, 0o755)
-    made = Scene(request.param, place, node)
-    yield made
-    made.close()
-    cgroups.end(place)
-    shutil.rmtree(place, ignore_errors=True)
+    with within(lab) as directory:
+        made = Scene(request.param, directory, node)
+        yield made
+        made.close()
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import subprocess
 import tempfile
 import threading
@@ -21,6 +20,7 @@ from lab.docker import Docker
 from lab.engine import read
 from lab.install import Installation
 from lab.node import Node
+from lab.place import within
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can run containers of the host here")
 
@@ -69,13 +69,10 @@ class Scene:
 def scene(request: pytest.FixtureRequest, lab: str, node: Node) -> Iterator[Scene]:
     if request.param.missing:
         pytest.skip(request.param.missing)
-    place = tempfile.mkdtemp(dir=lab)
-    os.chmod(place, 0o755)
-    made = Scene(request.param, place, node)
-    yield made
-    made.close()
-    cgroups.end(place)
-    shutil.rmtree(place, ignore_errors=True)
+    with within(lab) as directory:
+        made = Scene(request.param, directory, node)
+        yield made
+        made.close()
 
 
 @pytest.fixture
