@@ -8,6 +8,7 @@ import contextlib
 import glob
 import os
 import signal
+import subprocess
 import time
 
 SYSFS = "/sys/fs/cgroup"
@@ -45,24 +46,44 @@ def limit(controller: str, version1: str, version2: str, pid: int) -> int:
 
 
 def end(directory: str) -> None:
-    """End every container whose root file system lies below `directory`, frozen ones, too, and remove its groups."""
+    """End every container whose root file system lies below `directory`, frozen ones, too, remove its groups, and unmount what killed runtimes left."""
     groups = set()
-    for pid in filter(str.isdigit, os.listdir("/proc")):
+    for pid in inside(directory):
         with contextlib.suppress(OSError):
-            with open(f"/proc/{pid}/mountinfo", encoding="utf-8") as mounts:
-                if directory not in mounts.read():
-                    continue
             with open(f"/proc/{pid}/cgroup", encoding="utf-8") as table:
                 paths = [line.rstrip("\n").split(":", 2)[1:] for line in table]
             of_pid = {f"{SYSFS}/{controllers.removeprefix('name=') or ('unified' if mode() == 'hybrid' else '')}{path}"
                       for controllers, path in paths if path != "/"}
-            os.kill(int(pid), signal.SIGKILL)
+            os.kill(pid, signal.SIGKILL)
             for group in of_pid:
                 for file, thawed in (("freezer.state", "THAWED"), ("cgroup.freeze", "0")):
                     with contextlib.suppress(OSError), open(f"{group}/{file}", "r+", encoding="ascii") as freezer:
                         freezer.write(thawed)
             groups |= of_pid
     remove(groups)
+    for _, point in sorted(_mounts("self", directory), reverse=True):
+        if point.startswith(directory + "/"):
+            subprocess.run(["umount", "-l", point], check=True)
+
+
+def inside(directory: str) -> list[int]:
+    """The processes that see, in a mount namespace of their own, a mount of `directory` that we do not see.
+
+    Not all that see one: a runtime that is killed while it starts leaves a mount (runc: of its binary) in the namespace that it was
+    called in, which is ours, and then every process of the host sees it.
+    """
+    ours, found = os.stat("/proc/self/ns/mnt").st_ino, []
+    for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
+        with contextlib.suppress(OSError):
+            if os.stat(f"/proc/{pid}/ns/mnt").st_ino != ours and _mounts(str(pid), directory) - _mounts("self", directory):
+                found.append(pid)
+    return found
+
+
+def _mounts(pid: str, directory: str) -> set[tuple[str, str]]:
+    """What a process sees mounted from `directory` or in it: which part of a file system, and where (proc(5), mountinfo)."""
+    with open(f"/proc/{pid}/mountinfo", encoding="utf-8") as file:
+        return {(fields[3], fields[4]) for line in file if directory in line for fields in [line.split(" ", 5)]}
 
 
 def sweep(prefix: str) -> None:
