@@ -19,11 +19,12 @@ from lab.served import NVIDIA, Served, inventory, node
 
 from shim import ledger, shared
 from shim.nri import messages as m
-from shim.nri.holds import PATIENCE, PATIENCE_FOR_RETRY
+from shim.nri.holds import PATIENCE_FOR_RETRY
 from shim.nri.plugin import Connection
 from shim.nri.work import LIMIT, Work
 from shim.ttrpc.errors import RemoteError
 
+ENOUGH = 60.0  # seconds, and not what a runtime waits: on a busy machine even a fake daemon may take longer than that
 STARTING = f"MPS for {uuid(0)} is starting, retry"
 
 
@@ -49,6 +50,7 @@ class Scene:
         self.services.append(self.service)
         self.peer = Peer(Connection("chandler", "50", self.service))
         self.peer.handshake(version=version)
+        self.service.patience = ENOUGH  # the handshake has set the runtime's
 
     def send(self, made: Any, owner: Any) -> int:
         stream = self.peer.client.call(m.PLUGIN_SERVICE, "CreateContainer", m.CreateContainerRequest(pod=owner, container=made).SerializeToString())
@@ -165,7 +167,7 @@ def test_a_daemon_that_is_slow_is_refused_once_and_found_by_the_retry(slow: Scen
     scene.stop("c-5")
     scene.go()
     until(scene.ready, "the daemon")
-    scene.service.patience = PATIENCE
+    scene.service.patience = ENOUGH
     assert scene.create("c-6", sharing="mps").hooks.create_runtime
     assert scene.leases() == ["c-6"] and len(scene.commands.started()) == 1
     assert 'requests_total{result="refused"} 4' in scene.service.measured() and 'refusals_total{kind="Starting",rule=""} 3' in scene.service.measured()
@@ -200,7 +202,7 @@ def test_a_retry_is_told_why_the_daemon_failed(slow: Scene) -> None:
     assert "gives no answer in 1 seconds" in said and "its log ends: " in said and "Starting control daemon" in said
     until(scene.clean, "the end of it all")
     scene.go()
-    scene.service.patience = PATIENCE
+    scene.service.patience = ENOUGH
     scene.create("c-3", sharing="mps")
     scene.stop("c-3")
     until(scene.clean, "the end of it all")
@@ -214,7 +216,7 @@ def test_a_daemon_that_dies_at_once_is_told_at_once(scene: Scene) -> None:
 
 def test_a_connection_that_is_lost_while_a_create_waits_leaves_a_hold(slow: Scene) -> None:
     scene = slow
-    scene.service.patience = PATIENCE
+    scene.service.patience = ENOUGH
     scene.send(container(id="c-1"), pod({"chandler.oci/service": '{"resources": {"gpu": {"sharing": "mps"}}}'}))
     scene.peer.connection.close()
     assert not scene.peer.connection.due() and scene.leases() == ["c-1"]
@@ -266,7 +268,7 @@ def test_an_exclusive_grant_does_not_wait_for_long_either(scene: Scene, monkeypa
         assert f"{NVIDIA}=0 is being put back after it was shared, retry" in scene.refused("c-2", devices=["0"])
     until(scene.idle, "the daemon's end")
     assert not scene.commands.running()
-    scene.service.patience = PATIENCE
+    scene.service.patience = ENOUGH
     assert scene.create("c-3", devices=["0"]).CDI_devices and scene.leases() == ["c-3"]
 
 
