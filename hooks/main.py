@@ -1,6 +1,6 @@
 """chandler-hook NAME [ARGUMENT...] [-- NAME [ARGUMENT...]]...: one entry for all OCI hooks of Chandler's.
 
-Start-up contract: `python3 -I -S -B`; nobody may look into this process (PR_SET_DUMPABLE, against CVE-2019-5736) before
+Start-up contract: `python3 -I -S -B -X utf8`; nobody may look into this process (PR_SET_DUMPABLE, against CVE-2019-5736) before
 anything else; the hook's module with all that it needs is imported, and the container's state read from standard input,
 before anything of the container's file system is touched; nothing is ever executed.  A hook that hangs is killed.
 Source: OCI runtime specification, "POSIX-platform Hooks" and "State"; prctl(2).

@@ -1,6 +1,6 @@
 """Front end 1: the OCI runtime wrapper.  Equips a container at create, run or restore, then becomes the runtime.
 
-Start-up contract: runs under `python3 -I -S -B`; imports only what a bare interpreter has built in (a test holds
+Start-up contract: runs under `python3 -I -S -B -X utf8`; imports only what a bare interpreter has built in (a test holds
 the list); everything that can fail fails before config.json is touched; ends in exec or in exit status 1.
 """
 

@@ -67,7 +67,7 @@ def installed(tmp_path: Path) -> Path:
 
 def loaded(start: Path, bundle: Path) -> set[str]:
     argv = [str(start), "chandler-runtime", "create", "--bundle", str(bundle), "c1"]
-    done = subprocess.run([PYTHON, "-I", "-S", "-B", "-c", REPORT.format(argv=argv, start=str(start))], check=False,
+    done = subprocess.run([PYTHON, "-I", "-S", "-B", "-X", "utf8", "-c", REPORT.format(argv=argv, start=str(start))], check=False,
                           stdin=subprocess.DEVNULL, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout, done.stderr
     return set(eval(done.stdout))

@@ -151,10 +151,10 @@ class Launcher:
             report: dict[str, Any] = json.load(file)
         assert report["pid"] == process.pid
         if report["who"] == "python":
-            expected = ["-I", "-S", "-B", f"{self.directory}/usr/lib/chandler/start.py",
+            expected = ["-I", "-S", "-B", "-X", "utf8", f"{self.directory}/usr/lib/chandler/start.py",
                         f"{self.directory}/usr/bin/{link}" if link else self.program]
-            assert report["argv"][:5] == expected
-            report["argv"] = report["argv"][5:]
+            assert report["argv"][:7] == expected
+            report["argv"] = report["argv"][7:]
         assert report["argv"] == [os.fsdecode(word) for word in argv]
         return report
 
@@ -769,6 +769,6 @@ def test_in_place(shell: Shell, tmp_path: Any) -> None:
                               [f"{directory}/sh", f"./{called}", "create", "-b", "none", "ID"],
                               cwd=os.path.join(directory, cwd), capture_output=True, text=True, check=False, env=PLAIN, stdin=subprocess.DEVNULL)
         words = done.stdout.split("\n")
-        assert words[:3] == ["-I", "-S", "-B"], done
-        assert os.path.normpath(words[3]) == os.path.normpath(f"{library}/start.py") and words[3][0] != "-", words
-        assert words[5:-1] == ["create", "-b", "none", "ID"]
+        assert words[:5] == ["-I", "-S", "-B", "-X", "utf8"], done
+        assert os.path.normpath(words[5]) == os.path.normpath(f"{library}/start.py") and words[5][0] != "-", words
+        assert words[7:-1] == ["create", "-b", "none", "ID"]
