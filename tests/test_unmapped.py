@@ -16,6 +16,7 @@ REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 # Enters a user namespace of its own, waits for its ids, then says of each path (number, whether it is believed).
 CHILD = """
 import ctypes, os, sys
+from shim import files, host, unmapped  # while they can be read: a checkout may be in a directory that is root's alone
 if ctypes.CDLL(None, use_errno=True).unshare(0x10000000):
     sys.exit(os.strerror(ctypes.get_errno()))
 print("ready", flush=True)
@@ -26,7 +27,6 @@ if sys.argv[1] == "without":  # CAP_FOWNER
     class Header(ctypes.Structure): _fields_ = [("version", ctypes.c_uint32), ("pid", ctypes.c_int)]
     data = (ctypes.c_uint32 * 6)()
     assert ctypes.CDLL(None).capset(ctypes.byref(Header(0x20080522, 0)), data) == 0
-from shim import files, host, unmapped
 owners = host.trusted_owners(host.user_namespace())
 for path in sys.argv[2:]:
     found = os.lstat(path)
