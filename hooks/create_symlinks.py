@@ -11,7 +11,8 @@ import errno
 import os
 import stat
 
-from hooks.main import Container, Wrong, say
+from hooks.container import Container, Wrong
+from hooks.main import say
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

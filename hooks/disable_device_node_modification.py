@@ -12,7 +12,8 @@ import ctypes
 import errno
 import os
 
-from hooks.main import Container, Wrong, say
+from hooks.container import Container, Wrong
+from hooks.main import say
 from shim.inroot import Root
 
 TYPE_CHECKING = False

@@ -8,7 +8,7 @@ Source: CUDA Compatibility guide, "Forward Compatibility".
 from __future__ import annotations
 
 from hooks import update_ldcache
-from hooks.main import Container, Wrong
+from hooks.container import Container, Wrong
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -1,33 +1,21 @@
 """chandler-hook NAME [ARGUMENT...] [-- NAME [ARGUMENT...]]...: one entry for all OCI hooks of Chandler's.
 
-Start-up contract: `python3 -I -S -B -X utf8`; nobody may look into this process (PR_SET_DUMPABLE, against CVE-2019-5736) before
-anything else; the hook's module with all that it needs is imported, and the container's state read from standard input,
-before anything of the container's file system is touched; nothing is ever executed.  A hook that hangs is killed.
+Start-up contract: `python3 -I -S -B -X utf8`; where there is a container, nobody may look into this process before anything
+else; the hook's module with all that it needs is imported, and the container's state read from standard input, before
+anything of the container's file system is touched; nothing is ever executed.  A hook that hangs is killed.
 Source: OCI runtime specification, "POSIX-platform Hooks" and "State"; prctl(2).
 """
 
 from __future__ import annotations
 
-import ctypes
-import os
+import posix
 import sys
-from _signal import alarm  # signal and json bring enum and re, half of a hook's start
-
-from shim import jsontext
-from shim.errors import ChandlerError
-from shim.inroot import Root
+from _signal import alarm  # signal, os and json are more than half of a hook's start
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, List, Set
+    from typing import List
 
-# what config.json calls it: its module
-HOOKS = {
-    "create-symlinks": "create_symlinks",
-    "update-ldcache": "update_ldcache",
-    "enable-cuda-compat": "enable_cuda_compat",
-    "disable-device-node-modification": "disable_device_node_modification",
-}
 RELEASE = "release"  # ends a lease at poststop, when there is no container any more
 MPS_READY = "mps-ready"  # asks an MPS daemon at createRuntime, with nothing of the container's
 PATIENCE = 20  # seconds
@@ -35,92 +23,24 @@ MAX_STATE = 1 << 20
 MAX_CONFIG = 16 << 20
 
 
-class Wrong(Exception):
-    """Why the hook cannot do its work; the container must not start."""
-
-
-class Container:
-    """The container being made: `root`, its root file system; `config`, its config.json."""
-
-    def __init__(self, root: Root, config: Dict[str, Any]) -> None:
-        self.root = root
-        self.config = config
-
-    def nodes(self) -> Set[str]:
-        """The paths of the device nodes that config.json gives the container."""
-        linux = self.config.get("linux")
-        devices = linux.get("devices") if isinstance(linux, dict) else None
-        return {str(one.get("path")) for one in devices if isinstance(one, dict)} if isinstance(devices, list) else set()
-
-    def mounts_at(self, destination: str) -> List[Dict[str, Any]]:
-        """What config.json mounts at a path, in order."""
-        mounts = self.config.get("mounts")
-        return [one for one in mounts if isinstance(one, dict) and one.get("destination") == destination] if isinstance(mounts, list) else []
-
-
 def say(sentence: str) -> None:
     """One line on standard error, which runtimes log."""
     print(f"chandler-hook: {sentence}", file=sys.stderr)
 
 
-def container(state: bytes) -> Container:
-    """The container that the state on standard input tells of.  Raises Wrong."""
-    try:
-        bundle = jsontext.loads(state)["bundle"]
-        with open(os.path.join(bundle, "config.json"), "rb") as file:
-            config = jsontext.loads(file.read(MAX_CONFIG))
-        path = os.path.join(bundle, config["root"]["path"])
-        if not os.path.isabs(path):
-            raise ValueError
-        return Container(Root(path), config)
-    except (ChandlerError, ValueError, KeyError, TypeError) as error:
-        raise Wrong(f"the runtime's state or the bundle's config.json does not say where the container is ({error})") from None
-    except OSError as error:
-        raise Wrong(f"{error.filename}: {error.strerror}") from None
-
-
 def main(argv: List[str]) -> int:
-    """`argv`: hooks with their arguments, done in order.  The exit status; a failure is one sentence on standard error."""
-    ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)  # PR_SET_DUMPABLE
+    """`argv`: hooks with their arguments.  The exit status."""
+    if argv[:1] != [RELEASE]:
+        from hooks import container
+        container.hide()
     alarm(PATIENCE)
-    os.umask(0o022)
+    posix.umask(0o022)
     state = sys.stdin.buffer.read(MAX_STATE)  # in any case: crun 1.8 fails when a hook ends before it has read it
-    os.chdir("/")  # engines start hooks in the container's root
+    posix.chdir("/")  # engines start hooks in the container's root
     if argv[:1] == [RELEASE]:
         from hooks import release
         return release.run(argv[1:])
     if argv[:1] == [MPS_READY]:
         from hooks import mps_ready
         return mps_ready.run(argv[1:], state)
-    name = ""
-    try:
-        work = []
-        for name, *words in _calls(argv):
-            if name not in HOOKS:
-                raise Wrong(f"no such hook; known are {', '.join(HOOKS)}")
-            __import__("hooks." + HOOKS[name])
-            module = sys.modules["hooks." + HOOKS[name]]
-            work.append((name, module, module.parse(words)))
-        made = container(state)
-        for step, module, arguments in work:
-            name = step
-            status: int = module.run(made, arguments)
-            if status:
-                return status
-        return 0
-    except Wrong as error:
-        say(f"{name}: {error}")
-    except OSError as error:
-        say(f"{name}: {error.filename or ''}: {error.strerror}")
-    return 1
-
-
-def _calls(argv: List[str]) -> List[List[str]]:
-    """The words between the `--`, the first of each a hook's name."""
-    calls: List[List[str]] = [[]]
-    for word in argv:
-        if word == "--":
-            calls.append([])
-        else:
-            calls[-1].append(word)
-    return [call or [""] for call in calls]
+    return container.run(argv, state)

@@ -14,7 +14,8 @@ import errno
 import os
 import stat
 
-from hooks.main import Container, Wrong, say
+from hooks.container import Container, Wrong
+from hooks.main import say
 from shim.generate import ldcache
 from shim.inroot import Root, read_regular, replace
 

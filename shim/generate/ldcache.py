@@ -1,10 +1,11 @@
-"""The dynamic loader's cache, read and written.  Pure: bytes in, bytes out; imports only struct, for hooks use it too.
+"""The dynamic loader's cache, read and written.  Pure: bytes in, bytes out; imports next to nothing, for hooks use it too.
 
 Source: glibc, sysdeps/generic/dl-cache.h, elf/cache.c and elf/dl-cache.c.
 """
 
 from __future__ import annotations
 
+from _operator import itemgetter  # operator brings the same and more
 from struct import Struct, error
 
 TYPE_CHECKING = False
@@ -19,8 +20,12 @@ if TYPE_CHECKING:
         version: int
         hardware: int
 else:
-    from collections import namedtuple
-    Entry = namedtuple("Entry", "flags key value version hardware")
+    class Entry(tuple):  # without collections, which a hook has no other need of
+        __slots__ = ()
+        flags, key, value, version, hardware = (property(itemgetter(place)) for place in range(5))
+
+        def __new__(cls, *values):
+            return tuple.__new__(cls, values)
 
 _OLD = b"ld.so-1.7.0"
 _NEW = b"glibc-ld.so.cache1.1"

@@ -16,6 +16,7 @@ import pytest
 from lab.install import REPOSITORY
 from packages.test_completions import parsers
 
+from hooks import container
 from hooks import main as hooks
 from shim import config, leaves, reach, request, rules
 from shim.cli import main
@@ -117,7 +118,7 @@ def test_the_plugins_options_and_hooks() -> None:
     for option in set(re.findall(r"--[a-z]+", done.stdout)):
         assert option in shown("chandler-nri.8")
     assert nri.SOCKET in shown("chandler-nri.8")
-    for name in (*hooks.HOOKS, hooks.RELEASE, hooks.MPS_READY):
+    for name in (*container.HOOKS, hooks.RELEASE, hooks.MPS_READY):
         assert re.search(rf"^ +{name} ?", part("chandler-hook.8", "DESCRIPTION"), re.M), name
 
 
