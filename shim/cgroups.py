@@ -8,7 +8,7 @@ Source: cgroups(7), Documentation/admin-guide/cgroup-v2.rst; OCI runtime specifi
 from __future__ import annotations
 
 import os
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from shim.errors import HostError, RequestError
 
@@ -17,6 +17,7 @@ LEAF, CONTAINERS = "init", "containers"  # the builder's own group, and the one 
 REMEDIES = ("start the container that Chandler runs in with the host's cgroup namespace (--cgroupns=host), "
             f"or set {VARIABLE} to a group that can be written to, or make /sys/fs/cgroup writable")
 _HOST_INITS = ("/", "/init.scope")  # where a host's own first process is
+_LIMITS = {"memory": "memory", "cpu": "cpu", "pids": "pids", "blockIO": "io", "hugepageLimits": "hugetlb"}  # linux.resources: the controller
 _NEEDED = ("memory", "cpu", "pids", "devices")  # of version 1: the hierarchies in which a container gets a group
 _MAX_FILE = 1 << 20
 
@@ -194,13 +195,22 @@ def in_parent(parent: str, name: str, systemd: bool = False) -> str:
     return _join(*parts, name)
 
 
+def controllers(resources: Dict[str, Any]) -> List[str]:
+    """The controllers of version 2 that the limits in linux.resources need."""
+    found = [controller for key, controller in _LIMITS.items() if resources.get(key)]
+    cpu = resources.get("cpu") or {}
+    return [*found, "cpuset"] if "cpus" in cpu or "mems" in cpu else found
+
+
 def place(name: str, asked: str = "", variable: str = "", systemd: bool = False, rootless: bool = False,
-          move: Optional[int] = None, tree: Optional[Tree] = None) -> Placement:
+          move: Optional[int] = None, tree: Optional[Tree] = None, needed: Sequence[str] = ()) -> Placement:
     """Where the group of container `name` goes: `asked` by its request, else `variable` (CHANDLER_CGROUP_PARENT), else
     beside this process where it runs in a container, else wherever the runtime puts it.
 
     `move`: the process to move into the leaf (None: nothing is changed).  Doing it again changes nothing more.
-    Raises RequestError for a parent that is none, and HostError, with the remedies, when no parent can be written to.
+    `needed`: the controllers without which the container cannot have its limits.
+    Raises RequestError for a parent that is none, and HostError, with the remedies, when no parent can be written to, or
+    one of ours cannot hand on what is needed.
     """
     for parent, by in ((asked, "cgroup_parent"), (variable, VARIABLE)):
         if parent:
@@ -222,13 +232,13 @@ def place(name: str, asked: str = "", variable: str = "", systemd: bool = False,
         return Placement("", "the runtime", ["the control groups of this process disagree between hierarchies"])
     notes: List[str] = []
     if move is not None and found.version == "v2":
-        notes = _make_room(tree, _join(found.mount, found.own), move, name)
+        notes = _make_room(tree, _join(found.mount, found.own), move, name, needed)
     elif not found.own_writable and not tree.writable(_join(found.mount, found.own, CONTAINERS)):
         raise _no_parent(name, _join(found.mount, found.own))
     return Placement(_join(found.own, CONTAINERS, name), "/proc/self/cgroup", notes)
 
 
-def _make_room(tree: Tree, here: str, process: int, name: str) -> List[str]:
+def _make_room(tree: Tree, here: str, process: int, name: str, needed: Sequence[str]) -> List[str]:
     """A group for containers beside one for us, since a group with processes hands no controllers on."""
     try:
         tree.make(f"{here}/{LEAF}")
@@ -244,9 +254,18 @@ def _make_room(tree: Tree, here: str, process: int, name: str) -> List[str]:
             if controller in tree.read(f"{group}/cgroup.subtree_control").split():
                 continue
             if not tree.write(f"{group}/cgroup.subtree_control", f"+{controller}"):
+                if controller in needed:
+                    raise _not_handed_on(tree, name, group, controller)
                 notes.append(f"{group} does not hand on the controller {controller}: other processes may be in it")
                 break
     return notes
+
+
+def _not_handed_on(tree: Tree, name: str, group: str, controller: str) -> HostError:
+    others = tree.read(f"{group}/cgroup.procs").split()
+    who = f": it holds other processes, such as {', '.join(others[:3])}" if others else ""
+    return HostError(f"{name} is to have a limit, and {group} cannot hand on the controller {controller} that it needs{who}",
+                     f"start the builder in a group of its own, or set {VARIABLE} to a group that hands it on")
 
 
 def _no_parent(name: str, where: str) -> HostError:

@@ -187,8 +187,25 @@ def test_a_group_that_is_only_called_init_stays(tmp_path: Path) -> None:
 def test_controllers_that_are_not_handed_on_are_told(tmp_path: Path) -> None:
     tree = contained(tmp_path)
     os.unlink(tmp_path / "sys/fs/cgroup/cgroup.subtree_control")
-    notes = cgroups.place("c", move=4711, tree=tree).notes
+    notes = cgroups.place("c", move=4711, tree=tree, needed=["io"]).notes
     assert len(notes) == 3 and "does not hand on the controller cpu" in notes[0]
+
+
+def test_a_limit_whose_controller_is_not_handed_on(tmp_path: Path) -> None:
+    """Else the runtime fails with words that name a file of the kernel's."""
+    tree = contained(tmp_path)
+    os.unlink(tmp_path / "sys/fs/cgroup/cgroup.subtree_control")
+    (tmp_path / "sys/fs/cgroup/cgroup.procs").write_text("12\n13\n")
+    with pytest.raises(HostError) as failed:
+        cgroups.place("c", move=4711, tree=tree, needed=["memory"])
+    assert "cannot hand on the controller memory" in str(failed.value) and "other processes, such as 12, 13" in str(failed.value)
+    assert "CHANDLER_CGROUP_PARENT" in str(failed.value)
+
+
+def test_the_controllers_that_limits_need() -> None:
+    assert cgroups.controllers({}) == [] == cgroups.controllers({"memory": {}, "devices": [{}]})
+    assert cgroups.controllers({"memory": {"limit": 1}, "pids": {"limit": 1}, "blockIO": {"weight": 10}}) == ["memory", "pids", "io"]
+    assert cgroups.controllers({"cpu": {"shares": 2}}) == ["cpu"] and cgroups.controllers({"cpu": {"cpus": "0"}}) == ["cpu", "cpuset"]
 
 
 @pytest.mark.parametrize("move", [4711, None])

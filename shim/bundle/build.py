@@ -84,7 +84,8 @@ def build(service: deployment.Service, found: image.Image, options: Options, inv
     else:
         config = equip.with_request(config, gpu)
     _check_ids(config, here, service.source)
-    placed = cgroups.place(options.id, parent, options.cgroup_parent, options.systemd, place.rootless, options.move)
+    placed = cgroups.place(options.id, parent, options.cgroup_parent, options.systemd, place.rootless, options.move,
+                          needed=cgroups.controllers(config["linux"].get("resources") or {}))
     if placed.path:
         config["linux"]["cgroupsPath"] = placed.path
     return Built(config, notes + placed.notes)

@@ -121,20 +121,32 @@ def test_a_bundle_that_systemd_makes_room_for(runtime: str, parent: str, chandle
     assert not os.path.exists("/sys/fs/cgroup" + scope) and not os.path.exists(place + "/web")
 
 
-@pytest.mark.parametrize("runtime", ("runc", "crun", "youki"))
-def test_a_builder_in_a_container_makes_room(runtime: str, chandler: Installation, place: str) -> None:
-    """In a delegated group that a namespace shows as the root: it moves into a leaf, and limits hold for what runs beside it."""
+def contained(chandler: Installation, place: str, runtime: str, program: str) -> subprocess.CompletedProcess[str]:
+    """A builder in a delegated group that a namespace shows as the root. `program`: a shell's, with BUILD for the builder."""
     chandler.configure(*policy(runtime))
-    file, unit = place + "/deployment.json", f"lab-builder-{runtime}.service"
+    file, unit = place + "/deployment.json", f"lab-builder-{os.path.basename(place)}.service"
     with open(file, "w", encoding="ascii") as text:
         json.dump({"version": "v1", "deployment": "lab", "services": {"web": {"image": {"name": "busybox"}, "resources": WISH, "command": {
             "args": ["sh", "-c", FILES]}}}}, text)
-    build = f"exec chandler bundle run --spec {file} --rootfs {bundle.rootfs(place + '/image')} {place}/web"
-    done = subprocess.run(["systemd-run", "--quiet", "--pipe", "--wait", f"--unit={unit}", "--property=Delegate=yes", "unshare", "--cgroup", "--mount", "--propagation",
+    build = program.replace("BUILD", f"chandler bundle run --spec {file} --rootfs {bundle.rootfs(place + '/image')} {place}/web")
+    return subprocess.run(["systemd-run", "--quiet", "--pipe", "--wait", f"--unit={unit}", "--property=Delegate=yes", "unshare", "--cgroup", "--mount", "--propagation",
                            "private", "sh", "-c", f"umount /sys/fs/cgroup && mount -t cgroup2 none /sys/fs/cgroup && {build}"],
                           stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("runtime", ("runc", "crun", "youki"))
+def test_a_builder_in_a_container_makes_room(runtime: str, chandler: Installation, place: str) -> None:
+    """It moves into a leaf, and limits hold for what runs beside it."""
+    done = contained(chandler, place, runtime, "exec BUILD")
     assert done.returncode == 0, done.stderr
     check(told(done.stdout))
+
+
+def test_a_builder_that_others_are_beside(chandler: Installation, place: str) -> None:
+    """Their group can hand on no controller, and the kernel's word for that would be "device or resource busy"."""
+    done = contained(chandler, place, "runc", "BUILD")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert "it holds other processes, such as " in done.stderr and "start the builder in a group of its own" in done.stderr
 
 
 def test_doctor_on_such_a_machine(chandler: Installation, containerd: Containerd) -> None:
