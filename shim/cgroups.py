@@ -240,6 +240,10 @@ def place(name: str, asked: str = "", variable: str = "", systemd: bool = False,
 
 def _make_room(tree: Tree, here: str, process: int, name: str, needed: Sequence[str]) -> List[str]:
     """A group for containers beside one for us, since a group with processes hands no controllers on."""
+    there = tree.read(f"{here}/cgroup.controllers").split()
+    for controller in needed:
+        if controller not in there:
+            raise _no_controller(name, here, controller, "it was handed on to nobody here")
     try:
         tree.make(f"{here}/{LEAF}")
         tree.make(f"{here}/{CONTAINERS}")
@@ -249,23 +253,23 @@ def _make_room(tree: Tree, here: str, process: int, name: str, needed: Sequence[
     if str(process) not in tree.read(f"{here}/{LEAF}/cgroup.procs").split() and not tree.write(
             f"{here}/{LEAF}/cgroup.procs", str(process)):
         notes.append(f"process {process} could not be moved into {here}/{LEAF}")
-    for controller in tree.read(f"{here}/cgroup.controllers").split():
+    for controller in there:
         for group in (here, f"{here}/{CONTAINERS}"):
             if controller in tree.read(f"{group}/cgroup.subtree_control").split():
                 continue
             if not tree.write(f"{group}/cgroup.subtree_control", f"+{controller}"):
                 if controller in needed:
-                    raise _not_handed_on(tree, name, group, controller)
+                    others = tree.read(f"{group}/cgroup.procs").split()
+                    raise _no_controller(name, group, controller, f"other processes are in it, such as {', '.join(others[:3])}" if others
+                                         else "the kernel does not let it")
                 notes.append(f"{group} does not hand on the controller {controller}: other processes may be in it")
                 break
     return notes
 
 
-def _not_handed_on(tree: Tree, name: str, group: str, controller: str) -> HostError:
-    others = tree.read(f"{group}/cgroup.procs").split()
-    who = f": it holds other processes, such as {', '.join(others[:3])}" if others else ""
-    return HostError(f"{name} is to have a limit, and {group} cannot hand on the controller {controller} that it needs{who}",
-                     f"start the builder in a group of its own, or set {VARIABLE} to a group that hands it on")
+def _no_controller(name: str, group: str, controller: str, why: str) -> HostError:
+    return HostError(f"{name} is to have a limit, and {group} cannot hand on the controller {controller} that it needs: {why}",
+                     f"start the builder in a group of its own that has it, or set {VARIABLE} to a group that hands it on")
 
 
 def _no_parent(name: str, where: str) -> HostError:

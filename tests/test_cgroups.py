@@ -187,7 +187,7 @@ def test_a_group_that_is_only_called_init_stays(tmp_path: Path) -> None:
 def test_controllers_that_are_not_handed_on_are_told(tmp_path: Path) -> None:
     tree = contained(tmp_path)
     os.unlink(tmp_path / "sys/fs/cgroup/cgroup.subtree_control")
-    notes = cgroups.place("c", move=4711, tree=tree, needed=["io"]).notes
+    notes = cgroups.place("c", move=4711, tree=tree).notes
     assert len(notes) == 3 and "does not hand on the controller cpu" in notes[0]
 
 
@@ -198,8 +198,12 @@ def test_a_limit_whose_controller_is_not_handed_on(tmp_path: Path) -> None:
     (tmp_path / "sys/fs/cgroup/cgroup.procs").write_text("12\n13\n")
     with pytest.raises(HostError) as failed:
         cgroups.place("c", move=4711, tree=tree, needed=["memory"])
-    assert "cannot hand on the controller memory" in str(failed.value) and "other processes, such as 12, 13" in str(failed.value)
+    assert "cannot hand on the controller memory" in str(failed.value) and "other processes are in it, such as 12, 13;" in str(failed.value)
     assert "CHANDLER_CGROUP_PARENT" in str(failed.value)
+    before = files(tmp_path)
+    with pytest.raises(HostError, match="controller hugetlb that it needs: it was handed on to nobody here"):
+        cgroups.place("c", move=4711, tree=tree, needed=["hugetlb"])
+    assert files(tmp_path) == before
 
 
 def test_the_controllers_that_limits_need() -> None:

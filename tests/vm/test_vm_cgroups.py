@@ -146,7 +146,7 @@ def test_a_builder_that_others_are_beside(chandler: Installation, place: str) ->
     """Their group can hand on no controller, and the kernel's word for that would be "device or resource busy"."""
     done = contained(chandler, place, "runc", "BUILD")
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
-    assert "it holds other processes, such as " in done.stderr and "start the builder in a group of its own" in done.stderr
+    assert "other processes are in it, such as " in done.stderr and "start the builder in a group of its own that has it" in done.stderr
 
 
 def test_doctor_on_such_a_machine(chandler: Installation, containerd: Containerd) -> None:
