@@ -17,7 +17,7 @@ from shim.lock import Lock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, List, Optional, Set
+    from typing import Any, Callable, List, Set
 
     from shim.leases import Lease
 
@@ -55,7 +55,7 @@ class Ledger:
     def _failed(self, error: OSError) -> errors.ChandlerError:
         return errors.HostError(f"the ledger of leases {self.path} cannot be changed: {error.strerror}")
 
-    def allocate(self, lease: Lease, plan: Callable[[List[Lease]], Optional[Plan]], patient: bool = True) -> Optional[Plan]:
+    def allocate(self, lease: Lease, plan: Callable[[List[Lease]], Plan], patient: bool = True) -> Plan:
         """What `plan` makes of the leases of all others; what it takes is then held by `lease`, to which names and
         keys are added.
 
@@ -75,7 +75,7 @@ class Ledger:
         except OSError as error:
             raise self._failed(error) from None
 
-    def _allocate(self, lease: Lease, plan: Callable[[List[Lease]], Optional[Plan]]) -> Optional[Plan]:
+    def _allocate(self, lease: Lease, plan: Callable[[List[Lease]], Plan]) -> Plan:
         left: List[str] = []
         with Lock(self.path + ".lock"):
             present = self.read()
@@ -84,7 +84,7 @@ class Ledger:
                 raise errors.LeaseError(f"a container of this name is there already: {leases.words(own)}", "delete it first")
             others = [one for one in present if not leases.gives_way(one, lease)]
             made = plan(others)
-            if made is not None and made.keys:
+            if made.keys:
                 lease["names"], lease["keys"] = made.names, made.keys
                 if made.sharing is not None:
                     lease.update(made.sharing.marks)

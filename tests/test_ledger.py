@@ -71,10 +71,10 @@ def test_times_are_those_of_the_calendar(seconds: int) -> None:
 def test_a_lease_is_kept_until_its_token_is_released(tmp_path: Path) -> None:
     kept = Ledger(str(tmp_path / "state"))
     first, second = lease(tmp_path, "one", alive=True), lease(tmp_path, "two", alive=True)
-    assert kept.allocate(first, take(3)).keys == GPUS[:3]  # type: ignore[union-attr]
+    assert kept.allocate(first, take(3)).keys == GPUS[:3]
     with pytest.raises(LeaseError, match="short of devices"):
         kept.allocate(second, take(2))
-    assert kept.allocate(second, take(1)).keys == GPUS[3:]  # type: ignore[union-attr]
+    assert kept.allocate(second, take(1)).keys == GPUS[3:]
     assert [entry["id"] for entry in kept.read()] == ["one", "two"]
     assert kept.release({"another token"}) == 0
     assert kept.release({first["token"]}) == 1 and kept.release({first["token"]}) == 0
@@ -84,8 +84,7 @@ def test_a_lease_is_kept_until_its_token_is_released(tmp_path: Path) -> None:
 
 def test_what_needs_no_device_leaves_no_lease(tmp_path: Path) -> None:
     kept = Ledger(str(tmp_path))
-    assert kept.allocate(lease(tmp_path, "c"), lambda held: None) is None
-    assert kept.allocate(lease(tmp_path, "c"), lambda held: Taken([])) is not None
+    assert kept.allocate(lease(tmp_path, "c"), lambda held: Taken([])).keys == []
     assert kept.read() == []
 
 
@@ -97,7 +96,7 @@ def test_a_live_container_of_the_same_name_is_refused_before_anything_changes(tm
         kept.allocate(lease(tmp_path, "c"), take(1))
     assert Path(kept.path).read_bytes() == before
     other_root = lease(tmp_path / "other", "c")
-    assert kept.allocate(other_root, take(1)).keys == [GPUS[1]]  # type: ignore[union-attr]
+    assert kept.allocate(other_root, take(1)).keys == [GPUS[1]]
 
 
 def test_a_gone_container_gives_way_to_its_like(tmp_path: Path) -> None:
@@ -139,7 +138,7 @@ def test_the_wrapper_takes_over_what_the_plugin_held_for_the_same_container(tmp_
         kept.allocate(lease(tmp_path, "c", alive=True), take(4))
     assert [entry["token"] for entry in kept.read()] == [theirs["token"], other["token"]], "a refusal changes nothing"
     mine = lease(tmp_path, "c", alive=True)
-    assert kept.allocate(mine, take(3)).keys == [GPUS[0], GPUS[1], GPUS[3]]  # type: ignore[union-attr]
+    assert kept.allocate(mine, take(3)).keys == [GPUS[0], GPUS[1], GPUS[3]]
     assert [entry["token"] for entry in kept.read()] == [other["token"], mine["token"]]
     assert kept.release({theirs["token"]}) == 0, "the plugin's late event finds nothing of its own"
     with pytest.raises(LeaseError):
@@ -275,7 +274,7 @@ class Model(RuleBasedStateMachine):
         others = self.others(owner, name)
         before = self.kept.read()
         try:
-            keys = self.kept.allocate(made, plan).keys  # type: ignore[union-attr]
+            keys = self.kept.allocate(made, plan).keys
         except LeaseError:
             assert (owner, name) in self.live or not possible, "refused though there were devices"
             assert {entry["token"] for entry in self.kept.read()} <= {entry["token"] for entry in before}

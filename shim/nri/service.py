@@ -159,8 +159,6 @@ class Service:
             return made
 
         plan = self._leased(lease, planned)
-        if plan is None:
-            return None
         if lease is not None and "keys" not in lease:
             lease = None  # no device, no lease
         if hold is not None:
@@ -271,12 +269,12 @@ class Service:
         line.update(source=plan.request.source, devices=plan.names, edits=counts, runtime=str(self.runtime))
         return result
 
-    def _leased(self, lease: Optional[Lease], plan: Callable[[Any], Optional[engine.Plan]]) -> Optional[engine.Plan]:
+    def _leased(self, lease: Optional[Lease], plan: Callable[[Any], engine.Plan]) -> engine.Plan:
         """The plan, its devices held by nobody else where leases are kept.  Raises ChandlerError."""
         if lease is None:
             return plan(None)
         try:
-            made: Optional[engine.Plan] = self._ledger.allocate(lease, plan, patient=False)
+            made: engine.Plan = self._ledger.allocate(lease, plan, patient=False)
         except LeaseError:
             # Runtimes are asked off the handler; when a lease turns out to be nobody's, the kubelet's next try finds it.
             if self._collecting is None or not self._collecting.is_alive():
