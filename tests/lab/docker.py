@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lab import cgroups, image
+from lab.plugin import until
 from lab.runtimes import CACHE
 
 PATIENCE = 60.0
@@ -66,9 +67,9 @@ class Docker:
                  # No file system under the tests is too plain for it.
                  "--storage-driver", "vfs"],
                 env={**ENVIRONMENT, "PATH": path}, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
-        until = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + PATIENCE
         while self.cli("version", check=False).returncode:
-            if self.process.poll() is not None or time.monotonic() > until:
+            if self.process.poll() is not None or time.monotonic() > deadline:
                 raise AssertionError(f"dockerd does not answer: {self.said()[-2000:]}")
             time.sleep(0.02)
         if self.cli("image", "inspect", IMAGE, check=False).returncode:
@@ -94,11 +95,7 @@ class Docker:
 
     def logs(self, container: str, end: str) -> list[str]:
         """The lines that a container has written, once `end` is one of them."""
-        until = time.monotonic() + PATIENCE
-        while end not in (lines := self.cli("logs", container).stdout.splitlines()):
-            if time.monotonic() > until:
-                raise AssertionError(f"{container} wrote no {end}: {lines}")
-            time.sleep(0.02)
+        lines: list[str] = until(lambda: end in (found := self.cli("logs", container).stdout.splitlines()) and found, f"{end} from {container}")
         return lines
 
     def clean(self) -> None:

@@ -7,11 +7,11 @@ import shutil
 import signal
 import subprocess
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lab import cgroups, image
+from lab.plugin import until
 from lab.runtimes import CACHE
 
 PATIENCE = 60.0
@@ -118,11 +118,7 @@ class Podman:
 
     def logs(self, container: str, end: str) -> list[str]:
         """The lines that a container has written, once `end` is one of them."""
-        until = time.monotonic() + PATIENCE
-        while end not in (lines := self.cli("logs", container).stdout.splitlines()):
-            if time.monotonic() > until:
-                raise AssertionError(f"{container} wrote no {end}: {lines}")
-            time.sleep(0.02)
+        lines: list[str] = until(lambda: end in (found := self.cli("logs", container).stdout.splitlines()) and found, f"{end} from {container}")
         return lines
 
     def clean(self) -> None:
