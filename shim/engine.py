@@ -6,7 +6,7 @@ create path.
 
 from __future__ import annotations
 
-from shim import errors, gpu, host, identity, oci, policy, resources
+from shim import errors, gpu, host, identity, oci, policy, resources, targets
 from shim import request as _request
 from shim.edits import ANNOTATION, EMPTY, ENV, Edits, merge
 
@@ -52,7 +52,7 @@ class Wanted:
     tell, and paths of the host are asked for before and after.
     """
 
-    __slots__ = ("request", "_gpu", "_document", "_engine_names", "_inventory", "_config", "_share", "_before", "_training")
+    __slots__ = ("request", "_gpu", "_document", "_engine_names", "_inventory", "_config", "_share", "_before", "_training", "_built")
 
     def __init__(self, request: _request.Request, document: Dict[str, Any], engine_names: List[str], inventory: Inventory,
                  config: Dict[str, Any], known: Mapping[str, Any], leased: bool) -> None:
@@ -63,6 +63,7 @@ class Wanted:
         self._inventory = inventory
         self._config = config
         self._share: Optional[Sharing] = None
+        self._built = known.get("built", False)
         if request.gpu is not None and not _request.SHARING.isdisjoint(request.gpu):
             from shim import sharing
             self._share = sharing.wished(request.gpu, document, config, request.source, leased)
@@ -89,9 +90,9 @@ class Wanted:
             grant = gpu.grant(self._gpu, self._engine_names, self._inventory, wish.source, host.look_at_gpu, others)
         except errors.CdiError as error:
             raise error.within(wish.source) from None
-        if held is not None and grant.names:
-            _check_engine_devices(self._document, grant, self._inventory, wish.source)
-        policy.check_devices(wish, grant.names, len(grant.keys), self._config)
+        if grant.names and not self._built:
+            _check_engine_devices(self._document, grant, self._inventory, wish.source, held is not None)
+        policy.check_devices(wish, grant.names, len(grant.keys), self._config, gpu.aggregates(grant, self._inventory))
         if share is not None:
             from shim import nvtools
             share.place(grant, self._inventory, nvtools.uuid_of)
@@ -127,7 +128,8 @@ def want(document: Dict[str, Any], inventory: Inventory, container: str = "", wi
     `container`: its name in its pod, from a front end that need not look for it in annotations.  `leased`: whether
     leases are kept here.  `wish`: the request, from a front end that has it already; annotations then say nothing.
     `known`: what the front end knows for certain, of id, bundle (its directory), handler, namespace, pod, image, volumes
-    (directories by name), scope and seconds (of and for secrets), restored (the devices that the container had).
+    (directories by name), scope and seconds (of and for secrets), restored (the devices that the container had),
+    built (config.json is our own work, no engine's).
     """
     config = inventory.config
     prefix = config["annotation-prefix"]
@@ -151,7 +153,8 @@ def want(document: Dict[str, Any], inventory: Inventory, container: str = "", wi
         raise errors.BundleError(f"{wish.source}: config.json has no process to equip")
     if config["policy.rule"]:
         config = _ruled(config, document, container, known or {})
-    policy.check(wish, document, config, engine_names)
+    unified = not policy.DEPENDS_ON_CGROUPS.isdisjoint(wish.resources) and host.unified_cgroups()
+    policy.check(wish, document, config, engine_names, unified)
     return Wanted(wish, document, engine_names, inventory, config, known or {}, leased)
 
 
@@ -172,24 +175,54 @@ def _rare(wish: _request.Request, document: Dict[str, Any], inventory: Inventory
             facts.edits(wish, document, inventory, config, known))
 
 
-def _check_engine_devices(document: Dict[str, Any], grant: gpu.Grant, inventory: Inventory, source: str) -> None:
-    """A GPU that the engine (or a device plugin, or --device) gave the container by itself is under nobody's lease."""
-    present = oci.device_numbers(document)
-    if not present:
+def _check_engine_devices(document: Dict[str, Any], grant: gpu.Grant, inventory: Inventory, source: str, leased: bool) -> None:
+    """What the engine itself (or a device plugin, or --device) lets a container open beside its grant is under nobody's
+    lease: a GPU, by its node or by a device rule (a container with CAP_MKNOD makes the node itself), or a rule for
+    every device of a major number.  Without leases single devices of the engine's are left alone: an orchestrator may
+    have chosen them.  Raises RequestError.
+    """
+    present = oci.device_numbers(document) if leased else {}
+    rules = [rule for rule in oci.opening_rules(document) if leased or rule[1] is None or rule[2] is None]
+    mounts = oci.mounts_of_devices(document) if leased else []
+    if not (present or rules or mounts):
         return
-    kinds = dict.fromkeys(name.partition("=")[0] for name in grant.names)
-    known = [key for kind in kinds for pick in inventory.picks(kind) for key in inventory.key(f"{kind}={pick}")]
-    for key in (*known, *grant.keys):
-        for number in key.split("+"):
-            if number in present:
-                raise errors.RequestError(f"{source}: resources.gpu: config.json has a GPU already, {present[number]}, from the engine",
-                                          "ask for GPUs in one way alone")
+    granted = {number for key in grant.keys for number in key.split("+")}
+    kinds = dict.fromkeys([*(name.partition("=")[0] for name in grant.names), *inventory.config["policy.kinds"]])
+    known: Dict[str, str] = {}
+    for kind in kinds:
+        known.update(gpu.numbers(kind, inventory, host.look_at_gpu))
+    for number in (*known, *granted):
+        if number in present:
+            raise errors.RequestError(f"{source}: resources.gpu: config.json has a GPU already, {present[number]}, from the engine",
+                                      "ask for GPUs in one way alone")
+    others = {number: name for number, name in known.items() if number not in granted}
+    for kind, major, minor, words in rules:
+        if kind is not None and major is not None and minor is not None:
+            opened = others.get(f"{kind}{major}:{minor}")
+        else:
+            opened = next((name for number, name in others.items() if _matches(number, kind, major, minor)), None)
+        if opened is not None:
+            raise errors.RequestError(f"{source}: resources.gpu: the engine's device rule {words!r} opens {opened}, which is not granted",
+                                      "start the container without that rule, and without privileged")
+    if mounts:
+        from shim import enginemounts
+        enginemounts.check(mounts, others, inventory, kinds, source)
 
 
-def equip(document: Dict[str, Any], edits: Edits, rootless: bool) -> Dict[str, Any]:
-    """config.json with a plan's edits in it, as a new document.  Raises HostError or BundleError."""
+def _matches(number: str, kind: Optional[str], major: Optional[int], minor: Optional[int]) -> bool:
+    """Whether a device number (c195:0) is among those of a rule."""
+    own_major, _, own_minor = number[1:].partition(":")
+    return kind in (None, number[0]) and major in (None, int(own_major)) and minor in (None, int(own_minor))
+
+
+def equip(document: Dict[str, Any], edits: Edits, rootless: bool, bundle: str = "") -> Dict[str, Any]:
+    """config.json with a plan's edits in it, as a new document.  `bundle`: its directory, where root.path is relative.
+
+    Raises HostError or BundleError.
+    """
+    root = oci.root_path(document, bundle)
     if rootless or oci.in_user_namespace(document):
         from shim import bound
         edits, mounted = bound.split(edits)
-        document = oci.apply(document, mounted, idmap=False)  # devtmpfs cannot be idmapped
-    return oci.apply(document, edits, idmap=not rootless)
+        document = oci.apply(document, targets.judged(document, mounted, root), idmap=False)  # devtmpfs cannot be idmapped
+    return oci.apply(document, targets.judged(document, edits, root), idmap=not rootless)

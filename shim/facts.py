@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import posix
 
-from shim import errors, files, host, reach, service
+from shim import errors, files, gpu, host, oci, reach, service
 from shim.edits import DEVICE, ENV, Edits
 from shim.leaves import CAPABILITIES
 
@@ -27,11 +27,14 @@ _ACCESS = {"type", "major", "minor"}
 
 class Facts:
     """The answers.  `root` is the container's root file system, '' when that is not known; `container` its id; `volumes`
-    the directories of prepared volumes by name; `prefixes` the only places that may be mounted from, None: any."""
+    the directories of prepared volumes by name; `prefixes` the only places that may be mounted from, None: any; `document`
+    config.json, None while there is no bundle whose image could lead targets elsewhere."""
 
     def __init__(self, root: str = "", container: str = "", volumes: Optional[Mapping[str, str]] = None,
-                 prefixes: Optional[List[str]] = None) -> None:
+                 prefixes: Optional[List[str]] = None, document: Optional[Dict[str, Any]] = None) -> None:
         self.root = root
+        self._document = document
+        self._image: Any = None
         self.container = container
         self.volumes = volumes or {}
         self.prefixes = prefixes
@@ -84,6 +87,26 @@ class Facts:
         text = data.decode("utf-8", "surrogateescape")
         found = self._accounts[path] = [line.split(":") for line in text.split("\n") if ":" in line]
         return found
+
+    def target(self, path: str, source: str) -> str:
+        """A path of the request inside the container, the links of the image followed.
+
+        Raises BundleError, or PolicyError for a target in a directory that the engine mounts: whoever may write there could
+        lead it elsewhere between this look and the mount.
+        """
+        if self._document is None:
+            return path
+        if not self.root:
+            raise errors.BundleError(f"{source}: where the image leads {path} cannot be seen here: its root file system is not known")
+        if self._image is None:
+            from shim import targets
+            self._image = targets.Image(self.root, self._document, exact=True)
+        resolved: str = self._image.resolve(path, source)
+        bound = self._image.within_bind(resolved) if self.prefixes is not None else ""
+        if bound:
+            raise errors.PolicyError(f"{source}: {path} lies in {bound}, which the engine mounts, and whoever may write there could lead it "
+                                     "elsewhere", "take a target outside of it")
+        return resolved
 
     # --- the host -------------------------------------------------------------------------------------------------
 
@@ -211,12 +234,8 @@ def variables(wish: Request, config: Dict[str, Any], scope: str, seconds: float 
 def edits(wish: Request, document: Dict[str, Any], inventory: Inventory, config: Dict[str, Any], known: Mapping[str, Any]) -> Edits:
     """The edits of the rarer keys.  `known`: what the front end knows (shim.engine.plan).  Raises ChandlerError."""
     prefixes = None if config["policy.trust"] == "all" else config["policy.bind-sources"]
-    root = document.get("root")
-    path = root.get("path") if isinstance(root, dict) else None
-    bundle = known.get("bundle", "")
-    if type(path) is str and not path.startswith("/"):
-        path = f"{bundle}/{path}" if bundle else ""
-    facts = Facts(path if type(path) is str else "", known.get("id", ""), {**config["volumes"], **known.get("volumes", {})}, prefixes)
+    facts = Facts(oci.root_path(document, known.get("bundle", "")), known.get("id", ""),
+                  {**config["volumes"], **known.get("volumes", {})}, prefixes, None if known.get("bundle") == "" else document)
     made = service.edits(wish.document, document, wish.source, facts)
     _check_gpus(made, inventory, wish.source)
     return made
@@ -227,10 +246,7 @@ def _check_gpus(made: Edits, inventory: Inventory, source: str) -> None:
     nodes = {f"{node['type']}{node['major']}:{node['minor']}": path for _, path, node, _ in made.of(DEVICE)}
     if not nodes:
         return
-    for kind in inventory.kinds():
-        for pick in inventory.picks(kind):
-            for key in inventory.key(f"{kind}={pick}"):
-                for number in key.split("+"):
-                    if number in nodes:
-                        raise errors.RequestError(f"{source}: devices: {nodes[number]} belongs to {kind}={pick}",
-                                                  "ask for it in resources.gpu")
+    for kind in dict.fromkeys([*inventory.kinds(), *gpu.NODES]):
+        for number, name in gpu.numbers(kind, inventory, host.look_at_gpu).items():
+            if number in nodes:
+                raise errors.RequestError(f"{source}: devices: {nodes[number]} belongs to {name}", "ask for it in resources.gpu")

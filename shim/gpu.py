@@ -98,6 +98,24 @@ def grant(wish: Optional[Dict[str, Any]], engine_names: List[str], inventory: In
     return found if nodes is None else found.joined(nodes)
 
 
+def aggregates(grant: Grant, inventory: Inventory) -> List[str]:
+    """The names of a grant that stand, each alone, for every device of a kind that has more than one."""
+    if len(grant.keys) == len(grant.names):
+        return []
+    return [name for name in grant.by_cdi if len(inventory.key(name)) == len(inventory.picks(cdi_names.kind(name))) > 1]
+
+
+def numbers(kind: str, inventory: Inventory, look: Look) -> Dict[str, str]:
+    """The device numbers (c195:0) of all GPUs of a kind that this node may grant, each with the GPU's name."""
+    picks = inventory.picks(kind)
+    found = {f"{kind}={pick}": inventory.key(f"{kind}={pick}") for pick in picks}
+    if not picks and kind in NODES and inventory.config["gpu.fallback"] == "devices":
+        own = NODES[kind][1]
+        found = {f"{kind}={number}": [_own_key(own, number, look)] for number in _numbers_there(own, look)}
+    # the key of a device without a node of its own is its name
+    return {number: name for name, keys in found.items() for key in keys for number in key.split("+") if number[1:2].isdigit()}
+
+
 def again(wish: Dict[str, Any], names: List[str], engine_names: List[str]) -> Dict[str, Any]:
     """The request of a container that is restored: for the devices that it had, of which the engine brings some itself."""
     own = [name for name in names if name not in engine_names]

@@ -107,6 +107,11 @@ def exists(path: str) -> bool:
         return False
 
 
+def unified_cgroups() -> bool:
+    """Whether this node has cgroup v2 alone.  Source: cgroups(7)."""
+    return exists("/sys/fs/cgroup/cgroup.controllers")
+
+
 def user_namespace() -> str:
     """The uid map of our user namespace with single blanks; `0 0 4294967295` is the initial one.
 

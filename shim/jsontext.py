@@ -109,21 +109,36 @@ def _damage(text: str) -> errors.JsonError:
     return errors.JsonError("not JSON")
 
 
-def check_depth(value: Any, limit: int = MAX_DEPTH) -> None:
-    """Raises JsonError when a parsed value is nested deeper than `limit`."""
+def check_value(value: Any, limit: int = MAX_DEPTH) -> None:
+    """Raises JsonError when a parsed value is nested deeper than `limit`, or holds a text that is not Unicode: JSON can
+    write half of a surrogate pair (`\\ud800`), which no file and no system call can take (RFC 8259, section 8.2)."""
     level = [value]
     for _ in range(limit):
         below: List[Any] = []
         for item in level:
             if isinstance(item, dict):
+                below.extend(item)
                 below.extend(item.values())
             elif isinstance(item, list):
                 below.extend(item)
+            elif isinstance(item, str):
+                check_text(item)
         if not below:
             return
         level = below
     if any(isinstance(item, (dict, list)) for item in level):
         raise errors.JsonError(f"nested more than {limit} deep")
+    for item in level:
+        if isinstance(item, str):
+            check_text(item)
+
+
+def check_text(text: str) -> None:
+    """Raises JsonError when a text is not Unicode."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise errors.JsonError(f"{text[:64]!r} is no Unicode text: it holds {text[error.start]!r}, half of a surrogate pair") from None
 
 
 class Source:

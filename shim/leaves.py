@@ -91,7 +91,7 @@ def _json(text: str) -> Any:
     """The value of a single-value annotation that is JSON; other text is left to the check to refuse."""
     try:
         value = jsontext.loads(text.encode("utf-8", "surrogatepass"), unique=True)
-        jsontext.check_depth(value)
+        jsontext.check_value(value)
         return value
     except errors.JsonError:
         return text

@@ -112,6 +112,17 @@ def _place(devices: List[Any], path: str, device: Document) -> None:
         del devices[places[0]]
 
 
+def root_path(config: Document, bundle: str) -> str:
+    """The container's root file system on the host, '' when it is not known; `bundle` is the bundle's directory or ''."""
+    root = config.get("root")
+    path = root.get("path") if isinstance(root, dict) else None
+    if type(path) is not str or not path:
+        return ""
+    if path.startswith("/"):
+        return path
+    return f"{bundle}/{path}" if bundle else ""
+
+
 def process_user(config: Document) -> Dict[str, int]:
     """uid and gid of the container's own process (0 where config.json does not say)."""
     process = config.get("process")
@@ -267,6 +278,44 @@ def device_rules(config: Document) -> List[Any]:
     for name in ("linux", "resources", "devices"):
         value = value.get(name) if isinstance(value, dict) else None
     return value if isinstance(value, list) else []
+
+
+def opening_rules(config: Document) -> List[Any]:
+    """The device rules that let a container read or write, as (type, major, minor, the rule in words); a type or a number
+    that the rule leaves open is None.
+
+    A rule that denies everything ends all before it.  One that denies less ends nothing here: cgroup v1 takes an
+    allowance back only in the very words in which it was given.  Source: OCI runtime specification, "Allowed Device
+    list"; Documentation/admin-guide/cgroup-v1/devices.rst.
+    """
+    found: List[Any] = []
+    for rule in device_rules(config):
+        if not isinstance(rule, dict):
+            continue
+        access = rule.get("access") or "rwm"
+        kind = rule.get("type")
+        kind = None if kind in (None, "", "a") else kind
+        major, minor = (number if type(number) is int and number >= 0 else None for number in (rule.get("major"), rule.get("minor")))
+        if rule.get("allow") is True:
+            if "r" in access or "w" in access:
+                words = " ".join((kind or "a", ":".join("*" if number is None else str(number) for number in (major, minor)), access))
+                found.append((kind, major, minor, words))
+        elif kind is major is minor is None and "r" in access and "w" in access:
+            found = []
+    return found
+
+
+def mounts_of_devices(config: Document) -> List[str]:
+    """The sources of bind mounts that may bring device nodes: what lies in /dev, or has /dev in it."""
+    mounts = config.get("mounts")
+    found = []
+    for mount in mounts if isinstance(mounts, list) else ():
+        source = mount.get("source") if isinstance(mount, dict) else None
+        if type(source) is str and (source.startswith("/dev/") or source in ("/", "/dev")):
+            options = mount.get("options")
+            if mount.get("type") == "bind" or isinstance(options, list) and ("bind" in options or "rbind" in options):
+                found.append(source)
+    return found
 
 
 def missing(config: Document, nodes: List[Any]) -> str:

@@ -6,12 +6,12 @@ configuration alone.  Pure; part of the create path.
 
 from __future__ import annotations
 
-from shim import errors, oci
+from shim import errors, gpu, oci
 from shim import request as _request
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, List, Sequence, Tuple
+    from typing import Any, Dict, List, Optional, Sequence, Tuple
 
     Config = Dict[str, Any]
 
@@ -22,21 +22,24 @@ _OURS = frozenset(("ZE_AFFINITY_MASK",))
 # Variables that decide which code a process loads.
 _LOADER_PREFIXES = ("LD_", "PYTHON")
 _LOADER = frozenset(("PATH", "GCONV_PATH", "GLIBC_TUNABLES", "BASH_ENV", "ENV"))
+# Words of `allow` that a word above them does not grant.  A word above them in `deny` refuses them, too.
 _OWN_WORDS = frozenset(("gpu.all", "gpu.mps_pipe_dir", "gpu.mps_log_dir", "gpu.time_slicing_config_path"))
+# Limits whose default depends on the version of control groups (`unified` of check).
+DEPENDS_ON_CGROUPS = frozenset(("memory_reservation", "blkio_weight"))
 
 
-def check(wish: _request.Request, document: Config, config: Config, names: Sequence[str] = ()) -> None:
+def check(wish: _request.Request, document: Config, config: Config, names: Sequence[str] = (), unified: bool = False) -> None:
     """Raises PolicyError, with the key and the rule, when the node's policy does not allow the request, or the
-    devices (`names`) that other annotations ask for."""
+    devices (`names`) that other annotations ask for.  `unified`: whether this node has cgroup v2 alone."""
     trusted = config["policy.trust"] == "all"
     for asked, key in _asked(wish) + _asked_by_name(names, "cdi.k8s.io"):
         check_word(wish, asked, key, config, trusted)
     for name in wish.env:
         _check_variable(name, wish.source, trusted)
-    _check_limits(wish, document)
+    _check_limits(wish, document, unified, trusted)
     if wish.rare:
         from shim import reach
-        reach.check(wish, document, config)
+        reach.check(wish, document, config, unified)
     if not trusted and (config["policy.max-cpu"] or config["policy.max-memory"]):
         from shim import reach
         reach.check_maxima(wish, config)
@@ -44,11 +47,11 @@ def check(wish: _request.Request, document: Config, config: Config, names: Seque
 
 def check_word(wish: _request.Request, asked: str, key: str, config: Config, allowed: bool) -> None:
     """Raises PolicyError when what is asked for is denied or, unless it is `allowed` anyway, not allowed."""
-    rule = _covers(config["policy.deny"], asked)
+    rule = _covers(config["policy.deny"], asked, frozenset())
     if rule:
         where = config.get("policy.denied-by", {}).get(rule, "[policy]")
         raise errors.PolicyError(f"{wish.source}: {key} is refused by {rule!r} in deny of {where}")
-    if not allowed and not _covers(config["policy.allow"], asked):
+    if not allowed and not _covers(config["policy.allow"], asked, _OWN_WORDS):
         raise errors.PolicyError(f"{wish.source}: {key} is not allowed: allow of {by(config)} has no {asked!r}",
                                  "ask the node's administrator")
 
@@ -58,9 +61,15 @@ def by(config: Config) -> str:
     return str(config.get("policy.by", "[policy]"))
 
 
-def check_devices(wish: _request.Request, names: List[str], count: int, config: Config) -> None:
-    """Raises PolicyError when the devices that a request comes to are more, or of other kinds, than allowed."""
-    if config["policy.trust"] == "all":
+def check_devices(wish: _request.Request, names: List[str], count: int, config: Config, aggregates: Sequence[str] = ()) -> None:
+    """Raises PolicyError when the devices that a request comes to are more, or of other kinds, than allowed.
+
+    `aggregates` are the names among them that stand for every device of their kind, whatever they are called.
+    """
+    trusted = config["policy.trust"] == "all"
+    for name in aggregates:
+        check_word(wish, "gpu.all", f"resources.gpu: {name}, which stands for every device of its kind,", config, trusted)
+    if trusted:
         return
     for name in names:
         kind = name.partition("=")[0]
@@ -72,34 +81,37 @@ def check_devices(wish: _request.Request, names: List[str], count: int, config: 
 
 
 def _asked(wish: _request.Request) -> List[Tuple[str, str]]:
-    """What is asked for, in the words of allow and deny, each with the request's own key."""
+    """What the request means, defaults included, in the words of allow and deny, each with the request's own key."""
     asked = [("env", "env")] if wish.env else []
     for key in wish.resources:
         if key != "gpu":
             asked.append((f"resources.{key}", f"resources.{key}"))
-    for key, value in (wish.gpu or {}).items():
-        asked.append((f"gpu.{key}", f"resources.gpu.{key}"))
-        if key == "devices":
-            asked += _asked_by_name(value, "resources.gpu.devices")[1:]
-    if wish.gpu is not None and not wish.gpu:
-        asked.append(("gpu", "resources.gpu"))
+    if wish.gpu is not None:
+        named = wish.gpu.get("devices")
+        if named is None and "count" not in wish.gpu:
+            asked.append(("gpu.count", "resources.gpu (a count of 1, the default)"))
+        asked += [(f"gpu.{key}", f"resources.gpu.{key}") for key in wish.gpu if key != "devices"]
+        asked += _asked_by_name(named or (), "resources.gpu.devices")
     return asked
 
 
 def _asked_by_name(names: Sequence[str], key: str) -> List[Tuple[str, str]]:
+    """A qualified name chooses the vendor, too, unless that is the default one."""
     if not names:
         return []
     asked = [("gpu.devices", key)]
     if any(name.rpartition("=")[2] == "all" for name in names):
         asked.append(("gpu.all", f'{key}: "all"'))
+    other = next((name for name in names if "=" in name and name.partition("=")[0] != gpu.VENDORS[gpu.DEFAULT_VENDOR][0]), "")
+    if other:
+        asked.append(("gpu.vendor", f"{key}: {other}"))
     return asked
 
 
-def _covers(rules: List[str], asked: str) -> str:
-    """The rule that covers what is asked: the same words, or words above them.  What reaches to the host, and every
-    device, only their own words cover."""
+def _covers(rules: List[str], asked: str, own_words: frozenset[str]) -> str:
+    """The rule that covers what is asked: the same word, or, unless it is among `own_words`, a word above it."""
     for rule in rules:
-        if asked == rule or asked.startswith(rule + ".") and asked not in _OWN_WORDS:
+        if asked == rule or asked.startswith(rule + ".") and asked not in own_words:
             return rule
     return ""
 
@@ -114,18 +126,23 @@ def _check_variable(name: str, source: str, trusted: bool) -> None:
                           "set it in the image, or trust = \"all\" in [policy]")
 
 
-def _check_limits(wish: _request.Request, document: Config) -> None:
-    """A request may tighten what the engine has set, never loosen it."""
+def _check_limits(wish: _request.Request, document: Config, unified: bool, trusted: bool) -> None:
+    """A request may tighten what the engine has set, never loosen it.  Where the engine has set nothing the kernel's
+    default counts, unless the caller is trusted: he may give himself more than others have by default."""
     asked = wish.resources
-    for key, (controller, name, unified) in _LIMITS.items():
+    for key, (controller, name, file) in _LIMITS.items():
         if key not in asked:
             continue
-        if oci.resource(document, "unified", unified, str) is not None:
-            raise errors.PolicyError(f"{wish.source}: resources.{key}: the engine has set {unified} in linux.resources.unified")
+        if oci.resource(document, "unified", file, str) is not None:
+            raise errors.PolicyError(f"{wish.source}: resources.{key}: the engine has set {file} in linux.resources.unified")
         present = oci.resource(document, controller, name, str if key == "cpuset" else int)
         if key == "cpuset":
             loose = bool(present) and not _request.cpus(asked[key]) <= _request.cpus(present)
         elif present is None or present <= 0:
+            default = _default(key, unified)
+            if default is not None and asked[key] > default and not trusted:
+                raise errors.PolicyError(f"{wish.source}: resources.{key} = {asked[key]} gives more than the kernel's default of {default}",
+                                         f"ask for at most {default}, or let the engine set it" if default else "leave it out, or let the engine set it")
             loose = False
         elif key == "cpu":
             period = oci.resource(document, "cpu", "period") or oci.CPU_PERIOD
@@ -139,6 +156,18 @@ def _check_limits(wish: _request.Request, document: Config) -> None:
                 loose = 0 < limit <= present and asked[key] - asked.get("memory", limit) > present - limit
         if loose:
             raise errors.PolicyError(f"{wish.source}: resources.{key} = {asked[key]} loosens the engine's limit of {present}")
+
+
+def _default(key: str, unified: bool) -> Optional[int]:
+    """The most that a container has of a resource while nobody sets anything; None where that is no limit at all.
+
+    A weight is a share of what its siblings have, so more of it is less for them.  With cgroup v2 the reservation of
+    memory is a protection (memory.low), whose default is none; with v1 it is a limit that applies when memory is short.
+    Source: Documentation/admin-guide/cgroup-v2.rst; cgroup-v1/memory.rst, "Soft limits"; sched-design-CFS.rst.
+    """
+    if key == "cpu_shares":
+        return 1024
+    return 0 if key == "memory_reservation" and unified else None
 
 
 # request key: (controller, key of linux.resources, the file of cgroup v2 that unified would name)

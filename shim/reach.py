@@ -54,7 +54,12 @@ CLASSES: Dict[str, str] = {
     "privileged": DANGEROUS,
 }
 _KERNEL = ("/proc", "/sys")
-_WEIGHT = 500  # of what has none: the kernel's default, Documentation/admin-guide/cgroup-v1/blkio-controller.rst
+# The largest blockIO.weight that gives no more than the kernel's default.  v1: bfq's default.  v2: runtimes write
+# 1 + (weight - 10) * 9999 / 990 to io.weight, whose default is 100.  Source: Documentation/block/bfq-iosched.rst,
+# Documentation/admin-guide/cgroup-v2.rst; runc, libcontainer/cgroups, ConvertBlkIOToIOWeightValue.
+_WEIGHT = {False: 100, True: 19}
+# What `privileged` comes to besides itself: a denial of any of it denies privileged.
+_PRIVILEGED_MEANS = ("capabilities", "devices", "gpu.all")
 
 
 def glob(pattern: str, text: str) -> bool:
@@ -135,13 +140,15 @@ def _lower(limits: Dict[str, Dict[str, int]], document: Config) -> bool:
     return True
 
 
-def check(wish: Request, document: Config, config: Config) -> None:
+def check(wish: Request, document: Config, config: Config, unified: bool = False) -> None:
     """Raises PolicyError, with the key and the rule, when the policy does not allow what the rarer keys ask for."""
     trusted = config["policy.trust"] == "all"
     by = policy.by(config)
     for word, key, tightens in asked(wish, document):
         policy.check_word(wish, word, key, config, trusted or tightens)
-    _check_engine(wish, document)
+        for implied in _PRIVILEGED_MEANS if word == "privileged" else ():
+            policy.check_word(wish, implied, key, config, allowed=True)
+    _check_engine(wish, document, unified, trusted)
     if trusted:
         return
     refused = next(_unlisted(wish, config), None)
@@ -181,15 +188,22 @@ def _unlisted(wish: Request, config: Config) -> Iterator[Tuple[str, str, str]]:
             yield "cgroup_parent", parent, "cgroup-parents"
 
 
-def _check_engine(wish: Request, document: Config) -> None:
-    """A request may tighten what the engine has set, never loosen it."""
+def _check_engine(wish: Request, document: Config, unified: bool, trusted: bool) -> None:
+    """A request may tighten what the engine has set, never loosen it; see policy.check for the kernel's defaults."""
     score, present = wish.resources.get("oom_score_adj"), ocikeys.oom_score(document)
     if score is not None and score < present:
         raise errors.PolicyError(f"{wish.source}: resources.oom_score_adj = {score} loosens the engine's {present}: it is "
                                  "the other containers that would be killed")
-    weight, present = wish.resources.get("blkio_weight"), oci.resource(document, "blockIO", "weight") or _WEIGHT
-    if weight is not None and (weight > present or oci.resource(document, "unified", "io.weight", str) is not None):
-        raise errors.PolicyError(f"{wish.source}: resources.blkio_weight = {weight} loosens the engine's limit of {present}")
+    weight = wish.resources.get("blkio_weight")
+    if weight is not None:
+        if oci.resource(document, "unified", "io.weight", str) is not None:
+            raise errors.PolicyError(f"{wish.source}: resources.blkio_weight: the engine has set io.weight in linux.resources.unified")
+        present = oci.resource(document, "blockIO", "weight")
+        if present and weight > present:
+            raise errors.PolicyError(f"{wish.source}: resources.blkio_weight = {weight} loosens the engine's limit of {present}")
+        if not present and weight > _WEIGHT[unified] and not trusted:
+            raise errors.PolicyError(f"{wish.source}: resources.blkio_weight = {weight} gives more than the kernel's default",
+                                     f"ask for at most {_WEIGHT[unified]}, or let the engine set it")
     limits = ocikeys.hugepages(document)
     for size, limit in wish.resources.get("hugepages", {}).items():
         if type(limits.get(size)) is int and limit > limits[size]:

@@ -272,7 +272,7 @@ def parse_document(text: str) -> Any:
         else:
             from shim.cdi import yamltext
             value = yamltext.load(text)
-        jsontext.check_depth(value)
+        jsontext.check_value(value)
         return value
     except ChandlerError as error:
         raise errors.RequestError(error.what, error.todo) from None
@@ -297,6 +297,9 @@ def from_annotations(annotations: Dict[str, Any], prefix: str, container: Option
     for key, value in found.items():
         if not isinstance(value, str):
             raise errors.RequestError(f"annotation {prefix}{key} is not a text")
+        if not (key.isascii() and value.isascii()):
+            _check_text(key, f"the name of an annotation {prefix}*")
+            _check_text(value, f"annotation {prefix}{key}")
         if key == _SERVICES or key.startswith(_SERVICE + "."):
             own[key] = value
         else:
@@ -305,6 +308,13 @@ def from_annotations(annotations: Dict[str, Any], prefix: str, container: Option
     if mine is not None:
         return mine
     return _pod_document(pod_wide, prefix) if pod_wide else None
+
+
+def _check_text(text: str, where: str) -> None:
+    try:
+        jsontext.check_text(text)
+    except ChandlerError as error:
+        raise errors.RequestError(f"{where}: {error.what}") from None
 
 
 def _container_document(own: Dict[str, str], prefix: str, container: Optional[str]) -> Optional[Request]:

@@ -53,6 +53,8 @@ def _command(value: Document, wish: Document, document: Document, origin: str, f
             raise errors.RequestError("the program's name is empty")
         items.append((_edits.PROCESS, "args", args, origin))
     if "workdir" in value:
+        if facts.root:
+            facts.target(value["workdir"], "workdir")  # a process that begins below /proc may be in a directory of the host
         items.append((_edits.PROCESS, "cwd", value["workdir"], origin))
     return items
 
@@ -191,7 +193,7 @@ def _devices(value: List[Document], wish: Document, document: Document, origin: 
 def _storage(value: List[Document], wish: Document, document: Document, origin: str, facts: Facts) -> List[Edit]:
     items: List[Edit] = []
     for storage in value:
-        target = storage["target"]
+        target = facts.target(storage["target"], storage["type"])
         if storage["type"] == "tmpfs":
             options = ["nosuid", "nodev"]
             options += [f"{key}={storage[key]}" for key in ("size", "mode") if key in storage]

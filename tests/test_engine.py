@@ -86,8 +86,9 @@ class Node:
         document = copy.deepcopy(CONFIG if config is None else config)
         document["annotations"] = {**(document.get("annotations") or {}), **annotations}
         before = copy.deepcopy(document)
-        made = engine.plan(document, at or self.compiled())
-        result = None if made is None else engine.equip(document, made.edits, False)
+        bundle = str(self.directory / "bundle")
+        made = engine.plan(document, at or self.compiled(), known={"bundle": bundle})
+        result = None if made is None else engine.equip(document, made.edits, False, bundle)
         assert document == before, "the input is never changed"
         return result
 
@@ -341,7 +342,7 @@ def test_refusals_leave_everything_as_it_was(front: Front, document: Any) -> Non
 
 def test_half_a_character_in_a_key(front: Front) -> None:
     front.write({P + "\ud800": "x"})
-    assert "unknown key" in front.refused()
+    assert "is no Unicode text" in front.refused()
 
 
 def test_a_second_refused_create_keeps_the_first(front: Front) -> None:

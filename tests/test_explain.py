@@ -96,8 +96,8 @@ def test_no_bundle(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_half_a_character(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
     bundle(node, {P + "service": '{"env": {"A": "\\ud800"}}'})
-    status, out, _ = ran(node, capsys)
-    assert status == 0 and "A=\\ud800" in out
+    status, _, err = ran(node, capsys)
+    assert status == 1 and r"'\ud800' is no Unicode text" in err
 
 
 def test_a_part_of_the_inventory_that_was_lost(node: Node, capsys: pytest.CaptureFixture[str]) -> None:

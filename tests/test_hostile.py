@@ -93,6 +93,9 @@ REFUSED_TEXTS = [
     "x" * (256 << 10), "{}" + " " * (256 << 10),
 ]
 OTHER_REFUSED: list[dict[str, Any]] = [
+    # half of a surrogate pair: in a value, in a name, in lists, in annotations as they are, in YAML
+    {P + "service": '{"env": {"A": "\\ud800"}}'}, {P + "service": '{"env": {"A\\udfff": "x"}}'}, {P + "service": '{"resources": {"gpu": {"devices": ["\\udc80"]}}}'}, {P + "env.A": "\ud800"},
+    {P + "env.A\udcff": "x"}, {P + "service": 'env: {A: "\\ud800"}'}, {P + "services": '{"main": {"env": {"A": "x\\ud83dy"}}}'}, {P + "service": '{"env": {"A": "\ud83d"}}'},
     {P + "granted": "nvidia.com/gpu=0"}, {P + "granted": "", P + "service": "{}"}, {P: "{}"}, {P + "Service": "{}"}, {P + "service.": "{}", "io.kubernetes.cri.container-type": 5, "io.kubernetes.cri.container-name": None},
     {P + "services": "[]"}, {P + "services": '{"main": {"privileged": true}}'}, {P + "services": '{"main": {}}', P + "service.main": "{}"}, {P + "service.main": "privileged: true"},
     {P + "service": 5}, {P + "service": None}, {P + "service": {"env": {}}}, {P + "service": ["{}"]}, {P + "privileged": "true"}, {P + "process.args": "sh"}, {P + "env.LD_PRELOAD": "/x"},
@@ -105,7 +108,7 @@ OTHER_REFUSED: list[dict[str, Any]] = [
 # What may be asked for but must not reach further than it says.
 HARMLESS: list[dict[str, Any]] = [
     {P + "service": "{}"}, {P + "service": '{"env": {}}'}, {P + "service": '{"resources": {"gpu": {}}}'}, {P + "service": json.dumps(gpu(count=4))}, {P + "service": json.dumps(gpu(devices=["GPU-3", "0"]))},
-    {P + "service": json.dumps({"env": {"A": "\\u0000\nLD_PRELOAD=/x", "ld_preload": "/x"}})}, {P + "service": '{"env": {"A": "\\ud800"}}'}, {P + "service": '{"env": {"HOME": "/proc/self/fd/7"}}'},
+    {P + "service": json.dumps({"env": {"A": "\\u0000\nLD_PRELOAD=/x", "ld_preload": "/x"}})}, {P + "service": '{"env": {"HOME": "/proc/self/fd/7"}}'},
     {P + "service": json.dumps({"env": {f"V{n}": "x" * 100 for n in range(500)}})}, {P + "service": json.dumps({"env": {"args": "sh", "__proto__": "x"}})}, {P + "env.A.B.C": "LD_PRELOAD=x"},
     {P + "service": '{"resources": {"memory": 1, "cpu": "1n", "pids_limit": 1, "cpu_shares": 2}}'}, {P + "services": '{"other": {"privileged": true}}'}, {P + "service.other": "{"}, {"other/" + "x": BIG},
     {"chandler.ocix/service": '{"privileged": true}'}, {"chandler.oci": '{"privileged": true}'}, {"Chandler.oci/service": "{"}, {"x" + P + "service": "{"}, {"cdi.k8s.io/evil": "evil.com/x=all"},

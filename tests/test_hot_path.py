@@ -18,7 +18,7 @@ OTHERS = {"_json", "_blake2", "_signal", "errno", "fcntl", "gc", "marshal", "pos
 # and these of ours.  A new one costs every container on every node: think first.
 OURS = {"shim", "shim.args", "shim.cdi", "shim.cdi.names", "shim.cdi.resolve", "shim.configjson", "shim.edits", "shim.engine",
         "shim.errors", "shim.files", "shim.gpu", "shim.grants", "shim.host", "shim.identity", "shim.inventory", "shim.jsontext",
-        "shim.oci", "shim.paths", "shim.policy", "shim.quantity", "shim.request", "shim.resources", "shim.runtime", "shim.runtimes"}
+        "shim.oci", "shim.paths", "shim.policy", "shim.quantity", "shim.request", "shim.resources", "shim.runtime", "shim.runtimes", "shim.targets"}
 # Where leases are kept; the image has them in any case, since that is the default.
 LEASES = {"shim.leases", "shim.ledger", "shim.lock"}
 

@@ -111,16 +111,16 @@ def test_depth(depth: int, fine: bool) -> None:
             value = jsontext.loads((opening * depth + inner + closing * depth).encode())
             limit_at = depth + (inner != "1")
             if limit_at <= 64:
-                jsontext.check_depth(value)
+                jsontext.check_value(value)
             else:
                 with pytest.raises(JsonError, match="nested more than 64 deep"):
-                    jsontext.check_depth(value)
+                    jsontext.check_value(value)
     assert fine == (depth <= 64)
 
 
 def test_a_wide_value_is_not_deep() -> None:
-    jsontext.check_depth([[[]] * 100_000])
-    jsontext.check_depth("x")
+    jsontext.check_value([[[]] * 100_000])
+    jsontext.check_value("x")
 
 
 INVALID = {

@@ -54,7 +54,8 @@ ALL = gpu(devices=["all"])
 @pytest.mark.parametrize(("document", "more"), [
     ({}, {}), ({}, {"allow": []}), ({"env": {}}, {"allow": []}), ({"env": {"A": "b"}}, {}), (gpu(), {}), (gpu(count=2), {}), (gpu(devices=["0"]), {}), (gpu(vendor="amd"), {}),
     ({"resources": {"cpu": 1, "memory": 1, "pids_limit": 1}}, {}), (gpu(count=1), {"allow": ["gpu.count"]}), (gpu(count=1), {"allow": ["gpu.count"], "deny": ["gpu.devices", "env"]}),
-    (gpu(devices=["all"]), {"allow": ["gpu", "gpu.all"]}), (gpu(devices=["x.com/y=all"]), {"allow": ["gpu.devices", "gpu.all"]}), ({"resources": {"cpu": 1}}, {"allow": ["resources.cpu"]}),
+    (gpu(devices=["all"]), {"allow": ["gpu", "gpu.all"]}), (gpu(devices=["x.com/y=all"]), {"allow": ["gpu.devices", "gpu.all", "gpu.vendor"]}),
+    (gpu(devices=["nvidia.com/gpu=all"]), {"allow": ["gpu.devices", "gpu.all"]}), (gpu(), {"allow": ["gpu.count"]}), ({"resources": {"cpu": 1}}, {"allow": ["resources.cpu"]}),
     (ALL, {"trust": "all"}), ({"env": {"A": "b"}}, {"trust": "all", "allow": []}), (gpu(devices=["small", "overall"]), {}),
 ])
 def test_allowed(document: dict[str, Any], more: dict[str, Any]) -> None:
@@ -63,11 +64,21 @@ def test_allowed(document: dict[str, Any], more: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(("document", "more", "key", "rule"), [
     ({"env": {"A": "b"}}, {"allow": ["gpu"]}, "env is not allowed", "has no 'env'"),
-    (gpu(), {"allow": ["env"]}, "resources.gpu is not allowed", "has no 'gpu'"),
-    (gpu(), {"allow": ["gpu.count"]}, "resources.gpu is not allowed", "has no 'gpu'"),
+    (gpu(), {"allow": ["env"]}, "resources.gpu (a count of 1, the default) is not allowed", "has no 'gpu.count'"),
+    (gpu(), {"allow": ["gpu.vendor"]}, "resources.gpu (a count of 1, the default) is not allowed", "has no 'gpu.count'"),
+    (gpu(vendor="nvidia"), {"allow": ["gpu.vendor"]}, "resources.gpu (a count of 1, the default) is not allowed", "has no 'gpu.count'"),
+    (gpu(sharing="mps"), {"allow": ["gpu.sharing"]}, "resources.gpu (a count of 1, the default) is not allowed", "has no 'gpu.count'"),
+    (gpu(), {"deny": ["gpu.count"]}, "resources.gpu (a count of 1, the default) is refused", "'gpu.count' in deny"),
+    (gpu(vendor="amd"), {"deny": ["gpu.count"], "trust": "all"}, "resources.gpu (a count of 1, the default) is refused", "'gpu.count' in deny"),
+    (gpu(devices=["amd.com/gpu=0"]), {"deny": ["gpu.vendor"]}, "resources.gpu.devices: amd.com/gpu=0 is refused", "'gpu.vendor' in deny"),
+    (gpu(devices=["0", "amd.com/gpu=0"]), {"allow": ["gpu.devices"]}, "resources.gpu.devices: amd.com/gpu=0 is not allowed", "has no 'gpu.vendor'"),
+    ({"privileged": True}, {"allow": ["privileged"], "deny": ["capabilities"]}, "privileged is refused", "'capabilities' in deny"),
+    ({"privileged": True}, {"trust": "all", "deny": ["devices"]}, "privileged is refused", "'devices' in deny"),
+    ({"privileged": True}, {"trust": "all", "deny": ["gpu"]}, "privileged is refused", "'gpu' in deny"),
+    ({"privileged": True}, {"trust": "all", "deny": ["gpu.all"]}, "privileged is refused", "'gpu.all' in deny"),
     (gpu(count=1), {"allow": ["gpu.devices"]}, "resources.gpu.count is not allowed", "has no 'gpu.count'"),
     (gpu(count=1), {"allow": ["resources"]}, "resources.gpu.count is not allowed", "has no 'gpu.count'"),
-    (gpu(vendor="amd"), {"allow": ["gpu.count"]}, "resources.gpu.vendor", "has no 'gpu.vendor'"),
+    (gpu(vendor="amd", count=1), {"allow": ["gpu.count"]}, "resources.gpu.vendor", "has no 'gpu.vendor'"),
     (ALL, {}, 'resources.gpu.devices: "all" is not allowed', "has no 'gpu.all'"),
     (gpu(devices=["0", "nvidia.com/gpu=all"]), {}, '"all" is not allowed', "has no 'gpu.all'"),
     (ALL, {"allow": ["gpu.all"]}, "resources.gpu.devices is not allowed", "has no 'gpu.devices'"),
@@ -76,7 +87,7 @@ def test_allowed(document: dict[str, Any], more: dict[str, Any]) -> None:
     ({"env": {"A": "b"}}, {"deny": ["env"]}, "env is refused", "'env' in deny"),
     ({"env": {"A": "b"}}, {"deny": ["env"], "trust": "all"}, "env is refused", "'env' in deny"),
     (gpu(count=1), {"deny": ["gpu"]}, "resources.gpu.count is refused", "'gpu' in deny"),
-    (gpu(), {"deny": ["gpu"]}, "resources.gpu is refused", "'gpu' in deny"),
+    (gpu(), {"deny": ["gpu"]}, "resources.gpu (a count of 1, the default) is refused", "'gpu' in deny"),
     (gpu(devices=["0"]), {"deny": ["gpu.devices"]}, "resources.gpu.devices is refused", "'gpu.devices' in deny"),
     (ALL, {"deny": ["gpu.all"], "trust": "all"}, '"all" is refused', "'gpu.all' in deny"),
     (ALL, {"allow": ["gpu", "gpu.all"], "deny": ["gpu.all"]}, '"all" is refused', "'gpu.all' in deny"),
@@ -130,6 +141,14 @@ def test_max_gpus() -> None:
     with pytest.raises(PolicyError, match="asks for 3 devices; max-gpus of .policy. is 2"):
         policy.check_devices(wish({}), ["nvidia.com/gpu=all"], 3, config(max_gpus=2))
     policy.check_devices(wish({}), ["nvidia.com/gpu=all"], 3, config(max_gpus=2, trust="all"))
+
+
+def test_a_device_that_stands_for_all_needs_the_word_whatever_its_name() -> None:
+    policy.check_devices(wish({}), ["nvidia.com/gpu=every"], 3, config(allow=["gpu", "gpu.all"]), ["nvidia.com/gpu=every"])
+    with pytest.raises(PolicyError, match="nvidia.com/gpu=every, which stands for every device of its kind, is not allowed: allow of .policy. has no 'gpu.all'"):
+        policy.check_devices(wish({}), ["nvidia.com/gpu=every"], 3, config(), ["nvidia.com/gpu=every"])
+    with pytest.raises(PolicyError, match="is refused by 'gpu.all' in deny"):
+        policy.check_devices(wish({}), ["nvidia.com/gpu=every"], 3, config(trust="all", deny=["gpu.all"]), ["nvidia.com/gpu=every"])
 
 
 def test_kinds() -> None:

@@ -328,10 +328,10 @@ def test_policy_check(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
     assert "* rule 'team-a' matches: namespace team-a-1" in shown and "  rule 'later' matches: namespace team-a-1, handler chandler; it denies gpu.count" in shown
     assert "decided by  rule 'team-a'" in shown and "asked for   user (dangerous)" in shown and "allow of rule 'team-a' has no 'user'" in shown
     node.put("bundle/config.json", json.dumps({**CONFIG, "annotations": {**CRIO, **service({"resources": {"gpu": {}}})}}))
-    assert main([*arguments, "--format", "json"]) == 0
+    assert main([*arguments, "--format", "json"]) == 1
     found = json.loads(capsys.readouterr().out)
     assert found["by"] == "[policy]" and "namespace" in found["unknown"] and [rule["verdict"] for rule in found["rules"]] == ["cannot be told"] * 2
-    assert found["policy"]["deny"] == ["gpu.count"] and found["refusal"] == ""
+    assert found["policy"]["deny"] == ["gpu.count"] and "a count of 1, the default) is refused by 'gpu.count' in deny of rule 'later'" in found["refusal"]
 
 
 # --- properties -----------------------------------------------------------------------------------------------
@@ -367,6 +367,9 @@ class Empty:
     def kinds(self) -> list[str]:
         return []
 
+    def picks(self, kind: str) -> list[str]:
+        return []
+
     def lookup(self, name: str) -> None:
         return None
 
@@ -375,7 +378,7 @@ def planned(document: Any, config: dict[str, Any]) -> dict[str, Any] | None:
     """config.json afterwards, None when the request is refused."""
     base = {**BASE, "annotations": service(document)}
     try:
-        made = engine.plan(base, Empty(config), known={"id": "c"})  # type: ignore[arg-type]
+        made = engine.plan(base, Empty(config), known={"id": "c", "bundle": "/nowhere"})  # type: ignore[arg-type]
     except PolicyError:
         return None
     assert made is not None

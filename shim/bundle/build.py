@@ -74,10 +74,13 @@ def build(service: deployment.Service, found: image.Image, options: Options, inv
     here = node(place)
     config = base.config(process, hostname, root_path(options.rootfs), here, host_network, bool(wish.get("privileged")), not wish.get("capabilities"))
     gpu = _take_gpu(wish, service.name)
-    known = {"id": options.id, "bundle": options.bundle, "volumes": volumes(options.volumes), "scope": service.deployment, "master": service.name}
+    known = {"id": options.id, "bundle": options.bundle, "volumes": volumes(options.volumes), "scope": service.deployment, "master": service.name, "built": True}
     equip = _Equipment(trusting(inventory), place, service.source, known, options.hidden)
     config = equip.with_request(config, wish)
     if gpu and inventory.config["gpu.allocator"] == "leases":
+        if wish.get("privileged"):
+            raise RequestError(f"{service.source}: a privileged container can open every GPU, and this node leases each to one container",
+                               'leave privileged out, or set allocator = "fixed" in [gpu]')
         equip.check(config, gpu)
         config["annotations"] = {f"{inventory.config['annotation-prefix']}service": jsontext.dumps(gpu).decode()}
         notes.append(f"{service.source}: GPUs are chosen when chandler-runtime creates the container")
@@ -141,7 +144,7 @@ class _Equipment(NamedTuple):
             if edit[0] == ANNOTATION:
                 continue  # our own mark, which a create would take for a forgery
             kept.append((*edit[:2], HIDDEN, edit[3]) if self.hidden and isinstance(edit[2], Hidden) else edit)
-        return engine.equip(config, edits.with_values(kept), self.place.rootless)
+        return engine.equip(config, edits.with_values(kept), self.place.rootless, str(self.known["bundle"]))
 
 
 def volumes(given: Mapping[str, str]) -> Dict[str, str]:

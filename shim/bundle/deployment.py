@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Dict, List, NamedTuple
 
-from shim import request
+from shim import jsontext, request
 from shim.cdi import yamltext
 from shim.errors import ChandlerError, RequestError
 
@@ -65,7 +65,9 @@ def service(text: str, path: str, name: str) -> Service:
 
 def _load(text: str, path: str) -> Any:
     try:
-        return yamltext.load(text)
+        value = yamltext.load(text)
+        jsontext.check_value(value)
+        return value
     except ChandlerError as error:
         raise RequestError(f"{path}: {error.what}", error.todo) from None
 

@@ -31,6 +31,7 @@ def parse(data: bytes, path: str) -> Image:
     """
     try:
         document = jsontext.loads(data)
+        jsontext.check_value(document)
     except ChandlerError as error:
         raise BundleError(f"{path}: {error.what}") from None
     if isinstance(document, list) and len(document) == 1:

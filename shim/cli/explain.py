@@ -81,7 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
     if made.sharing is not None:
         made.edits = merge(made.edits, shared.edits(made.sharing, inventory.config["state-dir"] or place.state_dir))
     made.edits = made.edits.with_values(map(_veiled, made.edits.items))
-    after = engine.equip(document, made.edits, place.rootless)
+    after = engine.equip(document, made.edits, place.rootless, known["bundle"])
     shown = {
         "source": made.request.source,
         "request": _plain(made.request.document),

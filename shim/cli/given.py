@@ -37,9 +37,8 @@ def known(inventory: Inventory, look: gpu.Look = host.look_at_gpu) -> Dict[str, 
     """The node's GPUs: device number (c195:0) to name, CDI's where a file has one."""
     found: Dict[str, str] = {}
     for kind in inventory.config["policy.kinds"]:
-        for pick in inventory.picks(kind):
-            for key in inventory.key(f"{kind}={pick}"):
-                found.update((number, f"{kind}={pick}") for number in key.split("+") if number[1:2].isdigit())
+        if inventory.picks(kind):
+            found.update(gpu.numbers(kind, inventory, look))
     for kind, (_, own) in gpu.NODES.items():
         for place in range(_MAX_GPUS):
             for number in _numbers_of([template.format(place, 128 + place) for template in own], gpu.PCI_VENDORS[kind], look):

@@ -1,0 +1,208 @@
+"""Ways round the node's policy that a request, an image or an engine's own rule once opened, on real runtimes."""
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from lab import bundle, runtimes
+from lab import node as gpu_node
+from lab.engine import Engine, records
+from lab.install import Installation
+from lab.node import Node
+
+ONCE = ["runc", "crun", "youki"]
+STORAGE = '[policy]\nallow = ["gpu", "env", "resources", "storage.tmpfs", "storage.bind", "command"]\nbind-sources = ["/"]\n'
+MOUNTS = ("sh", "-c", 'while read -r _ where _; do echo "on $where"; done < /proc/mounts')
+
+
+class Attacked:
+    """Chandler over one runtime; `cold`: every create compiles the inventory."""
+
+    def __init__(self, runtime: runtimes.Runtime, node: Node, place: str, cold: bool) -> None:
+        self.place, self.node, self.runtime, self.cold = place, node, runtime, cold
+        self.installation = Installation(os.path.join(place, "installed"))
+        self.engine = Engine([*runtime.wrap, self.installation.program()], os.path.join(place, "root"), hangs=runtime.kind == "youki")
+        self.count = 0
+        self.policy("")
+
+    def policy(self, text: str, cdi: str = "") -> None:
+        self.installation.configure([self.runtime.path], [cdi or self.node.cdi], text)
+        if not self.cold:
+            self.installation.refresh()
+
+    def bundle(self, args: tuple[str, ...] = ("true",), prepare: Callable[[str], None] = lambda root: None, **document: Any) -> bundle.Bundle:
+        self.count += 1
+        made = bundle.make(os.path.join(self.place, f"b{self.count}"), args, bundle.request(**document))
+        prepare(os.path.join(made.directory, "rootfs"))
+        return made
+
+    def refused(self, made: bundle.Bundle) -> str:
+        """The one sentence of a create that changed nothing and started nothing."""
+        before = made.bytes
+        done = self.engine.run(made, f"c{self.count}", check=False)
+        assert done.returncode == 1 and made.bytes == before, done
+        (record,) = records(made.log)
+        assert not os.path.exists(os.path.join(self.engine.root, f"c{self.count}")) and self.installation.leases() == {}
+        sentence: str = record["msg"]
+        assert "internal error" not in sentence and "Traceback" not in done.stderr
+        return sentence
+
+    def output(self, made: bundle.Bundle) -> str:
+        return self.engine.run(made, f"c{self.count}").stdout
+
+
+@pytest.fixture(params=["warm", "cold"])
+def attacked(request: pytest.FixtureRequest, runtime: runtimes.Runtime, node: Node, place: str) -> Iterator[Attacked]:
+    made = Attacked(runtime, node, place, request.param == "cold")
+    yield made
+    made.engine.clean()
+
+
+def gpu(**keys: Any) -> dict[str, Any]:
+    return {"resources": {"gpu": keys}}
+
+
+# --- words of the policy cover what a request means -------------------------------------------------------------
+
+@pytest.mark.parametrize("runtime", ["runc"], indirect=True)
+def test_a_count_that_is_not_written_is_a_count(attacked: Attacked) -> None:
+    attacked.policy('[policy]\nallow = ["gpu"]\ndeny = ["gpu.count"]\n')
+    for keys in ({}, {"vendor": "nvidia"}, {"count": 1}, {"prefer": "numa"}, {"sharing": "exclusive"}):
+        assert "is refused by 'gpu.count' in deny of [policy]" in attacked.refused(attacked.bundle(**gpu(**keys)))
+    attacked.policy('[policy]\nallow = ["gpu.vendor", "gpu.prefer", "gpu.sharing"]\n')
+    for keys in ({}, {"vendor": "nvidia"}, {"prefer": "link"}):
+        assert "allow of [policy] has no 'gpu.count'" in attacked.refused(attacked.bundle(**gpu(**keys)))
+
+
+@pytest.mark.parametrize("runtime", ["runc"], indirect=True)
+@pytest.mark.parametrize(("resources", "words"), [
+    ({"cpu_shares": 262144}, "resources.cpu_shares = 262144 gives more than the kernel's default of 1024"),
+    ({"cpu_shares": 1025}, "resources.cpu_shares = 1025"),
+    ({"blkio_weight": 1000}, "resources.blkio_weight = 1000 gives more than the kernel's default"),
+])
+def test_a_limit_gives_no_more_than_the_kernel_does(attacked: Attacked, resources: dict[str, Any], words: str) -> None:
+    assert words in attacked.refused(attacked.bundle(resources=resources))
+
+
+# --- what is no text ----------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("runtime", ["runc"], indirect=True)
+def test_half_a_surrogate_pair_is_refused(attacked: Attacked) -> None:
+    for annotations in ({"chandler.oci/service": '{"env": {"A": "\\ud800"}}'}, {"chandler.oci/service": '{"env": {"\\udc00": "x"}}'},
+                        {"chandler.oci/env.A": "\udfff"}, {"chandler.oci/resources.gpu.devices": "\ud800"}):
+        made = attacked.bundle()
+        made.config = {**made.config, "annotations": annotations}
+        assert "is no Unicode text" in attacked.refused(made)
+
+
+# --- device rules of the engine's beside a grant -----------------------------------------------------------------
+
+def ruled(made: bundle.Bundle, *rules: dict[str, Any]) -> bundle.Bundle:
+    config = made.config
+    config["linux"]["resources"]["devices"] += rules
+    made.config = config
+    return made
+
+
+@pytest.mark.parametrize("runtime", ["runc", "crun"], indirect=True)
+def test_a_rule_of_the_engine_opens_no_other_gpu(attacked: Attacked) -> None:
+    other = attacked.node.gpus[-1]
+    steal = ("sh", "-c", f"mknod /tmp/x c {other.major} {other.minor}; (: < /tmp/x) && echo OPENED; true")
+    for rule in ({"type": "c", "major": other.major, "access": "rwm"}, {"type": "c", "access": "r"}, {"access": "rwm"}, {"type": "a", "access": "w"},
+                 {"type": "c", "major": other.major, "minor": other.minor, "access": "rw"}, {"type": "c", "minor": other.minor}, {"type": "c", "major": -1, "minor": -1, "access": "rwm"}):
+        made = ruled(attacked.bundle(steal, **gpu(count=1)), {"allow": True, **rule}, {"allow": False, "type": "c", "major": other.major, "minor": other.minor, "access": "rwm"})
+        assert "opens nvidia.com/gpu=" in attacked.refused(made)
+    # what every engine writes: nodes may be made, and a rule of these opens no GPU
+    usual = ({"allow": True, "type": "c", "access": "m"}, {"allow": True, "type": "b", "access": "m"}, {"allow": True, "type": "c", "major": 1, "minor": 3, "access": "rwm"},
+             {"allow": True, "type": "c", "major": 136, "access": "rwm"}, {"allow": True, "type": "c", "major": 5, "minor": 2, "access": "rwm"})
+    made = ruled(attacked.bundle(steal, **gpu(count=1)), {"allow": True, "access": "rwm"}, {"allow": False, "access": "rwm"}, *usual)
+    assert "OPENED" not in attacked.output(made) and "granted" in json.dumps(made.config["annotations"])
+
+
+# --- links of the image under a target --------------------------------------------------------------------------
+
+def link(path: str, to: str) -> Callable[[str], None]:
+    def prepare(root: str) -> None:
+        os.makedirs(os.path.dirname(root + path), exist_ok=True)
+        if os.path.isdir(root + path):
+            os.rmdir(root + path)
+        os.symlink(to, root + path)
+    return prepare
+
+
+def chain(root: str) -> None:
+    os.symlink("/a/b", root + "/l")
+    os.mkdir(root + "/a")
+    os.symlink("../../../p", root + "/a/b")
+    os.symlink("proc/./sys", root + "/p")
+
+
+@pytest.mark.parametrize("runtime", ONCE, indirect=True)
+@pytest.mark.parametrize(("target", "prepare"), [
+    ("/l", link("/l", "/proc")), ("/l", link("/l", "/proc/sys")), ("/l", link("/l", "proc/self/attr")), ("/l", link("/l", "/sys")), ("/l", link("/l", "/sys/fs/cgroup")),
+    ("/l", link("/l", "../../proc/sys")), ("/l", link("/l", "/proc/self/cwd/proc")), ("/l/sys", link("/l", "/proc")), ("/usr/l/kernel", link("/usr/l", "/sys")), ("/l", chain), ("/l", link("/l", "/proc/missing/../sys")),
+])
+def test_a_link_leads_no_mount_into_the_kernel_s(attacked: Attacked, target: str, prepare: Callable[[str], None]) -> None:
+    attacked.policy(STORAGE)
+    made = attacked.bundle(MOUNTS, prepare, storage=[{"type": "tmpfs", "target": target}])
+    assert "the image leads " + target in attacked.refused(made)
+    attacked.policy('[policy]\ntrust = "all"\n')  # which trusts callers, and no image
+    assert "the image leads " + target in attacked.refused(attacked.bundle(MOUNTS, prepare, storage=[{"type": "bind", "source": attacked.place, "target": target}]))
+
+
+@pytest.mark.parametrize("runtime", ["runc", "crun"], indirect=True)
+def test_a_link_within_the_image_is_followed_once(attacked: Attacked) -> None:
+    attacked.policy(STORAGE)
+
+    def prepare(root: str) -> None:
+        os.makedirs(root + "/srv/data")
+        os.symlink("/srv/data", root + "/l")
+    made = attacked.bundle(MOUNTS, prepare, storage=[{"type": "tmpfs", "target": "/l/cache"}])
+    assert "on /srv/data/cache" in attacked.output(made).splitlines()
+    assert made.config["mounts"][-1]["destination"] == "/srv/data/cache", "the runtime meets what was judged"
+
+
+@pytest.mark.parametrize("runtime", ["runc", "crun"], indirect=True)
+def test_a_target_in_a_directory_that_the_engine_mounts(attacked: Attacked) -> None:
+    """Whoever writes to a volume may exchange a directory for a link between our look and the runtime's."""
+    attacked.policy(STORAGE)
+    volume = os.path.join(attacked.place, "volume")
+    os.makedirs(volume + "/plain")
+    os.symlink("/proc/sys", volume + "/link")
+
+    def with_volume(made: bundle.Bundle) -> bundle.Bundle:
+        config = made.config
+        config["mounts"].append({"destination": "/var/volume", "type": "bind", "source": volume, "options": ["rbind", "rw"]})
+        made.config = config
+        return made
+    for target in ("/var/volume/plain", "/v/plain", "/var/volume/new"):
+        sentence = attacked.refused(with_volume(attacked.bundle(MOUNTS, link("/v", "/var/volume"), storage=[{"type": "tmpfs", "target": target}])))
+        assert f"{target} lies in /var/volume, which the engine mounts" in sentence
+    attacked.policy('[policy]\ntrust = "all"\n')
+    assert "is a link in a directory that the engine mounts" in attacked.refused(
+        with_volume(attacked.bundle(MOUNTS, storage=[{"type": "tmpfs", "target": "/var/volume/link"}])))
+    assert "on /var/volume/plain" in attacked.output(with_volume(attacked.bundle(MOUNTS, storage=[{"type": "tmpfs", "target": "/var/volume/plain"}]))).splitlines()
+
+
+@pytest.mark.parametrize("runtime", ["runc", "crun"], indirect=True)
+def test_a_link_leads_no_library_of_a_cdi_file_into_the_kernel_s(attacked: Attacked) -> None:
+    directory = os.path.join(attacked.place, "cdi")
+    os.makedirs(directory)
+    library = os.path.join(attacked.place, "libcuda.so.1")
+    gpu_node.write(library, "")
+    gpu_node.write(os.path.join(directory, "nvidia.yaml"), gpu_node.spec(attacked.node, mounts=[(library, "/usr/lib/driver/libcuda.so.1")]))
+    attacked.policy("", directory)
+    for prepare in (link("/usr/lib", "/proc"), link("/usr/lib/driver", "/sys/kernel"), link("/usr/lib/driver/libcuda.so.1", "/proc/sysrq-trigger")):
+        assert "the image leads /usr/lib/driver/libcuda.so.1 to " in attacked.refused(attacked.bundle(MOUNTS, prepare, **gpu(count=1)))
+    made = attacked.bundle(MOUNTS, link("/usr/lib/driver", "/opt"), **gpu(count=1))
+    assert "on /opt/libcuda.so.1" in attacked.output(made).splitlines()
+
+
+@pytest.mark.parametrize("runtime", ["runc"], indirect=True)
+def test_a_link_leads_no_working_directory_into_the_kernel_s(attacked: Attacked) -> None:
+    attacked.policy(STORAGE)
+    made = attacked.bundle(("true",), link("/w", "/proc/self/fd"), command={"workdir": "/w/7"})
+    assert "the image leads /w/7 to /proc/self/fd/7" in attacked.refused(made)
