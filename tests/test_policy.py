@@ -288,3 +288,25 @@ def test_what_may_be_swapped_does_not_grow() -> None:
         policy.check(Request({"resources": asked}, "annotation"), engine, config())
     with pytest.raises(PolicyError, match="memory_swap"):
         policy.check(Request({"resources": {"memory": 1 << 29, "memory_swap": 1 << 30}}, "annotation"), engine, config())
+
+
+# --- the kernel's defaults ------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize(("document", "unified", "most"), [
+    ("cpu_shares", False, 1024), ("cpu_shares", True, 1024), ("blkio_weight", False, 100), ("blkio_weight", True, 19), ("memory_reservation", True, 0),
+])
+def test_what_the_engine_leaves_open_gives_no_more_than_the_kernel_does(document: str, unified: bool, most: int) -> None:
+    more = wish({"resources": {document: most + 1}})
+    with pytest.raises(PolicyError, match=f"resources.{document} = {most + 1} gives more than the kernel's default"):
+        policy.check(more, {}, config(), unified=unified)
+    if most:
+        policy.check(wish({"resources": {document: most}}), {}, config(), unified=unified)
+    policy.check(more, {}, config(trust="all"), unified=unified)
+
+
+def test_a_reservation_is_a_limit_with_cgroup_v1() -> None:
+    policy.check(wish({"resources": {"memory_reservation": 1 << 30}}), {}, config(), unified=False)
+    engine = limits(memory_reservation=1 << 30)
+    policy.check(wish({"resources": {"memory_reservation": 1 << 30}}), engine, config(), unified=True)
+    with pytest.raises(PolicyError, match="loosens the engine's limit"):
+        policy.check(wish({"resources": {"memory_reservation": (1 << 30) + 1}}), engine, config(), unified=True)

@@ -301,7 +301,6 @@ ERRORS: list[tuple[Any, str]] = [
     (resources(oom_score_adj=1001), "resources.oom_score_adj: 1001 is not between -1000 and 1000"),
     (resources(oom_score_adj=-1), "resources.oom_score_adj = -1 loosens the engine's 0"),
     (resources(blkio_weight=9), "resources.blkio_weight: 9 is not between 10 and 1000"),
-    (resources(blkio_weight=501), "resources.blkio_weight = 501 loosens the engine's limit of 500"),
     (resources(hugepages={"3Mi": 1}), "resources.hugepages: '3Mi' is no size of a page"),
     (resources(hugepages={"2Mi": "-1"}), "resources.hugepages: 2Mi: '-1' is negative"),
     (resources(hugepages={"2Mi": 1, "2MB": 1}), "'2MB' stands for '2MB', which is there already"),
@@ -522,7 +521,7 @@ def test_the_form_of_single_values(at: tuple[Node, inventory.Inventory]) -> None
               "command.workdir": "/w", "sysctls.net.core.somaxconn": "5", "ulimits.nofile": "1:2", "resources.hugepages.2Mi": "1Mi", "resources.oom_score_adj": "7", "devices": "/dev/null,/dev/zero",
               "storage": '[{"type": "tmpfs", "target": "/t"}]', "cgroup_parent": "/p", "host_network": "false"}
     base = {**copy.deepcopy(BASE), "annotations": {P + key: value for key, value in values.items()}}
-    plan = engine.plan(base, compiled)
+    plan = engine.plan(base, compiled, known={"bundle": str(node.directory / "bundle")})
     assert plan is not None
     assert plan.request.document == {
         "capabilities": ["CAP_NET_ADMIN", "CAP_CHOWN"], "cap_drop": ["CAP_KILL"], "privileged": False, "user": "1:2", "hostname": "x", "extra_groups": [1, 2], "read_only_root_fs": True,

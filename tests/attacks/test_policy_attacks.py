@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from lab import bundle, runtimes
+from lab import bundle as bundles
 from lab import node as gpu_node
+from lab import runtimes
 from lab.engine import Engine, records
 from lab.install import Installation
 from lab.node import Node
@@ -33,13 +34,13 @@ class Attacked:
         if not self.cold:
             self.installation.refresh()
 
-    def bundle(self, args: tuple[str, ...] = ("true",), prepare: Callable[[str], None] = lambda root: None, **document: Any) -> bundle.Bundle:
+    def bundle(self, args: tuple[str, ...] = ("true",), prepare: Callable[[str], None] = lambda root: None, **document: Any) -> bundles.Bundle:
         self.count += 1
-        made = bundle.make(os.path.join(self.place, f"b{self.count}"), args, bundle.request(**document))
+        made = bundles.make(os.path.join(self.place, f"b{self.count}"), args, bundles.request(**document))
         prepare(os.path.join(made.directory, "rootfs"))
         return made
 
-    def refused(self, made: bundle.Bundle) -> str:
+    def refused(self, made: bundles.Bundle) -> str:
         """The one sentence of a create that changed nothing and started nothing."""
         before = made.bytes
         done = self.engine.run(made, f"c{self.count}", check=False)
@@ -50,7 +51,7 @@ class Attacked:
         assert "internal error" not in sentence and "Traceback" not in done.stderr
         return sentence
 
-    def output(self, made: bundle.Bundle) -> str:
+    def output(self, made: bundles.Bundle) -> str:
         return self.engine.run(made, f"c{self.count}").stdout
 
 
@@ -91,16 +92,16 @@ def test_a_limit_gives_no_more_than_the_kernel_does(attacked: Attacked, resource
 
 @pytest.mark.parametrize("runtime", ["runc"], indirect=True)
 def test_half_a_surrogate_pair_is_refused(attacked: Attacked) -> None:
-    for annotations in ({"chandler.oci/service": '{"env": {"A": "\\ud800"}}'}, {"chandler.oci/service": '{"env": {"\\udc00": "x"}}'},
+    for asked in ({"chandler.oci/service": '{"env": {"A": "\\ud800"}}'}, {"chandler.oci/service": '{"env": {"\\udc00": "x"}}'},
                         {"chandler.oci/env.A": "\udfff"}, {"chandler.oci/resources.gpu.devices": "\ud800"}):
         made = attacked.bundle()
-        made.config = {**made.config, "annotations": annotations}
+        made.config = {**made.config, "annotations": asked}
         assert "is no Unicode text" in attacked.refused(made)
 
 
 # --- device rules of the engine's beside a grant -----------------------------------------------------------------
 
-def ruled(made: bundle.Bundle, *rules: dict[str, Any]) -> bundle.Bundle:
+def ruled(made: bundles.Bundle, *rules: dict[str, Any]) -> bundles.Bundle:
     config = made.config
     config["linux"]["resources"]["devices"] += rules
     made.config = config
@@ -173,7 +174,7 @@ def test_a_target_in_a_directory_that_the_engine_mounts(attacked: Attacked) -> N
     os.makedirs(volume + "/plain")
     os.symlink("/proc/sys", volume + "/link")
 
-    def with_volume(made: bundle.Bundle) -> bundle.Bundle:
+    def with_volume(made: bundles.Bundle) -> bundles.Bundle:
         config = made.config
         config["mounts"].append({"destination": "/var/volume", "type": "bind", "source": volume, "options": ["rbind", "rw"]})
         made.config = config

@@ -170,9 +170,14 @@ def test_keys_that_no_runtime_is_told_are_refused_by_name(peer: Connect, version
 
 
 def test_keys_that_runtimes_are_told(peer: Connect) -> None:
-    made = peer(OLD, policy__trust="all").create(pod(ask(storage=[{"type": "tmpfs", "target": "/t", "size": "1Mi"}], devices=["/dev/null"])), container())
-    assert [(mount.destination, mount.type, list(mount.options)) for mount in made.mounts] == [("/t", "tmpfs", ["nosuid", "nodev", "size=1048576"])]
+    made = peer(OLD, policy__trust="all").create(pod(ask(devices=["/dev/null"])), container())
     assert [device.path for device in made.linux.devices] == ["/dev/null"]
+
+
+def test_storage_needs_the_runtime_handler(peer: Connect) -> None:
+    """Only there the root file system can be seen, and with it where a link of the image leads a target."""
+    message = refused(peer(OLD, policy__trust="all"), ask(storage=[{"type": "tmpfs", "target": "/t"}])).message
+    assert "where the image leads /t cannot be seen here" in message and "runtimeClassName" in message
 
 
 @pytest.mark.parametrize("version", [OLD, NEW])
@@ -193,9 +198,9 @@ def test_who_is_ended_first_when_memory_is_short(peer: Connect) -> None:
 
 @pytest.mark.parametrize("match, given", [({"namespace": ["def*"]}, True), ({"pod": ["trainer-0"], "container": ["main"]}, True), ({"namespace": ["other"]}, False), ({"image": ["*"]}, False)])
 def test_a_rule_takes_the_runtimes_word_for_who_it_is(peer: Connect, match: dict[str, Any], given: bool) -> None:
-    rule = {"name": "r", "match": match, "policy.allow": ["storage.tmpfs"]}
-    asked = pod(ask(storage=[{"type": "tmpfs", "target": "/t"}]))
+    rule = {"name": "r", "match": match, "policy.allow": ["ulimits"]}
+    asked = pod(ask(ulimits={"core": 0}))
     if given:
-        assert peer(policy__rule=[rule]).create(asked, container()).mounts
+        assert peer(policy__rule=[rule]).create(asked, container()).rlimits
     else:
-        assert "storage (tmpfs) is not allowed" in refused(peer(policy__rule=[rule]), ask(storage=[{"type": "tmpfs", "target": "/t"}])).message
+        assert "ulimits is not allowed" in refused(peer(policy__rule=[rule]), ask(ulimits={"core": 0})).message

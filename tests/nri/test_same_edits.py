@@ -21,7 +21,7 @@ REQUESTS = st.fixed_dictionaries({}, optional={
     "resources": st.fixed_dictionaries({}, optional={
         "gpu": st.one_of(st.fixed_dictionaries({"count": st.integers(1, 8)}),
                          st.fixed_dictionaries({"devices": st.lists(st.sampled_from("01234567"), min_size=1, max_size=4, unique=True)})),
-        "cpu": st.sampled_from(("0.1", "1", "2.5")), "cpu_shares": st.integers(2, 2048), "cpuset": st.sampled_from(("0", "0-1")),
+        "cpu": st.sampled_from(("0.1", "1", "2.5")), "cpu_shares": st.integers(2, 1024), "cpuset": st.sampled_from(("0", "0-1")),
         "memory": st.sampled_from(("1Mi", "64Mi"))})})
 FILES = st.fixed_dictionaries({}, optional={
     "env": st.just(["FROM_THE_FILE=1"]),
