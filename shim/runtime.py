@@ -311,11 +311,11 @@ def _pass_through(program: str, rest: List[str], call: _args.Invocation, place: 
 
 def _names_from_sources(place: Place) -> List[str]:
     """The configured runtimes; what the launcher has, and the defaults, where it is wrong, which must not stop a delete."""
-    from shim import compiler
+    from shim import compiler, launch
     try:
         names: List[str] = compiler.read_config(place)[0]["runtimes"]
     except ChandlerError:
-        names = [*compiler.launched(), *runtimes.KINDS]
+        names = [*launch.read(place.owners), *runtimes.KINDS]
     return names
 
 

@@ -461,10 +461,25 @@ def test_what_the_launcher_must_know(node: Node) -> None:
     if node.place().rootless:
         pytest.skip("in a user namespace the launcher has no line of its own")
     stored(node)
-    line = (node.directory / "etc/launch").read_text()
-    assert line.startswith("1 c chandler.oci ") and f"runc={node.directory}/bin/runc" in line and line.endswith("\n")
-    (node.directory / "bin/runc").chmod(0o777)
-    node.configure('annotation-prefix = "x.org/"', "annotations = true")
+    etc = node.directory / "etc"
+    line = (etc / "launch").read_text()
+    version, mark, needles, runtime = line.split()
+    assert (version, needles, runtime) == ("2", "chandler.oci", f"runc={node.directory}/bin/runc") and line.endswith("\n")
+    (etc / "config.d").mkdir()
+    for name in ("10-a.toml", ".hidden.toml", "other"):
+        (etc / "config.d" / name).write_text("")
+    node.later()
     stored(node)
+    (made,) = (etc / "launch.d").iterdir()
+    assert made.name not in (mark, "-") and made.name == (etc / "launch").read_text().split()[1]
+    copies = {path.relative_to(made) for path in made.rglob("*")}
+    assert copies == {Path("config.toml"), Path("config.d"), Path("config.d/10-a.toml")}
+    for copy in copies:
+        assert (made / copy).stat().st_mtime_ns == (etc / copy).stat().st_mtime_ns
+    (node.directory / "bin/runc").chmod(0o777)
+    node.later(0)
+    node.configure('annotation-prefix = "x.org/"', "annotations = true")
+    compiler.refresh(node.place())
     line = (node.directory / "etc/launch").read_text()
-    assert "x.org|cdi.k8s.io" in line and "runc=" not in line, "a runtime that others may write is not named"
+    assert line.split()[2:] == ["x.org|cdi.k8s.io", "runc="], "of a runtime that others may write Python knows what to say"
+    assert line.split()[1] == "-" and not list((etc / "launch.d").iterdir()), "the configuration is too new to be believed"

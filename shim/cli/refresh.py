@@ -10,7 +10,7 @@ import sys
 import time
 from typing import Any, Dict
 
-from shim import compiler, grants, paths
+from shim import compiler, grants, launch
 from shim.generate import managed
 from shim.inventory import Place
 
@@ -69,9 +69,6 @@ def _remove(place: Place, config: Dict[str, Any], quiet: bool) -> int:
     for sentence in left if quiet else done + left:
         print(f"chandler: {sentence}", file=sys.stderr)
     shutil.rmtree(os.path.dirname(place.directory), ignore_errors=True)
-    if not place.rootless and place.config_path == paths.CONFIG_DIR + "/config.toml":
-        try:
-            os.unlink(paths.CONFIG_DIR + "/launch")
-        except FileNotFoundError:
-            pass
+    if launch.is_ours(place):
+        launch.remove()
     return 1 if left else 0
