@@ -18,7 +18,7 @@ from shim import files, host, inventory, jsontext, launch, paths
 from shim.cdi import devices as physical
 from shim.cdi.registry import Registry
 from shim.edits import DEVICE
-from shim.errors import ChandlerError, ConfigError, TrustError
+from shim.errors import ChandlerError, ConfigError
 from shim.inventory import MAGIC, Inventory, Place
 from shim.lock import Lock
 
@@ -346,8 +346,8 @@ def refresh(place: Place) -> Inventory:
 def _lock(place: Place) -> Optional[Lock]:
     """The lock of the stored inventory, taken; None where nothing can be stored."""
     try:
-        files.own_directory(place.state_dir, 0o700 if place.rootless else 0o755)
+        files.own_directory(place.trusted_state_dir(), 0o700 if place.rootless else 0o755)
         files.make_directory(place.directory)
         return Lock(place.directory + "/lock").__enter__()
-    except (OSError, TrustError):
+    except (OSError, ChandlerError):
         return None
