@@ -230,10 +230,10 @@ def test_a_configuration_that_is_not_newer_counts(scene: Scene, node: Node, chan
             drop_in(f"{etc}/config.d/{name}", text)
         scene.installation.refresh()
         made = scene.bundle(CDI)
-        text = made.bytes
+        untouched = made.bytes
         scene.engine.create(made, "before")
         scene.engine.delete("before", "--force")
-        assert made.bytes == text
+        assert made.bytes == untouched
         make(etc)
         assert scene.served(scene.bundle(CDI))
     finally:

@@ -174,9 +174,8 @@ def test_without_root(scene: Scene, inside: list[str], python: bool) -> None:
         os.chown(scene.runtime, uid, uid)
         os.chmod(scene.runtime, mode)
         try:
-            for verb in scene.verbs():
-                done, noted = scene.call(*verb, wrap=wrap, python=python)
-                assert scene.runtime not in noted, (verb, oct(mode))
+            for other in scene.verbs():
+                assert scene.runtime not in scene.call(*other, wrap=wrap, python=python)[1], (other, oct(mode))
         finally:
             os.chown(scene.runtime, 0, 0)
             os.chmod(scene.runtime, 0o755)
