@@ -18,9 +18,11 @@ from typing import Any, Dict, List
 from shim import files, paths, runtimes
 from shim.errors import ChandlerError, HostError
 from shim.inventory import Place
+from shim.lock import Lock
 
 _MAX_LINE = 1 << 16
 _NEVER = "-"  # the mark of a line without copies: a source was changed so recently that its time may not tell of another change
+_LOCK = "lock"  # the NRI plugin compiles, too
 _PLAIN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_./+@:,-")
 
 
@@ -39,7 +41,7 @@ def is_ours(place: Place) -> bool:
 
 def write(place: Place, config: Dict[str, Any], times: Dict[str, int], settled: bool) -> None:
     """Writes the line.  `times`: when the configuration's files, and config.d, were changed (ns), as they were before they
-    were read.  `settled`: whether those times tell of every later change.  The caller holds the inventory's lock.
+    were read.  `settled`: whether those times tell of every later change.
 
     Where nothing can be written (a read-only /etc) the launcher asks Python on every create.
     """
@@ -47,11 +49,13 @@ def write(place: Place, config: Dict[str, Any], times: Dict[str, int], settled: 
         return
     try:
         files.check_way(paths.CONFIG_DIR, place.owners)
-        mark = _copy(times) if settled else _NEVER
-        files.replace(_line(), f"2 {mark} {_needles(config)} {' '.join(_runtimes(config, place.owners))}\n".encode())
-        for name in os.listdir(_copies()):
-            if name != mark:
-                shutil.rmtree(f"{_copies()}/{name}")
+        files.make_directory(_copies())
+        with Lock(f"{_copies()}/{_LOCK}"):
+            mark = _copy(times) if settled else _NEVER
+            files.replace(_line(), f"2 {mark} {_needles(config)} {' '.join(_runtimes(config, place.owners))}\n".encode())
+            for name in os.listdir(_copies()):
+                if name not in (mark, _LOCK):
+                    shutil.rmtree(f"{_copies()}/{name}")
     except (OSError, ChandlerError):
         return
 
@@ -59,7 +63,6 @@ def write(place: Place, config: Dict[str, Any], times: Dict[str, int], settled: 
 def _copy(times: Dict[str, int]) -> str:
     """Makes the empty copies; the name of their directory, short since a shell pays for each character, and never that of
     the present line, which would be believed if we were killed before the next one is there."""
-    files.make_directory(_copies())
     number = time.time_ns() // 1_000_000
     while f"{number & 0xffff:x}" in {*os.listdir(_copies()), *_words()[1:2]}:
         number += 1
