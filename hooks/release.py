@@ -7,6 +7,7 @@ container must not stay because its lease does; what the hook cannot do, the nex
 from __future__ import annotations
 
 from hooks import main
+from shim import files, host
 from shim.errors import ChandlerError
 from shim.ledger import Ledger
 
@@ -19,6 +20,7 @@ def run(arguments: List[str]) -> int:
     """Exit status 0; what went wrong is said on standard error."""
     try:
         state_dir, token = arguments
+        files.check_own_directory(state_dir, host.trusted_owners(host.user_namespace()))
         Ledger(state_dir).release({token})
     except (ChandlerError, ValueError) as error:
         main.say(f"release: {error}")

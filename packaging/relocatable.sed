@@ -1,5 +1,7 @@
-# For packaging/install: a program finds its code, and the interpreter of its environment, beside itself.
+# For packaging/install: a program finds its code, and the interpreter of its environment, beside itself.  Where readlink
+# fails there is neither, rather than what lies in the host's own directories.
 /^_python=\/usr\/bin\/python3$/d
-s|^_lib=$|_lib=$(/usr/bin/readlink -f -- "$0") _python=/usr/bin/python3\
+s|^_lib=$|_lib=$(/usr/bin/readlink -f -- "$0") \|\| _lib=/nonexistent/bin/chandler\
+_python=/usr/bin/python3\
 [ -x "${_lib%/*}/python3" ] \&\& _python=${_lib%/*}/python3\
 _lib=${_lib%/bin/*}/lib/chandler|

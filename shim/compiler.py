@@ -14,11 +14,11 @@ from typing import Any, Callable, Dict, List, NoReturn, Optional, Set, Tuple
 from zlib import crc32
 
 from shim import config as _config
-from shim import files, host, inventory, jsontext, paths, runtimes
+from shim import files, host, inventory, jsontext, launch, paths
 from shim.cdi import devices as physical
 from shim.cdi.registry import Registry
 from shim.edits import DEVICE
-from shim.errors import ChandlerError, ConfigError, TrustError
+from shim.errors import ChandlerError, ConfigError
 from shim.inventory import MAGIC, Inventory, Place
 from shim.lock import Lock
 
@@ -36,22 +36,39 @@ class Sources:
         self.ways: Dict[str, Tuple[int, ...]] = {}
         self.sources: Dict[str, Tuple[int, ...]] = {}
         self.absent: Set[str] = set()
+        self.configuration: Dict[str, Tuple[int, ...]] = {}  # as sources, by the paths that its files have for people
 
     def note(self, path: str) -> bool:
         """Remembers `path` (a file to be read or a directory to be listed); False when it is not there."""
         try:
-            passed = files.way(path)
-            for part, found in passed[:-1]:
-                if stat.S_ISLNK(found.st_mode):  # with its times: a new link may have the inode of the old one
-                    self.sources[part] = inventory.fingerprints([part])[0]
-                else:
-                    self.ways[part] = inventory.identities([part])[0]
-            last = passed[-1][0]
-            self.sources[last] = inventory.fingerprints([last])[0]
+            self._note(path)
         except OSError:
             self.absent.add(path)
             return False
         return True
+
+    def note_configuration(self, path: str) -> bool:
+        """`note`, of a part of the configuration.  One that may be there and cannot be looked at is not taken for none:
+        raises ConfigError."""
+        try:
+            self.configuration[path] = self._note(path)
+        except (FileNotFoundError, NotADirectoryError):
+            self.absent.add(path)
+            return False
+        except OSError as error:
+            raise ConfigError(f"the configuration {path} cannot be read: {error.strerror}") from None
+        return True
+
+    def _note(self, path: str) -> Tuple[int, ...]:
+        passed = files.way(path)
+        for part, found in passed[:-1]:
+            if stat.S_ISLNK(found.st_mode):  # with its times: a new link may have the inode of the old one
+                self.sources[part] = inventory.fingerprints([part])[0]
+            else:
+                self.ways[part] = inventory.identities([part])[0]
+        last = passed[-1][0]
+        self.sources[last] = inventory.fingerprints([last])[0]
+        return self.sources[last]
 
     def watch(self, watched: List[str]) -> None:
         """Remembers parts of the host on which generated devices rest.  The times in /sys and /proc say nothing; what
@@ -81,11 +98,15 @@ class Sources:
 
     def settled(self, now: int) -> bool:
         """Whether no source was changed so shortly before `now` (ns) that another change could go unnoticed."""
-        return all(now - seen[4] > SETTLED_NS for seen in self.sources.values())
+        return _settled(self.sources, now)
 
     def storable(self) -> bool:
         """Whether every path can stand in a text of lines."""
         return not any("\n" in path for path in (*self.ways, *self.sources, *self.absent))
+
+
+def _settled(seen: Dict[str, Tuple[int, ...]], now: int) -> bool:
+    return all(now - each[4] > SETTLED_NS for each in seen.values())
 
 
 def _block(seen: Dict[str, Tuple[int, ...]]) -> str:
@@ -101,11 +122,12 @@ def compile_now(place: Place, store: bool = True) -> Inventory:
     """
     started = time.time_ns()
     sources = Sources()
-    config, had_file = read_config(place, sources)
+    config, _ = read_config(place, sources)
     registry = read_registry(place, config, sources)
     made = Compiled(config, registry, _neighbours())
     if store:
-        _store_launch(place, config, had_file)  # at once: the launcher compares times itself
+        times = {path: seen[3] for path, seen in sources.configuration.items()}
+        launch.write(place, config, times, _settled(sources.configuration, started))  # at once: the launcher compares times itself
         if sources.storable() and sources.settled(started) and sources.unchanged():
             made.store(place, sources.blocks())
     return made.inventory()
@@ -133,14 +155,14 @@ def config_texts(place: Place, sources: Sources) -> List[Tuple[str, bytes]]:
         raise ConfigError(f"the configuration {place.config_path}, which CHANDLER_CONFIG names, is no absolute path")
     names = [place.config_path]
     directory = os.path.dirname(place.config_path) + "/config.d"
-    if sources.note(directory):
+    if sources.note_configuration(directory):
         try:
-            names += [f"{directory}/{name}" for name in sorted(os.listdir(directory)) if name.endswith(".toml")]
+            names += [f"{directory}/{name}" for name in sorted(os.listdir(directory)) if name.endswith(".toml") and name[0] != "."]
         except OSError as error:
             raise ConfigError(f"the configuration {directory} cannot be read: {error.strerror}") from None
     texts = []
     for path in names:
-        if not sources.note(path):
+        if not sources.note_configuration(path):
             if path == place.config_path != paths.CONFIG_DIR + "/config.toml":
                 raise ConfigError(f"the configuration {path}, which CHANDLER_CONFIG names, does not exist")
             continue
@@ -291,39 +313,6 @@ def physical_units(keys: Dict[str, Tuple[str, ...]], picks: List[str]) -> Dict[s
             else ["+".join(key)] for name, key in keys.items()}
 
 
-def _store_launch(place: Place, config: Dict[str, Any], had_file: bool) -> None:
-    """What the launcher must know, on one line beside the configuration (packaging/bin/chandler-runtime)."""
-    if place.rootless or place.config_path != paths.CONFIG_DIR + "/config.toml":
-        return
-    needles = [config["annotation-prefix"].rstrip("/")]
-    if config["cdi.annotations"]:
-        needles.append("cdi.k8s.io")
-    found = []
-    for name in config["runtimes"]:
-        try:
-            found.append("{}={}".format(*runtimes.find(name, place.owners)))
-        except ChandlerError:
-            continue
-    line = " ".join(("1", "c" if had_file else "-", "|".join(needles), *found)) + "\n"
-    path = paths.CONFIG_DIR + "/launch"
-    try:
-        files.replace(path, line.encode())
-        # so that a source changed in this very moment is newer than the line that was made from it
-        old = time.time_ns() - SETTLED_NS
-        os.utime(path, ns=(old, old))
-    except OSError:
-        return  # a read-only /etc: the launcher asks Python on every create
-
-
-def launched() -> List[str]:
-    """The runtimes on the launcher's line, from when the configuration was last right."""
-    try:
-        line = files.read(paths.CONFIG_DIR + "/launch", _MAX_CONFIG)[0].decode("utf-8", "surrogateescape")
-    except (OSError, ChandlerError):
-        return []
-    return [word.partition("=")[2] for word in line.split()[3:]]
-
-
 def load(place: Place) -> Inventory:
     """The inventory as stored if it is fresh, else compiled now.  Of many at once one compiles, the others wait."""
     def explain(names: List[str]) -> NoReturn:
@@ -357,8 +346,8 @@ def refresh(place: Place) -> Inventory:
 def _lock(place: Place) -> Optional[Lock]:
     """The lock of the stored inventory, taken; None where nothing can be stored."""
     try:
-        files.own_directory(place.state_dir, 0o700 if place.rootless else 0o755)
+        files.own_directory(place.trusted_state_dir(), 0o700 if place.rootless else 0o755)
         files.make_directory(place.directory)
         return Lock(place.directory + "/lock").__enter__()
-    except (OSError, TrustError):
+    except (OSError, ChandlerError):
         return None

@@ -20,23 +20,32 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import List
 
-_REGULAR, _LINK, _FORMAT = 0o100000, 0o120000, 0o170000
+_REGULAR, _DIRECTORY, _LINK, _FORMAT = 0o100000, 0o040000, 0o120000, 0o170000
+_MISSING = (2, 20, 36, 40)  # ENOENT, ENOTDIR, ENAMETOOLONG, ELOOP: a runtime finds no file there either
 _REMEDY = "let the engine make the bundle anew"
 
 
 def may_ask(path: str, needles: List[bytes]) -> bool:
     """Whether the file may carry a request: it can be read as a file, and holds one of the needles.
 
-    What is missing, or no file, carries none and is the runtime's to judge.  Never blocks; reads in pieces, so a
-    file of any size costs little memory.
+    What is missing, or a directory, carries none and is the runtime's to judge.  Raises BundleError for what the runtime
+    may be able to read and we are not.  Never blocks; reads in pieces, so a file of any size costs little memory.
     """
     try:
         descriptor = posix.open(path, posix.O_RDONLY | posix.O_NONBLOCK | posix.O_CLOEXEC | posix.O_NOCTTY)
-    except (OSError, ValueError):
+    except ValueError:
         return False
-    try:
-        if posix.fstat(descriptor).st_mode & _FORMAT != _REGULAR:
+    except OSError as error:
+        if error.errno in _MISSING:
             return False
+        raise _unread(path, error) from None
+    try:
+        kind = posix.fstat(descriptor).st_mode & _FORMAT
+        if kind == _DIRECTORY:
+            return False
+        if kind != _REGULAR:
+            raise errors.BundleError(f"{path} is not a regular file, so whether it carries a request cannot be seen before the runtime reads it",
+                                     "give the bundle a config.json that is a file")
         overlap = max(len(needle) for needle in needles)
         tail = b""
         while True:
@@ -47,10 +56,14 @@ def may_ask(path: str, needles: List[bytes]) -> bool:
             if any(needle in window for needle in needles):
                 return True
             tail = window[-overlap:]
-    except OSError:
-        return False
+    except OSError as error:
+        raise _unread(path, error) from None
     finally:
         posix.close(descriptor)
+
+
+def _unread(path: str, error: OSError) -> errors.ChandlerError:
+    return errors.BundleError(f"{path} cannot be read, so whether it carries a request is not known: {error.strerror}")
 
 
 class ConfigJson:

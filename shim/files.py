@@ -183,6 +183,27 @@ def check_way(path: str, owners: Dict[int, str]) -> List[Tuple[str, posix.stat_r
     return passed
 
 
+def check_own_directory(path: str, owners: Dict[int, str]) -> None:
+    """Raises TrustError when somebody else than `owners` could change what is in the directory `path`, or, where that is
+    not there yet, could make it first; HostError when it cannot be looked at."""
+    there = path.rstrip("/") or "/"
+    while True:
+        try:
+            found = check_way(there, owners)[-1][1]
+            break
+        except FileNotFoundError:
+            there = there.rpartition("/")[0] or "/"
+        except OSError as error:
+            raise errors.HostError(f"{path} cannot be looked at: {error.strerror}") from None
+        except errors.TrustError as error:
+            if there == path.rstrip("/"):
+                raise
+            raise errors.TrustError(f"{path} is not there yet, and somebody else could make it: {error.what}",
+                                    f"make it first: `mkdir -p -m 700 {path}`") from None
+    if found.st_mode & _FORMAT != _DIRECTORY:
+        raise errors.TrustError(f"{there} is not a directory")
+
+
 def read_trusted(path: str, limit: int, owners: Dict[int, str]) -> bytes:
     """The bytes of a regular file that nobody but `owners` could have written.
 

@@ -150,6 +150,15 @@ def trusted_owners(uid_map: str) -> Dict[int, str]:
     return owners
 
 
+def outer_uid(uid: int, uid_map: str) -> int:
+    """The number that an id of a user namespace has outside of it."""
+    numbers = [int(word) for word in uid_map.split()]
+    for inside, outside, count in zip(numbers[0::3], numbers[1::3], numbers[2::3]):
+        if inside <= uid < inside + count:
+            return outside + uid - inside
+    return uid
+
+
 def overflow_uid() -> int:
     """The number that files of owners without an id in our user namespace show.  Source: proc_sys_kernel(5)."""
     try:

@@ -25,7 +25,7 @@ import posix
 import sys
 from zlib import crc32
 
-from shim import files, host, jsontext, paths
+from shim import errors, files, host, jsontext, paths
 from shim.errors import ChandlerError
 
 TYPE_CHECKING = False
@@ -134,7 +134,8 @@ def _line(text: str, key: str) -> str:
 class Place:
     """The paths that belong to one caller and one configuration file.
 
-    `config_path` is the configuration; `state_dir` the directory for what we keep; `directory` the inventory's;
+    `config_path` is the configuration; `state_dir` the directory for what we keep, '' where there is none;
+    `directory` the inventory's, in it;
     `key` what must be the same for an inventory to be ours; `owners` whose files we believe.
     """
 
@@ -147,17 +148,34 @@ class Place:
         self.owners = host.trusted_owners(namespace)
         named = environment.get(b"CHANDLER_CONFIG", b"")
         self.config_path = named.decode("utf-8", "surrogateescape") or paths.CONFIG_DIR + "/config.toml"
-        self.state_dir = paths.STATE_DIR if not self.rootless else self._own_state_dir(environment)
+        self.state_dir = paths.STATE_DIR if not self.rootless else self._own_state_dir(environment, namespace)
         self.key = f"{paths.VERSION} {sys.hexversion} {self.euid} {namespace} {self.config_path}"
         number = crc32(self.key.encode("utf-8", "surrogateescape"))
         self.directory = f"{self.state_dir}/inventory/{number:08x}"
 
-    def _own_state_dir(self, environment: Dict[bytes, bytes]) -> str:
-        """$XDG_RUNTIME_DIR/chandler where that directory is the caller's alone, else one under /tmp."""
-        runtime = environment.get(b"XDG_RUNTIME_DIR", b"").decode("utf-8", "surrogateescape")
-        if runtime.startswith("/") and self.private(runtime):
-            return runtime + "/chandler"
-        return f"/tmp/chandler-{self.euid}"
+    def _own_state_dir(self, environment: Dict[bytes, bytes], namespace: str) -> str:
+        """$XDG_RUNTIME_DIR/chandler, or the same in /run/user, which only root makes; '' where neither directory is the
+        caller's alone.  Never in /tmp, where somebody else can be first."""
+        named = environment.get(b"XDG_RUNTIME_DIR", b"").decode("utf-8", "surrogateescape")
+        for runtime in (named, f"/run/user/{host.outer_uid(self.euid, namespace)}"):
+            if runtime.startswith("/") and self.private(runtime):
+                return runtime + "/chandler"
+        return ""
+
+    def trusted_state_dir(self, configured: str = "") -> str:
+        """The state directory, `configured` or the caller's, after a look at everybody who could write there.
+
+        Nothing in it is to be read, and nothing made, before.  Raises TrustError or HostError.
+        """
+        path = configured or self.state_dir
+        if not path:
+            raise errors.HostError("leases and records need a directory that is the caller's alone: XDG_RUNTIME_DIR names none, and "
+                                   "there is none in /run/user", "set XDG_RUNTIME_DIR to a directory of your own with mode 0700")
+        try:
+            files.check_own_directory(path, self.owners)
+        except errors.TrustError as error:
+            raise errors.TrustError(f"the state directory {path} is not used: {error.what}", error.todo) from None
+        return path
 
     def private(self, path: str) -> bool:
         """Whether `path` is a directory of the caller that nobody else may write."""
@@ -187,9 +205,12 @@ def fingerprints(names: Iterable[str]) -> List[Tuple[int, ...]]:
 
 def load(place: Place, explain: Callable[[List[str]], NoReturn]) -> Inventory:
     """The inventory as compiled, if it is ours and nothing has changed since; raises Stale otherwise."""
+    if not place.state_dir:
+        raise Stale
     try:
+        files.check_way(place.directory, place.owners)
         data, found = files.read(place.directory + "/index", MAX_INDEX)
-        if found.st_uid != place.euid or found.st_mode & 0o022 or not place.private(place.directory):
+        if found.st_uid != place.euid or found.st_mode & 0o022:
             raise Stale
         text = _text(checked(data))
         header, ways, sources, absent, kinds = text.split("\n\n")

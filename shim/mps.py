@@ -114,6 +114,7 @@ def begin(page: Page, share: Sharing) -> None:
     base = os.path.dirname(pipe_dir)
     page.update(base=base, ready=False, pid=0, unit="")
     files.own_directory(page.state_dir, 0o755)
+    files.check_own_directory(base, {0: "root"})
     shutil.rmtree(base, ignore_errors=True)
     for path in (pipe_dir, base + "/log"):
         files.make_directory(path, 0o755)

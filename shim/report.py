@@ -9,11 +9,15 @@ from __future__ import annotations
 import posix
 import time
 
-from shim import files, jsontext
+from shim import errors, files, host, jsontext
+from shim.errors import ChandlerError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+
+_APPEND = posix.O_WRONLY | posix.O_CREAT | posix.O_APPEND | posix.O_CLOEXEC | posix.O_NONBLOCK | posix.O_NOCTTY
 
 
 def error(message: str, log: str, log_format: str) -> None:
@@ -40,12 +44,15 @@ def now() -> str:
 
 
 def append(path: str, data: bytes) -> None:
-    """Appends to a log in one write; one that cannot be written to is passed over."""
-    flags = posix.O_WRONLY | posix.O_CREAT | posix.O_APPEND | posix.O_CLOEXEC | posix.O_NONBLOCK | posix.O_NOCTTY
+    """Appends to the engine's log in one write; one that cannot be written to is passed over."""
     try:
-        descriptor = posix.open(path, flags, 0o644)
+        descriptor = posix.open(path, _APPEND, 0o644)
     except (OSError, ValueError):
         return
+    _write(descriptor, data)
+
+
+def _write(descriptor: int, data: bytes) -> None:
     try:
         files.write_all(descriptor, data)
     except OSError:
@@ -54,11 +61,34 @@ def append(path: str, data: bytes) -> None:
         posix.close(descriptor)
 
 
+def open_own(path: str) -> int:
+    """A descriptor for Chandler's own log, which lies where only the administrator could have put it: the directory may
+    be a group's to write to, as /var/log is, so what is opened is no link, and no second name of another file.
+
+    Raises OSError, or TrustError.
+    """
+    owners = host.trusted_owners(host.user_namespace())
+    passed = files.way(path.rpartition("/")[0] or "/")
+    for part, found in passed[:-1]:
+        files.check_trust(part, found, owners, last=False)
+    if passed[-1][1].st_uid not in owners:
+        files.check_trust(*passed[-1], owners)
+    descriptor = posix.open(path, _APPEND | posix.O_NOFOLLOW, 0o644)
+    found = posix.fstat(descriptor)
+    if found.st_mode & 0o170000 != 0o100000 or found.st_nlink != 1:
+        posix.close(descriptor)
+        raise errors.TrustError(f"{path} is not a file with this one name")
+    return descriptor
+
+
 def line(target: str, record: Any) -> None:
     """Chandler's own log: one JSON line to a file, or to the journal (its native protocol's socket)."""
     data = jsontext.dumps(record)
     if target != "journal":
-        append(target, data + b"\n")
+        try:
+            _write(open_own(target), data + b"\n")
+        except (OSError, ValueError, ChandlerError):
+            pass  # `chandler doctor` says why
         return
     from _socket import AF_UNIX, SOCK_DGRAM, socket
     channel = socket(AF_UNIX, SOCK_DGRAM)

@@ -120,7 +120,12 @@ def _equip(path: str, stored: Inventory, place: Place, call: _args.Invocation, k
            environment: Dict[bytes, bytes], started: float, program: str) -> Optional[Callable[[], None]]:
     """Edits config.json, and gives a function that undoes it; None when it turns out that nothing is asked for."""
     config = stored.config
-    state_dir = config["state-dir"] or place.state_dir
+    try:
+        state_dir = place.trusted_state_dir(config["state-dir"])
+    except ChandlerError:
+        if _asks(path, stored, call.id, program):
+            raise
+        return None
     if host.exists(grants.nri(state_dir)) and _adjusted(path, config, grants.nri(state_dir), call.id):
         return None
     bundle = configjson.ConfigJson(path, engine.mark(config))
@@ -171,6 +176,13 @@ def _equip(path: str, stored: Inventory, place: Place, call: _args.Invocation, k
         keeper.undo()
 
     return undo
+
+
+def _asks(path: str, stored: Inventory, container: str, program: str) -> bool:
+    """Whether there is a request in config.json, and not only a word that looks like one.  Raises ChandlerError."""
+    document = jsontext.loads(configjson.ConfigJson(path, engine.mark(stored.config)).engine)
+    known = {"id": container, "bundle": path.rpartition("/")[0] or ".", "handler": program.rpartition("/")[2]}
+    return engine.want(document, stored, known=known) is not None
 
 
 class _Keeper:
@@ -288,10 +300,10 @@ def _check_restored(made: engine.Plan, record: Any, container: str) -> None:
 def _pass_through(program: str, rest: List[str], call: _args.Invocation, place: Place,
                   environment: Dict[bytes, bytes]) -> NoReturn:
     """A verb that is not ours: to the runtime that has the container, whatever the configuration says now."""
-    state_dir = place.state_dir
+    state_dir = ""
     try:
         config = inventory.load(place, _explain(place)).config
-        names, state_dir = config["runtimes"], config["state-dir"] or state_dir
+        names, state_dir = config["runtimes"], config["state-dir"]
     except inventory.Stale:
         names = _names_from_sources(place)
     fixed = runtimes.fixed_kind(program)
@@ -302,7 +314,10 @@ def _pass_through(program: str, rest: List[str], call: _args.Invocation, place: 
     if call.verb == "update" and call.certain and kind in ("crun", "youki"):
         from shim import update
         root = call.root or runtimes.default_root(kind, place.rootless, environment)
-        rest = update.with_devices(rest, call.index, state_dir, root, call.id)
+        try:
+            rest = update.with_devices(rest, call.index, place.trusted_state_dir(state_dir), root, call.id)
+        except ChandlerError:
+            pass  # somebody else's records would give somebody else's devices
     try:
         _exec(binary, rest, environment)
     except OSError as error:
@@ -311,11 +326,11 @@ def _pass_through(program: str, rest: List[str], call: _args.Invocation, place: 
 
 def _names_from_sources(place: Place) -> List[str]:
     """The configured runtimes; what the launcher has, and the defaults, where it is wrong, which must not stop a delete."""
-    from shim import compiler
+    from shim import compiler, launch
     try:
         names: List[str] = compiler.read_config(place)[0]["runtimes"]
     except ChandlerError:
-        names = [*compiler.launched(), *runtimes.KINDS]
+        names = [*launch.read(place.owners), *runtimes.KINDS]
     return names
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import posix
 import stat
@@ -269,11 +270,29 @@ def test_may_ask(tmp_path: Path, data: bytes, found: bool) -> None:
     assert may_ask(str(tmp_path / "c"), [b"chandler.oci", b"cdi.k8s.io"]) is found
 
 
-def test_what_is_no_file_asks_nothing(tmp_path: Path) -> None:
+def test_what_only_the_runtime_may_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     os.mkfifo(tmp_path / "fifo")
+    for name in (str(tmp_path / "fifo"), "/dev/null"):
+        with pytest.raises(BundleError, match="not a regular file"):
+            may_ask(name, [b"chandler.oci"])
+    (tmp_path / "file").write_bytes(b"{}")
+    for number in (errno.EMFILE, errno.EACCES, errno.EIO, errno.ENOMEM):
+        with monkeypatch.context() as patch:
+            def fails(*_: object, number: int = number) -> int:
+                raise OSError(number, os.strerror(number))
+            patch.setattr("posix.open", fails)
+            with pytest.raises(BundleError, match="cannot be read, so whether it carries a request"):
+                may_ask(str(tmp_path / "file"), [b"chandler.oci"])
+        with monkeypatch.context() as patch:
+            patch.setattr("posix.read", fails)
+            with pytest.raises(BundleError, match="cannot be read, so whether it carries a request"):
+                may_ask(str(tmp_path / "file"), [b"chandler.oci"])
+
+
+def test_what_is_no_file_asks_nothing(tmp_path: Path) -> None:
     (tmp_path / "dangling").symlink_to("nowhere")
     (tmp_path / "file").write_bytes(b"chandler.oci")
     (tmp_path / "link").symlink_to("file")
-    for name in ("fifo", "dangling", ".", "absent", "file/x", "a\0b", "x" * 300):
+    for name in ("dangling", ".", "absent", "file/x", "a\0b", "x" * 300):
         assert not may_ask(str(tmp_path / name), [b"chandler.oci"])
     assert may_ask(str(tmp_path / "link"), [b"chandler.oci"])

@@ -15,7 +15,7 @@ from test_engine import NVIDIA, Node, cdi
 
 from shim import compiler, files, inventory, jsontext, paths
 from shim.cdi.resolve import resolve
-from shim.errors import CdiError, ChandlerError, ConfigError, TrustError
+from shim.errors import CdiError, ChandlerError, ConfigError, HostError, TrustError
 from shim.inventory import Inventory, Place, Stale
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
@@ -448,10 +448,63 @@ def test_places(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("posix.geteuid", lambda: tmp_path.stat().st_uid)
     tmp_path.chmod(0o700)
     assert Place({b"XDG_RUNTIME_DIR": str(tmp_path).encode()}).state_dir == f"{tmp_path}/chandler"
-    own = f"/tmp/chandler-{tmp_path.stat().st_uid}"
     tmp_path.chmod(0o770)
     for directory in (str(tmp_path), "relative", "", f"{tmp_path}/absent", "/proc/self/status"):
-        assert Place({b"XDG_RUNTIME_DIR": directory.encode()}).state_dir == own
+        place = Place({b"XDG_RUNTIME_DIR": directory.encode()})
+        assert place.state_dir in ("", "/run/user/1000/chandler"), "never where somebody else can be first"
+    monkeypatch.setattr(Place, "private", lambda self, path: path == "/run/user/1000")
+    assert Place({}).state_dir == "/run/user/1000/chandler", "by the number that the caller has outside of its namespace"
+    monkeypatch.setattr(Place, "private", lambda self, path: False)
+    place = Place({})
+    assert place.state_dir == ""
+    with pytest.raises(HostError, match="set XDG_RUNTIME_DIR"):
+        place.trusted_state_dir()
+    with pytest.raises(Stale):
+        inventory.load(place, explain)
+    assert compiler.load(place).config["policy.max-gpus"] == 8
+
+
+@needs_root
+def test_the_whole_way_to_the_state_directory_is_looked_at(node: Node) -> None:
+    stored(node)
+    place = node.place()
+    above = Path(place.state_dir).parent / "above"
+    for uid, mode, message in ((1000, 0o755, "belongs to uid 1000"), (0, 0o777, "can be written by others"), (0, 0o775, "can be written by others")):
+        above.mkdir(0o755)
+        (above / "state").mkdir()
+        assert place.trusted_state_dir(f"{above}/state") == f"{above}/state"
+        os.chown(above, uid, -1)
+        above.chmod(mode)
+        for directory in (f"{above}/state", f"{above}/state/absent", f"{above}/absent/absent"):
+            with pytest.raises(TrustError, match=message):
+                place.trusted_state_dir(directory)
+        shutil.rmtree(above)
+    above.mkdir()
+    above.chmod(0o1777)
+    (above / "mine").mkdir()
+    assert place.trusted_state_dir(f"{above}/mine"), "as /tmp is: nobody else can replace what is there"
+    with pytest.raises(TrustError, match="is not there yet, and somebody else could make it"):
+        place.trusted_state_dir(f"{above}/absent")
+    (above / "file").write_text("")
+    with pytest.raises(TrustError, match="not a directory"):
+        place.trusted_state_dir(f"{above}/file")
+    (above / "link").symlink_to("mine")
+    assert place.trusted_state_dir(f"{above}/link")
+    os.chown(above / "link", 1000, -1, follow_symlinks=False)
+    with pytest.raises(TrustError, match="link belongs to uid 1000"):
+        place.trusted_state_dir(f"{above}/link")
+
+
+@needs_root
+@pytest.mark.parametrize("directory", ["", "/inventory"])
+def test_an_inventory_below_a_directory_of_others_is_not_read(node: Node, directory: str) -> None:
+    stored(node)
+    os.chown(node.place().state_dir + directory, 1000, -1)
+    assert is_stale(node)
+    os.chown(node.place().state_dir + directory, 0, -1)
+    assert not is_stale(node)
+    os.chmod(node.place().state_dir + directory, 0o777)
+    assert is_stale(node)
 
 
 # --- the launcher's line -------------------------------------------------------------------------------------------
@@ -461,10 +514,25 @@ def test_what_the_launcher_must_know(node: Node) -> None:
     if node.place().rootless:
         pytest.skip("in a user namespace the launcher has no line of its own")
     stored(node)
-    line = (node.directory / "etc/launch").read_text()
-    assert line.startswith("1 c chandler.oci ") and f"runc={node.directory}/bin/runc" in line and line.endswith("\n")
-    (node.directory / "bin/runc").chmod(0o777)
-    node.configure('annotation-prefix = "x.org/"', "annotations = true")
+    etc = node.directory / "etc"
+    line = (etc / "launch").read_text()
+    version, mark, needles, runtime = line.split()
+    assert (version, needles, runtime) == ("2", "chandler.oci", f"runc={node.directory}/bin/runc") and line.endswith("\n")
+    (etc / "config.d").mkdir()
+    for name in ("10-a.toml", ".hidden.toml", "other"):
+        (etc / "config.d" / name).write_text("")
+    node.later()
     stored(node)
+    (made,) = [path for path in (etc / "launch.d").iterdir() if path.name != "lock"]
+    assert made.name not in (mark, "-") and made.name == (etc / "launch").read_text().split()[1]
+    copies = {path.relative_to(made) for path in made.rglob("*")}
+    assert copies == {Path("config.toml"), Path("config.d"), Path("config.d/10-a.toml")}
+    for copy in copies:
+        assert (made / copy).stat().st_mtime_ns == (etc / copy).stat().st_mtime_ns
+    (node.directory / "bin/runc").chmod(0o777)
+    node.later(0)
+    node.configure('annotation-prefix = "x.org/"', "annotations = true")
+    compiler.refresh(node.place())
     line = (node.directory / "etc/launch").read_text()
-    assert "x.org|cdi.k8s.io" in line and "runc=" not in line, "a runtime that others may write is not named"
+    assert line.split()[2:] == ["x.org|cdi.k8s.io", "runc="], "of a runtime that others may write Python knows what to say"
+    assert line.split()[1] == "-" and os.listdir(etc / "launch.d") == ["lock"], "the configuration is too new to be believed"

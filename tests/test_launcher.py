@@ -53,6 +53,11 @@ sys.exit(7)
 """
 
 
+def age(path: str, seconds: float) -> None:
+    """Gives a file a time so many seconds from now."""
+    os.utime(path, (time.time() + seconds, time.time() + seconds))
+
+
 class Shell(NamedTuple):
     name: str
     target: str
@@ -106,18 +111,25 @@ class Launcher:
     def runtime(self, kind: str) -> str:
         return self.reporter(f"{self.fixed}/{kind}", kind)
 
-    def configure(self, line: str | None, toml: str | None = "", age: float = 10) -> None:
-        """config.toml and the launch line that was made from it `age` seconds later."""
-        os.makedirs(self.etc, exist_ok=True)
-        now = time.time()
+    def configure(self, line: str | None, toml: str | None = "") -> None:
+        """config.toml, config.d, and a launch line that was made from what is there now."""
+        os.makedirs(f"{self.etc}/config.d", exist_ok=True)
         if toml is not None:
             with open(f"{self.etc}/config.toml", "w", encoding="utf-8") as file:
                 file.write(toml)
-            os.utime(f"{self.etc}/config.toml", (now - 100, now - 100))
+            age(f"{self.etc}/config.toml", -100)
         if line is not None:
             with open(f"{self.etc}/launch", "w", encoding="utf-8") as file:
                 file.write(line)
-            os.utime(f"{self.etc}/launch", (now - 100 + age, now - 100 + age))
+            shutil.rmtree(f"{self.etc}/launch.d", ignore_errors=True)
+            os.makedirs(f"{self.etc}/launch.d/0/config.d")
+            for name in ("config.toml", *(f"config.d/{name}" for name in os.listdir(f"{self.etc}/config.d")), "config.d"):
+                if os.path.exists(f"{self.etc}/{name}"):
+                    copy = f"{self.etc}/launch.d/0/{name}"
+                    if name != "config.d":
+                        open(copy, "w").close()
+                    found = os.stat(f"{self.etc}/{name}")
+                    os.utime(copy, ns=(found.st_atime_ns, found.st_mtime_ns))
 
     def bundle(self, text: str | None = '{"ociVersion": "1.0.2"}', name: str = "bundle") -> str:
         path = f"{self.directory}/work/{name}"
@@ -282,7 +294,7 @@ def test_unreadable_or_odd_text(launcher: Launcher) -> None:
 
 # --- Which runtime.
 
-ALL = "1 c chandler.oci|cdi.k8s.io crun={f}/crun runc={f}/runc youki={f}/youki\n"
+ALL = "2 0 chandler.oci|cdi.k8s.io crun={f}/crun runc={f}/runc youki={f}/youki\n"
 
 
 def test_the_configured_order(launcher: Launcher) -> None:
@@ -292,10 +304,10 @@ def test_the_configured_order(launcher: Launcher) -> None:
     assert launcher.who("state", "ID") == launcher.who("create", "-b", bundle, "ID") == "runc"
     launcher.configure(ALL.format(f=launcher.fixed))
     assert launcher.who("state", "ID") == launcher.who("create", "-b", bundle, "ID") == "crun"
-    launcher.configure(f"1 c chandler.oci runc={launcher.fixed}/gone youki={launcher.fixed}/youki\n")
+    launcher.configure(f"2 0 chandler.oci runc={launcher.fixed}/gone youki={launcher.fixed}/youki\n")
     assert launcher.who("state", "ID") == "youki"
     other = launcher.reporter(f"{launcher.directory}/work/elsewhere", "elsewhere")
-    launcher.configure(f"1 c chandler.oci runc={other}\n")
+    launcher.configure(f"2 0 chandler.oci runc={other}\n")
     assert launcher.who("create", "-b", bundle, "ID") == launcher.who("list") == "elsewhere"
 
 
@@ -303,7 +315,7 @@ def test_the_name_of_the_link_fixes_the_runtime(launcher: Launcher) -> None:
     for kind in args.KINDS:
         launcher.runtime(kind)
     launcher.container("crun", f"{launcher.run_dir}/crun")
-    for line in (None, ALL.format(f=launcher.fixed), f"1 c chandler.oci crun={launcher.fixed}/crun\n"):
+    for line in (None, ALL.format(f=launcher.fixed), f"2 0 chandler.oci crun={launcher.fixed}/crun\n"):
         if line:
             launcher.configure(line)
         for kind in args.KINDS:
@@ -328,7 +340,7 @@ def test_the_runtime_that_has_the_container(launcher: Launcher, kind: str, argv:
     launcher.container(kind, root)
     launcher.container(kind, f"{launcher.run_dir}/{kind}")
     launcher.container("youki" if kind == "runc" else "runc", root, "other")
-    for line in (None, ALL.format(f=launcher.fixed), f"1 c chandler.oci youki={launcher.fixed}/youki\n", "damaged"):
+    for line in (None, ALL.format(f=launcher.fixed), f"2 0 chandler.oci youki={launcher.fixed}/youki\n", "damaged"):
         if line:
             launcher.configure(line)
         assert launcher.who("--root", root, *words) == kind
@@ -358,7 +370,7 @@ def test_an_update_that_may_take_devices_away_goes_through_python(launcher: Laun
 
 def test_a_container_whose_runtime_is_gone_falls_back(launcher: Launcher) -> None:
     """Python may know where it is: from a configuration that was not compiled yet."""
-    for kind, line in (("crun", None), ("youki", None), ("youki", f"1 c chandler.oci runc={launcher.fixed}/runc\n")):
+    for kind, line in (("crun", None), ("youki", None), ("youki", f"2 0 chandler.oci runc={launcher.fixed}/runc\n")):
         launcher.reset()
         launcher.container(kind, f"{launcher.run_dir}/{kind}")
         launcher.configure(line)
@@ -376,36 +388,67 @@ def test_no_runtime(launcher: Launcher) -> None:
     assert "no runtime is installed" in launcher.fails("state", "ID", link="chandler-crun")
 
 
-@pytest.mark.parametrize("line, toml, age, fresh", [
-    ("1 c chandler.oci runc={r}\n", "", 10, True),
-    ("1 c chandler.oci runc={r}\n", "", -10, False),           # older than its source
-    ("1 - chandler.oci runc={r}\n", "", 10, False),            # made when there was no config.toml
-    ("2 c chandler.oci runc={r}\n", "", 10, False), ("", "", 10, False), ("1", "", 10, False), ("\0\0\xff", "", 10, False),
-    ("1 c chandler.oci runc={r}", "", 10, False),              # cut short
-    ("1 c\n", "", 10, False), (None, "", 10, False),
+@pytest.mark.parametrize("line, fresh", [
+    ("2 0 chandler.oci runc={r}\n", True),
+    ("2 - chandler.oci runc={r}\n", False),                    # made when a source could still change unseen
+    ("2 1 chandler.oci runc={r}\n", False),                    # whose copies are gone
+    ("2 * chandler.oci runc={r}\n", False), ("2 ../0 chandler.oci runc={r}\n", False),
+    ("1 c chandler.oci runc={r}\n", False),                    # of an older version
+    ("3 0 chandler.oci runc={r}\n", False), ("", False), ("2", False), ("\0\0\xff", False),
+    ("2 0 chandler.oci runc={r}", False),                      # cut short
+    ("2 0\n", False), (None, False), ("2 0  runc={r}\n", False), ("2 0 | runc={r}\n", False),
 ], ids=repr)
-def test_a_create_needs_a_fresh_launch_line(launcher: Launcher, line: str | None, toml: str, age: float, fresh: bool) -> None:
-    launcher.configure(line and line.format(r=f"{launcher.fixed}/runc"), toml, age)
+def test_a_create_needs_a_fresh_launch_line(launcher: Launcher, line: str | None, fresh: bool) -> None:
+    launcher.configure(line and line.format(r=f"{launcher.fixed}/runc"))
     assert launcher.who("create", "-b", launcher.bundle(), "ID") == ("runc" if fresh else "python")
     assert launcher.who("state", "ID") == launcher.who("kill", "-a", "ID") == "runc"
 
 
-def test_drop_ins_are_sources(launcher: Launcher) -> None:
-    def age(path: str, seconds: float) -> None:
-        os.utime(path, (time.time() + seconds, time.time() + seconds))
-    bundle, drop_ins = launcher.bundle(), f"{launcher.etc}/config.d"
-    launcher.configure(f"1 - chandler.oci runc={launcher.fixed}/runc\n", None)
-    os.mkdir(drop_ins)
-    age(drop_ins, -200)
+SOURCES = ("config.toml", "config.d", "config.d/a.toml")
+
+
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("seconds", [-3600, -101, -90, 3600])
+def test_a_source_with_another_time_is_a_doubt(launcher: Launcher, source: str, seconds: float) -> None:
+    """Not only a newer one: `cp -p` and `mv` keep an old time."""
+    launcher.configure(None)
+    open(f"{launcher.etc}/config.d/a.toml", "w").close()
+    for name in SOURCES:
+        age(f"{launcher.etc}/{name}", -100)
+    launcher.configure(f"2 0 chandler.oci runc={launcher.fixed}/runc\n", None)
+    bundle = launcher.bundle()
     assert launcher.who("create", "-b", bundle, "ID") == "runc"
-    open(f"{drop_ins}/a.toml", "w").close()
+    age(f"{launcher.etc}/{source}", seconds)
     assert launcher.who("create", "-b", bundle, "ID") == "python"
-    age(drop_ins, -200)
-    assert launcher.who("create", "-b", bundle, "ID") == "python"
-    age(f"{drop_ins}/a.toml", -200)
+    launcher.configure(f"2 0 chandler.oci runc={launcher.fixed}/runc\n", None)
     assert launcher.who("create", "-b", bundle, "ID") == "runc"
-    open(f"{launcher.etc}/config.toml", "w").close()
-    age(f"{launcher.etc}/config.toml", -200)
+
+
+CHANGES: dict[str, Callable[[str], object]] = {
+    "config.toml goes": lambda etc: os.unlink(f"{etc}/config.toml"),
+    "config.d goes": lambda etc: shutil.rmtree(f"{etc}/config.d"),
+    "config.d becomes a link to nothing": lambda etc: (os.rename(f"{etc}/config.d", f"{etc}/old"), os.symlink("nowhere", f"{etc}/config.d")),  # type: ignore[func-returns-value]
+    "a drop-in comes": lambda etc: open(f"{etc}/config.d/b.toml", "w").close(),
+    "a drop-in goes": lambda etc: os.unlink(f"{etc}/config.d/a.toml"),
+    "a drop-in gets another name": lambda etc: os.rename(f"{etc}/config.d/a.toml", f"{etc}/config.d/b.toml"),
+    "the copies go": lambda etc: shutil.rmtree(f"{etc}/launch.d"),
+    "a copy goes": lambda etc: os.unlink(f"{etc}/launch.d/0/config.d/a.toml"),
+    "the line goes": lambda etc: os.unlink(f"{etc}/launch"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_source_more_or_less_is_a_doubt(launcher: Launcher, change: Callable[[str], object]) -> None:
+    """Also where config.d has the time that it had, as after an archive was unpacked over it."""
+    launcher.configure(None)
+    open(f"{launcher.etc}/config.d/a.toml", "w").close()
+    launcher.configure(f"2 0 chandler.oci runc={launcher.fixed}/runc\n", None)
+    before = os.stat(f"{launcher.etc}/config.d")
+    bundle = launcher.bundle()
+    assert launcher.who("create", "-b", bundle, "ID") == "runc"
+    change(launcher.etc)
+    if os.path.exists(f"{launcher.etc}/config.d"):
+        os.utime(f"{launcher.etc}/config.d", ns=(before.st_atime_ns, before.st_mtime_ns))
     assert launcher.who("create", "-b", bundle, "ID") == "python"
 
 
@@ -542,7 +585,7 @@ def test_descriptors(launcher: Launcher) -> None:
 
 @pytest.mark.parametrize("closed", [[0], [1], [2], [0, 1], [0, 1, 2]], ids=repr)
 def test_closed_streams(launcher: Launcher, closed: list[int]) -> None:
-    launcher.configure(f"1 c chandler.oci runc={launcher.fixed}/runc\n")
+    launcher.configure(f"2 0 chandler.oci runc={launcher.fixed}/runc\n")
 
     def close() -> None:
         for fd in closed:

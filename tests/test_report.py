@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from shim import report
+from shim.errors import TrustError
 
 
 def test_a_record_in_json(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -97,3 +98,34 @@ def test_the_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert journal.recv(1000) == b'PRIORITY=6\nSYSLOG_IDENTIFIER=chandler\nMESSAGE={"container":"c"}\n'
     assert sent[0][1] == "/run/systemd/journal/socket"
     report.line("journal", {})  # and one that is not there
+
+
+# --- Chandler's own log -------------------------------------------------------------------------------------------
+
+def test_our_own_log_is_appended_to(tmp_path: Path) -> None:
+    for number in range(2):
+        report.line(str(tmp_path / "log"), {"number": number})
+    assert [json.loads(line)["number"] for line in (tmp_path / "log").read_text().splitlines()] == [0, 1]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+@pytest.mark.parametrize("trick", ["link", "second name", "fifo", "directory of others", "way of others"])
+def test_a_log_where_others_may_write_changes_no_other_file(tmp_path: Path, trick: str) -> None:
+    """A person may write to the log's directory, as a group may to /var/log."""
+    logs, victim = tmp_path / "way/logs", tmp_path / "victim"
+    logs.mkdir(parents=True)
+    log = logs / "log"
+    victim.write_text("before")
+    logs.chmod(0o775)
+    if trick == "link":
+        log.symlink_to(victim)
+    elif trick == "second name":
+        os.link(victim, log)
+    elif trick == "fifo":
+        os.mkfifo(log)
+    else:
+        os.chown(logs if trick == "directory of others" else logs.parent, 1000, -1)
+    report.line(str(log), {"a": 1})
+    assert victim.read_text() == "before" and not (trick.endswith("others") and log.exists())
+    with pytest.raises((OSError, TrustError)):
+        os.close(report.open_own(str(log)))

@@ -298,6 +298,8 @@ def _replace(path: str, data: bytes) -> None:
     with open(f"{path}.new", "wb") as file:
         file.write(data)
         os.fchmod(file.fileno(), 0o644)
+        file.flush()
+        os.fsync(file.fileno())  # or a power failure leaves the name without the text
     os.rename(f"{path}.new", path)
 
 
@@ -389,6 +391,7 @@ def _take_away(prefixes: List[str], options: argparse.Namespace) -> None:
         _remove_empty(prefix)
         _unlink(CONFIG)
         _unlink("/etc/chandler/launch")
+        shutil.rmtree("/etc/chandler/launch.d", ignore_errors=True)
         _remove_empty(os.path.dirname(CONFIG), "/etc/chandler")
         if not os.path.exists(f"{STATE}/nri"):  # the NRI plugin may still be at work
             shutil.rmtree(STATE, ignore_errors=True)

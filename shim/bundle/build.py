@@ -138,7 +138,7 @@ class _Equipment(NamedTuple):
         assert made is not None  # since there is a request
         edits = made.edits
         if made.sharing is not None:
-            edits = merge(edits, shared.begin(made.sharing, self.inventory.config["state-dir"] or self.place.state_dir))
+            edits = merge(edits, shared.begin(made.sharing, self.place.trusted_state_dir(self.inventory.config["state-dir"])))
         kept: List[Edit] = []
         for edit in edits.items:
             if edit[0] == ANNOTATION:

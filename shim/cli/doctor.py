@@ -8,7 +8,7 @@ import os
 import subprocess
 from typing import Any, Dict, List, NamedTuple, Tuple
 
-from shim import cgroups, compiler, files, paths, runtimes, stale
+from shim import cgroups, compiler, files, paths, report, runtimes, stale
 from shim import config as _config
 from shim.configure import containerd, crio, docker, podman
 from shim.configure.model import PROGRAMS
@@ -313,9 +313,21 @@ def _engines(host: Host, config: Dict[str, Any]) -> Check:
 def _state(place: Place, config: Dict[str, Any]) -> Check:
     directory = config["state-dir"] or place.state_dir
     problems = []
-    if os.path.lexists(directory) and not place.private(directory):
-        problems.append(_problem(f"{directory} is not a directory that uid {place.euid} alone may write", f"chown {place.euid} {directory}; chmod go-w {directory}"))
-    return Check("state", directory, {"path": directory}, problems)
+    try:
+        place.trusted_state_dir(config["state-dir"])
+        if os.path.lexists(directory) and not place.private(directory):
+            problems.append(_problem(f"{directory} is not a directory of uid {place.euid}", f"chown {place.euid} {directory}"))
+    except ChandlerError as error:
+        problems.append(_of(error, "see who may write there"))
+    log = config["log.file"]
+    if log not in ("", "journal") and os.path.lexists(log):
+        try:
+            os.close(report.open_own(log))
+        except ChandlerError as error:
+            problems.append(_problem(f"log.file is not written: {error.what}", error.todo or "choose a file in a directory of root's"))
+        except OSError as error:
+            problems.append(_problem(f"log.file {log} is not written: {error.strerror}", "see that it can be written"))
+    return Check("state", directory or "none", {"path": directory}, problems)
 
 
 def _leases(place: Place, config: Dict[str, Any]) -> Check:
@@ -327,7 +339,11 @@ def _leases(place: Place, config: Dict[str, Any]) -> Check:
     found: List[Dict[str, Any]] = []
     problems = []
     try:
-        found = Ledger(config["state-dir"] or place.state_dir, place.rootless).read()
+        directory = place.trusted_state_dir(config["state-dir"])
+    except ChandlerError:
+        return Check("leases", "not known, see the state directory", {"allocator": allocator, "held": 0, "stale": 0}, [])
+    try:
+        found = Ledger(directory, place.rootless).read()
     except ChandlerError as error:
         problems.append(_of(error, "see the state directory"))
     gone = sum(stale.is_stale(lease) for lease in found)

@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise BundleError(f"{path} is not an object")
     held = None
     if inventory.config["gpu.allocator"] == "leases":
-        held = Ledger(inventory.config["state-dir"] or place.state_dir, place.rootless).read()
+        held = Ledger(place.trusted_state_dir(inventory.config["state-dir"]), place.rootless).read()
     known = {"id": "ID", "bundle": os.path.dirname(os.path.abspath(path)), "handler": arguments.handler}
     try:
         made = engine.plan(document, inventory, held=held, known=known)
@@ -79,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
     if made is None:
         return _show_nothing(arguments.format)
     if made.sharing is not None:
-        made.edits = merge(made.edits, shared.edits(made.sharing, inventory.config["state-dir"] or place.state_dir))
+        made.edits = merge(made.edits, shared.edits(made.sharing, place.trusted_state_dir(inventory.config["state-dir"])))
     made.edits = made.edits.with_values(map(_veiled, made.edits.items))
     after = engine.equip(document, made.edits, place.rootless, known["bundle"])
     shown = {

@@ -32,7 +32,7 @@ def add_parser(commands: Any) -> None:
 def ledger() -> Ledger:
     """The node's ledger."""
     place = Place(dict(os.environb))
-    return Ledger(compiler.read_config(place)[0]["state-dir"] or place.state_dir, place.rootless)
+    return Ledger(place.trusted_state_dir(compiler.read_config(place)[0]["state-dir"]), place.rootless)
 
 
 def show(arguments: argparse.Namespace) -> int:

@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Exit status 0."""
     place = Place(dict(os.environb))
     inventory = compiler.load(place)
-    state_dir = inventory.config["state-dir"] or place.state_dir
+    state_dir = place.trusted_state_dir(inventory.config["state-dir"])
     notes: List[str] = []
     rows = containers(Ledger(state_dir, place.rootless).read(), _records(state_dir))
     for row in rows:

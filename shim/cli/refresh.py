@@ -10,7 +10,7 @@ import sys
 import time
 from typing import Any, Dict
 
-from shim import compiler, grants, paths
+from shim import compiler, grants, launch
 from shim.generate import managed
 from shim.inventory import Place
 
@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
             break
         time.sleep(wait)  # a file that has just been written is believed two seconds later
     made = compiler.refresh(place)
-    removed = grants.prune(config["state-dir"] or place.state_dir, _FORGET_AFTER)
+    removed = grants.prune(place.trusted_state_dir(config["state-dir"]), _FORGET_AFTER)
     problems = compiler.read_registry(place, config).problems
     for path, errors in problems.items():
         for error in errors:
@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _remove(place: Place, config: Dict[str, Any], quiet: bool) -> int:
     """Exit status 0 when nothing of ours is left."""
     done, left = ([], []) if place.rootless else managed.remove(config, place.owners)
-    state_dir = config["state-dir"] or place.state_dir
+    state_dir = place.trusted_state_dir(config["state-dir"])
     grants.prune(state_dir, 0.0)
     try:
         there = [name[9:].rpartition(".")[0] for name in sorted(os.listdir(grants.directory(state_dir)))]
@@ -68,10 +68,8 @@ def _remove(place: Place, config: Dict[str, Any], quiet: bool) -> int:
                     "them without it")
     for sentence in left if quiet else done + left:
         print(f"chandler: {sentence}", file=sys.stderr)
-    shutil.rmtree(os.path.dirname(place.directory), ignore_errors=True)
-    if not place.rootless and place.config_path == paths.CONFIG_DIR + "/config.toml":
-        try:
-            os.unlink(paths.CONFIG_DIR + "/launch")
-        except FileNotFoundError:
-            pass
+    if place.state_dir:
+        shutil.rmtree(os.path.dirname(place.directory), ignore_errors=True)
+    if launch.is_ours(place):
+        launch.remove()
     return 1 if left else 0

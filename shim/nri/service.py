@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 _MINIMUM_AGE = 60.0  # seconds
 _PATIENCE = 1.0  # seconds
 _CDI = "cdi.k8s.io"
+_NOWHERE = "/dev/null"  # as a directory it has nothing in it, and nothing can be made there
 
 
 class Held(NamedTuple):
@@ -60,7 +61,15 @@ class Service:
 
     @property
     def _state_dir(self) -> str:
-        return str(self.inventory.config["state-dir"] or self.place.state_dir)
+        """A place where nothing is while others may write to the state directory: an event has nobody to tell."""
+        try:
+            return self._trusted_state_dir()
+        except ChandlerError:
+            return _NOWHERE
+
+    def _trusted_state_dir(self) -> str:
+        """Raises TrustError or HostError."""
+        return self.place.trusted_state_dir(self.inventory.config["state-dir"])
 
     @property
     def _records(self) -> str:
@@ -143,6 +152,7 @@ class Service:
             raise adjust.Unsupported(error.what, adjust.WAY_OUT) from None
         if asked is None:
             return None
+        self._trusted_state_dir()
         result: Any = None
 
         def planned(held: Any) -> engine.Plan:

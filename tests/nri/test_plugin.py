@@ -160,7 +160,11 @@ def test_refusals_are_counted_by_kind_and_rule(peer: Connect) -> None:
 @pytest.mark.parametrize("allocator, words", [("fixed", "cannot be recorded"), ("leases", "is not a directory")])
 def test_a_grant_that_cannot_be_recorded_is_none(peer: Connect, allocator: str, words: str) -> None:
     connected = peer(gpu__allocator=allocator)
-    with open(service_of(connected).place.state_dir, "w", encoding="ascii"):
+    state = service_of(connected).place.state_dir
+    if allocator == "fixed":
+        os.makedirs(state + "/nri", 0o755)
+        state += "/nri/grants"
+    with open(state, "w", encoding="ascii"):
         pass  # a file where the directory would be
     with pytest.raises(RemoteError, match=words):
         connected.create(pod(TWO), container())

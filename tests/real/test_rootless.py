@@ -41,7 +41,7 @@ def user(runtime: Runtime, installation: Installation, place: str, home: str) ->
         file.write(SPEC)
     installation.configure([runtime.path], [specs])
     # USER tells runc that it may go without control groups.
-    engine = Engine([*runtime.wrap, *USER, installation.program()], os.path.join(home, "root"), env={"USER": "lab", "HOME": home})
+    engine = Engine([*runtime.wrap, *USER, installation.program()], os.path.join(home, "root"), env={"USER": "lab", "HOME": home, "XDG_RUNTIME_DIR": home})
     if runtime.kind == "crun":
         engine.command += ["--cgroup-manager", "disabled"]
     yield engine

@@ -1,0 +1,335 @@
+"""What somebody else could have written is neither run nor read: runtimes, the launch line, the state directory and its way."""
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import zlib
+from collections.abc import Iterator
+
+import pytest
+from lab import bundle, runtimes
+from lab.bundle import Bundle
+from lab.engine import Engine
+from lab.install import Installation
+from lab.node import Node
+
+SHELLS = ("dash", "bash", "busybox")
+OTHER, USER = 54321, 54322
+ASKED = bundle.request(resources={"gpu": {"count": 1}})
+EMPTY = "#!/bin/false\n"
+
+
+def as_user(uid: int) -> list[str]:
+    return ["setpriv", "--reuid", str(uid), "--regid", str(uid), "--clear-groups"]
+
+
+def give(path: str, uid: int) -> None:
+    """A tree to somebody."""
+    os.chown(path, uid, uid, follow_symlinks=False)
+    for directory, directories, names in os.walk(path):
+        for name in (*directories, *names):
+            os.chown(os.path.join(directory, name), uid, uid, follow_symlinks=False)
+
+
+class Scene:
+    """Chandler in one shell over a runtime that only notes that it ran, and as whom."""
+
+    def __init__(self, shell: str, place: str, node: Node) -> None:
+        self.place = place
+        self.installation = Installation(os.path.join(place, "installed"))
+        self.program = self.installation.program()
+        self.etc, self.state = self.installation.etc, self.installation.state
+        os.mkdir(os.path.join(place, "shell"))
+        os.symlink(f"/bin/{shell}", os.path.join(place, "shell", "sh"))
+        with open(self.program, encoding="utf-8") as file:
+            text = file.read()
+        with open(self.program, "w", encoding="utf-8") as file:
+            file.write(text.replace("#!/bin/sh\n", f"#!{place}/shell/sh\n", 1))
+        self.notes = os.path.join(place, "notes")
+        os.mkdir(self.notes)
+        os.chmod(self.notes, 0o1777)
+        self.runtime = self.script(os.path.join(place, "bin", "runc"))
+        self.installation.configure([self.runtime], [node.cdi], '[gpu]\nallocator = "fixed"\n')
+        self.installation.refresh()
+        self.plain = bundle.make(os.path.join(place, "plain"), ["true"], {}, root="/nonexistent")
+        self.asked = bundle.make(os.path.join(place, "asked"), ["true"], ASKED, root="/nonexistent")
+        self.text = self.asked.bytes
+        self.broken = os.path.join(place, "broken")
+        with open(self.broken, "w", encoding="utf-8") as file:
+            file.write(EMPTY)
+        os.chmod(self.broken, 0o755)
+
+    def script(self, path: str) -> str:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(f'#!/bin/dash\necho "$0 $*" >{self.notes}/$$\n')
+        os.chmod(path, 0o755)
+        return path
+
+    def call(self, *arguments: str, wrap: list[str] | None = None, env: dict[str, str] | None = None,
+             python: bool = True) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+        """What became of it, and which programs noted that they ran."""
+        with open(self.asked.path, "wb") as file:
+            file.write(self.text)
+        for name in os.listdir(self.notes):
+            os.unlink(os.path.join(self.notes, name))
+        hidden = [] if python else ["unshare", "-m", "--propagation", "private", "sh", "-c",
+                                    f'mount --bind {self.broken} {os.path.realpath("/usr/bin/python3")} && exec "$@"', "sh"]
+        done = subprocess.run([*hidden, *(wrap or []), self.program, *arguments], check=False, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+                              timeout=60, cwd="/", env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", **(env or {})})
+        noted = []
+        for name in os.listdir(self.notes):
+            with open(os.path.join(self.notes, name), encoding="utf-8") as file:
+                noted.append(file.read().split()[0])
+        return done, noted
+
+    def verbs(self) -> list[tuple[str, ...]]:
+        return [("state", "c1"), ("kill", "c1", "9"), ("delete", "--force", "c1"), ("start", "--new-option", "c1"), ("--new-option", "state", "c1"),
+                ("features",), ("--version",), ("update", "--resources", "-", "c1"),
+                ("create", "--bundle", self.plain.directory, "c1"), ("run", "--bundle", self.plain.directory, "--new-option", "c1"),
+                ("create", "--bundle", self.asked.directory, "c1")]
+
+
+@pytest.fixture(scope="module", params=SHELLS)
+def scene(request: pytest.FixtureRequest, lab: str, node: Node) -> Scene:
+    shell = str(request.param)
+    if not os.access(f"/bin/{shell}", os.X_OK):
+        pytest.skip(f"not installed: {shell}")
+    place = os.path.join(lab, f"owned-{shell}")
+    os.mkdir(place)
+    return Scene(shell, place, node)
+
+
+# --- runtimes and the launch line --------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("python", [True, False], ids=["", "without Python"])
+@pytest.mark.parametrize("link", ["", "chandler-runc"])
+def test_a_runtime_that_was_given_away_is_not_run(scene: Scene, python: bool, link: str) -> None:
+    """After it was compiled into the launch line, as a package that unpacks as somebody else does."""
+    program, scene.program = scene.program, scene.installation.program(link) if link else scene.program
+    os.chown(scene.runtime, OTHER, OTHER)
+    try:
+        for verb in scene.verbs():
+            done, noted = scene.call(*verb, python=python)
+            assert scene.runtime not in noted and done.returncode, verb
+            if python:
+                assert f"the runtime {scene.runtime} is not used: {scene.runtime} belongs to uid {OTHER}" in done.stderr, verb
+    finally:
+        os.chown(scene.runtime, 0, 0)
+        scene.program = program
+    for verb in scene.verbs()[:3]:
+        assert scene.call(*verb, python=python)[1] == [scene.runtime]
+
+
+def test_a_runtime_that_others_may_write_is_not_compiled(scene: Scene) -> None:
+    """The mode is looked at when the configuration is compiled and whenever Python runs; the owner at each call."""
+    os.chmod(scene.runtime, 0o777)
+    try:
+        scene.installation.refresh()
+        for verb in scene.verbs():
+            done, noted = scene.call(*verb)
+            assert scene.runtime not in noted and "can be written by others" in done.stderr, verb
+    finally:
+        os.chmod(scene.runtime, 0o755)
+        scene.installation.refresh()
+
+
+@pytest.mark.parametrize("python", [True, False], ids=["", "without Python"])
+def test_a_launch_line_of_somebody_else_is_not_read(scene: Scene, python: bool) -> None:
+    """In a configuration directory that was opened to all, with copies that have the right times."""
+    evil = scene.script(os.path.join(scene.place, "evil", "runc"))
+    os.chown(evil, OTHER, OTHER)
+    with open(f"{scene.etc}/launch", encoding="utf-8") as file:
+        line = file.read()
+    os.rename(f"{scene.etc}/launch", f"{scene.etc}/kept")
+    os.chmod(scene.etc, 0o777)
+    try:
+        for named in (evil, scene.runtime):
+            with open(f"{scene.etc}/launch", "w", encoding="utf-8") as file:
+                file.write(line.replace(scene.runtime, named).replace("chandler.oci", "x.org"))
+            os.chown(f"{scene.etc}/launch", OTHER, OTHER)
+            for verb in scene.verbs():
+                done, noted = scene.call(*verb, python=python)
+                assert evil not in noted, verb
+                assert not (verb[0] == "create" and scene.asked.directory in verb and noted), done
+    finally:
+        os.chmod(scene.etc, 0o755)
+        os.rename(f"{scene.etc}/kept", f"{scene.etc}/launch")
+
+
+@pytest.mark.parametrize("python", [True, False], ids=["", "without Python"])
+@pytest.mark.parametrize("inside", [[], ["unshare", "-Ur"]], ids=["", "in a user namespace"])
+def test_without_root(scene: Scene, inside: list[str], python: bool) -> None:
+    """Root's files are believed, in a user namespace too, and nobody else's; with Python and without."""
+    wrap = [*as_user(USER), *inside]
+    for verb in (("state", "c1"), ("kill", "c1", "9"), ("delete", "--force", "c1"), ("features",), ("create", "--bundle", scene.plain.directory, "c1")):
+        done, noted = scene.call(*verb, wrap=wrap, python=python)
+        assert noted == [scene.runtime], (verb, done)
+    for uid, mode in ((OTHER, 0o755), (0, 0o777), (0, 0o775), (USER, 0o757)):
+        # in a namespace where nobody but the caller has an id, any other owner shows as root does
+        if inside and uid == OTHER:
+            continue
+        os.chown(scene.runtime, uid, uid)
+        os.chmod(scene.runtime, mode)
+        try:
+            for other in scene.verbs():
+                assert scene.runtime not in scene.call(*other, wrap=wrap, python=python)[1], (other, oct(mode))
+        finally:
+            os.chown(scene.runtime, 0, 0)
+            os.chmod(scene.runtime, 0o755)
+
+
+def test_without_root_and_without_stat(scene: Scene) -> None:
+    """Python knows, too."""
+    hidden = ["unshare", "-m", "--propagation", "private", "sh", "-c", f'mount --bind {scene.broken} {os.path.realpath("/usr/bin/stat")} && exec "$@"', "sh"]
+    for verb in (("state", "c1"), ("kill", "c1", "9"), ("create", "--bundle", scene.plain.directory, "c1")):
+        assert scene.call(*verb, wrap=[*hidden, *as_user(USER)])[1] == [scene.runtime], verb
+
+
+def test_a_configuration_that_may_not_be_read_is_not_taken_for_none(scene: Scene) -> None:
+    """It may say what a request looks like."""
+    os.chmod(scene.etc, 0o700)
+    try:
+        done, noted = scene.call("create", "--bundle", scene.asked.directory, "c1", wrap=as_user(USER))
+        assert not noted and "config.d cannot be read: Permission denied" in done.stderr
+    finally:
+        os.chmod(scene.etc, 0o755)
+
+
+# --- the state directory -------------------------------------------------------------------------------------------
+
+def poisoned(inventory: str, runtime: str, evil: str) -> None:
+    """A stored inventory that names another runtime."""
+    for name in os.listdir(inventory):
+        path = os.path.join(inventory, name, "index")
+        with open(path, "rb") as file:
+            header, _, body = file.read().partition(b"\n")
+        body = body.replace(runtime.encode(), evil.encode())
+        with open(path, "wb") as file:
+            file.write(header.rpartition(b" ")[0] + f" {zlib.crc32(body):08x}\n".encode() + body)
+
+
+PYTHONS = ("create", "--bundle", "{plain}", "--new-option", "c1"), ("--new-option", "state", "c1")
+
+
+def test_a_directory_in_tmp_that_was_there_first_is_not_used(scene: Scene) -> None:
+    """Where the caller has no XDG_RUNTIME_DIR.  The inventory in it is his own, but others may put it there."""
+    home = os.path.join(scene.place, "home")
+    os.mkdir(home)
+    evil = scene.script(os.path.join(home, "runc"))
+    give(home, USER)
+    trap = f"/tmp/chandler-{USER}"
+    try:
+        subprocess.run([*as_user(USER), scene.installation.program("chandler"), "refresh", "--quiet"], check=True, stdin=subprocess.DEVNULL,
+                       env={"XDG_RUNTIME_DIR": home})
+        shutil.copytree(f"{home}/chandler/inventory", f"{trap}/inventory")
+        poisoned(f"{trap}/inventory", scene.runtime, evil)
+        give(trap, USER)
+        os.chown(trap, OTHER, OTHER)
+        for runtime_dir in ({}, {"XDG_RUNTIME_DIR": trap}, {"XDG_RUNTIME_DIR": os.path.dirname(trap)}):
+            for words in PYTHONS:
+                done, noted = scene.call(*(word.format(plain=scene.plain.directory) for word in words), wrap=as_user(USER), env=runtime_dir)
+                assert noted == [scene.runtime], (words, done)
+            done, noted = scene.call("create", "--bundle", scene.asked.directory, "c1", wrap=as_user(USER), env=runtime_dir)
+            assert not noted and "set XDG_RUNTIME_DIR to a directory of your own" in done.stderr
+    finally:
+        shutil.rmtree(trap, ignore_errors=True)
+        shutil.rmtree(home)
+
+
+WAYS = {"the directory's owner": (0, OTHER, 0o755), "the directory's mode": (0, 0, 0o777), "a group": (0, 0, 0o775),
+        "a directory above": (1, OTHER, 0o755), "one above for all": (1, 0, 0o777), "one above for a group": (1, 0, 0o775)}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_state_directory_that_others_may_write(scene: Scene, way: str) -> None:
+    """What asks is refused and plain containers go on; its inventory is not read."""
+    above, uid, mode = WAYS[way]
+    path = scene.state
+    for _ in range(above):
+        path = os.path.dirname(path)
+    evil = scene.script(os.path.join(scene.place, "trap", "runc"))
+    shutil.rmtree(scene.state, ignore_errors=True)
+    scene.installation.refresh()
+    poisoned(f"{scene.state}/inventory", scene.runtime, evil)
+    try:
+        for words in PYTHONS:
+            assert scene.call(*(word.format(plain=scene.plain.directory) for word in words))[1] == [evil], "the attack is one"
+        os.chown(path, uid, uid)
+        os.chmod(path, mode)
+        for words in PYTHONS:
+            assert scene.call(*(word.format(plain=scene.plain.directory) for word in words))[1] == [scene.runtime], words
+        before = os.listdir(scene.state)
+        done, noted = scene.call("create", "--bundle", scene.asked.directory, "c1")
+        assert not noted and done.returncode == 1 and f"the state directory {scene.state} is not used: {path} " in done.stderr
+        assert scene.asked.bytes == scene.text and os.listdir(scene.state) == before
+        for command in (("leases",), ("ps",), ("leases", "release", "--stale")):
+            said = subprocess.run([scene.installation.program("chandler"), *command], check=False, stdin=subprocess.DEVNULL, capture_output=True, text=True, env={})
+            assert said.returncode == 1 and "is not used" in said.stderr, command
+    finally:
+        os.chown(path, 0, 0)
+        os.chmod(path, 0o755)
+        shutil.rmtree(scene.state)
+        scene.installation.refresh()
+
+
+def test_a_word_that_is_no_request_needs_no_state_directory(scene: Scene) -> None:
+    """The text has our name in it, so Python looks; nothing is asked for."""
+    made = bundle.make(os.path.join(scene.place, "mentions"), ["echo", "chandler.oci"], {}, root="/nonexistent")
+    os.chown(scene.state, OTHER, OTHER)
+    try:
+        assert scene.call("create", "--bundle", made.directory, "c1")[1] == [scene.runtime]
+    finally:
+        os.chown(scene.state, 0, 0)
+        shutil.rmtree(made.directory)
+
+
+def test_the_caller_s_runtime_directory_is_nothing_to_root(scene: Scene) -> None:
+    """Who starts an engine as root may have left his own in its environment."""
+    theirs = os.path.join(scene.place, "theirs")
+    os.mkdir(theirs)
+    os.chown(theirs, OTHER, OTHER)
+    done, noted = scene.call("create", "--bundle", scene.asked.directory, "c1", env={"XDG_RUNTIME_DIR": theirs})
+    assert noted == [scene.runtime] and not os.listdir(theirs), done
+    os.rmdir(theirs)
+
+
+@pytest.fixture(params=["runc", "crun"])
+def real(request: pytest.FixtureRequest, place: str, node: Node) -> Iterator[tuple[Installation, Engine, Bundle]]:
+    runtime = runtimes.named(request.param)
+    if runtime.missing:
+        pytest.skip(runtime.missing)
+    installation = Installation(os.path.join(place, "installed"))
+    installation.configure([runtime.path], [node.cdi])
+    engine = Engine([*runtime.wrap, installation.program()], os.path.join(place, "root"))
+    yield installation, engine, bundle.make(os.path.join(place, "b"), ["sh", "-c", "ls /dev/nvidia0"], ASKED)
+    engine.clean()
+
+
+def test_places_of_the_configuration_that_others_may_write(real: tuple[Installation, Engine, Bundle], place: str, node: Node) -> None:
+    """state-dir and log.file, cold and on a real runtime."""
+    installation, engine, made = real
+    with open(f"{installation.etc}/config.toml", encoding="utf-8") as file:
+        runtime = file.readline().split('"')[1]
+    open_to_all = os.path.join(place, "open")
+    os.mkdir(open_to_all)
+    os.chmod(open_to_all, 0o1777)
+    with open(f"{place}/victim", "w", encoding="utf-8") as file:
+        file.write("before")
+    os.symlink(f"{place}/victim", f"{open_to_all}/log")
+    installation.configure([runtime], [node.cdi], f'[log]\nfile = "{open_to_all}/log"\n')
+    text = made.bytes
+    assert "nvidia0" in engine.run(made, "c1").stdout
+    engine.delete("c1", "--force")
+    with open(f"{place}/victim", encoding="utf-8") as file:
+        assert file.read() == "before"
+    for directory, reason in ((f"{open_to_all}/state", "is not there yet, and somebody else could make it"), (open_to_all, "can be written by others")):
+        made.config = json.loads(text)
+        with open(f"{installation.etc}/config.toml", "w", encoding="utf-8") as file:
+            file.write(f'runtimes = ["{runtime}"]\nstate-dir = "{directory}"\n[cdi]\nspec-dirs = ["{node.cdi}"]\n')
+        before = made.bytes
+        done = engine.run(made, "c2", check=False)
+        assert done.returncode == 1 and reason in done.stderr and made.bytes == before
+    assert os.listdir(open_to_all) == ["log"]
