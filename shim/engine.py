@@ -186,10 +186,13 @@ def _check_engine_devices(document: Dict[str, Any], grant: gpu.Grant, inventory:
                                           "ask for GPUs in one way alone")
 
 
-def equip(document: Dict[str, Any], edits: Edits, rootless: bool) -> Dict[str, Any]:
-    """config.json with a plan's edits in it, as a new document.  Raises HostError or BundleError."""
+def equip(document: Dict[str, Any], edits: Edits, rootless: bool, idmap: bool = True) -> Dict[str, Any]:
+    """config.json with a plan's edits in it, as a new document; `idmap`: the runtime takes idmapped mounts.
+
+    Raises HostError or BundleError.
+    """
     if rootless or oci.in_user_namespace(document):
         from shim import bound
         edits, mounted = bound.split(edits)
         document = oci.apply(document, mounted, idmap=False)  # devtmpfs cannot be idmapped
-    return oci.apply(document, edits, idmap=not rootless)
+    return oci.apply(document, edits, idmap=idmap and not rootless)
