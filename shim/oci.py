@@ -193,7 +193,8 @@ def _mounts(config: Document, edits: List[Edit]) -> None:
     ours: Dict[str, Any] = {}
     for _, destination, mount, _ in edits:
         path = absolute(destination)
-        ours.pop(path, None)
+        if path in ours:
+            del ours[path]
         ours[path] = mount
     last: Dict[str, int] = {}  # path of a mount of the engine's: its place, the last of several
     below: Dict[str, List[int]] = {}  # path of one of ours: the places of the engine's mounts below it
@@ -206,28 +207,35 @@ def _mounts(config: Document, edits: List[Edit]) -> None:
                 path = path[:path.rindex("/")] or "/"
                 if path in ours:
                     below.setdefault(path, []).append(place)
-    end = len(mounts)
     before: Dict[int, List[Any]] = {}  # place in the engine's list: those of ours that go before it
+    after: List[Any] = []  # those that go to the end, nearly all
     for path in sorted(ours, key=_depth):  # parents before children; equal depths keep their order
-        same = above = last.get(path, -1)
+        if path not in last and path not in below:
+            after.append(ours[path])
+            continue
+        above = -1
         parent = path
         while parent != "/":
             parent = parent[:parent.rindex("/")] or "/"
             above = max(above, last.get(parent, -1))
-        if same == above >= 0:
+        same = last.get(path, -1)
+        later = [place for place in below.get(path, ()) if place > above]
+        if same > above:
             mounts[same] = ours[path]
+        elif later:
+            before.setdefault(later[0], []).append(ours[path])
         else:
-            later = [place for place in below.get(path, ()) if place > above]
-            before.setdefault(later[0] if later else end, []).append(ours[path])
+            after.append(ours[path])
+    mounts += after
     for place in sorted(before, reverse=True):
         mounts[place:place] = before[place]
 
 
 def absolute(destination: str) -> str:
     """The path of a destination, from the container's root and without dots; a relative one is meant from there, too."""
-    if destination[:1] == "/" and "//" not in destination and "/." not in destination and (destination[-1] != "/" or destination == "/"):
-        return destination
-    return clean(f"/{destination}")
+    if "//" in destination or "/." in destination or destination[-1:] == "/" or destination[:1] != "/":
+        return clean(f"/{destination}")
+    return destination
 
 
 def _depth(path: str) -> int:
