@@ -6,7 +6,7 @@ import ctypes
 import os
 import sys
 
-from hooks.main import MAX_CONFIG, say
+from hooks.main import MAX_CONFIG, Late, be_patient, exceeded, say
 from shim import jsontext
 from shim.errors import ChandlerError
 from shim.inroot import Root
@@ -22,6 +22,7 @@ HOOKS = {
     "enable-cuda-compat": "enable_cuda_compat",
     "disable-device-node-modification": "disable_device_node_modification",
 }
+REQUIRED = ("disable-device-node-modification",)  # without the others a container starts all the same
 
 
 class Wrong(Exception):
@@ -53,7 +54,10 @@ def hide() -> None:
 
 
 def run(argv: List[str], state: bytes) -> int:
-    """`argv`: hooks with their arguments, done in order.  The exit status; a failure is one sentence on standard error."""
+    """`argv`: hooks with their arguments, done in order.  The exit status; a failure is one sentence on standard error.
+
+    One that goes beyond the limits of main is stopped; unless it is REQUIRED the container starts without its work.
+    """
     name = ""
     try:
         work = []
@@ -66,7 +70,12 @@ def run(argv: List[str], state: bytes) -> int:
         made = _container(state)
         for step, module, arguments in work:
             name = step
-            status: int = module.run(made, arguments)
+            be_patient()
+            try:
+                status: int = module.run(made, arguments)
+            except (Late, MemoryError) as error:
+                say(f"{name}: {exceeded(error)}")
+                status = int(name in REQUIRED)
             if status:
                 return status
         return 0

@@ -21,15 +21,21 @@ if TYPE_CHECKING:
     from shim.inroot import Root
 
 
+MAX_LINKS = 4096
+MAX_PATH = 1024  # bytes of a path, and of what a link says; the kernel's limit is 4096
+
+
 def parse(arguments: List[str]) -> List[Tuple[str, str]]:
     """Pairs of path and what the link there says.  Raises Wrong."""
-    if len(arguments) % 2 or set(arguments[::2]) - {"--link"}:
-        raise Wrong("the arguments are `--link WHAT-IT-SAYS::PATH`, any number of times")
+    if len(arguments) % 2 or set(arguments[::2]) - {"--link"} or len(arguments) > 2 * MAX_LINKS:
+        raise Wrong(f"the arguments are `--link WHAT-IT-SAYS::PATH`, at most {MAX_LINKS} times")
     pairs = []
     for word in arguments[1::2]:
         says, _, path = word.partition("::")
         if not says or not path.startswith("/") or path.endswith("/") or path.rpartition("/")[2] in (".", ".."):
-            raise Wrong(f"{word!r} is not of the form WHAT-IT-SAYS::/ABSOLUTE/PATH")
+            raise Wrong(f"{word[:MAX_PATH]!r} is not of the form WHAT-IT-SAYS::/ABSOLUTE/PATH")
+        if max(len(os.fsencode(says)), len(os.fsencode(path))) > MAX_PATH:
+            raise Wrong(f"the link {path[:60]}… or what it says is longer than {MAX_PATH} bytes")
         pairs.append((path, says))
     return pairs
 

@@ -23,8 +23,9 @@ def run(arguments: List[str], state: bytes) -> int:
         pipe_dir, control, *user = arguments
         if len(user) > 1:
             raise ValueError
-        if user and _uid(state) != int(user[0]):
-            main.say(f"mps-ready: the container runs as uid {_uid(state)}, which this runtime does not tell NRI plugins; the MPS daemon "
+        uid = _uid(state) if user else 0
+        if user and uid != int(user[0]):
+            main.say(f"mps-ready: the container runs as uid {uid}, which this runtime does not tell NRI plugins; the MPS daemon "
                      f"was chosen for uid {user[0]}, and serves one user; start the pod with the runtime handler of chandler-runtime")
             return 1
         nvtools.check(control, "mps-control")
@@ -40,8 +41,11 @@ def run(arguments: List[str], state: bytes) -> int:
 
 def _uid(state: bytes) -> int:
     """The user of the container that the state on standard input tells of.  Raises ValueError."""
+    unlimit = main.limit()
     try:
         with open(os.path.join(jsontext.loads(state)["bundle"], "config.json"), "rb") as file:
             return oci.process_user(jsontext.loads(file.read(main.MAX_CONFIG)))["uid"]
     except (ChandlerError, OSError, KeyError, TypeError):
         raise ValueError from None
+    finally:
+        unlimit()

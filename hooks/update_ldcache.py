@@ -6,6 +6,8 @@ ld.so.conf (a FIFO stops it for good), parse every library of the image as root 
 into whatever is mounted in the image's library folders; and the host's may be missing or write another format.  What is
 read here is read as bytes, within limits, and only two files are written, both by rename in a directory that is the
 image's own.  An image without the cache (musl, or nothing but one program) is left alone.
+
+Memory: the cache is held as its bytes, twice while the new one is made; of a folder the names of libraries are held.
 """
 
 from __future__ import annotations
@@ -25,17 +27,20 @@ if TYPE_CHECKING:
 
 CACHE, DROP_INS = "ld.so.cache", "/etc/ld.so.conf.d"
 DROP_IN = "00-chandler.conf"
-MAX_CACHE = 32 << 20
-MAX_NAMES = 1 << 16  # entries of a folder
+MAX_CACHE = 8 << 20  # bytes; that of a desktop with 5,000 libraries has half a megabyte
+MAX_NAMES = 1 << 16  # entries of a folder that are looked at
+MAX_LIBRARIES = 1 << 12  # of a folder; a driver has about a hundred
+MAX_FOLDERS = 1 << 8
+MAX_FOLDER = 1024  # characters of its path
 
 
 def parse(arguments: List[str]) -> List[str]:
     """The folders.  Raises Wrong."""
-    if len(arguments) % 2 or set(arguments[::2]) - {"--folder"}:
-        raise Wrong("the arguments are `--folder PATH`, any number of times")
+    if len(arguments) % 2 or set(arguments[::2]) - {"--folder"} or len(arguments) > 2 * MAX_FOLDERS:
+        raise Wrong(f"the arguments are `--folder PATH`, at most {MAX_FOLDERS} times")
     for folder in arguments[1::2]:
-        if not folder.startswith("/") or "\n" in folder:
-            raise Wrong(f"{folder!r} is not an absolute path")
+        if not folder.startswith("/") or "\n" in folder or len(folder) > MAX_FOLDER:
+            raise Wrong(f"{folder[:MAX_FOLDER]!r} is not an absolute path of at most {MAX_FOLDER} characters")
     return arguments[1::2]
 
 
@@ -65,15 +70,15 @@ def _update(root: Root, folders: List[str], drop_in: str, own: bool) -> None:
         except FileNotFoundError:
             return
         try:
-            cache = ldcache.parse(read_regular(present, MAX_CACHE))
+            cache = ldcache.Cache(read_regular(present, MAX_CACHE))
         finally:
             os.close(present)
         added = 0
         for folder in reversed(folders):  # the first folder's entries come first
             for path, flags in _libraries(root, folder, own):
-                added += ldcache.insert(cache, ldcache.Entry(flags, os.fsencode(path.rpartition("/")[2]), os.fsencode(path), 0, 0))
+                added += cache.insert(ldcache.Entry(flags, os.fsencode(path.rpartition("/")[2]), os.fsencode(path), 0, 0))
         if added:
-            replace(etc, CACHE, ldcache.build(cache))
+            replace(etc, CACHE, cache.build())
     finally:
         os.close(etc)
     _drop_in(root, folders, drop_in)
@@ -98,8 +103,6 @@ def _libraries(root: Root, folder: str, own: bool) -> List[Tuple[str, int]]:
     """
     found: List[Tuple[str, int]] = []
     for name in names(root, folder):
-        if not name.startswith("lib") or ".so" not in name or "\n" in name:
-            continue
         path = f"{folder}/{name}"
         try:
             os.close(root.find(path))
@@ -118,7 +121,10 @@ def _libraries(root: Root, folder: str, own: bool) -> List[Tuple[str, int]]:
 
 
 def names(root: Root, folder: str) -> List[str]:
-    """The names in a folder of the container, sorted; none where there is none."""
+    """The names of libraries in a folder of the container, sorted; none where there is none.
+
+    A folder that has more than the limits is told of, and the names beyond them are passed over.
+    """
     try:
         descriptor = root.find(folder, cross=True)
     except OSError:
@@ -126,8 +132,16 @@ def names(root: Root, folder: str) -> List[str]:
     try:
         if not stat.S_ISDIR(os.fstat(descriptor).st_mode):
             return []
+        found: List[str] = []
         with os.scandir(f"/proc/self/fd/{descriptor}") as entries:
-            return sorted(entry.name for _, entry in zip(range(MAX_NAMES), entries))
+            for number, entry in enumerate(entries):
+                name = entry.name
+                if number == MAX_NAMES or len(found) == MAX_LIBRARIES:
+                    say(f"update-ldcache: {folder} has more than {MAX_NAMES} files or {MAX_LIBRARIES} libraries; not all are looked at")
+                    break
+                if name.startswith("lib") and ".so" in name and "\n" not in name:
+                    found.append(name)
+        return sorted(found)
     finally:
         os.close(descriptor)
 

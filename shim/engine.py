@@ -215,8 +215,9 @@ def _matches(number: str, kind: Optional[str], major: Optional[int], minor: Opti
     return kind in (None, number[0]) and major in (None, int(own_major)) and minor in (None, int(own_minor))
 
 
-def equip(document: Dict[str, Any], edits: Edits, rootless: bool, bundle: str = "") -> Dict[str, Any]:
-    """config.json with a plan's edits in it, as a new document.  `bundle`: its directory, where root.path is relative.
+def equip(document: Dict[str, Any], edits: Edits, rootless: bool, bundle: str = "", idmap: bool = True) -> Dict[str, Any]:
+    """config.json with a plan's edits in it, as a new document.  `bundle`: its directory, where root.path is relative;
+    `idmap`: whether the runtime takes idmapped mounts.
 
     Raises HostError or BundleError.
     """
@@ -225,4 +226,4 @@ def equip(document: Dict[str, Any], edits: Edits, rootless: bool, bundle: str = 
         from shim import bound
         edits, mounted = bound.split(edits)
         document = oci.apply(document, targets.judged(document, mounted, root), idmap=False)  # devtmpfs cannot be idmapped
-    return oci.apply(document, targets.judged(document, edits, root), idmap=not rootless)
+    return oci.apply(document, targets.judged(document, edits, root), idmap=idmap and not rootless)

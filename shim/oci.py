@@ -25,12 +25,12 @@ def apply(config: Document, edits: Edits, idmap: bool = True) -> Document:
     """`config` with all edits in it, as a new document; `config` itself is not changed.
 
     Edits must be complete (host.complete).  Applying twice gives what applying once gives.  `idmap`: bind
-    mounts become idmapped ones in a container with a user namespace; the kernel grants that to real root only
-    (mount_setattr(2)), so a rootless caller says False.
+    mounts become idmapped ones where maps_owners() says so; the kernel grants that to real root only (mount_setattr(2)),
+    so a rootless caller says False, as does one whose runtime refuses such mounts.
     Raises BundleError when config.json has another shape than the OCI runtime specification gives it.
     """
     result = dict(config)
-    idmap = idmap and in_user_namespace(config)
+    idmap = idmap and maps_owners(config)
     by_kind: Dict[str, List[Edit]] = {}
     for edit in edits.items:
         if idmap and edit[0] == _edits.MOUNT:
@@ -153,45 +153,108 @@ def device_numbers(config: Document) -> Dict[str, str]:
 
 def _net_devices(config: Document, edits: List[Edit]) -> None:
     devices = member(member(config, "linux", dict), "netDevices", dict)
-    for _, interface, name, _ in edits:
+    for _, interface, name, origin in edits:
         devices[interface] = {"name": name}
+        for other, device in devices.items():
+            if other != interface and (device.get("name") if isinstance(device, dict) else None) == name:
+                raise errors.BundleError(f"config.json gives the container the network interface {other} as {name}, which {interface} "
+                                         f"is to be as well ({origin})", "give one of them another name")
 
 
 def in_user_namespace(config: Document) -> bool:
     """Whether config.json gives the container a user namespace."""
+    return bool(_user_namespaces(config))
+
+
+def maps_owners(config: Document) -> bool:
+    """Whether bind mounts become idmapped ones, so that files show their owners in the container's user namespace.
+
+    Yes where the namespace is joined by its path, or made with both uid and gid mappings.  What runtimes make of it:
+    - runc from 1.2 and crun 1.28 map the owners in both cases; for a path they read the namespace's own mappings.
+    - crun 1.8 maps idmap and passes over ridmap; runc 1.1 passes over both, and wants both mappings even with a path.
+      The container starts and sees the owners as nobody, as it would without.
+    - youki 0.7 refuses the container (runtimes.can_map_owners), so its callers ask for none.
+    - None starts a container whose new namespace lacks a mapping.
+    The reference library (1.1.2) asks for both mappings in either case.  Engines that share a pod's namespace by path
+    often list none: there its container would see nobody, and ours sees the owners.
+    """
+    linux: Document = config["linux"] if isinstance(config.get("linux"), dict) else {}
+    mapped = bool(linux.get("uidMappings") and linux.get("gidMappings"))
+    return any(entry.get("path") or mapped for entry in _user_namespaces(config))
+
+
+def _user_namespaces(config: Document) -> List[Document]:
     linux = config.get("linux")
     namespaces = linux.get("namespaces") if isinstance(linux, dict) else None
-    return isinstance(namespaces, list) and any(
-        isinstance(entry, dict) and entry.get("type") == "user" for entry in namespaces)
+    if not isinstance(namespaces, list):
+        return []
+    return [entry for entry in namespaces if isinstance(entry, dict) and entry.get("type") == "user"]
 
 
 def _mounts(config: Document, edits: List[Edit]) -> None:
+    """Mounts are made in the order of the list, so the engine's keep theirs and each of ours goes where it has to be.
+
+    In the place of the engine's mount of the same destination, if that is the last at or above it; else as late as
+    possible: at the end, or before the first later mount that lies below it.  After what lies above it, it is not
+    covered; before what lies below it, it covers nothing.  (A mount below that comes before the last one above is
+    covered by that one anyway, so the two never conflict.)  Late, since a link in the image may lead into a later mount:
+    /var/run/x into that of /run.  The reference sorts all mounts by depth, which uncovers what an engine covered.
+    """
     mounts = member(config, "mounts", list)
-    present = {entry["destination"] for entry in mounts
-               if isinstance(entry, dict) and isinstance(entry.get("destination"), str)}
+    ours: Dict[str, Any] = {}
     for _, destination, mount, _ in edits:
-        if destination in present:
-            for place, entry in enumerate(mounts):
-                if isinstance(entry, dict) and entry.get("destination") == destination:
-                    del mounts[place]
-                    break
-        present.add(destination)
-        mounts.append(mount)
-    # parents before children; equal depths keep their order
-    mounts.sort(key=_depth)
+        path = absolute(destination)
+        if path in ours:
+            del ours[path]
+        ours[path] = mount
+    last: Dict[str, int] = {}  # path of a mount of the engine's: its place, the last of several
+    below: Dict[str, List[int]] = {}  # path of one of ours: the places of the engine's mounts below it
+    for place, mount in enumerate(mounts):
+        destination = mount.get("destination") if isinstance(mount, dict) else None
+        if isinstance(destination, str):
+            path = absolute(destination)
+            last[path] = place
+            while path != "/":
+                path = path[:path.rindex("/")] or "/"
+                if path in ours:
+                    below.setdefault(path, []).append(place)
+    before: Dict[int, List[Any]] = {}  # place in the engine's list: those of ours that go before it
+    after: List[Any] = []  # those that go to the end, nearly all
+    for path in sorted(ours, key=_depth):  # parents before children; equal depths keep their order
+        if path not in last and path not in below:
+            after.append(ours[path])
+            continue
+        above = -1
+        parent = path
+        while parent != "/":
+            parent = parent[:parent.rindex("/")] or "/"
+            above = max(above, last.get(parent, -1))
+        same = last.get(path, -1)
+        later = [place for place in below.get(path, ()) if place > above]
+        if same > above:
+            mounts[same] = ours[path]
+        elif later:
+            before.setdefault(later[0], []).append(ours[path])
+        else:
+            after.append(ours[path])
+    mounts += after
+    for place in sorted(before, reverse=True):
+        mounts[place:place] = before[place]
 
 
-def _depth(mount: Any) -> int:
-    destination = mount.get("destination") if isinstance(mount, dict) else None
-    if not isinstance(destination, str):
-        return 0
+def absolute(destination: str) -> str:
+    """The path of a destination, from the container's root and without dots; a relative one is meant from there, too."""
     if "//" in destination or "/." in destination or destination[-1:] == "/" or destination[:1] != "/":
-        destination = clean(destination)
-    return destination.count("/")
+        return clean(f"/{destination}")
+    return destination
+
+
+def _depth(path: str) -> int:
+    return path.count("/") if path != "/" else 0
 
 
 def clean(path: str) -> str:
-    """Go's filepath.Clean, which decides the depth that mounts are sorted by."""
+    """Go's filepath.Clean."""
     rooted = path.startswith("/")
     parts: List[str] = []
     for part in path.split("/"):

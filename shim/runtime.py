@@ -151,7 +151,7 @@ def _equip(path: str, stored: Inventory, place: Place, call: _args.Invocation, k
         keeper.prepare(made)
         if call.verb == "restore":
             _check_restored(made, before_it, call.id)
-        equipped = engine.equip(source.value, made.edits, place.rootless, known["bundle"])
+        equipped = engine.equip(source.value, made.edits, place.rootless, known["bundle"], runtimes.can_map_owners(kind))
         data = source.dumps(equipped)
         given = oci.device_rules(source.value)
         before, after = files.digest(bundle.engine), files.digest(data)

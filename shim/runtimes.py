@@ -28,6 +28,11 @@ def kind_of(path: str) -> str:
     return "runc"
 
 
+def can_map_owners(kind: str) -> bool:
+    """Whether a runtime starts containers that have idmapped mounts: youki (0.7) refuses them."""
+    return kind != "youki"
+
+
 def find(name: str, owners: Dict[int, str]) -> Tuple[str, str]:
     """(kind, absolute path) of the runtime `name`, a name or an absolute path.
 

@@ -107,7 +107,7 @@ def tmpfs(target: str, *options: str) -> dict[str, Any]:
 
 
 def mounts(*more: dict[str, Any]) -> dict[str, Any]:
-    return {"mounts": sorted([*BASE["mounts"], *more], key=lambda mount: str(mount["destination"]).count("/"))}
+    return {"mounts": [*BASE["mounts"], *sorted(more, key=lambda mount: str(mount["destination"]).count("/"))]}
 
 
 def env(*more: str) -> dict[str, Any]:
@@ -251,7 +251,7 @@ ROWS: list[tuple[str, Any, dict[str, Any]]] = [
     ("bind read-only", storage(type="bind", source="@/data", target="/app/data", readonly=True), mounts(bind("/app/data", options=("rbind", "rprivate", "ro")))),
     ("bind writable", storage(type="bind", source="@/data", target="/app/data", readonly=False), mounts(bind("/app/data"))),
     ("bind of a file", storage(type="bind", source="/dev/null", target="/app/x"), mounts(bind("/app/x", "/dev/null"))),
-    ("bind over the engine's", storage(type="bind", source="@/data", target="/proc"), {"mounts": [BASE["mounts"][1], bind("/proc"), BASE["mounts"][2]]}),
+    ("bind over the engine's", storage(type="bind", source="@/data", target="/proc"), {"mounts": [bind("/proc"), *BASE["mounts"][1:]]}),
     ("named", storage(type="named", name="data", target="/d"), mounts(bind("/d", "@/named"))),
     ("named read-only", storage(type="named", name="data", target="/d", readonly=True), mounts(bind("/d", "@/named", ("rbind", "rprivate", "ro")))),
     ("named with tier and size", storage(type="named", name="data", target="/d", tier="network", size="1Gi"), mounts(bind("/d", "@/named"))),
@@ -269,7 +269,7 @@ ROWS: list[tuple[str, Any, dict[str, Any]]] = [
     ("s3 prefix", storage(type="s3", bucket="models", prefix="v1", target="/m", readonly=True), mounts(bind("/m", "@/named", ("rbind", "rprivate", "ro")))),
     ("s3 endpoint and credentials", storage(type="s3", bucket="plain", target="/m", endpoint="https://x", credentials={"key": "x"}), mounts(bind("/m", "@/named"))),
     ("several", {"storage": [{"type": "bind", "source": "@/data", "target": "/app/b/c"}, {"type": "named", "name": "data", "target": "/app"}, {"type": "tmpfs", "target": "/app/b"}]},
-     {"mounts": [BASE["mounts"][0], BASE["mounts"][1], bind("/app", "@/named"), tmpfs("/app/b"), BASE["mounts"][2], bind("/app/b/c")]}),
+     mounts(bind("/app/b/c"), bind("/app", "@/named"), tmpfs("/app/b"))),
 ]
 
 # document, the first variables that training adds

@@ -7,7 +7,7 @@ from shim.errors import CdiError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, List, Set, Tuple
+    from typing import Any, Callable, Dict, List, Set, Tuple
 
 MAX_SIZE = 16 << 20  # bytes of a file
 
@@ -20,8 +20,8 @@ _ENCODINGS = (  # byte order mark, and how to read what starts with it
 )
 
 
-def load(data: bytes) -> Any:
-    """The document in `data`, with None for an empty one.
+def load(data: bytes, texts: bool = False) -> Any:
+    """The document in `data`, with None for an empty one.  `texts`: numbers as yamltext.Scalar, which keeps their text.
 
     Raises CdiError, with the line where there is one, if it is neither JSON nor YAML, or beyond a limit.
     """
@@ -32,32 +32,34 @@ def load(data: bytes) -> Any:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
         raise CdiError(f"line {data.count(10, 0, error.start) + 1}: not {encoding[:6].upper()} text") from None
+    scalar = yamltext.both if texts else yamltext.plain
     if text.lstrip(_BLANKS)[:1] != "{":  # spares the common YAML file the import of json
-        return _yaml(text)
+        return _yaml(text, scalar)
     try:
-        return _json(text)
+        return _json(text, texts)
     except ValueError as error:
         json_error = CdiError(f"not JSON: {error}")
     try:
-        return yamltext.load(text)
+        return yamltext.load(text, scalar)
     except CdiError as yaml_error:
         # A file that begins with a brace was most likely meant as JSON, and a missing PyYAML is no remedy.
         raise (yaml_error if yaml_error.what.startswith("line ") else json_error) from None
 
 
-def _yaml(text: str) -> Any:
+def _yaml(text: str, scalar: Callable[[str], Any]) -> Any:
     try:
-        return plainyaml.load(text)
+        return plainyaml.load(text, scalar)
     except plainyaml.NotPlain:
-        return yamltext.load(text)
+        return yamltext.load(text, scalar)
 
 
-def _json(text: str) -> Any:
+def _json(text: str, texts: bool) -> Any:
     """JSON alone; ValueError for what YAML might still read, CdiError for what it would refuse too."""
     import json
 
     try:
-        return json.loads(text, object_pairs_hook=_unique, parse_int=_integer, parse_constant=_refuse)
+        return json.loads(text, object_pairs_hook=_unique, parse_int=_number(_integer, texts), parse_float=_number(float, texts),
+                          parse_constant=_refuse)
     except RecursionError:
         raise CdiError("nested too deeply") from None
 
@@ -71,6 +73,10 @@ def _unique(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
                 raise CdiError(f'key "{name}" comes twice')
             seen.add(name)
     return items
+
+
+def _number(read: Callable[[str], Any], texts: bool) -> Callable[[str], Any]:
+    return (lambda digits: yamltext.Scalar(digits, read(digits))) if texts else read
 
 
 def _integer(digits: str) -> Any:

@@ -8,11 +8,11 @@ property test compares the two).
 
 from __future__ import annotations
 
-from shim.cdi.yamltext import CONSTANTS, plain
+from shim.cdi import yamltext
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, List, Tuple
+    from typing import Any, Callable, Dict, List, Tuple
 
 MAX_DEPTH = 32  # less than that of yamltext, which decides beyond it
 MAX_KEY = 128
@@ -25,11 +25,11 @@ class NotPlain(Exception):
     """The text may be YAML, but not of the simple kind."""
 
 
-def load(text: str) -> Any:
-    """The mapping that `text` is; raises NotPlain if that is not certain."""
+def load(text: str, scalar: Callable[[str], Any] = yamltext.plain) -> Any:
+    """The mapping that `text` is, `scalar` as in yamltext; raises NotPlain if that is not certain."""
     if not text.isascii() or not text.replace("\n", "").isprintable():
         raise NotPlain
-    lines = _Lines(text)
+    lines = _Lines(text, scalar)
     value = lines.mapping(0, 0)
     if lines.at < len(lines.lines) - 1:
         raise NotPlain
@@ -39,7 +39,8 @@ def load(text: str) -> Any:
 class _Lines:
     """The lines that count, each as (indentation, content), and the one to be read next."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, plain: Callable[[str], Any]) -> None:
+        self.plain = plain
         self.at = 0
         self.lines: List[Tuple[int, str]] = []
         for line in text.split("\n"):
@@ -62,13 +63,13 @@ class _Lines:
                     raise NotPlain
                 return items
             key, colon, rest = content.partition(":")
-            if not colon or not key.isidentifier() or key in CONSTANTS or key in items or len(key) > MAX_KEY:
+            if not colon or not key.isidentifier() or key in yamltext.CONSTANTS or key in items or len(key) > MAX_KEY:
                 raise NotPlain
             self.at += 1
             if not rest:
                 items[key] = self.nested(indent, depth + 1)
             elif rest[0] == " ":
-                items[key] = _scalar(rest.lstrip(" "))
+                items[key] = _scalar(rest.lstrip(" "), self.plain)
             else:
                 raise NotPlain
 
@@ -95,11 +96,11 @@ class _Lines:
                 lines[self.at] = (indent + len(content) - len(item), item)
                 items.append(self.mapping(lines[self.at][0], depth + 1))
             else:
-                items.append(_scalar(item))
+                items.append(_scalar(item, self.plain))
                 self.at += 1
 
 
-def _scalar(text: str) -> Any:
+def _scalar(text: str, plain: Callable[[str], Any]) -> Any:
     first = text[0]
     if first in _FIRST or (first == "-" and text[1:2] not in ("", " ")):
         if ": " in text or " #" in text or text[-1] == ":":

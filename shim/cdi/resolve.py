@@ -6,11 +6,11 @@ Part of the create path: imports only shim.errors and shim.edits.
 from __future__ import annotations
 
 from shim import errors
-from shim.edits import Edits
+from shim.edits import NET_DEVICE, Edits
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Iterable, List, Optional, Tuple
+    from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple
 
     from shim.edits import Edit
 
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 def resolve(names: Iterable[str], lookup: Lookup) -> Edits:
     """The edits of all devices, in the order asked: a file's own edits come once, before its first device.
 
-    A name that is repeated counts once.  Raises CdiError naming every device that `lookup` does not know.
+    A name that is repeated counts once.  Raises CdiError naming every device that `lookup` does not know, or two network
+    devices that exclude each other.
     """
     wanted = dict.fromkeys(names)
     found = [(name, lookup(name)) for name in wanted]
@@ -38,7 +39,28 @@ def resolve(names: Iterable[str], lookup: Lookup) -> Edits:
             opened.add(file)
             items += common
         items += own
+    _check_net_devices([item for item in items if item[0] == NET_DEVICE])
     return Edits(items)
+
+
+def _check_net_devices(items: List[Edit]) -> None:
+    """Raise CdiError when two interfaces of the host get one name in the container, or one interface two names.
+
+    The kernel would refuse the second; the reference library refuses both before anything is changed.  Unlike it we
+    accept the same change from two devices, as everywhere.
+    """
+    names: Dict[str, Edit] = {}
+    hosts: Dict[str, Edit] = {}
+    for item in items:
+        _, interface, name, origin = item
+        other = hosts.setdefault(interface, item)
+        if other[2] != name:
+            raise errors.CdiError(f"the network interface {interface} cannot be both {other[2]} ({other[3]}) and {name} ({origin}) "
+                                  "in one container", "ask for one of the two devices")
+        other = names.setdefault(name, item)
+        if other[1] != interface:
+            raise errors.CdiError(f"the network interfaces {other[1]} ({other[3]}) and {interface} ({origin}) cannot both be {name} "
+                                  "in one container", "ask for one of the two devices")
 
 
 def unresolvable(missing: Iterable[str], why: str = "", todo: str = "") -> errors.CdiError:

@@ -1,12 +1,12 @@
 """The fields of a CDI file and their types, as a table; decoding collects every problem with its JSON path.
 
-Source: CDI specification 1.1.0, "CDI JSON Definition"; strictness as in reference/cdi section 3.  A null is an
-absent field; a scalar in a string field becomes a string; an unknown field is an error.
+Source: CDI specification 1.1.0, "CDI JSON Definition"; strictness as in release 1.1.2 of the reference library.  A null
+is an absent field; an unquoted scalar in a string field is its text; an unknown field is an error.
 """
 
 from __future__ import annotations
 
-from shim.cdi.yamltext import as_text
+from shim.cdi.yamltext import Scalar
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,7 +33,16 @@ def report(problems: Problems, place: Place, what: str) -> None:
 
 def _shown(value: Any) -> str:
     words = {dict: "a mapping", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
-    return words.get(type(value)) or as_text(value)
+    return words.get(type(value)) or _as_text(value)
+
+
+def _as_text(value: Any) -> str:
+    """What a scalar that is not a string is in a string field; JSON's true has one spelling, and null is nothing."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return value.text if type(value) is Scalar else str(value)
 
 
 def text(value: Any, place: Place, problems: Problems) -> Any:
@@ -43,7 +52,7 @@ def text(value: Any, place: Place, problems: Problems) -> Any:
     elif isinstance(value, (dict, list)):
         return report(problems, place, f"must be a string, not {_shown(value)}")
     else:
-        return as_text(value)
+        return _as_text(value)
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -53,6 +62,8 @@ def text(value: Any, place: Place, problems: Problems) -> Any:
 
 
 def flag(value: Any, place: Place, problems: Problems) -> Any:
+    if type(value) is Scalar and isinstance(value.value, bool):
+        value = value.value
     if isinstance(value, bool):
         return value
     return report(problems, place, f"must be true or false, not {_shown(value)}")
@@ -60,12 +71,15 @@ def flag(value: Any, place: Place, problems: Problems) -> Any:
 
 def integer(low: int, high: int) -> Decoder:
     def decode(value: Any, place: Place, problems: Problems) -> Any:
+        written = value
+        if type(value) is Scalar:
+            value = value.value
         if type(value) is float and value.is_integer():
             value = int(value)
         if value is None:  # only inside a list; a field would be absent
             return 0
-        if type(value) is not int:
-            return report(problems, place, f"must be a whole number, not {_shown(value)}")
+        if type(value) is not int:  # a fraction, too, which the library cuts: 1.5 would be device 1
+            return report(problems, place, f"must be a whole number, not {_shown(written)}")
         if not low <= value <= high:
             return report(problems, place, f"must be from {low} to {high}, not {value}")
         return value
@@ -112,8 +126,14 @@ def _unknown(key: str, fields: Dict[str, Decoder]) -> str:
     return f"unknown field; write {alike[0]}" if alike else f"unknown field; known are {', '.join(sorted(fields))}"
 
 
+# The kernel's device numbers have 12 and 20 bits (include/linux/kdev_t.h): mknod would cut a larger one to another device's,
+# and in a rule of a control group -1 means every device.  The library refuses what is negative; we refuse both.
+_MAJOR = integer(0, (1 << 12) - 1)
+_MINOR = integer(0, (1 << 20) - 1)
+# Permissions alone: runtimes add the bits of the type, and 060000 of a mode would turn type c into a block device.
+_MODE = integer(0, 0o7777)
+_ID = integer(0, (1 << 32) - 2)  # the last number is -1 to chown(2), which leaves the owner as it is
 _INT64 = integer(-(1 << 63), (1 << 63) - 1)
-_UINT32 = integer(0, (1 << 32) - 1)
 _TEXT_LIST = list_of(text)
 
 DEVICE_NODE = record(
@@ -121,12 +141,12 @@ DEVICE_NODE = record(
         "path": text,
         "hostPath": text,
         "type": text,
-        "major": _INT64,
-        "minor": _INT64,
-        "fileMode": _UINT32,
+        "major": _MAJOR,
+        "minor": _MINOR,
+        "fileMode": _MODE,
         "permissions": text,
-        "uid": _UINT32,
-        "gid": _UINT32,
+        "uid": _ID,
+        "gid": _ID,
     }
 )
 NET_DEVICE = record({"hostInterfaceName": text, "name": text})
@@ -149,7 +169,7 @@ EDITS = record(
         "hooks": list_of(HOOK),
         "mounts": list_of(MOUNT),
         "intelRdt": INTEL_RDT,
-        "additionalGids": list_of(_UINT32),
+        "additionalGids": list_of(_ID),
     }
 )
 DEVICE = record({"name": text, "annotations": texts, "containerEdits": EDITS})

@@ -51,7 +51,7 @@ def problems(data: bytes, path: str) -> List[Tuple[str, str]]:
 
 def _read(data: bytes) -> Tuple[Dict[str, Any], List[Tuple[str, str]]]:
     try:
-        document = load(data)
+        document = load(data, texts=True)
     except CdiError as error:
         place, colon, what = str(error).partition(": ")
         return {}, [(place, what) if colon and place.startswith("line ") else ("", str(error))]

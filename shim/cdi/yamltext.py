@@ -4,6 +4,9 @@ The rules are those of a YAML 1.1 parser of the Go world, not PyYAML's: `1:0` an
 `017` are octal, a key that comes twice (a merged one too) is an error, and only the first document counts.
 PyYAML's parsers deliver the events (libyaml's where it is built in) and this module makes the values, with
 limits on depth and on what aliases may add.  Pure: text in, values out; yaml is imported only when needed.
+
+The library knows the type of a field when it reads a scalar: in a string field an unquoted `010` or `yes` is its own
+text, in a number field `010` is 8.  Here the types are known later (schema), so such a scalar can be kept as both.
 """
 
 from __future__ import annotations
@@ -45,9 +48,23 @@ _SCALAR_TAGS = {  # tag: what the text must be then
 _TEXT_TAGS = frozenset(("!", _TAG + "str", _TAG + "timestamp"))
 
 
-def load(text: str) -> Any:
+class Scalar:
+    """An unquoted scalar that is a number or a truth value: its text, for a string field, and its value, for others."""
+
+    __slots__ = ("text", "value")
+
+    def __init__(self, text: str, value: Any) -> None:
+        self.text = text
+        self.value = value
+
+    def __repr__(self) -> str:
+        return f"Scalar({self.text!r}, {self.value!r})"
+
+
+def load(text: str, scalar: Optional[Callable[[str], Any]] = None) -> Any:
     """The value of the first document of `text`; None if that is empty.
 
+    `scalar` reads an unquoted scalar: `plain`, or `both`, which keeps the text beside a value.
     Raises CdiError, with the line, for anything that is not such a document or goes beyond the limits.
     """
     try:
@@ -60,7 +77,7 @@ def load(text: str) -> Any:
             raise CdiError(f"more than {MAX_PURE} characters of YAML", "install python3-yaml with libyaml")
         parser = yaml.BaseLoader
     try:
-        return _Document(yaml.events, parser(text).get_event).value()
+        return _Document(yaml.events, parser(text).get_event, scalar or plain).value()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise CdiError(f"line {mark.line + 1 if mark else 1}: {error.problem or error.context}") from None
@@ -72,8 +89,9 @@ def load(text: str) -> Any:
 class _Document:
     """One document being built from parser events."""
 
-    def __init__(self, events: Any, next_event: Callable[[], Any]) -> None:
+    def __init__(self, events: Any, next_event: Callable[[], Any], plain_scalar: Callable[[str], Any]) -> None:
         self.next = next_event
+        self.plain = plain_scalar
         self.scalar_event = events.ScalarEvent
         self.map_event = events.MappingStartEvent
         self.map_end = events.MappingEndEvent
@@ -101,7 +119,7 @@ class _Document:
         before = self.size
         if kind is self.scalar_event:
             self.size += _NODE + len(event.value)
-            value = _scalar(event)
+            value = _scalar(event, self.plain)
         else:
             if event.tag not in _COLLECTION_TAGS:
                 raise _error(event, f"the tag {event.tag} is not supported")
@@ -158,7 +176,8 @@ def _put(items: Dict[str, Any], key: str, value: Any, event: Any) -> None:
 def _key(event: Any, key: Any) -> str:
     if key is None or isinstance(key, (list, dict)):
         raise _error(event, "a key must be a string")
-    return as_text(key)
+    text: str = event.value
+    return text
 
 
 def _merged(event: Any, value: Any) -> List[Dict[str, Any]]:
@@ -168,19 +187,18 @@ def _merged(event: Any, value: Any) -> List[Dict[str, Any]]:
     return maps
 
 
-def _scalar(event: Any) -> Any:
+def _scalar(event: Any, read: Callable[[str], Any]) -> Any:
     tag = event.tag
     if tag is None:
-        return plain(event.value) if event.implicit[0] else event.value
+        return read(event.value) if event.implicit[0] else event.value
     if tag in _TEXT_TAGS:
         return event.value
     types = _SCALAR_TAGS.get(tag)
     if types is None:
         raise _error(event, f"the tag {tag} is not supported")
-    value = plain(event.value)
-    if type(value) not in types:
+    if type(plain(event.value)) not in types:
         raise _error(event, f'"{event.value}" is not what its tag {tag} says')
-    return value
+    return read(event.value)
 
 
 def _error(event: Any, what: str) -> CdiError:
@@ -196,6 +214,12 @@ def plain(text: str) -> Any:
     digits = text.replace("_", "")
     value = _integer(digits)
     return value if value is not None else _float(digits, text)
+
+
+def both(text: str) -> Any:
+    """The same, but a number or a bool as a Scalar."""
+    value = plain(text)
+    return value if value is None or type(value) is str else Scalar(text, value)
 
 
 def _integer(text: str) -> Optional[int]:
@@ -224,36 +248,3 @@ def _float(digits: str, text: str) -> Any:
     except ValueError:
         return text
     return value if abs(value) != float("inf") else text
-
-
-def as_text(value: Any) -> str:
-    """What a scalar that is not a string becomes in a string field: `yes` is "true", 010 is "8", 1.10 is "1.1"."""
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return _float_text(value) if isinstance(value, float) else str(value)
-
-
-_ODD_FLOATS = {"nan": "NaN", "inf": "+Inf", "-inf": "-Inf"}
-
-
-def _float_text(value: float) -> str:
-    # The reference prints the shortest digits that single precision can tell apart, with an exponent from 1e+06.
-    import struct
-
-    try:
-        single: float = struct.unpack("f", struct.pack("f", value))[0]
-    except OverflowError:
-        single = float("inf") if value > 0 else float("-inf")
-    if str(single) in _ODD_FLOATS:
-        return _ODD_FLOATS[str(single)]
-    text = ""
-    for digits in range(9):
-        text = f"{single:.{digits}e}"
-        if struct.unpack("f", struct.pack("f", float(text)))[0] == single:
-            break
-    digits_after, exponent = len(text.partition("e")[0].partition(".")[2]), int(text.partition("e")[2])
-    if -5 < exponent < 6:
-        return f"{single:.{max(0, digits_after - exponent)}f}"
-    return text

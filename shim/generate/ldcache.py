@@ -1,5 +1,7 @@
 """The dynamic loader's cache, read and written.  Pure: bytes in, bytes out; imports next to nothing, for hooks use it too.
 
+Entries share their strings, and may share the ends of them, so that a small file can stand for gigabytes of text.
+A cache is therefore kept as the bytes that it came in, and strings are taken out one at a time.
 Source: glibc, sysdeps/generic/dl-cache.h, elf/cache.c and elf/dl-cache.c.
 """
 
@@ -10,7 +12,7 @@ from struct import Struct, error
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import List, NamedTuple
+    from typing import Callable, Dict, Iterator, List, NamedTuple, Tuple
 
     class Entry(NamedTuple):
         """`flags` say for which machine; `key` is what a program asks for, `value` the path."""
@@ -30,11 +32,12 @@ else:
 _OLD = b"ld.so-1.7.0"
 _NEW = b"glibc-ld.so.cache1.1"
 _HEADER = Struct("<20sIIB3xI12x")  # magic, number of entries, length of strings, byte order, place of the extension
-_ENTRY = Struct("<iIIIQ")  # flags, key, value, version, hardware
+_ROW = Struct("<iIIIQ")  # an entry: flags, places of key and value, version, hardware
 _EXTENSION = Struct("<II")  # magic, number of sections
 _SECTION = Struct("<IIII")  # tag, flags, place, size
 _EXTENSION_MAGIC, _HWCAPS = 0xEAA42174, 1
-MAX_ENTRIES = 1 << 18
+MAX_STRING = 4096  # bytes of a key or a path
+MAX_HARDWARE = 64  # names of hardware, and sections of the extension
 
 # e_machine of ELF: the flags of a 64-bit library of the GNU C library 2.x on that machine
 FLAGS = {62: 0x0303, 183: 0x0A03}
@@ -45,100 +48,124 @@ class Damaged(Exception):
 
 
 class Cache:
-    """A cache: `entries` in the order in which the loader searches them, the names of hardware that entries refer to."""
+    """A cache in the order in which the loader searches it: the file's entries, and those that insert() added."""
 
-    __slots__ = ("entries", "hardware", "order")
+    def __init__(self, data: bytes) -> None:
+        """`data`: a file's bytes.  Raises Damaged."""
+        try:
+            self._read(data)
+        except (error, ValueError):
+            raise Damaged("the loader's cache is damaged") from None
 
-    def __init__(self, entries: List[Entry], hardware: List[bytes], order: int) -> None:
-        self.entries = entries
-        self.hardware = hardware
-        self.order = order
+    def _read(self, data: bytes) -> None:
+        start = 0
+        if data.startswith(_OLD):  # the new form stands behind the old one, aligned
+            start = (16 + int.from_bytes(data[12:16], "little") * 12 + 7) & ~7
+        body = self._body = data[start:] if start else data
+        magic, self._count, length, self._order, extension = _HEADER.unpack_from(body)
+        self._strings = _HEADER.size + self._count * _ROW.size
+        self._end = self._strings + length
+        if magic != _NEW or self._order not in (0, 2) or self._end > len(body):
+            raise ValueError
+        self._hardware = _hardware(body, extension) if extension else []
+        self._added: List[Tuple[int, Entry]] = []  # in order: the number of the file's entry that it precedes, an entry
+        first, last = self._strings, 0
+        for _, key, value, _, _ in self._rows():
+            first, last = min(first, key, value), max(last, key, value)
+        if self._count or self._hardware:
+            first, last = min((first, *self._hardware)), max((last, *self._hardware))
+            if first < self._strings or body.find(b"\0", last, self._end) < 0:  # a string is outside, or does not end
+                raise ValueError
+
+    def _rows(self) -> Iterator[Tuple[int, ...]]:
+        return _ROW.iter_unpack(memoryview(self._body)[_HEADER.size:self._strings])
+
+    def __iter__(self) -> Iterator[Entry]:
+        """The file's entries."""
+        return map(self._entry, range(self._count))
+
+    def _entry(self, number: int) -> Entry:
+        flags, key, value, version, hardware = _ROW.unpack_from(self._body, _HEADER.size + number * _ROW.size)
+        return Entry(flags, _string(self._body, key), _string(self._body, value), version, hardware)
+
+    def hardware(self) -> List[bytes]:
+        """The names of hardware that entries refer to."""
+        return [_string(self._body, place) for place in self._hardware]
+
+    def insert(self, new: Entry) -> bool:
+        """Puts an entry where the loader finds it, before those of the same name; False when it is there already."""
+        low, present = _search(new, self._count, self._entry)
+        place, added = _search(new, len(self._added), lambda number: self._added[number][1])
+        if present or added:
+            return False
+        self._added.insert(place, (low, new))
+        return True
+
+    def build(self) -> bytes:
+        """The file's bytes, in the form that every glibc since 2.2 reads."""
+        shift = _ROW.size * len(self._added)  # by which the strings move
+        offset = self._end + shift
+        before: Dict[int, List[Entry]] = {}
+        for place, entry in self._added:
+            before.setdefault(place, []).append(entry)
+        texts: List[bytes] = []
+        rows = bytearray()
+        file = self._rows()
+        for number in range(self._count + 1):
+            for entry in before.get(number, ()):
+                rows += _ROW.pack(entry.flags, offset, offset + len(entry.key) + 1, entry.version, entry.hardware)
+                texts.append(entry.key + b"\0" + entry.value + b"\0")
+                offset += len(texts[-1])
+            if number < self._count:
+                flags, key, value, version, hardware = next(file)
+                rows += _ROW.pack(flags, key + shift, value + shift, version, hardware)
+        padding = -offset % 4
+        extension = b""
+        if self._hardware:
+            at = offset + padding + _EXTENSION.size + _SECTION.size
+            extension = (b"\0" * padding + _EXTENSION.pack(_EXTENSION_MAGIC, 1) + _SECTION.pack(_HWCAPS, 0, at, 4 * len(self._hardware))
+                         + b"".join((place + shift).to_bytes(4, "little") for place in self._hardware))
+        header = _HEADER.pack(_NEW, self._count + len(self._added), offset - self._strings - shift, self._order,
+                              offset + padding if extension else 0)
+        return b"".join((header, rows, memoryview(self._body)[self._strings:self._end], *texts, extension))
 
 
-def parse(data: bytes) -> Cache:
-    """The cache in `data`; raises Damaged."""
-    try:
-        return _parse(data)
-    except (error, ValueError, IndexError):
-        raise Damaged("the loader's cache is damaged") from None
-
-
-def _parse(data: bytes) -> Cache:
-    start = 0
-    if data.startswith(_OLD):  # the new form stands behind the old one, aligned
-        start = (16 + int.from_bytes(data[12:16], "little") * 12 + 7) & ~7
-    body = data[start:] if start else data
-    magic, count, _, order, extension = _HEADER.unpack_from(body)
-    if magic != _NEW or order not in (0, 2) or count > MAX_ENTRIES:
-        raise ValueError
-    entries: List[Entry] = []
-    for number in range(count):
-        flags, key, value, version, hardware = _ENTRY.unpack_from(body, _HEADER.size + number * _ENTRY.size)
-        entries.append(Entry(flags, _string(body, key), _string(body, value), version, hardware))
-    return Cache(entries, _hardware(body, extension) if extension else [], order)
-
-
-def _string(body: bytes, place: int) -> bytes:
-    return body[place:body.index(b"\0", place, place + 4096)]
-
-
-def _hardware(body: bytes, place: int) -> List[bytes]:
+def _hardware(body: bytes, place: int) -> List[int]:
+    """The places of the names of hardware."""
     magic, count = _EXTENSION.unpack_from(body, place)
-    if magic != _EXTENSION_MAGIC or count > 64:
+    if magic != _EXTENSION_MAGIC or count > MAX_HARDWARE:
         raise ValueError
     for number in range(count):
         tag, _, at, size = _SECTION.unpack_from(body, place + _EXTENSION.size + number * _SECTION.size)
         if tag == _HWCAPS:
-            if size > 4096:
+            if size > 4 * MAX_HARDWARE or at + size > len(body):
                 raise ValueError
-            return [_string(body, int.from_bytes(body[here:here + 4], "little")) for here in range(at, at + size, 4)]
+            return [int.from_bytes(body[here:here + 4], "little") for here in range(at, at + size, 4)]
     return []
 
 
-def build(cache: Cache) -> bytes:
-    """The file's bytes, in the form that every glibc since 2.2 reads."""
-    offset = _HEADER.size + _ENTRY.size * len(cache.entries)
-    places: dict[bytes, int] = {}
-    strings: List[bytes] = []
-    for text in (text for entry in cache.entries for text in (entry.key, entry.value)):
-        if text not in places:
-            places[text] = offset
-            strings.append(text + b"\0")
-            offset += len(text) + 1
-    for text in cache.hardware:
-        if text not in places:
-            places[text] = offset
-            strings.append(text + b"\0")
-            offset += len(text) + 1
-    joined = b"".join(strings)
-    padding = -offset % 4
-    extension = b""
-    if cache.hardware:
-        at = offset + padding + _EXTENSION.size + _SECTION.size
-        extension = (b"\0" * padding + _EXTENSION.pack(_EXTENSION_MAGIC, 1) + _SECTION.pack(_HWCAPS, 0, at, 4 * len(cache.hardware))
-                     + b"".join(places[text].to_bytes(4, "little") for text in cache.hardware))
-    header = _HEADER.pack(_NEW, len(cache.entries), len(joined), cache.order, offset + padding if extension else 0)
-    rows = [_ENTRY.pack(entry.flags, places[entry.key], places[entry.value], entry.version, entry.hardware) for entry in cache.entries]
-    return b"".join((header, *rows, joined, extension))
+def _string(body: bytes, place: int) -> bytes:
+    """The text at a place, or as much of it as MAX_STRING allows."""
+    end = body.find(b"\0", place, place + MAX_STRING)
+    return body[place:end] if end >= 0 else body[place:place + MAX_STRING]
 
 
-def insert(cache: Cache, new: Entry) -> bool:
-    """Puts an entry where the loader finds it, before those of the same name; False when it is there already."""
-    entries = cache.entries
-    low, high = 0, len(entries)
-    while low < high:  # the order is descending
+def _search(new: Entry, count: int, entry_at: Callable[[int], Entry]) -> Tuple[int, bool]:
+    """Where `new` goes among `count` entries in the loader's descending order, and whether it is there already."""
+    low, high = 0, count
+    while low < high:
         middle = (low + high) // 2
-        if compare(entries[middle].key, new.key) > 0:
+        if compare(entry_at(middle).key, new.key) > 0:
             low = middle + 1
         else:
             high = middle
-    place = low
-    while place < len(entries) and entries[place].key == new.key:
-        if entries[place][:3] == new[:3]:
-            return False
-        place += 1
-    entries.insert(low, new)
-    return True
+    for number in range(low, count):
+        found = entry_at(number)
+        if found.key != new.key:
+            break
+        if found[:3] == new[:3]:
+            return low, True
+    return low, False
 
 
 def compare(one: bytes, other: bytes) -> int:
@@ -167,7 +194,6 @@ def compare(one: bytes, other: bytes) -> int:
 def paths(data: bytes, library: str) -> List[str]:
     """Where the cache says a library is, best first; none for a cache that is damaged or of another kind."""
     try:
-        entries = parse(data).entries
+        return [entry.value.decode("utf-8", "replace") for entry in Cache(data) if entry.key == library.encode()]
     except Damaged:
         return []
-    return [entry.value.decode("utf-8", "replace") for entry in entries if entry.key == library.encode()]

@@ -99,6 +99,7 @@ def same(text: str) -> bool:
     except plainyaml.NotPlain:
         return False
     assert repr(value) == repr(yamltext.load(text))
+    assert repr(plainyaml.load(text, yamltext.both)) == repr(yamltext.load(text, yamltext.both))
     return True
 
 

@@ -66,7 +66,7 @@ VALID_EDITS: dict[str, dict[str, Any]] = {
         }
     },
     "valid, gid 0 alone": {"additionalGids": [0]},
-    "valid, gids": {"additionalGids": [1, 4294967295]},
+    "valid, gids": {"additionalGids": [1, 4294967294]},
     "valid, net devices": {
         "netDevices": [{"hostInterfaceName": "a", "name": "b"}, {"hostInterfaceName": "b", "name": "a"}]
     },
@@ -82,6 +82,11 @@ INVALID_EDITS: dict[str, tuple[dict[str, Any], str]] = {
     "invalid, two device types": (node(type="bc"), "deviceNodes[0].type"),
     "invalid, permissions": (node(permissions="rx"), "deviceNodes[0].permissions"),
     "invalid, permissions with a blank": (node(permissions="r w"), "deviceNodes[0].permissions"),
+    "invalid, major for every device": (node(type="c", major=-1), "deviceNodes[0].major"),
+    "invalid, minor for every device": (node(type="c", major=1, minor=-1), "deviceNodes[0].minor"),
+    "invalid, mode of another type": (node(fileMode=0o60666), "deviceNodes[0].fileMode"),
+    "invalid, owner that changes none": (node(uid=4294967295), "deviceNodes[0].uid"),
+    "invalid, gid that is none": ({"additionalGids": [4294967295]}, "additionalGids[0]"),
     "invalid, hook name": (hook(hookName="onError"), "hooks[0].hookName"),
     "invalid, hook without name": ({"hooks": [{"path": "/h"}]}, "hooks[0].hookName"),
     "invalid, hook name in other case": (hook(hookName="Prestart"), "hooks[0].hookName"),

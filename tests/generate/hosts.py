@@ -8,6 +8,8 @@ import os
 import socket
 from typing import Any
 
+from lab import ldsocache
+
 from shim.errors import HostError
 from shim.generate.model import Unanswered
 from shim.generate.tree import Tree
@@ -190,10 +192,8 @@ def container_driver() -> Host:
 
 def cached() -> Host:
     """Libraries where only the loader's cache says that they are."""
-    from shim.generate import ldcache
     host = nvidia(1, "/opt/nvidia/lib")
-    entries: list[ldcache.Entry] = [ldcache.Entry(0x0303, b"libcuda.so.1", b"/opt/nvidia/lib/libcuda.so.1", 0, 0)]
-    return host.file("/etc/ld.so.cache", ldcache.build(ldcache.Cache(entries, [], 2)).decode("latin-1"))
+    return host.file("/etc/ld.so.cache", ldsocache.write([(0x0303, b"libcuda.so.1", b"/opt/nvidia/lib/libcuda.so.1", 0, 0)]).decode("latin-1"))
 
 
 # --- AMD ------------------------------------------------------------------------------------------------------

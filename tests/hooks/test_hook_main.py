@@ -8,6 +8,7 @@ import sys
 
 import pytest
 from hooks_world import HOOK, REPOSITORY, World
+from lab import ldsocache
 
 from shim.generate import ldcache
 
@@ -77,13 +78,62 @@ def test_nobody_may_look_into_it(world: World) -> None:
 
 def test_in_a_user_namespace(world: World) -> None:
     """Where root is nobody outside: rootless podman, and containers with a user namespace."""
-    world.image("/etc/ld.so.cache", ldcache.build(ldcache.Cache([], [], 2)))
+    world.image("/etc/ld.so.cache", ldsocache.write())
     os.makedirs(world.root + "/lib")
     world.bind(world.put(world.directory + "/libx.so.1", b"\x7fELF\x02\x01\x01" + bytes(9) + b"\x03\0\x3e\0" + bytes(44)), "/lib/libx.so.1")
     done = world.run("create-symlinks", "--link", "libx.so.1::/lib/libx.so", "--", "update-ldcache", "--folder", "/lib",
                      command=["unshare", "--user", "--map-root-user", "--mount", HOOK])
     assert (done.returncode, done.stderr) == (0, "")
     assert ldcache.paths(pathlib.Path(world.root + "/etc/ld.so.cache").read_bytes(), "libx.so") == ["/lib/libx.so"]
+
+
+# --- limits ---------------------------------------------------------------------------------------------------
+
+# A hook as it runs, but with one of its modules replaced by what would never end, or never be satisfied.
+BEYOND = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from hooks import main, container, update_ldcache, disable_device_node_modification
+main.PATIENCE = 1
+
+def forever(*_):
+    while True:
+        pass
+
+def greedy(*_):
+    return len([bytes(1 << 20) for _ in range(1 << 12)])
+
+update_ldcache.run = disable_device_node_modification.run = {"forever": forever, "greedy": greedy}[sys.argv[2]]
+sys.exit(main.main(sys.argv[3:]))
+"""
+LINK = ("create-symlinks", "--link", "x::/made")
+
+
+@pytest.mark.parametrize(("how", "words"), [("forever", "took longer than 1 seconds, and was stopped"),
+                                            ("greedy", "needed more than 192 MiB of memory, and was stopped")])
+def test_beyond_the_limits(world: World, how: str, words: str) -> None:
+    """The container starts without what is not required, and the hooks after it are done."""
+    command = [sys.executable, "-I", "-c", BEYOND, REPOSITORY, how]
+    done = world.run("update-ldcache", "--folder", "/lib", "--", *LINK, command=command)
+    assert (done.returncode, done.stderr) == (0, f"chandler-hook: update-ldcache: {words}\n")
+    assert os.readlink(world.root + "/made") == "x"
+    done = world.run("disable-device-node-modification", "--", *LINK, command=command)
+    assert (done.returncode, done.stderr) == (1, f"chandler-hook: disable-device-node-modification: {words}\n")
+
+
+@pytest.mark.parametrize("command", [LINK, ("mps-ready", "/nowhere", "/bin/true", "1000")])
+def test_a_config_that_is_larger_in_memory_than_on_disk(world: World, command: tuple[str, ...]) -> None:
+    world.config["nothing"] = [[]] * 4_000_000
+    done = world.run(*command)
+    assert (done.returncode, done.stderr) == (1, f"chandler-hook: {command[0]}: needed more than 192 MiB of memory, and was stopped\n")
+
+
+@pytest.mark.parametrize("command", [LINK, ("release", "/nowhere", "t"), ("mps-ready", "/nowhere", "/bin/true")])
+def test_a_runtime_that_never_says_who_the_container_is(command: tuple[str, ...]) -> None:
+    program = f"import sys; sys.path.insert(0, {REPOSITORY!r}); from hooks import main; main.PATIENCE = 1; sys.exit(main.main(sys.argv[1:]))"
+    with subprocess.Popen([sys.executable, "-I", "-c", program, *command], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as hook:
+        assert hook.stderr is not None and hook.stderr.read() == f"chandler-hook: {command[0]}: took longer than 1 seconds, and was stopped\n"
+        assert hook.wait() == int(command[0] != "release")
 
 
 # --- disable-device-node-modification -------------------------------------------------------------------------

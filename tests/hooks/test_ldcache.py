@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import pytest
 from hooks_world import World
+from lab import ldsocache
 
 from shim.generate import ldcache
 
@@ -29,7 +30,7 @@ def world(tmp_path: pathlib.Path) -> World:
 
 
 def cache_of(*entries: ldcache.Entry) -> bytes:
-    return ldcache.build(ldcache.Cache(list(entries), [], 2))
+    return ldsocache.write(entries)
 
 
 def elf(machine: int = 62) -> bytes:
@@ -44,7 +45,7 @@ def equipped(world: World) -> None:
 
 
 def keys(world: World) -> list[tuple[bytes, bytes]]:
-    return [(entry.key, entry.value) for entry in ldcache.parse(pathlib.Path(world.root + CACHE).read_bytes()).entries]
+    return [(entry.key, entry.value) for entry in ldcache.Cache(pathlib.Path(world.root + CACHE).read_bytes())]
 
 
 # --- the file format ------------------------------------------------------------------------------------------
@@ -52,9 +53,9 @@ def keys(world: World) -> list[tuple[bytes, bytes]]:
 @needs_cache
 def test_the_hosts_cache_survives_reading_and_writing(tmp_path: pathlib.Path) -> None:
     data = pathlib.Path(CACHE).read_bytes()
-    cache = ldcache.parse(data)
-    again = ldcache.build(cache)
-    assert ldcache.parse(again).entries == cache.entries and ldcache.parse(again).hardware == cache.hardware
+    cache = ldcache.Cache(data)
+    again = cache.build()
+    assert list(ldcache.Cache(again)) == list(cache) and ldcache.Cache(again).hardware() == cache.hardware()
     (tmp_path / "cache").write_bytes(again)
     shown = [subprocess.run([LDCONFIG, "-p", "-C", path], capture_output=True, text=True, check=True).stdout.splitlines()
              for path in (CACHE, str(tmp_path / "cache"))]
@@ -63,7 +64,7 @@ def test_the_hosts_cache_survives_reading_and_writing(tmp_path: pathlib.Path) ->
 
 @needs_cache
 def test_the_order_is_glibcs() -> None:
-    entries = ldcache.parse(pathlib.Path(CACHE).read_bytes()).entries
+    entries = list(ldcache.Cache(pathlib.Path(CACHE).read_bytes()))
     assert len(entries) > 10
     assert all(ldcache.compare(one.key, other.key) >= 0 for one, other in zip(entries, entries[1:]))
 
@@ -78,10 +79,13 @@ def test_numbers_in_names_count_as_numbers(one: bytes, other: bytes, sign: int) 
 
 def test_names_of_hardware_stay(tmp_path: pathlib.Path) -> None:
     entry = ldcache.Entry(0x0303, b"liba.so.1", b"/lib/glibc-hwcaps/x86-64-v3/liba.so.1", 0, 1 << 62)
-    made = ldcache.parse(ldcache.build(ldcache.Cache([entry], [b"x86-64-v3"], 2)))
-    assert made.entries == [entry] and made.hardware == [b"x86-64-v3"]
+    cache = ldcache.Cache(ldsocache.write([entry], [b"x86-64-v3"]))
+    added = ldcache.Entry(0x0303, b"libb.so.1", b"/lib/libb.so.1", 0, 0)
+    assert cache.insert(added)
+    made = ldcache.Cache(cache.build())
+    assert list(made) == [added, entry] and made.hardware() == [b"x86-64-v3"]
     path = tmp_path / "cache"
-    path.write_bytes(ldcache.build(made))
+    path.write_bytes(made.build())
     if os.path.exists(LDCONFIG):
         shown = subprocess.run([LDCONFIG, "-p", "-C", str(path)], capture_output=True, text=True, check=True).stdout
         assert 'hwcap: "x86-64-v3"' in shown
@@ -98,11 +102,13 @@ def test_damage_is_noticed() -> None:
     good = cache_of(*(ldcache.Entry(0x0303, b"lib%d.so" % n, b"/lib/lib%d.so" % n, 0, 0) for n in range(9, 0, -1)))
     for end in range(len(good)):
         with pytest.raises(ldcache.Damaged):
-            ldcache.parse(good[:end])
+            ldcache.Cache(good[:end])
     for place in range(0, len(good)):
         for value in (0, 255):
             try:
-                ldcache.build(ldcache.parse(good[:place] + bytes([value]) + good[place + 1:]))
+                cache = ldcache.Cache(good[:place] + bytes([value]) + good[place + 1:])
+                cache.insert(ldcache.Entry(0x0303, b"lib5.so", b"/x/lib5.so", 0, 0))
+                cache.build()
             except ldcache.Damaged:
                 pass
 
@@ -259,12 +265,13 @@ def test_the_host_stays_as_it_is(world: World, hostile: Callable[[World], None])
     assert done.returncode == 0, done.stderr
     assert world.snapshot() == before
     if stat.S_ISREG(os.lstat(world.root + CACHE).st_mode) and hostile not in (cache_is_rubbish, cache_promises_too_much, cache_is_a_mount):
-        ldcache.parse(pathlib.Path(world.root + CACHE).read_bytes())
+        ldcache.Cache(pathlib.Path(world.root + CACHE).read_bytes())
     else:
         assert "was left as it is" in done.stderr
 
 
-@pytest.mark.parametrize("words", [["--folder"], ["--folder", "relative"], ["--folder", "/a\nb"], ["--ldconfig", "/x"]])
+@pytest.mark.parametrize("words", [["--folder"], ["--folder", "relative"], ["--folder", "/a\nb"], ["--ldconfig", "/x"],
+                                   ["--folder", "/" + "x" * 1024], ["--folder", "/x"] * 257])
 def test_words_that_make_no_sense(world: World, words: list[str]) -> None:
     done = world.run("update-ldcache", *words)
     assert done.returncode == 1 and done.stderr.startswith("chandler-hook: update-ldcache: ")

@@ -139,7 +139,8 @@ def test_dev_is_written_to_only_when_it_is_the_containers_own(world: World) -> N
 
 
 @pytest.mark.parametrize("words", [["--link"], ["--link", "no-colons"], ["--link", "x::relative"], ["--link", "x::/dir/"], ["--link", "::/x"],
-                                   ["--link", "x::/a/.."], ["--other", "x::/y"]])
+                                   ["--link", "x::/a/.."], ["--other", "x::/y"],
+                                   ["--link", "x" * 1025 + "::/y"], ["--link", "x::/" + "y/" * 512 + "z"], ["--link", "x::/y"] * 4097])
 def test_words_that_make_no_sense(world: World, words: list[str]) -> None:
     done = world.run("create-symlinks", *words)
     assert done.returncode == 1 and done.stderr.startswith("chandler-hook: create-symlinks: ") and done.stderr.count("\n") == 1
