@@ -17,6 +17,7 @@ from shim.generate import nvml
 from shim.generate.model import Unanswered
 from shim.inroot import Root
 from shim.inventory import Inventory
+from shim.nri import others
 
 _PATIENCE = 10.0  # seconds for all containers
 _DIRECTORIES = ("/dev", "/dev/dri", "/dev/accel")
@@ -35,11 +36,7 @@ def namespace(pid: int) -> int:
 
 def known(inventory: Inventory, look: gpu.Look = host.look_at_gpu) -> Dict[str, str]:
     """The node's GPUs: device number (c195:0) to name, CDI's where a file has one."""
-    found: Dict[str, str] = {}
-    for kind in inventory.config["policy.kinds"]:
-        for pick in inventory.picks(kind):
-            for key in inventory.key(f"{kind}={pick}"):
-                found.update((number, f"{kind}={pick}") for number in key.split("+") if number[1:2].isdigit())
+    found = others.numbers(inventory)
     for kind, (_, own) in gpu.NODES.items():
         for place in range(_MAX_GPUS):
             for number in _numbers_of([template.format(place, 128 + place) for template in own], gpu.PCI_VENDORS[kind], look):

@@ -286,7 +286,7 @@ def test_time_slices(scene: Scene) -> None:
 def test_a_container_that_was_to_share_and_was_not_served_is_reported_as_that(scene: Scene) -> None:
     asked = pod({"chandler.oci/service": '{"resources": {"gpu": {"sharing": "mps"}}}'})
     scene.peer.call("Synchronize", m.SynchronizeRequest(pods=[asked], containers=[container(state=3)]))
-    assert scene.service.lines[-1]["unadjusted"].endswith("it was created while chandler-nri was not there")
+    assert scene.service.lines[-1]["unadjusted"].endswith("it was created while chandler-nri did not answer")
 
 
 class Daemon:

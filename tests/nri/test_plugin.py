@@ -22,7 +22,7 @@ from shim.ttrpc.errors import ProtocolError, RemoteError, TtrpcError
 
 Connect = Callable[..., Peer]
 TWO = {"chandler.oci/service": json.dumps({"resources": {"gpu": {"count": 2}}})}
-EVENTS = 1 << m.STOP_POD_SANDBOX - 1 | 1 << m.CREATE_CONTAINER - 1 | 1 << m.STOP_CONTAINER - 1 | 1 << m.REMOVE_CONTAINER - 1
+EVENTS = 1 << m.STOP_POD_SANDBOX - 1 | 1 << m.CREATE_CONTAINER - 1 | 1 << m.START_CONTAINER - 1 | 1 << m.STOP_CONTAINER - 1 | 1 << m.REMOVE_CONTAINER - 1
 
 
 def new(service: Callable[..., Served], **config: Any) -> Connection:
@@ -35,8 +35,9 @@ def test_the_handshake(service: Callable[..., Served]) -> None:
     connection = new(service)
     peer = Peer(connection)
     configured = peer.handshake()
-    assert [(each.plugin_name, each.plugin_idx) for each in peer.registered] == [("chandler", "50")]
+    assert [(each.plugin_name, each.plugin_idx, each.NRI_version) for each in peer.registered] == [("chandler", "50", m.VERSION)]
     assert configured.events == EVENTS and configured.events & ~0x7FF == 0
+    assert configured.failure_policy.fail_request and not configured.failure_policy.keep_connected
     assert connection.state == READY
     assert str(connection.service.runtime) == "containerd 2.1.9"
 
@@ -240,12 +241,51 @@ def test_a_container_that_asked_and_was_not_served_is_reported(peer: Connect, ev
     ended: list[str] = []
     service_of(connected).evict = lambda container, pid: ended.append(container)
     connected.create(pod(TWO), container(id="served"))
-    running = [container(id="served", state=3), container(id="unserved", state=3), container(id="ended", state=4),
+    running = [served(connected, "served"), container(id="unserved", state=3), container(id="ended", state=4),
                container(id="plain", pod_id="pod-2", state=3), container({"chandler.oci/granted": "everything"}, id="marked", state=3)]
     lines = synchronized(connected, running, [pod(TWO), pod(id="pod-2")])
     assert [(line["container"], line["evicted"]) for line in lines] == [("unserved", evict), ("marked", evict)]
     assert ended == (["unserved", "marked"] if evict else [])
     assert service_of(connected).metrics.unadjusted == 2
+
+
+def served(connected: Peer, id: str, state: int = 3) -> Any:
+    """A container that the plugin has granted something, as the runtime tells of it when the answer has reached it."""
+    record = next(record for record in service_of(connected).records() if record["id"] == id)
+    made = container({record["mark"][0]: record["mark"][1]}, id=id, state=state)
+    for path, kind, major, minor in record["nodes"]:
+        made.linux.devices.add(path=path, type=kind, major=major, minor=minor)
+    return made
+
+
+def test_a_container_without_what_its_record_says_is_not_served(peer: Connect) -> None:
+    """The answer came too late, or another create of the same id left the record: both the mark and the devices count."""
+    ended: list[str] = []
+    connected = peer(policy__evict_unadjusted=True, gpu__allocator="leases")
+    service_of(connected).evict = lambda container, pid: ended.append(container)
+    for n in range(4):
+        connected.create(pod(TWO), container(id=f"c-{n}"))
+    told = [served(connected, f"c-{n}") for n in range(4)]
+    del told[1].annotations["chandler.oci/granted"]
+    told[2].annotations["chandler.oci/granted"] = f"{NVIDIA}=0"
+    del told[3].linux.devices[0]
+    lines = synchronized(connected, told, [pod(TWO)])
+    assert ended == ["c-1", "c-2", "c-3"] == [line["container"] for line in lines if "undone" in line]
+    assert list(leased(connected)) == ["c-0"] and [record["id"] for record in service_of(connected).records()] == ["c-0"]
+
+
+@pytest.mark.parametrize("damage", [b"\xff", b"{}", b"[]", b'{"id": "c", "physical": [], "nodes": 7}', b'{"id": "c", "physical": 1, "nodes": []}',
+                                    b'{"id": "c", "physical": [], "nodes": [[]], "mark": 3}'])
+def test_a_served_container_is_not_ended_for_a_damaged_record(peer: Connect, damage: bytes) -> None:
+    connected = peer(policy__evict_unadjusted=True)
+    ended: list[str] = []
+    service_of(connected).evict = lambda container, pid: ended.append(container)
+    connected.create(pod(TWO), container(id="c"))
+    told = served(connected, "c")
+    with open(os.path.join(service_of(connected).place.state_dir, "nri/grants/00000000-c.json"), "wb") as file:
+        file.write(damage)
+    assert synchronized(connected, [told], [pod(TWO)]) == [] and ended == []
+    connected.call("StartContainer", m.StartContainerRequest(pod=pod(TWO), container=told))
 
 
 def test_only_a_process_of_the_container_is_ended() -> None:
@@ -270,11 +310,13 @@ def test_grants_of_containers_that_are_gone_end_when_they_are_old_enough(peer: C
     connected = peer()
     for name in ("gone", "young", "there"):
         connected.create(pod(TWO), container(id=name))
+    there = served(connected, "there")
+    service_of(connected).held.clear()  # by an earlier process
     directory = os.path.join(service_of(connected).place.state_dir, "nri/grants")
     os.utime(os.path.join(directory, "00000000-gone.json"), (0, 0))
     with open(os.path.join(directory, "00000000-damaged.json"), "wb") as file:
         file.write(b"\xff")
-    synchronized(connected, [container(id="there", state=3)], [pod(TWO)])
+    synchronized(connected, [there], [pod(TWO)])
     assert sorted(os.listdir(directory)) == ["00000000-damaged.json", "00000000-there.json", "00000000-young.json"]
 
 
@@ -322,7 +364,7 @@ def test_leases_of_containers_that_ended_unseen_are_ended(peer: Connect, monkeyp
     connected = peer(gpu__allocator="leases")
     for name in ("live", "ended", "gone"):
         connected.create(pod(TWO), container(id=name))
-    now = [container(id="live", state=3), container(id="ended", state=4)]
+    now = [served(connected, "live"), served(connected, "ended", 4)]
     synchronized(connected, now, [pod(TWO)])
     assert sorted(leased(connected)) == ["ended", "gone", "live"], "they are younger than a create may last"
     monkeypatch.setattr("shim.nri.service._MINIMUM_AGE", 0.0)
