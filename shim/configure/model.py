@@ -42,6 +42,7 @@ class Wish(NamedTuple):
     default: bool
     cdi: bool
     nri: bool
+    nri_required: bool
     config: str
     drop_in: Optional[str]
     in_place: bool

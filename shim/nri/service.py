@@ -57,12 +57,18 @@ class Unawaited(ChandlerError):
 
 
 class Service:
-    """One for the life of the process; connections come and go.  `inventory` may be replaced at any time."""
+    """One for the life of the process; connections come and go.  `inventory` may be replaced at any time.
 
-    def __init__(self, place: Place, inventory: Inventory, log: Callable[[Dict[str, Any]], None]) -> None:
+    `rejects_hooks`: whether the runtime that has just connected creates no container for which a plugin adds OCI hooks.
+    """
+
+    def __init__(self, place: Place, inventory: Inventory, log: Callable[[Dict[str, Any]], None],
+                 rejects_hooks: Callable[[], bool] = lambda: False) -> None:
         self.place = place
         self.inventory = inventory
         self.log = log
+        self._rejects_hooks = rejects_hooks
+        self.hooks = True  # whether containers may be given OCI hooks
         self.metrics = Metrics()
         self.runtime = Runtime("", "")
         self.held: Dict[str, Held] = {}
@@ -176,6 +182,9 @@ class Service:
                 self._check_bound(made)
             self._equip(made, lease, container.HasField("user"))
             result = adjust.adjustment(made, self.runtime, wanted)
+            if not self.hooks and result.HasField("hooks"):
+                raise adjust.Unsupported(f"{made.request.source}: what is asked for needs an OCI hook, and {self.runtime} lets no NRI plugin "
+                                         "add one (reject_oci_hook_adjustment of its default validator)", adjust.WAY_OUT)
             return made
 
         plan = self._leased(lease, planned)
@@ -238,7 +247,8 @@ class Service:
     def _equip(self, plan: engine.Plan, lease: Optional[Lease], user_told: bool) -> None:
         """Adds to a plan what belongs to its lease and its share, and the hooks that keep both true without us: a
         container or a daemon may end while no plugin runs."""
-        hooks = self._ledger.hook(lease) if lease is not None and plan.keys else EMPTY
+        # Without the hook, StopContainer and RemoveContainer end the lease, and Synchronize what was missed.
+        hooks = self._ledger.hook(lease) if lease is not None and plan.keys and self.hooks else EMPTY
         if plan.sharing is None:
             # every hook counts
             plan.edits, plan.beside = plan.edits.beside(hooks), (*plan.beside, hooks)
@@ -456,6 +466,11 @@ class Service:
         """Remembers the runtime that has just connected, which may say how many seconds it waits for an answer."""
         self.runtime = runtime
         self.patience = min(PATIENCE, request_timeout * 0.75) if request_timeout > 0 else PATIENCE
+        try:
+            self.hooks = not self._rejects_hooks()
+        except ChandlerError as error:
+            self.hooks = True
+            self._complain(error)
 
     def synchronize(self, pods: Dict[str, Any], containers: List[Any]) -> None:
         """Compares grants with what runs.

@@ -53,6 +53,13 @@ class Scene:
         self.plugins.append(made)
         return made
 
+    def restart(self, **validator: bool | list[str]) -> None:
+        """Containerd anew, with a default validator of NRI; plugins are to be started after it."""
+        self.containerd.stop()
+        self.containerd.configure(**validator)
+        self.containerd.start()
+        self.cri.ready()
+
     def records(self) -> list[str]:
         """The containers that have a grant of the plugin's."""
         directory = os.path.join(self.state, "nri/grants")
