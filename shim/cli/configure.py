@@ -131,8 +131,8 @@ def _wish(arguments: argparse.Namespace, place: Place) -> Wish:
             raise ConfigError(f"{path!r} is no absolute path without blanks and patterns", "give the whole path")
     home = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
     return Wish(engine=arguments.engine, handlers=_handlers(arguments), annotations=_annotations(arguments, place), default=arguments.default,
-                cdi=arguments.cdi, nri=arguments.nri or arguments.nri_required, nri_required=arguments.nri_required, config=arguments.config, drop_in=arguments.drop_in, in_place=arguments.in_place,
-                version=_version(arguments), home=home if place.rootless else "")
+                cdi=arguments.cdi, nri=arguments.nri or arguments.nri_required, config=arguments.config, drop_in=arguments.drop_in, in_place=arguments.in_place,
+                version=_version(arguments), home=home if place.rootless else "", nri_required=arguments.nri_required)
 
 
 def _handlers(arguments: argparse.Namespace) -> List[Tuple[str, str]]:

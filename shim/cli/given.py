@@ -11,13 +11,12 @@ import os
 import stat
 from typing import Any, Callable, Dict, List
 
-from shim import gpu, host
+from shim import gpu, host, others
 from shim.errors import HostError
 from shim.generate import nvml
 from shim.generate.model import Unanswered
 from shim.inroot import Root
 from shim.inventory import Inventory
-from shim.nri import others
 
 _PATIENCE = 10.0  # seconds for all containers
 _DIRECTORIES = ("/dev", "/dev/dri", "/dev/accel")

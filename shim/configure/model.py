@@ -42,12 +42,12 @@ class Wish(NamedTuple):
     default: bool
     cdi: bool
     nri: bool
-    nri_required: bool
     config: str
     drop_in: Optional[str]
     in_place: bool
     version: Tuple[int, ...]
     home: str  # where a caller without root keeps configuration, "" for root
+    nri_required: bool = False
 
 
 class Plan(NamedTuple):

@@ -13,10 +13,10 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Set, Tuple
 
-from shim import engine, files, grants, jsontext, leases, ledger, oci, policy, report
+from shim import engine, files, grants, jsontext, leases, ledger, oci, others, policy, report
 from shim.edits import EMPTY, MOUNT, Edits, merge
 from shim.errors import BundleError, ChandlerError, HostError, LeaseError, PolicyError
-from shim.nri import adjust, document, evict, messages, others
+from shim.nri import adjust, document, evict, messages
 from shim.nri.adjust import Runtime
 from shim.nri.holds import PATIENCE, PATIENCE_FOR_RETRY, Hold, Holds, Later, Starting
 from shim.nri.metrics import Metrics

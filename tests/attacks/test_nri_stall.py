@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
-from lab.containerd import RELEASES
+from lab.containerd import NEWEST_NRI, RELEASES
 from lab.cri import CRI, Refused, reason
 from lab.engine import read
 from lab.install import PYTHON
@@ -68,10 +68,10 @@ class Stage(Scene):
     @property
     def fails_requests(self) -> bool:
         """Whether this containerd knows the failure policy of a plugin."""
-        return self.containerd.release.label == "containerd-2.4"
+        return self.containerd.release == NEWEST_NRI
 
 
-@pytest.fixture(scope="module", params=RELEASES, ids=lambda release: release.label)
+@pytest.fixture(scope="module", params=[*RELEASES, NEWEST_NRI], ids=lambda release: release.label)
 def stage(request: pytest.FixtureRequest, lab: str, node: Node) -> Iterator[Stage]:
     if request.param.missing:
         pytest.skip(request.param.missing)
@@ -197,13 +197,13 @@ def test_a_plugin_killed_before_its_answer(stage: Stage, cri: CRI) -> None:
     stage.configure(EVICT)
     plugin = stall(stage, "recorded")
     made: list[str] = []
-    create: Callable[[], None] = lambda: made.append(cri.create(cri.pod("unserved", ask(resources=gpus(8)))))
+    pod = cri.pod("unserved", ask(resources=gpus(8)))
     pid = os.posix_spawn("/bin/sh", ["sh", "-c", f"until grep -q '^State:.T' /proc/{plugin.pid}/status; do :; done; kill -KILL {plugin.pid}"], {"PATH": "/usr/bin:/bin"})
     if stage.fails_requests:
         with pytest.raises(Refused):
-            create()
+            cri.create(pod)
     else:
-        create()
+        made.append(cri.create(pod))
     os.waitpid(pid, 0)
     plugin.stop(signal.SIGKILL)
     after = stage.plugin().start()

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from lab.containerd import RELEASES
+from lab.containerd import NEWEST_NRI
 from lab.cri import CRI, Refused, reason
 from lab.install import PYTHON
 from lab.node import Node
@@ -44,10 +44,10 @@ sys.exit(main.main())
 
 @pytest.fixture(scope="module")
 def scene(lab: str, node: Node) -> Iterator[Scene]:
-    if RELEASES[-1].missing:
-        pytest.skip(RELEASES[-1].missing)
+    if NEWEST_NRI.missing:
+        pytest.skip(NEWEST_NRI.missing)
     with within(lab) as directory:
-        made = Scene(RELEASES[-1], directory, node)
+        made = Scene(NEWEST_NRI, directory, node)
         yield made
         made.close()
 

@@ -32,9 +32,9 @@ class Release(NamedTuple):
 
 
 RELEASES = (Release("containerd-1.7", f"{CACHE}/containerd-1.7", 2, "io.containerd.grpc.v1.cri"),
-            Release("containerd-2", f"{CACHE}/containerd-2", 3, "io.containerd.cri.v1.runtime"),
-            # with NRI 0.12.5, which no release of containerd has yet: it has a validator, and knows a plugin's failure policy
-            Release("containerd-2.4", f"{CACHE}/containerd-2.4", 3, "io.containerd.cri.v1.runtime"))
+            Release("containerd-2", f"{CACHE}/containerd-2", 3, "io.containerd.cri.v1.runtime"))
+# containerd 2.4 with an NRI that no release of containerd has yet: it has the default validator, and knows a plugin's failure policy.
+NEWEST_NRI = Release("containerd-2.4", f"{CACHE}/containerd-2.4", 3, "io.containerd.cri.v1.runtime")
 
 
 class Containerd:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from lab import cgroups
 from lab.bundle import GROUPS
-from lab.containerd import RELEASES
+from lab.containerd import NEWEST_NRI, RELEASES
 from lab.cri import CRI, Refused, reason
 from lab.engine import read
 from lab.install import Installation
@@ -26,7 +26,7 @@ from lab.scene import Scene, ask, gpus, opened
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can run containers of the host here")
 
 
-@pytest.fixture(scope="module", params=RELEASES, ids=lambda release: release.label)
+@pytest.fixture(scope="module", params=[*RELEASES, NEWEST_NRI], ids=lambda release: release.label)
 def scene(request: pytest.FixtureRequest, lab: str, node: Node) -> Iterator[Scene]:
     if request.param.missing:
         pytest.skip(request.param.missing)

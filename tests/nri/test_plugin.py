@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from lab.served import NVIDIA, Served, inventory, service_of, spec
 from shim.errors import ChandlerError
 from shim.nri import messages as m
 from shim.nri import mux, plugin
+from shim.nri import service as service_module
 from shim.nri.evict import end
 from shim.nri.plugin import CLOSING, READY, REGISTERING, Connection, Refused
 from shim.ttrpc import errors, frame
@@ -419,3 +421,137 @@ def test_damaged_messages_never_end_a_connection(tmp_path_factory: pytest.TempPa
         except RemoteError as error:
             assert "Traceback" not in error.message
     peer.call("UpdateContainer", m.Empty())
+
+
+# --- creates that nobody waits for --------------------------------------------------------------------------------
+
+def timed(peer: Peer, seconds: float, now: float, asked: Any, of: Any) -> None:
+    """A create as the runtime sends it, with how long it waits; the plugin reads it at `now`."""
+    stream = peer.client.call(m.PLUGIN_SERVICE, "CreateContainer", m.CreateContainerRequest(pod=asked, container=of).SerializeToString(),
+                              timeout=int(seconds * 1_000_000_000))
+    peer.connection.receive(mux.encode(mux.PLUGIN, peer.client.take()), now)
+    peer.exchange()
+    peer.replies.pop(stream).result()
+
+
+@pytest.mark.parametrize("allocator", ["fixed", "leases"])
+def test_a_create_whose_time_is_over_is_not_granted(peer: Connect, allocator: str) -> None:
+    connected = peer(gpu__allocator=allocator)
+    with pytest.raises(RemoteError, match="waits for the answer to this create no longer"):
+        timed(connected, 2.0, time.monotonic() - 2.0, pod(TWO), container())
+    assert not service_of(connected).records() and leased(connected) == {}
+    timed(connected, 2.0, time.monotonic() - 2.0, pod(), container(id="plain"))
+    timed(connected, 60.0, time.monotonic() - 2.0, pod(TWO), container(id="in time"))
+    assert [record["id"] for record in service_of(connected).records()] == ["in time"]
+
+
+@pytest.mark.parametrize("looks", [0, 1])
+def test_a_create_whose_runtime_has_hung_up_is_not_granted(peer: Connect, looks: int) -> None:
+    """Before the work, and after it."""
+    connected = peer(gpu__allocator="leases")
+    seen: list[bool] = []
+    connected.connection.hung_up = lambda: seen.append(True) or len(seen) > looks  # type: ignore[func-returns-value]
+    with pytest.raises(RemoteError, match="no longer"):
+        connected.create(pod(TWO), container())
+    assert not service_of(connected).records() and leased(connected) == {} and not service_of(connected).held
+    connected.connection.hung_up = lambda: False
+    assert len(connected.create(pod(TWO), container()).CDI_devices) == 2
+
+
+@pytest.mark.parametrize("left", [0, 1])
+def test_a_grant_whose_answer_did_not_leave_is_taken_back(peer: Connect, left: int) -> None:
+    connected = peer(gpu__allocator="leases")
+    connected.create(pod(TWO), container(id="sent"))
+    connected.connection.all_sent()
+    connected.create(pod(TWO), container(id="last"))
+    connected.connection.close(left)
+    assert sorted(leased(connected)) == (["sent"] if left else ["last", "sent"])
+    assert [line["container"] for line in service_of(connected).lines if "undone" in line] == ["last"] * left
+
+
+@pytest.mark.parametrize("method", ["StateChange", "StartContainer"])
+@pytest.mark.parametrize("evict", [False, True])
+def test_an_unserved_container_is_named_or_refused_at_its_start(peer: Connect, method: str, evict: bool) -> None:
+    connected = peer(policy__evict_unadjusted=evict)
+    connected.create(pod(TWO), container(id="served"))
+
+    def start(of: Any, asked: Any) -> None:
+        more = {"event": m.START_CONTAINER} if method == "StateChange" else {}
+        kind = m.StateChangeEvent if more else m.StartContainerRequest
+        connected.call(method, kind(pod=asked, container=of, **more))
+    start(served(connected, "served"), pod(TWO))
+    start(container(id="plain"), pod())
+    synchronized(connected, [served(connected, "served"), container(id="unserved", state=1)], [pod(TWO)])
+    if evict:
+        with pytest.raises(RemoteError, match="evict-unadjusted is set"):
+            start(container(id="unserved"), pod(TWO))
+    else:
+        start(container(id="unserved"), pod(TWO))
+    lines = [line for line in service_of(connected).lines if "unadjusted" in line]
+    assert [(line["container"], line["evicted"]) for line in lines] == [("unserved", False)] + [("unserved", True)] * evict
+    assert service_of(connected).metrics.unadjusted == 1 and service_of(connected).records()
+
+
+def test_a_young_grant_that_the_runtime_does_not_list_ends_by_and_by(peer: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A create may still be under way (containerd 1.7 lists containers meanwhile), or have failed unseen. The time of day tells nothing."""
+    connected = peer(gpu__allocator="leases")
+    for name in ("created", "failed"):
+        connected.create(pod(TWO), container(id=name))
+    told = served(connected, "created")
+    monkeypatch.setattr(service_module.time, "time", lambda: 0.0)
+    synchronized(connected, [], [])
+    assert sorted(leased(connected)) == ["created", "failed"]
+    connected.call("StartContainer", m.StartContainerRequest(pod=pod(TWO), container=told))
+    (at,) = service_of(connected)._unlisted.values()
+    assert at in service_of(connected).due()
+    service_of(connected).tick(at)
+    assert list(leased(connected)) == ["created"]
+
+
+# --- GPUs of other plugins ----------------------------------------------------------------------------------------
+
+def with_node(minor: int, base: Any = None) -> Any:
+    made = m.ContainerAdjustment()
+    if base is not None:
+        made.CopyFrom(base)
+    made.linux.devices.add(path="/dev/other", type="c", major=195, minor=minor)
+    return made
+
+
+def judged(peer: Peer, adjustment: Any, id: str) -> str:
+    request = m.ValidateContainerAdjustmentRequest(container=container(id=id), adjust=adjustment)
+    return str(m.ValidateContainerAdjustmentResponse.FromString(peer.call("ValidateContainerAdjustment", request)).reason)
+
+
+@pytest.mark.parametrize("version", ["1.7.24", "2.2.0"])
+def test_gpus_that_other_plugins_add(peer: Connect, version: str) -> None:
+    connected = peer(version, gpu__allocator="leases")
+    ours = connected.create(pod(TWO), container(id="ours"))
+    named = m.ContainerAdjustment()
+    named.CDI_devices.add(name=f"{NVIDIA}=1")
+    assert f"adds {NVIDIA}=1, but ours holds" in judged(connected, named, "other")
+    assert "adds /dev/other" in judged(connected, with_node(0), "other")
+    assert judged(connected, with_node(0, ours), "ours") == "", "what it has already"
+    assert "beside the GPUs that Chandler granted" in judged(connected, with_node(5, ours), "ours")
+    before = len(service_of(connected).lines)
+    assert judged(connected, with_node(5), "other") == "" and "of which Chandler keeps no lease" in service_of(connected).lines[-1]["beside"]
+    for harmless in (with_node(255), with_node(77), m.ContainerAdjustment()):
+        assert judged(connected, harmless, "other") == ""
+    assert len(service_of(connected).lines) == before + 1
+
+
+def test_a_leased_create_without_hooks(peer: Connect) -> None:
+    """Where the runtime's validator rejects them."""
+    connected = peer(gpu__allocator="leases")
+    assert connected.create(pod(TWO), container(id="a")).HasField("hooks")
+    service_of(connected)._rejects_hooks = lambda: True
+    connected.call("Configure", m.ConfigureRequest(runtime_name="containerd", runtime_version="2.2.0"))
+    assert not connected.create(pod(TWO), container(id="b")).HasField("hooks")
+    connected.call("StopContainer", m.StopContainerRequest(container=container(id="b")))
+    assert list(leased(connected)) == ["a"]
+    # with a file whose hooks have to be told
+    other = peer("1.7.24", spec({"hooks": [{"hookName": "createContainer", "path": "/bin/true"}]}), gpu__allocator="leases")
+    service_of(other).hooks = False
+    with pytest.raises(RemoteError, match="reject_oci_hook_adjustment"):
+        other.create(pod(TWO), container(id="c"))
+    assert "c" not in leased(other)

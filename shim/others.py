@@ -5,9 +5,10 @@ Only what the inventory knows is a GPU here.  Pure.
 
 from __future__ import annotations
 
-from typing import Any, Dict, Iterable, List, Set, Tuple
+from typing import TYPE_CHECKING, Any, Dict, Iterable, List, Set, Tuple
 
-from shim.inventory import Inventory
+if TYPE_CHECKING:
+    from shim.inventory import Inventory
 
 
 def numbers(inventory: Inventory) -> Dict[str, str]:
