@@ -16,7 +16,6 @@ from lab.served import NVIDIA, Served, inventory, service_of, spec
 from shim.errors import ChandlerError
 from shim.nri import messages as m
 from shim.nri import mux, plugin
-from shim.nri import service as service_module
 from shim.nri.evict import end
 from shim.nri.plugin import CLOSING, READY, REGISTERING, Connection, Refused
 from shim.ttrpc import errors, frame
@@ -498,7 +497,7 @@ def test_a_young_grant_that_the_runtime_does_not_list_ends_by_and_by(peer: Conne
     for name in ("created", "failed"):
         connected.create(pod(TWO), container(id=name))
     told = served(connected, "created")
-    monkeypatch.setattr(service_module.time, "time", lambda: 0.0)
+    monkeypatch.setattr("shim.nri.service.time.time", lambda: 0.0)
     synchronized(connected, [], [])
     assert sorted(leased(connected)) == ["created", "failed"]
     connected.call("StartContainer", m.StartContainerRequest(pod=pod(TWO), container=told))
