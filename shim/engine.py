@@ -188,9 +188,7 @@ def _check_engine_devices(document: Dict[str, Any], grant: gpu.Grant, inventory:
         return
     granted = {number for key in grant.keys for number in key.split("+")}
     kinds = dict.fromkeys([*(name.partition("=")[0] for name in grant.names), *inventory.config["policy.kinds"]])
-    known: Dict[str, str] = {}
-    for kind in kinds:
-        known.update(gpu.numbers(kind, inventory, host.look_at_gpu))
+    known = gpu.numbers(kinds, inventory, host.look_at_gpu)
     for number in (*known, *granted):
         if number in present:
             raise errors.RequestError(f"{source}: resources.gpu: config.json has a GPU already, {present[number]}, from the engine",

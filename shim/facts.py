@@ -246,7 +246,6 @@ def _check_gpus(made: Edits, inventory: Inventory, source: str) -> None:
     nodes = {f"{node['type']}{node['major']}:{node['minor']}": path for _, path, node, _ in made.of(DEVICE)}
     if not nodes:
         return
-    for kind in dict.fromkeys([*inventory.kinds(), *gpu.NODES]):
-        for number, name in gpu.numbers(kind, inventory, host.look_at_gpu).items():
-            if number in nodes:
-                raise errors.RequestError(f"{source}: devices: {nodes[number]} belongs to {name}", "ask for it in resources.gpu")
+    for number, name in gpu.numbers(dict.fromkeys([*inventory.kinds(), *gpu.NODES]), inventory, host.look_at_gpu).items():
+        if number in nodes:
+            raise errors.RequestError(f"{source}: devices: {nodes[number]} belongs to {name}", "ask for it in resources.gpu")

@@ -13,7 +13,7 @@ from shim.edits import DEVICE, ENV, GID, Edits, merge
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, List, Optional, Tuple
+    from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple
 
     from shim.edits import Edit
     from shim.inventory import Inventory
@@ -105,15 +105,18 @@ def aggregates(grant: Grant, inventory: Inventory) -> List[str]:
     return [name for name in grant.by_cdi if len(inventory.key(name)) == len(inventory.picks(cdi_names.kind(name))) > 1]
 
 
-def numbers(kind: str, inventory: Inventory, look: Look) -> Dict[str, str]:
-    """The device numbers (c195:0) of all GPUs of a kind that this node may grant, each with the GPU's name."""
-    picks = inventory.picks(kind)
-    found = {f"{kind}={pick}": inventory.key(f"{kind}={pick}") for pick in picks}
-    if not picks and kind in NODES and inventory.config["gpu.fallback"] == "devices":
-        own = NODES[kind][1]
-        found = {f"{kind}={number}": [_own_key(own, number, look)] for number in _numbers_there(own, look)}
-    # the key of a device without a node of its own is its name
-    return {number: name for name, keys in found.items() for key in keys for number in key.split("+") if number[1:2].isdigit()}
+def numbers(kinds: Iterable[str], inventory: Inventory, look: Look) -> Dict[str, str]:
+    """The device numbers (c195:0) of all GPUs of some kinds that this node may grant, each with the GPU's name."""
+    found: Dict[str, str] = {}
+    for kind in kinds:
+        picks = inventory.picks(kind)
+        keys = {f"{kind}={pick}": inventory.key(f"{kind}={pick}") for pick in picks}
+        if not picks and kind in NODES and inventory.config["gpu.fallback"] == "devices":
+            own = NODES[kind][1]
+            keys = {f"{kind}={number}": [_own_key(own, number, look)] for number in _numbers_there(own, look)}
+        # the key of a device without a node of its own is its name
+        found.update((number, name) for name, own_keys in keys.items() for key in own_keys for number in key.split("+") if number[1:2].isdigit())
+    return found
 
 
 def again(wish: Dict[str, Any], names: List[str], engine_names: List[str]) -> Dict[str, Any]:

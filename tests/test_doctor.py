@@ -70,6 +70,20 @@ def machine(tmp_path: Path) -> Machine:
     return Machine(tmp_path)
 
 
+@pytest.mark.parametrize(("validator", "rejected"), [("enable = true\nreject_oci_hook_adjustment = true\n", True), ("reject_oci_hook_adjustment = true\n", False),
+                                                     ("enable = true\n", False)])
+@pytest.mark.parametrize("imported", [False, True])
+def test_hooks_that_containerd_rejects(machine: Machine, validator: str, rejected: bool, imported: bool) -> None:
+    text = f"version = 3\n[plugins.'io.containerd.nri.v1.nri'.default_validator]\n{validator}"
+    handler = "[plugins.x]\nBinaryName = '/usr/bin/chandler-runtime'\n"
+    if imported:
+        machine.put("/etc/containerd/conf.d/10-validator.toml", text)
+        text = "version = 3\nimports = ['/etc/containerd/conf.d/*.toml']\n"
+    machine.put("/etc/containerd/config.toml", text + handler)
+    check = machine.checks()["nri"]
+    assert (check.data.get("hooks") == "rejected") == ("reject_oci_hook_adjustment" in check.text) == rejected and not check.problems
+
+
 def test_a_healthy_host(machine: Machine) -> None:
     found = machine.checks()
     assert [check.problems for check in found.values()] == [[]] * len(found)
@@ -119,6 +133,8 @@ def spoil(machine: Machine, what: str) -> None:
     elif what == "no cdi":
         machine.settings["gpu"] = '{fallback = "off"}'
         os.unlink(directory / "cdi/nvidia.json")
+    elif what == "containerd's configuration is no TOML":
+        machine.put("/etc/containerd/config.toml", '[ # BinaryName = "/usr/bin/chandler-runtime"\n')
     elif what == "no nri":
         machine.settings["require-grant"] = "true"
         machine.drop("/var/run/nri/nri.sock")
@@ -152,6 +168,7 @@ def spoil(machine: Machine, what: str) -> None:
     ("no driver", "gpu drivers", "1 devices of nvidia are on the bus", "nvidia-modprobe"), ("no uvm", "gpu drivers", "/dev/nvidia-uvm is not there", "nvidia-modprobe"),
     ("no cdi", "gpu drivers", "no CDI file describes nvidia.com/gpu", "chandler cdi generate"),
     ("no nri", "nri", "require-grant is set", "enable NRI"),
+    ("containerd's configuration is no TOML", "nri", "/etc/containerd/config.toml", "mend it"),
     ("engine elsewhere", "engines", 'engine = "containerd"', "chandler configure containerd"), ("no engine", "engines", "names no engine", "chandler configure containerd"),
     ("bad configuration", "configuration", "unknown key 'nonsense'", "remove it"),
     ("leases", "leases", "is damaged", "remove it when no container with a GPU runs"),

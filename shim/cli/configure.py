@@ -33,6 +33,8 @@ def add_parser(commands: Any) -> None:
     command.add_argument("--default", action="store_true", help="make it the engine's default runtime")
     command.add_argument("--cdi", action="store_true", help="enable CDI in the engine")
     command.add_argument("--nri", action="store_true", help="enable NRI in the engine (containerd, crio)")
+    command.add_argument("--nri-required", action="store_true",
+                         help="the same, and no container is created while chandler-nri is not connected (containerd from 2.2 on)")
     command.add_argument("--config", metavar="FILE", default="", help="the engine's main configuration file, if not the usual one")
     where = command.add_mutually_exclusive_group()
     where.add_argument("--drop-in", metavar="PATH", nargs="?", const="", help="write a file of Chandler's own (containerd from 2.1 on, crio, podman: the default)")
@@ -50,6 +52,9 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Raises ChandlerError; nothing is written before everything is known to be right."""
+    if arguments.nri_required and arguments.engine != "containerd":
+        raise ConfigError(f"--nri-required is for containerd: {arguments.engine} has no list of required NRI plugins that can be written here",
+                          "leave it out")
     if arguments.remove and arguments.verify:
         raise ConfigError("--remove and --verify ask for opposite things", "leave one out")
     place = Place(dict(os.environb))
@@ -126,8 +131,8 @@ def _wish(arguments: argparse.Namespace, place: Place) -> Wish:
             raise ConfigError(f"{path!r} is no absolute path without blanks and patterns", "give the whole path")
     home = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
     return Wish(engine=arguments.engine, handlers=_handlers(arguments), annotations=_annotations(arguments, place), default=arguments.default,
-                cdi=arguments.cdi, nri=arguments.nri, config=arguments.config, drop_in=arguments.drop_in, in_place=arguments.in_place,
-                version=_version(arguments), home=home if place.rootless else "")
+                cdi=arguments.cdi, nri=arguments.nri or arguments.nri_required, config=arguments.config, drop_in=arguments.drop_in, in_place=arguments.in_place,
+                version=_version(arguments), home=home if place.rootless else "", nri_required=arguments.nri_required)
 
 
 def _handlers(arguments: argparse.Namespace) -> List[Tuple[str, str]]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import fnmatch
 import json
 import os
+import posixpath
 import subprocess
 from typing import Any, Dict, List, NamedTuple, Tuple
 
@@ -283,10 +285,21 @@ def _driver_version(host: Host, module: str) -> str:
 def _nri(host: Host, config: Dict[str, Any]) -> Check:
     there = host.exists(NRI_SOCKET)
     problems = []
+    data: Dict[str, Any] = {"socket": NRI_SOCKET if there else None}
+    text = NRI_SOCKET if there else "no socket"
+    try:
+        if there and containerd.rejects_hooks(containerd.CONFIG, lambda path: host.read(path) or None, lambda pattern: [
+                f"{posixpath.dirname(pattern)}/{name}" for name in host.names(posixpath.dirname(pattern))
+                if fnmatch.fnmatchcase(name, posixpath.basename(pattern))]):
+            data["hooks"] = "rejected"
+            text += (", where containerd's validator rejects OCI hooks (reject_oci_hook_adjustment): leases end when containerd "
+                     "stops the container, and requests that need a hook, such as shared GPUs, are refused")
+    except ChandlerError as error:
+        problems.append(_of(error, "mend containerd's configuration"))
     if not there and config["require-grant"]:
         problems.append(_problem(f"require-grant is set, and {NRI_SOCKET} is not there: every create with a request is refused",
                                  "enable NRI in containerd or CRI-O, or take require-grant out"))
-    return Check("nri", NRI_SOCKET if there else "no socket", {"socket": NRI_SOCKET if there else None}, problems)
+    return Check("nri", text, data, problems)
 
 
 def _engines(host: Host, config: Dict[str, Any]) -> Check:

@@ -35,10 +35,7 @@ def namespace(pid: int) -> int:
 
 def known(inventory: Inventory, look: gpu.Look = host.look_at_gpu) -> Dict[str, str]:
     """The node's GPUs: device number (c195:0) to name, CDI's where a file has one."""
-    found: Dict[str, str] = {}
-    for kind in inventory.config["policy.kinds"]:
-        if inventory.picks(kind):
-            found.update(gpu.numbers(kind, inventory, look))
+    found = gpu.numbers(inventory.config["policy.kinds"], inventory, look)
     for kind, (_, own) in gpu.NODES.items():
         for place in range(_MAX_GPUS):
             for number in _numbers_of([template.format(place, 128 + place) for template in own], gpu.PCI_VENDORS[kind], look):

@@ -8,7 +8,7 @@ both files have the same version.  Seen with 1.7.24 and 2.1.9.  Pure.
 from __future__ import annotations
 
 import posixpath
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from shim.configure import template, tomledit
 from shim.configure.model import (
@@ -36,6 +36,10 @@ RUNC = "io.containerd.runc.v2"
 # Version of the file: its CRI plugin.
 CRI = {2: "io.containerd.grpc.v1.cri", 3: "io.containerd.cri.v1.runtime"}
 NRI = "io.containerd.nri.v1.nri"
+VALIDATOR = ("plugins", NRI, "default_validator")
+VALIDATES = (2, 2)  # from this version on there is NRI's default validator
+PLUGIN = "chandler"  # the name with which chandler-nri registers
+TOLERATE = "tolerate-missing-nri-plugins.noderesource.dev"  # the annotation of a pod that may start without required plugins
 MERGES = (2, 1)  # from this version on imported tables are merged
 # What k3s and rke2 make anew at every start, and what they make it from.
 RANCHER = ("/rancher/k3s/agent/etc/containerd", "/rancher/rke2/agent/etc/containerd")
@@ -205,7 +209,39 @@ def handlers(wish: Wish, document: Dict[str, Any], schema: int) -> List[Setting]
         settings.append(Setting(VALUE, (*cri, "enable_cdi"), True))
     if wish.nri:
         settings.append(Setting(VALUE, ("plugins", NRI, "disable"), False))
+    if wish.nri_required:
+        settings += _required(wish, document)
     return settings
+
+
+def _required(wish: Wish, document: Dict[str, Any]) -> List[Setting]:
+    """The settings with which no container is created while chandler-nri is not connected.  Raises ConfigError."""
+    if not wish.version:
+        raise ConfigError("--nri-required needs containerd 2.2 or newer, and which one this is is not known",
+                          "--engine-version X.Y, or --programs DIR where containerd is")
+    if wish.version < VALIDATES:
+        raise ConfigError(f"containerd {_dotted(wish.version)} cannot require an NRI plugin: its NRI has no validator before 2.2, so that a "
+                          "container which is created while chandler-nri is not connected starts unserved",
+                          "--nri instead, or the runtime handler with require-grant, or a newer containerd")
+    settings = [Setting(VALUE, (*VALIDATOR, "enable"), True)]
+    plugins = words(document, (*VALIDATOR, "required_plugins"))
+    if PLUGIN not in plugins:
+        settings.append(Setting(VALUE, (*VALIDATOR, "required_plugins"), [*plugins, PLUGIN]))
+    if not lookup(document, (*VALIDATOR, "tolerate_missing_plugins_annotation")):
+        settings.append(Setting(VALUE, (*VALIDATOR, "tolerate_missing_plugins_annotation"), TOLERATE))
+    return settings
+
+
+def rejects_hooks(path: str, text: Callable[[str], Optional[str]], names: Callable[[str], List[str]]) -> bool:
+    """Whether NRI's default validator rejects every create for which a plugin adds OCI hooks.  `text`, `names`: as in Read.
+
+    Raises ConfigError.
+    """
+    try:
+        validator = table(_whole(path, tomledit.parse(text(path) or ""), Read(text, text, names)), VALIDATOR)
+    except ConfigError as error:
+        raise error.within(path) if path not in error.what else error from None
+    return validator.get("enable") is True and validator.get("reject_oci_hook_adjustment") is True
 
 
 def _handler(wish: Wish, like: Dict[str, Any], program: str) -> Dict[str, Any]:
@@ -219,7 +255,7 @@ def _handler(wish: Wish, like: Dict[str, Any], program: str) -> Dict[str, Any]:
 
 def _template(wish: Wish, path: str, schema: int) -> Plan:
     """A template of k3s or rke2: a block at its end."""
-    if wish.default or wish.cdi or wish.nri or wish.drop_in is not None:
+    if wish.default or wish.cdi or wish.nri or wish.nri_required or wish.drop_in is not None:
         raise ConfigError(f"{path} is a template, to which handlers can be added and nothing else",
                           "k3s and rke2 have default-runtime in their own config.yaml; CDI and NRI are written into the template by hand")
     # k3s knows the node's cgroup driver when it fills the template in

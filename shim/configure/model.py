@@ -47,6 +47,7 @@ class Wish(NamedTuple):
     in_place: bool
     version: Tuple[int, ...]
     home: str  # where a caller without root keeps configuration, "" for root
+    nri_required: bool = False
 
 
 class Plan(NamedTuple):

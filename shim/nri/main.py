@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import glob
 import os
 import sys
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 from shim import compiler, files, jsontext, paths, report
 from shim.errors import ChandlerError, ConfigError
@@ -40,10 +41,28 @@ def _run(options: argparse.Namespace) -> None:
     def load() -> Inventory:
         return compiler.compile_now(place)
 
-    service = Service(place, load(), lambda line: _log(service.inventory.config["log.file"], line))
+    service = Service(place, load(), lambda line: _log(service.inventory.config["log.file"], line), lambda: options.no_hooks or _hooks_rejected())
     connected = socket.given(int(options.given)) if options.given else None
     socket.Loop(service, options.socket, connected, lambda: Connection(options.name, options.idx, service), load,
                 lambda inventory: _sources(place, inventory), options.metrics).run()
+
+
+def _hooks_rejected() -> bool:
+    """Whether containerd's configuration says so.  Raises ConfigError."""
+    from shim.configure import containerd
+    path = next((path for path in (containerd.CONFIG, *sorted(glob.glob(f"/var/lib{containerd.RANCHER[0]}/config.toml")),
+                                   *sorted(glob.glob(f"/var/lib{containerd.RANCHER[1]}/config.toml"))) if os.path.exists(path)), "")
+    return bool(path) and containerd.rejects_hooks(path, _text, lambda pattern: sorted(glob.glob(pattern)))
+
+
+def _text(path: str) -> Optional[str]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from None
 
 
 def _sources(place: Place, inventory: Inventory) -> Dict[str, Tuple[str, ...]]:
@@ -77,6 +96,8 @@ def _options(arguments: List[str]) -> argparse.Namespace:
     parser.add_argument("--idx", metavar="NN", default=environment.get("NRI_PLUGIN_IDX", "50"),
                         help="two digits: plugins are called in this order (default 50)")
     parser.add_argument("--metrics", metavar="ADDRESS", default="", help="serve Prometheus metrics at unix:PATH or 127.0.0.1:PORT")
+    parser.add_argument("--no-hooks", action="store_true",
+                        help="give containers no OCI hooks, for a runtime whose validator rejects them; found out where containerd's configuration can be read")
     parser.add_argument("--version", action="version", version=f"chandler-nri {paths.VERSION}")
     options = parser.parse_args(arguments)
     options.given = environment.get("NRI_PLUGIN_SOCKET", "")

@@ -2,7 +2,7 @@
 
 Only what the plugin and its tests read or write: a receiver skips fields that it does not know.  Enums are plain
 numbers here.  Field numbers: NRI's API, package nri.pkg.api.v1alpha1, checked against the descriptors inside
-containerd 1.7.24 and 2.1.9 and, beyond those, against NRI's own definition.
+containerd 1.7.24 and 2.1.9 and, beyond those, against the definition of VERSION.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ from typing import Dict, Tuple
 from shim.ttrpc import proto
 
 PACKAGE = "nri.pkg.api.v1alpha1"
+VERSION = "v0.12.5"  # of NRI: the one that these messages are checked against
 PLUGIN_SERVICE = PACKAGE + ".Plugin"    # the runtime calls us
 RUNTIME_SERVICE = PACKAGE + ".Runtime"  # we call the runtime
 
 # Events, by number; the mask of Configure's answer has bit number - 1 for each.
 STOP_POD_SANDBOX = 2
 CREATE_CONTAINER = 4
+START_CONTAINER = 6
 STOP_CONTAINER = 10
 REMOVE_CONTAINER = 11
 VALIDATE_CONTAINER_ADJUSTMENT = 14
@@ -36,7 +38,8 @@ TABLE: Dict[str, Dict[str, Tuple[int, str]]] = {
     "ConfigureRequest": {"config": (1, "string"), "runtime_name": (2, "string"), "runtime_version": (3, "string"),
                          "registration_timeout": (4, "int64"), "request_timeout": (5, "int64"),
                          "NRI_version": (6, "string")},
-    "ConfigureResponse": {"events": (2, "int32")},
+    "ConfigureResponse": {"events": (2, "int32"), "failure_policy": (3, "FailurePolicy")},
+    "FailurePolicy": {"fail_request": (1, "bool"), "keep_connected": (2, "bool")},
     "SynchronizeRequest": {"pods": (1, "*PodSandbox"), "containers": (2, "*Container"), "more": (3, "bool")},
     "SynchronizeResponse": {"update": (1, "*ContainerUpdate"), "more": (2, "bool")},
     "StopPodSandboxRequest": _POD,
@@ -44,6 +47,7 @@ TABLE: Dict[str, Dict[str, Tuple[int, str]]] = {
     "CreateContainerResponse": {"adjust": (1, "ContainerAdjustment"), "update": (2, "*ContainerUpdate")},
     "UpdateContainerRequest": {**_CONTAINER, "linux_resources": (3, "LinuxResources")},
     "UpdateContainerResponse": {"update": (1, "*ContainerUpdate")},
+    "StartContainerRequest": _CONTAINER,
     "StopContainerRequest": _CONTAINER,
     "StopContainerResponse": {"update": (1, "*ContainerUpdate")},
     "RemoveContainerRequest": _CONTAINER,
@@ -110,6 +114,7 @@ CreateContainerRequest = _CLASSES["CreateContainerRequest"]
 CreateContainerResponse = _CLASSES["CreateContainerResponse"]
 UpdateContainerRequest = _CLASSES["UpdateContainerRequest"]
 UpdateContainerResponse = _CLASSES["UpdateContainerResponse"]
+StartContainerRequest = _CLASSES["StartContainerRequest"]
 StopContainerRequest = _CLASSES["StopContainerRequest"]
 StopContainerResponse = _CLASSES["StopContainerResponse"]
 RemoveContainerRequest = _CLASSES["RemoveContainerRequest"]

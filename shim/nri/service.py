@@ -11,12 +11,12 @@ from __future__ import annotations
 import os
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Set
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Set, Tuple
 
-from shim import engine, files, grants, jsontext, leases, ledger, oci, policy, report
+from shim import engine, files, gpu, grants, host, jsontext, leases, ledger, oci, policy, report
 from shim.edits import EMPTY, MOUNT, Edits, merge
 from shim.errors import BundleError, ChandlerError, HostError, LeaseError, PolicyError
-from shim.nri import adjust, document, evict, messages
+from shim.nri import adjust, beside, document, evict, messages
 from shim.nri.adjust import Runtime
 from shim.nri.holds import PATIENCE, PATIENCE_FOR_RETRY, Hold, Holds, Later, Starting
 from shim.nri.metrics import Metrics
@@ -30,25 +30,46 @@ if TYPE_CHECKING:
 
 # A record is written before its container can be listed, so a younger one is not given up.
 _MINIMUM_AGE = 60.0  # seconds
+_NEVER_REACHED = "the container was created without what had been granted: the runtime had stopped waiting for the answer"
 _PATIENCE = 1.0  # seconds
 _CDI = "cdi.k8s.io"
 _NOWHERE = "/dev/null"  # as a directory it has nothing in it, and nothing can be made there
 
 
 class Held(NamedTuple):
-    """What a container was given: the CDI devices by name, and the device nodes' paths, that the adjustment named."""
+    """What a container was given: the CDI devices by name, and the device nodes' paths, that the adjustment named, and
+    the physical devices; and when (time.monotonic), 0 for by an earlier process."""
 
     names: Set[str]
     paths: Set[str]
+    keys: List[str]
+    since: float
+
+
+_NOTHING = Held(set(), set(), [], 0.0)
+
+
+class Unawaited(ChandlerError):
+    """The runtime has given a create up: whatever is answered now does not reach the container."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        super().__init__(f"{runtime} waits for the answer to this create no longer, so nothing is granted",
+                         "see why chandler-nri was held up: a stopped process, swapping, a slow disk")
 
 
 class Service:
-    """One for the life of the process; connections come and go.  `inventory` may be replaced at any time."""
+    """One for the life of the process; connections come and go.  `inventory` may be replaced at any time.
 
-    def __init__(self, place: Place, inventory: Inventory, log: Callable[[Dict[str, Any]], None]) -> None:
+    `rejects_hooks`: whether the runtime that has just connected creates no container for which a plugin adds OCI hooks.
+    """
+
+    def __init__(self, place: Place, inventory: Inventory, log: Callable[[Dict[str, Any]], None],
+                 rejects_hooks: Callable[[], bool] = lambda: False) -> None:
         self.place = place
         self.inventory = inventory
         self.log = log
+        self._rejects_hooks = rejects_hooks
+        self.hooks = True  # whether containers may be given OCI hooks
         self.metrics = Metrics()
         self.runtime = Runtime("", "")
         self.held: Dict[str, Held] = {}
@@ -58,6 +79,9 @@ class Service:
         self._putting_back: Optional[Work] = None
         self._collecting: Optional[threading.Thread] = None
         self.evict: Callable[[str, int], None] = evict.end
+        self._unlisted: Dict[str, float] = {}  # containers with young grants that the runtime does not list, and until when it may
+        self._numbers: Optional[Tuple[Inventory, Dict[str, str]]] = None  # the GPUs' device numbers, of one inventory
+        self._reported: Set[str] = set()  # unserved containers that have been named
 
     @property
     def _state_dir(self) -> str:
@@ -89,10 +113,10 @@ class Service:
 
     # --- one container ----------------------------------------------------------------------------------------
 
-    def create(self, pod: Any, container: Any) -> Any:
+    def create(self, pod: Any, container: Any, awaited: Callable[[], bool] = lambda: True) -> Any:
         """The adjustment for a new container, None when it asks for nothing, or a Later that gives it.
 
-        Raises ChandlerError to refuse the container.
+        `awaited`: whether the runtime still waits for the answer.  Raises ChandlerError to refuse the container.
         """
         started = time.perf_counter()
         annotations = document.merged_annotations(pod, container)
@@ -119,7 +143,7 @@ class Service:
                 self.log({**line, "ms": _ms(seconds)})
             return made
 
-        made = answered(lambda: self._grant(pod, container, annotations, line))
+        made = answered(lambda: self._grant(pod, container, annotations, line, awaited))
         if isinstance(made, Later):
             answer = made.answer
             made.answer = lambda: answered(answer)
@@ -139,7 +163,9 @@ class Service:
         return any(key.startswith(prefix) for key in annotations) or (
             config["cdi.annotations"] and any(key.startswith(_CDI) for key in annotations))
 
-    def _grant(self, pod: Any, container: Any, annotations: Dict[str, str], line: Dict[str, Any]) -> Any:
+    def _grant(self, pod: Any, container: Any, annotations: Dict[str, str], line: Dict[str, Any], awaited: Callable[[], bool]) -> Any:
+        if not awaited():
+            raise Unawaited(self.runtime)
         now = time.monotonic()
         hold = self.holds.claim(pod.id, container.name, now)
         wanted = document.build(container, annotations)
@@ -166,6 +192,9 @@ class Service:
                 self._check_bound(made)
             self._equip(made, lease, container.HasField("user"))
             result = adjust.adjustment(made, self.runtime, wanted)
+            if not self.hooks and result.HasField("hooks"):
+                raise adjust.Unsupported(f"{made.request.source}: what is asked for needs an OCI hook, and {self.runtime} lets no NRI plugin "
+                                         "add one (reject_oci_hook_adjustment of its default validator)", adjust.WAY_OUT)
             return made
 
         plan = self._leased(lease, planned)
@@ -177,11 +206,11 @@ class Service:
                 self._end(hold.lease)
         task = self._task(plan, lease)
         if task is None:
-            return self._recorded(pod, container, plan, result, line)
-        return self._later(task, now, pod, container, plan, result, lease, line)
+            return self._recorded(pod, container, plan, result, line, awaited)
+        return self._later(task, now, pod, container, plan, result, lease, line, awaited)
 
     def _later(self, task: Dict[str, Any], now: float, pod: Any, container: Any, plan: engine.Plan, result: Any,
-               lease: Optional[Lease], line: Dict[str, Any]) -> Later:
+               lease: Optional[Lease], line: Dict[str, Any], awaited: Callable[[], bool]) -> Later:
         """The answer to a create that something slow has to come before."""
         from shim.nri.work import Work
         work = Work(task)
@@ -197,7 +226,10 @@ class Service:
             if work.error is not None:
                 self._end_lease(container.id)
                 raise work.error
-            return self._recorded(pod, container, plan, result, line)
+            if not awaited():
+                abandon()
+                raise Unawaited(self.runtime)
+            return self._recorded(pod, container, plan, result, line, awaited)
 
         return Later(work, self.holds.deadline(work, plan.keys, now, self.patience), answer, abandon)
 
@@ -225,7 +257,8 @@ class Service:
     def _equip(self, plan: engine.Plan, lease: Optional[Lease], user_told: bool) -> None:
         """Adds to a plan what belongs to its lease and its share, and the hooks that keep both true without us: a
         container or a daemon may end while no plugin runs."""
-        hooks = self._ledger.hook(lease) if lease is not None and plan.keys else EMPTY
+        # Without the hook, StopContainer and RemoveContainer end the lease, and Synchronize what was missed.
+        hooks = self._ledger.hook(lease) if lease is not None and plan.keys and self.hooks else EMPTY
         if plan.sharing is None:
             # every hook counts
             plan.edits, plan.beside = plan.edits.beside(hooks), (*plan.beside, hooks)
@@ -253,12 +286,13 @@ class Service:
             what = f"time slices of {names} are being set"
         return f"{plan.request.source}: {what}, retry"
 
-    def _recorded(self, pod: Any, container: Any, plan: engine.Plan, result: Any, line: Dict[str, Any]) -> Any:
-        """Records the grant, and gives the adjustment.  Raises HostError or TrustError; the lease then has ended."""
+    def _recorded(self, pod: Any, container: Any, plan: engine.Plan, result: Any, line: Dict[str, Any], awaited: Callable[[], bool]) -> Any:
+        """Records the grant, and gives the adjustment.  Raises HostError, TrustError or Unawaited; the lease then has ended."""
         record = {
             "id": container.id, "root": "", "owner": "nri", "runtime": str(self.runtime), "pod": pod.id,
             "namespace": pod.namespace, "name": container.name, "source": plan.request.source, "devices": plan.names,
             "physical": plan.keys, "nodes": adjust.nodes(plan), "time": int(time.time()),
+            "mark": [f"{self.inventory.config['annotation-prefix']}{MARK}", ",".join(plan.names)],
             "grant": files.digest(jsontext.dumps([plan.request.document, plan.names])),
         }
         if plan.sharing is not None:
@@ -270,8 +304,11 @@ class Service:
             if isinstance(error, OSError):
                 raise HostError(f"the grant cannot be recorded in {self._records}: {error.strerror}") from None
             raise
+        if not awaited():
+            self._release(container.id)
+            raise Unawaited(self.runtime)
         self.held[container.id] = Held({device.name for device in result.CDI_devices},
-                                       {device.path for device in result.linux.devices})
+                                       {device.path for device in result.linux.devices}, plan.keys, time.monotonic())
         self.metrics.grants = len(self.held)
         counts: Dict[str, int] = {}
         for edit in plan.edits.items:
@@ -302,22 +339,70 @@ class Service:
 
     def validate(self, container: Any, adjustment: Any) -> str:
         """Why the adjustment that all plugins together made must not be used; empty when it may."""
-        held = self.held.get(container.id)
-        if held is None:
-            return ""
+        held = self.held.get(container.id, _NOTHING)
         missing = (held.names - {device.name for device in adjustment.CDI_devices}
                    | held.paths - {device.path for device in adjustment.linux.devices})
-        return f"another NRI plugin took away {', '.join(sorted(missing))}, which Chandler had granted" if missing else ""
+        if missing:
+            return f"another NRI plugin took away {', '.join(sorted(missing))}, which Chandler had granted"
+        if not adjustment.CDI_devices and not adjustment.linux.devices:
+            return ""
+        if self._numbers is None or self._numbers[0] is not self.inventory:
+            self._numbers = self.inventory, gpu.numbers(self.inventory.config["policy.kinds"], self.inventory, host.look_at_gpu)
+        added = list(beside.added(adjustment, held.names, held.keys, *self._numbers))
+        if not added:
+            return ""
+        if self.inventory.config["gpu.allocator"] == "leases":
+            try:
+                found = [lease for lease in self._ledger.read() if lease["owner"] != "nri" or lease["id"] != container.id]
+            except ChandlerError as error:
+                return f"another NRI plugin adds {added[0][0]}, and nobody can say whether it is held: {error}"
+            for what, key in added:
+                holder = leases.holder([key], found)
+                if holder is not None:
+                    return f"another NRI plugin adds {what}, but {leases.words(holder)}"
+        names = ", ".join(what for what, _ in added)
+        if held.keys:
+            return f"another NRI plugin adds {names} beside the GPUs that Chandler granted: a container's GPUs come from one of them"
+        # Not our business: whoever runs that plugin has given this GPU away.  No lease is kept for it.
+        self.log({"time": report.now(), "level": "warning", "container": container.id, "name": container.name,
+                  "beside": f"another NRI plugin adds {names}, of which Chandler keeps no lease"})
+        return ""
 
     def stop(self, container_id: str, pid: int) -> None:
         """The container's processes have ended, or its create has failed; one that still runs keeps its devices."""
         if not evict.runs(container_id, pid) and not self.holds.has(container_id):
             self._end_lease(container_id)
 
+    def start(self, pod: Any, container: Any) -> None:
+        """The container's processes are about to run.  Raises PolicyError to refuse one that asked and was not served: its
+        create was not answered, and nobody could be told of it then."""
+        self._unlisted.pop(container.id, None)
+        if not self._asks(document.merged_annotations(pod, container)):
+            return
+        served = False
+        if self._has_record(container.id):
+            served = self._reached(grants.read(self._records, "", container.id), container)
+            if not served:
+                self.undo(container.id, _NEVER_REACHED)
+        reason = "" if served or container.id in self._wrapped() else self._unserved(pod, container)
+        if not reason:
+            return
+        refused = bool(self.inventory.config["policy.evict-unadjusted"])
+        self._report(pod, container, reason, refused)
+        if refused:
+            raise PolicyError(reason, "delete this container, so that it is created anew: evict-unadjusted is set")
+
     def remove(self, container_id: str) -> None:
         """The container is gone."""
-        if self.held.pop(container_id, None) is not None or self._has_record(container_id):
+        self._unlisted.pop(container_id, None)
+        self._reported.discard(container_id)
+        if container_id in self.held or self._has_record(container_id):
             self._release(container_id)
+
+    def undo(self, container_id: str, why: str) -> None:
+        """Takes back a grant that never reached its container."""
+        self._release(container_id)
+        self.log({"time": report.now(), "level": "warning", "container": container_id, "undone": why})
 
     def end_pod(self, pod: str) -> None:
         """A pod ends: what is held for its containers has lost its purpose."""
@@ -325,6 +410,8 @@ class Service:
 
     def _release(self, container_id: str) -> None:
         """Gives back all that a container held."""
+        self.held.pop(container_id, None)
+        self._unlisted.pop(container_id, None)
         self._end_lease(container_id)
         grants.remove(self._records, "", container_id)
         self.metrics.grants = len(self.held)
@@ -354,6 +441,8 @@ class Service:
     def tick(self, now: float) -> None:
         """Looks after work that goes on in other processes: when one of them has ended, and at `due`."""
         self.holds.tick(now)
+        for container_id in [each for each, until in self._unlisted.items() if now >= until]:
+            self.undo(container_id, "the runtime has no such container")
         if self._putting_back is not None and self._putting_back.done:
             if self._putting_back.error is not None:
                 self._complain(self._putting_back.error)  # the pages stay, and whoever takes the devices tries again
@@ -367,7 +456,7 @@ class Service:
 
     def due(self) -> List[float]:
         """When `tick` is to be called at the latest (time.monotonic)."""
-        return [*self.holds.due(), *([self._putting_back.until] if self._putting_back is not None else [])]
+        return [*self.holds.due(), *self._unlisted.values(), *([self._putting_back.until] if self._putting_back is not None else [])]
 
     def _has_record(self, container_id: str) -> bool:
         return os.path.exists(grants.record_path(self._records, "", container_id))
@@ -387,15 +476,21 @@ class Service:
         """Remembers the runtime that has just connected, which may say how many seconds it waits for an answer."""
         self.runtime = runtime
         self.patience = min(PATIENCE, request_timeout * 0.75) if request_timeout > 0 else PATIENCE
+        try:
+            self.hooks = not self._rejects_hooks()
+        except ChandlerError as error:
+            self.hooks = True
+            self._complain(error)
 
     def synchronize(self, pods: Dict[str, Any], containers: List[Any]) -> None:
         """Compares grants with what runs.
 
-        Grants of containers that are gone are given back.  Containers that asked and were not served, because they
-        were created while no plugin was there, are reported, and evicted where the policy says so.
+        Grants of containers that are gone are given back, and those of containers that do not have what was granted:
+        the answer came too late.  Containers that asked and were not served, because they were created while no plugin
+        was there or while it was held up, are reported, and evicted where the policy says so.
         """
-        ids = {container.id for container in containers}
-        recorded = self._sweep(ids)
+        recorded = self._sweep({container.id: container for container in containers})
+        self._reported &= {container.id for container in containers}
         self._sweep_leases({container.id for container in containers if container.state in messages.LIVE_STATES})
         others = self._wrapped()
         for container in containers:
@@ -404,16 +499,24 @@ class Service:
             pod = pods.get(container.pod_sandbox_id)
             reason = self._unserved(pod, container)
             if reason:
-                self.metrics.unadjusted += 1
-                line = {"time": report.now(), "level": "warning", "container": container.id, "name": container.name,
-                        "pod": pod.name if pod else "", "unadjusted": reason, "evicted": False}
+                evicted, error = False, ""
                 if self.inventory.config["policy.evict-unadjusted"]:
                     try:
                         self.evict(container.id, container.pid)
-                        line["evicted"] = True
-                    except ChandlerError as error:
-                        line["error"] = str(error)
-                self.log(line)
+                        evicted = True
+                    except ChandlerError as problem:
+                        error = str(problem)
+                self._report(pod, container, reason, evicted, error)
+
+    def _report(self, pod: Any, container: Any, reason: str, evicted: bool, error: str = "") -> None:
+        """Names an unserved container: once, and again when it is ended."""
+        if container.id not in self._reported:
+            self._reported.add(container.id)
+            self.metrics.unadjusted += 1
+        elif not evicted:
+            return
+        self.log({"time": report.now(), "level": "warning", "container": container.id, "name": container.name,
+                  "pod": pod.name if pod else "", "unadjusted": reason, "evicted": evicted, **({"error": error} if error else {})})
 
     def _unserved(self, pod: Any, container: Any) -> str:
         annotations = document.merged_annotations(pod, container) if pod else dict(container.annotations)
@@ -427,10 +530,25 @@ class Service:
                                known=_known(pod) if pod else None)
         except ChandlerError as error:
             return f"it runs without what it asked for, which would be refused: {error}"
-        return "it runs without what it asked for: it was created while chandler-nri was not there" if plan else ""
+        return "it runs without what it asked for: it was created while chandler-nri did not answer" if plan else ""
 
-    def _sweep(self, ids: Set[str]) -> Set[str]:
-        """The containers that have a record; records of containers that are gone are removed."""
+    def _reached(self, record: Optional[Dict[str, Any]], container: Any) -> bool:
+        """Whether a grant's answer reached its container: the runtime then tells of it with our mark and with the devices.
+
+        The mark alone proves nothing, since a pod can carry it that we never saw; nor does the record, which is written
+        before the answer leaves.  Of a record that cannot be read (None), the mark is all that there is to see.
+        """
+        try:
+            assert record is not None
+            key, value = record.get("mark", ("", ""))  # releases before this key had none
+            present = {(device.path, device.major, device.minor) for device in container.linux.devices}
+            return (not key or container.annotations.get(key) == value) and all(
+                (path, major, minor) in present for path, _, major, minor in record["nodes"])
+        except (AssertionError, AttributeError, KeyError, TypeError, ValueError):
+            return f"{self.inventory.config['annotation-prefix']}{MARK}" in container.annotations
+
+    def _sweep(self, listed: Dict[str, Any]) -> Set[str]:
+        """The containers that have what their record says; records of others are removed."""
         directory = grants.directory(self._records)
         recorded: Set[str] = set()
         try:
@@ -440,15 +558,29 @@ class Service:
         for name in names:
             try:
                 data, found = files.read(f"{directory}/{name}", grants.MAX_RECORD)
-                container = jsontext.loads(data)["id"]
+                record = jsontext.loads(data)
+                container_id, keys = record["id"], list(record["physical"])
             except (OSError, ChandlerError, KeyError, TypeError):
+                container_id = name.partition("-")[2][:-len(".json")]
+                if container_id in listed and self._reached(None, listed[container_id]):
+                    recorded.add(container_id)
                 continue
-            if container in ids or time.time() - found.st_mtime < _MINIMUM_AGE:
-                recorded.add(container)
-                self.held.setdefault(container, Held(set(), set()))
+            container = listed.get(container_id)
+            if container is not None and not self._reached(record, container):
+                self.undo(container_id, _NEVER_REACHED)
+                continue
+            held = self.held.setdefault(container_id, Held(set(), set(), keys, 0.0))
+            recorded.add(container_id)
+            if container is not None:
+                self._unlisted.pop(container_id, None)
+                continue
+            # By our own clock where we can: the time of day may have been set since.
+            age = time.monotonic() - held.since if held.since else time.time() - found.st_mtime
+            if age < _MINIMUM_AGE:
+                self._unlisted[container_id] = time.monotonic() + _MINIMUM_AGE - max(age, 0.0)
             else:
-                self.held.pop(container, None)
-                self._release(container)
+                recorded.discard(container_id)
+                self._release(container_id)
         self.metrics.grants = len(self.held)
         return recorded
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import select
 import selectors
 import signal
 import socket
@@ -56,6 +57,7 @@ class Loop:
         self.connection: Optional[Connection] = None
         self._socket: Optional[socket.socket] = None
         self._outgoing = bytearray()
+        self._end = select.poll()  # of the connection
         self._selector = selectors.DefaultSelector()
         self._again = self._deadline = 0.0
         self._pause = RETRY_FIRST
@@ -137,14 +139,22 @@ class Loop:
         made.setblocking(False)
         self._socket, self._waited = made, ""
         self._deadline = now + HANDSHAKE
+        self._end = select.poll()
+        self._end.register(made, select.POLLRDHUP)
         self.connection = self.new()
+        self.connection.hung_up = self._hung_up
         self.service.metrics.connections += 1
         self._selector.register(made, selectors.EVENT_READ, self._receive)
         self.connection.open()
         self._send()
 
+    def _hung_up(self) -> bool:
+        """Whether the runtime has closed the connection, even when there is something left to read."""
+        return bool(self._end.poll(0))
+
     def _receive(self) -> None:
         assert self._socket is not None and self.connection is not None
+        now = time.monotonic()  # what is read now was there before
         try:
             data = self._socket.recv(_READ)
         except (BlockingIOError, InterruptedError):
@@ -157,7 +167,7 @@ class Loop:
             return
         try:
             if data:
-                self.connection.receive(data)
+                self.connection.receive(data, now)
         except Refused:
             raise  # trying again would come to the same
         except (TtrpcError, ChandlerError) as error:
@@ -187,7 +197,9 @@ class Loop:
         except OSError as error:
             self._lost(error.strerror or str(error))
             return
-        if len(self._outgoing) > MAX_OUTGOING:
+        if not self._outgoing:
+            self.connection.all_sent()
+        elif len(self._outgoing) > MAX_OUTGOING:
             self._lost(f"the runtime leaves more than {MAX_OUTGOING} bytes unread")
             return
         events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._outgoing else 0)
@@ -207,7 +219,7 @@ class Loop:
             self._selector.unregister(self._socket)
             self._socket.close()
         if self.connection is not None:
-            self.connection.close()
+            self.connection.close(len(self._outgoing))
         self._socket = self.connection = None
         self._outgoing.clear()
         self._deadline = 0.0

@@ -14,7 +14,8 @@ from configure.world import World, corpus
 
 from shim.cli import doctor
 from shim.configure import containerd, selinux, store, tomledit
-from shim.configure.model import Read, Wish
+from shim.configure.containerd import TOLERATE
+from shim.configure.model import Read, Wish, lookup, merged
 from shim.errors import ConfigError
 
 Make = Callable[..., World]
@@ -224,6 +225,33 @@ def test_a_node_of_k3s_is_told_which_file_to_name() -> None:
     directory = "/var/lib/rancher/k3s/agent/etc/containerd"
     with pytest.raises(ConfigError, match=f"--config {directory}/config-v3.toml.tmpl"):
         containerd.plan(wish, Read(lambda _: None, lambda _: None, lambda _: [directory]))
+
+
+VALIDATOR = "plugins", "io.containerd.nri.v1.nri", "default_validator"
+
+
+def test_a_required_nri_plugin(world: Make) -> None:
+    """Beside what is required already, and taken back to the letter."""
+    made = world("containerd", "2.2.0")
+    mine = "version = 3\n[plugins.'io.containerd.nri.v1.nri'.default_validator]\nrequired_plugins = ['theirs']\ntolerate_missing_plugins_annotation = 'x/y'\n"
+    for text, plugins, annotation in (("version = 3\n", ["chandler"], TOLERATE), (mine, ["theirs", "chandler"], "x/y")):
+        for where in ("--in-place", "--drop-in"):
+            made.file.write_text(text)
+            assert made.run("--nri-required", where) == 0
+            whole = tomledit.parse(made.file.read_text())
+            for name in made.file.parent.glob("conf.d/*.toml"):
+                whole = merged(whole, tomledit.parse(name.read_text()))
+            assert lookup(whole, VALIDATOR) == {"enable": True, "required_plugins": plugins, "tolerate_missing_plugins_annotation": annotation}
+            assert lookup(whole, (*VALIDATOR[:2], "disable")) is False
+            assert made.run("--remove") == 0 and made.file.read_text() == text
+
+
+@pytest.mark.parametrize(("engine", "version", "words"), [("containerd", "2.1.9", "containerd 2.1.9 cannot require an NRI plugin"), ("containerd", "1.7.24", "before 2.2"),
+                                                          ("crio", "", "--nri-required is for containerd"), ("podman", "", "--nri-required is for containerd")])
+def test_a_required_nri_plugin_where_nothing_can_require_one(world: Make, capsys: Said, engine: str, version: str, words: str) -> None:
+    made = world(engine, version)
+    made.file.write_text("version = 2\n" if engine == "containerd" else "")
+    assert words in refused(made, capsys, "--nri-required")
 
 
 # --- docker, CRI-O, podman ------------------------------------------------------------------------------------------

@@ -33,6 +33,8 @@ class Release(NamedTuple):
 
 RELEASES = (Release("containerd-1.7", f"{CACHE}/containerd-1.7", 2, "io.containerd.grpc.v1.cri"),
             Release("containerd-2", f"{CACHE}/containerd-2", 3, "io.containerd.cri.v1.runtime"))
+# containerd 2.4 with an NRI that no release of containerd has yet: it has the default validator, and knows a plugin's failure policy.
+NEWEST_NRI = Release("containerd-2.4", f"{CACHE}/containerd-2.4", 3, "io.containerd.cri.v1.runtime")
 
 
 class Containerd:
@@ -40,6 +42,7 @@ class Containerd:
 
     def __init__(self, release: Release, directory: str, handlers: Mapping[str, str], cdi: str, systemd: bool = False) -> None:
         self.release = release
+        self.validator: dict[str, bool | list[str]] = {}
         self.systemd = systemd
         self.directory = directory
         self.handlers = {"runc": "/usr/sbin/runc", **handlers}
@@ -49,7 +52,16 @@ class Containerd:
         self.process: subprocess.Popen[bytes] | None = None
         for name in ("nri-plugins", "nri-conf.d", "cni", "bin"):
             os.makedirs(os.path.join(directory, name), exist_ok=True)
-        with open(os.path.join(directory, "config.toml"), "w", encoding="utf-8") as file:
+        self.configure()
+
+    @property
+    def config(self) -> str:
+        return os.path.join(self.directory, "config.toml")
+
+    def configure(self, **validator: bool | list[str]) -> None:
+        """Writes the configuration, for the next start. `validator`: what NRI's default validator is told."""
+        self.validator = validator
+        with open(self.config, "w", encoding="utf-8") as file:
             file.write(self._config())
 
     @property
@@ -70,6 +82,9 @@ class Containerd:
                  "[plugins.'io.containerd.internal.v1.opt']", f"path = '{d}/opt'",
                  "[plugins.'io.containerd.nri.v1.nri']", "disable = false", f"socket_path = '{self.nri}'",
                  f"plugin_path = '{self.nri_plugins}'", f"plugin_config_path = '{d}/nri-conf.d'"]
+        if self.validator:
+            lines += ["[plugins.'io.containerd.nri.v1.nri'.default_validator]",
+                      *(f"{key} = {str(value).lower() if isinstance(value, bool) else value}" for key, value in self.validator.items())]
         if self.release.schema == 3:
             lines += ["[plugins.'io.containerd.cri.v1.images'.pinned_images]", f"sandbox = '{IMAGE}'"]
         lines += [f"[{cri}]"]
@@ -90,7 +105,7 @@ class Containerd:
         """Returns when it answers."""
         path = f"{os.path.dirname(self.release.binary('x'))}:/usr/sbin:/usr/bin:/sbin:/bin"
         with open(self.log, "ab") as log:
-            self.process = subprocess.Popen([self.release.binary("containerd"), "--config", os.path.join(self.directory, "config.toml")],
+            self.process = subprocess.Popen([self.release.binary("containerd"), "--config", self.config],
                                             env={"HOME": "/root", "PATH": path}, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                                             start_new_session=True)
         until = time.monotonic() + PATIENCE

@@ -12,6 +12,7 @@ import pytest
 from lab.engine import read
 from lab.install import Installation
 from lab.node import Node
+from lab.peer import container, pod
 from lab.plugin import Plugin, until
 
 from shim.nri import messages as m
@@ -140,6 +141,22 @@ def test_rubbish_costs_the_connection_and_not_the_process(stage: Stage, data: by
     assert runtime.channel is not None and runtime.channel.recv(1) == b""
     runtime.handshake()
     assert runtime.call("UpdateContainer", m.Empty()) == b""
+
+
+def test_a_create_that_lies_unread_when_the_runtime_hangs_up(stage: Stage) -> None:
+    runtime = stage.runtime()
+    pid = stage.start().pid
+    runtime.handshake()
+    os.kill(pid, signal.SIGSTOP)
+    until(lambda: read(f"/proc/{pid}/stat").rpartition(")")[2].split()[0] == "T", "a stop")
+    asked = {"chandler.oci/service": '{"resources": {"gpu": {"count": 1}}}'}
+    runtime.client.call(m.PLUGIN_SERVICE, "CreateContainer", m.CreateContainerRequest(pod=pod(asked), container=container()).SerializeToString())
+    runtime.write(mux.encode(mux.PLUGIN, runtime.client.take()))
+    runtime.hang_up()
+    os.kill(pid, signal.SIGCONT)
+    stage.said("waits for the answer to this create no longer")
+    runtime.handshake()
+    assert stage.installation.leases() == {} and not os.path.exists(os.path.join(stage.installation.state, "nri/grants"))
 
 
 def test_a_refused_registration_ends_it_with_the_reason(stage: Stage) -> None:

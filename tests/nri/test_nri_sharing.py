@@ -226,6 +226,26 @@ def test_a_connection_that_is_lost_while_a_create_waits_leaves_a_hold(slow: Scen
     assert scene.leases() == ["c-2"]
 
 
+@pytest.mark.parametrize("how", ["stop", "time"])
+def test_a_create_that_is_given_up_while_it_waits_leaves_a_hold(scene: Scene, how: str) -> None:
+    """Its container is ended first, or the runtime's time is over when the work is done: the retry is served."""
+    asked = pod({"chandler.oci/service": json.dumps({"resources": {"gpu": {"sharing": "mps"}}})})
+    gone: list[bool] = []
+    scene.peer.connection.hung_up = lambda: bool(gone)
+    stream = scene.send(container(id="given-up"), asked)
+    if how == "time":
+        gone.append(True)
+    if how == "stop":
+        scene.stop("given-up")
+    until(lambda: scene.tick() and stream in scene.peer.replies, "an answer")
+    with pytest.raises(RemoteError, match="ended before it was created" if how == "stop" else "no longer"):
+        scene.peer.replies.pop(stream).result()
+    assert scene.leases() == ["given-up"] and scene.service.records() == [] and len(scene.service.holds) == 1
+    gone.clear()
+    until(scene.ready, "the daemon")
+    assert scene.create("retry", sharing="mps").mounts and scene.leases() == ["retry"]
+
+
 def test_a_plugin_that_starts_takes_over_what_another_began(slow: Scene) -> None:
     scene = slow
     scene.refused("c-1", sharing="mps")
@@ -286,7 +306,7 @@ def test_time_slices(scene: Scene) -> None:
 def test_a_container_that_was_to_share_and_was_not_served_is_reported_as_that(scene: Scene) -> None:
     asked = pod({"chandler.oci/service": '{"resources": {"gpu": {"sharing": "mps"}}}'})
     scene.peer.call("Synchronize", m.SynchronizeRequest(pods=[asked], containers=[container(state=3)]))
-    assert scene.service.lines[-1]["unadjusted"].endswith("it was created while chandler-nri was not there")
+    assert scene.service.lines[-1]["unadjusted"].endswith("it was created while chandler-nri did not answer")
 
 
 class Daemon:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +23,7 @@ from shim.ttrpc.errors import ProtocolError, RemoteError, TtrpcError
 
 Connect = Callable[..., Peer]
 TWO = {"chandler.oci/service": json.dumps({"resources": {"gpu": {"count": 2}}})}
-EVENTS = 1 << m.STOP_POD_SANDBOX - 1 | 1 << m.CREATE_CONTAINER - 1 | 1 << m.STOP_CONTAINER - 1 | 1 << m.REMOVE_CONTAINER - 1
+EVENTS = 1 << m.STOP_POD_SANDBOX - 1 | 1 << m.CREATE_CONTAINER - 1 | 1 << m.START_CONTAINER - 1 | 1 << m.STOP_CONTAINER - 1 | 1 << m.REMOVE_CONTAINER - 1
 
 
 def new(service: Callable[..., Served], **config: Any) -> Connection:
@@ -35,8 +36,9 @@ def test_the_handshake(service: Callable[..., Served]) -> None:
     connection = new(service)
     peer = Peer(connection)
     configured = peer.handshake()
-    assert [(each.plugin_name, each.plugin_idx) for each in peer.registered] == [("chandler", "50")]
+    assert [(each.plugin_name, each.plugin_idx, each.NRI_version) for each in peer.registered] == [("chandler", "50", m.VERSION)]
     assert configured.events == EVENTS and configured.events & ~0x7FF == 0
+    assert configured.failure_policy.fail_request and not configured.failure_policy.keep_connected
     assert connection.state == READY
     assert str(connection.service.runtime) == "containerd 2.1.9"
 
@@ -244,12 +246,51 @@ def test_a_container_that_asked_and_was_not_served_is_reported(peer: Connect, ev
     ended: list[str] = []
     service_of(connected).evict = lambda container, pid: ended.append(container)
     connected.create(pod(TWO), container(id="served"))
-    running = [container(id="served", state=3), container(id="unserved", state=3), container(id="ended", state=4),
+    running = [served(connected, "served"), container(id="unserved", state=3), container(id="ended", state=4),
                container(id="plain", pod_id="pod-2", state=3), container({"chandler.oci/granted": "everything"}, id="marked", state=3)]
     lines = synchronized(connected, running, [pod(TWO), pod(id="pod-2")])
     assert [(line["container"], line["evicted"]) for line in lines] == [("unserved", evict), ("marked", evict)]
     assert ended == (["unserved", "marked"] if evict else [])
     assert service_of(connected).metrics.unadjusted == 2
+
+
+def served(connected: Peer, id: str, state: int = 3) -> Any:
+    """A container that the plugin has granted something, as the runtime tells of it when the answer has reached it."""
+    record = next(record for record in service_of(connected).records() if record["id"] == id)
+    made = container({record["mark"][0]: record["mark"][1]}, id=id, state=state)
+    for path, kind, major, minor in record["nodes"]:
+        made.linux.devices.add(path=path, type=kind, major=major, minor=minor)
+    return made
+
+
+def test_a_container_without_what_its_record_says_is_not_served(peer: Connect) -> None:
+    """The answer came too late, or another create of the same id left the record: both the mark and the devices count."""
+    ended: list[str] = []
+    connected = peer(policy__evict_unadjusted=True, gpu__allocator="leases")
+    service_of(connected).evict = lambda container, pid: ended.append(container)
+    for n in range(4):
+        connected.create(pod(TWO), container(id=f"c-{n}"))
+    told = [served(connected, f"c-{n}") for n in range(4)]
+    del told[1].annotations["chandler.oci/granted"]
+    told[2].annotations["chandler.oci/granted"] = f"{NVIDIA}=0"
+    del told[3].linux.devices[0]
+    lines = synchronized(connected, told, [pod(TWO)])
+    assert ended == ["c-1", "c-2", "c-3"] == [line["container"] for line in lines if "undone" in line]
+    assert list(leased(connected)) == ["c-0"] and [record["id"] for record in service_of(connected).records()] == ["c-0"]
+
+
+@pytest.mark.parametrize("damage", [b"\xff", b"{}", b"[]", b'{"id": "c", "physical": [], "nodes": 7}', b'{"id": "c", "physical": 1, "nodes": []}',
+                                    b'{"id": "c", "physical": [], "nodes": [[]], "mark": 3}'])
+def test_a_served_container_is_not_ended_for_a_damaged_record(peer: Connect, damage: bytes) -> None:
+    connected = peer(policy__evict_unadjusted=True)
+    ended: list[str] = []
+    service_of(connected).evict = lambda container, pid: ended.append(container)
+    connected.create(pod(TWO), container(id="c"))
+    told = served(connected, "c")
+    with open(os.path.join(service_of(connected).place.state_dir, "nri/grants/00000000-c.json"), "wb") as file:
+        file.write(damage)
+    assert synchronized(connected, [told], [pod(TWO)]) == [] and ended == []
+    connected.call("StartContainer", m.StartContainerRequest(pod=pod(TWO), container=told))
 
 
 def test_only_a_process_of_the_container_is_ended() -> None:
@@ -274,11 +315,13 @@ def test_grants_of_containers_that_are_gone_end_when_they_are_old_enough(peer: C
     connected = peer()
     for name in ("gone", "young", "there"):
         connected.create(pod(TWO), container(id=name))
+    there = served(connected, "there")
+    service_of(connected).held.clear()  # by an earlier process
     directory = os.path.join(service_of(connected).place.state_dir, "nri/grants")
     os.utime(os.path.join(directory, "00000000-gone.json"), (0, 0))
     with open(os.path.join(directory, "00000000-damaged.json"), "wb") as file:
         file.write(b"\xff")
-    synchronized(connected, [container(id="there", state=3)], [pod(TWO)])
+    synchronized(connected, [there], [pod(TWO)])
     assert sorted(os.listdir(directory)) == ["00000000-damaged.json", "00000000-there.json", "00000000-young.json"]
 
 
@@ -326,7 +369,7 @@ def test_leases_of_containers_that_ended_unseen_are_ended(peer: Connect, monkeyp
     connected = peer(gpu__allocator="leases")
     for name in ("live", "ended", "gone"):
         connected.create(pod(TWO), container(id=name))
-    now = [container(id="live", state=3), container(id="ended", state=4)]
+    now = [served(connected, "live"), served(connected, "ended", 4)]
     synchronized(connected, now, [pod(TWO)])
     assert sorted(leased(connected)) == ["ended", "gone", "live"], "they are younger than a create may last"
     monkeypatch.setattr("shim.nri.service._MINIMUM_AGE", 0.0)
@@ -381,3 +424,137 @@ def test_damaged_messages_never_end_a_connection(tmp_path_factory: pytest.TempPa
         except RemoteError as error:
             assert "Traceback" not in error.message
     peer.call("UpdateContainer", m.Empty())
+
+
+# --- creates that nobody waits for --------------------------------------------------------------------------------
+
+def timed(peer: Peer, seconds: float, now: float, asked: Any, of: Any) -> None:
+    """A create as the runtime sends it, with how long it waits; the plugin reads it at `now`."""
+    stream = peer.client.call(m.PLUGIN_SERVICE, "CreateContainer", m.CreateContainerRequest(pod=asked, container=of).SerializeToString(),
+                              timeout=int(seconds * 1_000_000_000))
+    peer.connection.receive(mux.encode(mux.PLUGIN, peer.client.take()), now)
+    peer.exchange()
+    peer.replies.pop(stream).result()
+
+
+@pytest.mark.parametrize("allocator", ["fixed", "leases"])
+def test_a_create_whose_time_is_over_is_not_granted(peer: Connect, allocator: str) -> None:
+    connected = peer(gpu__allocator=allocator)
+    with pytest.raises(RemoteError, match="waits for the answer to this create no longer"):
+        timed(connected, 2.0, time.monotonic() - 2.0, pod(TWO), container())
+    assert not service_of(connected).records() and leased(connected) == {}
+    timed(connected, 2.0, time.monotonic() - 2.0, pod(), container(id="plain"))
+    timed(connected, 60.0, time.monotonic() - 2.0, pod(TWO), container(id="in time"))
+    assert [record["id"] for record in service_of(connected).records()] == ["in time"]
+
+
+@pytest.mark.parametrize("looks", [0, 1])
+def test_a_create_whose_runtime_has_hung_up_is_not_granted(peer: Connect, looks: int) -> None:
+    """Before the work, and after it."""
+    connected = peer(gpu__allocator="leases")
+    seen: list[bool] = []
+    connected.connection.hung_up = lambda: seen.append(True) or len(seen) > looks  # type: ignore[func-returns-value]
+    with pytest.raises(RemoteError, match="no longer"):
+        connected.create(pod(TWO), container())
+    assert not service_of(connected).records() and leased(connected) == {} and not service_of(connected).held
+    connected.connection.hung_up = lambda: False
+    assert len(connected.create(pod(TWO), container()).CDI_devices) == 2
+
+
+@pytest.mark.parametrize("left", [0, 1])
+def test_a_grant_whose_answer_did_not_leave_is_taken_back(peer: Connect, left: int) -> None:
+    connected = peer(gpu__allocator="leases")
+    connected.create(pod(TWO), container(id="sent"))
+    connected.connection.all_sent()
+    connected.create(pod(TWO), container(id="last"))
+    connected.connection.close(left)
+    assert sorted(leased(connected)) == (["sent"] if left else ["last", "sent"])
+    assert [line["container"] for line in service_of(connected).lines if "undone" in line] == ["last"] * left
+
+
+@pytest.mark.parametrize("method", ["StateChange", "StartContainer"])
+@pytest.mark.parametrize("evict", [False, True])
+def test_an_unserved_container_is_named_or_refused_at_its_start(peer: Connect, method: str, evict: bool) -> None:
+    connected = peer(policy__evict_unadjusted=evict)
+    connected.create(pod(TWO), container(id="served"))
+
+    def start(of: Any, asked: Any) -> None:
+        more = {"event": m.START_CONTAINER} if method == "StateChange" else {}
+        kind = m.StateChangeEvent if more else m.StartContainerRequest
+        connected.call(method, kind(pod=asked, container=of, **more))
+    start(served(connected, "served"), pod(TWO))
+    start(container(id="plain"), pod())
+    synchronized(connected, [served(connected, "served"), container(id="unserved", state=1)], [pod(TWO)])
+    if evict:
+        with pytest.raises(RemoteError, match="evict-unadjusted is set"):
+            start(container(id="unserved"), pod(TWO))
+    else:
+        start(container(id="unserved"), pod(TWO))
+    lines = [line for line in service_of(connected).lines if "unadjusted" in line]
+    assert [(line["container"], line["evicted"]) for line in lines] == [("unserved", False)] + [("unserved", True)] * evict
+    assert service_of(connected).metrics.unadjusted == 1 and service_of(connected).records()
+
+
+def test_a_young_grant_that_the_runtime_does_not_list_ends_by_and_by(peer: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A create may still be under way (containerd 1.7 lists containers meanwhile), or have failed unseen. The time of day tells nothing."""
+    connected = peer(gpu__allocator="leases")
+    for name in ("created", "failed"):
+        connected.create(pod(TWO), container(id=name))
+    told = served(connected, "created")
+    monkeypatch.setattr("shim.nri.service.time.time", lambda: 0.0)
+    synchronized(connected, [], [])
+    assert sorted(leased(connected)) == ["created", "failed"]
+    connected.call("StartContainer", m.StartContainerRequest(pod=pod(TWO), container=told))
+    (at,) = service_of(connected)._unlisted.values()
+    assert at in service_of(connected).due()
+    service_of(connected).tick(at)
+    assert list(leased(connected)) == ["created"]
+
+
+# --- GPUs of other plugins ----------------------------------------------------------------------------------------
+
+def with_node(minor: int, base: Any = None) -> Any:
+    made = m.ContainerAdjustment()
+    if base is not None:
+        made.CopyFrom(base)
+    made.linux.devices.add(path="/dev/other", type="c", major=195, minor=minor)
+    return made
+
+
+def judged(peer: Peer, adjustment: Any, id: str) -> str:
+    request = m.ValidateContainerAdjustmentRequest(container=container(id=id), adjust=adjustment)
+    return str(m.ValidateContainerAdjustmentResponse.FromString(peer.call("ValidateContainerAdjustment", request)).reason)
+
+
+@pytest.mark.parametrize("version", ["1.7.24", "2.2.0"])
+def test_gpus_that_other_plugins_add(peer: Connect, version: str) -> None:
+    connected = peer(version, gpu__allocator="leases")
+    ours = connected.create(pod(TWO), container(id="ours"))
+    named = m.ContainerAdjustment()
+    named.CDI_devices.add(name=f"{NVIDIA}=1")
+    assert f"adds {NVIDIA}=1, but ours holds" in judged(connected, named, "other")
+    assert "adds /dev/other" in judged(connected, with_node(0), "other")
+    assert judged(connected, with_node(0, ours), "ours") == "", "what it has already"
+    assert "beside the GPUs that Chandler granted" in judged(connected, with_node(5, ours), "ours")
+    before = len(service_of(connected).lines)
+    assert judged(connected, with_node(5), "other") == "" and "of which Chandler keeps no lease" in service_of(connected).lines[-1]["beside"]
+    for harmless in (with_node(255), with_node(77), m.ContainerAdjustment()):
+        assert judged(connected, harmless, "other") == ""
+    assert len(service_of(connected).lines) == before + 1
+
+
+def test_a_leased_create_without_hooks(peer: Connect) -> None:
+    """Where the runtime's validator rejects them."""
+    connected = peer(gpu__allocator="leases")
+    assert connected.create(pod(TWO), container(id="a")).HasField("hooks")
+    service_of(connected)._rejects_hooks = lambda: True
+    connected.call("Configure", m.ConfigureRequest(runtime_name="containerd", runtime_version="2.2.0"))
+    assert not connected.create(pod(TWO), container(id="b")).HasField("hooks")
+    connected.call("StopContainer", m.StopContainerRequest(container=container(id="b")))
+    assert list(leased(connected)) == ["a"]
+    # with a file whose hooks have to be told
+    other = peer("1.7.24", spec({"hooks": [{"hookName": "createContainer", "path": "/bin/true"}]}), gpu__allocator="leases")
+    service_of(other).hooks = False
+    with pytest.raises(RemoteError, match="reject_oci_hook_adjustment"):
+        other.create(pod(TWO), container(id="c"))
+    assert "c" not in leased(other)
