@@ -78,7 +78,8 @@ def test_a_healthy_host(machine: Machine) -> None:
     assert found["cdi"].data["devices"] == {"nvidia.com/gpu": 1}
     assert found["gpu drivers"].data == {"nvidia": {"on_bus": 1, "modules": ["nvidia", "nvidia_uvm"], "nodes": ["/dev/nvidiactl", "/dev/nvidia-uvm"], "version": "550.54.15"},
                                          "intel": {"on_bus": 1, "modules": [], "nodes": [], "version": ""}}
-    assert found["engines"].data == {"containerd": {"installed": True, "configured": True}}
+    assert found["engines"].data == {"containerd": {"installed": True, "configured": True, "identity": True, "from_image": "nothing",
+                                                    "known_by": "--root and bundle are of containerd's namespace k8s.io"}}
     assert found["nri"].data == {"socket": "/var/run/nri/nri.sock"}
     assert "delegated memory pids" in found["cgroups"].text
 
@@ -152,7 +153,8 @@ def spoil(machine: Machine, what: str) -> None:
     ("no driver", "gpu drivers", "1 devices of nvidia are on the bus", "nvidia-modprobe"), ("no uvm", "gpu drivers", "/dev/nvidia-uvm is not there", "nvidia-modprobe"),
     ("no cdi", "gpu drivers", "no CDI file describes nvidia.com/gpu", "chandler cdi generate"),
     ("no nri", "nri", "require-grant is set", "enable NRI"),
-    ("engine elsewhere", "engines", 'engine = "containerd"', "chandler configure containerd"), ("no engine", "engines", "names no engine", "chandler configure containerd"),
+    ("engine elsewhere", "engines", 'engines of the configuration has "containerd"', "chandler configure containerd"),
+    ("no engine", "engines", 'engines of the configuration does not have "containerd"', "chandler configure containerd"),
     ("bad configuration", "configuration", "unknown key 'nonsense'", "remove it"),
     ("leases", "leases", "is damaged", "remove it when no container with a GPU runs"),
     ("state", "state", "is not a directory that uid", "chmod go-w"),
