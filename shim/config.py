@@ -69,6 +69,14 @@ def _classes(value: Any) -> bool:
     return _strings(value) and all(item in _RULES or item in _SHORT for item in value)
 
 
+# Those whose containers may be told apart by annotations, and `other`: see shim.identity
+_ENGINES = ("containerd", "crio", "podman", "docker", "other")
+
+
+def _engines(value: Any) -> bool:
+    return isinstance(value, list) and all(item in _ENGINES for item in value)
+
+
 DEFAULT_PREFIX = "chandler.oci/"
 
 _VENDORS = ("nvidia", "amd", "intel", "gaudi", "npu")
@@ -182,7 +190,8 @@ KEYS: Dict[str, Tuple[Callable[[Any], bool], str, Any]] = {
     "runtimes": (_runtimes, "a list of names or absolute paths", ["runc", "youki", "crun"]),
     "annotation-prefix": (_prefix, "letters, digits, dots and hyphens that end in one slash", DEFAULT_PREFIX),
     "state-dir": (_path, "an absolute path", ""),
-    "engine": (_one_of("containerd", "crio", "podman", "docker"), "containerd, crio, podman or docker", ""),
+    "engines": (_engines, f"a list of {', '.join(_ENGINES)}", []),
+    "engine": (_one_of(*_ENGINES), f"one of {', '.join(_ENGINES)}", ""),  # the same for one; older than `engines`
     "require-grant": (_boolean, "true or false", False),
     "cdi.spec-dirs": (_paths, "a list of absolute paths", ["/etc/cdi", "/var/run/cdi"]),
     "cdi.annotations": (_boolean, "true or false", False),
@@ -238,8 +247,13 @@ def compile_config(sources: List[Tuple[str, bytes]]) -> Table:
                 raise error.within(path) from None
             if not good:
                 raise ConfigError(f"{path}: {key} = {value!r} is wrong", f"it must be {wanted}")
-            # rules of a later file come after those of an earlier one: none that denies is lost
-            result[key] = result[key] + _normal(key, value) if key == "policy.rule" else _normal(key, value)
+            if key in ("engines", "engine"):  # each engine is configured by itself
+                result["engines"] = list(dict.fromkeys([*result["engines"], *([value] if key == "engine" else value)]))
+            elif key == "policy.rule":  # rules of a later file come after those of an earlier one: none that denies is lost
+                result[key] = result[key] + _normal(key, value)
+            else:
+                result[key] = _normal(key, value)
+    del result["engine"]
     return result
 
 

@@ -2,6 +2,7 @@
 
     config.json                    what the runtime reads
     config.json.chandler-original  what the engine wrote: a second name of that very file
+    config.json.chandler-built     of a bundle of our own builder's: a symbolic link whose text is its config.json's digest
     config.json.chandler-edited    a symbolic link whose text is the digest of what we wrote, and of what we wrote
                                    before: it is replaced first, and we may be killed between
 
@@ -18,8 +19,9 @@ from shim import errors, files
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import List
+    from typing import Any, List
 
+BUILT = ".chandler-built"
 _REGULAR, _DIRECTORY, _LINK, _FORMAT = 0o100000, 0o040000, 0o120000, 0o170000
 _MISSING = (2, 20, 36, 40)  # ENOENT, ENOTDIR, ENAMETOOLONG, ELOOP: a runtime finds no file there either
 _REMEDY = "let the engine make the bundle anew"
@@ -119,6 +121,28 @@ class ConfigJson:
             return posix.readlink(self.stamp).split(",")
         except OSError:
             return []
+
+    def built(self, document: Any) -> bool:
+        """Whether the engine's bytes are those that `chandler bundle` wrote: no image has a say in them.
+
+        A root file system that is, or holds, the bundle's directory could bring the mark itself.
+        """
+        try:
+            if posix.readlink(self.path + BUILT) != files.digest(self.engine):
+                return False
+            at = self.path.rpartition("/")[0] or "."
+            path = document["root"]["path"]
+            root = posix.stat(path if path[:1] == "/" else f"{at}/{path}")
+            top = posix.stat("/")
+            while True:
+                here = posix.stat(at)
+                if (here.st_dev, here.st_ino) == (root.st_dev, root.st_ino):
+                    return False
+                if (here.st_dev, here.st_ino) == (top.st_dev, top.st_ino):
+                    return True
+                at += "/.."
+        except (OSError, LookupError, TypeError):
+            return False
 
     def _original(self) -> bytes:
         try:

@@ -127,9 +127,9 @@ def want(document: Dict[str, Any], inventory: Inventory, container: str = "", wi
 
     `container`: its name in its pod, from a front end that need not look for it in annotations.  `leased`: whether
     leases are kept here.  `wish`: the request, from a front end that has it already; annotations then say nothing.
-    `known`: what the front end knows for certain, of id, bundle (its directory), handler, namespace, pod, image, volumes
-    (directories by name), scope and seconds (of and for secrets), restored (the devices that the container had),
-    built (config.json is our own work, no engine's).
+    `known`: what the front end knows for certain, of caller (shim.caller), id, bundle (its directory), handler, namespace,
+    pod, image, volumes (directories by name), scope and seconds (of and for secrets), restored (the devices that the
+    container had), built (config.json is our own work, no engine's).
     """
     config = inventory.config
     prefix = config["annotation-prefix"]
@@ -138,9 +138,12 @@ def want(document: Dict[str, Any], inventory: Inventory, container: str = "", wi
         annotations = document.get("annotations")
         if not isinstance(annotations, dict):
             return None
-        name, sandbox = (container, False) if container else identity.container(annotations, config["engine"])
+        caller = (known or {}).get("caller")
+        name, sandbox = (container, False) if container else identity.container(annotations, caller.engine if caller is not None else "")
         if sandbox:
             return None
+        if caller is not None:
+            caller.check(annotations, config)
         wish = _request.from_annotations(annotations, prefix, name)
         if config["cdi.annotations"]:
             from shim.cdi import annotations as cdi_annotations
@@ -170,7 +173,7 @@ def _rare(wish: _request.Request, document: Dict[str, Any], inventory: Inventory
     from shim import facts, rules
     scope = known.get("scope")
     if scope is None:
-        scope = "".join(rules.identity(document.get("annotations") or {}, config["engine"], known).get("namespace", ()))
+        scope = "".join(rules.identity(document.get("annotations") or {}, rules.believed(config, known), known).get("namespace", ()))
     return (facts.variables(wish, config, scope, known.get("seconds", facts.SECONDS)),
             facts.edits(wish, document, inventory, config, known))
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     Found = Tuple[str, Tuple[Edit, ...], Tuple[Edit, ...]]
 
-MAGIC = "chandler-inventory 1 "
+MAGIC = "chandler-inventory 2 "
 MAX_INDEX = 64 << 20
 MAX_PART = 64 << 20
 

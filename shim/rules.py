@@ -1,12 +1,13 @@
 """[[policy.rule]]: which rule of the node's policy is for a container, and what the policy then says.
 
 The first rule that matches replaces keys of [policy]; what any matching rule denies stays denied.  Who a container is
-tells the front end, or annotations that the configured engine sets last; what is known in neither way is unknown: a
-rule that asks for it grants nothing, and still denies.  Pure.
+tells the front end, or annotations that the engine which called sets last, if the configuration names it; what is known
+in neither way is unknown: a rule that asks for it grants nothing, and still denies.  Pure.
 """
 
 from __future__ import annotations
 
+from shim.identity import KEYS
 from shim.reach import listed
 
 TYPE_CHECKING = False
@@ -18,30 +19,27 @@ if TYPE_CHECKING:
 
 FIELDS = ("handler", "namespace", "pod", "container", "image", "user")
 
-# engine: (the key that says what kind of container it is, the keys that it sets last itself)
-_KEYS: Dict[str, Tuple[str, Dict[str, str]]] = {
-    "containerd": ("io.kubernetes.cri.container-type", {
-        "namespace": "io.kubernetes.cri.sandbox-namespace", "pod": "io.kubernetes.cri.sandbox-name",
-        "container": "io.kubernetes.cri.container-name", "image": "io.kubernetes.cri.image-name"}),
-    "crio": ("io.kubernetes.cri-o.ContainerType", {
-        "namespace": "io.kubernetes.pod.namespace", "pod": "io.kubernetes.pod.name",
-        "container": "io.kubernetes.container.name"}),
-}
 YES, NO, UNKNOWN = "matches", "does not match", "cannot be told"
 
 
 def identity(annotations: Mapping[str, Any], engine: str, known: Mapping[str, Any]) -> Who:
-    """What is known for certain about a container; `known` is what the front end says."""
+    """What is known for certain about a container: by annotations of `engine`, if that is one which is believed, and by
+    `known`, what the front end says."""
     who: Who = {}
-    if engine in _KEYS:
-        kind, keys = _KEYS[engine]
-        if annotations.get(kind) in ("container", "sandbox"):
-            who = {field: (annotations[key],) for field, key in keys.items() if type(annotations.get(key)) is str}
+    keys = KEYS.get(engine)
+    if keys is not None and annotations.get(keys["kind"]) in ("container", "sandbox"):
+        who = {field: (annotations[key],) for field, key in keys.items() if field in FIELDS and type(annotations.get(key)) is str}
     for field in FIELDS:
         value = known.get(field)
         if value:
             who[field] = (value,) if type(value) is str else tuple(value)
     return who
+
+
+def believed(config: Config, known: Mapping[str, Any]) -> str:
+    """The engine whose identity annotations are authority for this container; '' for none."""
+    caller = known.get("caller")
+    return caller.believed(config) if caller is not None else ""
 
 
 def verdict(match: Dict[str, List[str]], who: Who) -> Tuple[str, str]:
@@ -59,7 +57,7 @@ def verdict(match: Dict[str, List[str]], who: Who) -> Tuple[str, str]:
 
 def applied(config: Config, annotations: Mapping[str, Any], known: Mapping[str, Any]) -> Config:
     """The configuration as it is for one container."""
-    who = identity(annotations, config["engine"], known)
+    who = identity(annotations, believed(config, known), known)
     result = dict(config)
     denied = dict.fromkeys(config["policy.deny"], "[policy]")
     winner: Optional[Dict[str, Any]] = None

@@ -11,6 +11,7 @@ import sys
 import time
 
 from shim import args as _args
+from shim import caller as _caller
 from shim import configjson, engine, errors, files, grants, host, inventory, jsontext, oci, runtimes
 from shim.edits import merge
 from shim.errors import ChandlerError
@@ -137,8 +138,11 @@ def _equip(path: str, stored: Inventory, place: Place, call: _args.Invocation, k
     keeper = _Keeper(state_dir, root, call.id, place.rootless)
     if config["gpu.allocator"] == "leases":
         keeper.keep_lease(binary)
-    known: Dict[str, Any] = {"id": call.id, "bundle": path.rpartition("/")[0] or ".", "handler": program.rpartition("/")[2]}
+    directory = path.rpartition("/")[0] or "."
+    caller = _caller.of_call(call.root, directory, call.id, source.value, bundle.built(source.value))
+    known: Dict[str, Any] = {"caller": caller, "id": call.id, "bundle": directory, "handler": program.rpartition("/")[2]}
     before_it = grants.read(state_dir, root, call.id) if call.verb == "restore" else None
+    caller.restores = call.verb == "restore" and (before_it is None or caller.engine != "podman")
     if before_it is not None:
         known["restored"] = before_it["devices"]
     made = keeper.plan(source.value, stored, place, known)
@@ -149,8 +153,9 @@ def _equip(path: str, stored: Inventory, place: Place, call: _args.Invocation, k
             raise errors.PolicyError(f"{made.request.source}: the NRI plugin has not served this container, and "
                                      "require-grant is set", "see that chandler-nri runs and is connected, then create the container anew")
         keeper.prepare(made)
+        grant = files.digest(jsontext.dumps([made.request.document, made.names]))
         if call.verb == "restore":
-            _check_restored(made, before_it, call.id)
+            _check_restored(made, before_it, call.id, grant)
         equipped = engine.equip(source.value, made.edits, place.rootless, known["bundle"], runtimes.can_map_owners(kind))
         data = source.dumps(equipped)
         given = oci.device_rules(source.value)
@@ -159,7 +164,7 @@ def _equip(path: str, stored: Inventory, place: Place, call: _args.Invocation, k
             "id": call.id, "root": root, "runtime": binary, "config": path, "source": made.request.source,
             "devices": made.names, "physical": made.keys, "before": before, "after": after, "time": int(time.time()),
             "rules": [rule for rule in oci.device_rules(equipped) if rule not in given],  # for later updates
-            "grant": files.digest(jsontext.dumps([made.request.document, made.names])),
+            "grant": grant,
         }
         if made.sharing is not None:
             record["sharing"] = made.sharing.marks
@@ -290,11 +295,13 @@ def _adjusted(path: str, config: Dict[str, Any], records: str, container: str) -
     return True
 
 
-def _check_restored(made: engine.Plan, record: Any, container: str) -> None:
+def _check_restored(made: engine.Plan, record: Any, container: str, grant: str) -> None:
     """A process image holds open devices: a restored container gets those that it had, or nothing."""
     if record is not None and record["devices"] != made.names:
         raise errors.BundleError(f"{container} was checkpointed with {', '.join(record['devices']) or 'no device'} and would be "
                                  f"restored with {', '.join(made.names) or 'no device'}", "create it anew")
+    if record is not None and record.get("grant") != grant:
+        raise errors.BundleError(f"{container} was checkpointed with another request than it would be restored with", "create it anew")
 
 
 def _pass_through(program: str, rest: List[str], call: _args.Invocation, place: Place,

@@ -43,7 +43,7 @@ def read(name: str, scope: str, config: Dict[str, Any], owners: Dict[int, str], 
     if SCOPE in directory or any(SCOPE in word for word in command):
         if not scope:
             raise errors.HostError(f"the secret {name} cannot be had: nothing says for certain whose it would be",
-                                   "set engine in the configuration, so that namespaces are known")
+                                   "name the engine in engines of the configuration, where it tells namespaces")
         check_name(scope)
     if directory:
         data = _from_directory(directory.replace(SCOPE, scope), name, owners)

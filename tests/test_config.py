@@ -23,7 +23,8 @@ GOOD: dict[str, list[tuple[str, Any]]] = {
     "runtimes": [('["crun"]', ["crun"]), ('["/usr/bin/runc", "youki"]', ["/usr/bin/runc", "youki"])],
     "annotation-prefix": [('"example.com/"', "example.com/"), ('"a-b.c1/"', "a-b.c1/")],
     "state-dir": [('"/var/x"', "/var/x")],
-    "engine": [('"containerd"', "containerd"), ('"crio"', "crio"), ('"podman"', "podman"), ('"docker"', "docker")],
+    "engine": [('"containerd"', ["containerd"]), ('"crio"', ["crio"]), ('"podman"', ["podman"]), ('"docker"', ["docker"])],
+    "engines": [("[]", []), ('["crio", "containerd", "crio"]', ["crio", "containerd"]), ('["podman", "docker", "other"]', ["podman", "docker", "other"])],
     "cdi.spec-dirs": [('["/a", "/b/c"]', ["/a", "/b/c"]), ("[]", [])],
     "cdi.annotations": [("true", True), ("false", False)],
     "gpu.allocator": [('"fixed"', "fixed")],
@@ -67,6 +68,7 @@ BAD: dict[str, list[str]] = {
     "annotation-prefix": ['""', '"/"', '"x"', '"a/b/"', '"a b/"', '"a_b/"', '"é/"', '"a\\u0000/"', '"a\\"b/"', "5", "[]", '"a*/"', '"a|b/"', '"a\\\\/"'],
     "state-dir": ['"relative"', '""', "5", '"/a\\nb"', '"/a\\u0000"', "[]"],
     "engine": ['"Docker"', '""', "5", '["podman"]', '"cri-o"'],
+    "engines": ['"containerd"', '[""]', "5", '["cri-o"]', '[["crio"]]', "true"],
     "cdi.spec-dirs": ['"/etc/cdi"', '["etc"]', '[""]', "[5]", '["/a\\nb"]', "{}"],
     "cdi.annotations": ['"true"', "1", "[]"],
     "gpu.allocator": ['"fast"', "5", '""'],
@@ -108,7 +110,7 @@ BAD: dict[str, list[str]] = {
 
 @pytest.mark.parametrize(("key", "text", "value"), [(key, *case) for key, cases in GOOD.items() for case in cases])
 def test_good(key: str, text: str, value: Any) -> None:
-    assert compiled(toml(key, text)) == {**compiled(), key: value}
+    assert compiled(toml(key, text)) == {**compiled(), "engines" if key == "engine" else key: value}
 
 
 @pytest.mark.parametrize(("key", "text"), [(key, text) for key, texts in BAD.items() for text in texts])
@@ -127,7 +129,7 @@ def test_every_default_is_good() -> None:
     unset = {"state-dir", "engine"}  # not to be written: their defaults mean that nothing is said
     for key, (check, _, default) in config.KEYS.items():
         assert check(default) or key in unset, key
-    assert compiled() == {key: default for key, (_, _, default) in config.KEYS.items()}
+    assert compiled() == {key: default for key, (_, _, default) in config.KEYS.items() if key != "engine"}
 
 
 def test_defaults_of_the_policy() -> None:
@@ -167,8 +169,13 @@ def test_no_utf_8() -> None:
 
 
 def test_later_files_win_key_by_key() -> None:
-    found = compiled('engine = "crio"\n[policy]\nmax-gpus = 2\nallow = ["env"]', "[policy]\nmax-gpus = 4")
-    assert (found["engine"], found["policy.max-gpus"], found["policy.allow"]) == ("crio", 4, ["env"])
+    found = compiled('state-dir = "/a"\n[policy]\nmax-gpus = 2\nallow = ["env"]', "[policy]\nmax-gpus = 4")
+    assert (found["state-dir"], found["policy.max-gpus"], found["policy.allow"]) == ("/a", 4, ["env"])
+
+
+def test_engines_of_all_files_add_up() -> None:
+    """Each is configured by itself; the older key names one."""
+    assert compiled('engine = "crio"', 'engines = ["docker", "crio"]', 'engine = "containerd"')["engines"] == ["crio", "docker", "containerd"]
 
 
 def test_an_early_file_is_checked_although_a_later_one_mends_it() -> None:

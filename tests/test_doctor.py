@@ -92,7 +92,8 @@ def test_a_healthy_host(machine: Machine) -> None:
     assert found["cdi"].data["devices"] == {"nvidia.com/gpu": 1}
     assert found["gpu drivers"].data == {"nvidia": {"on_bus": 1, "modules": ["nvidia", "nvidia_uvm"], "nodes": ["/dev/nvidiactl", "/dev/nvidia-uvm"], "version": "550.54.15"},
                                          "intel": {"on_bus": 1, "modules": [], "nodes": [], "version": ""}}
-    assert found["engines"].data == {"containerd": {"installed": True, "configured": True}}
+    assert found["engines"].data == {"containerd": {"installed": True, "configured": True, "identity": True, "from_image": "nothing",
+                                                    "known_by": "--root and bundle are of containerd's namespace k8s.io"}}
     assert found["nri"].data == {"socket": "/var/run/nri/nri.sock"}
     assert "delegated memory pids" in found["cgroups"].text
 
@@ -169,7 +170,8 @@ def spoil(machine: Machine, what: str) -> None:
     ("no cdi", "gpu drivers", "no CDI file describes nvidia.com/gpu", "chandler cdi generate"),
     ("no nri", "nri", "require-grant is set", "enable NRI"),
     ("containerd's configuration is no TOML", "nri", "/etc/containerd/config.toml", "mend it"),
-    ("engine elsewhere", "engines", 'engine = "containerd"', "chandler configure containerd"), ("no engine", "engines", "names no engine", "chandler configure containerd"),
+    ("engine elsewhere", "engines", 'engines of the configuration has "containerd"', "chandler configure containerd"),
+    ("no engine", "engines", 'engines of the configuration does not have "containerd"', "chandler configure containerd"),
     ("bad configuration", "configuration", "unknown key 'nonsense'", "remove it"),
     ("leases", "leases", "is damaged", "remove it when no container with a GPU runs"),
     ("state", "state", "can be written by others", "chmod go-w"),

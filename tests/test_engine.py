@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from shim import compiler, engine, files, inventory, jsontext, ledger, paths, runtime
+from shim.caller import Caller
 from shim.errors import BundleError, ChandlerError, PolicyError
 from shim.inventory import Place
 
@@ -57,7 +58,7 @@ class Node:
         self.spec("nvidia.json", cdi())
 
     def configure(self, text: str, more: str = "") -> None:
-        self.put("etc/config.toml", f'{text}\n[cdi]\nspec-dirs = ["{self.directory}/etc/cdi", "{self.directory}/etc/cdi2"]\n{more}')
+        self.put("etc/config.toml", f'engines = ["other"]\n{text}\n[cdi]\nspec-dirs = ["{self.directory}/etc/cdi", "{self.directory}/etc/cdi2"]\n{more}')
 
     def spec(self, name: str, document: Any) -> None:
         self.put(f"etc/cdi/{name}", document if isinstance(document, (str, bytes)) else json.dumps(document))
@@ -81,13 +82,15 @@ class Node:
     def compiled(self) -> inventory.Inventory:
         return compiler.compile_now(self.place(), store=False)
 
-    def equip(self, annotations: dict[str, Any], config: dict[str, Any] | None = None, at: inventory.Inventory | None = None) -> dict[str, Any] | None:
-        """config.json as it would be written, or None when nothing is asked for."""
+    def equip(self, annotations: dict[str, Any], config: dict[str, Any] | None = None, at: inventory.Inventory | None = None,
+              called: str = "") -> dict[str, Any] | None:
+        """config.json as it would be written, or None when nothing is asked for; `called`: the engine that calls."""
         document = copy.deepcopy(CONFIG if config is None else config)
         document["annotations"] = {**(document.get("annotations") or {}), **annotations}
         before = copy.deepcopy(document)
         bundle = str(self.directory / "bundle")
-        made = engine.plan(document, at or self.compiled(), known={"bundle": bundle})
+        known = {"bundle": bundle, **({"caller": Caller(called)} if called else {})}
+        made = engine.plan(document, at or self.compiled(), known=known)
         result = None if made is None else engine.equip(document, made.edits, False, bundle)
         assert document == before, "the input is never changed"
         return result

@@ -16,7 +16,7 @@ PYTHON = "/usr/bin/python3" if os.path.exists("/usr/bin/python3") else sys.execu
 # What a bare interpreter has loaded is free; beyond that a create loads these of the standard library, all written in C,
 OTHERS = {"_json", "_blake2", "_signal", "errno", "fcntl", "gc", "marshal", "posix", "time", "zlib"}
 # and these of ours.  A new one costs every container on every node: think first.
-OURS = {"shim", "shim.args", "shim.cdi", "shim.cdi.names", "shim.cdi.resolve", "shim.configjson", "shim.edits", "shim.engine",
+OURS = {"shim", "shim.args", "shim.caller", "shim.cdi", "shim.cdi.names", "shim.cdi.resolve", "shim.configjson", "shim.edits", "shim.engine",
         "shim.errors", "shim.files", "shim.gpu", "shim.grants", "shim.host", "shim.identity", "shim.inventory", "shim.jsontext",
         "shim.oci", "shim.paths", "shim.policy", "shim.quantity", "shim.request", "shim.resources", "shim.runtime", "shim.runtimes", "shim.targets"}
 # Where leases are kept; the image has them in any case, since that is the default.
@@ -57,7 +57,7 @@ def installed(tmp_path: Path) -> Path:
     cdi.mkdir()
     (cdi / "a.json").write_text(json.dumps({"cdiVersion": "0.5.0", "kind": "nvidia.com/gpu", "devices": [
         {"name": "0", "containerEdits": {"deviceNodes": [{"path": "/dev/null"}]}}]}))
-    (tmp_path / "etc/chandler/config.toml").write_text(f'runtimes = ["/bin/true"]\n[cdi]\nspec-dirs = ["{cdi}"]\n')
+    (tmp_path / "etc/chandler/config.toml").write_text(f'runtimes = ["/bin/true"]\nengines = ["other"]\n[cdi]\nspec-dirs = ["{cdi}"]\n')
     # ctime cannot be set, so the installed copy is told that everything is settled at once
     compiler = tmp_path / "usr/lib/chandler/shim/compiler.py"
     compiler.write_text(compiler.read_text().replace("SETTLED_NS = 2_000_000_000", "SETTLED_NS = -1"))

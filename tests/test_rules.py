@@ -16,6 +16,7 @@ from test_engine import CONFIG, Node, P
 
 from shim import config as configuration
 from shim import engine, reach, request, rules
+from shim.caller import Caller
 from shim.cli.main import main
 from shim.errors import ChandlerError, ConfigError, PolicyError
 from shim.leaves import written
@@ -25,6 +26,11 @@ CONTAINERD = {"io.kubernetes.cri.container-type": "container", "io.kubernetes.cr
               "io.kubernetes.cri.container-name": "main", "io.kubernetes.cri.image-name": "registry.example/team/app:1"}
 CRIO = {"io.kubernetes.cri-o.ContainerType": "container", "io.kubernetes.pod.namespace": "team-a-1", "io.kubernetes.pod.name": "pod", "io.kubernetes.container.name": "main"}
 KNOWN = {"handler": "chandler", "user": ("0", "root")}
+
+
+def called(engine_name: str) -> dict[str, Any]:
+    """What the front end knows, the engine that calls among it."""
+    return {**KNOWN, "caller": Caller(engine_name or "other")}
 
 
 def compiled(text: str) -> dict[str, Any]:
@@ -81,7 +87,7 @@ deny = ["gpu.count"]
 
 
 def decided(engine_name: str, annotations: dict[str, Any]) -> dict[str, Any]:
-    return rules.applied(compiled((f'engine = "{engine_name}"' if engine_name else "") + RULES), annotations, KNOWN)
+    return rules.applied(compiled((f'engine = "{engine_name}"' if engine_name else "") + RULES), annotations, called(engine_name))
 
 
 @pytest.mark.parametrize(("engine_name", "annotations"), [("containerd", CONTAINERD), ("crio", CRIO)])
@@ -120,7 +126,7 @@ def test_a_rule_that_is_for_others_says_nothing() -> None:
 ])
 def test_what_a_rule_may_ask_for(match: str, yes: bool) -> None:
     text = f'engine = "containerd"\n[[policy.rule]]\nname = "r"\nmatch = {{{match}}}\ntrust = "all"'
-    assert (rules.applied(compiled(text), CONTAINERD, KNOWN)["policy.trust"] == "all") is yes
+    assert (rules.applied(compiled(text), CONTAINERD, called("containerd"))["policy.trust"] == "all") is yes
 
 
 @pytest.mark.parametrize(("rule", "words"), [
@@ -158,7 +164,7 @@ def at(node: Node, policy: str, document: Any, engine_name: str = "", more: str 
     config = copy.deepcopy(CONFIG)
     config["linux"]["namespaces"] += [{"type": kind} for kind in ("uts", "network", "ipc")]
     config["annotations"] = dict(annotations or {})
-    return node.equip(service(asked), config)
+    return node.equip(service(asked), config, called=engine_name)
 
 
 BIND = {"storage": [{"type": "bind", "source": "@/data/team-a/sub", "target": "/d"}]}
@@ -322,9 +328,10 @@ def test_explain_shows_no_secret(node: Node, monkeypatch: pytest.MonkeyPatch, ca
 def test_policy_check(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
     node.configure('engine = "containerd"', RULES)
     node.put("bundle/config.json", json.dumps({**CONFIG, "annotations": {**CONTAINERD, **service({"user": "5", "env": {"A": "b"}})}}))
-    arguments = ["policy", "check", "--config", str(node.directory / "bundle/config.json"), "--handler", "chandler"]
+    arguments = ["policy", "check", "--config", str(node.directory / "bundle/config.json"), "--handler", "chandler", "--engine", "containerd"]
     assert main(arguments) == 1
     shown = capsys.readouterr().out
+    assert shown.startswith("engine      containerd (--engine says so); its identity annotations are believed; from an image comes: nothing\n")
     assert "* rule 'team-a' matches: namespace team-a-1" in shown and "  rule 'later' matches: namespace team-a-1, handler chandler; it denies gpu.count" in shown
     assert "decided by  rule 'team-a'" in shown and "asked for   user (dangerous)" in shown and "allow of rule 'team-a' has no 'user'" in shown
     node.put("bundle/config.json", json.dumps({**CONFIG, "annotations": {**CRIO, **service({"resources": {"gpu": {}}})}}))

@@ -11,7 +11,7 @@ import copy
 import os
 from typing import TYPE_CHECKING, Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
 
-from shim import cgroups, engine, files, host, jsontext, oci, reach, request, shared
+from shim import cgroups, configjson, engine, files, host, jsontext, oci, reach, request, shared
 from shim.bundle import base, deployment, image, rootless
 from shim.edits import ANNOTATION, merge
 from shim.errors import BundleError, RequestError
@@ -217,7 +217,11 @@ def write_config(bundle: str, config: Dict[str, Any]) -> None:
         raise BundleError(f"{bundle} is not there", "make it and its rootfs first, or use `chandler bundle create`")
     for left in _ours(bundle):
         os.unlink(left)  # it belongs to the config.json that now goes
-    files.replace(os.path.join(bundle, "config.json"), jsontext.dumps(config) + b"\n", 0o600)
+    path = os.path.join(bundle, "config.json")
+    data = jsontext.dumps(config) + b"\n"
+    files.replace(path, data, 0o600)
+    if "annotations" in config:  # a request that chandler-runtime is to know for ours
+        os.symlink(files.digest(data), path + configjson.BUILT)
 
 
 def create(bundle: str, config: Dict[str, Any]) -> None:
@@ -273,7 +277,7 @@ def remove(bundle: str, everything: bool = False) -> None:
 
 
 def _ours(bundle: str) -> List[str]:
-    """What the runtime wrapper has left beside config.json."""
+    """What Chandler has put beside config.json."""
     return [os.path.join(bundle, name) for name in os.listdir(bundle) if name.startswith("config.json.chandler-")]
 
 

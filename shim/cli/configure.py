@@ -10,9 +10,10 @@ import re
 import subprocess
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
-from shim import compiler, files, paths, runtimes
+from shim import compiler, files, identity, paths, runtimes
+from shim import config as _config
 from shim.cli.doctor import Host, numbers
-from shim.configure import containerd, crio, docker, podman, selinux, store, tomledit, verify
+from shim.configure import containerd, crio, docker, podman, selinux, store, verify
 from shim.configure.model import TOML, VALUE, Edit, Plan, Read, Setting, Wish
 from shim.errors import ChandlerError, ConfigError, HostError
 from shim.inventory import Place
@@ -42,7 +43,7 @@ def add_parser(commands: Any) -> None:
     command.add_argument("--engine-version", metavar="X.Y", default="", help="containerd's version, where its program cannot be asked")
     command.add_argument("--programs", metavar="DIR", default="", help="where the engine's programs are, if not in the usual directories")
     command.add_argument("--address", metavar="SOCKET", default="", help="the engine's socket, for --verify")
-    command.add_argument("--keep-engine", action="store_true", help="leave the key `engine` of Chandler's own configuration alone")
+    command.add_argument("--keep-engine", action="store_true", help="leave the key `engines` of Chandler's own configuration alone")
     command.add_argument("--dry-run", action="store_true", help="show what would change as a diff, and write nothing")
     command.add_argument("--remove", action="store_true", help="bring back what was there before")
     command.add_argument("--restart", action="store_true", help="restart the engine if something has changed, or was changed after its start")
@@ -96,10 +97,10 @@ def _changes(arguments: argparse.Namespace, place: Place) -> Tuple[List[store.Ch
         plan.notes.extend(selinux.notes())
         for _, program in wish.handlers:
             _check_program(program, place)
-    edits = {edit.path: edit for edit in [*plan.edits, *_engine_key(arguments, place, plan)]}
+    edits = {edit.path: edit for edit in [*plan.edits, *_engine_key(arguments, place)]}
     if arguments.remove:
         plan.notes.extend(_by_hand(module.places(wish, read), look))
-    left = [path for path in [*module.places(wish, read), *_own_key(arguments, place)] if path not in edits and look(path).ours]
+    left = [path for path in [*module.places(wish, read), *_own_keys(arguments, place)] if path not in edits and look(path).ours]
     changes = [store.change(look(path), edit, arguments.engine) for path, edit in edits.items()]
     taken = [store.change(look(path), None, arguments.engine) for path in dict.fromkeys(left)]
     if arguments.engine == "containerd" and arguments.remove and taken:
@@ -195,37 +196,26 @@ def _check_program(path: str, place: Place) -> None:
         raise HostError(f"{path}, which the engine is to run, cannot be reached: {error.strerror}", "install Chandler first") from None
 
 
-def _key_path(place: Place) -> str:
-    return os.path.dirname(place.config_path) + "/config.d/50-engine.toml"
-
-
-def _own_key(arguments: argparse.Namespace, place: Place) -> List[str]:
-    path = _key_path(place)
-    return [path] if not place.rootless and store.engine_of(path) == arguments.engine else []
-
-
-def _engine_key(arguments: argparse.Namespace, place: Place, plan: Plan) -> List[Edit]:
-    """The key `engine` of Chandler's own configuration, as a file of ours in config.d.
-
-    Raises ConfigError when it names another engine already.
-    """
-    if arguments.remove or arguments.keep_engine:
+def _own_keys(arguments: argparse.Namespace, place: Place) -> List[str]:
+    """Our own files in config.d that name this engine; that of earlier releases had one name for every engine."""
+    directory = os.path.dirname(place.config_path) + "/config.d"
+    paths_of_ours = [f"{directory}/50-engine-{arguments.engine}.toml", f"{directory}/50-engine.toml"]
+    if place.rootless or arguments.keep_engine and not arguments.remove:
         return []
-    own = _key_path(place)
-    texts = compiler.config_texts(place, compiler.Sources())
-    said = [(path, value) for path, value in ((path, tomledit.parse(data.decode()).get("engine")) for path, data in texts)
-            if value and (path != own or not store.engine_of(own))]
-    if said and said[-1][1] == arguments.engine:
+    return [path for path in paths_of_ours if store.engine_of(path) == arguments.engine]
+
+
+def _engine_key(arguments: argparse.Namespace, place: Place) -> List[Edit]:
+    """The key `engines` of Chandler's own configuration, as a file of ours in config.d: where the engine's identity
+    annotations can be authority (engines of several files add up), and nobody else has written it."""
+    if arguments.remove or arguments.keep_engine or place.rootless or arguments.engine not in identity.KEYS:
         return []
-    others = [(path, value) for path, value in [*said[-1:], (own, store.engine_of(own))] if value not in ("", arguments.engine)]
-    if others:
-        raise ConfigError(f"{others[0][0]} says engine = \"{others[0][1]}\", and identity is believed of one engine alone",
-                          f"--keep-engine leaves that as it is, so that rules by namespace, pod or image go on for {others[0][1]}; "
-                          f"or take that line away (`chandler configure {others[0][1]} --remove`)")
-    if place.rootless:
-        plan.notes.append("without root, the key `engine` of the node's configuration stays as it is")
+    own = _own_keys(arguments, place)
+    texts = [(path, data) for path, data in compiler.config_texts(place, compiler.Sources()) if path not in own]
+    if arguments.engine in _config.compile_config(texts)["engines"]:
         return []
-    return [Edit(own, TOML, [Setting(VALUE, ("engine",), arguments.engine)], own=True)]
+    path = f"{os.path.dirname(place.config_path)}/config.d/50-engine-{arguments.engine}.toml"
+    return [Edit(path, TOML, [Setting(VALUE, ("engines",), [arguments.engine])], own=True)]
 
 
 def _address(arguments: argparse.Namespace) -> str:

@@ -10,7 +10,7 @@ import posixpath
 import subprocess
 from typing import Any, Dict, List, NamedTuple, Tuple
 
-from shim import cgroups, compiler, files, paths, report, runtimes, stale
+from shim import cgroups, compiler, files, identity, paths, report, runtimes, stale
 from shim import config as _config
 from shim.configure import containerd, crio, docker, podman
 from shim.configure.model import PROGRAMS
@@ -310,17 +310,19 @@ def _engines(host: Host, config: Dict[str, Any]) -> Check:
         configured = any(program in text for text in texts for program in PROGRAMS)
         installed = any(host.program(program) for program in programs)
         if installed or configured:
-            found[engine] = {"installed": installed, "configured": configured}
-    problems = []
-    engine = config["engine"]
-    if engine and not found.get(engine, {}).get("configured"):
-        problems.append(_problem(f"the configuration says engine = \"{engine}\", whose own configuration does not name chandler-runtime",
-                                 f"chandler configure {engine}"))
-    if not engine and any(each["configured"] for each in found.values()):
-        problems.append(_problem("the configuration names no engine, so no rule by namespace, pod or image can match",
-                                 f"chandler configure {next(name for name, each in found.items() if each['configured'])}, or the key `engine` in {paths.CONFIG_DIR}/config.toml"))
-    text = ", ".join(f"{name} ({'configured' if each['configured'] else 'not configured'})" for name, each in found.items())
-    return Check("engines", text or "none", found, problems)
+            known_by, from_image = identity.ENGINES[engine]
+            found[engine] = {"installed": installed, "configured": configured, "identity": engine in config["engines"] and engine in identity.KEYS,
+                             "known_by": known_by, "from_image": from_image}
+    problems = [_problem(f"engines of the configuration has \"{engine}\", whose own configuration does not name chandler-runtime", f"chandler configure {engine}")
+                for engine in config["engines"] if engine in identity.KEYS and not found.get(engine, {}).get("configured")]
+    problems += [_problem(f"engines of the configuration does not have \"{engine}\", so no rule by namespace, pod or image can match its containers",
+                          f"chandler configure {engine}, or engines = [\"{engine}\"] in {paths.CONFIG_DIR}/config.toml")
+                 for engine, each in found.items() if each["configured"] and engine in identity.KEYS and not each["identity"]]
+    words = [f"{name} ({'configured' if each['configured'] else 'not configured'}{', names believed' if each['identity'] else ''}; "
+             f"known by: {each['known_by']}; from an image comes: {each['from_image']})" for name, each in found.items()]
+    if identity.OTHER in config["engines"]:
+        words.append("any other caller may ask, too (\"other\" in engines)")
+    return Check("engines", ", ".join(words) or "none", found, problems)
 
 
 def _state(place: Place, config: Dict[str, Any]) -> Check:

@@ -9,6 +9,7 @@ import os
 from typing import TYPE_CHECKING, Any, Dict, List
 
 from shim import compiler, configjson, engine, jsontext, shared
+from shim.cli import caller
 from shim.edits import (
     ANNOTATION,
     CAPABILITY,
@@ -48,6 +49,7 @@ def add_parser(commands: Any) -> None:
     source.add_argument("--bundle", metavar="DIR", help="the bundle")
     source.add_argument("--config", metavar="FILE", help="its config.json")
     command.add_argument("--handler", default="chandler-runtime", metavar="NAME", help="how the engine calls the runtime, for the policy's rules")
+    caller.add_options(command)
     command.add_argument("--format", choices=("text", "json"), default="text")
     command.set_defaults(run=run)
 
@@ -70,7 +72,8 @@ def run(arguments: argparse.Namespace) -> int:
     held = None
     if inventory.config["gpu.allocator"] == "leases":
         held = Ledger(place.trusted_state_dir(inventory.config["state-dir"]), place.rootless).read()
-    known = {"id": "ID", "bundle": os.path.dirname(os.path.abspath(path)), "handler": arguments.handler}
+    who = caller.caller(arguments, path, document, bundle.built(document))
+    known = {"caller": who, "id": "ID", "bundle": os.path.dirname(os.path.abspath(path)), "handler": arguments.handler}
     try:
         made = engine.plan(document, inventory, held=held, known=known)
     except Stale:  # the stored inventory lost a part while we read it
@@ -83,6 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
     made.edits = made.edits.with_values(map(_veiled, made.edits.items))
     after = engine.equip(document, made.edits, place.rootless, known["bundle"])
     shown = {
+        "engine": caller.shown(who, inventory.config),
         "source": made.request.source,
         "request": _plain(made.request.document),
         "devices": [{"name": name, "physical": inventory.key(name)} for name in made.names],
@@ -96,7 +100,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _show_nothing(form: str) -> int:
-    print(json.dumps({"source": None, "request": None, "devices": [], "edits": [], "diff": "", "notes": []})
+    print(json.dumps({"engine": None, "source": None, "request": None, "devices": [], "edits": [], "diff": "", "notes": []})
           if form == "json" else "nothing is asked for: the create goes to the runtime as it is")
     return 0
 
@@ -141,7 +145,7 @@ def _diff(before: Any, after: Any, path: str) -> str:
 
 
 def _text(shown: Dict[str, Any]) -> str:
-    lines: List[str] = [f"asked by    {shown['source']}", f"asked for   {json.dumps(shown['request'])}"]
+    lines: List[str] = [caller.line(shown["engine"]), f"asked by    {shown['source']}", f"asked for   {json.dumps(shown['request'])}"]
     for device in shown["devices"]:
         lines.append(f"granted     {device['name']}  ({', '.join(device['physical'])})")
     lines += ["", "edits"]

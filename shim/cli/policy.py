@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Tuple
 
-from shim import compiler, facts, files, identity, jsontext, policy, reach, rules
+from shim import compiler, configjson, engine, facts, identity, jsontext, policy, reach, rules
 from shim import request as _request
+from shim.caller import Caller
+from shim.cli import caller
 from shim.errors import BundleError, ChandlerError
 from shim.inventory import Place
 
@@ -23,6 +25,7 @@ def add_parser(commands: Any) -> None:
     source.add_argument("--bundle", metavar="DIR", help="the container's bundle")
     source.add_argument("--config", metavar="FILE", help="its config.json")
     check.add_argument("--handler", default="chandler-runtime", metavar="NAME", help="how the engine calls the runtime")
+    caller.add_options(check)
     check.add_argument("--user", action="append", metavar="USER", help="who starts the container, uid or name; you, unless said")
     check.add_argument("--format", choices=("text", "json"), default="text")
     check.set_defaults(run=run)
@@ -32,12 +35,13 @@ def run(arguments: argparse.Namespace) -> int:
     """Exit status 0 when the policy allows what is asked for."""
     path = arguments.config or os.path.join(arguments.bundle, "config.json")
     config = compiler.read_config(Place(dict(os.environb)))[0]
-    document = _document(path)
+    document, built = _document(path, config)
     annotations = document.get("annotations")
     annotations = annotations if isinstance(annotations, dict) else {}
-    known = {"handler": arguments.handler, "user": tuple(arguments.user or facts.caller())}
-    who = rules.identity(annotations, config["engine"], known)
-    shown: Dict[str, Any] = {"engine": config["engine"], "known": {field: list(values) for field, values in who.items()},
+    calls = caller.caller(arguments, path, document, built)
+    known = {"caller": calls, "handler": arguments.handler, "user": tuple(arguments.user or facts.caller())}
+    who = rules.identity(annotations, rules.believed(config, known), known)
+    shown: Dict[str, Any] = {"engine": caller.shown(calls, config), "known": {field: list(values) for field, values in who.items()},
                              "unknown": [field for field in rules.FIELDS if field not in who], "rules": []}
     applied = rules.applied(config, annotations, known)
     for rule in config["policy.rule"]:
@@ -48,26 +52,30 @@ def run(arguments: argparse.Namespace) -> int:
     shown["by"] = policy.by(applied)
     shown["policy"] = {key[len("policy."):]: value for key, value in applied.items()
                        if key.startswith("policy.") and key not in ("policy.rule", "policy.by", "policy.denied-by", "policy.evict-unadjusted")}
-    shown.update(_verdict(document, annotations, applied))
+    shown.update(_verdict(document, annotations, applied, calls))
     print(json.dumps(shown, indent=2) if arguments.format == "json" else _text(shown))
     return 1 if shown["refusal"] else 0
 
 
-def _document(path: str) -> Dict[str, Any]:
+def _document(path: str, config: Dict[str, Any]) -> Tuple[Dict[str, Any], bool]:
+    """config.json as the engine wrote it, and whether that engine was our own builder."""
+    bundle = configjson.ConfigJson(os.path.realpath(path), engine.mark(config))
     try:
-        document = jsontext.loads(files.read(path, files.MAX_CONFIG_JSON, follow=True)[0])
+        document = jsontext.loads(bundle.engine)
     except ChandlerError as error:
         raise BundleError(f"{path}: {error.what}") from None
     if type(document) is not dict:
         raise BundleError(f"{path} is not an object")
-    return document
+    return document, bundle.built(document)
 
 
-def _verdict(document: Dict[str, Any], annotations: Dict[str, Any], config: Dict[str, Any]) -> Dict[str, Any]:
+def _verdict(document: Dict[str, Any], annotations: Dict[str, Any], config: Dict[str, Any], calls: Caller) -> Dict[str, Any]:
     """What is asked for, by class, and why it is refused; '' when the policy itself allows it."""
     refusal, asked = "", []
     try:
-        name, sandbox = identity.container(annotations, config["engine"])
+        name, sandbox = identity.container(annotations, calls.engine)
+        if not sandbox:
+            calls.check(annotations, config)
         wish = None if sandbox else _request.from_annotations(annotations, config["annotation-prefix"], name)
         if wish is not None:
             asked = [{"key": key, "word": word, "class": reach.TIGHTEN if tightens else reach.CLASSES.get(word, reach.NAMED)}
@@ -79,7 +87,7 @@ def _verdict(document: Dict[str, Any], annotations: Dict[str, Any], config: Dict
 
 
 def _text(shown: Dict[str, Any]) -> str:
-    lines: List[str] = [f"engine      {shown['engine'] or 'none is configured: identity annotations are not believed'}"]
+    lines: List[str] = [caller.line(shown["engine"])]
     lines += [f"{field:<12}{', '.join(values)}" for field, values in shown["known"].items()]
     if shown["unknown"]:
         lines.append(f"not known   {', '.join(shown['unknown'])}")

@@ -13,7 +13,8 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Set, Tuple
 
-from shim import engine, files, gpu, grants, host, jsontext, leases, ledger, oci, policy, report
+from shim import engine, files, gpu, grants, host, identity, jsontext, leases, ledger, oci, policy, report
+from shim.caller import Caller
 from shim.edits import EMPTY, MOUNT, Edits, merge
 from shim.errors import BundleError, ChandlerError, HostError, LeaseError, PolicyError
 from shim.nri import adjust, beside, document, evict, messages
@@ -34,6 +35,7 @@ _NEVER_REACHED = "the container was created without what had been granted: the r
 _PATIENCE = 1.0  # seconds
 _CDI = "cdi.k8s.io"
 _NOWHERE = "/dev/null"  # as a directory it has nothing in it, and nothing can be made there
+_ENGINES = {"containerd": "containerd", "cri-o": "crio"}  # by the names that runtimes give themselves through NRI
 
 
 class Held(NamedTuple):
@@ -154,8 +156,13 @@ class Service:
         config = self.inventory.config
         if config["policy.rule"]:
             from shim import facts, rules
-            config = rules.applied(config, annotations, {**_known(pod), "container": container.name, "user": facts.caller()})
+            config = rules.applied(config, annotations, {**self._known(pod), "container": container.name, "user": facts.caller()})
         return policy.by(config)
+
+    def _known(self, pod: Any) -> Dict[str, Any]:
+        """What the runtime says of a pod, for the policy's rules; a handler must not wait for a provider of secrets."""
+        caller = Caller(_ENGINES.get(self.runtime.name, identity.OTHER), f"it names itself {self.runtime.name or 'nothing'} through NRI")
+        return {"caller": caller, "namespace": pod.namespace, "pod": pod.name, "handler": pod.runtime_handler, "seconds": _PATIENCE}
 
     def _asks(self, annotations: Iterable[str]) -> bool:
         config = self.inventory.config
@@ -173,7 +180,7 @@ class Service:
         if self.inventory.config["gpu.allocator"] == "leases":
             lease = {**ledger.nri_lease(container.id, pod.id, int(time.time())), "container": container.name}
         try:  # secrets and the like, before the ledger is locked
-            asked = engine.want(wanted, self.inventory, container.name, known=_known(pod), leased=lease is not None)
+            asked = engine.want(wanted, self.inventory, container.name, known=self._known(pod), leased=lease is not None)
         except BundleError as error:
             raise adjust.Unsupported(error.what, adjust.WAY_OUT) from None
         if asked is None:
@@ -527,7 +534,7 @@ class Service:
         held: Optional[List[Lease]] = [] if self.inventory.config["gpu.allocator"] == "leases" else None
         try:
             plan = engine.plan(document.build(container, annotations), self.inventory, container.name, held,
-                               known=_known(pod) if pod else None)
+                               known=self._known(pod) if pod else None)
         except ChandlerError as error:
             return f"it runs without what it asked for, which would be refused: {error}"
         return "it runs without what it asked for: it was created while chandler-nri did not answer" if plan else ""
@@ -626,11 +633,6 @@ class _Ledger(ledger.Ledger):
     def settle(self, keys: Optional[List[str]]) -> None:
         """Leaves it to others."""
         self._left(keys)
-
-
-def _known(pod: Any) -> Dict[str, Any]:
-    """What the runtime says of a pod, for the policy's rules; a handler must not wait for a provider of secrets."""
-    return {"namespace": pod.namespace, "pod": pod.name, "handler": pod.runtime_handler, "seconds": _PATIENCE}
 
 
 def _ms(seconds: float) -> jsontext.Number:

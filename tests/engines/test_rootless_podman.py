@@ -32,7 +32,7 @@ class Scene:
         os.mkdir(self.cdi)
         os.chmod(self.cdi, 0o755)
         shutil.copy(node.spec, self.cdi)
-        self.installation.configure([found.path for found in self.low], [self.cdi], '[gpu]\nallocator = "leases"\n', engine="podman")
+        self.installation.configure([found.path for found in self.low], [self.cdi], '[gpu]\nallocator = "leases"\n', engine="")
         self.installation.refresh()
         self.chandler("configure", "podman", *(f"--runtime={found.kind}" for found in self.low))
         self.podman.load()

@@ -66,7 +66,7 @@ def restarts(node: Node) -> int:
 
 def test_a_node_without_python_runs_a_request(make: Maker, tree: str, node: GPUNode, place: str) -> None:
     host = make()
-    host.write("/etc/chandler/config.toml", f'runtimes = ["/usr/sbin/runc"]\n[cdi]\nspec-dirs = ["{node.cdi}"]\n')
+    host.write("/etc/chandler/config.toml", f'runtimes = ["/usr/sbin/runc"]\nengines = ["other"]\n[cdi]\nspec-dirs = ["{node.cdi}"]\n')
     said = host.image("install").stdout
     assert f"{OPT}/versions/{version(tree)} is in force on Ubuntu 24.04.1 LTS" in said
     assert restarts(host) == 1

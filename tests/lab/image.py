@@ -52,8 +52,11 @@ def packed(directory: str) -> bytes:
     return buffer.getvalue()
 
 
-def make(path: str, name: str, files: bytes | None = None, **configured: Any) -> str:
-    """Write the image `name` (repository:tag) as an OCI archive; its path. `files`: its one layer, busybox for none."""
+def make(path: str, name: str, files: bytes | None = None, annotations: Any = None, **configured: Any) -> str:
+    """Write the image `name` (repository:tag) as an OCI archive; its path. `files`: its one layer, busybox for none.
+
+    `annotations`: those of its manifest, or whatever else is to stand in that, as the text of JSON members.
+    """
     blobs: dict[str, bytes] = {}
 
     def blob(kind: str, data: bytes) -> dict[str, Any]:
@@ -63,10 +66,13 @@ def make(path: str, name: str, files: bytes | None = None, **configured: Any) ->
 
     root = blob("layer.v1.tar", files or layer())
     target = {"architecture": {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine()), "os": "linux"}
-    config = blob("config.v1+json", text({**target, "config": configured or {"Env": ["PATH=/bin"], "Cmd": ["sleep", "3600"]},
+    config = blob("config.v1+json", text({**target, "config": {"Env": ["PATH=/bin"], "Cmd": ["sleep", "3600"], **configured},
                                           "rootfs": {"type": "layers", "diff_ids": [root["digest"]]}}))
-    manifest = blob("manifest.v1+json", text({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
-                                              "config": config, "layers": [root]}))
+    members = text({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json", "config": config, "layers": [root]})
+    if annotations is not None:
+        more = annotations if isinstance(annotations, str) else '"annotations": ' + json.dumps(annotations)
+        members = members[:-1] + b", " + more.encode() + b"}"
+    manifest = blob("manifest.v1+json", members)
     named = {"io.containerd.image.name": name, "org.opencontainers.image.ref.name": name.rpartition(":")[2]}
     with tarfile.open(path + ".new", "w") as tar:
         add(tar, "oci-layout", text({"imageLayoutVersion": "1.0.0"}))

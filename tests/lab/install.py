@@ -37,9 +37,12 @@ class Installation:
         return os.path.join(self.prefix, "bin", name)
 
     def configure(self, runtimes: Sequence[str], spec_dirs: Sequence[str] = (), more: str = "", engine: str = "containerd") -> None:
-        """Write config.toml: the runtimes in order, the engine (none for ""), the CDI directories, and `more` as it is, after them."""
+        """Write config.toml: the runtimes in order, the engine, the CDI directories, and `more` as it is, after them.
+
+        Beside an engine whoever calls by hand may ask, as most tests do; with "" only an engine that Chandler knows.
+        """
         os.makedirs(self.etc, exist_ok=True)
-        who = f'engine = "{engine}"\n' if engine else ""
+        who = f"engines = {toml([engine, 'other'])}\n" if engine else ""
         text = f'runtimes = {toml(runtimes)}\n{who}[cdi]\nspec-dirs = {toml(spec_dirs)}\n{more}'
         file = os.path.join(self.etc, "config.toml")
         with open(file + ".new", "w", encoding="utf-8") as new:

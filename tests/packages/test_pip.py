@@ -41,7 +41,7 @@ def runtime(environment: Path, place: str, name: str = "chandler-runtime") -> En
         pytest.skip(found.missing)
     config = f"{place}/config.toml"
     with open(config, "w", encoding="ascii") as file:
-        file.write(f'runtimes = ["{found.path}"]\nstate-dir = "{place}/state"\n[cdi]\nspec-dirs = ["{place}/cdi"]\n')
+        file.write(f'runtimes = ["{found.path}"]\nstate-dir = "{place}/state"\nengines = ["other"]\n[cdi]\nspec-dirs = ["{place}/cdi"]\n')
     os.makedirs(f"{place}/cdi")
     with open(f"{place}/cdi/x.yaml", "w", encoding="ascii") as file:
         file.write("cdiVersion: 0.5.0\nkind: example.com/gpu\ndevices: [{name: zero, containerEdits: {env: [FROM=yaml]}}]\n")

@@ -311,7 +311,7 @@ def _podman(installed: Installation, place: str, etc: str, short: str) -> None:
                           text=True, timeout=120, env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": place})
     assert done.stdout.count("got what it asked for") == 2, done.stdout + done.stderr
     assert "unknown key 'gpus'" in done.stdout and "\nchandler\n" in done.stdout
-    assert sorted(os.listdir(etc)) == ["containers.conf", "policy.json", "storage.conf"] and not os.path.exists(os.path.join(installed.etc, "config.d/50-engine.toml"))
+    assert sorted(os.listdir(etc)) == ["containers.conf", "policy.json", "storage.conf"] and not os.listdir(os.path.join(installed.etc, "config.d"))
     cgroups.end(place)
 
 
@@ -325,10 +325,10 @@ def test_podman_of_a_user(installed: Installation, place: str) -> None:
         return subprocess.run(["setpriv", "--reuid=1", "--regid=1", "--clear-groups", *command(installed, *arguments)], check=False, stdin=subprocess.DEVNULL,
                               capture_output=True, text=True, timeout=60, env={"HOME": home, "PATH": "/usr/bin:/bin"})
     done = configure("podman", "--default")
-    assert done.returncode == 0 and "note: without root" in done.stdout, done.stderr
+    assert done.returncode == 0, done.stderr
     written = os.path.join(home, ".config/containers/containers.conf.d/99-chandler.conf")
     assert installed.program() in read(written) and os.stat(written).st_uid == 1
-    assert not os.path.exists(os.path.join(installed.etc, "config.d/50-engine.toml"))
+    assert not os.listdir(os.path.join(installed.etc, "config.d"))
     assert "nothing to change" in configure("podman", "--default").stdout
     assert configure("podman", "--remove").returncode == 0 and not os.path.exists(written)
     refused = configure("containerd")

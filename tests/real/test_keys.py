@@ -132,8 +132,9 @@ def test_nothing_is_given_that_no_rule_allows(trusting: Callable[..., Engine], p
 @pytest.mark.parametrize("runtime", ["runc"], indirect=True)
 def test_a_rule_for_a_namespace(trusting: Callable[..., Engine], place: str) -> None:
     engine = trusting('[[policy.rule]]\nname = "a"\nmatch = {namespace = ["team-a"], handler = ["chandler-runtime"]}\nallow = ["hostname"]')
+    engine.root += "/k8s.io"  # containerd is known by its paths
     for namespace, given in (("team-a", True), ("team-b", False)):
-        made = bundle.make(os.path.join(place, namespace), ["true"], {**bundle.request(hostname="mine"), **bundle.pod(namespace=namespace)})
+        made = bundle.make(os.path.join(place, "io.containerd.runtime.v2.task/k8s.io", f"c-{namespace}"), ["true"], {**bundle.request(hostname="mine"), **bundle.pod(namespace=namespace)})
         done = engine.create(made, f"c-{namespace}", check=False)
         assert (done.returncode == 0) is given, done.stderr
         assert made.config["hostname"] == ("mine" if given else "lab")
