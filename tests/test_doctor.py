@@ -154,7 +154,7 @@ def spoil(machine: Machine, what: str) -> None:
     ("no nri", "nri", "require-grant is set", "enable NRI"),
     ("engine elsewhere", "engines", 'engine = "containerd"', "chandler configure containerd"), ("no engine", "engines", "names no engine", "chandler configure containerd"),
     ("bad configuration", "configuration", "unknown key 'nonsense'", "remove it"),
-    ("leases", "leases", "is damaged", "remove it when no container with a GPU runs"),
+    ("leases", "leases", "is damaged", "`chandler leases rebuild`"),
     ("state", "state", "is not a directory that uid", "chmod go-w"),
 ])
 def test_a_problem_and_its_remedy(machine: Machine, what: str, check: str, problem: str, remedy: str) -> None:

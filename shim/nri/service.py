@@ -13,7 +13,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Set
 
-from shim import engine, files, grants, jsontext, leases, ledger, oci, policy, report
+from shim import engine, files, grants, jsontext, leases, ledger, oci, policy, records, report
 from shim.edits import EMPTY, MOUNT, Edits, merge
 from shim.errors import BundleError, ChandlerError, HostError, LeaseError, PolicyError
 from shim.nri import adjust, document, evict, messages
@@ -421,19 +421,16 @@ class Service:
 
     def _sweep(self, ids: Set[str]) -> Set[str]:
         """The containers that have a record; records of containers that are gone are removed."""
-        directory = grants.directory(self._records)
         recorded: Set[str] = set()
-        try:
-            names = os.listdir(directory)
-        except OSError:
-            names = []
-        for name in names:
+        for path, record in records.every(self._records):
             try:
-                data, found = files.read(f"{directory}/{name}", grants.MAX_RECORD)
-                container = jsontext.loads(data)["id"]
-            except (OSError, ChandlerError, KeyError, TypeError):
+                age = time.time() - os.stat(path).st_mtime
+            except OSError:
                 continue
-            if container in ids or time.time() - found.st_mtime < _MINIMUM_AGE:
+            if record is None:
+                continue  # damaged
+            container = record["id"]
+            if container in ids or age < _MINIMUM_AGE:
                 recorded.add(container)
                 self.held.setdefault(container, Held(set(), set()))
             else:
