@@ -41,6 +41,8 @@ LINUX = "linux"             # cgroupsPath, maskedPaths, readonlyPaths, seccompâ€
 HUGEPAGES = "hugepages"     # size of a page, 2MB    the limit in bytes
 DEVICE_RULE = "deviceRule"  # any text               an OCI rule of linux.resources.devices
 
+LEASE = "lease"             # the origin of the hook that ends a lease: it comes before all others of its stage
+
 # How a later edit of one kind and key meets an earlier one.  Most keep the first place and take the last value,
 # as a variable set twice does.  A mount is taken out and put at the end, since the order of mounts matters.
 # Every device stays, because each gives its cgroup rule (the interpreter lets the later node of a path win), and

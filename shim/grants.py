@@ -9,12 +9,12 @@ from __future__ import annotations
 import posix
 from zlib import crc32
 
-from shim import files, host, jsontext
+from shim import files, jsontext
 from shim.errors import ChandlerError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, List, Optional
+    from typing import Any, Dict, Optional
 
 MAX_RECORD = 1 << 20  # bytes
 _PLAIN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-+")
@@ -48,7 +48,7 @@ def write(state_dir: str, record: Dict[str, Any], private: bool = False) -> None
     """
     path = record_path(state_dir, record["root"], record["id"])
     files.own_directory(state_dir, 0o700 if private else 0o755)
-    data = jsontext.dumps(record) + b"\n"
+    data = files.seal(jsontext.dumps(record))
     try:
         files.replace(path, data, 0o600)
     except FileNotFoundError:
@@ -56,13 +56,16 @@ def write(state_dir: str, record: Dict[str, Any], private: bool = False) -> None
         files.replace(path, data, 0o600)
 
 
-def read(state_dir: str, root: str, container: str) -> Optional[Dict[str, Any]]:
-    """A container's record, or None when it has none that can be read."""
+def read(state_dir: str, root: str, container: str, spelled: str = "") -> Optional[Dict[str, Any]]:
+    """A container's record, or None when it has none that can be used (shim.records).
+
+    `spelled`: the root as it was given; an older Chandler named records after that.
+    """
+    from shim import records
     try:
-        record = jsontext.loads(files.read(record_path(state_dir, root, container), 1 << 20)[0])
-    except (OSError, ChandlerError):
+        return records.load(state_dir, root, container, spelled)
+    except ChandlerError:
         return None
-    return record if type(record) is dict else None
 
 
 def remove(state_dir: str, root: str, container: str) -> None:
@@ -71,29 +74,3 @@ def remove(state_dir: str, root: str, container: str) -> None:
         posix.unlink(record_path(state_dir, root, container))
     except OSError:
         pass
-
-
-def prune(state_dir: str, minimum_age: float) -> List[str]:
-    """Removes the records of containers that the runtime has forgotten, if older than `minimum_age` seconds.
-
-    A record is written before its container exists, hence the age.  Returns the ids removed.
-    """
-    import time
-    removed = []
-    try:
-        names = posix.listdir(directory(state_dir))
-    except OSError:
-        return []
-    for name in names:
-        path = f"{directory(state_dir)}/{name}"
-        try:
-            data, found = files.read(path, MAX_RECORD)
-            record = jsontext.loads(data)
-            gone = not host.exists(f"{record['root']}/{record['id']}")
-            if gone and time.time() - found.st_mtime > minimum_age:
-                posix.unlink(path)
-                removed.append(record["id"])
-        except (OSError, ValueError, KeyError, TypeError, ChandlerError):
-            continue
-    return removed
-

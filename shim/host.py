@@ -13,7 +13,7 @@ from shim.edits import DEVICE, HOOK, MOUNT, Edits
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Dict, Tuple
+    from typing import Any, Dict, Tuple
 
     from shim.edits import Edit, Stat
 
@@ -97,6 +97,55 @@ def check_paths(edits: Edits) -> None:
             what = f"the hook {path}" if kind == HOOK else f"the host path {path} (for {key})"
             from shim.generate import stale
             raise errors.HostError(f"{origin}: {what} does not exist", stale.remedy(path))
+
+
+def started(pid: int) -> int:
+    """When a process started, in clock ticks since boot; 0 when there is none.  Source: proc(5), /proc/pid/stat."""
+    try:
+        return int(_text(f"/proc/{pid}/stat").rpartition(")")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def _text(path: str) -> str:
+    """The first 4 KiB of one of the kernel's files.  Raises OSError."""
+    descriptor = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
+    try:
+        return posix.read(descriptor, 4096).decode("utf-8", "replace")
+    finally:
+        posix.close(descriptor)
+
+
+def boot() -> str:
+    """Which boot of the kernel this is; '' when the kernel does not say."""
+    try:
+        return _text("/proc/sys/kernel/random/boot_id").strip()
+    except OSError:
+        return ""
+
+
+def namespace(kind: str, pid: str = "self") -> str:
+    """The namespace of one kind (`pid`, `time`) that a process is in, such as `pid:[4026531836]`; '' when it cannot be seen."""
+    try:
+        return posix.readlink(f"/proc/{pid}/ns/{kind}")
+    except OSError:
+        return ""
+
+
+def creation(root: str) -> Dict[str, Any]:
+    """By what another process can tell later whether the create that runs in this one goes on: pid and start time, in which
+    boot, PID namespace and time namespace these count, and `place`, which file system the runtime's root was seen on (its
+    path or that of the nearest directory above it that is there, device number, inode)."""
+    pid = posix.getpid()
+    place = root
+    while True:
+        try:
+            found = posix.stat(place)
+            break
+        except OSError:
+            place = place.rpartition("/")[0] or "/"
+    return {"pid": pid, "started": started(pid), "boot": boot(), "pidns": namespace("pid"), "timens": namespace("time"),
+            "place": [place, found.st_dev, found.st_ino]}
 
 
 def exists(path: str) -> bool:

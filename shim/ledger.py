@@ -1,6 +1,8 @@
 """The ledger: a node's leases in one file of the state directory, one lock, no daemon.
 
-Every change is a rename, so the file is always whole.  A lease ends when its token is released: by the container's
+Every change is a rename, so the file is always whole.  It carries a checksum, and a copy of it is written before it is:
+the copy has what the file has, or the change that was never finished.  Where both are damaged, it is made anew from grant
+records and what runtimes know (shim.rebuild).  A lease ends when its token is released: by the container's
 poststop hook, by whoever made it when the create fails, or, where both were lost, when devices are short and the
 container turns out to be gone.  Part of the create path where the configuration says `allocator = "leases"`.
 """
@@ -10,47 +12,94 @@ from __future__ import annotations
 import posix
 import sys
 
-from shim import errors, files, host, jsontext, leases, paths
-from shim.edits import HOOK, Edits
+from shim import errors, files, grants, host, jsontext, leases, paths, runtimes
+from shim.edits import HOOK, LEASE, Edits
 from shim.errors import ChandlerError
 from shim.lock import Lock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, List, Set
+    from typing import Any, Callable, Dict, List, Optional, Set
 
     from shim.leases import Lease
 
     Plan = Any  # has names and keys, the devices that a plan comes to, and sharing, how they are shared or None
 
 MAX_LEDGER = 16 << 20
+_VERSION = 1
+
+
+class Damaged(errors.HostError):
+    """The ledger is there, and nobody can say what stood in it."""
+
+
+def parse(data: bytes) -> Optional[List[Lease]]:
+    """The leases in a ledger's bytes, None when they are damaged.
+
+    The checksum says that they are what `write` was given.  An older Chandler wrote the list alone, without one, and roots as
+    they were spelled.
+    """
+    try:
+        text = files.unseal(data)
+        found = jsontext.loads(data if text is None else text)
+    except ChandlerError:
+        return None
+    if text is not None:
+        found = found["leases"] if found.get("version") == _VERSION else None
+        return found
+    from shim import records
+    if type(found) is not list or not all(records.is_lease(lease) for lease in found):
+        return None
+    for lease in found:
+        if lease.get("root", "").startswith("/"):
+            lease["root"] = runtimes.resolved(lease["root"])
+    return found
 
 
 class Ledger:
     """The ledger of one state directory."""
 
-    __slots__ = ("path", "_state_dir", "_private")
+    __slots__ = ("path", "_state_dir", "_private", "_creating")
 
     def __init__(self, state_dir: str, private: bool = False) -> None:
         self.path = state_dir + "/leases"
         self._state_dir = state_dir
         self._private = private
+        self._creating: Optional[Lock] = None
 
     def read(self) -> List[Lease]:
-        """All leases, the oldest first.  Raises HostError when the file cannot be read as ours."""
-        try:
-            found: List[Lease] = jsontext.loads(files.read(self.path, MAX_LEDGER)[0])
-            if all(type(lease["token"]) is str and type(lease["keys"]) is list for lease in found):
+        """All leases, the oldest first.  Raises Damaged when neither the file nor its copy can be read as ours."""
+        missing = True
+        for path in (self.path, self.path + ".copy"):
+            try:
+                data = files.read(path, MAX_LEDGER)[0]
+                found = parse(data)
+            except FileNotFoundError:
+                continue
+            except (OSError, ChandlerError):
+                found = None
+            missing = False
+            if found is not None:
+                if data[:1] == b"[" and (host.exists(self.path + ".copy") or self._recorded()):
+                    break  # an older Chandler's, and it was not the last to write here
                 return found
-        except FileNotFoundError:
+        if missing and not self._recorded(damaged=True):
             return []
-        except (OSError, ChandlerError, KeyError, TypeError):
-            pass
-        raise errors.HostError(f"the ledger of leases {self.path} is damaged",
-                               "remove it when no container with a GPU runs")
+        raise Damaged(f"the ledger of leases {self.path} is {'lost' if missing else 'damaged'}", "`chandler leases rebuild`")
 
-    def _write(self, found: List[Lease]) -> None:
-        files.replace(self.path, jsontext.dumps(found) + b"\n", 0o600)
+    def _recorded(self, damaged: bool = False) -> bool:
+        """Whether grant records tell of leases that a ledger of ours has; `damaged`: or may do so."""
+        bases = [base for base in (self._state_dir, grants.nri(self._state_dir)) if host.exists(grants.directory(base)) and posix.listdir(grants.directory(base))]
+        if not bases:
+            return False
+        from shim import records
+        return any(damaged if record is None else "token" in record for base in bases for _, record in records.every(base))
+
+    def write(self, found: List[Lease]) -> None:
+        """Writes the copy, then the file; whoever calls holds the lock.  Raises OSError."""
+        data = files.seal(jsontext.dumps({"version": _VERSION, "leases": found}))
+        files.replace(self.path + ".copy", data, 0o600, temporary=self.path + ".new")
+        files.replace(self.path, data, 0o600, temporary=self.path + ".new")
 
     def _failed(self, error: OSError) -> errors.ChandlerError:
         return errors.HostError(f"the ledger of leases {self.path} cannot be changed: {error.strerror}")
@@ -68,12 +117,43 @@ class Ledger:
             files.own_directory(self._state_dir, 0o700 if self._private else 0o755)
             try:
                 return self._allocate(lease, plan)
+            except Damaged:
+                made = plan([])
+                if not made.keys:
+                    return made  # who needs no device needs no ledger
+                if not patient:
+                    raise
+                self._rebuild()
             except errors.LeaseError:
                 if not patient or not self.take_back():
                     raise
             return self._allocate(lease, plan)
         except OSError as error:
             raise self._failed(error) from None
+
+    def announce(self) -> None:
+        """From now until this process becomes the runtime, or ends, it makes a container: who makes the ledger anew waits
+        for that, since the container's grant record may not be there yet.  Raises ChandlerError."""
+        if self._creating is not None:
+            return
+        try:
+            files.own_directory(self._state_dir, 0o700 if self._private else 0o755)
+            self._announce()
+        except OSError as error:
+            raise self._failed(error) from None
+
+    def _announce(self) -> None:
+        self._creating = Lock(self.path + ".creating", shared=True)
+        self._creating.__enter__()
+
+    def _rebuild(self) -> None:
+        """Makes the ledger anew where that is certain.  Raises HostError."""
+        from shim import rebuild
+        if self._creating is not None:
+            self._creating.__exit__()  # else two would wait for each other
+        rebuild.run(self._state_dir, self._private)
+        if self._creating is not None:
+            self._announce()
 
     def _allocate(self, lease: Lease, plan: Callable[[List[Lease]], Plan]) -> Plan:
         left: List[str] = []
@@ -88,7 +168,7 @@ class Ledger:
                 lease["names"], lease["keys"] = made.names, made.keys
                 if made.sharing is not None:
                     lease.update(made.sharing.marks)
-                self._write([*others, lease])
+                self.write([*others, lease])
                 left = [key for one in present if one not in others and "mode" in one for key in one["keys"]]
         if left:
             self.settle(left)
@@ -104,7 +184,7 @@ class Ledger:
                 present = self.read()
                 kept = [lease for lease in present if lease["token"] not in tokens]
                 if len(kept) < len(present):
-                    self._write(kept)
+                    self.write(kept)
         except FileNotFoundError:
             return 0
         except OSError as error:
@@ -127,7 +207,7 @@ class Ledger:
     def hook(self, lease: Lease) -> Edits:
         """The poststop hook that releases a lease; the environment is its own, never the container's."""
         return Edits([(HOOK, "poststop", {"path": hook_program(), "args": ["chandler-hook", "release", self._state_dir, lease["token"]],
-                                          "env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"]}, "lease")])
+                                          "env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"]}, LEASE)])
 
     def take_back(self) -> int:
         """Ends the leases that nobody holds any longer; how many there were.  Raises HostError.
@@ -136,7 +216,16 @@ class Ledger:
         its device taken again under another token; by its token none but the lease that was asked about is ended.
         """
         from shim import stale
-        return self.release({lease["token"] for lease in self.read() if stale.is_stale(lease)})
+        gone = [lease for lease in self.read() if stale.is_stale(lease)]
+        for lease in gone:
+            self.forget(lease)
+        return self.release({lease["token"] for lease in gone})
+
+    def forget(self, lease: Lease) -> None:
+        """Removes the grant record of a container that is gone; before its lease ends, since then its name is free."""
+        if lease["owner"] == "oci":
+            from shim import records
+            records.forget(self._state_dir, lease["root"], lease["id"], lease["token"])
 
 
 def hook_program() -> str:
@@ -144,27 +233,15 @@ def hook_program() -> str:
     return paths.HOOK if host.exists(paths.HOOK) else sys.path[0] + "/packaging/bin/chandler-hook"  # the latter in a checkout
 
 
-def oci_lease(container: str, root: str, runtime: str, now: int) -> Lease:
-    """A lease for a container that this process creates; it becomes the runtime, so its pid stays.  Raises OSError."""
-    pid = posix.getpid()
+def oci_lease(container: str, root: str, runtime: str, now: int, creation: Optional[Dict[str, Any]] = None) -> Lease:
+    """A lease for a container that this process creates; it becomes the runtime, so its pid stays.  Raises OSError.
+
+    `creation`: what host.creation said of that.
+    """
     return {"token": posix.urandom(12).hex(), "owner": "oci", "id": container, "root": root, "runtime": runtime,
-            "pid": pid, "started": started(pid), "since": now}
+            **(host.creation(root) if creation is None else creation), "since": now}
 
 
 def nri_lease(container: str, pod: str, now: int) -> Lease:
     """A lease for a container that the NRI plugin equips, and whose end the plugin is told."""
     return {"token": posix.urandom(12).hex(), "owner": "nri", "id": container, "root": "", "pod": pod, "since": now}
-
-
-def started(pid: int) -> int:
-    """When a process started, in clock ticks since boot; 0 when there is none.  Source: proc(5), /proc/pid/stat."""
-    try:
-        descriptor = posix.open(f"/proc/{pid}/stat", posix.O_RDONLY | posix.O_CLOEXEC)
-    except OSError:
-        return 0
-    try:
-        return int(posix.read(descriptor, 4096).rpartition(b")")[2].split()[19])
-    except (OSError, ValueError, IndexError):
-        return 0
-    finally:
-        posix.close(descriptor)

@@ -7,16 +7,20 @@ import posix
 
 
 class Lock:
-    """An advisory lock on a file, for as long as the `with` block lasts; raises OSError."""
+    """An advisory lock on a file, for as long as the `with` block lasts; raises OSError.
 
-    def __init__(self, path: str) -> None:
+    `shared`: held together with others who share it.
+    """
+
+    def __init__(self, path: str, shared: bool = False) -> None:
         self.path = path
         self.descriptor = -1
+        self.shared = shared
 
     def __enter__(self) -> Lock:
         flags = posix.O_RDWR | posix.O_CREAT | posix.O_CLOEXEC | posix.O_NOFOLLOW
         self.descriptor = posix.open(self.path, flags, 0o600)
-        fcntl.flock(self.descriptor, fcntl.LOCK_EX)
+        fcntl.flock(self.descriptor, fcntl.LOCK_SH if self.shared else fcntl.LOCK_EX)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -13,7 +13,7 @@ import shutil
 import signal
 import time
 
-from shim import errors, files, host, ledger, nvtools, shared, sharing
+from shim import errors, files, host, nvtools, shared, sharing
 from shim.errors import ChandlerError
 
 TYPE_CHECKING = False
@@ -172,7 +172,7 @@ def alive(page: Page) -> bool:
     if page.get("unit"):
         return nvtools.active(page["unit"])
     pid = page.get("pid")
-    return bool(pid) and ledger.started(pid) == page["started"] and not _zombie(pid)
+    return bool(pid) and host.started(pid) == page["started"] and not _zombie(pid)
 
 
 def end(page: Page) -> None:
@@ -238,7 +238,7 @@ def _spawn(page: Page, argv: List[str], env: Dict[str, str]) -> None:
     try:
         os.waitpid(child, 0)
         pid = int(os.read(tell[0], 32) or b"0")
-        page.update(pid=pid, started=ledger.started(pid))
+        page.update(pid=pid, started=host.started(pid))
         os.write(go[1], b"g")
         problem = os.read(tell[0], 4096).decode()  # the end of file: it has become the daemon
     finally:

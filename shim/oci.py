@@ -285,7 +285,7 @@ def _hooks(config: Document, edits: List[Edit]) -> None:
     hooks = member(config, "hooks", dict)
     before = {stage: list(entries) for stage, entries in hooks.items() if isinstance(entries, list)}
     copied = set()
-    for _, stage, hook, _ in edits:
+    for _, stage, hook, origin in edits:
         present = before.get(stage, [])
         if hook in present:  # ours, from an earlier injection of the same edits
             present.remove(hook)
@@ -293,7 +293,10 @@ def _hooks(config: Document, edits: List[Edit]) -> None:
         if stage not in copied:
             copied.add(stage)
             member(hooks, stage, list)
-        hooks[stage].append(hook)
+        if origin == _edits.LEASE:
+            hooks[stage].insert(0, hook)  # runc stops at a hook that fails, and a lease must not depend on others' hooks
+        else:
+            hooks[stage].append(hook)
 
 
 def _rdt(config: Document, edits: List[Edit]) -> None:
@@ -333,6 +336,15 @@ def resource(config: Document, controller: str, key: str, kind: Any = int) -> An
         wanted = "a whole number" if kind is int else "a text"
         raise errors.BundleError(f"config.json: linux.resources.{controller}.{key} is not {wanted}")
     return value
+
+
+def cgroups_path(config: Document, edits: Edits) -> str:
+    """linux.cgroupsPath as it will be with some edits, '' for none."""
+    linux = config.get("linux")
+    path = linux.get("cgroupsPath") if isinstance(linux, dict) else None
+    for _, key, value, _ in edits.of(_edits.LINUX):
+        path = value if key == "cgroupsPath" else path
+    return path if isinstance(path, str) else ""
 
 
 def device_rules(config: Document) -> List[Any]:

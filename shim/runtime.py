@@ -134,17 +134,20 @@ def _equip(path: str, stored: Inventory, place: Place, call: _args.Invocation, k
         source = jsontext.Source(bundle.engine, deep=("linux", "process"))
     except ChandlerError as error:
         raise errors.BundleError(f"{path}: {error.what}") from None
-    root = call.root or runtimes.default_root(kind, place.rootless, environment)
+    root = runtimes.state_root(call.root, kind, place.rootless, environment, call.bundle)
     keeper = _Keeper(state_dir, root, call.id, place.rootless)
     if config["gpu.allocator"] == "leases":
         keeper.keep_lease(binary)
     directory = path.rpartition("/")[0] or "."
     caller = _caller.of_call(call.root, directory, call.id, source.value, bundle.built(source.value))
     known: Dict[str, Any] = {"caller": caller, "id": call.id, "bundle": directory, "handler": program.rpartition("/")[2]}
-    before_it = grants.read(state_dir, root, call.id) if call.verb == "restore" else None
+    before_it = None
+    if call.verb == "restore":
+        from shim import records
+        before_it = records.load(state_dir, root, call.id, call.root)
     caller.restores = call.verb == "restore" and (before_it is None or caller.engine != "podman")
     if before_it is not None:
-        known["restored"] = before_it["devices"]
+        known["restored"] = before_it.get("devices", [])
     made = keeper.plan(source.value, stored, place, known)
     if made is None:
         return None
@@ -164,8 +167,10 @@ def _equip(path: str, stored: Inventory, place: Place, call: _args.Invocation, k
             "id": call.id, "root": root, "runtime": binary, "config": path, "source": made.request.source,
             "devices": made.names, "physical": made.keys, "before": before, "after": after, "time": int(time.time()),
             "rules": [rule for rule in oci.device_rules(equipped) if rule not in given],  # for later updates
-            "grant": grant,
+            "grant": grant, **keeper.creation, "group": oci.cgroups_path(source.value, made.edits),
         }
+        if keeper.lease is not None and made.keys:
+            record["token"] = keeper.lease["token"]
         if made.sharing is not None:
             record["sharing"] = made.sharing.marks
         keeper.record(record)
@@ -193,13 +198,14 @@ def _asks(path: str, stored: Inventory, container: str, program: str) -> bool:
 class _Keeper:
     """What is kept of a container in the state directory, to be undone when its create fails."""
 
-    __slots__ = ("state_dir", "root", "container", "private", "ledger", "lease", "recorded")
+    __slots__ = ("state_dir", "root", "container", "private", "creation", "ledger", "lease", "recorded")
 
     def __init__(self, state_dir: str, root: str, container: str, private: bool) -> None:
         self.state_dir = state_dir
         self.root = root
         self.container = container
         self.private = private
+        self.creation = host.creation(root)
         self.ledger: Any = None
         self.lease: Any = None
         self.recorded = False
@@ -208,7 +214,7 @@ class _Keeper:
         """From now on plans take devices that nobody else holds."""
         from shim import ledger
         self.ledger = ledger.Ledger(self.state_dir, self.private)
-        self.lease = ledger.oci_lease(self.container, self.root, binary, int(time.time()))
+        self.lease = ledger.oci_lease(self.container, self.root, binary, int(time.time()), self.creation)
 
     def plan(self, document: Dict[str, Any], stored: Inventory, place: Place, known: Dict[str, Any]) -> Optional[engine.Plan]:
         """The plan for the container, its devices leased where leases are kept."""
@@ -223,8 +229,15 @@ class _Keeper:
             return None
         if self.ledger is None:
             return wanted.take(None).complete()
+        self.ledger.announce()
+
+        def take(held: Any) -> engine.Plan:
+            taken = wanted.take(held)
+            self.lease["group"] = oci.cgroups_path(document, taken.edits)
+            return taken
+
         try:
-            made: engine.Plan = self.ledger.allocate(self.lease, wanted.take)
+            made: engine.Plan = self.ledger.allocate(self.lease, take)
             made.complete()
         except BaseException:
             self.undo()
@@ -288,7 +301,7 @@ def _adjusted(path: str, config: Dict[str, Any], records: str, container: str) -
     annotations = document.get("annotations") if isinstance(document, dict) else None
     if not isinstance(annotations, dict) or config["annotation-prefix"] + MARK not in annotations:
         return False
-    lost = oci.missing(document, record["nodes"])
+    lost = oci.missing(document, record.get("nodes", []))
     if lost:
         raise errors.BundleError(f"{path}: the NRI plugin granted {lost}, which the container could not open",
                                  "another NRI plugin or the engine has taken it out: see in which order they run")
@@ -297,8 +310,9 @@ def _adjusted(path: str, config: Dict[str, Any], records: str, container: str) -
 
 def _check_restored(made: engine.Plan, record: Any, container: str, grant: str) -> None:
     """A process image holds open devices: a restored container gets those that it had, or nothing."""
-    if record is not None and record["devices"] != made.names:
-        raise errors.BundleError(f"{container} was checkpointed with {', '.join(record['devices']) or 'no device'} and would be "
+    devices = made.names if record is None else record.get("devices", [])
+    if devices != made.names:
+        raise errors.BundleError(f"{container} was checkpointed with {', '.join(devices) or 'no device'} and would be "
                                  f"restored with {', '.join(made.names) or 'no device'}", "create it anew")
     if record is not None and record.get("grant") != grant:
         raise errors.BundleError(f"{container} was checkpointed with another request than it would be restored with", "create it anew")
@@ -320,9 +334,9 @@ def _pass_through(program: str, rest: List[str], call: _args.Invocation, place: 
     binary = runtimes.for_verb(names, kind, place.owners)
     if call.verb == "update" and call.certain and kind in ("crun", "youki"):
         from shim import update
-        root = call.root or runtimes.default_root(kind, place.rootless, environment)
+        root = runtimes.state_root(call.root, kind, place.rootless, environment)
         try:
-            rest = update.with_devices(rest, call.index, place.trusted_state_dir(state_dir), root, call.id)
+            rest = update.with_devices(rest, call.index, place.trusted_state_dir(state_dir), root, call.id, call.root)
         except ChandlerError:
             pass  # somebody else's records would give somebody else's devices
     try:

@@ -9,6 +9,7 @@ import posix
 
 from shim import errors, files, paths
 from shim.host import exists
+from shim.oci import clean
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -79,6 +80,38 @@ def default_root(kind: str, rootless: bool, environment: Dict[bytes, bytes]) -> 
     """Where a runtime keeps its containers' state when no --root is given (crun asks the environment as root, too)."""
     runtime = environment.get(b"XDG_RUNTIME_DIR", b"").decode("utf-8", "surrogateescape")
     return f"{runtime}/{kind}" if runtime and (rootless or kind == "crun") else f"/run/{kind}"
+
+
+def state_root(given: str, kind: str, rootless: bool, environment: Dict[bytes, bytes], bundle: str = "") -> str:
+    """The root as leases and grants name it, however --root was spelled: absolute, without links, `.` and `..`.
+
+    `given`: the value of --root, '' for none; a relative one counts from the working directory, and with crun's create from
+    the bundle, where it goes first (`bundle`, '' where crun is called without one).  runc takes `..` out of the text before it looks at any link (Go's
+    filepath.Abs), the others leave it to the kernel.
+    """
+    root = given or default_root(kind, rootless, environment)
+    if not root.startswith("/"):
+        start = bundle if kind == "crun" else ""
+        root = f"{start if start.startswith('/') else f'{posix.getcwd()}/{start}'}/{root}"
+    return resolved(clean(root) if kind == "runc" else root)
+
+
+def resolved(path: str) -> str:
+    """An absolute path as the kernel resolves it; names at its end that are not there yet stay as they are."""
+    try:
+        descriptor = posix.open(path, posix.O_PATH | posix.O_CLOEXEC)
+    except OSError:
+        above, _, name = path.rstrip("/").rpartition("/")
+        if not name:
+            return "/"
+        above = resolved(above or "/")
+        return clean(f"{above}/{name}")
+    try:
+        return posix.readlink(f"/proc/self/fd/{descriptor}")
+    except OSError:
+        return clean(path)
+    finally:
+        posix.close(descriptor)
 
 
 def owner(root: str, containers: List[str], rootless: bool, environment: Dict[bytes, bytes]) -> str:

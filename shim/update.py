@@ -19,13 +19,15 @@ if TYPE_CHECKING:
 MAX_RESOURCES = 4 << 20  # bytes
 
 
-def with_devices(rest: List[str], first: int, state_dir: str, root: str, container: str) -> List[str]:
-    """The arguments for the runtime, `rest` as it is or with new resources on standard input; `first`: the verb's place.
+def with_devices(rest: List[str], first: int, state_dir: str, root: str, container: str,
+                 spelled: str = "") -> List[str]:
+    """The arguments for the runtime, `rest` as it is or with new resources on standard input; `first`: the verb's place;
+    `spelled`: the root as it was given.
 
     What cannot be read is the runtime's to complain of.  Raises OSError.
     """
     place, start = _option(rest, first + 1)
-    record = grants.read(state_dir, root, container) if place else None
+    record = grants.read(state_dir, root, container, spelled) if place else None
     ours = record.get("rules", []) if record is not None else []
     data = _read(rest[place][start:]) if ours else None
     if data is None:

@@ -173,7 +173,7 @@ def spoil(machine: Machine, what: str) -> None:
     ("engine elsewhere", "engines", 'engines of the configuration has "containerd"', "chandler configure containerd"),
     ("no engine", "engines", 'engines of the configuration does not have "containerd"', "chandler configure containerd"),
     ("bad configuration", "configuration", "unknown key 'nonsense'", "remove it"),
-    ("leases", "leases", "is damaged", "remove it when no container with a GPU runs"),
+    ("leases", "leases", "is damaged", "`chandler leases rebuild`"),
     ("state", "state", "can be written by others", "chmod go-w"),
 ])
 def test_a_problem_and_its_remedy(machine: Machine, what: str, check: str, problem: str, remedy: str) -> None:

@@ -72,7 +72,7 @@ def test_what_nvml_is_asked() -> None:
 
 LEASES: list[dict[str, Any]] = [
     {"token": "a", "owner": "oci", "id": "c1", "root": "/r", "runtime": "/x", "pid": 1, "started": 0, "names": ["nvidia.com/gpu=0"], "keys": ["c195:0"], "since": 1_700_000_000,
-     "mode": "mps", "words": "", "limits": {"mps_active_thread_percentage": 30, "mps_pinned_memory": 1 << 30}, "held": "advisory"},
+     "mode": "mps", "words": "", "uid": 0, "limits": {"mps_active_thread_percentage": 30, "mps_pinned_memory": 1 << 30}, "held": "advisory"},
     {"token": "b", "owner": "nri", "id": "c2", "pod": "p", "root": "", "names": ["nvidia.com/gpu=1"], "keys": ["c195:1+c237:4"], "since": 1_700_000_000},
 ]
 RECORDS: list[dict[str, Any]] = [
@@ -193,7 +193,7 @@ def test_the_command(tmp_path: Any) -> None:
     program = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "packaging/bin/chandler")
     done = subprocess.run([program, "ps", "--format", "json"], check=True, stdin=subprocess.DEVNULL, capture_output=True, text=True,
                           env={"CHANDLER_CONFIG": str(config), "PATH": os.environ["PATH"]})
-    assert [row["id"] for row in json.loads(done.stdout)["containers"]] == ["c1", "c2", "c3"]
+    assert [row["id"] for row in json.loads(done.stdout)["containers"]] == ["c1", "c2"], "c3 has no lease and is gone"
     done = subprocess.run([program, "ps"], check=True, stdin=subprocess.DEVNULL, capture_output=True, text=True,
                           env={"CHANDLER_CONFIG": str(config), "PATH": os.environ["PATH"]})
     assert "\33" not in done.stdout and done.stdout.startswith("CONTAINER")

@@ -17,7 +17,7 @@ FRONT_ENDS = ("shim.runtime", "shim.nri", "shim.bundle", "shim.cli")
 COMMANDS = {("shim.cli.bundle", "shim.bundle"), ("shim.cli.doctor", "shim.bundle")}
 # Modules that touch the host. Everything else that is no front end is pure: values in, values out.
 EFFECTS = ("shim.configjson", "shim.enginemounts", "shim.targets", "shim.host", "shim.files", "shim.lock", "shim.inventory", "shim.ledger", "shim.nvtools", "shim.shared", "shim.mps", "shim.timeslice", "shim.grants", "shim.compiler", "shim.engine", "shim.caller", "shim.storage", "shim.facts", "shim.inroot", "shim.secrets", "shim.unmapped", "shim.bound", "shim.update",
-           "shim.launch", "shim.report", "shim.runtimes", "shim.stale", "shim.cgroups", "shim.generate.tree", "shim.generate.nvml", "shim.generate.managed", "shim.generate.stale",
+           "shim.launch", "shim.report", "shim.runtimes", "shim.stale", "shim.liveness", "shim.rebuild", "shim.records", "shim.cgroups", "shim.generate.tree", "shim.generate.nvml", "shim.generate.managed", "shim.generate.stale",
            "shim.configure.store", "shim.configure.selinux", "shim.configure.verify", "shim.configure.cri")
 # What a pure module has no business with; `errno` and the like are only names.
 HOST_MODULES = {"os", "posix", "socket", "subprocess", "time", "datetime", "fcntl", "tempfile", "shutil", "pathlib", "select", "signal"}

@@ -10,7 +10,7 @@ import sys
 import time
 from typing import Any, Callable, Dict, List
 
-from shim import compiler, grants, shared
+from shim import compiler, grants, records, shared
 from shim.cli import given
 from shim.errors import ChandlerError
 from shim.generate import nvfiles, nvml
@@ -22,6 +22,7 @@ from shim.ledger import Ledger
 _PATIENCE = 5.0  # seconds for a runtime's answer
 _MINOR = "c195:"  # NVIDIA's GPUs
 _COLOURS = {"exclusive": "32", "mps": "36", "time-slice": "36", "not leased": "33", "stopped": "31", "gone": "31"}
+_SHOWN = frozenset(("runtime", "devices", "physical", "time"))  # what a record of a container with devices has
 
 
 def add_parser(commands: Any) -> None:
@@ -40,6 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     rows = containers(Ledger(state_dir, place.rootless).read(), _records(state_dir))
     for row in rows:
         row["pid"], row["status"] = state(row)
+    rows = [row for row in rows if row["mode"] != "not leased" or row["status"] != "gone"]  # what nobody holds is not shown
     devices = given.known(inventory)
     given.add(rows, given.containers(devices, notes), devices)
     gpus = _usage(notes)
@@ -72,19 +74,9 @@ def _records(state_dir: str) -> List[Dict[str, Any]]:
     """All grant records, the wrapper's and the plugin's."""
     found = []
     for base in (state_dir, grants.nri(state_dir)):
-        directory = grants.directory(base)
-        try:
-            names = sorted(os.listdir(directory))
-        except OSError:
-            continue
-        for name in names:
-            try:
-                with open(f"{directory}/{name}", "rb") as file:
-                    record = json.loads(file.read(grants.MAX_RECORD))
-                if {"id", "root", "runtime", "devices", "physical", "time"} <= record.keys():
-                    found.append(record)
-            except (OSError, ValueError, AttributeError):
-                continue
+        for _, record in records.every(base):
+            if record is not None and _SHOWN <= record.keys():
+                found.append(record)
     return found
 
 

@@ -10,7 +10,7 @@ import sys
 import time
 from typing import Any, Dict
 
-from shim import compiler, grants, launch
+from shim import compiler, grants, launch, stale
 from shim.generate import managed
 from shim.inventory import Place
 
@@ -34,8 +34,8 @@ def run(arguments: argparse.Namespace) -> int:
     config, _ = compiler.read_config(place)
     if arguments.remove:
         return _remove(place, config, arguments.quiet)
-    done, stale = ([], []) if place.rootless else managed.refresh(config, place.owners)
-    for sentence in stale if arguments.quiet else done + stale:
+    done, old = ([], []) if place.rootless else managed.refresh(config, place.owners)
+    for sentence in old if arguments.quiet else done + old:
         print(f"chandler: {sentence}", file=sys.stderr)
     for _ in range(_WAITS):
         wait = compiler.unsettled(place, time.time_ns())
@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
             break
         time.sleep(wait)  # a file that has just been written is believed two seconds later
     made = compiler.refresh(place)
-    removed = grants.prune(place.trusted_state_dir(config["state-dir"]), _FORGET_AFTER)
+    removed = stale.prune(place.trusted_state_dir(config["state-dir"]), _FORGET_AFTER)
     problems = compiler.read_registry(place, config).problems
     for path, errors in problems.items():
         for error in errors:
@@ -51,14 +51,14 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.quiet:
         devices = sum(len(made.picks(kind)) for kind in made.kinds())
         print(f"{devices} devices of {len(made.kinds())} kinds; {len(removed)} old grants forgotten")
-    return 1 if problems or stale else 0
+    return 1 if problems or old else 0
 
 
 def _remove(place: Place, config: Dict[str, Any], quiet: bool) -> int:
     """Exit status 0 when nothing of ours is left."""
     done, left = ([], []) if place.rootless else managed.remove(config, place.owners)
     state_dir = place.trusted_state_dir(config["state-dir"])
-    grants.prune(state_dir, 0.0)
+    stale.prune(state_dir, 0.0)
     try:
         there = [name[9:].rpartition(".")[0] for name in sorted(os.listdir(grants.directory(state_dir)))]
     except FileNotFoundError:

@@ -13,7 +13,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Set, Tuple
 
-from shim import engine, files, gpu, grants, host, identity, jsontext, leases, ledger, oci, policy, report
+from shim import engine, files, gpu, grants, host, identity, jsontext, leases, ledger, oci, policy, records, report
 from shim.caller import Caller
 from shim.edits import EMPTY, MOUNT, Edits, merge
 from shim.errors import BundleError, ChandlerError, HostError, LeaseError, PolicyError
@@ -556,33 +556,29 @@ class Service:
 
     def _sweep(self, listed: Dict[str, Any]) -> Set[str]:
         """The containers that have what their record says; records of others are removed."""
-        directory = grants.directory(self._records)
         recorded: Set[str] = set()
-        try:
-            names = os.listdir(directory)
-        except OSError:
-            names = []
-        for name in names:
+        for path, record in records.every(self._records):
             try:
-                data, found = files.read(f"{directory}/{name}", grants.MAX_RECORD)
-                record = jsontext.loads(data)
-                container_id, keys = record["id"], list(record["physical"])
-            except (OSError, ChandlerError, KeyError, TypeError):
-                container_id = name.partition("-")[2][:-len(".json")]
+                age_of_file = time.time() - os.stat(path).st_mtime
+            except OSError:
+                continue
+            if record is None:  # damaged
+                container_id = os.path.basename(path).partition("-")[2][:-len(".json")]
                 if container_id in listed and self._reached(None, listed[container_id]):
                     recorded.add(container_id)
                 continue
+            container_id = record["id"]
             container = listed.get(container_id)
             if container is not None and not self._reached(record, container):
                 self.undo(container_id, _NEVER_REACHED)
                 continue
-            held = self.held.setdefault(container_id, Held(set(), set(), keys, 0.0))
+            held = self.held.setdefault(container_id, Held(set(), set(), list(record.get("physical", [])), 0.0))
             recorded.add(container_id)
             if container is not None:
                 self._unlisted.pop(container_id, None)
                 continue
             # By our own clock where we can: the time of day may have been set since.
-            age = time.monotonic() - held.since if held.since else time.time() - found.st_mtime
+            age = time.monotonic() - held.since if held.since else age_of_file
             if age < _MINIMUM_AGE:
                 self._unlisted[container_id] = time.monotonic() + _MINIMUM_AGE - max(age, 0.0)
             else:

@@ -10,8 +10,11 @@ import pytest
 from hooks_world import ENVIRONMENT, HOOK
 
 from shim import ledger
+from shim.ledger import Ledger
 
 LEASES: list[dict[str, Any]] = [{**ledger.nri_lease(name, "pod", 1_700_000_000), "names": [f"gpu={n}"], "keys": [f"c195:{n}"]} for n, name in enumerate("ab")]
+
+SHARED = {"mode": "mps", "uid": 0, "words": ", uid 0"}
 
 
 def release(*words: str, env: dict[str, str] | None = None) -> str:
@@ -25,7 +28,7 @@ def release(*words: str, env: dict[str, str] | None = None) -> str:
 def test_by_its_token_alone(tmp_path: Path) -> None:
     (tmp_path / "leases").write_text(json.dumps(LEASES))
     assert release(str(tmp_path), LEASES[0]["token"]) == ""
-    assert json.loads((tmp_path / "leases").read_text()) == LEASES[1:], "though the state says that b has ended"
+    assert Ledger(str(tmp_path)).read() == LEASES[1:], "though the state says that b has ended"
     assert release(str(tmp_path), LEASES[0]["token"]) == "", "once more is once"
 
 
@@ -35,7 +38,7 @@ def test_where_the_interpreter_s_own_modules_are_broken(tmp_path: Path) -> None:
         (tmp_path / f"{name}.py").write_text("raise SystemExit(3)")
     env = {**ENVIRONMENT, "PYTHONPATH": str(tmp_path), "PYTHONHOME": "/nowhere", "PYTHONSTARTUP": str(tmp_path / "site.py")}
     assert release(str(tmp_path), LEASES[0]["token"], env=env) == ""
-    assert json.loads((tmp_path / "leases").read_text()) == LEASES[1:]
+    assert Ledger(str(tmp_path)).read() == LEASES[1:]
 
 
 @pytest.mark.parametrize(("text", "words"), [("{", "is damaged"), ("[1]", "is damaged"), (None, "")])
@@ -52,10 +55,10 @@ def test_a_wrong_call_is_said(tmp_path: Path) -> None:
 
 def test_a_page_that_is_damaged_is_said(tmp_path: Path) -> None:
     """What was set up for sharing cannot be put back; the lease has ended all the same."""
-    (tmp_path / "leases").write_text(json.dumps([{**LEASES[0], "mode": "mps"}]))
     (tmp_path / "shared").mkdir()
     for text in ("{", "[]", '{"key": "c195:0", "mode": "mps"}'):
         (tmp_path / "shared/GPU-0").write_text(text)
-        (tmp_path / "leases").write_text(json.dumps([{**LEASES[0], "mode": "mps"}]))
+        (tmp_path / "leases.copy").unlink(missing_ok=True)
+        (tmp_path / "leases").write_text(json.dumps([{**LEASES[0], **SHARED}]))
         said = release(str(tmp_path), LEASES[0]["token"])
-        assert json.loads((tmp_path / "leases").read_text()) == [] and (said or not (tmp_path / "shared").exists())
+        assert Ledger(str(tmp_path)).read() == [] and (said or not (tmp_path / "shared").exists())

@@ -72,7 +72,7 @@ def gpus(kubelet: Kubelet, container: str) -> list[str]:
 
 def leases(node: Node) -> int:
     """How many devices are leased."""
-    held = json.loads(read(node.root + "/run/chandler/leases"))
+    held = json.loads(read(node.root + "/run/chandler/leases"))["leases"]
     return sum(len(each["keys"]) for each in held)
 
 

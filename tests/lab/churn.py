@@ -1,7 +1,8 @@
-"""Containers made and removed in parallel and killed anywhere, and an observer who asks kernel and runtime what each has.
+"""Containers made and removed in parallel and killed anywhere, and an observer who asks the kernel what each has.
 
-The observer knows neither the ledger's rules nor what was granted: a container is alive when its runtime has a state file
-whose process lives, and it has the GPUs that config.json and the device cgroup give it.
+The observer knows neither the ledger's rules nor what was granted, and believes no runtime's state: a process belongs to the
+container in whose control group it is, is told by its pid, its start time and that group, and has the GPUs that config.json
+and the device cgroup give it.  As long as it lives nobody else may have one of them, and the ledger must hold them for it.
 """
 from __future__ import annotations
 
@@ -22,6 +23,9 @@ from lab.install import Installation
 from lab.node import Node
 
 PARALLEL = 16
+# How often, where nothing else is said: tests/run tests/real/test_leases.py -k churn with CHANDLER_CHURN=10000 for a long one.
+COUNT = int(os.environ.get("CHANDLER_CHURN", "150"))
+SEED = int(os.environ.get("CHANDLER_CHURN_SEED", "5"))
 # A poststop hook is killed, or comes after whoever has the id next, or does its work.
 HOOK = """#!/bin/sh
 if [ "$1" = release ]; then
@@ -36,11 +40,11 @@ exec {hook}.real "$@"
 
 
 class Live(NamedTuple):
-    """What the observer has seen: `wish`, the request in the bundle; `gpus`, by their place on the node."""
+    """A process of a container's.  `wish`: the request in the bundle; `gpus`: by their place on the node."""
 
-    name: str
     pid: int
     started: str
+    group: str
     wish: dict[str, Any]
     gpus: frozenset[int]
 
@@ -49,29 +53,41 @@ class Live(NamedTuple):
         return str(self.wish.get("sharing", "exclusive"))
 
     def still(self) -> bool:
-        return start_of(self.pid) == self.started
+        return start_of(self.pid) == self.started and group_of(self.pid) == self.group
 
 
 def start_of(pid: int) -> str:
     """When a process started; '' for one that is gone or a zombie."""
     try:
-        with open(f"/proc/{pid}/stat", encoding="ascii") as file:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
             fields = file.read().rpartition(")")[2].split()
     except OSError:
         return ""
-    return "" if fields[0] in "ZX" else fields[19]
+    return "" if not fields or fields[0] in "ZX" else fields[19]
+
+
+def group_of(pid: int) -> str:
+    """Which of our containers' control groups a process is in, '' for none."""
+    try:
+        with open(f"/proc/{pid}/cgroup", encoding="utf-8") as file:
+            table = file.read()
+    except OSError:
+        return ""
+    at = table.find("/" + bundle.GROUPS)
+    return table[at:].split("\n", 1)[0].split("/")[1] if at >= 0 else ""
 
 
 class Churn:
-    """`kind` is the runtime's, `ledger` the file of leases, `wishes` what the containers ask for, one after another."""
+    """`ledger` is the file of leases, `wishes` what the containers ask for, one after another."""
 
-    def __init__(self, engine: Engine, kind: str, installation: Installation, ledger: str, node: Node, place: str,
+    def __init__(self, engine: Engine, installation: Installation, ledger: str, node: Node, place: str,
                  wishes: Callable[[random.Random], dict[str, Any]], seed: int) -> None:
-        self.engine, self.kind, self.installation, self.ledger, self.place, self.seed = engine, kind, installation, ledger, place, seed
+        self.engine, self.installation, self.ledger, self.place, self.seed = engine, installation, ledger, place, seed
         self.wishes = wishes
         self.gpus = {(gpu.major, gpu.minor): number for number, gpu in enumerate(node.gpus)}
         self.root = bundle.rootfs(os.path.join(place, "image"))
         self.wrong: list[str] = []
+        self.bundles: dict[str, bundle.Bundle] = {}  # by control group
         self.created = self.seen = self.together = 0
 
     def spoil_hooks(self, one_in: int = 6) -> None:
@@ -97,18 +113,39 @@ class Churn:
             over.set()
             watching.join()
         self.engine.started.clear()
+        self._end_left()
+
+    def _processes(self) -> list[Live]:
+        """All processes of our containers that live."""
+        return [one for one in map(self._live, filter(str.isdigit, os.listdir("/proc"))) if one]
+
+    def _end_left(self, group: str = "") -> None:
+        """Ends what killed runtimes have left of containers that they then did not know: it holds its GPUs rightly, and at last
+        there would be none for others.  `group`: in this control group alone."""
+        until = time.monotonic() + PATIENCE
+        while left := [one for one in self._processes() if not group or one.group == group]:
+            for one in left:
+                try:
+                    os.kill(one.pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
+            assert time.monotonic() < until, f"{left} do not end"
 
     def _life(self, number: int) -> None:
         rng = random.Random(self.seed * 1000 + number)
         name = f"again{number % 5}" if number % 2 else f"c{number}"
         made = bundle.make(os.path.join(self.place, f"b{number}"), ["sleep", "60"],
                            bundle.request(resources={"gpu": self.wishes(rng)}), root=self.root)
+        group = made.config["linux"]["cgroupsPath"].strip("/")
+        self.bundles[group] = made
         self.engine.started[name] = None
         create = self._call(rng if rng.random() < 0.3 else None, "create", "--bundle", made.directory, "--pid-file", made.pid_file, name)
         self.created += create == 0
         if create == 0 and number % 4 == 0:
             self._call(None, "start", name)
         self._call(rng if rng.random() < 0.3 else None, "delete", "--force", name)
+        if create:
+            self._end_left(group)
 
     def _call(self, kill: random.Random | None, *words: str) -> int:
         """The exit status.  `kill`: ended at some moment, it alone or with all that it has started."""
@@ -135,60 +172,50 @@ class Churn:
             time.sleep(0.02)
 
     def _look(self) -> None:
-        live = [one for one in map(self._live, os.listdir(self.engine.root) if os.path.isdir(self.engine.root) else ()) if one]
-        held = self._leases()
+        live = self._processes()
+        held = {lease["group"].strip("/"): len(lease["keys"]) for lease in self._leases()}
         for at, one in enumerate(live):
             self.seen += 1
             for other in live[:at]:
                 # Each was alive when it was read; whoever is alive now was so while the other one was read.
-                if one.gpus & other.gpus and one.still() and other.still():
+                if one.group != other.group and one.gpus & other.gpus and one.still() and other.still():
                     self.together += 1
                     if one.mode != other.mode or one.mode == "exclusive":
                         self.wrong.append(f"{one} and {other} have one GPU")
-            if one.gpus and not any(lease["id"] == one.name and len(lease["keys"]) == len(one.gpus) for lease in held) and one.still():
+            if one.gpus and held.get(one.group) != len(one.gpus) and one.still():
                 self.wrong.append(f"{one} has no lease among {held}")
+            allowed = self._allowed(one.pid)
+            if allowed is not None and not allowed <= one.gpus and one.still():
+                self.wrong.append(f"{one} may open {sorted(allowed)}")
 
     def _leases(self) -> list[dict[str, Any]]:
         try:
             with open(self.ledger, encoding="utf-8") as file:
-                found: list[dict[str, Any]] = json.load(file)
+                found: list[dict[str, Any]] = json.load(file)["leases"]
                 return found
         except FileNotFoundError:
             return []
 
     def _live(self, name: str) -> Live | None:
-        """A container that the runtime has and whose process lives."""
+        """A process of one of our containers that lives.  Its bundle was written before it was there."""
+        pid = int(name)
+        group, started = group_of(pid), start_of(pid)
+        made = self.bundles.get(group)
+        if made is None or not started:
+            return None
         try:
-            if self.kind == "crun":
-                with open(os.path.join(self.engine.root, name, "status"), encoding="utf-8") as file:
-                    state = json.load(file)
-                pid, directory = state["pid"], state["bundle"]
-            else:
-                with open(os.path.join(self.engine.root, name, "state.json"), encoding="utf-8") as file:
-                    state = json.load(file)
-                pid = state["init_process_pid"]
-                directory = next(label.partition("=")[2] for label in state["config"]["labels"] if label.startswith("bundle="))
-            started = start_of(pid)
-            with open(os.path.join(directory, "config.json"), encoding="utf-8") as file:
-                config = json.load(file)
-            given = {self.gpus[numbers] for device in config["linux"].get("devices", [])
-                     if (numbers := (device["major"], device["minor"])) in self.gpus}
-            allowed = self._allowed(pid)
-            wish = json.loads(config["annotations"]["chandler.oci/service"])["resources"]["gpu"]
-            found = Live(name, pid, started, wish, frozenset(given))
-            if not started or not found.still():
-                return None
-            if allowed is not None and allowed != given:
-                self.wrong.append(f"{found} may open {sorted(allowed)}")
-            return found
-        except (OSError, ValueError, KeyError, StopIteration):
-            return None  # on its way in or out
+            config = made.config
+        except OSError:
+            return None  # its life is over, and so is the process'
+        given = frozenset(self.gpus[numbers] for device in config["linux"].get("devices", []) if (numbers := (device["major"], device["minor"])) in self.gpus)
+        found = Live(pid, started, group, json.loads(config["annotations"]["chandler.oci/service"])["resources"]["gpu"], given)
+        return found if found.still() else None
 
     def _allowed(self, pid: int) -> set[int] | None:
         """The GPUs that the device cgroup lets a process open; None where that cannot be read, or is not set up yet."""
-        with open(f"/proc/{pid}/cgroup", encoding="utf-8") as file:
-            group = next((line.rstrip("\n").split(":", 2)[2] for line in file if ":devices:" in line), "")
         try:
+            with open(f"/proc/{pid}/cgroup", encoding="utf-8") as file:
+                group = next((line.rstrip("\n").split(":", 2)[2] for line in file if ":devices:" in line), "")
             with open(f"/sys/fs/cgroup/devices{group}/devices.list", encoding="ascii") as file:
                 lines = file.read().splitlines()
         except OSError:

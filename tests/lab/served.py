@@ -46,7 +46,9 @@ class Served(Service):
         found = []
         for name in sorted(os.listdir(directory)) if os.path.isdir(directory) else ():
             with open(os.path.join(directory, name), encoding="utf-8") as file:
-                found.append(json.load(file))
+                record = json.load(file)
+                del record["checksum"]
+                found.append(record)
         return found
 
 

@@ -81,6 +81,10 @@ class Scene:
         self.peer.call("StopContainer", m.StopContainerRequest(container=container(id=id)))
         self.peer.call("StateChange", m.StateChangeEvent(event=m.REMOVE_CONTAINER, container=container(id=id)))
 
+    def lose_leases(self) -> None:
+        for name in ("/leases", "/leases.copy"):
+            os.unlink(self.state + name)
+
     def leases(self) -> list[str]:
         return [lease["id"] for lease in ledger.Ledger(self.state).read()]
 
@@ -262,7 +266,7 @@ def test_a_plugin_that_starts_takes_over_what_another_began(slow: Scene) -> None
 
 def test_what_a_share_without_a_lease_has_left_is_put_back(scene: Scene) -> None:
     scene.create("c-1", sharing="mps")
-    os.unlink(scene.state + "/leases")
+    scene.lose_leases()
     scene.connect()
     scene.peer.call("StateChange", m.StateChangeEvent(event=m.REMOVE_CONTAINER, container=container(id="c-1")))
     until(scene.clean, "the end of it all")
@@ -270,7 +274,7 @@ def test_what_a_share_without_a_lease_has_left_is_put_back(scene: Scene) -> None
 
 def test_an_exclusive_grant_ends_a_share_that_was_left(scene: Scene) -> None:
     scene.create("c-1", sharing="mps")
-    os.unlink(scene.state + "/leases")
+    scene.lose_leases()
     assert scene.create("c-3", owner="pod-3", devices=["1"]).CDI_devices and scene.commands.running(), "another GPU is none of its business"
     scene.commands.mood(scene.commands.smi, fails=["-c DEFAULT"])
     assert "-c DEFAULT failed (4): Insufficient Permissions" in scene.refused("c-2", devices=["0"])
@@ -282,7 +286,7 @@ def test_an_exclusive_grant_ends_a_share_that_was_left(scene: Scene) -> None:
 
 def test_an_exclusive_grant_does_not_wait_for_long_either(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     scene.create("c-1", sharing="mps")
-    os.unlink(scene.state + "/leases")
+    scene.lose_leases()
     scene.service.patience = 0.0
     with shared._lock(scene.state, uuid(0)):
         assert f"{NVIDIA}=0 is being put back after it was shared, retry" in scene.refused("c-2", devices=["0"])

@@ -69,5 +69,5 @@ def test_it_says_what_it_needs(deb: Path) -> None:
 def test_units_that_are_enabled(deb: Path, tmp_path: Path) -> None:
     said("dpkg-deb", "--control", str(deb), str(tmp_path / "control"))
     script = (tmp_path / "control/postinst").read_text()
-    assert set(re.findall(r"was-enabled '(.*?)'; then\n\t*# Enables", script)) == {"chandler-refresh.path", "chandler-refresh.service"}
+    assert set(re.findall(r"was-enabled '(.*?)'; then\n\t*# Enables", script)) == {"chandler-refresh.path", "chandler-refresh.service", "chandler-sweep.timer"}
     assert "chandler-mps" not in "".join(path.read_text() for path in (tmp_path / "control").iterdir() if path.name != "md5sums")

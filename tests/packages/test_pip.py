@@ -85,7 +85,7 @@ def test_a_create(environment: Path, place: str, way: str) -> None:
     finally:
         os.rename(f"{python}.away", python)
     engine.delete("one", "--force")
-    assert json.loads(Path(place, "state/leases").read_text()) == []
+    assert json.loads(Path(place, "state/leases").read_text())["leases"] == []
 
 
 def test_packages_of_the_environment_come_first(environment: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from lab import bundle, podman, runtimes
 from lab import node as gpu_node
-from lab.churn import Churn
+from lab.churn import COUNT, SEED, Churn
 from lab.engine import Engine, records
 from lab.install import PYTHON, Installation
 from lab.node import Node
@@ -105,14 +105,15 @@ def test_a_failed_create_keeps_nothing(leased: Leased, node: Node) -> None:
 
 
 @pytest.mark.parametrize("runtime", ["runc", "crun"], indirect=True)
-def test_churn_with_kills(leased: Leased, runtime: runtimes.Runtime, node: Node) -> None:
+def test_churn_with_kills(leased: Leased, node: Node) -> None:
     """Creates and deletes in parallel; wrapper, runtime and hooks killed anywhere, ids used again at once, and hooks that come
     after the next container of the name: never two holders of one GPU, and at the end no lease lost or left."""
-    churn = Churn(leased.engine, runtime.kind, leased.installation, leased.installation.state + "/leases", node, leased.place,
-                  lambda rng: {"count": rng.choice((1, 1, 1, 2))}, seed=5)
+    churn = Churn(leased.engine, leased.installation, leased.installation.state + "/leases", node, leased.place,
+                  lambda rng: {"count": rng.choice((1, 1, 1, 2))}, seed=SEED)
     churn.spoil_hooks()
-    churn.run(150)
+    churn.run(COUNT)
     assert churn.wrong == []
+    print(f"{churn.created} containers of {COUNT} creates, processes seen {churn.seen} times")
     assert churn.created > 20 and churn.seen > 50, "the kills, or other containers, came too early to prove anything"
     subprocess.run([leased.installation.program("chandler"), "leases", "release", "--stale"], check=True, env={}, stdout=subprocess.DEVNULL)
     assert leased.leases() == {}

@@ -191,7 +191,7 @@ def test_churn_of_all_ways_to_share(sharing: Sharing) -> None:
     daemon and no setting is left."""
     wishes: list[dict[str, Any]] = [{"sharing": "mps"}, {"sharing": "mps", "mps_active_thread_percentage": 50}, {"sharing": "time-slice", "time_slice": "short"},
                                     {"sharing": "time-slice", "time_slice": "long"}, {"sharing": "time-slice"}, {}, {"count": 2}]
-    churn = Churn(sharing.engine, "runc", sharing.installation, sharing.state + "/leases", sharing.gpus, sharing.place,
+    churn = Churn(sharing.engine, sharing.installation, sharing.state + "/leases", sharing.gpus, sharing.place,
                   lambda rng: {**rng.choice(wishes), **({"devices": [str(rng.randrange(3))]} if rng.random() < 0.3 else {})}, seed=7)
     churn.spoil_hooks()
     churn.run(300)
@@ -200,6 +200,6 @@ def test_churn_of_all_ways_to_share(sharing: Sharing) -> None:
     chandler = sharing.installation.program("chandler")
     subprocess.run([chandler, "leases", "release", "--stale"], check=True, env={}, stdout=subprocess.DEVNULL)
     with open(sharing.state + "/leases", encoding="utf-8") as file:
-        assert json.load(file) == []
+        assert json.load(file)["leases"] == []
     assert sharing.commands.running() == [] and not os.path.exists(sharing.state + "/shared")
     assert {(gpu["mode"], gpu["slice"]) for gpu in sharing.commands.gpus().values()} == {("DEFAULT", 0)}
