@@ -89,7 +89,7 @@ class Ledger:
 
     def _recorded(self, damaged: bool = False) -> bool:
         """Whether grant records tell of leases that a ledger of ours has; `damaged`: or may do so."""
-        bases = [base for base in (self._state_dir, grants.nri(self._state_dir)) if host.exists(grants.directory(base)) and posix.listdir(grants.directory(base))]
+        bases = [base for base in (self._state_dir, grants.nri(self._state_dir)) if host.exists(grants.directory(base) + "/.") and posix.listdir(grants.directory(base))]
         if not bases:
             return False
         from shim import records

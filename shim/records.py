@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import posix
 
-from shim import errors, files, grants, jsontext
+from shim import errors, files, grants, host, jsontext
 from shim.errors import ChandlerError
 
 TYPE_CHECKING = False
@@ -21,14 +21,14 @@ MEMBERS: Dict[str, Any] = {
     "id": str, "root": str, "runtime": str, "owner": str, "pid": int, "started": int, "boot": str, "pidns": str, "timens": str,
     "place": list, "group": str, "token": str, "config": str, "source": str, "devices": [str], "physical": [str], "before": str,
     "after": str, "time": int, "rules": [dict], "grant": str, "sharing": dict, "pod": str, "namespace": str, "name": str, "nodes": [list],
-    "mark": [str]}
+    "mark": [str], "engine": str}
 # Of a lease, beyond those of a record.
 _OF_LEASES: Dict[str, Any] = {**MEMBERS, "names": [str], "keys": [str], "since": int, "container": str}
 _NEEDED = frozenset(("token", "owner", "id", "names", "keys", "since"))
 _NEEDED_OF_OCI = frozenset(("root", "runtime", "pid", "started"))
 _LAST = 253402300799  # the last second of the year 9999
 # What an older Chandler wrote, without a checksum: a name that is not among these is a damaged one.
-_UNSEALED = MEMBERS.keys() - {"pid", "started", "boot", "pidns", "timens", "place", "group", "token", "mark"}
+_UNSEALED = MEMBERS.keys() - {"pid", "started", "boot", "pidns", "timens", "place", "group", "token", "mark", "engine"}
 
 
 def load(state_dir: str, root: str, container: str, spelled: str = "") -> Optional[Dict[str, Any]]:
@@ -110,10 +110,17 @@ def _fit_marks(marks: Dict[str, Any]) -> bool:
             and (type(marks.get("uid")) is int if mode == "mps" else mode == "time-slice" and type(marks.get("slice", 0)) in (str, type(None))))
 
 
+def restorable(record: Dict[str, Any]) -> bool:
+    """Whether podman has checkpointed the container of a record into its bundle: `podman container restore` asks what it
+    had.  Source: podman-container-checkpoint(1), the directory of its files."""
+    return record.get("engine") == "podman" and host.exists(record.get("config", "").rpartition("/")[0] + "/checkpoint")
+
+
 def forget(state_dir: str, root: str, container: str, token: str) -> None:
-    """Removes a container's record if it is of the lease with this token: another container may have the name by now."""
+    """Removes a container's record if it is of the lease with this token, since another container may have the name by
+    now, and no restore will ask for it."""
     record = grants.read(state_dir, root, container)
-    if record is not None and record.get("token") == token:
+    if record is not None and record.get("token") == token and not restorable(record):
         grants.remove(state_dir, root, container)
 
 

@@ -167,7 +167,7 @@ def _equip(path: str, stored: Inventory, place: Place, call: _args.Invocation, k
             "id": call.id, "root": root, "runtime": binary, "config": path, "source": made.request.source,
             "devices": made.names, "physical": made.keys, "before": before, "after": after, "time": int(time.time()),
             "rules": [rule for rule in oci.device_rules(equipped) if rule not in given],  # for later updates
-            "grant": grant, **keeper.creation, "group": oci.cgroups_path(source.value, made.edits),
+            "grant": grant, "engine": caller.engine, **keeper.creation, "group": oci.cgroups_path(source.value, made.edits),
         }
         if keeper.lease is not None and made.keys:
             record["token"] = keeper.lease["token"]

@@ -96,6 +96,8 @@ def prune(state_dir: str, minimum_age: float) -> List[str]:
     for path, record in records.every(state_dir):
         if record is None or record.get("owner") == "nri":
             continue  # damaged: chandler leases rebuild; the plugin's are ended by the plugin
+        if records.restorable(record):
+            continue
         try:
             if _KNOWN <= record.keys():
                 gone = is_gone(record)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from shim import grants, stale
+from shim import grants, records, stale
 from shim.errors import TrustError
 
 
@@ -78,6 +78,17 @@ def test_prune(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert os.path.exists(grants.record_path(state, root, "alive"))
     assert len(os.listdir(state + "/grants")) == 1
     assert stale.prune(str(tmp_path / "absent"), 0) == []
+
+
+def test_a_record_stays_while_podman_may_restore_its_container(tmp_path: Path) -> None:
+    state = str(tmp_path / "state")
+    (tmp_path / "checkpoint").mkdir()
+    for engine in ("podman", "docker", "other"):
+        grants.write(state, {**record("/nowhere", engine), "engine": engine, "token": "t", "config": f"{tmp_path}/config.json"})
+        records.forget(state, "/nowhere", engine, "t")
+    assert [found and found["id"] for _, found in records.every(state)] == ["podman"] and stale.prune(state, -1) == []
+    (tmp_path / "checkpoint").rmdir()
+    assert stale.prune(state, -1) == ["podman"]
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"5", b"{}", b'{"root": "/x"}', b"\xff", b'{"root": 1, "id": "a"}', b"x" * ((1 << 20) + 1)])

@@ -510,7 +510,8 @@ def test_a_link_within_the_image_is_followed(at: tuple[Node, inventory.Inventory
 
 def test_a_gpu_is_asked_for_as_a_gpu(at: tuple[Node, inventory.Inventory], monkeypatch: pytest.MonkeyPatch) -> None:
     from shim import host
-    monkeypatch.setattr(host, "lstat_device", lambda path: ("c", 195, 1, 0o666))
+    look = host.lstat_device
+    monkeypatch.setattr(host, "lstat_device", lambda path: ("c", 195, 1, 0o666) if path == "/dev/nvidia1" else look(path))
     with pytest.raises(RequestError, match="devices: /dev/nvidia1 belongs to nvidia.com/gpu=1; ask for it in resources.gpu"):
         made(at, {"devices": ["/dev/nvidia1"]})
 

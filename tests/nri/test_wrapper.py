@@ -11,7 +11,7 @@ from lab.engine import Engine, records
 from lab.install import Installation
 from lab.node import Node
 
-from shim import oci
+from shim import ledger, oci
 
 NODES = [["/dev/a", "c", 195, 0], ["/dev/b", "c", 195, 1]]
 
@@ -124,11 +124,27 @@ def test_a_mark_without_a_record_is_refused(handler: Handler) -> None:
 
 
 @pytest.mark.parametrize("damage", ["", "{", '{"id": "c1"}'])
-def test_a_record_that_cannot_be_read_is_none(handler: Handler, damage: str) -> None:
+@pytest.mark.parametrize("marked", [False, True])
+def test_a_record_that_cannot_be_read_is_none(handler: Handler, damage: str, marked: bool) -> None:
+    if marked:
+        handler.adjust()
     handler.record([])
     with open(handler.installation.state + "/nri/grants/00000000-c1.json", "w", encoding="ascii") as file:
         file.write(damage)
-    assert handler.create()[0] == 0 and edited(handler)
+    ledger.Ledger(handler.installation.state).write([])  # without a ledger the record might tell of a lost lease
+    code, said = handler.create()
+    if marked:
+        assert code == 1 and "mark" in said and not edited(handler)
+    else:
+        assert code == 0 and edited(handler), said
+
+
+def test_a_record_that_cannot_be_read_may_tell_of_a_lost_lease(handler: Handler) -> None:
+    handler.record([])
+    with open(handler.installation.state + "/nri/grants/00000000-c1.json", "w", encoding="ascii"):
+        pass
+    code, said = handler.create()
+    assert code == 1 and "`chandler leases rebuild`" in said and not edited(handler)
 
 
 def test_a_record_whose_reply_came_too_late_leaves_the_work_to_the_wrapper(handler: Handler) -> None:
