@@ -220,3 +220,12 @@ def test_a_device_rule_of_the_runtime_opens_no_other_gpu(peer: Connect, rule: di
         assert "opens nvidia.com/gpu=" in refused(peer(NEW), ask(resources=gpus()), made).message
     else:
         assert peer(NEW).create(pod(ask(resources=gpus())), made).CDI_devices
+
+
+@pytest.mark.parametrize("mark", ["checkpointedAt", "restored", "io.kubernetes.cri-o.annotations.checkpoint.name"])
+def test_a_restored_container_does_not_ask(peer: Connect, mark: str) -> None:
+    """Its annotations are those of a checkpoint, which may be an image."""
+    made = container()
+    made.annotations[mark] = "true"
+    assert "a restore takes it from the checkpoint" in refused(peer(NEW), ask(resources=gpus()), made).message
+    peer(NEW).create(pod({}), made)  # one that asks for nothing starts
