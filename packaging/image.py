@@ -2,9 +2,10 @@
 
 The import system asks the file system several times for every module, and unmarshals docstrings and annotations
 that nobody reads: together more than all the work of a create.  The image holds (name, is package, code) in the
-order in which the modules finish importing, without docstrings, annotations and column numbers, and the code that
+order in which the modules finish importing, without docstrings, annotations and line numbers, and the code that
 loads them (_LOAD).  start.py executes that; when the image is another Python's, the modules are imported in the
-ordinary way.
+ordinary way.  The functions that an ordinary create does not call (LATE) are kept as bytes: each is unmarshalled when it
+is called first.
 Run it with the interpreter that will read it; like byte code it has to be made anew when that is upgraded.
 """
 from __future__ import annotations
@@ -15,16 +16,53 @@ import marshal
 import os
 import subprocess
 import sys
-from typing import Any, List, Tuple
+import types
+from typing import Any, Dict, List, Tuple
 
+# Module, then functions and methods.  `tests/bench/run --late` prints those that a create with GPUs does not call.
+LATE = """
+shim.args Invocation.same _abbreviated _argp _clap _clap_globals _verb_at
+shim.caller Caller._check_image _of_storage
+shim.cdi.names file_name split_kind
+shim.cdi.resolve unresolvable
+shim.configjson ConfigJson._forget ConfigJson._original ConfigJson.restore _unread
+shim.engine _rare _ruled plan
+shim.files read_spec read_spec_dirs read_trusted spec_names unseal
+shim.gpu Grant.joined _device_number _free _from_nodes _named _node _numbers_there _own_key again
+shim.grants read remove
+shim.host _pci_vendor outer_uid overflow_uid
+shim.inventory Inventory.kinds Inventory.names Inventory.near Place._own_state_dir Place.private
+shim.jsontext _damage
+shim.leases utc words
+shim.ledger Ledger._failed Ledger._rebuild Ledger.forget Ledger.release Ledger.settle_all Ledger.take_back nri_lease parse
+shim.oci _gids _net_devices _numbers _resources environment idmapped missing resource
+shim.policy _check_variable
+shim.quantity scaled
+shim.request _as_text _check_text _container_document _host_path _listed _names _set _text cpus number_text
+shim.runtime _Keeper.undo _adjusted _asks _check_restored _compiled _log _may_ask_anyway _names_from_sources _pass_through _third_party
+shim.runtimes default_root for_verb owner
+shim.targets Image._walk Image.kernel Image.within_bind _bound
+"""
 ENTRIES = "shim.runtime, shim.ledger"  # the latter where leases are kept, as nodes do where nothing else is said
 
 # Runs in start.py, with the names that it has there.
 _LOAD = """
 import _frozen_importlib_external
+def load_late(name, function):
+    namespace = sys.modules[name].__dict__
+    owner, _, last = function.rpartition(".")
+    kept = namespace.get(last)
+    exec(marshal.loads(late[name + " " + function]), namespace)
+    found = namespace[last]
+    if owner:
+        setattr(namespace[owner], last, found)
+        namespace[last] = kept
+    return found
 if magic == _frozen_importlib_external.MAGIC_NUMBER:
     for name, package, code in modules:
         module = sys.modules[name] = type(sys)(name)
+        module._load_late = load_late
+        module._modules = sys.modules
         if package:
             module.__path__ = [root + "/" + name.replace(".", "/")]
         exec(code, module.__dict__)
@@ -57,6 +95,8 @@ class _Bare(ast.NodeTransformer):
             node.annotation = None
         if isinstance(node, ast.AnnAssign):
             return ast.Assign([node.target], node.value) if node.value else ast.Pass()
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "__slots__":
+            return ast.Pass()  # a member of each costs a class more than a create's few objects can win back
         if isinstance(node, ast.ImportFrom) and node.module == "__future__":
             return None  # a module of its own, and of no use without annotations
         if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
@@ -64,23 +104,73 @@ class _Bare(ast.NodeTransformer):
         return node
 
 
-def code(path: str, shown: str) -> Any:
-    """The code of a module, bare; tracebacks call it `shown`."""
-    with open(path, encoding="utf-8") as file:
-        tree = _Bare().visit(ast.parse(file.read(), path))
-    return compile(ast.fix_missing_locations(tree), shown, "exec", dont_inherit=True, optimize=0)
+class _Split(ast.NodeTransformer):
+    """Puts a call of load_late in the place of each late function of a module, and keeps the functions by name.
+
+    What one module takes from the package itself is there already, since modules stand in the image after those that
+    they need: it is looked up without the import system.
+    """
+
+    def __init__(self, module: str, late: List[str], loaded: List[str]) -> None:
+        self.module, self.late, self.loaded = module, late, loaded
+        self.functions: Dict[str, ast.FunctionDef] = {}
+        self._class = ""
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> Any:
+        self._class = node.name + "."
+        self.generic_visit(node)
+        self._class = ""
+        return node
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> Any:
+        name = self._class + node.name
+        if name not in self.late:
+            return node
+        self.functions[name] = node
+        stub = ast.parse(f"def {node.name}(*given, **named): return _load_late({self.module!r}, {name!r})(*given, **named)")
+        return stub.body[0]
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> Any:
+        names = [f"{node.module}.{alias.name}" for alias in node.names]
+        if self._class or not all(name in self.loaded for name in names):
+            return node
+        return [ast.parse(f"{alias.asname or alias.name} = _modules[{name!r}]").body[0] for alias, name in zip(node.names, names)]
+
+
+def compiled(tree: ast.Module, shown: str) -> Any:
+    """The code of a module; tracebacks call it `shown`."""
+    return _without_lines(compile(ast.fix_missing_locations(tree), shown, "exec", dont_inherit=True, optimize=0))
+
+
+def _without_lines(code: types.CodeType) -> types.CodeType:
+    """The same code without its table of line numbers: a create prints what is wrong, and no traceback."""
+    consts = tuple(_without_lines(each) if isinstance(each, types.CodeType) else each for each in code.co_consts)
+    table = "co_linetable" if hasattr(code, "co_linetable") else "co_lnotab"
+    return code.replace(co_consts=consts, **{table: b""})
 
 
 def image(directory: str, installed: str) -> bytes:
     """The image of the modules in `directory`, whose tracebacks name files in `installed`."""
     entries: List[Tuple[str, bool, Any]] = []
+    late: Dict[str, bytes] = {}
+    wanted = {line.split()[0]: line.split()[1:] for line in LATE.split("\n") if line.strip()}
     for name in modules(directory):
         path = os.path.join(directory, *name.split("."))
         package = os.path.isdir(path)
         path = os.path.join(path, "__init__.py") if package else path + ".py"
-        entries.append((name, package, code(path, os.path.join(installed, os.path.relpath(path, directory)))))
+        shown = os.path.join(installed, os.path.relpath(path, directory))
+        with open(path, encoding="utf-8") as file:
+            tree = _Bare().visit(ast.parse(file.read(), path))
+        split = _Split(name, wanted.pop(name, []), [each for each, _, _ in entries])
+        entries.append((name, package, compiled(split.visit(tree), shown)))
+        if split.functions.keys() != set(split.late):
+            sys.exit(f"image.py: {path} has no function {', '.join(set(split.late) - split.functions.keys())}, which LATE names")
+        for function, node in split.functions.items():
+            late[f"{name} {function}"] = marshal.dumps(compiled(ast.Module([node], []), shown))
+    if wanted:
+        sys.exit(f"image.py: a create does not import {', '.join(wanted)}, which LATE names")
     load = compile(_LOAD, "<image>", "exec", dont_inherit=True)
-    return marshal.dumps((load, importlib.util.MAGIC_NUMBER, entries))
+    return marshal.dumps((load, importlib.util.MAGIC_NUMBER, entries, late))
 
 
 def main(directory: str, installed: str = "") -> None:

@@ -139,10 +139,11 @@ class Place:
     `key` what must be the same for an inventory to be ours; `owners` whose files we believe.
     """
 
-    __slots__ = ("config_path", "state_dir", "directory", "key", "owners", "rootless", "euid")
+    __slots__ = ("config_path", "state_dir", "directory", "key", "owners", "rootless", "euid", "_checked")
 
     def __init__(self, environment: Dict[bytes, bytes]) -> None:
         namespace = host.user_namespace()
+        self._checked = ""
         self.euid = posix.geteuid()
         self.rootless = self.euid != 0 or namespace != host.INITIAL_NAMESPACE
         self.owners = host.trusted_owners(namespace)
@@ -168,6 +169,8 @@ class Place:
         Nothing in it is to be read, and nothing made, before.  Raises TrustError or HostError.
         """
         path = configured or self.state_dir
+        if path and path == self._checked:
+            return path
         if not path:
             raise errors.HostError("leases and records need a directory that is the caller's alone: XDG_RUNTIME_DIR names none, and "
                                    "there is none in /run/user", "set XDG_RUNTIME_DIR to a directory of your own with mode 0700")
@@ -176,6 +179,12 @@ class Place:
         except errors.TrustError as error:
             raise errors.TrustError(f"the state directory {path} is not used: {error.what}", error.todo) from None
         return path
+
+    def check_inventory(self) -> None:
+        """The same look for the inventory's directory, which lies in the state directory.  Raises TrustError or OSError."""
+        files.check_way(self.directory, self.owners)
+        if self.directory.startswith(self.state_dir + "/"):
+            self._checked = self.state_dir  # every part of its way was among them
 
     def private(self, path: str) -> bool:
         """Whether `path` is a directory of the caller that nobody else may write."""
@@ -208,7 +217,7 @@ def load(place: Place, explain: Callable[[List[str]], NoReturn]) -> Inventory:
     if not place.state_dir:
         raise Stale
     try:
-        files.check_way(place.directory, place.owners)
+        place.check_inventory()
         data, found = files.read(place.directory + "/index", MAX_INDEX)
         if found.st_uid != place.euid or found.st_mode & 0o022:
             raise Stale

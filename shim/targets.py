@@ -16,9 +16,7 @@ from shim.oci import clean
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, List, Optional
-
-    from shim.edits import Edit
+    from typing import Any, Dict, Optional
 
 _FORMAT, _LINK = 0o170000, 0o120000
 _MAX_LINKS = 40
@@ -26,6 +24,7 @@ _KERNEL = ("/proc", "/sys")
 # Most targets are not there yet, and access costs a tenth of lstat.  A C library that cannot leave links alone says of /
 # itself that it is not there.
 _ACCESS = posix.access("/", posix.F_OK, follow_symlinks=False)
+_DOTS = ("", ".", "..")
 _KERNEL_TYPES = ("proc", "sysfs", "cgroup", "cgroup2")
 
 
@@ -38,37 +37,45 @@ def judged(document: Dict[str, Any], edits: Edits, root: str) -> Edits:
     if not root:
         return edits
     image = Image(root, document)
-    items: List[Edit] = []
-    changed = False
-    for edit in edits.items:
-        if edit[0] == MOUNT:
-            resolved = image.resolve(edit[1], edit[3])
-            if resolved != edit[1] and edit[1] not in image.mounts:
-                # a mount of the engine's at the very same path is replaced, and found by that path
-                edit = (MOUNT, resolved, {**edit[2], "destination": resolved}, edit[3])
-                changed = True
-        items.append(edit)
-    return Edits(items) if changed else edits
+    hosts, mounts = image.hosts, image.mounts
+    moved: Dict[str, str] = {}
+    for kind, path, _, origin in edits.items:
+        if kind != MOUNT:
+            continue
+        # most targets are files that are not there yet, in a directory that was looked at for the one before
+        at = path.rfind("/")
+        above = hosts.get(path[:at])
+        if (above is not None and _ACCESS and path[at + 1:] not in _DOTS and path not in mounts
+                and not (above and posix.access(above + path[at:], posix.F_OK, follow_symlinks=False))):
+            continue
+        resolved = image.resolve(path, origin)
+        if resolved != path and path not in mounts:
+            moved[path] = resolved  # a mount of the engine's at the very same path is replaced, and found by that path
+    if not moved:
+        return edits
+    return Edits([(MOUNT, moved[edit[1]], {**edit[2], "destination": moved[edit[1]]}, edit[3])
+                  if edit[0] == MOUNT and edit[1] in moved else edit for edit in edits.items])
 
 
 class Image:
     """A container's root file system with the engine's mounts in it.
 
-    `mounts`: the engine's mounts by destination.  `exact`: the destinations are resolved, too; costs a look at each.
+    `mounts`: the engine's mounts by destination; `hosts`: what `_host` has found so far.  `exact`: the destinations are
+    resolved, too; costs a look at each.
     """
 
-    __slots__ = ("mounts", "_root", "_hosts")
+    __slots__ = ("mounts", "_root", "hosts")
 
     def __init__(self, root: str, document: Dict[str, Any], exact: bool = False) -> None:
         self.mounts: Dict[str, Dict[str, Any]] = {}
         self._root = root
-        self._hosts: Dict[str, Optional[str]] = {"": root}
+        self.hosts: Dict[str, Optional[str]] = {"": root}
         mounts = document.get("mounts")
         found = {clean(mount["destination"]): mount for mount in (mounts if isinstance(mounts, list) else ())
                  if isinstance(mount, dict) and isinstance(mount.get("destination"), str)}
         if exact:
             found = {self._walk(path, "config.json"): mount for path, mount in found.items()}
-            self._hosts = {"": root}  # what was seen without the mounts
+            self.hosts = {"": root}  # what was seen without the mounts
         found.pop("/", None)
         self.mounts = found
 
@@ -99,8 +106,8 @@ class Image:
     def _host(self, path: str) -> Optional[str]:
         """Where a path of the container lies on the host: '' while nothing is there, None when the path, or a directory on
         the way to it, is a link."""
-        if path in self._hosts:
-            return self._hosts[path]
+        if path in self.hosts:
+            return self.hosts[path]
         above = self._host(path.rpartition("/")[0])
         mount = self.mounts.get(path) if self.mounts else None
         found: Optional[str] = above
@@ -116,7 +123,7 @@ class Image:
                     found = ""
             except (OSError, ValueError):  # nothing there, or a NUL in the path
                 found = ""
-        self._hosts[path] = found
+        self.hosts[path] = found
         return found
 
     def _walk(self, path: str, origin: str) -> str:

@@ -11,7 +11,7 @@ root = sys.argv[0].rpartition("/")[0].removesuffix("/packaging/bin")
 sys.path.insert(0, root)
 try:
     image = posix.open(f"{root}/create-{sys.implementation.cache_tag}.image", posix.O_CLOEXEC)
-    load, magic, modules = marshal.loads(posix.read(image, 1 << 22))
+    load, magic, modules, late = marshal.loads(posix.read(image, 1 << 22))
     exec(load)
 except (OSError, ValueError, EOFError, TypeError):
     pass

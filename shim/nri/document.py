@@ -59,6 +59,16 @@ def _resources(resources: Any) -> Dict[str, Any]:
             found.setdefault(controller, {})[key] = value
     if resources.HasField("pids"):
         found["pids"] = {"limit": resources.pids.limit}
+    if resources.devices:
+        found["devices"] = [_rule(rule) for rule in resources.devices]
     if resources.unified:
         found["unified"] = dict(resources.unified)
     return found
+
+
+def _rule(rule: Any) -> Dict[str, Any]:
+    made: Dict[str, Any] = {"allow": rule.allow, "type": rule.type or "a", "access": rule.access}
+    for key in ("major", "minor"):
+        if rule.HasField(key):
+            made[key] = getattr(rule, key).value
+    return made

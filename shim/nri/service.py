@@ -35,6 +35,8 @@ _NEVER_REACHED = "the container was created without what had been granted: the r
 _PATIENCE = 1.0  # seconds
 _CDI = "cdi.k8s.io"
 _NOWHERE = "/dev/null"  # as a directory it has nothing in it, and nothing can be made there
+# What containerd and CRI-O write on a container that they restore: its other annotations are those of the checkpoint.
+_RESTORED = ("restored", "checkpointedAt", "checkpointImage", "org.criu.checkpoint.", "io.kubernetes.cri-o.annotations.checkpoint")
 _ENGINES = {"containerd": "containerd", "cri-o": "crio"}  # by the names that runtimes give themselves through NRI
 
 
@@ -156,12 +158,13 @@ class Service:
         config = self.inventory.config
         if config["policy.rule"]:
             from shim import facts, rules
-            config = rules.applied(config, annotations, {**self._known(pod), "container": container.name, "user": facts.caller()})
+            config = rules.applied(config, annotations, {**self._known(pod, container), "container": container.name, "user": facts.caller()})
         return policy.by(config)
 
-    def _known(self, pod: Any) -> Dict[str, Any]:
+    def _known(self, pod: Any, container: Any) -> Dict[str, Any]:
         """What the runtime says of a pod, for the policy's rules; a handler must not wait for a provider of secrets."""
         caller = Caller(_ENGINES.get(self.runtime.name, identity.OTHER), f"it names itself {self.runtime.name or 'nothing'} through NRI")
+        caller.restores = any(key.startswith(_RESTORED) for key in container.annotations)
         return {"caller": caller, "namespace": pod.namespace, "pod": pod.name, "handler": pod.runtime_handler, "seconds": _PATIENCE}
 
     def _asks(self, annotations: Iterable[str]) -> bool:
@@ -180,7 +183,7 @@ class Service:
         if self.inventory.config["gpu.allocator"] == "leases":
             lease = {**ledger.nri_lease(container.id, pod.id, int(time.time())), "container": container.name}
         try:  # secrets and the like, before the ledger is locked
-            asked = engine.want(wanted, self.inventory, container.name, known=self._known(pod), leased=lease is not None)
+            asked = engine.want(wanted, self.inventory, container.name, known=self._known(pod, container), leased=lease is not None)
         except BundleError as error:
             raise adjust.Unsupported(error.what, adjust.WAY_OUT) from None
         if asked is None:
@@ -534,7 +537,7 @@ class Service:
         held: Optional[List[Lease]] = [] if self.inventory.config["gpu.allocator"] == "leases" else None
         try:
             plan = engine.plan(document.build(container, annotations), self.inventory, container.name, held,
-                               known=self._known(pod) if pod else None)
+                               known=self._known(pod, container) if pod else None)
         except ChandlerError as error:
             return f"it runs without what it asked for, which would be refused: {error}"
         return "it runs without what it asked for: it was created while chandler-nri did not answer" if plan else ""

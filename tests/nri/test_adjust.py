@@ -204,3 +204,28 @@ def test_a_rule_takes_the_runtimes_word_for_who_it_is(peer: Connect, match: dict
         assert peer(policy__rule=[rule]).create(asked, container()).rlimits
     else:
         assert "ulimits is not allowed" in refused(peer(policy__rule=[rule]), ask(ulimits={"core": 0})).message
+
+
+@pytest.mark.parametrize(("rule", "opens"), [
+    ({"allow": True, "access": "rwm"}, True), ({"allow": True, "type": "c", "major": 195, "access": "rwm"}, True), ({"allow": True, "type": "c", "major": 195, "minor": 5, "access": "r"}, True),
+    ({"allow": True, "type": "c", "access": "m"}, False), ({"allow": True, "type": "c", "major": 1, "minor": 3, "access": "rwm"}, False), ({"allow": False, "access": "rwm"}, False),
+])
+def test_a_device_rule_of_the_runtime_opens_no_other_gpu(peer: Connect, rule: dict[str, Any], opens: bool) -> None:
+    made = container()
+    told = made.linux.resources.devices.add(allow=rule["allow"], type=rule.get("type", ""), access=rule["access"])
+    for key in ("major", "minor"):
+        if key in rule:
+            getattr(told, key).value = rule[key]
+    if opens:
+        assert "opens nvidia.com/gpu=" in refused(peer(NEW), ask(resources=gpus()), made).message
+    else:
+        assert peer(NEW).create(pod(ask(resources=gpus())), made).CDI_devices
+
+
+@pytest.mark.parametrize("mark", ["checkpointedAt", "restored", "io.kubernetes.cri-o.annotations.checkpoint.name"])
+def test_a_restored_container_does_not_ask(peer: Connect, mark: str) -> None:
+    """Its annotations are those of a checkpoint, which may be an image."""
+    made = container()
+    made.annotations[mark] = "true"
+    assert "a restore takes it from the checkpoint" in refused(peer(NEW), ask(resources=gpus()), made).message
+    peer(NEW).create(pod({}), made)  # one that asks for nothing starts

@@ -37,8 +37,8 @@ def compiled(installation: Installation) -> set[str]:
 
 
 def with_magic(image: Path) -> None:
-    load, magic, modules = marshal.loads(image.read_bytes())
-    image.write_bytes(marshal.dumps((load, b"\0" + magic[1:], modules)))
+    load, magic, *rest = marshal.loads(image.read_bytes())
+    image.write_bytes(marshal.dumps((load, b"\0" + magic[1:], *rest)))
 
 
 DAMAGE: dict[str, Callable[[Path], object]] = {
