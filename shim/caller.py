@@ -71,7 +71,8 @@ class Caller:
             value = annotations[key]
             if type(value) is str and value in of_image.get(key, ()):
                 raise errors.PolicyError(f"annotation {key}: it comes from the image, whose manifest has it with this value, and an image may not ask",
-                                         "ask by --annotation with another value, or take it out of the image")
+                                         "take it out of the image, ask by --annotation with another value, or start the container with another "
+                                         "runtime (podman --runtime)")
 
 
 def of_call(root: Optional[str], bundle: str, container: str, document: Dict[str, Any], built: bool = False) -> Caller:

@@ -173,7 +173,8 @@ class Place:
             return path
         if not path:
             raise errors.HostError("leases and records need a directory that is the caller's alone: XDG_RUNTIME_DIR names none, and "
-                                   "there is none in /run/user", "set XDG_RUNTIME_DIR to a directory of your own with mode 0700")
+                                   "there is none in /run/user", "set XDG_RUNTIME_DIR to a directory of your own with mode 0700, the one that the engine has (podman without a "
+                                   "session: /tmp/podman-run-UID)")
         try:
             files.check_own_directory(path, self.owners)
         except errors.TrustError as error:

@@ -93,7 +93,9 @@ class Ledger:
         if not bases:
             return False
         from shim import records
-        return any(damaged if record is None else "token" in record for base in bases for _, record in records.every(base))
+        # an older Chandler's records have no token, and do not say which process made the container
+        return any(damaged if record is None else "token" in record or not {"pid", "owner"} & record.keys() and bool(record.get("physical"))
+                   for base in bases for _, record in records.every(base))
 
     def write(self, found: List[Lease]) -> None:
         """Writes the copy, then the file; whoever calls holds the lock.  Raises OSError."""

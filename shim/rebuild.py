@@ -60,7 +60,9 @@ def run(state_dir: str, private: bool, asked: bool = False, force: bool = False)
 
 def gather(state_dir: str, present: List[Dict[str, Any]]) -> Rebuilt:
     """The leases of all containers that are not certainly gone; `present`: those of a ledger that can be read."""
-    found: Dict[str, Dict[str, Any]] = {}
+    found = {lease["token"]: lease for lease in present}
+    held = {(lease["owner"], lease.get("root", ""), lease["id"]) for lease in present}
+    older: Dict[Tuple[str, str], Dict[str, Any]] = {}  # leases of records that an older Chandler wrote, without a token
     damaged: List[str] = []
     roots = {runtimes.resolved(f"/run/{kind}") for kind in runtimes.KINDS}
     for base in (state_dir, grants.nri(state_dir)):
@@ -69,8 +71,12 @@ def gather(state_dir: str, present: List[Dict[str, Any]]) -> Rebuilt:
                 damaged.append(path)
                 continue
             roots.add(record["root"])
-            if record.get("physical"):
-                lease = _of_record(record)
+            lease = _of_record(record)
+            if not lease["keys"] or (lease["owner"], lease.get("root", ""), lease["id"]) in held:
+                continue
+            if "token" not in record and lease["owner"] == "oci":
+                older[lease["root"], lease["id"]] = lease
+            else:
                 found[lease["token"]] = lease
     roots.update(lease["root"] for lease in present if lease["owner"] == "oci")
     roots = {root for root in roots if root.startswith("/")}
@@ -80,9 +86,9 @@ def gather(state_dir: str, present: List[Dict[str, Any]]) -> Rebuilt:
             known.add(grants.record_path(state_dir, root, container))
             of_state = _of_state(root, container, config, state_dir)
             if of_state is not None:
-                found.setdefault(of_state["token"], of_state)
-    for lease in present:
-        found.setdefault(lease["token"], lease)
+                of_record = older.pop((root, container), of_state)
+                found.setdefault(of_state["token"], {**of_record, "root": root, "token": of_state["token"]})
+    found.update((lease["token"], lease) for lease in older.values())
     # one that is not known may be on its way: its runtime has written nothing yet
     doubts = [f"the grant record {path} is damaged, and its container is unknown" for path in damaged if path not in known]
     return Rebuilt(sorted((lease for lease in found.values() if not stale.is_stale(lease)), key=lambda lease: int(lease["since"])), doubts, damaged)
@@ -93,9 +99,11 @@ def _of_record(record: Dict[str, Any]) -> Dict[str, Any]:
     kept = ("id", "root", "runtime", "pid", "started", "boot", "pidns", "timens", "place", "group", "token", "pod")
     lease = {"token": os.urandom(12).hex(), "owner": record.get("owner", "oci"), "runtime": "", "pid": 0, "started": 0,
              **{key: record[key] for key in kept if key in record}, **record.get("sharing", {})}
+    if lease["root"].startswith("/"):
+        lease["root"] = runtimes.resolved(lease["root"])
     if lease["owner"] == "nri":
         lease = {"pod": "", "container": record.get("name", ""), **{key: value for key, value in lease.items() if key not in ("runtime", "pid", "started")}}
-    return {**lease, "since": record.get("time", 0), "names": record.get("devices", []), "keys": record["physical"]}
+    return {**lease, "since": record.get("time", 0), "names": record.get("devices", []), "keys": record.get("physical", [])}
 
 
 def _containers(root: str) -> Iterator[Tuple[str, Dict[str, Any]]]:

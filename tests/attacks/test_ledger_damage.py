@@ -21,7 +21,7 @@ from lab.node import Node
 
 from shim import grants, leases, ledger, rebuild, stale
 from shim.errors import ChandlerError, HostError, LeaseError
-from shim.ledger import Ledger
+from shim.ledger import Damaged, Ledger
 
 TRIES = int(os.environ.get("CHANDLER_FUZZ", "100"))
 SEED = int(os.environ.get("CHANDLER_FUZZ_SEED", "1"))
@@ -249,6 +249,46 @@ def test_a_rebuild_waits_for_creates_that_go_on(kept: Kept) -> None:
             assert waiting.poll() is None, "it has not waited"
         creating.stdin.close()  # type: ignore[union-attr]
         assert waiting.wait(PATIENCE) == 0
+
+
+def as_an_older_release_left_it(kept: Kept) -> str:
+    """One container that lives, its ledger a plain list, its record without a token; the token is also in its hook."""
+    kept.lose_plugin()
+    (lease,) = (each for each in kept.ledger.read() if each["id"] == "lives")
+    for name in os.listdir(kept.state):
+        if name.startswith("leases"):
+            os.unlink(os.path.join(kept.state, name))
+    old = {key: value for key, value in lease.items() if key in ("token", "owner", "id", "root", "runtime", "pid", "started", "names", "keys", "since")}
+    old["pid"], old["started"] = 4194000, 1  # the wrapper has become the runtime, and has ended
+    Path(kept.ledger.path).write_text(json.dumps([old]))
+    grants_dir = Path(grants.directory(kept.state))
+    for record in grants_dir.iterdir():
+        record.unlink()
+    Path(grants.record_path(kept.state, kept.root, "lives")).write_text(json.dumps({
+        "id": "lives", "root": kept.root, "runtime": "/bin/false", "config": "/b/config.json", "source": "a test", "devices": lease["names"], "physical": lease["keys"],
+        "before": "0", "after": "1", "time": 1_700_000_000, "rules": [], "grant": "2"}))
+    os.mkdir(os.path.join(kept.root, "lives"))
+    hook = {"path": "/usr/bin/chandler-hook", "args": ["chandler-hook", "release", kept.state, lease["token"]]}
+    devices = [{"path": f"/dev/x{n}", "type": "c", "major": 195, "minor": n} for n in (255, *range(2))]
+    Path(kept.root, "lives/state.json").write_text(json.dumps({"config": {"hooks": {"poststop": [hook]}, "devices": devices}}))
+    return str(lease["token"])
+
+
+def test_a_rebuild_after_an_upgrade_doubles_no_lease(kept: Kept) -> None:
+    token = as_an_older_release_left_it(kept)
+    made = rebuild.run(kept.state, False, asked=True).leases
+    assert [(lease["token"], lease["keys"]) for lease in made] == [(token, kept.holds["lives"])]
+
+
+def test_a_ledger_that_is_lost_after_an_upgrade_is_missed(kept: Kept) -> None:
+    token = as_an_older_release_left_it(kept)
+    os.unlink(kept.ledger.path)
+    with pytest.raises(Damaged):
+        kept.ledger.read()
+    later = ledger.oci_lease("later", kept.root, "/bin/false", 1_700_000_001)
+    taken = kept.ledger.allocate(later, take(2)).keys
+    assert not set(taken) & set(kept.holds["lives"])
+    assert [lease["token"] for lease in kept.ledger.read()] == [token, later["token"]]
 
 
 # --- through an installation ----------------------------------------------------------------------------------------
