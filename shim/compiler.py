@@ -230,10 +230,13 @@ class Compiled:
         self.parts: Dict[str, bytes] = {}
         segment = {file.path: self._add(marshal.dumps(_segment(file))) for file in registry.files}
         self.kinds = "\n"
-        for kind in dict.fromkeys(file.spec.kind for file in registry.files):
-            keys = registry.device_keys(kind, host.lstat_device)
-            picks = physical.pick(keys, len(keys))
-            names = [kind, self._add(_encoded(_kind(kind, registry, segment, keys, picks)))]
+        of_kinds = {kind: registry.device_keys(kind, host.lstat_device) for kind in dict.fromkeys(file.spec.kind for file in registry.files)}
+        picked = {kind: physical.pick(keys, len(keys)) for kind, keys in of_kinds.items()}
+        several = len(of_kinds) > 1
+        atoms = physical.smallest([of_kinds[kind][pick] for kind, picks in picked.items() for pick in picks] if several else [])
+        for kind, keys in of_kinds.items():
+            picks = picked[kind]
+            names = [kind, self._add(_encoded(_kind(kind, registry, segment, keys, picks, atoms)))]
             places = near([keys[pick] for pick in picks]) if near is not None and len(picks) > 1 else ""
             if places:
                 names.append(self._add(_encoded(places)))
@@ -269,10 +272,11 @@ class Compiled:
             return  # the next create compiles again
 
 
-def _kind(kind: str, registry: Registry, segment: Dict[str, str], keys: Dict[str, Tuple[str, ...]], picks: List[str]) -> str:
-    """The part of one kind."""
+def _kind(kind: str, registry: Registry, segment: Dict[str, str], keys: Dict[str, Tuple[str, ...]], picks: List[str],
+          atoms: physical.Sets) -> str:
+    """The part of one kind; `atoms`: the devices of all kinds that hold no other."""
     lines = [" ".join(picks)]
-    for device, units in physical_units(keys, picks).items():
+    for device, units in physical_units(keys, picks, atoms).items():
         file = registry.devices[f"{kind}={device}"]
         if not any(edit[0] == DEVICE for edit in file.spec.devices[device]):
             units = [f"{kind}={device}"]  # no hardware to know it by, and other kinds have such names, too
@@ -303,14 +307,25 @@ def _store(path: str, body: bytes) -> None:
     files.replace(path, f"{MAGIC}{crc32(body):08x}\n".encode() + body, 0o600)
 
 
-def physical_units(keys: Dict[str, Tuple[str, ...]], picks: List[str]) -> Dict[str, List[str]]:
+def physical_units(keys: Dict[str, Tuple[str, ...]], picks: List[str], atoms: physical.Sets) -> Dict[str, List[str]]:
     """The physical devices behind each name, each as its device numbers joined by `+`.
 
-    An aggregate stands for all those that are part of it.
+    An aggregate stands for all those that are part of it, whatever kind they are of (`atoms`): two devices of one kind may
+    overlap in one of another.
     """
     whole = physical.aggregates(keys.values())
-    return {name: ["+".join(keys[pick]) for pick in picks if set(keys[pick]) <= set(key)] if key in whole
-            else ["+".join(key)] for name, key in keys.items()}
+    found = {}
+    for name, key in keys.items():
+        own = set(key)
+        if key in whole:
+            parts = [keys[pick] for pick in picks if own >= set(keys[pick])]
+        else:
+            parts = sorted(tuple(sorted(atom)) for atom in atoms.near(frozenset(own)) if atom < own)
+            if len(parts) < 2:
+                parts = []
+        rest = tuple(sorted(own.difference(*parts))) if parts and key not in whole else ()
+        found[name] = ["+".join(part) for part in (*(parts or [key]), *([rest] if rest else []))]
+    return found
 
 
 def load(place: Place) -> Inventory:

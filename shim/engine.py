@@ -52,7 +52,7 @@ class Wanted:
     tell, and paths of the host are asked for before and after.
     """
 
-    __slots__ = ("request", "_gpu", "_document", "_engine_names", "_inventory", "_config", "_share", "_before", "_training", "_built")
+    __slots__ = ("request", "_gpu", "_document", "_engine_names", "_inventory", "_config", "_share", "_before", "_training", "_built", "_rules")
 
     def __init__(self, request: _request.Request, document: Dict[str, Any], engine_names: List[str], inventory: Inventory,
                  config: Dict[str, Any], known: Mapping[str, Any], leased: bool) -> None:
@@ -64,6 +64,8 @@ class Wanted:
         self._config = config
         self._share: Optional[Sharing] = None
         self._built = known.get("built", False)
+        # without root no rule counts, and no node can be made; what NRI does not tell of rules is not known
+        self._rules = [] if known.get("rootless") else oci.opening_rules(document, "bundle" in known)
         if request.gpu is not None and not _request.SHARING.isdisjoint(request.gpu):
             from shim import sharing
             self._share = sharing.wished(request.gpu, document, config, request.source, leased)
@@ -91,8 +93,12 @@ class Wanted:
         except errors.CdiError as error:
             raise error.within(wish.source) from None
         if grant.names and not self._built:
-            _check_engine_devices(self._document, grant, self._inventory, wish.source, held is not None)
-        policy.check_devices(wish, grant.names, len(grant.keys), self._config, gpu.aggregates(grant, self._inventory))
+            leased = held is not None
+            present = oci.device_numbers(self._document) if leased else {}
+            mounts = oci.mounts_of_devices(self._document) if leased else []
+            if present or mounts or self._rules:
+                _check_engine_devices(present, mounts, self._rules, grant, self._inventory, wish.source, leased)
+        policy.check_devices(wish, grant.names, *gpu.weighed(grant, self._inventory), self._config)
         if share is not None:
             from shim import nvtools
             share.place(grant, self._inventory, nvtools.uuid_of)
@@ -129,7 +135,7 @@ def want(document: Dict[str, Any], inventory: Inventory, container: str = "", wi
     leases are kept here.  `wish`: the request, from a front end that has it already; annotations then say nothing.
     `known`: what the front end knows for certain, of caller (shim.caller), id, bundle (its directory), handler, namespace,
     pod, image, volumes (directories by name), scope and seconds (of and for secrets), restored (the devices that the
-    container had), built (config.json is our own work, no engine's).
+    container had), built (config.json is our own work, no engine's), rootless (whether the caller is not root).
     """
     config = inventory.config
     prefix = config["annotation-prefix"]
@@ -157,7 +163,11 @@ def want(document: Dict[str, Any], inventory: Inventory, container: str = "", wi
     if config["policy.rule"]:
         config = _ruled(config, document, container, known or {})
     unified = not policy.DEPENDS_ON_CGROUPS.isdisjoint(wish.resources) and host.unified_cgroups()
-    policy.check(wish, document, config, engine_names, unified)
+    present = document
+    if "oom_score_adj" in wish.resources and known and "bundle" in known and not known.get("built") and document["process"].get("oomScoreAdj") is None:
+        # what nobody sets is inherited from the runtime, which this process becomes
+        present = {**document, "process": {**document["process"], "oomScoreAdj": host.oom_score()}}
+    policy.check(wish, present, config, engine_names, unified)
     return Wanted(wish, document, engine_names, inventory, config, known or {}, leased)
 
 
@@ -178,17 +188,15 @@ def _rare(wish: _request.Request, document: Dict[str, Any], inventory: Inventory
             facts.edits(wish, document, inventory, config, known))
 
 
-def _check_engine_devices(document: Dict[str, Any], grant: gpu.Grant, inventory: Inventory, source: str, leased: bool) -> None:
+def _check_engine_devices(present: Dict[str, str], mounts: List[str], opening: List[Any], grant: gpu.Grant, inventory: Inventory, source: str,
+                          leased: bool) -> None:
     """What the engine itself (or a device plugin, or --device) lets a container open beside its grant is under nobody's
     lease: a GPU, by its node or by a device rule (a container with CAP_MKNOD makes the node itself), or a rule for
     every device of a major number.  Without leases single devices of the engine's are left alone: an orchestrator may
-    have chosen them.  Raises RequestError.
+    have chosen them.  `present`, `mounts`, `opening`: the devices by number, the sources of mounts that may bring devices,
+    and the device rules that open something (shim.oci).  Raises RequestError.
     """
-    present = oci.device_numbers(document) if leased else {}
-    rules = [rule for rule in oci.opening_rules(document) if leased or rule[1] is None or rule[2] is None]
-    mounts = oci.mounts_of_devices(document) if leased else []
-    if not (present or rules or mounts):
-        return
+    rules = [rule for rule in opening if leased or rule[1] is None or rule[2] is None]
     granted = {number for key in grant.keys for number in key.split("+")}
     kinds = dict.fromkeys([*(name.partition("=")[0] for name in grant.names), *inventory.config["policy.kinds"]])
     known = gpu.numbers(kinds, inventory, host.look_at_gpu)
@@ -203,8 +211,8 @@ def _check_engine_devices(document: Dict[str, Any], grant: gpu.Grant, inventory:
         else:
             opened = next((name for number, name in others.items() if _matches(number, kind, major, minor)), None)
         if opened is not None:
-            raise errors.RequestError(f"{source}: resources.gpu: the engine's device rule {words!r} opens {opened}, which is not granted",
-                                      "start the container without that rule, and without privileged")
+            raise errors.RequestError(f"{source}: resources.gpu: {words} opens {opened}, which is not granted",
+                                      "start the container with a rule for its own devices alone, and not as privileged")
     if mounts:
         from shim import enginemounts
         enginemounts.check(mounts, others, inventory, kinds, source)

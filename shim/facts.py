@@ -102,11 +102,28 @@ class Facts:
             from shim import targets
             self._image = targets.Image(self.root, self._document, exact=True)
         resolved: str = self._image.resolve(path, source)
+        if self.prefixes is not None and self._image.kernel(resolved):
+            raise errors.PolicyError(f"{source}: {path} lies in {self._image.kernel(resolved)}, which is the kernel's and cannot be mounted over")
         bound = self._image.within_bind(resolved) if self.prefixes is not None else ""
         if bound:
             raise errors.PolicyError(f"{source}: {path} lies in {bound}, which the engine mounts, and whoever may write there could lead it "
                                      "elsewhere", "take a target outside of it")
         return resolved
+
+    def within(self, source: str, rest: str, words: str) -> None:
+        """Refuses a target (`rest`) in a directory of the host's that the request mounts, too: whoever writes there can make
+        a link of it at any time.  A trusted caller's is refused when it is one now.  Raises PolicyError or BundleError."""
+        if self.prefixes is not None:
+            raise errors.PolicyError(f"{words}, which the request mounts, and whoever may write there could lead it elsewhere",
+                                     "take a target outside of it")
+        at = source
+        for part in rest.strip("/").split("/"):
+            at = f"{at}/{part}"
+            try:
+                if posix.lstat(at).st_mode & _FORMAT == _LINK:
+                    raise errors.BundleError(f"{words}, and {at} is a link", "take a target without links")
+            except OSError:
+                return
 
     # --- the host -------------------------------------------------------------------------------------------------
 

@@ -98,11 +98,23 @@ def grant(wish: Optional[Dict[str, Any]], engine_names: List[str], inventory: In
     return found if nodes is None else found.joined(nodes)
 
 
-def aggregates(grant: Grant, inventory: Inventory) -> List[str]:
-    """The names of a grant that stand, each alone, for every device of a kind that has more than one."""
-    if len(grant.keys) == len(grant.names):
-        return []
-    return [name for name in grant.by_cdi if len(inventory.key(name)) == len(inventory.picks(cdi_names.kind(name))) > 1]
+def weighed(grant: Grant, inventory: Inventory) -> Tuple[int, List[str]]:
+    """How many GPUs a grant comes to, and the names that stand, each alone, for every GPU of their kind of which there is
+    more than one.  A device of a CDI file may hold several GPUs that the file does not describe singly: of the vendors
+    that are known here their own nodes are counted."""
+    count, every = len(grant.names) - len(grant.by_cdi), []
+    for name in grant.by_cdi:
+        kind = name.partition("=")[0]
+        found = inventory.lookup(name)
+        prefix = NODES[kind][1][0].partition("{")[0] if kind in NODES else ""
+        nodes = [edit[1] for edit in found[2] if edit[0] == DEVICE and edit[1].startswith(prefix)] if found and prefix else []
+        if len(nodes) > 1:  # nvidia0 and its like, not nvidiactl
+            nodes = [path for path in nodes if path[len(prefix):].isdigit()]
+        own = max(len(inventory.key(name)), len(nodes))
+        count += own
+        if own > 1 and own >= len(inventory.picks(kind)):
+            every.append(name)
+    return count, every
 
 
 def numbers(kinds: Iterable[str], inventory: Inventory, look: Look) -> Dict[str, str]:

@@ -161,6 +161,18 @@ def unified_cgroups() -> bool:
     return exists("/sys/fs/cgroup/cgroup.controllers")
 
 
+def oom_score() -> int:
+    """This process' oom_score_adj.  Source: proc_pid_oom_score_adj(5)."""
+    try:
+        descriptor = posix.open("/proc/self/oom_score_adj", posix.O_RDONLY | posix.O_CLOEXEC)
+        try:
+            return int(posix.read(descriptor, 64))
+        finally:
+            posix.close(descriptor)
+    except (OSError, ValueError):
+        return 0
+
+
 def user_namespace() -> str:
     """The uid map of our user namespace with single blanks; `0 0 4294967295` is the initial one.
 

@@ -147,7 +147,7 @@ def device_numbers(config: Document) -> Dict[str, str]:
     """The devices of linux.devices as numbers such as c195:0, with their paths."""
     linux = config.get("linux")
     devices = linux.get("devices") if isinstance(linux, dict) else None
-    return {f"{entry.get('type')}{entry.get('major')}:{entry.get('minor')}": str(entry.get("path"))
+    return {f"{'c' if entry.get('type') == 'u' else entry.get('type')}{entry.get('major')}:{entry.get('minor')}": str(entry.get("path"))
             for entry in devices or () if isinstance(entry, dict)}
 
 
@@ -202,8 +202,9 @@ def _mounts(config: Document, edits: List[Edit]) -> None:
     """
     mounts = member(config, "mounts", list)
     ours: Dict[str, Any] = {}
-    for _, destination, mount, _ in edits:
-        path = absolute(destination)
+    for _, path, mount, _ in edits:
+        if path[:1] != "/" or "/." in path or "//" in path or path[-1] == "/":
+            path = absolute(path)
         if path in ours:
             del ours[path]
         ours[path] = mount
@@ -220,7 +221,8 @@ def _mounts(config: Document, edits: List[Edit]) -> None:
                     below.setdefault(path, []).append(place)
     before: Dict[int, List[Any]] = {}  # place in the engine's list: those of ours that go before it
     after: List[Any] = []  # those that go to the end, nearly all
-    for path in sorted(ours, key=_depth):  # parents before children; equal depths keep their order
+    # parents before children; equal depths keep their order
+    for _, _, path in sorted([(path != "/" and path.count("/"), number, path) for number, path in enumerate(ours)]):
         if path not in last and path not in below:
             after.append(ours[path])
             continue
@@ -247,10 +249,6 @@ def absolute(destination: str) -> str:
     if "//" in destination or "/." in destination or destination[-1:] == "/" or destination[:1] != "/":
         return clean(f"/{destination}")
     return destination
-
-
-def _depth(path: str) -> int:
-    return path.count("/") if path != "/" else 0
 
 
 def clean(path: str) -> str:
@@ -347,6 +345,14 @@ def cgroups_path(config: Document, edits: Edits) -> str:
     return path if isinstance(path, str) else ""
 
 
+def unified(config: Document) -> Document:
+    """linux.resources.unified; {} when there is none."""
+    value: Any = config
+    for name in ("linux", "resources", "unified"):
+        value = value.get(name) if isinstance(value, dict) else None
+    return value if isinstance(value, dict) else {}
+
+
 def device_rules(config: Document) -> List[Any]:
     """linux.resources.devices; [] when there are none."""
     value: Any = config
@@ -355,15 +361,16 @@ def device_rules(config: Document) -> List[Any]:
     return value if isinstance(value, list) else []
 
 
-def opening_rules(config: Document) -> List[Any]:
+def opening_rules(config: Document, complete: bool) -> List[Any]:
     """The device rules that let a container read or write, as (type, major, minor, the rule in words); a type or a number
     that the rule leaves open is None.
 
-    A rule that denies everything ends all before it.  One that denies less ends nothing here: cgroup v1 takes an
+    `complete`: whether these are all rules.  Then everything is open until a rule denies everything: crun takes the list as
+    it stands.  A rule that denies everything ends all before it.  One that denies less ends nothing here: cgroup v1 takes an
     allowance back only in the very words in which it was given.  Source: OCI runtime specification, "Allowed Device
     list"; Documentation/admin-guide/cgroup-v1/devices.rst.
     """
-    found: List[Any] = []
+    found: List[Any] = [(None, None, None, "the lack of a device rule that denies everything")] if complete else []
     for rule in device_rules(config):
         if not isinstance(rule, dict):
             continue
@@ -374,7 +381,7 @@ def opening_rules(config: Document) -> List[Any]:
         if rule.get("allow") is True:
             if "r" in access or "w" in access:
                 words = " ".join((kind or "a", ":".join("*" if number is None else str(number) for number in (major, minor)), access))
-                found.append((kind, major, minor, words))
+                found.append((kind, major, minor, f"the engine's device rule {words!r}"))
         elif kind is major is minor is None and "r" in access and "w" in access:
             found = []
     return found

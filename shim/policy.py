@@ -24,6 +24,7 @@ _LOADER_PREFIXES = ("LD_", "PYTHON")
 _LOADER = frozenset(("PATH", "GCONV_PATH", "GLIBC_TUNABLES", "BASH_ENV", "ENV"))
 # Words of `allow` that a word above them does not grant.  A word above them in `deny` refuses them, too.
 _OWN_WORDS = frozenset(("gpu.all", "gpu.mps_pipe_dir", "gpu.mps_log_dir", "gpu.time_slicing_config_path"))
+_NO_LIMITS = frozenset(("gpu",))
 # Limits whose default depends on the version of control groups (`unified` of check).
 DEPENDS_ON_CGROUPS = frozenset(("memory_reservation", "blkio_weight"))
 
@@ -36,7 +37,8 @@ def check(wish: _request.Request, document: Config, config: Config, names: Seque
         check_word(wish, asked, key, config, trusted)
     for name in wish.env:
         _check_variable(name, wish.source, trusted)
-    _check_limits(wish, document, unified, trusted)
+    if wish.resources.keys() - _NO_LIMITS:
+        _check_limits(wish, document, unified, trusted)
     if wish.rare:
         from shim import reach
         reach.check(wish, document, config, unified)
@@ -61,7 +63,7 @@ def by(config: Config) -> str:
     return str(config.get("policy.by", "[policy]"))
 
 
-def check_devices(wish: _request.Request, names: List[str], count: int, config: Config, aggregates: Sequence[str] = ()) -> None:
+def check_devices(wish: _request.Request, names: List[str], count: int, aggregates: Sequence[str], config: Config) -> None:
     """Raises PolicyError when the devices that a request comes to are more, or of other kinds, than allowed.
 
     `aggregates` are the names among them that stand for every device of their kind, whatever they are called.

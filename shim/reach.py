@@ -204,6 +204,8 @@ def _check_engine(wish: Request, document: Config, unified: bool, trusted: bool)
         if not present and weight > _WEIGHT[unified] and not trusted:
             raise errors.PolicyError(f"{wish.source}: resources.blkio_weight = {weight} gives more than the kernel's default",
                                      f"ask for at most {_WEIGHT[unified]}, or let the engine set it")
+    if "hugepages" in wish.resources and any(key.startswith("hugetlb.") for key in oci.unified(document)):
+        raise errors.PolicyError(f"{wish.source}: resources.hugepages: the engine has set such limits in linux.resources.unified")
     limits = ocikeys.hugepages(document)
     for size, limit in wish.resources.get("hugepages", {}).items():
         if type(limits.get(size)) is int and limit > limits[size]:

@@ -287,9 +287,11 @@ def from_annotations(annotations: Dict[str, Any], prefix: str, container: Option
     found = {key[len(prefix):]: value for key, value in annotations.items() if key.startswith(prefix)}
     if not found:
         return None
-    size = sum(len(key) + len(value) for key, value in found.items() if isinstance(value, str))
+    size = sum(len(prefix) + len(key) + len(value) for key, value in found.items() if isinstance(value, str))
+    if size > MAX_ANNOTATIONS // 4:  # a character has up to four bytes
+        size = sum(len((prefix + key + value).encode("utf-8", "surrogatepass")) for key, value in found.items() if isinstance(value, str))
     if size > MAX_ANNOTATIONS:
-        raise errors.RequestError(f"the annotations {prefix}* hold {size} characters, more than {MAX_ANNOTATIONS}")
+        raise errors.RequestError(f"the annotations {prefix}* hold {size} bytes, more than {MAX_ANNOTATIONS}")
     if MARK in found:
         raise errors.RequestError(f"annotation {prefix}{MARK} is Chandler's own mark", "remove it")
     pod_wide: Document = {}

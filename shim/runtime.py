@@ -13,7 +13,7 @@ import time
 from shim import args as _args
 from shim import caller as _caller
 from shim import configjson, engine, errors, files, grants, host, inventory, jsontext, oci, runtimes
-from shim.edits import merge
+from shim.edits import ENV, merge
 from shim.errors import ChandlerError
 from shim.inventory import Place
 from shim.request import MARK
@@ -140,7 +140,7 @@ def _equip(path: str, stored: Inventory, place: Place, call: _args.Invocation, k
         keeper.keep_lease(binary)
     directory = path.rpartition("/")[0] or "."
     caller = _caller.of_call(call.root, directory, call.id, source.value, bundle.built(source.value))
-    known: Dict[str, Any] = {"caller": caller, "id": call.id, "bundle": directory, "handler": program.rpartition("/")[2]}
+    known: Dict[str, Any] = {"caller": caller, "id": call.id, "bundle": directory, "handler": program.rpartition("/")[2], "rootless": place.rootless}
     before_it = None
     if call.verb == "restore":
         from shim import records
@@ -279,10 +279,12 @@ def _log(target: str, container: str, made: engine.Plan, binary: str, before: st
     counts: Dict[str, int] = {}
     for edit in made.edits.items:
         counts[edit[0]] = counts.get(edit[0], 0) + 1
+    hidden = any(edit[0] == ENV and type(edit[2]) is not str for edit in made.edits.items)  # shim.secrets.Hidden
     more = {} if made.sharing is None else {"sharing": made.sharing.marks}
     report.line(target, {
         "time": report.now(), "container": container, "source": made.request.source, "devices": made.names,
-        "edits": counts, "runtime": binary, "before": before, "after": after,
+        # the digest of a config.json with a secret in it would let a reader of the log try values
+        "edits": counts, "runtime": binary, "before": before, **({} if hidden else {"after": after}),
         "ms": int((time.monotonic() - started) * 1000), **more})
 
 

@@ -192,8 +192,12 @@ def _devices(value: List[Document], wish: Document, document: Document, origin: 
 
 def _storage(value: List[Document], wish: Document, document: Document, origin: str, facts: Facts) -> List[Edit]:
     items: List[Edit] = []
+    places: Dict[str, str] = {}
     for storage in value:
         target = facts.target(storage["target"], storage["type"])
+        if target in places:
+            raise errors.RequestError(f"{storage['target']} and {places[target]} are one place in the image, {target}", "mount it once")
+        places[target] = storage["target"]
         if storage["type"] == "tmpfs":
             options = ["nosuid", "nodev"]
             options += [f"{key}={storage[key]}" for key in ("size", "mode") if key in storage]
@@ -203,6 +207,11 @@ def _storage(value: List[Document], wish: Document, document: Document, origin: 
             options = ["rbind", "rprivate", "ro" if storage.get("readonly") else "rw"]
             mount = {"destination": target, "type": "bind", "source": found, "options": options}
         items.append((MOUNT, target, mount, origin))
+    for _, outer, mount, _ in items:
+        if mount["type"] == "bind":
+            for target, asked in places.items():
+                if target.startswith(outer + "/"):
+                    facts.within(mount["source"], target[len(outer):], f"{asked} lies in {places[outer]}")
     return items
 
 

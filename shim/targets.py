@@ -39,22 +39,44 @@ def judged(document: Dict[str, Any], edits: Edits, root: str) -> Edits:
     image = Image(root, document)
     hosts, mounts = image.hosts, image.mounts
     moved: Dict[str, str] = {}
-    for kind, path, _, origin in edits.items:
+    ours: Dict[str, Any] = {}
+    directories = set()
+    for kind, path, mount, origin in edits.items:
         if kind != MOUNT:
             continue
+        ours[path] = mount
         # most targets are files that are not there yet, in a directory that was looked at for the one before
         at = path.rfind("/")
-        above = hosts.get(path[:at])
+        directory = path[:at]
+        directories.add(directory)
+        above = hosts.get(directory)
         if (above is not None and _ACCESS and path[at + 1:] not in _DOTS and path not in mounts
                 and not (above and posix.access(above + path[at:], posix.F_OK, follow_symlinks=False))):
             continue
         resolved = image.resolve(path, origin)
         if resolved != path and path not in mounts:
             moved[path] = resolved  # a mount of the engine's at the very same path is replaced, and found by that path
+    for directory in directories:
+        while directory:
+            if directory in ours:
+                _check_nested(ours, directory, {edit[1]: edit[3] for edit in edits.items if edit[0] == MOUNT})
+            directory = directory[:directory.rfind("/")] if "/" in directory else ""
     if not moved:
         return edits
     return Edits([(MOUNT, moved[edit[1]], {**edit[2], "destination": moved[edit[1]]}, edit[3])
                   if edit[0] == MOUNT and edit[1] in moved else edit for edit in edits.items])
+
+
+def _check_nested(mounts: Dict[str, Any], outer: str, origins: Dict[str, str]) -> None:
+    """A target below a directory that is mounted by the same edits, `outer`: no link in it may lead the target elsewhere."""
+    source = mounts[outer].get("source")
+    if not _bound(mounts[outer]):
+        return
+    inside = Image(str(source), {})
+    for target, origin in origins.items():
+        if target.startswith(outer + "/") and not inside.plain(clean(target[len(outer):])):
+            raise errors.BundleError(f"{origin}: a link in {source}, which is mounted on {outer}, leads {target} elsewhere",
+                                     "take a target without links")
 
 
 class Image:
@@ -92,6 +114,10 @@ class Image:
             raise errors.BundleError(f"{origin}: the image leads {path} to {resolved}, and nothing is mounted over {kernel}",
                                      "take another target, or another image")
         return resolved
+
+    def plain(self, path: str) -> bool:
+        """Whether no link is on the way to a path, nor at its end."""
+        return self._host(path) is not None
 
     def kernel(self, path: str) -> str:
         """The kernel's file system that a resolved path is in, or ''."""

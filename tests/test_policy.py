@@ -137,26 +137,26 @@ def test_what_is_denied_is_refused_whatever_is_allowed(document: dict[str, Any],
 # --- devices --------------------------------------------------------------------------------------------------
 
 def test_max_gpus() -> None:
-    policy.check_devices(wish({}), ["nvidia.com/gpu=0"], 2, config(max_gpus=2))
+    policy.check_devices(wish({}), ["nvidia.com/gpu=0"], 2, [], config(max_gpus=2))
     with pytest.raises(PolicyError, match="asks for 3 devices; max-gpus of .policy. is 2"):
-        policy.check_devices(wish({}), ["nvidia.com/gpu=all"], 3, config(max_gpus=2))
-    policy.check_devices(wish({}), ["nvidia.com/gpu=all"], 3, config(max_gpus=2, trust="all"))
+        policy.check_devices(wish({}), ["nvidia.com/gpu=all"], 3, [], config(max_gpus=2))
+    policy.check_devices(wish({}), ["nvidia.com/gpu=all"], 3, [], config(max_gpus=2, trust="all"))
 
 
 def test_a_device_that_stands_for_all_needs_the_word_whatever_its_name() -> None:
-    policy.check_devices(wish({}), ["nvidia.com/gpu=every"], 3, config(allow=["gpu", "gpu.all"]), ["nvidia.com/gpu=every"])
+    policy.check_devices(wish({}), ["nvidia.com/gpu=every"], 3, ["nvidia.com/gpu=every"], config(allow=["gpu", "gpu.all"]))
     with pytest.raises(PolicyError, match="nvidia.com/gpu=every, which stands for every device of its kind, is not allowed: allow of .policy. has no 'gpu.all'"):
-        policy.check_devices(wish({}), ["nvidia.com/gpu=every"], 3, config(), ["nvidia.com/gpu=every"])
+        policy.check_devices(wish({}), ["nvidia.com/gpu=every"], 3, ["nvidia.com/gpu=every"], config())
     with pytest.raises(PolicyError, match="is refused by 'gpu.all' in deny"):
-        policy.check_devices(wish({}), ["nvidia.com/gpu=every"], 3, config(trust="all", deny=["gpu.all"]), ["nvidia.com/gpu=every"])
+        policy.check_devices(wish({}), ["nvidia.com/gpu=every"], 3, ["nvidia.com/gpu=every"], config(trust="all", deny=["gpu.all"]))
 
 
 def test_kinds() -> None:
-    policy.check_devices(wish({}), ["amd.com/gpu=0", "x.com/y=0"], 2, config(kinds=["x.com/y", "amd.com/gpu"]))
+    policy.check_devices(wish({}), ["amd.com/gpu=0", "x.com/y=0"], 2, [], config(kinds=["x.com/y", "amd.com/gpu"]))
     for name in ("nvidia.com/gpux=0", "nvidia.com/gp=0", "x.com/y=0", "nvidia.com/gpu.x=nvidia.com/gpu"):
         with pytest.raises(PolicyError, match="kinds of .policy. has no " + name.partition("=")[0]):
-            policy.check_devices(wish({}), [name], 1, config())
-        policy.check_devices(wish({}), [name], 1, config(trust="all"))
+            policy.check_devices(wish({}), [name], 1, [], config())
+        policy.check_devices(wish({}), [name], 1, [], config(trust="all"))
 
 
 # --- variables ------------------------------------------------------------------------------------------------

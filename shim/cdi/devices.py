@@ -16,15 +16,33 @@ if TYPE_CHECKING:
     Key = Tuple[str, ...]
 
 
-def device_keys(nodes: Mapping[str, Sequence[Mapping[str, Any]]], stat: Stat) -> Dict[str, Key]:
-    """The physical key of each device of one file, from the device nodes of each.
+class Identities:
+    """What the device nodes of one file are on the host: `sets`, those of each device, and `shared`, what all have."""
 
-    A key is the sorted set of what the nodes are on the host, less what every device of the file shares; if that
-    leaves nothing, the whole set; without nodes, the name itself.  Equal keys mean one physical device.
-    """
-    sets = {name: frozenset(_identity(node, stat) for node in own) for name, own in nodes.items()}
-    shared = frozenset.intersection(*sets.values()) if sets else frozenset()
-    return {name: tuple(sorted(own - shared or own)) or (name,) for name, own in sets.items()}
+    __slots__ = ("sets", "shared")
+
+    def __init__(self, nodes: Mapping[str, Sequence[Mapping[str, Any]]], stat: Stat) -> None:
+        self.sets = {name: frozenset(_identity(node, stat) for node in own) for name, own in nodes.items()}
+        self.shared: FrozenSet[str] = frozenset.intersection(*self.sets.values()) if self.sets else frozenset()
+
+    def telling(self) -> FrozenSet[str]:
+        """What tells the devices of this file apart; nothing in a file with one device."""
+        return frozenset().union(*self.sets.values()) - self.shared if len(self.sets) > 1 else frozenset()
+
+    def keys(self, telling: FrozenSet[str] = frozenset()) -> Dict[str, Key]:
+        """The physical key of each device: the sorted set of its nodes, less what every device of the file shares; if that
+        leaves nothing, the whole set; without nodes, the name itself.  Equal keys mean one physical device.
+
+        `telling`: what tells devices apart in any file.  A GPU that is part of every device of a file is no node that all
+        GPUs share.
+        """
+        common = self.shared - telling
+        return {name: tuple(sorted(own - common or own)) or (name,) for name, own in self.sets.items()}
+
+
+def device_keys(nodes: Mapping[str, Sequence[Mapping[str, Any]]], stat: Stat) -> Dict[str, Key]:
+    """The physical key of each device of one file that is alone, from the device nodes of each."""
+    return Identities(nodes, stat).keys()
 
 
 def _identity(node: Mapping[str, Any], stat: Stat) -> str:
@@ -43,7 +61,7 @@ def _identity(node: Mapping[str, Any], stat: Stat) -> str:
     return f"{'c' if kind == 'u' else kind}{major}:{minor}"
 
 
-class _Sets:
+class Sets:
     """Sets that can be asked for those that share an element, without looking at all of them."""
 
     def __init__(self) -> None:
@@ -60,7 +78,7 @@ class _Sets:
 def aggregates(keys: Iterable[Key]) -> Set[Key]:
     """The keys that stand for several devices (`all`): strict supersets of at least two disjoint others."""
     wholes = {frozenset(key): key for key in keys}
-    sets = _Sets()
+    sets = Sets()
     for one in wholes:
         sets.add(one)
     return {
@@ -68,6 +86,18 @@ def aggregates(keys: Iterable[Key]) -> Set[Key]:
         for whole, key in wholes.items()
         if len(whole) > 1 and _any_disjoint([part for part in sets.near(whole) if part < whole])
     }
+
+
+def smallest(keys: Iterable[Key]) -> Sets:
+    """Those of some keys of which no other is a part."""
+    every, found = Sets(), Sets()
+    wholes = {frozenset(key) for key in keys}
+    for one in wholes:
+        every.add(one)
+    for one in wholes:
+        if not any(part < one for part in every.near(one)):
+            found.add(one)
+    return found
 
 
 def _any_disjoint(parts: List[FrozenSet[str]]) -> bool:
@@ -89,7 +119,7 @@ def pick(keys: Mapping[str, Key], count: int) -> List[str]:
     one already taken, or has one as its part.
     """
     skipped = aggregates(keys.values())
-    taken = _Sets()
+    taken = Sets()
     names: List[str] = []
     for key, alike in groups(keys):
         if len(names) >= count:

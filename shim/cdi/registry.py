@@ -17,7 +17,7 @@ from shim.oci import clean
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Dict, Iterable, List, Optional, Sequence, Tuple, Union
+    from typing import Dict, FrozenSet, Iterable, List, Optional, Sequence, Tuple, Union
 
     from shim.cdi.spec import Spec
     from shim.edits import Edit, Stat
@@ -44,18 +44,18 @@ class File:
         self.priority = priority
         self.spec = spec
 
-    def device_keys(self, stat: Stat) -> Dict[str, Tuple[str, ...]]:
-        """The physical key of each device; see shim.cdi.devices."""
+    def identities(self, stat: Stat) -> physical.Identities:
+        """What its devices' nodes are on the host."""
         nodes = {
             name: [value for kind, _, value, _ in own if kind == DEVICE] for name, own in self.spec.devices.items()
         }
-        return physical.device_keys(nodes, stat)
+        return physical.Identities(nodes, stat)
 
 
 class Registry:
     """The state of the CDI directories, in tables by path or by qualified name."""
 
-    __slots__ = ("conflicts", "devices", "directories", "files", "problems", "shadowed")
+    __slots__ = ("conflicts", "devices", "directories", "files", "problems", "shadowed", "_identities", "_telling")
 
     def __init__(self, directories: Sequence[str]) -> None:
         self.directories: List[str] = list(directories)  # in order, the last has the highest priority
@@ -64,6 +64,8 @@ class Registry:
         self.devices: Dict[str, File] = {}  # qualified name -> the file that defines it
         self.shadowed: Dict[str, List[str]] = {}  # qualified name -> files whose definition does not count
         self.conflicts: Dict[str, List[str]] = {}  # qualified name -> files at the highest priority that clash
+        self._identities: Optional[Dict[str, physical.Identities]] = None  # by path, once somebody asks for keys
+        self._telling: FrozenSet[str] = frozenset()
 
     @classmethod
     def build(cls, directories: Sequence[Directory], hook_env: Optional[Sequence[str]] = SAFE_HOOK_ENV) -> Registry:
@@ -157,10 +159,13 @@ class Registry:
 
     def device_keys(self, kind: str, stat: Stat) -> Dict[str, Tuple[str, ...]]:
         """The physical keys of all resolvable devices of a kind, by device name."""
+        if self._identities is None:
+            self._identities = {file.path: file.identities(stat) for file in self.files}
+            self._telling = frozenset().union(*(each.telling() for each in self._identities.values()))
         found: Dict[str, Tuple[str, ...]] = {}
         for file in self.files:
             if file.spec.kind == kind:
-                for device, key in file.device_keys(stat).items():
+                for device, key in self._identities[file.path].keys(self._telling).items():
                     if self.devices.get(f"{kind}={device}") is file:
                         found[device] = key
         return found

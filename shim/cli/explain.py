@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
     if inventory.config["gpu.allocator"] == "leases":
         held = Ledger(place.trusted_state_dir(inventory.config["state-dir"]), place.rootless).read()
     who = caller.caller(arguments, path, document, bundle.built(document))
-    known = {"caller": who, "id": "ID", "bundle": os.path.dirname(os.path.abspath(path)), "handler": arguments.handler}
+    known = {"caller": who, "id": "ID", "bundle": os.path.dirname(os.path.abspath(path)), "handler": arguments.handler, "rootless": place.rootless}
     try:
         made = engine.plan(document, inventory, held=held, known=known)
     except Stale:  # the stored inventory lost a part while we read it

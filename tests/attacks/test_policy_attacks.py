@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -207,3 +208,93 @@ def test_a_link_leads_no_working_directory_into_the_kernel_s(attacked: Attacked)
     attacked.policy(STORAGE)
     made = attacked.bundle(("true",), link("/w", "/proc/self/fd"), command={"workdir": "/w/7"})
     assert "the image leads /w/7 to /proc/self/fd/7" in attacked.refused(made)
+
+
+@pytest.mark.parametrize("runtime", ["runc", "crun"], indirect=True)
+def test_a_target_in_what_the_request_itself_mounts(attacked: Attacked) -> None:
+    """One container makes links in a directory, another has it mounted and a target behind such a link."""
+    attacked.policy(STORAGE)
+    shared = os.path.join(attacked.place, "shared")
+    os.makedirs(shared + "/plain")
+    os.symlink("/proc", shared + "/toproc")
+    outer = {"type": "bind", "source": shared, "target": "/x"}
+    for inner in ({"type": "tmpfs", "target": "/x/toproc/sys"}, {"type": "bind", "source": attacked.place, "target": "/x/toproc"}, {"type": "tmpfs", "target": "/x/plain"}):
+        for storage in ([outer, inner], [inner, outer]):
+            assert f"{inner['target']} lies in /x, which the request mounts" in attacked.refused(attacked.bundle(MOUNTS, storage=storage))
+    attacked.policy('[policy]\ntrust = "all"\n')
+    assert "/toproc is a link" in attacked.refused(attacked.bundle(MOUNTS, storage=[outer, {"type": "tmpfs", "target": "/x/toproc/sys"}]))
+    assert "on /x/plain" in attacked.output(attacked.bundle(MOUNTS, storage=[outer, {"type": "tmpfs", "target": "/x/plain"}])).splitlines()
+
+
+@pytest.mark.parametrize("runtime", ["runc"], indirect=True)
+def test_a_library_below_what_the_request_mounts(attacked: Attacked) -> None:
+    directory, library, shared = (os.path.join(attacked.place, name) for name in ("cdi", "libcuda.so.1", "shared"))
+    os.makedirs(directory)
+    os.makedirs(shared)
+    gpu_node.write(library, "")
+    gpu_node.write(os.path.join(directory, "nvidia.yaml"), gpu_node.spec(attacked.node, mounts=[(library, "/usr/lib/driver/libcuda.so.1")]))
+    os.symlink("/proc/sysrq-trigger", shared + "/libcuda.so.1")
+    attacked.policy(STORAGE, directory)
+    made = attacked.bundle(MOUNTS, storage=[{"type": "bind", "source": shared, "target": "/usr/lib/driver"}], **gpu(count=1))
+    assert "leads /usr/lib/driver/libcuda.so.1 elsewhere" in attacked.refused(made)
+
+
+@pytest.mark.parametrize("runtime", ["runc"], indirect=True)
+def test_one_place_by_two_names_and_the_engine_s_kernel_mounts(attacked: Attacked) -> None:
+    attacked.policy(STORAGE)
+    made = attacked.bundle(MOUNTS, link("/l", "/srv"), storage=[{"type": "tmpfs", "target": "/l/q"}, {"type": "tmpfs", "target": "/srv/q"}])
+    assert "are one place in the image, /srv/q" in attacked.refused(made)
+    made = attacked.bundle(MOUNTS, storage=[{"type": "tmpfs", "target": "/kernel/sys"}])
+    config = made.config
+    config["mounts"].append({"destination": "/kernel", "type": "proc", "source": "proc"})
+    made.config = config
+    assert "/kernel/sys lies in /kernel, which is the kernel's" in attacked.refused(made)
+
+
+@pytest.mark.parametrize("runtime", ["runc", "crun"], indirect=True)
+def test_an_engine_that_denies_nothing_opens_everything(attacked: Attacked) -> None:
+    """crun takes the list of rules as it stands, and an empty one denies nothing."""
+    other = attacked.node.gpus[-1]
+    lists: list[dict[str, Any]] = [{}, {"devices": []}, {"devices": None}, {"devices": [{"allow": False, "type": "b"}]}, {"devices": [{"allow": False, "access": "m"}]}]
+    for resources in lists:
+        made = attacked.bundle(("sh", "-c", f"mknod /tmp/x c {other.major} {other.minor}; (: < /tmp/x) && echo OPENED; true"), **gpu(count=1))
+        config = made.config
+        config["linux"]["resources"] = resources
+        made.config = config
+        assert "the lack of a device rule that denies everything opens nvidia.com/gpu=" in attacked.refused(made)
+
+
+@pytest.mark.parametrize("runtime", ["runc"], indirect=True)
+def test_an_inherited_score_is_not_loosened(attacked: Attacked) -> None:
+    made = attacked.bundle(resources={"oom_score_adj": 0})
+    config = made.config
+    config["process"].pop("oomScoreAdj", None)
+    made.config = config
+    argv = ["sh", "-c", 'echo 500 > /proc/self/oom_score_adj && exec "$@"', "sh", *attacked.engine.argv("run", "--bundle", made.directory, "scored", log=made.log)]
+    done = subprocess.run(argv, check=False, env=attacked.engine.env, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert done.returncode == 1 and "resources.oom_score_adj = 0 loosens the engine's 500" in done.stderr
+
+
+@pytest.mark.parametrize("runtime", ["runc"], indirect=True)
+def test_devices_that_hold_several_gpus(attacked: Attacked) -> None:
+    """Another file of the administrator's describes pairs and more: what all its devices share is no control node for that."""
+    directory = os.path.join(attacked.place, "cdi")
+    os.makedirs(directory)
+    node = attacked.node
+    gpu_node.write(os.path.join(directory, "nvidia.yaml"), gpu_node.spec(node))
+
+    def device(name: str, gpus: list[gpu_node.Device]) -> dict[str, Any]:
+        return {"name": name, "containerEdits": {"deviceNodes": [{"path": each.inside, "hostPath": each.host} for each in gpus]}}
+    more = [device("everything", node.gpus), device("pair", node.gpus[:2]), device("seven", node.gpus[:-1])]
+    gpu_node.write(os.path.join(directory, "more.json"), json.dumps({"cdiVersion": "0.5.0", "kind": "nvidia.com/gpu", "devices": more}))
+    alone = [device("x", node.gpus)]
+    gpu_node.write(os.path.join(directory, "amd.json"), json.dumps({"cdiVersion": "0.5.0", "kind": "example.com/gpu", "devices": alone}))
+    attacked.policy("", directory)
+    assert "nvidia.com/gpu=everything, which stands for every device of its kind, is not allowed" in attacked.refused(attacked.bundle(**gpu(devices=["everything"])))
+    attacked.policy('[policy]\nallow = ["gpu", "gpu.all"]\nkinds = ["nvidia.com/gpu", "example.com/gpu"]\nmax-gpus = 6\n', directory)
+    for name, count in (("everything", 8), ("seven", 7), ("example.com/gpu=x", 8)):
+        assert f"asks for {count} devices; max-gpus" in attacked.refused(attacked.bundle(**gpu(devices=[name])))
+    held = attacked.bundle(("sleep", "60"), **gpu(devices=["1"]))
+    attacked.engine.create(held, "holder")
+    done = attacked.engine.run(attacked.bundle(**gpu(devices=["pair"])), "second", check=False)
+    assert done.returncode == 1 and "holds nvidia.com/gpu=1" in done.stderr
