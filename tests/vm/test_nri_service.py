@@ -38,7 +38,7 @@ class Service:
     def leases(self) -> dict[str, str]:
         """Container to owner, from the ledger itself, which is looked at often here."""
         with open(os.path.join(self.chandler.state, "leases"), encoding="utf-8") as ledger:
-            return {lease["id"]: lease["owner"] for lease in json.load(ledger)}
+            return {lease["id"]: lease["owner"] for lease in json.load(ledger)["leases"]}
 
 
 @pytest.fixture

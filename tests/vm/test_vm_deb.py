@@ -217,13 +217,19 @@ def test_another_python(package: Package, cri: CRI, lab: str) -> None:
     assert not [path for path in old if os.path.exists(path)]
 
 
+def write_own(text: str) -> None:
+    """A person's own configuration."""
+    with open("/etc/chandler/config.d/99-mine.toml", "w", encoding="utf-8") as file:
+        file.write(text)
+
+
 def test_removed_and_purged(package: Package, containerd: Containerd, cri: CRI, gpus: Node, place: str) -> None:
     engine = Engine(["/usr/bin/chandler-runtime"], place + "/root")
     made = bundle.make(place + "/b", ["sleep", "60"], ONE)
+    write_own('engines = ["other"]\n')
     engine.create(made, "one")
     config = os.path.join(containerd.directory, "config.toml")
-    with open("/etc/chandler/config.d/99-mine.toml", "w", encoding="utf-8") as file:
-        file.write('[cdi]\ngenerate-dir = "/etc/cdi"\n')
+    write_own('[cdi]\ngenerate-dir = "/etc/cdi"\n')
     said = sh("dpkg", "--remove", "chandler")
     assert "one is still there" in said
     assert not os.path.exists(CODE) and not os.path.exists("/usr/bin/chandler-runtime") and not launch()
@@ -249,14 +255,13 @@ def test_the_other_package(place: str) -> None:
     assert state("chandler-refresh.path") == ("active", "enabled") and state("chandler-nri.service") == ("inactive", "disabled")
     image = f"{CODE}/create-{TAG}.image"
     assert launch() and os.path.exists(image)
-    with open("/etc/chandler/config.toml", "a", encoding="utf-8") as file:
-        file.write("# mine\n")
+    config = Path("/etc/chandler/config.toml")
+    config.write_text(config.read_text().replace("#engines = []", 'engines = ["other"]') + "# mine\n")
     engine = Engine(["/usr/bin/chandler-runtime"], place + "/root")
     engine.create(bundle.make(place + "/b", ["sleep", "60"], ONE), "one")
     rpm("--upgrade", f"/share/rpms/chandler-{NEWER}-1.noarch.rpm")
     assert NEWER in sh("rpm", "--dbpath", f"{place}/rpm", "--query", "chandler") and os.path.exists(image) and state("chandler-refresh.path") == ("active", "enabled")
-    with open("/etc/chandler/config.toml", encoding="utf-8") as file:
-        assert file.read().endswith("# mine\n")
+    assert config.read_text().endswith("# mine\n")
     assert "one " in sh("chandler", "leases")
     engine.delete("one", "--force")
     assert "one " not in sh("chandler", "leases")
