@@ -58,10 +58,14 @@ def load_late(name, function):
         setattr(namespace[owner], last, found)
         namespace[last] = kept
     return found
+def late_function(name, function):
+    def call(*given, **named):
+        return load_late(name, function)(*given, **named)
+    return call
 if magic == _frozen_importlib_external.MAGIC_NUMBER:
     for name, package, code in modules:
         module = sys.modules[name] = type(sys)(name)
-        module._load_late = load_late
+        module._late = late_function
         module._modules = sys.modules
         if package:
             module.__path__ = [root + "/" + name.replace(".", "/")]
@@ -105,7 +109,7 @@ class _Bare(ast.NodeTransformer):
 
 
 class _Split(ast.NodeTransformer):
-    """Puts a call of load_late in the place of each late function of a module, and keeps the functions by name.
+    """Puts a function that loads itself in the place of each late function of a module, and keeps the functions by name.
 
     What one module takes from the package itself is there already, since modules stand in the image after those that
     they need: it is looked up without the import system.
@@ -127,8 +131,7 @@ class _Split(ast.NodeTransformer):
         if name not in self.late:
             return node
         self.functions[name] = node
-        stub = ast.parse(f"def {node.name}(*given, **named): return _load_late({self.module!r}, {name!r})(*given, **named)")
-        return stub.body[0]
+        return ast.parse(f"{node.name} = _late({self.module!r}, {name!r})").body[0]
 
     def visit_ImportFrom(self, node: ast.ImportFrom) -> Any:
         names = [f"{node.module}.{alias.name}" for alias in node.names]

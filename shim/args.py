@@ -106,10 +106,10 @@ class Invocation:
     """
 
     __slots__ = ("verb", "index", "edited", "bundle", "config", "id", "words", "root", "log", "log_format",
-                 "systemd_cgroup", "certain", "verb_certain")
+                 "systemd_cgroup", "cgroup_manager", "certain", "verb_certain")
 
     def __init__(self) -> None:
-        self.verb = self.bundle = self.config = self.id = self.root = self.log = self.log_format = ""
+        self.verb = self.bundle = self.config = self.id = self.root = self.log = self.log_format = self.cgroup_manager = ""
         self.index = -1
         self.edited = self.systemd_cgroup = False
         self.words: List[str] = []
@@ -214,6 +214,8 @@ def _note(call: Invocation, found: Found) -> bool:
             setattr(call, name, value)
         elif name == "log-format":
             call.log_format = value
+        elif name == "cgroup-manager":
+            call.cgroup_manager = value
         elif name == "systemd-cgroup":
             call.systemd_cgroup = value not in _FALSE
         elif name in EXITS and value not in _FALSE:

@@ -160,6 +160,13 @@ def config_texts(place: Place, sources: Sources) -> List[Tuple[str, bytes]]:
             names += [f"{directory}/{name}" for name in sorted(os.listdir(directory)) if name.endswith(".toml") and name[0] != "."]
         except OSError as error:
             raise ConfigError(f"the configuration {directory} cannot be read: {error.strerror}") from None
+    for each in (os.path.dirname(place.config_path), directory):
+        try:
+            files.check_way(each, place.owners)  # an empty one, too: somebody else may have taken out what it had
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            raise ConfigError(f"the configuration {each} cannot be read: {error.strerror}") from None
     texts = []
     for path in names:
         if not sources.note_configuration(path):

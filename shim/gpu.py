@@ -103,9 +103,13 @@ def weighed(grant: Grant, inventory: Inventory) -> Tuple[int, List[str]]:
     more than one.  A device of a CDI file may hold several GPUs that the file does not describe singly: of the vendors
     that are known here their own nodes are counted."""
     count, every = len(grant.names) - len(grant.by_cdi), []
+    single = len(grant.keys) == len(grant.names)
     for name in grant.by_cdi:
-        kind = name.partition("=")[0]
         found = inventory.lookup(name)
+        if single and found and len(found[2]) < 2:
+            count += 1
+            continue
+        kind = name.partition("=")[0]
         prefix = NODES[kind][1][0].partition("{")[0] if kind in NODES else ""
         nodes = [edit[1] for edit in found[2] if edit[0] == DEVICE and edit[1].startswith(prefix)] if found and prefix else []
         if len(nodes) > 1:  # nvidia0 and its like, not nvidiactl

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     Entry = Dict[str, Any]
 
+NO_GROUP = "//"  # as `group`: the runtime was told to make none (crun's --cgroup-manager=disabled), so there is nothing to see
 _INITIAL = "pid:[4026531836]"  # PROC_PID_INIT_INO in the kernel's include/linux/proc_ns.h; from there every process is seen
 _PAGE, _MAX = 4095, 64 << 20  # bytes of a file in /proc: what most have at the most, and a bound
 
@@ -70,6 +71,8 @@ def patterns(group: str, container: str) -> List[List[str]]:
     Source: runc's libcontainer/cgroups, crun's cgroup-systemd.c, youki's libcgroups; engines put the id in such a name.
     """
     names = _components(group)
+    if group == NO_GROUP:
+        return []
     if not names:
         return [[container], *([f"{prefix}-{container}.scope"] for prefix in ("runc", "crun", "youki", "libpod", "docker", "crio", "cri-containerd"))]
     found = [names, [*names[:-1], names[-1] + ".scope"]]
@@ -88,7 +91,12 @@ def in_use(entry: Entry) -> bool:
 
 def _components(path: str) -> List[str]:
     """The names of a group's path, without /sys/fs/cgroup and the name after it, which may be a hierarchy of version 1."""
-    names = [name for name in path.split("/") if name not in ("", ".", "..")]
+    names: List[str] = []
+    for name in path.split("/"):
+        if name == "..":
+            names = names[:-1]
+        elif name not in ("", "."):
+            names.append(name)
     if names[:3] == ["sys", "fs", "cgroup"]:
         names = names[4:] if len(names) > 4 else names[3:]
     return names

@@ -336,8 +336,10 @@ def resource(config: Document, controller: str, key: str, kind: Any = int) -> An
     return value
 
 
-def cgroups_path(config: Document, edits: Edits) -> str:
-    """linux.cgroupsPath as it will be with some edits, '' for none."""
+def cgroups_path(config: Document, edits: Edits, manager: str = "") -> str:
+    """linux.cgroupsPath as it will be with some edits, '' for none, `//` where the runtime is told to make no group."""
+    if manager == "disabled":
+        return "//"
     linux = config.get("linux")
     path = linux.get("cgroupsPath") if isinstance(linux, dict) else None
     for _, key, value, _ in edits.of(_edits.LINUX):

@@ -39,6 +39,7 @@ def run(state_dir: str, private: bool, asked: bool = False, force: bool = False)
     kept = Ledger(state_dir, private)
     with Lock(kept.path + ".creating"), Lock(kept.path + ".lock"):
         present: List[Dict[str, Any]] = []
+        was_there = os.path.lexists(kept.path)
         try:
             present = kept.read()
             if not asked:
@@ -46,6 +47,8 @@ def run(state_dir: str, private: bool, asked: bool = False, force: bool = False)
         except Damaged:
             pass
         made = gather(state_dir, present)
+        if not asked and was_there and not any(True for _ in records.every(state_dir)):
+            made.doubts.append("its grant records are lost, too")
         if not asked and os.path.exists(grants.nri(state_dir)):
             made.doubts.append("the NRI plugin may have given GPUs to containers that are not there yet")
         if made.doubts and not force:

@@ -135,7 +135,7 @@ def _equip(path: str, stored: Inventory, place: Place, call: _args.Invocation, k
     except ChandlerError as error:
         raise errors.BundleError(f"{path}: {error.what}") from None
     root = runtimes.state_root(call.root, kind, place.rootless, environment, call.bundle)
-    keeper = _Keeper(state_dir, root, call.id, place.rootless)
+    keeper = _Keeper(state_dir, root, call.id, place.rootless, call.cgroup_manager)
     if config["gpu.allocator"] == "leases":
         keeper.keep_lease(binary)
     directory = path.rpartition("/")[0] or "."
@@ -167,7 +167,7 @@ def _equip(path: str, stored: Inventory, place: Place, call: _args.Invocation, k
             "id": call.id, "root": root, "runtime": binary, "config": path, "source": made.request.source,
             "devices": made.names, "physical": made.keys, "before": before, "after": after, "time": int(time.time()),
             "rules": [rule for rule in oci.device_rules(equipped) if rule not in given],  # for later updates
-            "grant": grant, "engine": caller.engine, **keeper.creation, "group": oci.cgroups_path(source.value, made.edits),
+            "grant": grant, "engine": caller.engine, **keeper.creation, "group": oci.cgroups_path(source.value, made.edits, call.cgroup_manager),
         }
         if keeper.lease is not None and made.keys:
             record["token"] = keeper.lease["token"]
@@ -198,13 +198,14 @@ def _asks(path: str, stored: Inventory, container: str, program: str) -> bool:
 class _Keeper:
     """What is kept of a container in the state directory, to be undone when its create fails."""
 
-    __slots__ = ("state_dir", "root", "container", "private", "creation", "ledger", "lease", "recorded")
+    __slots__ = ("state_dir", "root", "container", "private", "manager", "creation", "ledger", "lease", "recorded")
 
-    def __init__(self, state_dir: str, root: str, container: str, private: bool) -> None:
+    def __init__(self, state_dir: str, root: str, container: str, private: bool, manager: str) -> None:
         self.state_dir = state_dir
         self.root = root
         self.container = container
         self.private = private
+        self.manager = manager
         self.creation = host.creation(root)
         self.ledger: Any = None
         self.lease: Any = None
@@ -233,7 +234,7 @@ class _Keeper:
 
         def take(held: Any) -> engine.Plan:
             taken = wanted.take(held)
-            self.lease["group"] = oci.cgroups_path(document, taken.edits)
+            self.lease["group"] = oci.cgroups_path(document, taken.edits, self.manager)
             return taken
 
         try:

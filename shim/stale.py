@@ -44,7 +44,8 @@ def is_gone(entry: Dict[str, Any]) -> bool:
         return False
     if os.path.exists(os.path.join(state, _file(entry["runtime"]))):
         return _status(entry) == "stopped"
-    return liveness.visible(entry)
+    # nothing else tells of a container without a control group
+    return entry.get("group") != liveness.NO_GROUP and liveness.visible(entry)
 
 
 def _file(runtime: str) -> str:

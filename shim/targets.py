@@ -12,7 +12,7 @@ import posix
 
 from shim import errors
 from shim.edits import MOUNT, Edits
-from shim.oci import clean
+from shim.oci import absolute, clean
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class Image:
         self._root = root
         self.hosts: Dict[str, Optional[str]] = {"": root}
         mounts = document.get("mounts")
-        found = {clean(mount["destination"]): mount for mount in (mounts if isinstance(mounts, list) else ())
+        found = {absolute(mount["destination"]): mount for mount in (mounts if isinstance(mounts, list) else ())
                  if isinstance(mount, dict) and isinstance(mount.get("destination"), str)}
         if exact:
             found = {self._walk(path, "config.json"): mount for path, mount in found.items()}
