@@ -19,7 +19,7 @@ ID = "0123456789abcdef" * 4
     (f"a.slice:libpod:{ID}", ID, f"/a.slice/libpod-{ID}.scope/container", True), (f"a.slice:libpod:{ID}", ID, f"/a.slice/libpod-conmon-{ID}.scope", False),
     ("a.slice::own", "c", "/a.slice/own.scope", True), ("a.slice:x:b.slice", "c", "/a.slice/b.slice", True),
     ("", ID, f"/kubepods/pod1/{ID}", True), ("", ID, f"/kubepods.slice/cri-containerd-{ID}.scope", True), ("", ID, f"/crio-conmon-{ID}.scope", False),
-    ("", "c", "/user.slice", False), ("/", "c", "/user.slice", False),
+    ("", "c", "/user.slice", False), ("/", "c", "/user.slice", False), ("/a-b/../grp", "c", "/grp", True), ("../grp", "c", "/grp", True), (liveness.NO_GROUP, ID, f"/a/{ID}", False),
 ])
 def test_groups_of_every_driver(group: str, container: str, path: str, inside: bool) -> None:
     patterns = liveness.patterns(group, container)
@@ -82,3 +82,9 @@ def test_a_root_is_its_resolved_absolute_path(tmp_path: Path, monkeypatch: pytes
     monkeypatch.chdir(tmp_path)
     place = os.path.realpath(tmp_path)
     assert runtimes.state_root(given.replace("P", place), kind, False, {}, "bundle") == wanted.replace("P", place)
+
+
+def test_without_a_control_group_nobody_is_gone_because_his_record_is(tmp_path: Path) -> None:
+    made = entry(tmp_path, pid=4194000, started=1, id="c", runtime="/bin/false")
+    assert stale.is_gone({**made, "group": "/no/such/group"})
+    assert not stale.is_gone({**made, "group": liveness.NO_GROUP})

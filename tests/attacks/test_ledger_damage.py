@@ -291,6 +291,16 @@ def test_a_ledger_that_is_lost_after_an_upgrade_is_missed(kept: Kept) -> None:
     assert [lease["token"] for lease in kept.ledger.read()] == [token, later["token"]]
 
 
+def test_a_damaged_ledger_whose_records_are_lost_is_not_made_anew_by_itself(kept: Kept) -> None:
+    kept.lose_plugin()
+    shutil.rmtree(grants.directory(kept.state))
+    for name in ("leases", "leases.copy"):
+        Path(kept.state, name).write_bytes(b"")
+    with pytest.raises(HostError, match="its grant records are lost, too"):
+        kept.ledger.allocate(ledger.oci_lease("later", kept.root, "/bin/false", 1_700_000_001), take(2))
+    assert rebuild.run(kept.state, False, asked=True).leases == []
+
+
 # --- through an installation ----------------------------------------------------------------------------------------
 
 

@@ -333,3 +333,28 @@ def test_places_of_the_configuration_that_others_may_write(real: tuple[Installat
         done = engine.run(made, "c2", check=False)
         assert done.returncode == 1 and reason in done.stderr and made.bytes == before
     assert os.listdir(open_to_all) == ["log"]
+
+
+def test_a_directory_of_the_configuration_that_others_may_write(scene: Scene) -> None:
+    """Whoever may write there can have taken out what denied: an empty one is no better than one with files."""
+    directory = os.path.join(scene.etc, "config.d")
+    os.makedirs(directory, exist_ok=True)
+    os.chmod(directory, 0o777)
+    try:
+        done, ran = scene.call("create", "--bundle", scene.asked.directory, "c")
+    finally:
+        os.rmdir(directory)
+    assert done.returncode == 1 and not ran and f"{directory} can be written by others" in done.stderr
+
+
+def test_a_launch_line_that_is_no_file_holds_nobody_up(scene: Scene) -> None:
+    launch = os.path.join(scene.etc, "launch")
+    os.unlink(launch)
+    os.mkfifo(launch)
+    try:
+        assert scene.call("state", "c", wrap=["timeout", "30"])[0].returncode != 124
+        done, ran = scene.call("create", "--bundle", scene.plain.directory, "c", wrap=["timeout", "30"])
+        assert done.returncode == 0 and ran, done.stderr
+    finally:
+        os.unlink(launch)
+        scene.installation.refresh()
