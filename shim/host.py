@@ -164,11 +164,7 @@ def unified_cgroups() -> bool:
 def oom_score() -> int:
     """This process' oom_score_adj.  Source: proc_pid_oom_score_adj(5)."""
     try:
-        descriptor = posix.open("/proc/self/oom_score_adj", posix.O_RDONLY | posix.O_CLOEXEC)
-        try:
-            return int(posix.read(descriptor, 64))
-        finally:
-            posix.close(descriptor)
+        return int(_text("/proc/self/oom_score_adj"))
     except (OSError, ValueError):
         return 0
 
