@@ -64,8 +64,9 @@ class Wanted:
         self._config = config
         self._share: Optional[Sharing] = None
         self._built = known.get("built", False)
-        # without root no rule counts, and no node can be made; what NRI does not tell of rules is not known
-        self._rules = [] if known.get("rootless") else oci.opening_rules(document, "bundle" in known)
+        # without root no rule counts; in a user namespace no node can be made; what NRI does not tell of rules is not known
+        complete = "bundle" in known and not oci.in_user_namespace(document)
+        self._rules = [] if known.get("rootless") else oci.opening_rules(document, complete)
         if request.gpu is not None and not _request.SHARING.isdisjoint(request.gpu):
             from shim import sharing
             self._share = sharing.wished(request.gpu, document, config, request.source, leased)

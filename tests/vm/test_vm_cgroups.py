@@ -15,9 +15,9 @@ from lab.install import Installation
 from lab.plugin import until
 from lab.units import systemctl
 
-WISH = {"cpu": "500m", "memory": "64Mi", "memory_swap": "96Mi", "memory_reservation": "32Mi", "pids_limit": 77, "cpu_shares": 512, "oom_score_adj": 500}
+WISH = {"cpu": "500m", "memory": "64Mi", "memory_swap": "96Mi", "pids_limit": 77, "cpu_shares": 512, "oom_score_adj": 500}
 # What the kernel then says. Swap is without memory there; runtimes make two different weights of 512 shares.
-LIMITS = {"cpu.max": {"50000 100000"}, "memory.max": {str(64 << 20)}, "memory.swap.max": {str(32 << 20)}, "memory.low": {str(32 << 20)},
+LIMITS = {"cpu.max": {"50000 100000"}, "memory.max": {str(64 << 20)}, "memory.swap.max": {str(32 << 20)},
           "pids.max": {"77"}, "cpu.weight": {"20", "59"}}
 FILES = f"cd /sys/fs/cgroup; for file in {' '.join(LIMITS)}; do echo $file=$(cat $file); done; echo oom=$(cat /proc/self/oom_score_adj)"
 RUNTIMES = ("runc", "newer-runc", "crun", "newer-crun")
