@@ -19,7 +19,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import List
 
-PATIENCE = 2.0  # seconds for processes that have been killed
+PATIENCE = 8.0  # seconds for processes that have been killed, on a machine that is busy
 _PAUSE = 0.02
 
 
