@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from lab import served
 
+from shim import ledger
 from shim.cli import given, ps
 from shim.errors import HostError
 from shim.generate import nvml
@@ -187,7 +188,7 @@ def test_the_command(tmp_path: Any) -> None:
     config = tmp_path / "config.toml"
     config.write_text(f'state-dir = "{tmp_path}/state"\n')
     (tmp_path / "state/grants").mkdir(parents=True)
-    (tmp_path / "state/leases").write_text(json.dumps(LEASES))
+    ledger.Ledger(str(tmp_path / "state")).write(LEASES)
     (tmp_path / "state/grants/x.json").write_text(json.dumps(RECORDS[1]))
     (tmp_path / "state/grants/y.json").write_text("rubbish")
     program = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "packaging/bin/chandler")

@@ -353,8 +353,8 @@ def test_an_unprivileged_user_runs_a_bundle(runtime: Runtime, served: Served, pl
         for path in (directory, *(os.path.join(directory, name) for name in names)):
             os.lchown(path, UID, UID)
     ship.wrap += USER
-    directory = os.path.join(place, "b")
-    for _ in range(3 if runtime.kind == "youki" else 1):  # see lab.engine
+    for attempt in range(3 if runtime.kind == "youki" else 1):  # see lab.engine
+        directory = os.path.join(place, f"b{attempt}")  # one that is killed leaves its bundle
         with contextlib.suppress(subprocess.TimeoutExpired):
             done = ship.command("run", "--spec", ship.file, "--rootfs", ship.rootfs, directory, check=False, timeout=20,
                                 env={"HOME": place, "XDG_RUNTIME_DIR": os.path.join(place, "run")})
