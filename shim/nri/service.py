@@ -216,7 +216,7 @@ class Service:
                 self._end(hold.lease)
         task = self._task(plan, lease)
         if task is None:
-            return self._recorded(pod, container, plan, result, line, awaited)
+            return self._recorded(pod, container, plan, result, lease, line, awaited)
         return self._later(task, now, pod, container, plan, result, lease, line, awaited)
 
     def _later(self, task: Dict[str, Any], now: float, pod: Any, container: Any, plan: engine.Plan, result: Any,
@@ -239,7 +239,7 @@ class Service:
             if not awaited():
                 abandon()
                 raise Unawaited(self.runtime)
-            return self._recorded(pod, container, plan, result, line, awaited)
+            return self._recorded(pod, container, plan, result, lease, line, awaited)
 
         return Later(work, self.holds.deadline(work, plan.keys, now, self.patience), answer, abandon)
 
@@ -296,7 +296,8 @@ class Service:
             what = f"time slices of {names} are being set"
         return f"{plan.request.source}: {what}, retry"
 
-    def _recorded(self, pod: Any, container: Any, plan: engine.Plan, result: Any, line: Dict[str, Any], awaited: Callable[[], bool]) -> Any:
+    def _recorded(self, pod: Any, container: Any, plan: engine.Plan, result: Any, lease: Optional[Lease], line: Dict[str, Any],
+                  awaited: Callable[[], bool]) -> Any:
         """Records the grant, and gives the adjustment.  Raises HostError, TrustError or Unawaited; the lease then has ended."""
         record = {
             "id": container.id, "root": "", "owner": "nri", "runtime": str(self.runtime), "pod": pod.id,
@@ -305,6 +306,8 @@ class Service:
             "mark": [f"{self.inventory.config['annotation-prefix']}{MARK}", ",".join(plan.names)],
             "grant": files.digest(jsontext.dumps([plan.request.document, plan.names])),
         }
+        if lease is not None:
+            record["token"] = lease["token"]  # so that a ledger that is lost is missed
         if plan.sharing is not None:
             record["sharing"] = line["sharing"] = plan.sharing.marks
         try:

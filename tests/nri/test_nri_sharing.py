@@ -82,8 +82,7 @@ class Scene:
         self.peer.call("StateChange", m.StateChangeEvent(event=m.REMOVE_CONTAINER, container=container(id=id)))
 
     def lose_leases(self) -> None:
-        for name in ("/leases", "/leases.copy"):
-            os.unlink(self.state + name)
+        ledger.Ledger(self.state).write([])
 
     def leases(self) -> list[str]:
         return [lease["id"] for lease in ledger.Ledger(self.state).read()]

@@ -346,6 +346,16 @@ def test_no_two_containers_hold_one_device(peer: Connect) -> None:
     assert leased(connected) == {} and service_of(connected).records() == []
 
 
+def test_a_lost_ledger_is_missed(peer: Connect) -> None:
+    """The plugin's grants say that there were leases: nobody takes the devices for free ones."""
+    connected = peer(gpu__allocator="leases")
+    connected.create(pod(TWO), container(id="c-0"))
+    for name in ("", ".copy"):
+        os.unlink(service_of(connected)._ledger.path + name)
+    with pytest.raises(RemoteError, match="is lost; `chandler leases rebuild`"):
+        connected.create(pod(TWO), container(id="c-1"))
+
+
 def test_what_cannot_be_told_or_recorded_holds_nothing(peer: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
     connected = peer("1.7.24", gpu__allocator="leases")
     with pytest.raises(RemoteError, match="pids_limit"):
