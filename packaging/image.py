@@ -26,7 +26,7 @@ shim.caller Caller._check_image _of_storage
 shim.cdi.names file_name split_kind
 shim.cdi.resolve unresolvable
 shim.configjson ConfigJson._forget ConfigJson._original ConfigJson.restore _unread
-shim.engine _check_engine_devices _matches _rare _ruled plan
+shim.engine _check_engine_devices _rare _ruled plan
 shim.files read_spec read_spec_dirs read_trusted spec_names unseal
 shim.gpu Grant.joined _device_number _free _from_nodes _named _node _numbers_there _own_key again numbers
 shim.grants read remove
@@ -35,7 +35,7 @@ shim.inventory Inventory.kinds Inventory.names Inventory.near Place._own_state_d
 shim.jsontext _damage
 shim.leases utc words
 shim.ledger Ledger._failed Ledger._rebuild Ledger.forget Ledger.release Ledger.settle_all Ledger.take_back nri_lease parse
-shim.oci _gids _net_devices _numbers _resources environment idmapped missing resource unified
+shim.oci _gids _net_devices covers _numbers _resources environment idmapped missing resource unified
 shim.policy _check_limits _check_variable _default
 shim.quantity scaled
 shim.request _as_text _check_text _container_document _host_path _listed _names _set _text cpus number_text

@@ -10,7 +10,7 @@ import marshal
 import os
 import stat
 import time
-from typing import Any, Callable, Dict, List, NoReturn, Optional, Set, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, NoReturn, Optional, Set, Tuple
 from zlib import crc32
 
 from shim import config as _config
@@ -21,6 +21,9 @@ from shim.edits import DEVICE
 from shim.errors import ChandlerError, ConfigError
 from shim.inventory import MAGIC, Inventory, Place
 from shim.lock import Lock
+
+if TYPE_CHECKING:
+    from shim.edits import Edit
 
 # A file changed this shortly before we read it may change again within its timestamp's tick.
 SETTLED_NS = 2_000_000_000
@@ -285,16 +288,26 @@ def _kind(kind: str, registry: Registry, segment: Dict[str, str], keys: Dict[str
     lines = [" ".join(picks)]
     for device, units in physical_units(keys, picks, atoms).items():
         file = registry.devices[f"{kind}={device}"]
-        if not any(edit[0] == DEVICE for edit in file.spec.devices[device]):
+        if keys[device] == (device,):
             units = [f"{kind}={device}"]  # no hardware to know it by, and other kinds have such names, too
+        units += [number for number in registry.brought(file, host.lstat_device) if not any(number in unit.split("+") for unit in units)]
         lines.append("\t".join((device, segment[file.path], *units)))
     return "\n".join(lines) + "\n"
 
 
 def _segment(file: Any) -> Dict[str, Any]:
     """The part of one CDI file."""
-    return {"path": file.path, "edits": [edit[:3] for edit in file.spec.common],
-            "devices": {name: [edit[:3] for edit in own] for name, own in file.spec.devices.items()}}
+    return {"path": file.path, "edits": [_with_identity(edit) for edit in file.spec.common],
+            "devices": {name: [_with_identity(edit) for edit in own] for name, own in file.spec.devices.items()}}
+
+
+def _with_identity(edit: Edit) -> Tuple[Any, ...]:
+    """An edit without its origin.  A device node whose numbers only the host can say is stored with what they were: leases
+    count by that, so that a create has to find the same (host.complete)."""
+    kind, key, value = edit[:3]
+    if kind == DEVICE and not host.is_certain(value):
+        value = {**value, host.COMPILED: physical.identity(value, host.lstat_device)}
+    return kind, key, value
 
 
 def _encoded(text: str) -> bytes:

@@ -52,7 +52,7 @@ class Wanted:
     tell, and paths of the host are asked for before and after.
     """
 
-    __slots__ = ("request", "_gpu", "_document", "_engine_names", "_inventory", "_config", "_share", "_before", "_training", "_built", "_rules")
+    __slots__ = ("request", "_gpu", "_document", "_engine_names", "_inventory", "_config", "_share", "_before", "_training", "_built", "_rootless", "_bundle", "_rules")
 
     def __init__(self, request: _request.Request, document: Dict[str, Any], engine_names: List[str], inventory: Inventory,
                  config: Dict[str, Any], known: Mapping[str, Any], leased: bool) -> None:
@@ -64,9 +64,11 @@ class Wanted:
         self._config = config
         self._share: Optional[Sharing] = None
         self._built = known.get("built", False)
+        self._rootless = known.get("rootless", False)
+        self._bundle = known.get("bundle", "")
         # without root no rule counts; in a user namespace no node can be made; what NRI does not tell of rules is not known
         complete = "bundle" in known and not oci.in_user_namespace(document)
-        self._rules = [] if known.get("rootless") else oci.opening_rules(document, complete)
+        self._rules = [] if self._rootless else oci.opening_rules(document, complete)
         if request.gpu is not None and not _request.SHARING.isdisjoint(request.gpu):
             from shim import sharing
             self._share = sharing.wished(request.gpu, document, config, request.source, leased)
@@ -96,9 +98,10 @@ class Wanted:
         if grant.names and not self._built:
             leased = held is not None
             present = oci.device_numbers(self._document) if leased else {}
-            mounts = oci.mounts_of_devices(self._document) if leased else []
+            # with root the device rules decide what a container can open
+            mounts = oci.bind_sources(self._document) if leased and self._rootless else []
             if present or mounts or self._rules:
-                _check_engine_devices(present, mounts, self._rules, grant, self._inventory, wish.source, leased)
+                _check_engine_devices(present, mounts, self._rules, grant, self._inventory, wish.source, leased, self._bundle)
         policy.check_devices(wish, grant.names, *gpu.weighed(grant, self._inventory), self._config)
         if share is not None:
             from shim import nvtools
@@ -161,6 +164,7 @@ def want(document: Dict[str, Any], inventory: Inventory, container: str = "", wi
             wish = _request.Request({}, "annotation cdi.k8s.io/*")
     if type(document.get("process")) is not dict:
         raise errors.BundleError(f"{wish.source}: config.json has no process to equip")
+    oci.check_keys(document)
     if config["policy.rule"]:
         config = _ruled(config, document, container, known or {})
     unified = not policy.DEPENDS_ON_CGROUPS.isdisjoint(wish.resources) and host.unified_cgroups()
@@ -190,7 +194,7 @@ def _rare(wish: _request.Request, document: Dict[str, Any], inventory: Inventory
 
 
 def _check_engine_devices(present: Dict[str, str], mounts: List[str], opening: List[Any], grant: gpu.Grant, inventory: Inventory, source: str,
-                          leased: bool) -> None:
+                          leased: bool, bundle: str) -> None:
     """What the engine itself (or a device plugin, or --device) lets a container open beside its grant is under nobody's
     lease: a GPU, by its node or by a device rule (a container with CAP_MKNOD makes the node itself), or a rule for
     every device of a major number.  Without leases single devices of the engine's are left alone: an orchestrator may
@@ -210,19 +214,13 @@ def _check_engine_devices(present: Dict[str, str], mounts: List[str], opening: L
         if kind is not None and major is not None and minor is not None:
             opened = others.get(f"{kind}{major}:{minor}")
         else:
-            opened = next((name for number, name in others.items() if _matches(number, kind, major, minor)), None)
+            opened = next((name for number, name in others.items() if oci.covers(number, kind, major, minor)), None)
         if opened is not None:
             raise errors.RequestError(f"{source}: resources.gpu: {words} opens {opened}, which is not granted",
                                       "start the container with a rule for its own devices alone, and not as privileged")
     if mounts:
         from shim import enginemounts
-        enginemounts.check(mounts, others, inventory, kinds, source)
-
-
-def _matches(number: str, kind: Optional[str], major: Optional[int], minor: Optional[int]) -> bool:
-    """Whether a device number (c195:0) is among those of a rule."""
-    own_major, _, own_minor = number[1:].partition(":")
-    return kind in (None, number[0]) and major in (None, int(own_major)) and minor in (None, int(own_minor))
+        enginemounts.check(mounts, others, inventory, kinds, bundle, source)
 
 
 def equip(document: Dict[str, Any], edits: Edits, rootless: bool, bundle: str = "", idmap: bool = True) -> Dict[str, Any]:

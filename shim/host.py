@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _TYPES = {0o020000: "c", 0o060000: "b", 0o010000: "p"}
 _FORMAT = 0o170000
+COMPILED = "compiled"  # in a device node's edit: which device it was when the inventory was compiled
 
 
 def lstat_device(path: str) -> Tuple[str, int, int, int]:
@@ -39,6 +40,11 @@ def lstat_device(path: str) -> Tuple[str, int, int, int]:
     return kind, posix.major(rdev), posix.minor(rdev), found.st_mode & 0o777
 
 
+def is_certain(node: Dict[str, Any]) -> bool:
+    """Whether a CDI file says which device a node is, so that nothing has to be asked of the host."""
+    return bool(node.get("type")) and (bool(node.get("major")) or node["type"] == "p")
+
+
 def complete(edits: Edits, lstat: Stat = lstat_device) -> Edits:
     """The same edits with what they leave open about device nodes filled in from the host.
 
@@ -53,7 +59,7 @@ def complete(edits: Edits, lstat: Stat = lstat_device) -> Edits:
 def _complete(edit: Edit, lstat: Stat) -> Edit:
     kind, path, node, origin = edit
     declared = node.get("type")
-    certain = bool(declared) and (bool(node.get("major")) or declared == "p")
+    certain = is_certain(node)
     if certain and node.get("fileMode") is not None:
         return edit
     source = node.get("hostPath") or path
@@ -73,6 +79,9 @@ def _complete(edit: Edit, lstat: Stat) -> Edit:
             raise errors.HostError(f"{origin}: {source} is a device of type {found!r}, not {declared!r}")
         if not node.get("major") and found != "p":
             node["major"], node["minor"] = major, minor
+        before = node.pop(COMPILED, None)
+        if before is not None and found != "p" and before != f"{found}{node['major']}:{node['minor']}":
+            raise errors.ChangedError(f"{origin}: {source} is another device than when the CDI files were read", "run `chandler refresh`")
     return kind, path, node, origin
 
 

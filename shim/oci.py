@@ -12,12 +12,15 @@ from shim import errors
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, List
+    from typing import Any, Callable, Dict, List, Optional
 
     from shim.edits import Edit, Edits
 
     Document = Dict[str, Any]
 
+_RULE = frozenset(("allow", "type", "major", "minor", "access"))
+# Keys of config.json, of linux and of linux.resources that say which devices a container has.
+_KEYS = frozenset(("process", "root", "mounts", "hooks", "annotations", "linux", "devices", "namespaces", "resources"))
 CPU_PERIOD = 100000  # microseconds: the kernel's default, Documentation/scheduler/sched-bwc.rst
 
 
@@ -369,33 +372,58 @@ def opening_rules(config: Document, complete: bool) -> List[Any]:
 
     `complete`: whether these are all rules.  Then everything is open until a rule denies everything: crun takes the list as
     it stands.  A rule that denies everything ends all before it.  One that denies less ends nothing here: cgroup v1 takes an
-    allowance back only in the very words in which it was given.  Source: OCI runtime specification, "Allowed Device
-    list"; Documentation/admin-guide/cgroup-v1/devices.rst.
+    allowance back only in the very words in which it was given.  A rule whose type is neither `c` nor `b` opens
+    everything: for type `a`, and where there is no type, runtimes and cgroup v1 do not look at the numbers and the access;
+    crun takes a type that it does not know for any.  So does a rule with a key that Go reads without regard to case.
+    Source: OCI runtime specification, "Allowed Device list"; Documentation/admin-guide/cgroup-v1/devices.rst.
     """
     found: List[Any] = [(None, None, None, "the lack of a device rule that denies everything")] if complete else []
     for rule in device_rules(config):
         if not isinstance(rule, dict):
             continue
-        access = rule.get("access") or "rwm"
-        kind = rule.get("type")
-        kind = None if kind in (None, "", "a") else kind
-        major, minor = (number if type(number) is int and number >= 0 else None for number in (rule.get("major"), rule.get("minor")))
-        if rule.get("allow") is True:
+        access, kind = str(rule.get("access") or "rwm"), rule.get("type")
+        numbers = [number if type(number) is int and 0 <= number < 1 << 32 else None for number in (rule.get("major"), rule.get("minor"))]
+        words = " ".join((str(kind or "a"), ":".join("*" if number is None else str(number) for number in numbers), access))
+        if kind not in ("c", "b") and rule.get("allow") is True or other_case(rule, _RULE):
+            found.append((None, None, None, f"the engine's device rule {words!r}, which opens every device,"))
+        elif rule.get("allow") is True:
             if "r" in access or "w" in access:
-                words = " ".join((kind or "a", ":".join("*" if number is None else str(number) for number in (major, minor)), access))
-                found.append((kind, major, minor, f"the engine's device rule {words!r}"))
-        elif kind is major is minor is None and "r" in access and "w" in access:
+                found.append((kind, *numbers, f"the engine's device rule {words!r}"))
+        elif kind in (None, "", "a") and numbers == [None, None] and "r" in access and "w" in access:
             found = []
     return found
 
 
-def mounts_of_devices(config: Document) -> List[str]:
-    """The sources of bind mounts that may bring device nodes: what lies in /dev, or has /dev in it."""
+def covers(number: str, kind: Optional[str], major: Optional[int], minor: Optional[int]) -> bool:
+    """Whether a device number (c195:0) is among those of a rule, in which None leaves a part open."""
+    own_major, _, own_minor = number[1:].partition(":")
+    return kind in (None, number[0]) and major in (None, int(own_major)) and minor in (None, int(own_minor))
+
+
+def other_case(parent: Document, names: frozenset[str]) -> str:
+    """The first key that differs from one of some names in nothing but case, '' when there is none: runtimes that are
+    written in Go take it for that one.  Source: Go's encoding/json, Unmarshal."""
+    return next((key for key in parent if key not in names and key.casefold() in names), "")
+
+
+def check_keys(config: Document) -> None:
+    """Raises BundleError when runtimes would read a key of config.json in different ways."""
+    linux = config.get("linux")
+    resources = linux.get("resources") if isinstance(linux, dict) else None
+    for parent in (config, linux, resources):
+        key = other_case(parent, _KEYS) if isinstance(parent, dict) else ""
+        if key:
+            raise errors.BundleError(f"config.json: {key!r} differs from {key.casefold()!r} in nothing but case, and runtimes do not agree what that means",
+                                     "take it out")
+
+
+def bind_sources(config: Document) -> List[str]:
+    """The sources of bind mounts, which may bring device nodes."""
     mounts = config.get("mounts")
     found = []
     for mount in mounts if isinstance(mounts, list) else ():
         source = mount.get("source") if isinstance(mount, dict) else None
-        if type(source) is str and (source.startswith("/dev/") or source in ("/", "/dev")):
+        if type(source) is str:
             options = mount.get("options")
             if mount.get("type") == "bind" or isinstance(options, list) and ("bind" in options or "rbind" in options):
                 found.append(source)

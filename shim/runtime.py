@@ -221,7 +221,7 @@ class _Keeper:
         """The plan for the container, its devices leased where leases are kept."""
         try:
             return self._plan(document, stored, known)
-        except inventory.Stale:  # the stored inventory lost a part while we read it
+        except (inventory.Stale, errors.ChangedError):  # it lost a part while we read it, or a device is another one by now
             return self._plan(document, _compiled(place, anew=True), known)
 
     def _plan(self, document: Dict[str, Any], stored: Inventory, known: Dict[str, Any]) -> Optional[engine.Plan]:

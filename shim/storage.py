@@ -41,7 +41,7 @@ class Container:
         path = root.get("path") if type(root) is dict else None
         if type(path) is str and path.startswith("/"):
             graph = path.rpartition(f"/{self._driver}/")[0]  # …/overlay/LAYER/merged, …/vfs/dir/LAYER
-            if graph and graph != above:
+            if graph and not _same(graph, above):
                 self._roots.append(graph)
         found = [record for graph in self._roots for record in self._records(f"{graph}/{name}") if record.get("id") == container]
         if len(found) != 1:
@@ -93,6 +93,15 @@ class Container:
             if type(records) is not list:
                 raise errors.HostError(f"{path} is no list of records", _ENGINES)
             yield from (record for record in records if type(record) is dict)
+
+
+def _same(one: str, other: str) -> bool:
+    """Whether two paths are of one directory, as they are where one of them leads through a link."""
+    try:
+        found, known = posix.stat(one), posix.stat(other)
+    except OSError:
+        return one == other
+    return (found.st_dev, found.st_ino) == (known.st_dev, known.st_ino)
 
 
 def _parsed(path: str, limit: int, unique: bool = False) -> Any:

@@ -108,6 +108,13 @@ def test_a_transient_store(store: Store) -> None:
         found.check(ASKS, CONFIG)
 
 
+def test_a_storage_behind_a_link(store: Store, tmp_path: Path) -> None:
+    """The bundle's path is the engine's, the root file system's is resolved."""
+    store.record()
+    (tmp_path / "linked").symlink_to(store.graph)
+    assert store.caller(tmp_path / "linked").engine == "podman"
+
+
 def test_what_an_image_has(store: Store) -> None:
     store.record()
     store.manifest({"a": "b"})

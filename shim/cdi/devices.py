@@ -17,17 +17,25 @@ if TYPE_CHECKING:
 
 
 class Identities:
-    """What the device nodes of one file are on the host: `sets`, those of each device, and `shared`, what all have."""
+    """What the device nodes of one file are on the host: `sets`, those of each device; `shared`, what all of these have;
+    `common`, those of the file's own edits, which every container with one of its devices gets."""
 
-    __slots__ = ("sets", "shared")
+    __slots__ = ("sets", "shared", "common")
 
-    def __init__(self, nodes: Mapping[str, Sequence[Mapping[str, Any]]], stat: Stat) -> None:
-        self.sets = {name: frozenset(_identity(node, stat) for node in own) for name, own in nodes.items()}
+    def __init__(self, nodes: Mapping[str, Sequence[Mapping[str, Any]]], stat: Stat, common: Sequence[Mapping[str, Any]] = ()) -> None:
+        self.sets = {name: frozenset(identity(node, stat) for node in own) for name, own in nodes.items()}
+        self.common = frozenset(identity(node, stat) for node in common)
+        if not any(self.sets.values()):
+            self.sets = dict.fromkeys(self.sets, self.common)  # one piece of hardware under several names
         self.shared: FrozenSet[str] = frozenset.intersection(*self.sets.values()) if self.sets else frozenset()
 
     def telling(self) -> FrozenSet[str]:
         """What tells the devices of this file apart; nothing in a file with one device."""
         return frozenset().union(*self.sets.values()) - self.shared if len(self.sets) > 1 else frozenset()
+
+    def brought(self, telling: FrozenSet[str]) -> List[str]:
+        """What every device of the file brings of that which tells devices apart, in this file or in any (`telling`)."""
+        return sorted(self.common & (telling | self.telling()))
 
     def keys(self, telling: FrozenSet[str] = frozenset()) -> Dict[str, Key]:
         """The physical key of each device: the sorted set of its nodes, less what every device of the file shares; if that
@@ -45,7 +53,7 @@ def device_keys(nodes: Mapping[str, Sequence[Mapping[str, Any]]], stat: Stat) ->
     return Identities(nodes, stat).keys()
 
 
-def _identity(node: Mapping[str, Any], stat: Stat) -> str:
+def identity(node: Mapping[str, Any], stat: Stat) -> str:
     """`c195:0` where the numbers are known, else the path on the host."""
     path: str = node.get("hostPath") or node["path"]
     kind, major, minor = node.get("type", ""), node.get("major", 0), node.get("minor", 0)

@@ -49,7 +49,7 @@ class File:
         nodes = {
             name: [value for kind, _, value, _ in own if kind == DEVICE] for name, own in self.spec.devices.items()
         }
-        return physical.Identities(nodes, stat)
+        return physical.Identities(nodes, stat, [value for kind, _, value, _ in self.spec.common if kind == DEVICE])
 
 
 class Registry:
@@ -157,15 +157,23 @@ class Registry:
             return ""
         return "no CDI device is known; generate a CDI file or name its directory"
 
-    def device_keys(self, kind: str, stat: Stat) -> Dict[str, Tuple[str, ...]]:
-        """The physical keys of all resolvable devices of a kind, by device name."""
+    def _identify(self, stat: Stat) -> Dict[str, physical.Identities]:
         if self._identities is None:
             self._identities = {file.path: file.identities(stat) for file in self.files}
             self._telling = frozenset().union(*(each.telling() for each in self._identities.values()))
+        return self._identities
+
+    def brought(self, file: File, stat: Stat) -> List[str]:
+        """The GPUs that every device of a CDI file brings along, by their device numbers: the file's own edits have their nodes."""
+        return self._identify(stat)[file.path].brought(self._telling)
+
+    def device_keys(self, kind: str, stat: Stat) -> Dict[str, Tuple[str, ...]]:
+        """The physical keys of all resolvable devices of a kind, by device name."""
+        identities = self._identify(stat)
         found: Dict[str, Tuple[str, ...]] = {}
         for file in self.files:
             if file.spec.kind == kind:
-                for device, key in self._identities[file.path].keys(self._telling).items():
+                for device, key in identities[file.path].keys(self._telling).items():
                     if self.devices.get(f"{kind}={device}") is file:
                         found[device] = key
         return found

@@ -12,7 +12,7 @@ from typing import Any, Dict, List
 
 from shim import cgroups, compiler, paths
 from shim.bundle import build, deployment, image
-from shim.errors import BundleError, RequestError
+from shim.errors import BundleError, ChangedError, RequestError
 from shim.inventory import Place, Stale
 
 _ID = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-+")
@@ -140,7 +140,7 @@ def _config(arguments: argparse.Namespace, bundle: str, move: Any) -> Dict[str, 
         systemd=arguments.systemd_cgroup, cgroup_parent=os.environ.get(cgroups.VARIABLE, ""), move=move, hidden=move is None)
     try:
         built = build.build(service, found, options, inventory, place)
-    except Stale:  # the stored inventory lost a part while we read it
+    except (Stale, ChangedError):  # it lost a part while we read it, or a device is another one by now
         built = build.build(service, found, options, compiler.refresh(place), place)
     for note in built.notes if arguments.debug else ():
         print(f"chandler: debug: {note}", file=sys.stderr)

@@ -28,7 +28,7 @@ from shim.edits import (
     RLIMIT,
     merge,
 )
-from shim.errors import BundleError, ChandlerError
+from shim.errors import BundleError, ChandlerError, ChangedError
 from shim.inventory import Place, Stale
 from shim.ledger import Ledger
 from shim.secrets import HIDDEN, Hidden
@@ -76,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
     known = {"caller": who, "id": "ID", "bundle": os.path.dirname(os.path.abspath(path)), "handler": arguments.handler, "rootless": place.rootless}
     try:
         made = engine.plan(document, inventory, held=held, known=known)
-    except Stale:  # the stored inventory lost a part while we read it
+    except (Stale, ChangedError):  # it lost a part while we read it, or a device is another one by now
         inventory = compiler.refresh(place)
         made = engine.plan(document, inventory, held=held, known=known)
     if made is None:

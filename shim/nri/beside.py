@@ -1,4 +1,4 @@
-"""GPUs that other NRI plugins add to a container: by their device numbers, and by their CDI names.
+"""GPUs that other NRI plugins add to a container: by their device numbers, by their CDI names, and by device rules.
 
 Only what the inventory knows is a GPU here.  Pure.
 """
@@ -6,6 +6,9 @@ Only what the inventory knows is a GPU here.  Pure.
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Dict, Iterable, List, Set, Tuple
+
+from shim import oci
+from shim.nri import document
 
 if TYPE_CHECKING:
     from shim.inventory import Inventory
@@ -27,3 +30,8 @@ def added(adjustment: Any, granted_names: Set[str], granted_keys: List[str], inv
         number = f"{node.type}{node.major}:{node.minor}"
         if number in known and number not in granted:
             yield f"{node.path} ({known[number]})", number
+    rules = {"linux": {"resources": {"devices": [document.rule(each) for each in adjustment.linux.resources.devices]}}}
+    for kind, major, minor, words in oci.opening_rules(rules, complete=False):
+        for number, name in known.items():
+            if number not in granted and oci.covers(number, kind, major, minor):
+                yield f"{words.replace('the engine', 'a plugin')} ({name})", number

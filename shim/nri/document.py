@@ -60,15 +60,16 @@ def _resources(resources: Any) -> Dict[str, Any]:
     if resources.HasField("pids"):
         found["pids"] = {"limit": resources.pids.limit}
     if resources.devices:
-        found["devices"] = [_rule(rule) for rule in resources.devices]
+        found["devices"] = [rule(each) for each in resources.devices]
     if resources.unified:
         found["unified"] = dict(resources.unified)
     return found
 
 
-def _rule(rule: Any) -> Dict[str, Any]:
-    made: Dict[str, Any] = {"allow": rule.allow, "type": rule.type or "a", "access": rule.access}
+def rule(given: Any) -> Dict[str, Any]:
+    """A device rule of NRI's as linux.resources.devices has it."""
+    made: Dict[str, Any] = {"allow": given.allow, "type": given.type or "a", "access": given.access}
     for key in ("major", "minor"):
-        if rule.HasField(key):
-            made[key] = getattr(rule, key).value
+        if given.HasField(key):
+            made[key] = getattr(given, key).value
     return made

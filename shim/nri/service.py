@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, List, NamedTupl
 from shim import engine, files, gpu, grants, host, identity, jsontext, leases, ledger, oci, policy, records, report
 from shim.caller import Caller
 from shim.edits import EMPTY, MOUNT, Edits, merge
-from shim.errors import BundleError, ChandlerError, HostError, LeaseError, PolicyError
+from shim.errors import BundleError, ChandlerError, ChangedError, HostError, LeaseError, PolicyError
 from shim.nri import adjust, beside, document, evict, messages
 from shim.nri.adjust import Runtime
 from shim.nri.holds import PATIENCE, PATIENCE_FOR_RETRY, Hold, Holds, Later, Starting
@@ -73,6 +73,7 @@ class Service:
         self.inventory = inventory
         self.log = log
         self._rejects_hooks = rejects_hooks
+        self.outdated = False  # whether the inventory has to be compiled anew
         self.hooks = True  # whether containers may be given OCI hooks
         self.metrics = Metrics()
         self.runtime = Runtime("", "")
@@ -134,6 +135,7 @@ class Service:
             try:
                 made = make()
             except ChandlerError as error:
+                self.outdated = self.outdated or isinstance(error, ChangedError)
                 seconds = time.perf_counter() - started
                 rule = self._rule(pod, container, annotations) if isinstance(error, PolicyError) else ""
                 self.metrics.created("refused", seconds, type(error).__name__, rule)
@@ -357,7 +359,7 @@ class Service:
                    | held.paths - {device.path for device in adjustment.linux.devices})
         if missing:
             return f"another NRI plugin took away {', '.join(sorted(missing))}, which Chandler had granted"
-        if not adjustment.CDI_devices and not adjustment.linux.devices:
+        if not adjustment.CDI_devices and not adjustment.linux.devices and not adjustment.linux.resources.devices:
             return ""
         if self._numbers is None or self._numbers[0] is not self.inventory:
             self._numbers = self.inventory, gpu.numbers(self.inventory.config["policy.kinds"], self.inventory, host.look_at_gpu)

@@ -119,6 +119,8 @@ class Loop:
             # Whoever is ordered after us starts no container before we serve, or, without a runtime, waits this long.
             self._start_by = 0.0
             notify("READY=1\nSTATUS=waiting for the runtime")
+        if self.service.outdated:
+            self.service.outdated, self._reload_at = False, now
         if self._reload_at and now >= self._reload_at and self._reloading is None:
             self._reload_at = 0.0
             self._reload()

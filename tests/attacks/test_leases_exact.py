@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from lab import bundle, cgroups, runtimes
+from lab.bundle import Bundle
 from lab.engine import ENVIRONMENT, PATIENCE, Engine
 from lab.install import Installation
 from lab.node import Node
@@ -36,7 +37,9 @@ class Attack:
 
     def create(self, name: str, root: str, container: str, count: int = 8, cwd: str = "/", before: tuple[str, ...] = ()) -> str:
         """What a create says, '' when it succeeds; `before`: in which namespaces it runs."""
-        made = self.bundle(name, count)
+        return self.run(self.bundle(name, count), root, container, cwd, before)
+
+    def run(self, made: Bundle, root: str, container: str, cwd: str = "/", before: tuple[str, ...] = ()) -> str:
         self.made += [(root, container, cwd), (root, container, made.directory)]  # crun counts a relative root from the bundle
         with open(made.out, "ab") as out:
             status = subprocess.run([*before, *self.runtime.wrap, self.installation.program(), "--root", root, "create", "--bundle", made.directory,
@@ -367,3 +370,56 @@ def test_the_same_id_under_another_root_is_another_container(attack: Attack) -> 
     assert len(attack.leases()) == 2 and len(attack.records()) == 2
     subprocess.run([*attack.runtime.wrap, attack.installation.program(), "--root", other, "delete", "--force", "c"], check=True, env=ENVIRONMENT)
     assert [lease["root"] for lease in attack.leases()] == [attack.engine.root] and attack.records() == ["c"]
+
+
+# --- a device is what its number says now -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cold", [False, True])
+@pytest.mark.parametrize("runtime", ONCE, indirect=True)
+def test_a_device_that_has_another_number_by_now(attack: Attack, cold: bool) -> None:
+    """A driver that is loaded anew gives numbers anew; the CDI file, which names paths alone, stays as it was."""
+    directory = os.path.join(attack.place, "own")
+    gpus = attack.node.gpus[:2]
+    os.makedirs(directory + "/cdi")
+    for place, gpu in enumerate(gpus):
+        os.mknod(f"{directory}/gpu{place}", 0o20666, os.makedev(gpu.major, gpu.minor))
+    with open(directory + "/cdi/gpu.json", "w", encoding="utf-8") as file:
+        json.dump({"cdiVersion": "0.6.0", "kind": "nvidia.com/gpu", "devices": [
+            {"name": str(place), "containerEdits": {"deviceNodes": [{"path": f"/dev/gpu{place}", "hostPath": f"{directory}/gpu{place}"}]}} for place in range(2)]}, file)
+    attack.installation.configure([attack.runtime.path], [directory + "/cdi"])
+    attack.installation.refresh()
+
+    def ask(name: str, device: str) -> str:
+        made = bundle.make(os.path.join(attack.place, name), ("sleep", "60"), bundle.request(resources={"gpu": {"devices": [device]}}), root=attack.image)
+        return attack.run(made, os.path.join(attack.place, "root"), name)
+
+    assert ask("one", "1") == ""
+    os.unlink(directory + "/gpu0")
+    os.mknod(directory + "/gpu0", 0o20666, os.makedev(gpus[1].major, gpus[1].minor))
+    if cold:
+        shutil.rmtree(attack.installation.state + "/inventory")
+    assert "is not free: one holds" in ask("two", "0")
+    assert len(attack.leases()) == 1
+
+
+@pytest.mark.parametrize("runtime", ONCE, indirect=True)
+def test_a_gpu_that_every_device_of_a_file_brings(attack: Attack) -> None:
+    """Its node is among the edits of the file, not of a device."""
+    directory = os.path.join(attack.place, "own")
+    os.makedirs(directory)
+    first = attack.node.gpus[0]
+    with open(directory + "/x.json", "w", encoding="utf-8") as file:
+        json.dump({"cdiVersion": "0.6.0", "kind": "x.com/gpu", "containerEdits": {"deviceNodes": [{"path": first.inside, "hostPath": first.host}]},
+                   "devices": [{"name": name, "containerEdits": {"env": ["X=1"]}} for name in ("0", "GPU-a")]}, file)
+    attack.installation.configure([attack.runtime.path], [attack.node.cdi, directory], '[policy]\nallow = ["gpu"]\nkinds = ["x.com/gpu", "nvidia.com/gpu"]\n')
+    attack.installation.refresh()
+
+    def ask(name: str, *devices: str) -> str:
+        made = bundle.make(os.path.join(attack.place, name), ("sleep", "60"), bundle.request(resources={"gpu": {"devices": list(devices)}}), root=attack.image)
+        return attack.run(made, os.path.join(attack.place, "root"), name)
+
+    assert ask("one", "x.com/gpu=0") == ""
+    assert "is not free: one holds" in ask("two", "x.com/gpu=GPU-a")
+    assert "is not free: one holds" in ask("other", "nvidia.com/gpu=0")
+    assert ask("three", "nvidia.com/gpu=1") == ""

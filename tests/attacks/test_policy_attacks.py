@@ -1,6 +1,7 @@
 """Ways round the node's policy that a request, an image or an engine's own rule once opened, on real runtimes."""
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -14,6 +15,10 @@ from lab import runtimes
 from lab.engine import Engine, records
 from lab.install import Installation
 from lab.node import Node
+from lab.served import inventory
+
+from shim import engine
+from shim.errors import RequestError
 
 ONCE = ["runc", "crun", "youki"]
 STORAGE = '[policy]\nallow = ["gpu", "env", "resources", "storage.tmpfs", "storage.bind", "command"]\nbind-sources = ["/"]\n'
@@ -121,7 +126,11 @@ def test_a_rule_of_the_engine_opens_no_other_gpu(attacked: Attacked) -> None:
     other = attacked.node.gpus[-1]
     steal = ("sh", "-c", f"mknod /tmp/x c {other.major} {other.minor}; (: < /tmp/x) && echo OPENED; true")
     for rule in ({"type": "c", "major": other.major, "access": "rwm"}, {"type": "c", "access": "r"}, {"access": "rwm"}, {"type": "a", "access": "w"},
-                 {"type": "c", "major": other.major, "minor": other.minor, "access": "rw"}, {"type": "c", "minor": other.minor}, {"type": "c", "major": -1, "minor": -1, "access": "rwm"}):
+                 {"type": "c", "major": other.major, "minor": other.minor, "access": "rw"}, {"type": "c", "minor": other.minor}, {"type": "c", "major": -1, "minor": -1, "access": "rwm"},
+                 # of type a, or of none, runtimes and the kernel look at no number; crun takes a type that it does not know for any
+                 {"type": "a", "major": 5, "minor": 5, "access": "m"}, {"major": 5, "access": "rwm"}, {"type": "u", "major": 5, "minor": 5}, {"type": "p", "major": 5, "minor": 5},
+                 {"type": "C", "major": 5, "minor": 5}, {"type": "c", "major": other.major + (1 << 32), "minor": other.minor, "access": "rwm"},
+                 {"type": "c", "Major": other.major, "minor": other.minor, "access": "rwm"}):
         made = ruled(attacked.bundle(steal, **gpu(count=1)), {"allow": True, **rule}, {"allow": False, "type": "c", "major": other.major, "minor": other.minor, "access": "rwm"})
         assert "opens nvidia.com/gpu=" in attacked.refused(made)
     # what every engine writes: nodes may be made, and a rule of these opens no GPU
@@ -129,6 +138,18 @@ def test_a_rule_of_the_engine_opens_no_other_gpu(attacked: Attacked) -> None:
              {"allow": True, "type": "c", "major": 136, "access": "rwm"}, {"allow": True, "type": "c", "major": 5, "minor": 2, "access": "rwm"})
     made = ruled(attacked.bundle(steal, **gpu(count=1)), {"allow": True, "access": "rwm"}, {"allow": False, "access": "rwm"}, *usual)
     assert "OPENED" not in attacked.output(made) and "granted" in json.dumps(made.config["annotations"])
+
+
+@both
+@pytest.mark.parametrize("runtime", ["runc"], indirect=True)
+def test_a_key_in_another_case_hides_nothing(attacked: Attacked) -> None:
+    """Runtimes that are written in Go take it for the usual one."""
+    for keys, hidden in ((["linux"], "Resources"), (["linux", "resources"], "device\u017f"), ([], "MOUNTS"), ([], "Linux")):
+        made = attacked.bundle(**gpu(count=1))
+        config = made.config
+        functools.reduce(dict.__getitem__, keys, config)[hidden] = []
+        made.config = config
+        assert "in nothing but case" in attacked.refused(made)
 
 
 # --- links of the image under a target --------------------------------------------------------------------------
@@ -307,3 +328,31 @@ def test_devices_that_hold_several_gpus(attacked: Attacked) -> None:
     attacked.engine.create(held, "holder")
     done = attacked.engine.run(attacked.bundle(**gpu(devices=["pair"])), "second", check=False)
     assert done.returncode == 1 and "holds nvidia.com/gpu=1" in done.stderr
+
+
+# --- mounts that bring GPUs where no control group keeps devices apart --------------------------------------------
+
+def test_a_mount_that_brings_a_gpu_without_root(node: Node, place: str) -> None:
+    """However its source is spelled: a link, another name of the same directory, a node of one's own with that number."""
+    if os.geteuid() != 0:
+        pytest.skip("only root makes device nodes")
+    with open(node.spec, "rb") as file:
+        known = inventory(file.read())
+    known.config["policy.allow"] = ["gpu"]
+    tree, other = os.path.dirname(node.gpus[0].host), node.gpus[3]
+    os.makedirs(place + "/empty")
+    os.makedirs(place + "/own")
+    os.mknod(place + "/own/x", 0o20666, os.makedev(other.major, other.minor))
+    os.symlink(tree, place + "/dir")
+    os.symlink(other.host, place + "/node")
+
+    def plan(*sources: str) -> None:
+        document = {"process": {"user": {"uid": 0}}, "annotations": bundles.request(**gpu(devices=["0"])),
+                    "mounts": [{"destination": f"/m{place}", "source": source, "options": ["rbind"]} for place, source in enumerate(sources)]}
+        engine.plan(document, known, held=[], known={"rootless": True, "bundle": place})
+
+    plan(place + "/empty", "empty", "/proc", place + "/nowhere")
+    for source in (tree, other.host, place + "/dir", "dir", place + "/node", f"{place}/dir/{os.path.basename(other.host)}", f"/proc/self/root{tree}",
+                   f"/proc/self/root{os.path.dirname(tree)}", place + "/own", place + "/own/x"):
+        with pytest.raises(RequestError, match="which is not granted"):
+            plan(source)

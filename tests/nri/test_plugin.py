@@ -548,6 +548,13 @@ def test_gpus_that_other_plugins_add(peer: Connect, version: str) -> None:
     assert "beside the GPUs that Chandler granted" in judged(connected, with_node(5, ours), "ours")
     before = len(service_of(connected).lines)
     assert judged(connected, with_node(5), "other") == "" and "of which Chandler keeps no lease" in service_of(connected).lines[-1]["beside"]
+    for base, words in ((None, "but ours holds"), (ours, "beside the GPUs that Chandler granted")):
+        for rule in ({"type": "c"}, {"type": "a", "access": "rwm"}, {"access": "r"}):
+            opening = m.ContainerAdjustment()
+            if base is not None:
+                opening.CopyFrom(base)
+            opening.linux.resources.devices.add(allow=True, **rule)
+            assert words in judged(connected, opening, "other" if base is None else "ours")
     for harmless in (with_node(255), with_node(77), m.ContainerAdjustment()):
         assert judged(connected, harmless, "other") == ""
     assert len(service_of(connected).lines) == before + 1
