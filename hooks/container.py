@@ -6,10 +6,10 @@ import ctypes
 import os
 import sys
 
-from hooks.main import MAX_CONFIG, Late, be_patient, exceeded, say
+from hooks.bounds import MAX_CONFIG, Late, be_patient, exceeded, say
 from shim import jsontext
 from shim.errors import ChandlerError
-from shim.inroot import Root
+from shim.host.inroot import Root
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

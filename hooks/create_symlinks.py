@@ -11,14 +11,14 @@ import errno
 import os
 import stat
 
+from hooks.bounds import say
 from hooks.container import Container, Wrong
-from hooks.main import say
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import List, Tuple
 
-    from shim.inroot import Root
+    from shim.host.inroot import Root
 
 
 MAX_LINKS = 4096

@@ -12,9 +12,9 @@ import ctypes
 import errno
 import os
 
+from hooks.bounds import say
 from hooks.container import Container, Wrong
-from hooks.main import say
-from shim.inroot import Root
+from shim.host.inroot import Root
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

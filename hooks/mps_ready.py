@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 
-from hooks import main
-from shim import jsontext, nvtools, oci
+from hooks import bounds
+from shim import jsontext
 from shim.errors import ChandlerError
+from shim.oci import reader
+from shim.sharing import nvidia_tools
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,26 +27,26 @@ def run(arguments: List[str], state: bytes) -> int:
             raise ValueError
         uid = _uid(state) if user else 0
         if user and uid != int(user[0]):
-            main.say(f"mps-ready: the container runs as uid {uid}, which this runtime does not tell NRI plugins; the MPS daemon "
+            bounds.say(f"mps-ready: the container runs as uid {uid}, which this runtime does not tell NRI plugins; the MPS daemon "
                      f"was chosen for uid {user[0]}, and serves one user; start the pod with the runtime handler of chandler-runtime")
             return 1
-        nvtools.check(control, "mps-control")
-        nvtools.percentage(control, pipe_dir)
+        nvidia_tools.check(control, "mps-control")
+        nvidia_tools.percentage(control, pipe_dir)
     except ValueError:
-        main.say("mps-ready: wants the daemon's directory and nvidia-cuda-mps-control, and perhaps a uid")
+        bounds.say("mps-ready: wants the daemon's directory and nvidia-cuda-mps-control, and perhaps a uid")
         return 1
     except ChandlerError as error:
-        main.say(f"mps-ready: {error}; {nvtools.log_tail(arguments[0].rpartition('/')[0] + '/log')}")
+        bounds.say(f"mps-ready: {error}; {nvidia_tools.log_tail(arguments[0].rpartition('/')[0] + '/log')}")
         return 1
     return 0
 
 
 def _uid(state: bytes) -> int:
     """The user of the container that the state on standard input tells of.  Raises ValueError."""
-    unlimit = main.limit()
+    unlimit = bounds.limit()
     try:
         with open(os.path.join(jsontext.loads(state)["bundle"], "config.json"), "rb") as file:
-            return oci.process_user(jsontext.loads(file.read(main.MAX_CONFIG)))["uid"]
+            return reader.process_user(jsontext.loads(file.read(bounds.MAX_CONFIG)))["uid"]
     except (ChandlerError, OSError, KeyError, TypeError):
         raise ValueError from None
     finally:

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import time
 
-from hooks import main
-from shim import files, host, liveness
+from hooks import bounds
 from shim.errors import ChandlerError
-from shim.ledger import Ledger
+from shim.host import trust, userns
+from shim.state import liveness
+from shim.state.ledger import Ledger
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,12 +28,12 @@ def run(arguments: List[str]) -> int:
     """Exit status 0; what went wrong is said on standard error."""
     try:
         state_dir, token = arguments
-        files.check_own_directory(state_dir, host.trusted_owners(host.user_namespace()))
+        trust.check_own_directory(state_dir, userns.trusted_owners(userns.user_namespace()))
         _release(Ledger(state_dir), token)
     except (ChandlerError, ValueError) as error:
-        main.say(f"release: {error}")
+        bounds.say(f"release: {error}")
     except Exception as error:  # a defect of ours must not show as the container's
-        main.say(f"release: {type(error).__name__}: {error}")
+        bounds.say(f"release: {type(error).__name__}: {error}")
     return 0
 
 
@@ -43,7 +44,7 @@ def _release(kept: Ledger, token: str) -> None:
     until = time.monotonic() + PATIENCE
     while liveness.in_use(lease):
         if time.monotonic() > until:
-            main.say(f"release: {lease['id']} keeps its lease of {', '.join(lease['names'])}: processes in its control group have not "
+            bounds.say(f"release: {lease['id']} keeps its lease of {', '.join(lease['names'])}: processes in its control group have not "
                      "ended, or cannot be seen from here")
             return
         time.sleep(_PAUSE)

@@ -16,10 +16,10 @@ import errno
 import os
 import stat
 
+from hooks.bounds import say
 from hooks.container import Container, Wrong
-from hooks.main import say
 from shim.generate import ldcache
-from shim.inroot import Root, read_regular, replace
+from shim.host.inroot import Root, read_regular, replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -21,29 +21,35 @@ from typing import Any, Dict, List, Tuple
 
 # Module, then functions and methods.  `tests/bench/run --late` prints those that a create with GPUs does not call.
 LATE = """
-shim.args Invocation.same _abbreviated _argp _clap _clap_globals _verb_at
-shim.caller Caller._check_image _of_storage
+shim.runtime.args Invocation.same _abbreviated _argp _clap _clap_globals _verb_at
+shim.policy.caller Caller._check_image _of_storage
 shim.cdi.names file_name split_kind
 shim.cdi.resolve unresolvable
-shim.configjson ConfigJson._forget ConfigJson._original ConfigJson.restore _unread
-shim.engine _check_engine_devices _rare _ruled plan
-shim.files read_spec read_spec_dirs read_trusted spec_names unseal
-shim.gpu Grant.joined _device_number _free _from_nodes _named _node _numbers_there _own_key again numbers
-shim.grants read remove
-shim.host _pci_vendor oom_score outer_uid overflow_uid
-shim.inventory Inventory.kinds Inventory.names Inventory.near Place._own_state_dir Place.private
+shim.oci.config_file ConfigJson._forget ConfigJson._original ConfigJson.restore _unread
+shim.engine Granting.undo Plan.add _check_engine_devices _rare _ruled plan
+shim.host.files exists unseal
+shim.host.kernel oom_score
+shim.host.trust read_trusted
+shim.host.userns outer_uid overflow_uid owner _effective_capabilities
+shim.gpu.choose Grant.joined _device_number _free _from_nodes _named _node _numbers_there _own_key again numbers
+shim.state.grants remove
+shim.host.device_nodes _pci_vendor
+shim.node.inventory Inventory.kinds Inventory.names Inventory.near Place._own_state_dir Place.private
 shim.jsontext _damage
-shim.leases utc words
-shim.ledger Ledger._failed Ledger._rebuild Ledger.forget Ledger.release Ledger.settle_all Ledger.take_back nri_lease parse
-shim.oci _gids _net_devices covers _numbers _resources environment idmapped missing resource unified
-shim.policy _check_limits _check_variable _default
-shim.quantity scaled
-shim.request _as_text _check_text _container_document _host_path _listed _names _set _text cpus number_text
-shim.runtime _Keeper.undo _adjusted _asks _check_restored _compiled _log _may_ask_anyway _names_from_sources _pass_through _third_party
-shim.runtimes default_root for_verb owner
-shim.targets Image._walk Image.kernel Image.plain Image.within_bind _check_nested
+shim.state.leases utc words
+shim.state.ledger Ledger._failed Ledger._rebuild Ledger.forget Ledger.make_anew Ledger.release Ledger.settle_all Ledger.take_back nri_lease parse
+shim.oci.reader _numbers bind_sources capabilities covers environment hugepages kernel_mounts missing namespace oom_score readonly_root resource rlimits text unified
+shim.oci.writer _gids _net_devices _resources idmapped
+shim.policy.permission _check_limits _check_variable _default
+shim.request.quantity scaled
+shim.request.parse _check_text _container_document _set
+shim.request.schema _cpuset _names cpus
+shim.request.values as_text host_path listed number_text text wrong
+shim.runtime.wrapper _adjusted _asks _check_restored _compiled _log _may_ask_anyway _names_from_sources _pass_through _third_party
+shim.host.runtimes default_root for_verb owner
+shim.oci.targets Image._walk Image.kernel Image.plain Image.within_bind _check_nested
 """
-ENTRIES = "shim.runtime, shim.ledger"  # the latter where leases are kept, as nodes do where nothing else is said
+ENTRIES = "shim.runtime.wrapper, shim.state.ledger"  # the latter where leases are kept, as nodes do where nothing else is said
 
 # Runs in start.py, with the names that it has there.
 _LOAD = """

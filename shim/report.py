@@ -9,8 +9,9 @@ from __future__ import annotations
 import posix
 import time
 
-from shim import errors, files, host, jsontext
+from shim import errors, jsontext
 from shim.errors import ChandlerError
+from shim.host import files, trust, userns
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -67,12 +68,12 @@ def open_own(path: str) -> int:
 
     Raises OSError, or TrustError.
     """
-    owners = host.trusted_owners(host.user_namespace())
-    passed = files.way(path.rpartition("/")[0] or "/")
+    owners = userns.trusted_owners(userns.user_namespace())
+    passed = trust.way(path.rpartition("/")[0] or "/")
     for part, found in passed[:-1]:
-        files.check_trust(part, found, owners, last=False)
+        trust.check_trust(part, found, owners, last=False)
     if passed[-1][1].st_uid not in owners:
-        files.check_trust(*passed[-1], owners)
+        trust.check_trust(*passed[-1], owners)
     descriptor = posix.open(path, _APPEND | posix.O_NOFOLLOW, 0o644)
     found = posix.fstat(descriptor)
     if found.st_mode & 0o170000 != 0o100000 or found.st_nlink != 1:

@@ -13,7 +13,8 @@ import subprocess
 from collections.abc import Sequence
 from typing import Any
 
-REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+from lab import REPOSITORY
+
 HOOK = os.path.join(REPOSITORY, "packaging/bin/chandler-hook")
 ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
 

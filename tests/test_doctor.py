@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from shim import ledger
 from shim.cli import doctor, main
-from shim.inventory import Place
+from shim.node.inventory import Place
+from shim.state import ledger
 
 CDI = '{"cdiVersion": "0.6.0", "kind": "nvidia.com/gpu", "devices": [{"name": "0", "containerEdits": {"env": ["A=b"]}}]}'
 

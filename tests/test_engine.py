@@ -14,10 +14,14 @@ from typing import Any
 
 import pytest
 
-from shim import compiler, engine, files, inventory, jsontext, ledger, paths, runtime
-from shim.caller import Caller
+from shim import engine, jsontext, paths
 from shim.errors import BundleError, ChandlerError, PolicyError
-from shim.inventory import Place
+from shim.host import files
+from shim.node import compiler, inventory
+from shim.node.inventory import Place
+from shim.policy.caller import Caller
+from shim.runtime import wrapper
+from shim.state import ledger
 
 P = "chandler.oci/"
 NVIDIA = "nvidia.com/gpu"
@@ -206,8 +210,8 @@ class Front:
         self.log = node.directory / "log.json"
         self.binary_starts = True
         self.started: list[str] = []
-        node.monkeypatch.setattr(runtime, "_exec", self._exec)
-        node.monkeypatch.setattr(runtime, "Place", lambda _: node.place())
+        node.monkeypatch.setattr(wrapper, "_exec", self._exec)
+        node.monkeypatch.setattr(wrapper, "Place", lambda _: node.place())
 
     def _exec(self, binary: str, rest: list[str], environment: dict[bytes, bytes]) -> None:
         if not self.binary_starts:
@@ -229,12 +233,12 @@ class Front:
         return ["--root", str(self.node.directory / "root"), "--log", str(self.log), "--log-format", "json", "create", "--bundle", str(self.config.parent), container]
 
     def _main(self, container: str) -> None:
-        runtime.main(["/usr/bin/chandler-runtime", *self.arguments(container)])
+        wrapper.main(["/usr/bin/chandler-runtime", *self.arguments(container)])
 
     def restore(self, container: str) -> None:
         arguments = [word if word != "create" else "restore" for word in self.arguments(container)]
         with pytest.raises(Ended):
-            runtime.main(["/usr/bin/chandler-runtime", *arguments])
+            wrapper.main(["/usr/bin/chandler-runtime", *arguments])
 
     def ends(self, *containers: str) -> None:
         """What their poststop hooks do."""

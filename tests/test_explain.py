@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from test_engine import CONFIG, NVIDIA, Node, P, service
 
-from shim import inventory
 from shim.cli import explain, main
+from shim.node import inventory
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from test_engine import CONFIG, NVIDIA, PROCESS, Node, P, cdi, unasked
 
-from shim import inventory
 from shim.errors import ChandlerError
+from shim.node import inventory
 
 BIG = "x" * 300_000
 SPEC_MOUNTS = {"/proc", "/usr/lib/libcuda.so.1"}

@@ -1,4 +1,4 @@
-"""What a create may load: the start-up contract of shim/runtime.py, on an installation and without one."""
+"""What a create may load: the start-up contract of shim/runtime/wrapper.py, on an installation and without one."""
 from __future__ import annotations
 
 import json
@@ -9,18 +9,22 @@ import sys
 from pathlib import Path
 
 import pytest
+from lab import REPOSITORY
 
-REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PYTHON = "/usr/bin/python3" if os.path.exists("/usr/bin/python3") else sys.executable
 
 # What a bare interpreter has loaded is free; beyond that a create loads these of the standard library, all written in C,
 OTHERS = {"_json", "_blake2", "_signal", "errno", "fcntl", "gc", "marshal", "posix", "time", "zlib"}
 # and these of ours.  A new one costs every container on every node: think first.
-OURS = {"shim", "shim.args", "shim.caller", "shim.cdi", "shim.cdi.names", "shim.cdi.resolve", "shim.configjson", "shim.edits", "shim.engine",
-        "shim.errors", "shim.files", "shim.gpu", "shim.grants", "shim.host", "shim.identity", "shim.inventory", "shim.jsontext",
-        "shim.oci", "shim.paths", "shim.policy", "shim.quantity", "shim.request", "shim.resources", "shim.runtime", "shim.runtimes", "shim.targets"}
+OURS = set("""
+shim shim.cdi shim.cdi.names shim.cdi.resolve shim.edits shim.engine shim.errors shim.gpu shim.gpu.choose shim.host shim.host.device_nodes
+shim.host.files shim.host.kernel shim.host.runtimes shim.host.trust shim.host.userns shim.jsontext shim.keys shim.keys.resources shim.node
+shim.node.cdi_check shim.node.inventory shim.oci shim.oci.config_file shim.oci.reader shim.oci.targets shim.oci.writer shim.paths shim.pathtext
+shim.policy shim.policy.caller shim.policy.engines shim.policy.permission shim.policy.words shim.request shim.request.parse shim.request.quantity
+shim.request.schema shim.request.values shim.runtime shim.runtime.args shim.runtime.wrapper shim.state shim.state.grants
+""".split())
 # Where leases are kept; the image has them in any case, since that is the default.
-LEASES = {"shim.leases", "shim.ledger", "shim.lock"}
+LEASES = {"shim.state.leases", "shim.state.ledger", "shim.state.lock"}
 
 REPORT = """
 import sys
@@ -59,7 +63,7 @@ def installed(tmp_path: Path) -> Path:
         {"name": "0", "containerEdits": {"deviceNodes": [{"path": "/dev/null"}]}}]}))
     (tmp_path / "etc/chandler/config.toml").write_text(f'runtimes = ["/bin/true"]\nengines = ["other"]\n[cdi]\nspec-dirs = ["{cdi}"]\n')
     # ctime cannot be set, so the installed copy is told that everything is settled at once
-    compiler = tmp_path / "usr/lib/chandler/shim/compiler.py"
+    compiler = tmp_path / "usr/lib/chandler/shim/node/compiler.py"
     compiler.write_text(compiler.read_text().replace("SETTLED_NS = 2_000_000_000", "SETTLED_NS = -1"))
     subprocess.run([PYTHON, "-I", "-m", "compileall", "-q", "-f", "--invalidation-mode", "unchecked-hash", str(compiler)], check=True)
     return tmp_path

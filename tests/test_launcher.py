@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from lab import REPOSITORY
 
-from shim import args
+from shim.runtime import args
 
-REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SOURCE = os.path.join(REPOSITORY, "packaging/bin/chandler-runtime")
 PLAIN = {"PATH": "/usr/bin:/bin"}
 
@@ -778,7 +778,7 @@ def test_installed_files_name_no_destdir(tmp_path: Any) -> None:
     # What runs from a checkout is what is installed, links among it.
     programs = {name: os.path.islink(os.path.join(os.path.dirname(SOURCE), name)) for name in os.listdir(os.path.dirname(SOURCE)) if name.startswith("chandler")}
     assert {entry.name: entry.is_symlink() for entry in os.scandir(f"{destination}/opt/chandler/bin")} == programs
-    source = f"{destination}/opt/chandler/lib/chandler/shim/args.py"
+    source = f"{destination}/opt/chandler/lib/chandler/shim/runtime/args.py"
     assert os.path.exists(os.path.join(os.path.dirname(source), "__pycache__", f"args.{sys.implementation.cache_tag}.pyc")) or sys.executable != "/usr/bin/python3"
 
 

@@ -9,12 +9,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from lab import served
+from lab import REPOSITORY, served
 
-from shim import ledger
 from shim.cli import given, ps
 from shim.errors import HostError
 from shim.generate import nvml
+from shim.state import ledger
 
 
 class Library:
@@ -191,7 +191,7 @@ def test_the_command(tmp_path: Any) -> None:
     ledger.Ledger(str(tmp_path / "state")).write(LEASES)
     (tmp_path / "state/grants/x.json").write_text(json.dumps(RECORDS[1]))
     (tmp_path / "state/grants/y.json").write_text("rubbish")
-    program = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "packaging/bin/chandler")
+    program = os.path.join(REPOSITORY, "packaging/bin/chandler")
     done = subprocess.run([program, "ps", "--format", "json"], check=True, stdin=subprocess.DEVNULL, capture_output=True, text=True,
                           env={"CHANDLER_CONFIG": str(config), "PATH": os.environ["PATH"]})
     assert [row["id"] for row in json.loads(done.stdout)["containers"]] == ["c1", "c2"], "c3 has no lease and is gone"

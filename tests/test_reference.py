@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 from test_engine import Node, P, cdi
 
-from shim import engine, inventory
+from shim import engine
 from shim.errors import ChandlerError, HostError, RequestError
-from shim.leaves import CAPABILITIES
+from shim.node import inventory
+from shim.request.rare_keys import CAPABILITIES
 
 GONE = object()  # not there any more
 MI, GI = 1 << 20, 1 << 30
@@ -509,9 +510,9 @@ def test_a_link_within_the_image_is_followed(at: tuple[Node, inventory.Inventory
 
 
 def test_a_gpu_is_asked_for_as_a_gpu(at: tuple[Node, inventory.Inventory], monkeypatch: pytest.MonkeyPatch) -> None:
-    from shim import host
-    look = host.lstat_device
-    monkeypatch.setattr(host, "lstat_device", lambda path: ("c", 195, 1, 0o666) if path == "/dev/nvidia1" else look(path))
+    from shim.host import device_nodes
+    look = device_nodes.lstat_device
+    monkeypatch.setattr(device_nodes, "lstat_device", lambda path: ("c", 195, 1, 0o666) if path == "/dev/nvidia1" else look(path))
     with pytest.raises(RequestError, match="devices: /dev/nvidia1 belongs to nvidia.com/gpu=1; ask for it in resources.gpu"):
         made(at, {"devices": ["/dev/nvidia1"]})
 

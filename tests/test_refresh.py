@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from test_engine import Node, cdi
 
-from shim import grants, inventory
 from shim.cli import main, refresh
+from shim.node import inventory
+from shim.state import grants
 
 
 @pytest.fixture

@@ -15,6 +15,6 @@ try:
     exec(load)
 except (OSError, ValueError, EOFError, TypeError):
     pass
-from shim.runtime import main
+from shim.runtime.wrapper import main
 
 main(sys.argv[1:])

@@ -30,8 +30,9 @@ HOME = os.path.dirname(sys.prefix)  # the version's directory in this image
 VERSION = os.path.basename(HOME)
 sys.path.insert(0, f"{HOME}/lib/chandler")
 
-from shim import config, errors  # noqa: E402
+from shim import errors  # noqa: E402
 from shim.errors import ChandlerError  # noqa: E402
+from shim.node import config  # noqa: E402
 
 CONFIG = "/etc/chandler/config.d/50-kubernetes.toml"
 STATE = "/run/chandler"

@@ -11,12 +11,17 @@ import copy
 import os
 from typing import TYPE_CHECKING, Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
 
-from shim import cgroups, configjson, engine, files, host, jsontext, oci, reach, request, shared
+from shim import engine, jsontext, pathtext
 from shim.bundle import base, deployment, image, rootless
 from shim.edits import ANNOTATION, merge
 from shim.errors import BundleError, RequestError
-from shim.inventory import Inventory, Place
-from shim.secrets import HIDDEN, Hidden
+from shim.host import cgroups, files
+from shim.host.secrets import HIDDEN, Hidden
+from shim.node.inventory import Inventory, Place
+from shim.oci import config_file
+from shim.policy import classes
+from shim.request import parse, schema
+from shim.sharing import setup
 
 if TYPE_CHECKING:
     from shim.edits import Edit
@@ -128,17 +133,17 @@ class _Equipment(NamedTuple):
 
     def check(self, config: Dict[str, Any], wish: Dict[str, Any]) -> None:
         """Whether this node has the devices that a request is for, whoever holds them.  Raises ChandlerError."""
-        engine.plan(config, self.inventory, held=[], wish=request.Request(wish, self.source), known=self.known)
+        engine.plan(config, self.inventory, held=[], wish=parse.Request(wish, self.source), known=self.known)
 
     def with_request(self, config: Dict[str, Any], wish: Dict[str, Any]) -> Dict[str, Any]:
         """A configuration with what a request asks for."""
         if not wish:
             return config
-        made = engine.plan(config, self.inventory, wish=request.Request(wish, self.source), known=self.known)
+        made = engine.plan(config, self.inventory, wish=parse.Request(wish, self.source), known=self.known)
         assert made is not None  # since there is a request
         edits = made.edits
         if made.sharing is not None:
-            edits = merge(edits, shared.begin(made.sharing, self.place.trusted_state_dir(self.inventory.config["state-dir"])))
+            edits = merge(edits, setup.begin(made.sharing, self.place.trusted_state_dir(self.inventory.config["state-dir"])))
         kept: List[Edit] = []
         for edit in edits.items:
             if edit[0] == ANNOTATION:
@@ -155,10 +160,10 @@ def volumes(given: Mapping[str, str]) -> Dict[str, str]:
         if not path.startswith("/"):
             raise RequestError(f"the volume {name!r} is to be in {path!r}, which is no absolute path")
         if name.startswith("/"):
-            name = reach.volume({"type": "anonymous", "target": name})
+            name = classes.volume({"type": "anonymous", "target": name})
         elif name.startswith("s3://"):
             bucket, _, prefix = name[len("s3://"):].partition("/")
-            name = reach.volume({"type": "s3", "bucket": bucket, "prefix": prefix})
+            name = classes.volume({"type": "s3", "bucket": bucket, "prefix": prefix})
         found[name] = path
     return found
 
@@ -173,7 +178,7 @@ def trusting(inventory: Inventory) -> Inventory:
 def _checked(document: Dict[str, Any], source: str) -> Dict[str, Any]:
     """A request document in normal form.  Raises RequestError with its source."""
     try:
-        return request.check(document)
+        return schema.check(document)
     except RequestError as error:
         raise error.within(source) from None
 
@@ -181,7 +186,7 @@ def _checked(document: Dict[str, Any], source: str) -> Dict[str, Any]:
 def _directory(own: str, of_image: str, source: str) -> str:
     """A working directory; an image's may lack its slash.  None is below /proc, where descriptors of the host may be
     open (CVE-2024-21626)."""
-    path = own or oci.clean("/" + of_image)
+    path = own or pathtext.clean("/" + of_image)
     where = source if own else f"{source}: the image"
     return str(_checked({"command": {"workdir": path}}, where)["command"]["workdir"])
 
@@ -221,7 +226,7 @@ def write_config(bundle: str, config: Dict[str, Any]) -> None:
     data = jsontext.dumps(config) + b"\n"
     files.replace(path, data, 0o600)
     if "annotations" in config:  # a request that chandler-runtime is to know for ours
-        os.symlink(files.digest(data), path + configjson.BUILT)
+        os.symlink(files.digest(data), path + config_file.BUILT)
 
 
 def create(bundle: str, config: Dict[str, Any]) -> None:
@@ -288,4 +293,4 @@ def read(path: str, limit: int) -> bytes:
 
 def exists(path: str) -> bool:
     """Whether there is something at `path`."""
-    return host.exists(path)
+    return files.exists(path)

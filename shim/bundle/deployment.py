@@ -1,6 +1,6 @@
 """Deployment files: YAML with services, of which one becomes a bundle.
 
-A service's keys are those of the request document (shim.request).  Keys that only an orchestrator can honour are
+A service's keys are those of the request document (shim.request.parse).  Keys that only an orchestrator can honour are
 passed over and told of; any other is an error.  Pure.
 """
 
@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import Any, Dict, List, NamedTuple
 
-from shim import jsontext, request
+from shim import jsontext
 from shim.cdi import yamltext
 from shim.errors import ChandlerError, RequestError
+from shim.request import schema
 
 MAX_FILE = 4 << 20
 VERSION = "v1"
@@ -58,8 +59,8 @@ def service(text: str, path: str, name: str) -> Service:
     known = {key: value for key, value in own.items() if key not in _SERVICE_ORCHESTRATED}
     ignored = [key for key in document if key in _ORCHESTRATED] + [f"services.{name}.{key}" for key in own if key not in known]
     for key in known:
-        if key not in request.SCHEMA:
-            raise RequestError(f"{source}: unknown key {key!r}", f"known here: {', '.join(sorted(request.SCHEMA))}")
+        if key not in schema.SCHEMA:
+            raise RequestError(f"{source}: unknown key {key!r}", f"known here: {', '.join(sorted(schema.SCHEMA))}")
     return Service(deployment, name, known, ignored, source)
 
 

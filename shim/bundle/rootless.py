@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any, Dict, List, Sequence, Tuple
 
-from shim import files
 from shim.errors import ChandlerError
+from shim.host import files
 
 Mapping = Dict[str, int]
 Range = Tuple[int, int]

@@ -13,7 +13,7 @@ from shim.cdi.resolve import unresolvable
 from shim.cdi.spec import parse
 from shim.edits import DEVICE
 from shim.errors import CdiError, ChandlerError
-from shim.oci import clean
+from shim.pathtext import clean
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -10,10 +10,12 @@ import subprocess
 import sys
 from typing import Any, Dict, List
 
-from shim import cgroups, compiler, paths
+from shim import paths
 from shim.bundle import build, deployment, image
 from shim.errors import BundleError, ChangedError, RequestError
-from shim.inventory import Place, Stale
+from shim.host import cgroups
+from shim.node import compiler
+from shim.node.inventory import Place, Stale
 
 _ID = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-+")
 

@@ -6,18 +6,18 @@ import argparse
 import os
 from typing import Any, Dict
 
-from shim import caller as _caller
-from shim import identity
+from shim.policy import caller as _caller
+from shim.policy import engines
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
     """--engine and --root."""
-    command.add_argument("--engine", choices=sorted(identity.ENGINES), help="the engine that calls; otherwise it is known by --root and the bundle's path")
+    command.add_argument("--engine", choices=sorted(engines.ENGINES), help="the engine that calls; otherwise it is known by --root and the bundle's path")
     command.add_argument("--root", metavar="DIR", help="the --root that the engine gives the runtime; otherwise the one that fits the bundle's path is taken")
 
 
 def caller(arguments: argparse.Namespace, path: str, document: Dict[str, Any], built: bool) -> _caller.Caller:
-    """Who calls for the config.json at `path`; `built` as in shim.caller."""
+    """Who calls for the config.json at `path`; `built` as in shim.policy.caller."""
     if arguments.engine:
         return _caller.Caller(arguments.engine, "--engine says so")
     return _caller.of_call(arguments.root, os.path.dirname(os.path.abspath(path)), "", document, built)
@@ -25,7 +25,7 @@ def caller(arguments: argparse.Namespace, path: str, document: Dict[str, Any], b
 
 def shown(who: _caller.Caller, config: Dict[str, Any]) -> Dict[str, Any]:
     """What there is to say of it."""
-    return {"name": who.engine, "why": who.why, "identity": bool(who.believed(config)), "from_image": identity.ENGINES[who.engine][1]}
+    return {"name": who.engine, "why": who.why, "identity": bool(who.believed(config)), "from_image": engines.ENGINES[who.engine][1]}
 
 
 def line(engine: Dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ import stat
 import sys
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple
 
-from shim import compiler, files, host, jsontext, oci
+from shim import jsontext
 from shim.cdi import devices as physical
 from shim.cdi import spec, versions
 from shim.cdi.document import MAX_SIZE
@@ -22,7 +22,10 @@ from shim.cdi.resolve import resolve
 from shim.cli import generate
 from shim.edits import Edits
 from shim.errors import BundleError, CdiError, ChandlerError, HostError
-from shim.inventory import Place
+from shim.host import device_nodes, files
+from shim.node import cdi_check, cdi_files, compiler
+from shim.node.inventory import Place
+from shim.oci import writer
 
 if TYPE_CHECKING:
     from shim.cdi.devices import Key
@@ -124,7 +127,7 @@ def show(args: Arguments) -> int:
     edits = _resolve(registry, [args.name])
     file = registry.devices[args.name]
     kind, _, device = args.name.partition("=")
-    keys = registry.device_keys(kind, host.lstat_device)
+    keys = registry.device_keys(kind, device_nodes.lstat_device)
     same = [f"{kind}={name}" for name, key in keys.items() if key == keys[device] and name != device]
     stale = _stale(edits)
     if args.format == "json":
@@ -185,10 +188,10 @@ def inject(args: Arguments) -> int:
     config = jsontext.loads(data)
     if not isinstance(config, dict):
         raise BundleError(f"{args.config} is not a JSON object")
-    edits = host.complete(_resolve(_registry(args), args.devices))
+    edits = device_nodes.complete(_resolve(_registry(args), args.devices))
     for sentence in _stale(edits):
         _warn(sentence)
-    result = jsontext.dumps(oci.apply(config, edits, idmap=not _place().rootless)) + b"\n"
+    result = jsontext.dumps(writer.apply(config, edits, idmap=not _place().rootless)) + b"\n"
     if args.output is None:
         sys.stdout.buffer.write(result)
         sys.stdout.flush()
@@ -254,7 +257,7 @@ def _read(args: Arguments) -> List[Any]:
     directories: Optional[List[str]] = args.spec_dir
     if directories is None:
         directories = compiler.read_config(place)[0]["cdi.spec-dirs"]
-    return list(files.read_spec_dirs([os.path.abspath(path) for path in directories], place.owners))
+    return list(cdi_files.read_spec_dirs([os.path.abspath(path) for path in directories], place.owners))
 
 
 def _registry(args: Arguments) -> Registry:
@@ -270,7 +273,7 @@ def _resolve(registry: Registry, names: List[str]) -> Edits:
 
 def _keys_by_kind(registry: Registry) -> Dict[str, Dict[str, Key]]:
     kinds = sorted({file.spec.kind for file in registry.files})
-    return {kind: registry.device_keys(kind, host.lstat_device) for kind in kinds}
+    return {kind: registry.device_keys(kind, device_nodes.lstat_device) for kind in kinds}
 
 
 def _problems(registry: Registry) -> Dict[str, List[str]]:
@@ -289,7 +292,7 @@ def _stale(edits: Edits) -> List[str]:
     sentences = []
     for edit in edits.items:
         try:
-            host.check_paths(host.complete(Edits([edit])))
+            cdi_check.check_paths(device_nodes.complete(Edits([edit])))
         except HostError as error:
             sentences.append(str(error))
     return sentences

@@ -10,13 +10,16 @@ import re
 import subprocess
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
-from shim import compiler, files, identity, paths, runtimes
-from shim import config as _config
+from shim import paths
 from shim.cli.doctor import Host, numbers
 from shim.configure import containerd, crio, docker, podman, selinux, store, verify
 from shim.configure.model import TOML, VALUE, Edit, Plan, Read, Setting, Wish
 from shim.errors import ChandlerError, ConfigError, HostError
-from shim.inventory import Place
+from shim.host import files, runtimes, trust
+from shim.node import compiler
+from shim.node import config as _config
+from shim.node.inventory import Place
+from shim.policy import engines
 
 ENGINES: Dict[str, Any] = {"containerd": containerd, "crio": crio, "docker": docker, "podman": podman}
 PATIENCE = 120.0  # seconds for an engine to start again
@@ -191,7 +194,7 @@ class Programs:
 
 def _check_program(path: str, place: Place) -> None:
     try:
-        files.check_way(path, place.owners)
+        trust.check_way(path, place.owners)
     except OSError as error:
         raise HostError(f"{path}, which the engine is to run, cannot be reached: {error.strerror}", "install Chandler first") from None
 
@@ -208,7 +211,7 @@ def _own_keys(arguments: argparse.Namespace, place: Place) -> List[str]:
 def _engine_key(arguments: argparse.Namespace, place: Place) -> List[Edit]:
     """The key `engines` of Chandler's own configuration, as a file of ours in config.d: where the engine's identity
     annotations can be authority (engines of several files add up), and nobody else has written it."""
-    if arguments.remove or arguments.keep_engine or place.rootless or arguments.engine not in identity.KEYS:
+    if arguments.remove or arguments.keep_engine or place.rootless or arguments.engine not in engines.KEYS:
         return []
     own = _own_keys(arguments, place)
     texts = [(path, data) for path, data in compiler.config_texts(place, compiler.Sources()) if path not in own]

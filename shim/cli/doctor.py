@@ -10,13 +10,17 @@ import posixpath
 import subprocess
 from typing import Any, Dict, List, NamedTuple, Tuple
 
-from shim import cgroups, compiler, files, identity, paths, report, runtimes, stale
-from shim import config as _config
+from shim import paths, report
 from shim.configure import containerd, crio, docker, podman
 from shim.configure.model import PROGRAMS
 from shim.errors import ChandlerError
-from shim.inventory import Place
-from shim.ledger import Ledger
+from shim.host import cgroups, runtimes, trust
+from shim.node import compiler
+from shim.node import config as _config
+from shim.node.inventory import Place
+from shim.policy import engines
+from shim.state import stale
+from shim.state.ledger import Ledger
 
 NRI_SOCKET = "/var/run/nri/nri.sock"
 PATIENCE = 10.0  # seconds for a runtime to say its version
@@ -197,7 +201,7 @@ def _runtimes(host: Host, place: Place, config: Dict[str, Any], groups: str) -> 
             continue
         usable += 1
         try:
-            files.check_way(path, place.owners)
+            trust.check_way(path, place.owners)
         except ChandlerError as error:
             problems.append(_of(error, f"chown root {path}; chmod go-w {path}"))
         except OSError:
@@ -310,17 +314,17 @@ def _engines(host: Host, config: Dict[str, Any]) -> Check:
         configured = any(program in text for text in texts for program in PROGRAMS)
         installed = any(host.program(program) for program in programs)
         if installed or configured:
-            known_by, from_image = identity.ENGINES[engine]
-            found[engine] = {"installed": installed, "configured": configured, "identity": engine in config["engines"] and engine in identity.KEYS,
+            known_by, from_image = engines.ENGINES[engine]
+            found[engine] = {"installed": installed, "configured": configured, "identity": engine in config["engines"] and engine in engines.KEYS,
                              "known_by": known_by, "from_image": from_image}
     problems = [_problem(f"engines of the configuration has \"{engine}\", whose own configuration does not name chandler-runtime", f"chandler configure {engine}")
-                for engine in config["engines"] if engine in identity.KEYS and not found.get(engine, {}).get("configured")]
+                for engine in config["engines"] if engine in engines.KEYS and not found.get(engine, {}).get("configured")]
     problems += [_problem(f"engines of the configuration does not have \"{engine}\", so no rule by namespace, pod or image can match its containers",
                           f"chandler configure {engine}, or engines = [\"{engine}\"] in {paths.CONFIG_DIR}/config.toml")
-                 for engine, each in found.items() if each["configured"] and engine in identity.KEYS and not each["identity"]]
+                 for engine, each in found.items() if each["configured"] and engine in engines.KEYS and not each["identity"]]
     words = [f"{name} ({'configured' if each['configured'] else 'not configured'}{', names believed' if each['identity'] else ''}; "
              f"known by: {each['known_by']}; from an image comes: {each['from_image']})" for name, each in found.items()]
-    if identity.OTHER in config["engines"]:
+    if engines.OTHER in config["engines"]:
         words.append("any other caller may ask, too (\"other\" in engines)")
     return Check("engines", ", ".join(words) or "none", found, problems)
 

@@ -8,7 +8,7 @@ import json
 import os
 from typing import TYPE_CHECKING, Any, Dict, List
 
-from shim import compiler, configjson, engine, jsontext, shared
+from shim import engine, jsontext
 from shim.cli import caller
 from shim.edits import (
     ANNOTATION,
@@ -26,12 +26,14 @@ from shim.edits import (
     RDT,
     RESOURCE,
     RLIMIT,
-    merge,
 )
 from shim.errors import BundleError, ChandlerError, ChangedError
-from shim.inventory import Place, Stale
-from shim.ledger import Ledger
-from shim.secrets import HIDDEN, Hidden
+from shim.host.secrets import HIDDEN, Hidden
+from shim.node import compiler
+from shim.node.inventory import Place, Stale
+from shim.oci import config_file
+from shim.sharing import setup
+from shim.state.ledger import Ledger
 
 if TYPE_CHECKING:
     from shim.edits import Edit
@@ -59,10 +61,10 @@ def run(arguments: argparse.Namespace) -> int:
     path = arguments.config or os.path.join(arguments.bundle, "config.json")
     place = Place(dict(os.environb))
     inventory = compiler.load(place)
-    if not configjson.may_ask(path, engine.needles(inventory.config)):
+    if not config_file.may_ask(path, engine.needles(inventory.config)):
         os.stat(path)
         return _show_nothing(arguments.format)
-    bundle = configjson.ConfigJson(path, engine.mark(inventory.config))
+    bundle = config_file.ConfigJson(path, engine.mark(inventory.config))
     try:
         document = jsontext.loads(bundle.engine)
     except ChandlerError as error:
@@ -82,16 +84,16 @@ def run(arguments: argparse.Namespace) -> int:
     if made is None:
         return _show_nothing(arguments.format)
     if made.sharing is not None:
-        made.edits = merge(made.edits, shared.edits(made.sharing, place.trusted_state_dir(inventory.config["state-dir"])))
-    made.edits = made.edits.with_values(map(_veiled, made.edits.items))
-    after = engine.equip(document, made.edits, place.rootless, known["bundle"])
+        made.add(setup.edits(made.sharing, place.trusted_state_dir(inventory.config["state-dir"])))
+    edits = made.edits.with_values(map(_veiled, made.edits.items))
+    after = engine.equip(document, edits, place.rootless, known["bundle"])
     shown = {
         "engine": caller.shown(who, inventory.config),
         "source": made.request.source,
         "request": _plain(made.request.document),
         "devices": [{"name": name, "physical": inventory.key(name)} for name in made.names],
         "edits": [{"kind": kind, "what": _words(kind, key, value), "value": _plain(value), "origin": origin}
-                  for kind, key, value, origin in made.edits.items],
+                  for kind, key, value, origin in edits.items],
         "diff": _diff(document, after, path),
         "notes": list(_NOTES),
     }

@@ -8,14 +8,15 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any, Dict, List, Tuple
 
-from shim import compiler, files
 from shim.cdi import spec
 from shim.cdi.document import MAX_SIZE
 from shim.errors import HostError
 from shim.generate import document, managed, nvml, vendors
 from shim.generate.model import DEFAULT_STRATEGIES, MODES, STRATEGIES, Options
 from shim.generate.tree import Tree
-from shim.inventory import Place
+from shim.host import files
+from shim.node import compiler
+from shim.node.inventory import Place
 
 if TYPE_CHECKING:
     from shim.generate.model import Found

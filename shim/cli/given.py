@@ -1,7 +1,7 @@
 """Containers whose GPUs came from their engine: seen by the device nodes that their processes find in /dev.
 
 A container is a mount namespace with a root directory of its own; its first process stands for it.  What is in its /dev is
-looked up inside its root (shim.inroot), by a child process with a bounded time: it may have mounted anything there.
+looked up inside its root (shim.host.inroot), by a child process with a bounded time: it may have mounted anything there.
 Source: namespaces(7), proc_pid_root(5), cgroups(7).
 """
 
@@ -11,12 +11,13 @@ import os
 import stat
 from typing import Any, Callable, Dict, List
 
-from shim import gpu, host
 from shim.errors import HostError
 from shim.generate import nvml
 from shim.generate.model import Unanswered
-from shim.inroot import Root
-from shim.inventory import Inventory
+from shim.gpu import choose
+from shim.host import device_nodes
+from shim.host.inroot import Root
+from shim.node.inventory import Inventory
 
 _PATIENCE = 10.0  # seconds for all containers
 _DIRECTORIES = ("/dev", "/dev/dri", "/dev/accel")
@@ -33,17 +34,17 @@ def namespace(pid: int) -> int:
         return 0
 
 
-def known(inventory: Inventory, look: gpu.Look = host.look_at_gpu) -> Dict[str, str]:
+def known(inventory: Inventory, look: choose.Look = device_nodes.look_at_gpu) -> Dict[str, str]:
     """The node's GPUs: device number (c195:0) to name, CDI's where a file has one."""
-    found = gpu.numbers(inventory.config["policy.kinds"], inventory, look)
-    for kind, (_, own) in gpu.NODES.items():
+    found = choose.numbers(inventory.config["policy.kinds"], inventory, look)
+    for kind, (_, own) in choose.NODES.items():
         for place in range(_MAX_GPUS):
-            for number in _numbers_of([template.format(place, 128 + place) for template in own], gpu.PCI_VENDORS[kind], look):
+            for number in _numbers_of([template.format(place, 128 + place) for template in own], choose.PCI_VENDORS[kind], look):
                 found.setdefault(number, f"{kind}={place}")
     return found
 
 
-def _numbers_of(paths: List[str], vendor: str, look: gpu.Look) -> List[str]:
+def _numbers_of(paths: List[str], vendor: str, look: choose.Look) -> List[str]:
     """The numbers of a GPU's nodes; none when one is missing, or is another vendor's: only NVIDIA's tell by their names."""
     found = []
     for path in paths:

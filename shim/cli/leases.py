@@ -9,11 +9,12 @@ import sys
 import time
 from typing import Any, Dict, List, Tuple
 
-from shim import compiler, rebuild, stale
 from shim.cli.ps import limits
 from shim.errors import HostError, LeaseError
-from shim.inventory import Place
-from shim.ledger import Ledger
+from shim.node import compiler
+from shim.node.inventory import Place
+from shim.state import stale
+from shim.state.ledger import Ledger
 
 _FORGET_AFTER = 3600.0  # seconds, for grants of an older Chandler that do not say who makes the container
 
@@ -82,7 +83,7 @@ def make_anew(arguments: argparse.Namespace) -> int:
     """Exit status 0.  Raises HostError when there are doubts and no --force."""
     state_dir, private = _place()
     try:
-        made = rebuild.run(state_dir, private, asked=True, force=arguments.force)
+        made = Ledger(state_dir, private).make_anew(asked=True, force=arguments.force)
     except OSError as error:
         raise HostError(f"the ledger of leases cannot be made anew in {state_dir}: {error.strerror}") from None
     for doubt in made.doubts:

@@ -7,12 +7,16 @@ import json
 import os
 from typing import Any, Dict, List, Tuple
 
-from shim import compiler, configjson, engine, facts, identity, jsontext, policy, reach, rules
-from shim import request as _request
-from shim.caller import Caller
+from shim import engine, jsontext
 from shim.cli import caller
 from shim.errors import BundleError, ChandlerError
-from shim.inventory import Place
+from shim.keys import host_facts
+from shim.node import compiler
+from shim.node.inventory import Place
+from shim.oci import config_file
+from shim.policy import classes, engines, permission, rules, words
+from shim.policy.caller import Caller
+from shim.request import parse
 
 
 def add_parser(commands: Any) -> None:
@@ -39,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
     annotations = document.get("annotations")
     annotations = annotations if isinstance(annotations, dict) else {}
     calls = caller.caller(arguments, path, document, built)
-    known = {"caller": calls, "handler": arguments.handler, "user": tuple(arguments.user or facts.caller())}
+    known = {"caller": calls, "handler": arguments.handler, "user": tuple(arguments.user or host_facts.caller())}
     who = rules.identity(annotations, rules.believed(config, known), known)
     shown: Dict[str, Any] = {"engine": caller.shown(calls, config), "known": {field: list(values) for field, values in who.items()},
                              "unknown": [field for field in rules.FIELDS if field not in who], "rules": []}
@@ -49,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
         denies = list(rule.get("policy.deny", ())) if verdict != rules.NO else []
         shown["rules"].append({"name": rule["name"], "verdict": verdict, "why": why, "denies": denies,
                                "decides": applied.get("policy.by") == f"rule {rule['name']!r}" and verdict == rules.YES})
-    shown["by"] = policy.by(applied)
+    shown["by"] = words.by(applied)
     shown["policy"] = {key[len("policy."):]: value for key, value in applied.items()
                        if key.startswith("policy.") and key not in ("policy.rule", "policy.by", "policy.denied-by", "policy.evict-unadjusted")}
     shown.update(_verdict(document, annotations, applied, calls))
@@ -59,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _document(path: str, config: Dict[str, Any]) -> Tuple[Dict[str, Any], bool]:
     """config.json as the engine wrote it, and whether that engine was our own builder."""
-    bundle = configjson.ConfigJson(os.path.realpath(path), engine.mark(config))
+    bundle = config_file.ConfigJson(os.path.realpath(path), engine.mark(config))
     try:
         document = jsontext.loads(bundle.engine)
     except ChandlerError as error:
@@ -73,14 +77,14 @@ def _verdict(document: Dict[str, Any], annotations: Dict[str, Any], config: Dict
     """What is asked for, by class, and why it is refused; '' when the policy itself allows it."""
     refusal, asked = "", []
     try:
-        name, sandbox = identity.container(annotations, calls.engine)
+        name, sandbox = engines.container(annotations, calls.engine)
         if not sandbox:
             calls.check(annotations, config)
-        wish = None if sandbox else _request.from_annotations(annotations, config["annotation-prefix"], name)
+        wish = None if sandbox else parse.from_annotations(annotations, config["annotation-prefix"], name)
         if wish is not None:
-            asked = [{"key": key, "word": word, "class": reach.TIGHTEN if tightens else reach.CLASSES.get(word, reach.NAMED)}
-                     for word, key, tightens in reach.asked(wish, document)]
-            policy.check(wish, document, config)
+            asked = [{"key": key, "word": word, "class": classes.TIGHTEN if tightens else classes.CLASSES.get(word, classes.NAMED)}
+                     for word, key, tightens in classes.asked(wish, document)]
+            permission.check(wish, document, config)
     except ChandlerError as error:
         refusal = str(error)
     return {"asked": asked, "refusal": refusal}

@@ -10,14 +10,16 @@ import sys
 import time
 from typing import Any, Callable, Dict, List
 
-from shim import compiler, grants, records, shared
 from shim.cli import given
 from shim.errors import ChandlerError
 from shim.generate import nvfiles, nvml
 from shim.generate.model import Options, Unanswered
 from shim.generate.tree import Tree
-from shim.inventory import Place
-from shim.ledger import Ledger
+from shim.node import compiler
+from shim.node.inventory import Place
+from shim.sharing import pages
+from shim.state import grants, records
+from shim.state.ledger import Ledger
 
 _PATIENCE = 5.0  # seconds for a runtime's answer
 _MINOR = "c195:"  # NVIDIA's GPUs
@@ -46,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     given.add(rows, given.containers(devices, notes), devices)
     gpus = _usage(notes)
     attribute(rows, gpus)
-    answer = {"containers": rows, "gpus": gpus, "shared": shared.pages(state_dir), "notes": notes}
+    answer = {"containers": rows, "gpus": gpus, "shared": pages.every(state_dir), "notes": notes}
     print(json.dumps(answer, indent=2) if arguments.format == "json" else text(answer, sys.stdout.isatty() and "NO_COLOR" not in os.environ))
     return 0
 

@@ -10,9 +10,10 @@ import sys
 import time
 from typing import Any, Dict
 
-from shim import compiler, grants, launch, stale
 from shim.generate import managed
-from shim.inventory import Place
+from shim.node import compiler, launch_line
+from shim.node.inventory import Place
+from shim.state import grants, stale
 
 _FORGET_AFTER = 3600.0  # seconds; a grant is older than its container by the time that a create takes
 _WAITS = 2  # a file may be written while another is waited for, which no path unit tells then
@@ -70,6 +71,6 @@ def _remove(place: Place, config: Dict[str, Any], quiet: bool) -> int:
         print(f"chandler: {sentence}", file=sys.stderr)
     if place.state_dir:
         shutil.rmtree(os.path.dirname(place.directory), ignore_errors=True)
-    if launch.is_ours(place):
-        launch.remove()
+    if launch_line.is_ours(place):
+        launch_line.remove()
     return 1 if left else 0

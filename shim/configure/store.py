@@ -13,10 +13,10 @@ import json
 import os
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
-from shim import files
 from shim.configure import jsonedit, template, tomledit
 from shim.configure.model import JSON, TEMPLATE, TOML, Edit, Setting
 from shim.errors import ChandlerError, ConfigError, HostError
+from shim.host import files, trust
 
 LIMIT = 16 << 20
 ORIGINAL, RECORD = ".chandler-original", ".chandler-record"
@@ -90,7 +90,7 @@ def trusted(path: str, owners: Dict[int, str]) -> str:
     if os.path.islink(path) and not os.path.exists(path):
         raise HostError(f"{path} is a link to {real}, which is not there", "make that file, or take the link away")
     try:
-        files.check_way(there, owners)
+        trust.check_way(there, owners)
     except OSError as error:
         raise HostError(f"{path} cannot be reached: {error.strerror}") from None
     return real

@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import os
 
-from shim import files, paths
+from shim import paths
 from shim.cdi.document import load
 from shim.errors import ChandlerError, HostError
 from shim.generate import document, nvml, vendors
 from shim.generate.model import Options
 from shim.generate.tree import Tree
+from shim.host import files
+from shim.node import cdi_files
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -97,7 +99,7 @@ def _survey(config: Dict[str, Any], owners: Dict[int, str]) -> Tuple[List[Ours],
     ours: List[Ours] = []
     others: Dict[str, str] = {}
     places = dict.fromkeys([*config["cdi.spec-dirs"], directory(config)])
-    for folder, _, entries in files.read_spec_dirs(list(places), owners):
+    for folder, _, entries in cdi_files.read_spec_dirs(list(places), owners):
         for name, data in entries:
             path = f"{folder}/{name}"
             if isinstance(data, ChandlerError):

@@ -1,6 +1,6 @@
 """Which GPUs are neighbours: the memory node, the way through PCI and the direct links of each.  Pure.
 
-Looked up when the inventory is compiled, from the numbers of device nodes; shim.near reads what comes of it.
+Looked up when the inventory is compiled, from the numbers of device nodes; shim.gpu.neighbours reads what comes of it.
 Source: Documentation/ABI/testing/sysfs-dev and sysfs-bus-pci; Linux drivers/gpu/drm/amd/amdkfd/kfd_topology.c; the
 NVIDIA driver's README, "The /proc interface".
 """

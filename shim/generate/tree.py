@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 import stat
 
-from shim import files, host
 from shim.errors import ChandlerError, HostError
+from shim.host import device_nodes, files
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ _MAX_LINKS = 40
 
 def look(path: str) -> Tuple[str, int, int, int, int]:
     """(type, major, minor, permission bits, group) of a device node.  Raises HostError."""
-    found = host.lstat_device(path)
+    found = device_nodes.lstat_device(path)
     return found[0], found[1], found[2], found[3], os.lstat(path).st_gid
 
 

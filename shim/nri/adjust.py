@@ -11,10 +11,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Dict, FrozenSet, List, NamedTuple, NoReturn, Tuple
 
 from shim import edits as _edits
-from shim import oci, ocikeys
 from shim.edits import Edits, merge
 from shim.errors import ChandlerError
 from shim.nri.messages import ContainerAdjustment
+from shim.oci import reader, writer
 
 if TYPE_CHECKING:
     from shim.edits import Edit
@@ -107,14 +107,14 @@ def _beside(plan: Plan) -> Edits:
 
 
 def _apply(result: Any, edits: Edits, runtime: Runtime, document: Dict[str, Any]) -> None:
-    idmap = oci.in_user_namespace(document)
-    user = oci.process_user(document)
+    idmap = reader.in_user_namespace(document)
+    user = reader.process_user(document)
     devices: Dict[str, bytes] = {}
     mounts: List[bytes] = []
     for edit in edits.items:
         kind = edit[0]
         if kind == _edits.MOUNT:  # the most, by far
-            mounts.append(_mount(oci.idmapped(edit[2]) if idmap else edit[2]))
+            mounts.append(_mount(writer.idmapped(edit[2]) if idmap else edit[2]))
         elif kind == _edits.DEVICE:
             devices.pop(edit[1], None)  # the later node of a path wins
             devices[edit[1]] = _device(edit, runtime, user)
@@ -127,7 +127,7 @@ def _apply(result: Any, edits: Edits, runtime: Runtime, document: Dict[str, Any]
         elif kind == _edits.ANNOTATION:
             result.annotations[edit[1]] = edit[2]
         elif kind == _edits.RLIMIT:
-            _rlimit(result, edit, runtime, ocikeys.rlimits(document))
+            _rlimit(result, edit, runtime, reader.rlimits(document))
         elif kind == _edits.LINUX and edit[1] == "cgroupsPath" and edit[2]:
             result.linux.cgroups_path = edit[2]
         elif kind == _edits.PROCESS and edit[1] in runtime.takes:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Dict, Iterable, List, Set, Tuple
 
-from shim import oci
 from shim.nri import document
+from shim.oci import reader
 
 if TYPE_CHECKING:
-    from shim.inventory import Inventory
+    from shim.node.inventory import Inventory
 
 
 def added(adjustment: Any, granted_names: Set[str], granted_keys: List[str], inventory: Inventory,
@@ -31,7 +31,7 @@ def added(adjustment: Any, granted_names: Set[str], granted_keys: List[str], inv
         if number in known and number not in granted:
             yield f"{node.path} ({known[number]})", number
     rules = {"linux": {"resources": {"devices": [document.rule(each) for each in adjustment.linux.resources.devices]}}}
-    for kind, major, minor, words in oci.opening_rules(rules, complete=False):
+    for kind, major, minor, words in reader.opening_rules(rules, complete=False):
         for number, name in known.items():
-            if number not in granted and oci.covers(number, kind, major, minor):
+            if number not in granted and reader.covers(number, kind, major, minor):
                 yield f"{words.replace('the engine', 'a plugin')} ({name})", number

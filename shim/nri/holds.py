@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple
 
-from shim import leases
 from shim.errors import ChandlerError
+from shim.state import leases
 
 if TYPE_CHECKING:
-    from shim.leases import Lease
     from shim.nri.work import Work
+    from shim.state.leases import Lease
 
 PATIENCE = 1.5  # seconds that a create waits; the runtime gives up after two
 PATIENCE_FOR_RETRY = 120.0  # seconds; the kubelet tries a pod again after ten to some tens

@@ -8,9 +8,11 @@ import os
 import sys
 from typing import Any, Dict, List, Optional, Tuple
 
-from shim import compiler, files, jsontext, paths, report
+from shim import jsontext, paths, report
 from shim.errors import ChandlerError, ConfigError
-from shim.inventory import Inventory, Place
+from shim.host import files
+from shim.node import compiler
+from shim.node.inventory import Inventory, Place
 
 SOCKET = "/var/run/nri/nri.sock"
 

@@ -13,21 +13,27 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Set, Tuple
 
-from shim import engine, files, gpu, grants, host, identity, jsontext, leases, ledger, oci, policy, records, report
-from shim.caller import Caller
-from shim.edits import EMPTY, MOUNT, Edits, merge
-from shim.errors import BundleError, ChandlerError, ChangedError, HostError, LeaseError, PolicyError
+from shim import engine, jsontext, report
+from shim.edits import MOUNT, Edits, merge
+from shim.errors import BundleError, ChandlerError, ChangedError, LeaseError, PolicyError
+from shim.gpu import choose
+from shim.host import device_nodes
 from shim.nri import adjust, beside, document, evict, messages
 from shim.nri.adjust import Runtime
 from shim.nri.holds import PATIENCE, PATIENCE_FOR_RETRY, Hold, Holds, Later, Starting
 from shim.nri.metrics import Metrics
-from shim.request import MARK
-from shim.sharing import MPS
+from shim.oci import reader
+from shim.policy import engines, words
+from shim.policy.caller import Caller
+from shim.request.parse import MARK
+from shim.sharing.terms import MPS
+from shim.state import grants, leases, ledger, records
 
 if TYPE_CHECKING:
-    from shim.inventory import Inventory, Place
-    from shim.leases import Lease
+    from shim.node.inventory import Inventory, Place
     from shim.nri.work import Work
+    from shim.sharing.terms import Sharing
+    from shim.state.leases import Lease
 
 # A record is written before its container can be listed, so a younger one is not given up.
 _MINIMUM_AGE = 60.0  # seconds
@@ -113,8 +119,8 @@ class Service:
         if keys is not None:
             self._leftover.update(keys)
         elif os.path.exists(self._state_dir + "/shared"):
-            from shim import shared
-            self._leftover.update(page["key"] for page in shared.pages(self._state_dir) if "key" in page)
+            from shim.sharing import pages
+            self._leftover.update(page["key"] for page in pages.every(self._state_dir) if "key" in page)
 
     # --- one container ----------------------------------------------------------------------------------------
 
@@ -159,13 +165,14 @@ class Service:
         """Which part of the policy is for a container."""
         config = self.inventory.config
         if config["policy.rule"]:
-            from shim import facts, rules
-            config = rules.applied(config, annotations, {**self._known(pod, container), "container": container.name, "user": facts.caller()})
-        return policy.by(config)
+            from shim.keys import host_facts
+            from shim.policy import rules
+            config = rules.applied(config, annotations, {**self._known(pod, container), "container": container.name, "user": host_facts.caller()})
+        return words.by(config)
 
     def _known(self, pod: Any, container: Any) -> Dict[str, Any]:
         """What the runtime says of a pod, for the policy's rules; a handler must not wait for a provider of secrets."""
-        caller = Caller(_ENGINES.get(self.runtime.name, identity.OTHER), f"it names itself {self.runtime.name or 'nothing'} through NRI")
+        caller = Caller(_ENGINES.get(self.runtime.name, engines.OTHER), f"it names itself {self.runtime.name or 'nothing'} through NRI")
         caller.restores = any(key.startswith(_RESTORED) for key in container.annotations)
         return {"caller": caller, "namespace": pod.namespace, "pod": pod.name, "handler": pod.runtime_handler, "seconds": _PATIENCE}
 
@@ -191,37 +198,37 @@ class Service:
         if asked is None:
             return None
         self._trusted_state_dir()
-        result: Any = None
-
-        def planned(held: Any) -> engine.Plan:
-            nonlocal result
-            if hold is not None and held is not None:
-                held = [other for other in held if other["token"] != hold.token]
-            made = asked.take(held).complete()
-            if lease is not None and self.holds.late(made.keys, now):
-                raise Starting(self._words(made))
-            if oci.in_user_namespace(wanted):
-                self._check_bound(made)
-            self._equip(made, lease, container.HasField("user"))
-            result = adjust.adjustment(made, self.runtime, wanted)
+        granting = engine.Granting(self._state_dir, self._records, "", container.id, self.place.rootless,
+                                   self._ledger if lease is not None else None, lease)
+        plan = self._reserved(granting, asked, hold.token if hold is not None else "")
+        if not plan.keys:
+            lease = None
+        try:
+            if lease is not None and self.holds.late(plan.keys, now):
+                raise Starting(self._words(plan))
+            if reader.in_user_namespace(wanted):
+                self._check_bound(plan)
+            if plan.sharing is not None:
+                plan.add(self._share(plan.sharing, container.HasField("user")))
+            if self.hooks:  # else StopContainer and RemoveContainer end the lease, and Synchronize what was missed
+                granting.release_with_container()
+            result = adjust.adjustment(plan, self.runtime, wanted)
             if not self.hooks and result.HasField("hooks"):
-                raise adjust.Unsupported(f"{made.request.source}: what is asked for needs an OCI hook, and {self.runtime} lets no NRI plugin "
+                raise adjust.Unsupported(f"{plan.request.source}: what is asked for needs an OCI hook, and {self.runtime} lets no NRI plugin "
                                          "add one (reject_oci_hook_adjustment of its default validator)", adjust.WAY_OUT)
-            return made
-
-        plan = self._leased(lease, planned)
-        if lease is not None and "keys" not in lease:
-            lease = None  # no device, no lease
+        except BaseException:
+            granting.undo()
+            raise
         if hold is not None:
             self.holds.drop(pod.id, container.name)
             if hold.lease is not None:
                 self._end(hold.lease)
         task = self._task(plan, lease)
         if task is None:
-            return self._recorded(pod, container, plan, result, lease, line, awaited)
-        return self._later(task, now, pod, container, plan, result, lease, line, awaited)
+            return self._recorded(pod, container, granting, plan, result, line, awaited)
+        return self._later(task, now, pod, container, granting, plan, result, lease, line, awaited)
 
-    def _later(self, task: Dict[str, Any], now: float, pod: Any, container: Any, plan: engine.Plan, result: Any,
+    def _later(self, task: Dict[str, Any], now: float, pod: Any, container: Any, granting: engine.Granting, plan: engine.Plan, result: Any,
                lease: Optional[Lease], line: Dict[str, Any], awaited: Callable[[], bool]) -> Later:
         """The answer to a create that something slow has to come before."""
         from shim.nri.work import Work
@@ -241,7 +248,7 @@ class Service:
             if not awaited():
                 abandon()
                 raise Unawaited(self.runtime)
-            return self._recorded(pod, container, plan, result, lease, line, awaited)
+            return self._recorded(pod, container, granting, plan, result, line, awaited)
 
         return Later(work, self.holds.deadline(work, plan.keys, now, self.patience), answer, abandon)
 
@@ -251,39 +258,31 @@ class Service:
         if plan.sharing is None:
             if not keys or not os.path.exists(self._state_dir + "/shared"):
                 return None
-            from shim import shared
-            pages = shared.pages(self._state_dir)
-            if not any(leases.clash(page.get("key", ""), key) for page in pages for key in keys):
+            from shim.sharing import pages
+            if not any(leases.clash(page.get("key", ""), key) for page in pages.every(self._state_dir) for key in keys):
                 return None
         from shim.nri import work
         return work.task(self._state_dir, self.place.rootless, keys, plan.sharing)
 
     def _check_bound(self, plan: engine.Plan) -> None:
         """In a user namespace a device is a mount of the host's node, for which NRI knows no rule.  Raises ChandlerError."""
-        from shim import bound
-        for kind, path, mount, origin in bound.split(plan.edits)[1].items:
+        from shim.oci import userns_devices
+        for kind, path, mount, origin in userns_devices.split(plan.edits)[1].items:
             if kind == MOUNT:
                 raise adjust.Unsupported(f"{origin}: {self.runtime} cannot be told through NRI that {path}, in a user namespace, is the "
                                          f"host's {mount['source']}", adjust.WAY_OUT)
 
-    def _equip(self, plan: engine.Plan, lease: Optional[Lease], user_told: bool) -> None:
-        """Adds to a plan what belongs to its lease and its share, and the hooks that keep both true without us: a
-        container or a daemon may end while no plugin runs."""
-        # Without the hook, StopContainer and RemoveContainer end the lease, and Synchronize what was missed.
-        hooks = self._ledger.hook(lease) if lease is not None and plan.keys and self.hooks else EMPTY
-        if plan.sharing is None:
-            # every hook counts
-            plan.edits, plan.beside = plan.edits.beside(hooks), (*plan.beside, hooks)
-            return
-        from shim import shared
-        ready = shared.hook(plan.sharing, self._state_dir)
+    def _share(self, share: Sharing, user_told: bool) -> Edits:
+        """What a container's share of its GPUs needs, with a hook that keeps it true without us: a daemon may end while no
+        plugin runs."""
+        from shim.sharing import setup
+        ready = setup.hook(share, self._state_dir)
         if not user_told:
             # The runtime does not say who the container's user is, and an MPS daemon serves one alone: the hook, which
             # can see it, holds the container to what we took for granted.
-            ready = Edits([(kind, stage, {**hook, "args": [*hook["args"], str(plan.sharing.uid)]}, origin)
+            ready = Edits([(kind, stage, {**hook, "args": [*hook["args"], str(share.uid)]}, origin)
                            for kind, stage, hook, origin in ready.items])
-        more = merge(shared.edits(plan.sharing, self._state_dir), ready, hooks)
-        plan.edits, plan.beside = merge(plan.edits, more), (*plan.beside, more)
+        return merge(setup.edits(share, self._state_dir), ready)
 
     def _words(self, plan: engine.Plan) -> str:
         """What a container waits for."""
@@ -298,30 +297,18 @@ class Service:
             what = f"time slices of {names} are being set"
         return f"{plan.request.source}: {what}, retry"
 
-    def _recorded(self, pod: Any, container: Any, plan: engine.Plan, result: Any, lease: Optional[Lease], line: Dict[str, Any],
+    def _recorded(self, pod: Any, container: Any, granting: engine.Granting, plan: engine.Plan, result: Any, line: Dict[str, Any],
                   awaited: Callable[[], bool]) -> Any:
         """Records the grant, and gives the adjustment.  Raises HostError, TrustError or Unawaited; the lease then has ended."""
-        record = {
-            "id": container.id, "root": "", "owner": "nri", "runtime": str(self.runtime), "pod": pod.id,
-            "namespace": pod.namespace, "name": container.name, "source": plan.request.source, "devices": plan.names,
-            "physical": plan.keys, "nodes": adjust.nodes(plan), "time": int(time.time()),
-            "mark": [f"{self.inventory.config['annotation-prefix']}{MARK}", ",".join(plan.names)],
-            "grant": files.digest(jsontext.dumps([plan.request.document, plan.names])),
-        }
-        if lease is not None:
-            record["token"] = lease["token"]  # so that a ledger that is lost is missed
-        if plan.sharing is not None:
-            record["sharing"] = line["sharing"] = plan.sharing.marks
         try:
-            grants.write(self._records, record, self.place.rootless)
-        except (OSError, ChandlerError) as error:
-            self._end_lease(container.id)
-            if isinstance(error, OSError):
-                raise HostError(f"the grant cannot be recorded in {self._records}: {error.strerror}") from None
+            granting.record({"owner": "nri", "runtime": str(self.runtime), "pod": pod.id, "namespace": pod.namespace, "name": container.name,
+                             "nodes": adjust.nodes(plan),
+                             "mark": [f"{self.inventory.config['annotation-prefix']}{MARK}", ",".join(plan.names)]})
+            if not awaited():
+                raise Unawaited(self.runtime)
+        except BaseException:
+            granting.undo()
             raise
-        if not awaited():
-            self._release(container.id)
-            raise Unawaited(self.runtime)
         self.held[container.id] = Held({device.name for device in result.CDI_devices},
                                        {device.path for device in result.linux.devices}, plan.keys, time.monotonic())
         self.metrics.grants = len(self.held)
@@ -329,14 +316,14 @@ class Service:
         for edit in plan.edits.items:
             counts[edit[0]] = counts.get(edit[0], 0) + 1
         line.update(source=plan.request.source, devices=plan.names, edits=counts, runtime=str(self.runtime))
+        if plan.sharing is not None:
+            line["sharing"] = plan.sharing.marks
         return result
 
-    def _leased(self, lease: Optional[Lease], plan: Callable[[Any], engine.Plan]) -> engine.Plan:
+    def _reserved(self, granting: engine.Granting, asked: engine.Wanted, spared: str) -> engine.Plan:
         """The plan, its devices held by nobody else where leases are kept.  Raises ChandlerError."""
-        if lease is None:
-            return plan(None)
         try:
-            made: engine.Plan = self._ledger.allocate(lease, plan, patient=False)
+            return granting.reserve(asked, spared=spared, patient=False)
         except LeaseError:
             # Runtimes are asked off the handler; when a lease turns out to be nobody's, the kubelet's next try finds it.
             if self._collecting is None or not self._collecting.is_alive():
@@ -344,7 +331,6 @@ class Service:
                 self._collecting = threading.Thread(target=self._collect, args=(book,), daemon=True)
                 self._collecting.start()
             raise
-        return made
 
     def _collect(self, book: ledger.Ledger) -> None:
         try:
@@ -362,7 +348,7 @@ class Service:
         if not adjustment.CDI_devices and not adjustment.linux.devices and not adjustment.linux.resources.devices:
             return ""
         if self._numbers is None or self._numbers[0] is not self.inventory:
-            self._numbers = self.inventory, gpu.numbers(self.inventory.config["policy.kinds"], self.inventory, host.look_at_gpu)
+            self._numbers = self.inventory, choose.numbers(self.inventory.config["policy.kinds"], self.inventory, device_nodes.look_at_gpu)
         added = list(beside.added(adjustment, held.names, held.keys, *self._numbers))
         if not added:
             return ""
@@ -396,7 +382,7 @@ class Service:
             return
         served = False
         if self._has_record(container.id):
-            served = self._reached(grants.read(self._records, "", container.id), container)
+            served = self._reached(records.read(self._records, "", container.id), container)
             if not served:
                 self.undo(container.id, _NEVER_REACHED)
         reason = "" if served or container.id in self._wrapped() else self._unserved(pod, container)

@@ -17,9 +17,9 @@ import threading
 import time
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
-from shim import files
 from shim.errors import ChandlerError, HostError
-from shim.inventory import Inventory
+from shim.host import trust
+from shim.node.inventory import Inventory
 from shim.nri.plugin import CLOSING, CONFIGURED, READY, Connection, Refused
 from shim.nri.service import Service
 from shim.nri.watch import Watch
@@ -331,7 +331,7 @@ def _noted(number: int, frame: Any) -> None:
 
 def _connected(path: str, owners: Dict[int, str]) -> socket.socket:
     """A connection to the runtime's socket, which must be root's.  Raises OSError or ChandlerError."""
-    files.check_way(path, owners)
+    trust.check_way(path, owners)
     made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         made.connect(path)

@@ -17,9 +17,9 @@ from shim import errors, jsontext
 from shim.errors import ChandlerError
 
 if TYPE_CHECKING:
-    from shim.sharing import Sharing
+    from shim.sharing.terms import Sharing
 
-LIMIT = 240.0  # seconds: more than all bounds of one set-up together (shim.nvtools, mps-patience)
+LIMIT = 240.0  # seconds: more than all bounds of one set-up together (shim.sharing.nvidia_tools, mps-patience)
 _LIBRARY = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 _PROGRAM = "import sys; sys.path.insert(0, sys.argv[1]); from shim.nri import work; work.main()"
 _MAX_ANSWER = 64 << 10
@@ -99,12 +99,12 @@ def main() -> None:
 
 
 def _do(told: Dict[str, Any]) -> None:
-    from shim.ledger import Ledger
+    from shim.state.ledger import Ledger
     Ledger(told["state-dir"], told["private"]).settle(told["settle"])
     if told["share"]:
-        from shim import shared
-        from shim.sharing import Sharing
+        from shim.sharing import setup
+        from shim.sharing.terms import Sharing
         one = told["share"]
         share = Sharing(one["mode"], one["wish"], one["source"], one["config"], one["uid"])
         share.devices = [(key, uuid) for key, uuid in one["devices"]]
-        shared.begin(share, told["state-dir"])
+        setup.begin(share, told["state-dir"])

@@ -390,7 +390,7 @@ def test_a_bundle_of_our_own_builder(runtime: runtimes.Runtime, by_hand: Callabl
     made = bundle.Bundle(inside)
     made.config = config
     digest = subprocess.run(["/usr/bin/python3", "-c", f"import sys; sys.path.insert(0, {os.path.dirname(os.path.dirname(installation.program())) + '/lib/chandler'!r}); "
-                             "from shim import files; print(files.digest(open(sys.argv[1], 'rb').read()))", made.path], check=True, capture_output=True, text=True).stdout.strip()
+                             "from shim.host import files; print(files.digest(open(sys.argv[1], 'rb').read()))", made.path], check=True, capture_output=True, text=True).stdout.strip()
     os.symlink(digest, made.path + ".chandler-built")
     done = engine.run(made, "c1", check=False)
     assert done.returncode == 1 and "does not know who calls" in done.stderr

@@ -210,7 +210,7 @@ def test_a_hidden_state_directory_is_no_missing_one(attack: Attack) -> None:
 
 
 def write_leases(attack: Attack, leases: list[dict[str, Any]]) -> None:
-    program = "import sys; sys.path.insert(0, sys.argv[1])\nfrom shim.ledger import Ledger\nimport json\nLedger(sys.argv[2]).write(json.load(sys.stdin))"
+    program = "import sys; sys.path.insert(0, sys.argv[1])\nfrom shim.state.ledger import Ledger\nimport json\nLedger(sys.argv[2]).write(json.load(sys.stdin))"
     subprocess.run(["/usr/bin/python3", "-I", "-c", program, attack.installation.prefix + "/lib/chandler", attack.installation.state], check=True,
                    input=json.dumps(leases).encode())
 

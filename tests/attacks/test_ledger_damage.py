@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lab import bundle
+from lab import REPOSITORY, bundle
 from lab.engine import ENVIRONMENT, PATIENCE
 from lab.install import Installation
 from lab.node import Node
 
-from shim import grants, leases, ledger, rebuild, stale
 from shim.errors import ChandlerError, HostError, LeaseError
-from shim.ledger import Damaged, Ledger
+from shim.state import grants, leases, ledger, records, stale
+from shim.state.ledger import Damaged, Ledger
 
 TRIES = int(os.environ.get("CHANDLER_FUZZ", "100"))
 SEED = int(os.environ.get("CHANDLER_FUZZ_SEED", "1"))
@@ -163,10 +163,10 @@ def test_thousands_of_damages(kept: Kept, which: str, nri: bool) -> None:
             refused += 1
         for container in ("lives", "gone", "nri"):
             for base in (kept.state, grants.nri(kept.state)):
-                grants.read(base, "" if container == "nri" else kept.root, container)
+                records.read(base, "" if container == "nri" else kept.root, container)
         stale.prune(kept.state, 0.0)
         try:
-            rebuild.run(kept.state, False, asked=True, force=turn % 2 == 0)
+            Ledger(kept.state).make_anew(asked=True, force=turn % 2 == 0)
         except HostError as error:
             assert "damaged" in str(error)
     assert served and refused
@@ -183,7 +183,7 @@ def test_a_ledger_of_before_this_format_is_read(kept: Kept) -> None:
             record = json.loads(kept.files[path])
             old = {key: record[key] for key in ("id", "root", "owner", "runtime", "devices", "physical", "source", "time") if key in record}
             Path(path).write_text(json.dumps(old))
-            assert grants.read(os.path.dirname(os.path.dirname(path)), record["root"], record["id"]) == old
+            assert records.read(os.path.dirname(os.path.dirname(path)), record["root"], record["id"]) == old
     Path(kept.ledger.path).write_text(json.dumps(held) + "\n")
     with pytest.raises(HostError, match="is damaged"):
         kept.ledger.read()  # what an older Chandler writes beside our copy nobody can put in order
@@ -206,8 +206,8 @@ def test_an_old_root_is_found_by_its_new_name(kept: Kept, tmp_path: Path) -> Non
     assert [lease["root"] for lease in kept.ledger.read()] == [kept.root]
     path = grants.record_path(kept.state, spelled, "old")
     Path(path).write_text(json.dumps({"id": "old", "root": spelled, "devices": ["x"]}))
-    assert grants.read(kept.state, kept.root, "old") is None
-    found = grants.read(kept.state, kept.root, "old", spelled)
+    assert records.read(kept.state, kept.root, "old") is None
+    found = records.read(kept.state, kept.root, "old", spelled)
     assert found is not None and found["devices"] == ["x"]
 
 
@@ -234,13 +234,13 @@ def test_the_copy_has_what_the_ledger_has(kept: Kept) -> None:
 
 def test_a_rebuild_waits_for_creates_that_go_on(kept: Kept) -> None:
     """A create that has its lease and not yet its record: who makes the ledger anew waits until it has, or has ended."""
-    program = ("import sys; sys.path.insert(0, sys.argv[1])\nfrom shim.ledger import Ledger\n"
+    program = ("import sys; sys.path.insert(0, sys.argv[1])\nfrom shim.state.ledger import Ledger\n"
                "Ledger(sys.argv[2]).announce(); print('announced', flush=True); sys.stdin.read()")
-    here = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    here = REPOSITORY
     with subprocess.Popen(["/usr/bin/python3", "-I", "-c", program, here, kept.state], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as creating:
         assert creating.stdout is not None and creating.stdout.readline() == b"announced\n"
-        waiting = subprocess.Popen(["/usr/bin/python3", "-I", "-c", "import sys; sys.path.insert(0, sys.argv[1])\nfrom shim import rebuild\n"
-                                    "rebuild.run(sys.argv[2], False, asked=True)", here, kept.state])
+        waiting = subprocess.Popen(["/usr/bin/python3", "-I", "-c", "import sys; sys.path.insert(0, sys.argv[1])\nfrom shim.state.ledger import Ledger\n"
+                                    "Ledger(sys.argv[2]).make_anew(asked=True)", here, kept.state])
         for _ in range(1000):  # the lock that it waits for is in the kernel's table
             inode = os.stat(kept.ledger.path + ".creating").st_ino
             with open("/proc/locks", encoding="ascii") as file:
@@ -276,7 +276,7 @@ def as_an_older_release_left_it(kept: Kept) -> str:
 
 def test_a_rebuild_after_an_upgrade_doubles_no_lease(kept: Kept) -> None:
     token = as_an_older_release_left_it(kept)
-    made = rebuild.run(kept.state, False, asked=True).leases
+    made = Ledger(kept.state).make_anew(asked=True).leases
     assert [(lease["token"], lease["keys"]) for lease in made] == [(token, kept.holds["lives"])]
 
 
@@ -298,7 +298,7 @@ def test_a_damaged_ledger_whose_records_are_lost_is_not_made_anew_by_itself(kept
         Path(kept.state, name).write_bytes(b"")
     with pytest.raises(HostError, match="its grant records are lost, too"):
         kept.ledger.allocate(ledger.oci_lease("later", kept.root, "/bin/false", 1_700_000_001), take(2))
-    assert rebuild.run(kept.state, False, asked=True).leases == []
+    assert Ledger(kept.state).make_anew(asked=True).leases == []
 
 
 # --- through an installation ----------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from typing import Any
 
 from test_engine import CONFIG, Ended, Front, Node, P, front, node  # noqa: F401
 
-from shim import ledger
+from shim.state import ledger
 
 TRIES = int(os.environ.get("CHANDLER_FUZZ", "300"))
 SEED = int(os.environ.get("CHANDLER_FUZZ_SEED", "1"))

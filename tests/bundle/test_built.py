@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from lab import ocischema, served
 
-from shim import cgroups
 from shim.bundle import base, build, deployment, image
 from shim.errors import ChandlerError
-from shim.inventory import Inventory, Place
+from shim.host import cgroups
+from shim.node.inventory import Inventory, Place
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 SURVEY = cgroups.Survey("v1", "/sys/fs/cgroup", "/", False, True, True, ["cpu", "memory", "pids"], [])
@@ -329,7 +329,7 @@ def test_mps(monkeypatch: pytest.MonkeyPatch) -> None:
     """The directories of a daemon that others run; whether it answers is tested where that is asked."""
     with pytest.raises(ChandlerError, match="this node runs no MPS"):
         made({"resources": {"gpu": {"sharing": "mps"}}})
-    from shim import mps
+    from shim.sharing import mps
     asked = []
     monkeypatch.setattr(mps, "check_external", lambda share: asked.append(share.uid))
     found = config({"user": "7:8", "resources": {"gpu": {"sharing": "mps", "mps_pipe_dir": "/run/mps", "mps_log_dir": "/var/log", "mps_active_thread_percentage": 30}}},

@@ -3,9 +3,9 @@ from __future__ import annotations
 
 import pytest
 
-from shim import request
 from shim.bundle import deployment
 from shim.errors import RequestError
+from shim.request import schema
 
 ONE = """
 version: v1
@@ -25,7 +25,7 @@ def test_a_service() -> None:
     assert found.deployment == "test" and found.name == "web" and found.source == "d.yaml: service web"
     assert found.document == {"env": {"A": "b"}, "resources": {"cpu": 0.5, "memory": "512Mi"}}
     assert found.ignored == ["services.web.rtype", "services.web.image", "services.web.endpoints"]
-    assert request.check(found.document) == {"env": {"A": "b"}, "resources": {"cpu": 500, "memory": 512 << 20}}
+    assert schema.check(found.document) == {"env": {"A": "b"}, "resources": {"cpu": 500, "memory": 512 << 20}}
 
 
 def test_the_only_service_needs_no_name() -> None:
@@ -38,7 +38,7 @@ def test_the_only_service_needs_no_name() -> None:
 def test_an_orchestrator_s_keys_are_passed_over(key: str) -> None:
     found = deployment.service(f"services: {{a: {{{key}: [1, {{b: c}}]}}}}", "d.yaml", "a")
     assert found.document == {} and found.ignored == [f"services.a.{key}"]
-    assert key not in request.SCHEMA
+    assert key not in schema.SCHEMA
 
 
 @pytest.mark.parametrize(("text", "said"), [

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from shim import files
 from shim.cli.main import main
+from shim.host import trust
 
 GPUS = """cdiVersion: 0.5.0
 kind: v.com/gpu
@@ -26,8 +26,8 @@ devices:
 @pytest.fixture
 def specs(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
     # Trust is the matter of other tests; pytest's directories may lie below one that anybody may write.
-    monkeypatch.setattr(files, "check_way", lambda path, owners: files.way(path))
-    monkeypatch.setattr(files, "check_trust", lambda *args, **kwargs: None)
+    monkeypatch.setattr(trust, "check_way", lambda path, owners: trust.way(path))
+    monkeypatch.setattr(trust, "check_trust", lambda *args, **kwargs: None)
     directory = tmp_path / "cdi"
     directory.mkdir()
     (directory / "gpus.yaml").write_text(GPUS)

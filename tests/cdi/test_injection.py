@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shim import host, oci
 from shim.cdi import spec
 from shim.cdi.compile import SAFE_HOOK_ENV, compile_edits
 from shim.edits import Edits, merge
 from shim.errors import ChandlerError, HostError
+from shim.host import device_nodes
+from shim.oci import writer
 
 HOST: dict[str, Optional[tuple[str, int, int, int]]] = {
     "/dev/null": ("c", 1, 3, 0o666),
@@ -39,10 +40,10 @@ def edits_of(block: dict[str, Any], hook_env: Any = None) -> Edits:
 
 def inject(config: dict[str, Any], block: dict[str, Any]) -> dict[str, Any]:
     before = copy.deepcopy(config)
-    edits = host.complete(edits_of(block), lstat)
-    result = oci.apply(config, edits)
+    edits = device_nodes.complete(edits_of(block), lstat)
+    result = writer.apply(config, edits)
     assert config == before, "the input is not changed"
-    assert oci.apply(result, edits) == result, "applying twice is applying once"
+    assert writer.apply(result, edits) == result, "applying twice is applying once"
     return result
 
 
@@ -197,8 +198,8 @@ PLACES: dict[str, tuple[list[str], list[str]]] = {
 @pytest.mark.parametrize(("before", "after"), PLACES.values(), ids=PLACES)
 def test_places_of_devices(before: list[str], after: list[str]) -> None:
     config = {"linux": {"devices": [{"path": f"/dev/{name}", "type": "c", "major": 99, "minor": 1} for name in before]}}
-    edits = host.complete(edits_of({"deviceNodes": [{"path": "/dev/null"}]}), lstat)
-    devices = oci.apply(config, edits)["linux"]["devices"]
+    edits = device_nodes.complete(edits_of({"deviceNodes": [{"path": "/dev/null"}]}), lstat)
+    devices = writer.apply(config, edits)["linux"]["devices"]
     assert [device["path"] for device in devices] == [f"/dev/{name}" for name in after]
     assert all(device["major"] == 1 for device in devices if device["path"] == "/dev/null")
 
@@ -272,7 +273,7 @@ def test_intel_rdt_is_replaced_whole() -> None:
     assert inject(config, {"intelRdt": {"closID": "new"}})["linux"]["intelRdt"] == {"closID": "new"}
     assert inject(config, {"intelRdt": {}})["linux"]["intelRdt"] == {}
     one, two = (edits_of({"intelRdt": {"closID": name}}) for name in "ab")
-    assert oci.apply(config, merge(one, two))["linux"]["intelRdt"] == {"closID": "b"}
+    assert writer.apply(config, merge(one, two))["linux"]["intelRdt"] == {"closID": "b"}
 
 
 def test_group_ids_are_added_once_and_never_0() -> None:
@@ -374,11 +375,11 @@ def test_injection_is_idempotent_and_changes_no_input(
 ) -> None:
     # Of two mounts with one destination the reference's rule takes out only the first, so `before` has no such two.
     copies = copy.deepcopy((before, one, two))
-    edits = host.complete(merge(Edits(compile_edits(one, "1")), Edits(compile_edits(two, "2"))), lstat)
+    edits = device_nodes.complete(merge(Edits(compile_edits(one, "1")), Edits(compile_edits(two, "2"))), lstat)
     frozen = copy.deepcopy(edits.items)
-    once = oci.apply(before, edits)
-    assert oci.apply(once, edits) == once
-    assert host.complete(edits, lstat) == edits
+    once = writer.apply(before, edits)
+    assert writer.apply(once, edits) == once
+    assert device_nodes.complete(edits, lstat) == edits
     assert once["unknown"] == {"kept": [1]}
     assert (before, one, two) == copies
     assert edits.items == frozen

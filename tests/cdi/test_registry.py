@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shim import files
 from shim.cdi.registry import Registry
 from shim.errors import CdiError, ChandlerError, HostError
+from shim.host import trust
+from shim.node import cdi_files
 
 ME = {os.geteuid(): "the caller", 0: "root"}
 
@@ -180,14 +181,14 @@ def test_any_unknown_names_get_a_diagnosis_in_one_line(names: list[str]) -> None
 
 
 def read(*directories: pathlib.Path) -> Registry:
-    return Registry.build(files.read_spec_dirs([str(path) for path in directories], ME))
+    return Registry.build(cdi_files.read_spec_dirs([str(path) for path in directories], ME))
 
 
 @pytest.fixture
 def cdi(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
     # Trust is the matter of other tests; pytest's directories may lie below one that anybody may write.
-    monkeypatch.setattr(files, "check_way", lambda path, owners: files.way(path))
-    monkeypatch.setattr(files, "check_trust", lambda *args, **kwargs: None)
+    monkeypatch.setattr(trust, "check_way", lambda path, owners: trust.way(path))
+    monkeypatch.setattr(trust, "check_trust", lambda *args, **kwargs: None)
     return tmp_path
 
 

@@ -17,10 +17,12 @@ from typing import Any
 
 import pytest
 
-from shim import host, oci
+from shim import pathtext
 from shim.cdi.registry import Registry
 from shim.cdi.resolve import resolve
 from shim.errors import ChandlerError
+from shim.host import device_nodes
+from shim.oci import writer
 
 with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "cdi-inject.json"), encoding="utf-8") as vectors:
     CASES = json.load(vectors)
@@ -33,7 +35,7 @@ def inject(case: dict[str, Any]) -> dict[str, Any]:
     ]
     # The reference leaves a hook without an environment as it is; we do not, so here that is switched off.
     registry = Registry.build(directories, hook_env=None)
-    return oci.apply(case["config"], host.complete(resolve(case["devices"], registry.lookup)))
+    return writer.apply(case["config"], device_nodes.complete(resolve(case["devices"], registry.lookup)))
 
 
 def comparable(config: dict[str, Any]) -> dict[str, Any]:
@@ -51,14 +53,14 @@ def comparable(config: dict[str, Any]) -> dict[str, Any]:
 
 def seen(mounts: list[Any], probes: list[str]) -> dict[str, Any]:
     """What a container sees at some paths and below them: the mount made last at it or above it."""
-    paths = [oci.absolute(mount["destination"]) for mount in mounts]
+    paths = [pathtext.absolute(mount["destination"]) for mount in mounts]
     return {probe: next((mount for mount, path in zip(reversed(mounts), reversed(paths)) if f"{probe}/".startswith(f"{path.rstrip('/')}/")), None)
             for path in probes for probe in (path, f"{path.rstrip('/')}/below")}
 
 
 def same_but_for_the_order_of_mounts(one: dict[str, Any], other: dict[str, Any]) -> bool:
     mounts = [config.get("mounts") or [] for config in (one, other)]
-    probes = [oci.absolute(mount["destination"]) for found in mounts for mount in found]
+    probes = [pathtext.absolute(mount["destination"]) for found in mounts for mount in found]
     return {**one, "mounts": seen(mounts[0], probes)} == {**other, "mounts": seen(mounts[1], probes)}
 
 
@@ -77,8 +79,8 @@ def test_injection_is_that_of_the_reference(case: dict[str, Any]) -> None:
             assert same_but_for_the_order_of_mounts(comparable(result), comparable(expected))
         own = [mount for mount in result["mounts"] if mount in case["config"]["mounts"]]
         assert own == [mount for mount in case["config"]["mounts"] if mount in own], "the engine's mounts keep their order"
-        ours = {oci.absolute(mount["destination"]) for mount in result["mounts"] if mount not in own}
-        assert all(mount in own or oci.absolute(mount["destination"]) in ours for mount in case["config"]["mounts"])
+        ours = {pathtext.absolute(mount["destination"]) for mount in result["mounts"] if mount not in own}
+        assert all(mount in own or pathtext.absolute(mount["destination"]) in ours for mount in case["config"]["mounts"])
         assert inject({**case, "config": result}) == result, "injecting twice is injecting once"
     assert case["config"] == before, "the input is not changed"
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from typing import Any
 
+import lab
 import pytest
 from generate import hosts
 from generate.hosts import Host
@@ -16,7 +17,7 @@ from shim.cli import generate
 from shim.cli.main import main
 from shim.generate import document, nvml
 
-REPOSITORY = pathlib.Path(__file__).parents[2]
+REPOSITORY = pathlib.Path(lab.REPOSITORY)
 
 
 class Machine:

@@ -11,12 +11,14 @@ import pytest
 from generate import hosts
 from generate.hosts import Host
 
-from shim import compiler, config, files, inventory, paths
+from shim import paths
 from shim.cdi.registry import Registry
 from shim.errors import CdiError, ChandlerError
 from shim.generate import document, managed, nvml, stale, vendors
 from shim.generate.model import Options
 from shim.generate.tree import Tree
+from shim.host import trust
+from shim.node import compiler, config, inventory
 
 OWNERS = {os.geteuid(): "the caller", 0: "root"}
 
@@ -52,7 +54,7 @@ class Node:
 
 @pytest.fixture
 def node(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Node:
-    monkeypatch.setattr(files, "check_way", lambda path, owners: files.way(path))  # trust is the matter of other tests
+    monkeypatch.setattr(trust, "check_way", lambda path, owners: trust.way(path))  # trust is the matter of other tests
     host = hosts.mig(2, {1: 2})
     return Node(tmp_path, host)
 
@@ -246,7 +248,7 @@ def place_of(node: Node, monkeypatch: pytest.MonkeyPatch, fallback: str) -> inve
     monkeypatch.setattr(managed, "Tree", lambda: node.tree)
     monkeypatch.setattr(nvml, "ask", node.host.ask)
     monkeypatch.setattr(managed.fallback, "__defaults__", (None, node.host.ask))
-    monkeypatch.setattr(files, "check_trust", lambda *args, **kwargs: None)
+    monkeypatch.setattr(trust, "check_trust", lambda *args, **kwargs: None)
     return inventory.Place({b"CHANDLER_CONFIG": str(etc / "config.toml").encode()})
 
 

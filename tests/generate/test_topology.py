@@ -8,15 +8,15 @@ import pytest
 from generate import hosts
 from generate.test_nvml import Library
 from lab import served
-from test_gpu import NVIDIA, device, granted, nowhere, spec
+from lab.gpu_files import NVIDIA, device, granted, nowhere, spec
 
-from shim import gpu
 from shim.cdi.registry import Registry
-from shim.compiler import Compiled
 from shim.errors import RequestError
 from shim.generate import nvml, topology
 from shim.generate.tree import Tree
-from shim.inventory import Inventory
+from shim.gpu import choose
+from shim.node.compiler import Compiled
+from shim.node.inventory import Inventory
 
 
 def pci(host: hosts.Host, bdf: str, way: str, numa: str = "") -> hosts.Host:
@@ -142,7 +142,7 @@ def inventory(tree: Tree) -> Inventory:
 
 
 def names(wish: dict[str, Any], at: Inventory, held: Any) -> list[str]:
-    found = gpu.grant(wish, [], at, "annotation a", nowhere, held)
+    found = choose.grant(wish, [], at, "annotation a", nowhere, held)
     return [name.partition("=")[2] for name in found.names]
 
 

@@ -6,9 +6,10 @@ import pathlib
 import re
 import subprocess
 
+import lab
 import pytest
 
-REPOSITORY = pathlib.Path(__file__).parents[2]
+REPOSITORY = pathlib.Path(lab.REPOSITORY)
 ETC, STATE = "/opt/x/etc", "/opt/x/state"
 
 

@@ -7,8 +7,8 @@ import subprocess
 import sys
 
 import pytest
-from hooks_world import HOOK, REPOSITORY, World
-from lab import ldsocache
+from hooks_world import HOOK, World
+from lab import REPOSITORY, ldsocache
 
 from shim.generate import ldcache
 
@@ -93,8 +93,8 @@ def test_in_a_user_namespace(world: World) -> None:
 BEYOND = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from hooks import main, container, update_ldcache, disable_device_node_modification
-main.PATIENCE = 1
+from hooks import bounds, main, container, update_ldcache, disable_device_node_modification
+bounds.PATIENCE = 1
 
 def forever(*_):
     while True:
@@ -130,7 +130,7 @@ def test_a_config_that_is_larger_in_memory_than_on_disk(world: World, command: t
 
 @pytest.mark.parametrize("command", [LINK, ("release", "/nowhere", "t"), ("mps-ready", "/nowhere", "/bin/true")])
 def test_a_runtime_that_never_says_who_the_container_is(command: tuple[str, ...]) -> None:
-    program = f"import sys; sys.path.insert(0, {REPOSITORY!r}); from hooks import main; main.PATIENCE = 1; sys.exit(main.main(sys.argv[1:]))"
+    program = f"import sys; sys.path.insert(0, {REPOSITORY!r}); from hooks import bounds, main; bounds.PATIENCE = 1; sys.exit(main.main(sys.argv[1:]))"
     with subprocess.Popen([sys.executable, "-I", "-c", program, *command], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as hook:
         assert hook.stderr is not None and hook.stderr.read() == f"chandler-hook: {command[0]}: took longer than 1 seconds, and was stopped\n"
         assert hook.wait() == int(command[0] != "release")
@@ -142,7 +142,7 @@ COVER = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from hooks import disable_device_node_modification as hook
-from shim.inroot import Root
+from shim.host.inroot import Root
 hook.cover(Root(sys.argv[2]), sys.argv[3], b"ModifyDeviceFiles: 0\\n")
 """
 

@@ -7,11 +7,12 @@ import pathlib
 import subprocess
 import sys
 
+import lab
 import pytest
 
-from shim.inroot import Root
+from shim.host.inroot import Root
 
-REPOSITORY = pathlib.Path(__file__).parents[2]
+REPOSITORY = pathlib.Path(lab.REPOSITORY)
 WAYS = pytest.mark.parametrize("kernel", [True, False], ids=["openat2", "by steps"])
 
 
@@ -79,7 +80,7 @@ def test_nothing_is_left_open(image: pathlib.Path, kernel: bool) -> None:
 CROSSING = """
 import errno, os, sys
 sys.path.insert(0, sys.argv[2])
-from shim.inroot import Root
+from shim.host.inroot import Root
 root = Root(sys.argv[1], sys.argv[3] == "True")
 for path in ("/usr/lib/a", "/lib/a", "/usr/lib"):
     try:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from hooks_world import ENVIRONMENT, HOOK
 
-from shim import ledger
-from shim.ledger import Ledger
+from shim.state import ledger
+from shim.state.ledger import Ledger
 
 LEASES: list[dict[str, Any]] = [{**ledger.nri_lease(name, "pod", 1_700_000_000), "names": [f"gpu={n}"], "keys": [f"c195:{n}"]} for n, name in enumerate("ab")]
 

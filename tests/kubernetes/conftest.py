@@ -5,8 +5,7 @@ import os
 import shutil
 
 import pytest
-from lab import kubenode
-from lab.install import REPOSITORY
+from lab import REPOSITORY, kubenode
 
 
 @pytest.fixture(scope="session")

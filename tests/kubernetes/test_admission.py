@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from lab.manifests import FILES, documents, one
 
-from shim.reach import CLASSES, DANGEROUS, HOST, NAMED, TIGHTEN
-from shim.request import SCHEMA
+from shim.policy.classes import CLASSES, DANGEROUS, HOST, NAMED, TIGHTEN
+from shim.request.schema import SCHEMA
 
 cel = pytest.importorskip("cel_expr_python.cel")
 

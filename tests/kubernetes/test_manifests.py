@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 from lab.manifests import DIRECTORY, FILES, documents, one, pod_spec
 
-from shim import config, paths, request
+from shim import paths
+from shim.node import config
+from shim.request import parse
 
 kubernetes_validate = pytest.importorskip("kubernetes_validate")
 
@@ -104,7 +106,7 @@ def test_each_example_asks_for_something(name: str) -> None:
     manifest, = documents(name)
     metadata = manifest["metadata"] if manifest["kind"] == "Pod" else manifest["spec"]["template"]["metadata"]
     for container in pod_spec(manifest)["containers"]:
-        asked = request.from_annotations(metadata["annotations"], "chandler.oci/", container["name"])
+        asked = parse.from_annotations(metadata["annotations"], "chandler.oci/", container["name"])
         assert asked is not None and asked.gpu is not None
     assert pod_spec(manifest)["runtimeClassName"] == "chandler"
 

@@ -7,7 +7,8 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 
-REPOSITORY = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from lab import REPOSITORY
+
 PYTHON = "/usr/bin/python3"
 
 

@@ -19,10 +19,10 @@ from typing import Any
 
 from cri_api.v1 import api_pb2 as pb
 
-from lab import image
+from lab import REPOSITORY, image
 from lab.containerd import IMAGE, PATIENCE, RELEASES
 from lab.cri import CRI, Pod
-from lab.install import PYTHON, REPOSITORY
+from lab.install import PYTHON
 from lab.manifests import one, pod_spec
 
 NODE_IMAGE = "registry.example/chandler-node:0.1.0"

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from lab.install import REPOSITORY
+from lab import REPOSITORY
 
 DIRECTORY = os.path.join(REPOSITORY, "packaging/kubernetes")
 FILES = sorted(os.path.relpath(path, DIRECTORY) for pattern in ("*.yaml", "examples/*.yaml") for path in glob.glob(os.path.join(DIRECTORY, pattern)))

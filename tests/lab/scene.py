@@ -16,7 +16,7 @@ from lab.install import Installation
 from lab.node import Node
 from lab.nvidia import Commands
 from lab.plugin import Plugin, until
-from shim.ledger import Ledger
+from shim.state.ledger import Ledger
 
 
 class Scene:

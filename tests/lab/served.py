@@ -7,9 +7,9 @@ from typing import Any
 
 from lab.peer import Peer
 from shim.cdi.registry import Registry
-from shim.compiler import Compiled
-from shim.config import KEYS
-from shim.inventory import Inventory, Place
+from shim.node.compiler import Compiled
+from shim.node.config import KEYS
+from shim.node.inventory import Inventory, Place
 from shim.nri.service import Service
 
 NVIDIA = "nvidia.com/gpu"

@@ -13,8 +13,8 @@ from google.protobuf.internal.decoder import _DecodeVarint  # type: ignore[attr-
 from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
-from lab import containerd
-from lab.install import PYTHON, REPOSITORY
+from lab import REPOSITORY, containerd
+from lab.install import PYTHON
 from lab.runtimes import CACHE
 
 from shim.nri import messages

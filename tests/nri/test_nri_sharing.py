@@ -17,11 +17,12 @@ from lab.peer import Peer, container, pod
 from lab.plugin import until
 from lab.served import NVIDIA, Served, inventory, node
 
-from shim import ledger, shared
 from shim.nri import messages as m
 from shim.nri.holds import PATIENCE_FOR_RETRY
 from shim.nri.plugin import Connection
 from shim.nri.work import LIMIT, Work
+from shim.sharing import pages
+from shim.state import ledger
 from shim.ttrpc.errors import RemoteError
 
 ENOUGH = 60.0  # seconds, and not what a runtime waits: on a busy machine even a fake daemon may take longer than that
@@ -93,12 +94,12 @@ class Scene:
     def clean(self) -> bool:
         """Whether nothing is left of any share."""
         self.tick()
-        return not self.leases() and not shared.pages(self.state) and not self.commands.running() and self.mode() == "DEFAULT" \
+        return not self.leases() and not pages.every(self.state) and not self.commands.running() and self.mode() == "DEFAULT" \
             and not len(self.service.holds) and not self.service.records()
 
     def ready(self) -> bool:
         """Whether a daemon is up, and whoever started it has ended."""
-        return self.idle() and any(page.get("ready") for page in shared.pages(self.state))
+        return self.idle() and any(page.get("ready") for page in pages.every(self.state))
 
     def idle(self) -> bool:
         """Whether no process works for any of the plugins."""
@@ -287,7 +288,7 @@ def test_an_exclusive_grant_does_not_wait_for_long_either(scene: Scene, monkeypa
     scene.create("c-1", sharing="mps")
     scene.lose_leases()
     scene.service.patience = 0.0
-    with shared._lock(scene.state, uuid(0)):
+    with pages.lock(scene.state, uuid(0)):
         assert f"{NVIDIA}=0 is being put back after it was shared, retry" in scene.refused("c-2", devices=["0"])
     until(scene.idle, "the daemon's end")
     assert not scene.commands.running()
@@ -392,9 +393,9 @@ def test_work_that_breaks_or_never_ends(scene: Scene, monkeypatch: pytest.Monkey
     broken = Work({})
     until(lambda: broken.done, "its end")
     assert "has ended with status 1" in str(broken.error)
-    with shared._lock(scene.state, uuid(0)):
+    with pages.lock(scene.state, uuid(0)):
         scene.create("c-1")
-        page = shared.Page(scene.state, uuid(0), {"key": "c195:0", "mode": "mps"})
+        page = pages.Page(scene.state, uuid(0), {"key": "c195:0", "mode": "mps"})
         page.update()
         endless = Work({"state-dir": scene.state, "private": False, "settle": ["c195:0"], "share": None})
         assert not endless.done

@@ -361,7 +361,7 @@ def test_what_cannot_be_told_or_recorded_holds_nothing(peer: Connect, monkeypatc
     with pytest.raises(RemoteError, match="pids_limit"):
         connected.create(pod({"chandler.oci/service": '{"resources": {"gpu": {"count": 1}, "pids_limit": 5}}'}), container())
     assert leased(connected) == {}
-    monkeypatch.setattr("shim.grants.write", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr("shim.state.grants.write", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(RemoteError, match="No space left"):
         connected.create(pod(TWO), container())
     assert leased(connected) == {}

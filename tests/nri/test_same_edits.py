@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from lab.peer import container
 from lab.served import inventory, spec
 
-from shim import engine, oci
+from shim import engine
 from shim.nri import document
 from shim.nri.adjust import Runtime, adjustment
+from shim.oci import writer
 
 OLD = Runtime("containerd", "1.7.24")
 NAMES = st.sampled_from(("A", "B", "HOME", "NCCL_DEBUG", "TERM", "FROM_THE_FILE"))
@@ -84,4 +85,4 @@ def test_the_adjustment_says_what_the_edits_say(request: dict[str, Any], file: d
     unchanged = copy.deepcopy(before)
     through_nri = engines(before, adjustment(plan, OLD, before))
     assert before == unchanged
-    assert view(through_nri) == view(oci.apply(before, plan.edits))
+    assert view(through_nri) == view(writer.apply(before, plan.edits))

@@ -11,7 +11,8 @@ from lab.engine import Engine, records
 from lab.install import Installation
 from lab.node import Node
 
-from shim import ledger, oci
+from shim.oci import reader
+from shim.state import ledger
 
 NODES = [["/dev/a", "c", 195, 0], ["/dev/b", "c", 195, 1]]
 
@@ -43,8 +44,8 @@ HELD: dict[str, tuple[Any, str]] = {
 
 @pytest.mark.parametrize("document, lost", HELD.values(), ids=HELD)
 def test_what_a_config_json_lets_a_container_open(document: Any, lost: str) -> None:
-    assert oci.missing(document, NODES) == lost
-    assert oci.missing(document, []) == ""
+    assert reader.missing(document, NODES) == lost
+    assert reader.missing(document, []) == ""
 
 
 class Handler:

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from lab.install import REPOSITORY
+from lab import REPOSITORY
 
 
 def build(kind: str, out: Path, **environment: str) -> Path:

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from lab import bundle
-from lab.install import PYTHON, REPOSITORY, Installation
+from lab import REPOSITORY, bundle
+from lab.install import PYTHON, Installation
 
 TAG = sys.implementation.cache_tag
 REQUEST = bundle.request(env={"MODE": "fast"})

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from lab.install import REPOSITORY
+from lab import REPOSITORY
 
 from shim.cli import main
 

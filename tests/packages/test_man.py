@@ -13,14 +13,16 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from lab.install import REPOSITORY
+from lab import REPOSITORY
 from packages.test_completions import parsers
 
 from hooks import container
 from hooks import main as hooks
-from shim import config, leaves, reach, request, rules
 from shim.cli import main
+from shim.node import config
 from shim.nri import main as nri
+from shim.policy import classes, rules
+from shim.request import rare_keys, schema
 
 PAGES = sorted(glob.glob(f"{REPOSITORY}/packaging/man/*.[1-8]"))
 
@@ -141,11 +143,11 @@ def test_every_key_of_the_configuration_with_its_default() -> None:
 def test_every_word_of_the_policy() -> None:
     text = part("chandler.toml.5", "Words of allow and deny")
     by_class = re.findall(r"^ +(Tightening|Named|Reaching to the host|Dangerous)\s+(.*)\.$", text, re.M)
-    names = {"Tightening": reach.TIGHTEN, "Named": reach.NAMED, "Reaching to the host": reach.HOST, "Dangerous": reach.DANGEROUS}
+    names = {"Tightening": classes.TIGHTEN, "Named": classes.NAMED, "Reaching to the host": classes.HOST, "Dangerous": classes.DANGEROUS}
     assert len(by_class) == len(names)
     assert {word.rstrip("*") for _, line in by_class for word in line.split(", ")} == set(config._RULES)
     for title, line in by_class:
-        assert all(reach.CLASSES.get(word.rstrip("*"), reach.NAMED) == names[title] for word in line.split(", ")), title
+        assert all(classes.CLASSES.get(word.rstrip("*"), classes.NAMED) == names[title] for word in line.split(", ")), title
 
 
 def test_every_field_of_a_rule() -> None:
@@ -156,7 +158,7 @@ def test_every_field_of_a_rule() -> None:
 
 def keys(schema: dict[str, Any], path: str = "") -> Iterator[str]:
     for key, below in schema.items():
-        below = leaves.LEAVES[below] if isinstance(below, str) else below
+        below = rare_keys.LEAVES[below] if isinstance(below, str) else below
         if isinstance(below, dict):
             yield from keys(below, f"{path}{key}.")
         else:
@@ -165,9 +167,9 @@ def keys(schema: dict[str, Any], path: str = "") -> Iterator[str]:
 
 def test_every_key_of_a_request() -> None:
     said = {key for line in re.findall(r"^ {5}([a-z_.]+(?:, [a-z_.]+)*)(?:  .*)?$", shown("chandler-annotations.7"), re.M) for key in line.split(", ")}
-    assert set(keys(request.SCHEMA)) <= said
+    assert set(keys(schema.SCHEMA)) <= said
     text = shown("chandler-annotations.7")
-    for kind, (members, _) in leaves._STORAGE.items():
+    for kind, (members, _) in rare_keys._STORAGE.items():
         assert re.search(rf"^ +{kind}\s", text, re.M), kind
         for member in members:
             assert re.search(rf"\b{member}\b", text), member

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import hatchling
 import pytest
-from lab import bundle, runtimes
+from lab import REPOSITORY, bundle, runtimes
 from lab.engine import Engine
-from lab.install import PYTHON, REPOSITORY
+from lab.install import PYTHON
 
 PLAIN = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
 PROGRAMS = {"chandler", "chandler-runtime", "chandler-runc", "chandler-youki", "chandler-crun", "chandler-nri", "chandler-hook"}
@@ -89,7 +89,7 @@ def test_a_create(environment: Path, place: str, way: str) -> None:
 
 
 def test_packages_of_the_environment_come_first(environment: Path) -> None:
-    code = "import sys; sys.path.insert(0, sys.argv[1]); from shim.runtime import _third_party; _third_party(); print(sys.path)"
+    code = "import sys; sys.path.insert(0, sys.argv[1]); from shim.runtime.wrapper import _third_party; _third_party(); print(sys.path)"
     done = subprocess.run([environment / "bin/python3", "-I", "-S", "-B", "-c", code, environment / "lib/chandler"], check=True, capture_output=True, text=True)
     paths = eval(done.stdout)
     own = [path for path in paths if path.startswith(str(environment)) and path.endswith("site-packages")]

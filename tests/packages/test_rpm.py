@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from lab.install import REPOSITORY
+from lab import REPOSITORY
 from packages.conftest import build
 
 from shim.paths import VERSION

@@ -4,7 +4,7 @@ from __future__ import annotations
 import os
 import subprocess
 
-from lab.install import REPOSITORY
+from lab import REPOSITORY
 
 
 def test_the_demo_shows_only_what_is_true(lab: str) -> None:

@@ -13,7 +13,7 @@ from lab.engine import Engine
 from lab.install import Installation
 from lab.runtimes import Runtime
 
-from shim.leaves import CAPABILITIES
+from shim.request.rare_keys import CAPABILITIES
 
 ONCE = ["runc", "crun"]
 SHOW = ("cat /proc/self/status; echo --; cat /proc/self/limits; echo --; cat /proc/self/mounts; echo --; env; echo --; cat /proc/sys/net/core/somaxconn; "

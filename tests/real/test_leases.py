@@ -163,7 +163,7 @@ def test_neighbours_by_the_host_s_sysfs(runtime: runtimes.Runtime, node: Node, p
             file.write(f"{number % 2}\n")
         os.makedirs(f"{place}/host/sys/dev/char", exist_ok=True)
         os.symlink(f"../../devices/{way}/{bdf}/gpu", f"{place}/host/sys/dev/char/{gpu.major}:{gpu.minor}")
-    compiler = os.path.join(installation.prefix, "lib/chandler/shim/compiler.py")
+    compiler = os.path.join(installation.prefix, "lib/chandler/shim/node/compiler.py")
     with open(compiler, encoding="utf-8") as file:
         text = file.read()
     assert text.count("topology.Host(Tree()") == 1

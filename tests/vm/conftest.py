@@ -22,10 +22,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from lab import cuse, vm
+from lab import REPOSITORY, cuse, vm
 from lab.containerd import RELEASES, Containerd
 from lab.cri import CRI
-from lab.install import REPOSITORY, Installation
+from lab.install import Installation
 from lab.node import Device, Node, spec, write
 from lab.plugin import until
 

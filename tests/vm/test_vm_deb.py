@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from lab import bundle
+from lab import REPOSITORY, bundle
 from lab.containerd import RELEASES, Containerd
 from lab.cri import CRI
 from lab.engine import Engine
-from lab.install import REPOSITORY
 from lab.node import Node
 from lab.plugin import until
 

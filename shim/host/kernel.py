@@ -1,0 +1,73 @@
+"""What the kernel says of processes, of this boot, and of its control groups.  Part of the create path: no os."""
+
+from __future__ import annotations
+
+import posix
+
+from shim.host import files
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Dict
+
+
+def started(pid: int) -> int:
+    """When a process started, in clock ticks since boot; 0 when there is none.  Source: proc(5), /proc/pid/stat."""
+    try:
+        return int(_text(f"/proc/{pid}/stat").rpartition(")")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def boot() -> str:
+    """Which boot of the kernel this is; '' when the kernel does not say."""
+    try:
+        return _text("/proc/sys/kernel/random/boot_id").strip()
+    except OSError:
+        return ""
+
+
+def namespace(kind: str, pid: str = "self") -> str:
+    """The namespace of one kind (`pid`, `time`) that a process is in, such as `pid:[4026531836]`; '' when it cannot be seen."""
+    try:
+        return posix.readlink(f"/proc/{pid}/ns/{kind}")
+    except OSError:
+        return ""
+
+
+def creation(root: str) -> Dict[str, Any]:
+    """By what another process can tell later whether the create that runs in this one goes on: pid and start time, in which
+    boot, PID namespace and time namespace these count, and `place`, which file system the runtime's root was seen on (its
+    path or that of the nearest directory above it that is there, device number, inode)."""
+    pid = posix.getpid()
+    place = root
+    while True:
+        try:
+            found = posix.stat(place)
+            break
+        except OSError:
+            place = place.rpartition("/")[0] or "/"
+    return {"pid": pid, "started": started(pid), "boot": boot(), "pidns": namespace("pid"), "timens": namespace("time"),
+            "place": [place, found.st_dev, found.st_ino]}
+
+
+def unified_cgroups() -> bool:
+    """Whether this node has cgroup v2 alone.  Source: cgroups(7)."""
+    return files.exists("/sys/fs/cgroup/cgroup.controllers")
+
+
+def oom_score() -> int:
+    """This process' oom_score_adj.  Source: proc_pid_oom_score_adj(5)."""
+    try:
+        return int(_text("/proc/self/oom_score_adj"))
+    except (OSError, ValueError):
+        return 0
+
+
+def _text(path: str) -> str:
+    """The first 4 KiB of one of the kernel's files.  Raises OSError."""
+    descriptor = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
+    try:
+        return posix.read(descriptor, 4096).decode("utf-8", "replace")
+    finally:
+        posix.close(descriptor)

@@ -1,0 +1,90 @@
+"""Where `$S:name` gets its value: a directory with one file per secret, or a command; and how a value stays unseen.
+
+A scope (the namespace of a pod, the name of a deployment) keeps the secrets of one apart from those of another: where
+the configuration writes {scope}, that comes in, and without one there is no secret.  No value is ever part of an error.
+"""
+
+from __future__ import annotations
+
+from shim import errors
+from shim.host import trust
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Dict, List
+
+MAX_SECRET = 64 << 10  # bytes
+SCOPE, NAME = "{scope}", "{name}"
+HIDDEN = "***"
+_PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
+
+
+class Hidden(str):
+    """A text that is not to be shown: a secret's value, or a variable of the host's."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return HIDDEN
+
+
+def check_name(name: str) -> None:
+    """Raises RequestError for what cannot be the name of a secret."""
+    if not name or len(name) > 255 or set(name) - _PLAIN or name.startswith(".") or name.startswith("-"):
+        raise errors.RequestError(f"{name!r} is no name of a secret", "write $S: and letters, digits, dots, hyphens, underscores")
+
+
+def read(name: str, scope: str, config: Dict[str, Any], owners: Dict[int, str], seconds: float) -> Hidden:
+    """The value of a secret, without the newline at its end.  Raises RequestError, HostError or TrustError."""
+    check_name(name)
+    directory, command = config["secrets.directory"], config["secrets.command"]
+    if not directory and not command:
+        raise errors.HostError(f"the secret {name} cannot be had: this node has no provider of secrets",
+                               "set directory or command in [secrets] of the configuration")
+    if SCOPE in directory or any(SCOPE in word for word in command):
+        if not scope:
+            raise errors.HostError(f"the secret {name} cannot be had: nothing says for certain whose it would be",
+                                   "name the engine in engines of the configuration, where it tells namespaces")
+        check_name(scope)
+    if directory:
+        data = _from_directory(directory.replace(SCOPE, scope), name, owners)
+    else:
+        data = _from_command([word.replace(SCOPE, scope).replace(NAME, name) for word in command], name, owners, seconds)
+    data = data[:-1] if data.endswith(b"\n") else data
+    if b"\0" in data:
+        raise errors.HostError(f"the secret {name} holds a NUL, which no variable can")
+    try:
+        return Hidden(data.decode("utf-8"))
+    except UnicodeDecodeError:
+        raise errors.HostError(f"the secret {name} is not UTF-8, which config.json must be") from None
+
+
+def _from_directory(directory: str, name: str, owners: Dict[int, str]) -> bytes:
+    path = f"{directory.rstrip('/')}/{name}"
+    try:
+        return trust.read_trusted(path, MAX_SECRET, owners)
+    except FileNotFoundError:
+        raise errors.HostError(f"the secret {name} is not there (looked for {path})") from None
+    except OSError as error:
+        raise errors.HostError(f"the secret {name} cannot be read ({path}: {error.strerror})") from None
+
+
+def _from_command(command: List[str], name: str, owners: Dict[int, str], seconds: float) -> bytes:
+    """What the command writes; what it says of errors is not passed on, since nobody knows what it says."""
+    import subprocess
+    if NAME not in " ".join(command) and name not in command:
+        command = [*command, name]
+    program = command[0]
+    try:
+        trust.check_way(program, owners)
+        done = subprocess.run([program, *command[1:]], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                              timeout=seconds, check=False, cwd="/", env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"})
+    except subprocess.TimeoutExpired:
+        raise errors.HostError(f"the secret {name} cannot be had: {program} took more than {seconds:g} seconds") from None
+    except OSError as error:
+        raise errors.HostError(f"the secret {name} cannot be had: {program} cannot be started ({error.strerror})") from None
+    if done.returncode:
+        raise errors.HostError(f"the secret {name} cannot be had: {program} ended with status {done.returncode}")
+    if len(done.stdout) > MAX_SECRET:
+        raise errors.HostError(f"the secret {name} has more than {MAX_SECRET} bytes")
+    return done.stdout

@@ -1,0 +1,251 @@
+"""The rarer keys of a request as edits: command, user, capabilities, storage, devices, namespaces and the like.
+
+Both forms of a request come here, that of an engine's bundle and that of a whole one.  Pure: what only the host or the
+image knows is asked of `facts` (shim.keys.host_facts.Facts).  Loaded only when a request has one of these keys.
+"""
+
+from __future__ import annotations
+
+from shim import edits as _edits
+from shim import errors
+from shim.edits import DEVICE, GID, MOUNT, RESOURCE, Edits
+from shim.oci import reader
+from shim.policy.classes import volume
+from shim.request.rare_keys import sysctl_namespace
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Dict, List
+
+    from shim.edits import Edit
+    from shim.keys.host_facts import Facts
+
+    Document = Dict[str, Any]
+
+UNLIMITED = (1 << 64) - 1
+
+
+def edits(wish: Document, document: Document, source: str, facts: Facts) -> Edits:
+    """The edits for the rarer keys of `wish`, given the config.json that they are for.
+
+    Raises RequestError or HostError, which name the key.
+    """
+    items: List[Edit] = []
+    resources = wish.get("resources", {})
+    for key in (*wish, *(f"resources.{key}" for key in resources)):
+        make = _MAKERS.get(key)
+        if make is not None:
+            value = resources[key[len("resources."):]] if key.startswith("resources.") else wish[key]
+            try:
+                items += make(value, wish, document, f"{source}: {key}", facts)
+            except errors.ChandlerError as error:
+                raise error.within(f"{source}: {key}") from None
+    return Edits(items)
+
+
+# --- the process ----------------------------------------------------------------------------------------------
+
+def _command(value: Document, wish: Document, document: Document, origin: str, facts: Facts) -> List[Edit]:
+    """As Docker does: an entrypoint replaces the image's command, too."""
+    args = value.get("entrypoint", []) + value.get("args", [])
+    items: List[Edit] = []
+    if args:
+        if not args[0]:
+            raise errors.RequestError("the program's name is empty")
+        items.append((_edits.PROCESS, "args", args, origin))
+    if "workdir" in value:
+        if facts.root:
+            facts.target(value["workdir"], "workdir")  # a process that begins below /proc may be in a directory of the host
+        items.append((_edits.PROCESS, "cwd", value["workdir"], origin))
+    return items
+
+
+def _user(value: str, wish: Document, document: Document, origin: str, facts: Facts) -> List[Edit]:
+    """uid[:gid], of which a missing gid is the uid; or names, which are looked up in the image."""
+    name, _, group = value.partition(":")
+    groups: List[int] = []
+    if name.isdigit():
+        uid = gid = int(name)
+    else:
+        uid, gid = facts.account(name)
+        if not group:
+            groups = facts.memberships(name)
+    if group:
+        gid = int(group) if group.isdigit() else facts.group(group)
+    items: List[Edit] = [(_edits.USER, "uid", uid, origin), (_edits.USER, "gid", gid, origin)]
+    return items + [(GID, each, None, origin) for each in groups if each != gid]
+
+
+def _extra_groups(value: List[Any], wish: Document, document: Document, origin: str, facts: Facts) -> List[Edit]:
+    return [(GID, each if type(each) is int else facts.group(each), None, origin) for each in value]
+
+
+def _oom_score(value: int, wish: Document, document: Document, origin: str, facts: Facts) -> List[Edit]:
+    return [(_edits.PROCESS, "oomScoreAdj", value, origin)]
+
+
+def _ulimits(value: Document, wish: Document, document: Document, origin: str, facts: Facts) -> List[Edit]:
+    return [(_edits.RLIMIT, f"RLIMIT_{name.upper()}", {key: limit if limit >= 0 else UNLIMITED for key, limit in pair.items()}, origin)
+            for name, pair in value.items()]
+
+
+def capability_sets(present: Dict[str, List[str]], add: List[str], drop: List[str], all_of_them: List[str]) -> Dict[str, List[str]]:
+    """The capability sets with some dropped, then some added, by Docker's rules for ALL: to add ALL is to have all but
+    what is dropped, to drop ALL is to have what is added alone."""
+    result: Dict[str, List[str]] = {}
+    every = "ALL" in add
+    added = [name for name in (all_of_them if every else add) if not (every and name in drop)]
+    for key in ("bounding", "effective", "permitted"):
+        kept = [name for name in present.get(key, []) if name not in drop and "ALL" not in drop]
+        result[key] = list(dict.fromkeys(kept + added))
+    for key in ("inheritable", "ambient"):
+        if present.get(key):
+            result[key] = [name for name in present[key] if name not in drop and "ALL" not in drop]
+    return result
+
+
+def _capabilities(value: Any, wish: Document, document: Document, origin: str, facts: Facts) -> List[Edit]:
+    if wish.get("privileged"):
+        return []  # which says it all
+    present = reader.capabilities(document)
+    add, drop = wish.get("capabilities", []), wish.get("cap_drop", [])
+    if not add and not present:
+        return []  # there are none to drop
+    there = facts.capabilities() if add else []
+    for name in add:
+        if name != "ALL" and name not in there:
+            raise errors.HostError(f"{name} is not to be had on this host")
+    found = capability_sets(present, add, drop, there)
+    return [(_edits.CAPABILITY, key, names, origin) for key, names in found.items()]
+
+
+def _privileged(value: bool, wish: Document, document: Document, origin: str, facts: Facts) -> List[Edit]:
+    """All capabilities that there are, no filter, every device allowed, nothing of the kernel's hidden."""
+    if not value:
+        return []
+    present: Dict[str, List[str]] = {key: [] for key in reader.capabilities(document)}
+    every = capability_sets(present, ["ALL"], [name for name in wish.get("cap_drop", []) if name != "ALL"], facts.capabilities())
+    items: List[Edit] = [(_edits.CAPABILITY, key, names, origin) for key, names in every.items()]
+    items += [(_edits.PROCESS, "noNewPrivileges", False, origin), (_edits.PROCESS, "apparmorProfile", None, origin),
+              (_edits.LINUX, "maskedPaths", [], origin), (_edits.LINUX, "readonlyPaths", [], origin),
+              (_edits.LINUX, "seccomp", None, origin),
+              (_edits.DEVICE_RULE, "all", {"allow": True, "access": "rwm"}, origin)]
+    for mount in reader.kernel_mounts(document):
+        options = mount.get("options") or []
+        if "ro" in options and isinstance(mount.get("destination"), str):
+            items.append((MOUNT, mount["destination"], {**mount, "options": [option for option in options if option != "ro"]}, origin))
+    return items
+
+
+# --- the container --------------------------------------------------------------------------------------------
+
+def _hostname(value: str, wish: Document, document: Document, origin: str, facts: Facts) -> List[Edit]:
+    if reader.namespace(document, "uts") is None:
+        raise errors.RequestError("the container has the host's own name (no UTS namespace in config.json)")
+    return [(_edits.HOSTNAME, "", value, origin)]
+
+
+def _host_network(value: bool, wish: Document, document: Document, origin: str, facts: Facts) -> List[Edit]:
+    if not value:
+        return []
+    items: List[Edit] = [(_edits.NAMESPACE, "network", None, origin)]
+    linux = document.get("linux")
+    sysctls = linux.get("sysctl") if isinstance(linux, dict) else None
+    # the engine's own are for the container's network, not for the host's
+    return items + [(_edits.SYSCTL, name, None, origin) for name in (sysctls if isinstance(sysctls, dict) else ())
+                    if name.startswith("net.")]
+
+
+def _sysctls(value: Dict[str, str], wish: Document, document: Document, origin: str, facts: Facts) -> List[Edit]:
+    for name in value:
+        kind = sysctl_namespace(name)
+        if reader.namespace(document, kind) is None or kind == "network" and wish.get("host_network"):
+            raise errors.RequestError(f"{name} would be set for the whole host: the container has no {kind} namespace of its own")
+    return [(_edits.SYSCTL, name, text, origin) for name, text in value.items()]
+
+
+def _read_only_root_fs(value: bool, wish: Document, document: Document, origin: str, facts: Facts) -> List[Edit]:
+    return [(_edits.ROOT, "readonly", value, origin)]
+
+
+def _cgroup_parent(value: str, wish: Document, document: Document, origin: str, facts: Facts) -> List[Edit]:
+    """The engine's own group below another parent, in the form that the engine uses."""
+    present = reader.text(document, "linux", "cgroupsPath")
+    slices = present.count(":") == 2
+    if slices != value.endswith(".slice") and (present or slices):
+        raise errors.RequestError(f"{value!r} does not fit the engine's cgroupsPath {present!r}",
+                                  "write a systemd slice, name.slice" if slices else "write a path, /name")
+    if slices:
+        return [(_edits.LINUX, "cgroupsPath", f"{value}:{present.partition(':')[2]}", origin)]
+    name = present.rstrip("/").rpartition("/")[2] or facts.container
+    if not name or value.endswith(".slice"):
+        raise errors.RequestError("config.json has no cgroupsPath to put below it")
+    return [(_edits.LINUX, "cgroupsPath", f"{value.rstrip('/')}/{name}", origin)]
+
+
+def _devices(value: List[Document], wish: Document, document: Document, origin: str, facts: Facts) -> List[Edit]:
+    items: List[Edit] = []
+    for device in value:
+        access = "".join(letter for letter, key in (("r", "read"), ("w", "write"), ("m", "mknod")) if device[key])
+        items.append((DEVICE, device["path"], {**facts.device(device["path"]), "permissions": access}, origin))
+    return items
+
+
+def _storage(value: List[Document], wish: Document, document: Document, origin: str, facts: Facts) -> List[Edit]:
+    items: List[Edit] = []
+    places: Dict[str, str] = {}
+    for storage in value:
+        target = facts.target(storage["target"], storage["type"])
+        if target in places:
+            raise errors.RequestError(f"{storage['target']} and {places[target]} are one place in the image, {target}", "mount it once")
+        places[target] = storage["target"]
+        if storage["type"] == "tmpfs":
+            options = ["nosuid", "nodev"]
+            options += [f"{key}={storage[key]}" for key in ("size", "mode") if key in storage]
+            mount = {"destination": target, "type": "tmpfs", "source": "tmpfs", "options": options}
+        else:
+            found = facts.bind(storage["source"]) if storage["type"] == "bind" else facts.volume(volume(storage), storage)
+            options = ["rbind", "rprivate", "ro" if storage.get("readonly") else "rw"]
+            mount = {"destination": target, "type": "bind", "source": found, "options": options}
+        items.append((MOUNT, target, mount, origin))
+    for _, outer, mount, _ in items:
+        if mount["type"] == "bind":
+            for target, asked in places.items():
+                if target.startswith(outer + "/"):
+                    facts.within(mount["source"], target[len(outer):], f"{asked} lies in {places[outer]}")
+    return items
+
+
+# --- limits ---------------------------------------------------------------------------------------------------
+
+def _blkio_weight(value: int, wish: Document, document: Document, origin: str, facts: Facts) -> List[Edit]:
+    return [(RESOURCE, ("blockIO", "weight"), value, origin)]
+
+
+def _hugepages(value: Dict[str, int], wish: Document, document: Document, origin: str, facts: Facts) -> List[Edit]:
+    return [(_edits.HUGEPAGES, size, limit, origin) for size, limit in value.items()]
+
+
+def _drop(value: Any, wish: Document, document: Document, origin: str, facts: Facts) -> List[Edit]:
+    return [] if wish.get("capabilities") else _capabilities(value, wish, document, origin, facts)
+
+
+_MAKERS: Dict[str, Any] = {
+    "command": _command,
+    "user": _user,
+    "extra_groups": _extra_groups,
+    "capabilities": _capabilities,
+    "cap_drop": _drop,
+    "privileged": _privileged,
+    "hostname": _hostname,
+    "host_network": _host_network,
+    "sysctls": _sysctls,
+    "ulimits": _ulimits,
+    "read_only_root_fs": _read_only_root_fs,
+    "cgroup_parent": _cgroup_parent,
+    "devices": _devices,
+    "storage": _storage,
+    "resources.oom_score_adj": _oom_score,
+    "resources.blkio_weight": _blkio_weight,
+    "resources.hugepages": _hugepages,
+}

@@ -1,0 +1,297 @@
+"""The node's configuration: /etc/chandler/config.toml and config.d/*.toml, checked against one table.
+
+Not part of the create path: the result, a dict with every key, is compiled into the inventory.  Pure: texts in,
+values out.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Dict, List, Tuple
+
+from shim.errors import ChandlerError, ConfigError
+from shim.policy.classes import CLASSES
+from shim.request import quantity
+
+Table = Dict[str, Any]
+
+
+def _strings(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) and item for item in value)
+
+
+def _paths(value: Any) -> bool:
+    return _strings(value) and all(_path(item) for item in value)
+
+
+def _path(value: Any) -> bool:
+    return isinstance(value, str) and value.startswith("/") and not any(c in value for c in "\n\t\0")
+
+
+def _runtimes(value: Any) -> bool:
+    return _strings(value) and bool(value) and all(
+        (_path(item) or "/" not in item) and not any(c.isspace() for c in item) for item in value)
+
+
+def _prefix(value: Any) -> bool:
+    # what the launcher looks for with grep, so no character that JSON may write in two ways except the slash
+    return isinstance(value, str) and len(value) > 1 and value.endswith("/") and value.count("/") == 1 and all(
+        c.isascii() and (c.isalnum() or c in "-./") for c in value)
+
+
+def _log_file(value: Any) -> bool:
+    return value in ("", "journal") or _path(value)
+
+
+def _one_of(*words: str) -> Callable[[Any], bool]:
+    return lambda value: value in words
+
+
+def _boolean(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _seconds(value: Any) -> bool:
+    return _count(value) and 1 <= value <= 60
+
+
+_RULES = ("gpu", "gpu.all", "gpu.count", "gpu.devices", "gpu.vendor", "env", "resources", "resources.cpu",
+          "resources.memory", "resources.memory_swap", "resources.memory_reservation", "resources.cpu_shares",
+          "resources.cpuset", "resources.pids_limit",
+          "gpu.sharing", "gpu.mps_pipe_dir", "gpu.mps_log_dir", "gpu.time_slicing_config_path", *CLASSES)
+_SHORT = {"bind": "storage.bind", "tmpfs": "storage.tmpfs"}
+
+
+def _classes(value: Any) -> bool:
+    return _strings(value) and all(item in _RULES or item in _SHORT for item in value)
+
+
+# Those whose containers may be told apart by annotations, and `other`: see shim.policy.engines
+_ENGINES = ("containerd", "crio", "podman", "docker", "other")
+
+
+def _engines(value: Any) -> bool:
+    return isinstance(value, list) and all(item in _ENGINES for item in value)
+
+
+DEFAULT_PREFIX = "chandler.oci/"
+
+_VENDORS = ("nvidia", "amd", "intel", "gaudi", "npu")
+
+
+def _vendors(value: Any) -> bool:
+    return isinstance(value, list) and all(item in _VENDORS for item in value)
+
+
+def _path_or_none(value: Any) -> bool:
+    return value == "" or _path(value)
+
+
+def _prefixes(value: Any) -> bool:
+    return _paths(value) and all(not {"..", "."} & set(item.split("/")) and "//" not in item for item in value)
+
+
+def _parents(value: Any) -> bool:
+    return _strings(value) and all(_prefixes([item]) or item.endswith(".slice") and "/" not in item for item in value)
+
+
+def _capabilities(value: Any) -> bool:
+    return _strings(value) and all(_is_capability(item) for item in value)
+
+
+def _is_capability(name: str) -> bool:
+    from shim.request.rare_keys import capability
+    try:
+        return bool(capability(name))
+    except ChandlerError:
+        return False
+
+
+def _amount(scale: int) -> Callable[[Any], bool]:
+    def check(value: Any) -> bool:
+        return value == 0 and not isinstance(value, bool) or _scaled(value, scale) > 0
+    return check
+
+
+def _scaled(value: Any, scale: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return 0
+    try:
+        return quantity.scaled(str(value), scale)
+    except ChandlerError:
+        return 0
+
+
+def _directory(value: Any) -> bool:
+    return _path_or_none(value) and ".." not in value.split("/")
+
+
+def _command(value: Any) -> bool:
+    return value == [] or _strings(value) and _path(value[0]) and not any("\0" in word for word in value)
+
+
+def _volumes(value: Any) -> bool:
+    return isinstance(value, dict) and all(name and _path(path) for name, path in value.items())
+
+
+_FIELDS = ("handler", "namespace", "pod", "container", "image", "user")
+_ONCE = ("policy.rule", "policy.evict-unadjusted")  # what no rule can have
+
+
+def _rules(value: Any) -> bool:
+    """Whether these are rules.  Raises ConfigError, which names the rule and its key."""
+    if not isinstance(value, list) or not all(isinstance(rule, dict) for rule in value):
+        return False
+    for number, rule in enumerate(value, 1):
+        name = rule.get("name")
+        if not isinstance(name, str) or not name.isprintable() or not name:
+            raise ConfigError(f"policy.rule number {number} has no name", 'write name = "…"')
+        match = rule.get("match")
+        if not isinstance(match, dict) or not match:
+            raise ConfigError(f"policy.rule {name!r} has no match", 'write match = {namespace = ["…"]}')
+        for field, patterns in match.items():
+            if field not in _FIELDS or not _strings(patterns) or not patterns:
+                raise ConfigError(f"policy.rule {name!r}: match.{field} = {patterns!r} is wrong",
+                                  f"it must be a list of patterns, for one of {', '.join(_FIELDS)}")
+        for key, item in rule.items():
+            if key in ("name", "match"):
+                continue
+            known = KEYS.get(f"policy.{key}")
+            if known is None or f"policy.{key}" in _ONCE:
+                raise ConfigError(f"policy.rule {name!r}: unknown key {key!r}", "a rule has name, match, and keys of [policy]")
+            if not known[0](item):
+                raise ConfigError(f"policy.rule {name!r}: {key} = {item!r} is wrong", f"it must be {known[1]}")
+    return True
+
+
+def _normal(key: str, value: Any) -> Any:
+    """A value as the create path reads it."""
+    if key in ("policy.allow", "policy.deny"):
+        return [_SHORT.get(word, word) for word in value]
+    if key == "policy.max-cpu":
+        return _scaled(value, 1000)
+    if key == "policy.max-memory":
+        return _scaled(value, 1)
+    if key == "policy.capabilities":
+        from shim.request.rare_keys import capability
+        return [capability(name) for name in value]
+    if key == "policy.rule":
+        return [{**{f"policy.{name}": _normal(f"policy.{name}", item) for name, item in rule.items() if name not in ("name", "match")},
+                 "name": rule["name"], "match": rule["match"]} for rule in value]
+    return value
+
+
+_GLOBS = "a list of names, in which * stands for any characters"
+# key: (check, what it must be, default)
+KEYS: Dict[str, Tuple[Callable[[Any], bool], str, Any]] = {
+    "runtimes": (_runtimes, "a list of names or absolute paths", ["runc", "youki", "crun"]),
+    "annotation-prefix": (_prefix, "letters, digits, dots and hyphens that end in one slash", DEFAULT_PREFIX),
+    "state-dir": (_path, "an absolute path", ""),
+    "engines": (_engines, f"a list of {', '.join(_ENGINES)}", []),
+    "engine": (_one_of(*_ENGINES), f"one of {', '.join(_ENGINES)}", ""),  # the same for one; older than `engines`
+    "require-grant": (_boolean, "true or false", False),
+    "cdi.spec-dirs": (_paths, "a list of absolute paths", ["/etc/cdi", "/var/run/cdi"]),
+    "cdi.annotations": (_boolean, "true or false", False),
+    "gpu.allocator": (_one_of("leases", "fixed", "none"), "leases, fixed or none", "leases"),
+    "cdi.generate": (_vendors, "a list of " + ", ".join(_VENDORS), []),
+    "cdi.generate-dir": (_path_or_none, 'an absolute path or ""', ""),
+    "cdi.hook": (_path_or_none, 'an absolute path or ""', ""),
+    "gpu.fallback": (_one_of("devices", "generate", "off"), "devices, generate or off", "devices"),
+    "log.file": (_log_file, 'an absolute path, "journal" or ""', ""),
+    "gpu.mps": (_one_of("off", "external", "managed"), "off, external or managed", "off"),
+    "gpu.mps-pipe-dir": (_path, "an absolute path", "/tmp/nvidia-mps"),
+    "gpu.mps-shm-dir": (_path, "an absolute path", "/dev/shm"),
+    "gpu.mps-limits": (_one_of("advisory", "enforced"), "advisory or enforced", "advisory"),
+    "gpu.mps-patience": (_seconds, "a whole number of seconds from 1 to 60", 10),
+    "gpu.max-sharers": (_count, "a whole number", 48),
+    "gpu.mps-control": (_path, "an absolute path", "/usr/bin/nvidia-cuda-mps-control"),
+    "gpu.nvidia-smi": (_path, "an absolute path", "/usr/bin/nvidia-smi"),
+    "policy.trust": (_one_of("policy", "all"), "policy or all", "policy"),
+    "policy.allow": (_classes, "a list of " + ", ".join(_RULES), ["gpu", "env", "resources"]),
+    "policy.deny": (_classes, "a list of " + ", ".join(_RULES), []),
+    "policy.evict-unadjusted": (_boolean, "true or false", False),
+    "policy.max-gpus": (_count, "a whole number", 8),
+    "policy.max-cpu": (_amount(1000), 'CPUs, such as 4 or "500m"; 0 is no maximum', 0),
+    "policy.max-memory": (_amount(1), 'bytes, such as "16Gi"; 0 is no maximum', 0),
+    "policy.bind-sources": (_prefixes, "a list of absolute paths without ..", []),
+    "policy.volumes": (_strings, _GLOBS, []),
+    "policy.host-variables": (_strings, _GLOBS, []),
+    "policy.secrets": (_strings, _GLOBS, []),
+    "policy.devices": (_strings, "a list of paths, in which * stands for any characters", []),
+    "policy.cgroup-parents": (_parents, "a list of absolute paths or systemd slices", []),
+    "policy.capabilities": (_capabilities, "a list of capabilities, or ALL", []),
+    "policy.rule": (_rules, "a list of tables, each written as [[policy.rule]]", []),
+    "secrets.directory": (_directory, 'an absolute path, in which {scope} stands for the namespace, or ""', ""),
+    "secrets.command": (_command, "a program's absolute path and its arguments", []),
+    "volumes": (_volumes, "names with absolute paths", {}),
+    "policy.kinds": (_strings, "a list of CDI kinds", ["nvidia.com/gpu", "amd.com/gpu", "intel.com/gpu", "intel.com/gaudi"]),
+}
+_TABLES = {key.partition(".")[0] for key in KEYS if "." in key}
+
+
+def compile_config(sources: List[Tuple[str, bytes]]) -> Table:
+    """The configuration from (path, text) pairs, later ones over earlier ones, as a flat dict with every key.
+
+    Raises ConfigError, which names the file and the key.
+    """
+    result = {key: default for key, (_, _, default) in KEYS.items()}
+    for path, data in sources:
+        for key, value in _flat(_parse(path, data), path):
+            check, wanted, _ = KEYS[key]
+            try:
+                good = check(value)
+            except ConfigError as error:
+                raise error.within(path) from None
+            if not good:
+                raise ConfigError(f"{path}: {key} = {value!r} is wrong", f"it must be {wanted}")
+            if key in ("engines", "engine"):  # each engine is configured by itself
+                result["engines"] = list(dict.fromkeys([*result["engines"], *([value] if key == "engine" else value)]))
+            elif key == "policy.rule":  # rules of a later file come after those of an earlier one: none that denies is lost
+                result[key] = result[key] + _normal(key, value)
+            else:
+                result[key] = _normal(key, value)
+    del result["engine"]
+    return result
+
+
+def prefix_of(sources: List[Tuple[str, bytes]]) -> str:
+    """The annotation prefix even of a configuration that is wrong elsewhere; the default if nothing can be read."""
+    prefix = DEFAULT_PREFIX
+    for path, data in sources:
+        try:
+            value = _parse(path, data).get("annotation-prefix")
+        except ConfigError:
+            continue
+        if _prefix(value):
+            prefix = str(value)
+    return prefix
+
+
+def _parse(path: str, data: bytes) -> Table:
+    try:
+        import tomllib
+    except ImportError:  # Python before 3.11
+        import tomli as tomllib  # type: ignore[no-redef, unused-ignore]
+    try:
+        return tomllib.loads(data.decode("utf-8"))
+    except (UnicodeDecodeError, RecursionError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from None
+
+
+def _flat(document: Table, path: str) -> List[Tuple[str, Any]]:
+    """Pairs of dotted key and value; a key that the table does not know is an error."""
+    pairs: List[Tuple[str, Any]] = []
+    for key, value in document.items():
+        if key in _TABLES and isinstance(value, dict):
+            pairs.extend((f"{key}.{inner}", item) for inner, item in value.items())
+        else:
+            pairs.append((key, value))
+    for key, _ in pairs:
+        if key not in KEYS:
+            from difflib import get_close_matches
+            near = get_close_matches(key, KEYS, 1)
+            raise ConfigError(f"{path}: unknown key {key!r}", f"did you mean {near[0]!r}?" if near else "remove it")
+    return pairs

@@ -1,0 +1,262 @@
+"""The compiled inventory: configuration and CDI devices, ready for a create, without parsing any source.
+
+An index (`index`), one part per CDI kind and one per CDI file lie in a directory of the state directory.  The
+index says which sources it was made from, each with what stat tells of it; `load` asks for all of that again and
+believes the index only when nothing has changed.  A create reads only the parts that it needs.  Losing or spoiling
+any of it costs time, never correctness: the compiler then parses the sources.  Part of the create path: texts of
+lines, read without a parser, each behind a header line with its checksum.
+
+    index, block 0  key (versions of Chandler and Python, effective uid, user namespace, configuration path); configuration as JSON; whether
+                    there are problems
+           block 1  directories and links on the way to a source; what lstat says of owner and identity
+           block 2  files and listed directories; what lstat says, times included
+           block 3  paths that do not exist
+           block 4  one line per kind: the name of its part, and of the part that tells neighbours, where there is one
+    kind, line 0    one name of each of its physical devices, in order
+          others    one line per device: name, part of its CDI file, its physical devices
+    neighbours      one line per physical device, in order (shim.generate.topology)
+    CDI file        path, edits and devices, as marshal writes them: read four times as fast as JSON
+"""
+
+from __future__ import annotations
+
+import marshal
+import posix
+import sys
+from zlib import crc32
+
+from shim import errors, jsontext, paths
+from shim.errors import ChandlerError
+from shim.host import files, trust, userns
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable, Dict, Iterable, List, NoReturn, Optional, Tuple
+
+    from shim.edits import Edit
+
+    Found = Tuple[str, Tuple[Edit, ...], Tuple[Edit, ...]]
+
+MAGIC = "chandler-inventory 2 "
+MAX_INDEX = 64 << 20
+MAX_PART = 64 << 20
+
+
+class Inventory:
+    """Configuration and CDI devices, ready for use.
+
+    `kinds` maps each kind to the name of its part, as lines; `part` gives a part by its name; `explain` is called
+    with names that are missing and raises the full story.
+    """
+
+    __slots__ = ("config", "problems", "_kinds", "_part", "_explain", "_parts", "_segments", "_found")
+
+    def __init__(self, config: Dict[str, Any], kinds: str, part: Callable[[str], bytes],
+                 explain: Callable[[List[str]], NoReturn], problems: bool) -> None:
+        self.config = config
+        self.problems = problems  # whether a CDI file or directory could not be used, or two of them conflict
+        self._kinds = kinds
+        self._part = part
+        self._explain = explain
+        self._parts: Dict[str, str] = {}
+        self._segments: Dict[str, Any] = {}
+        self._found: Dict[str, Found] = {}
+
+    def kinds(self) -> List[str]:
+        """The kinds that have devices."""
+        return [line.partition("\t")[0] for line in self._kinds.split("\n") if line]
+
+    def picks(self, kind: str) -> List[str]:
+        """One name of each physical device of a kind, in the order in which a count takes them."""
+        return self._devices(kind).partition("\n")[0].split()
+
+    def names(self, kind: str, key: str) -> List[str]:
+        """All names of one physical device."""
+        lines = [line.split("\t") for line in self._devices(kind).split("\n")[1:]]
+        return [words[0] for words in lines if words[2:] == [key]]
+
+    def key(self, name: str) -> List[str]:
+        """The physical devices behind a qualified name; the name itself when it is unknown."""
+        kind, _, device = name.partition("=")
+        line = _line(self._devices(kind), device)
+        return line.split("\t")[1:] if line else [name]
+
+    def lookup(self, name: str) -> Optional[Found]:
+        """(name of its file's part, the file's own edits, the device's edits) of a qualified name, or None."""
+        found = self._found.get(name)
+        if found is not None:
+            return found
+        kind, _, device = name.partition("=")
+        line = _line(self._devices(kind), device)
+        if not line:
+            return None
+        part = line.partition("\t")[0]
+        opened = self._segments.get(part)
+        if opened is None:
+            segment = marshal.loads(self._part(part))
+            opened = self._segments[part] = segment, _edits(segment["edits"], segment["path"])
+        segment, common = opened
+        found = self._found[name] = part, common, _edits(segment["devices"][device], f"{segment['path']} {name}")
+        return found
+
+    def explain_missing(self, names: List[str]) -> NoReturn:
+        """Raises the CdiError that tells why devices cannot be resolved."""
+        self._explain(names)
+
+    def _devices(self, kind: str) -> str:
+        """The part of a kind, '' when there is none."""
+        text = self._parts.get(kind)
+        if text is None:
+            name = _line(self._kinds, kind).partition("\t")[0]
+            text = self._parts[kind] = _text(self._part(name)) if name else ""
+        return text
+
+    def near(self, kind: str) -> str:
+        """What tells which devices of a kind are neighbours, a line for each of its picks; '' where nothing does."""
+        name = _line(self._kinds, kind).partition("\t")[2]
+        return _text(self._part(name)) if name else ""
+
+
+def _edits(compiled: List[Any], origin: str) -> Tuple[Edit, ...]:
+    return tuple([(kind, key, value, origin) for kind, key, value in compiled])
+
+
+def _line(text: str, key: str) -> str:
+    """What follows `key` and a tab on its line, or ''."""
+    start = text.find(f"\n{key}\t")
+    if start < 0 or "\n" in key or "\t" in key:
+        return ""
+    start += len(key) + 2
+    return text[start:text.find("\n", start)]
+
+
+# --- where it lies --------------------------------------------------------------------------------------------
+
+class Place:
+    """The paths that belong to one caller and one configuration file.
+
+    `config_path` is the configuration; `state_dir` the directory for what we keep, '' where there is none;
+    `directory` the inventory's, in it;
+    `key` what must be the same for an inventory to be ours; `owners` whose files we believe.
+    """
+
+    __slots__ = ("config_path", "state_dir", "directory", "key", "owners", "rootless", "euid", "_checked")
+
+    def __init__(self, environment: Dict[bytes, bytes]) -> None:
+        namespace = userns.user_namespace()
+        self._checked = ""
+        self.euid = posix.geteuid()
+        self.rootless = self.euid != 0 or namespace != userns.INITIAL_NAMESPACE
+        self.owners = userns.trusted_owners(namespace)
+        named = environment.get(b"CHANDLER_CONFIG", b"")
+        self.config_path = named.decode("utf-8", "surrogateescape") or paths.CONFIG_DIR + "/config.toml"
+        self.state_dir = paths.STATE_DIR if not self.rootless else self._own_state_dir(environment, namespace)
+        self.key = f"{paths.VERSION} {sys.hexversion} {self.euid} {namespace} {self.config_path}"
+        number = crc32(self.key.encode("utf-8", "surrogateescape"))
+        self.directory = f"{self.state_dir}/inventory/{number:08x}"
+
+    def _own_state_dir(self, environment: Dict[bytes, bytes], namespace: str) -> str:
+        """$XDG_RUNTIME_DIR/chandler, or the same in /run/user, which only root makes; '' where neither directory is the
+        caller's alone.  Never in /tmp, where somebody else can be first."""
+        named = environment.get(b"XDG_RUNTIME_DIR", b"").decode("utf-8", "surrogateescape")
+        for runtime in (named, f"/run/user/{userns.outer_uid(self.euid, namespace)}"):
+            if runtime.startswith("/") and self.private(runtime):
+                return runtime + "/chandler"
+        return ""
+
+    def trusted_state_dir(self, configured: str = "") -> str:
+        """The state directory, `configured` or the caller's, after a look at everybody who could write there.
+
+        Nothing in it is to be read, and nothing made, before.  Raises TrustError or HostError.
+        """
+        path = configured or self.state_dir
+        if path and path == self._checked:
+            return path
+        if not path:
+            raise errors.HostError("leases and records need a directory that is the caller's alone: XDG_RUNTIME_DIR names none, and "
+                                   "there is none in /run/user", "set XDG_RUNTIME_DIR to a directory of your own with mode 0700, the one that the engine has (podman without a "
+                                   "session: /tmp/podman-run-UID)")
+        try:
+            trust.check_own_directory(path, self.owners)
+        except errors.TrustError as error:
+            raise errors.TrustError(f"the state directory {path} is not used: {error.what}", error.todo) from None
+        return path
+
+    def check_inventory(self) -> None:
+        """The same look for the inventory's directory, which lies in the state directory.  Raises TrustError or OSError."""
+        trust.check_way(self.directory, self.owners)
+        if self.directory.startswith(self.state_dir + "/"):
+            self._checked = self.state_dir  # every part of its way was among them
+
+    def private(self, path: str) -> bool:
+        """Whether `path` is a directory of the caller that nobody else may write."""
+        try:
+            found = posix.lstat(path)
+        except OSError:
+            return False
+        return found.st_mode & 0o170000 == 0o040000 and found.st_uid == self.euid and not found.st_mode & 0o022
+
+
+# --- reading --------------------------------------------------------------------------------------------------
+
+class Stale(Exception):
+    """The index is missing, damaged, somebody else's, or older than a source."""
+
+
+def identities(names: Iterable[str]) -> List[Tuple[int, ...]]:
+    """What must stay the same about directories and links on the way to a source.  Raises OSError."""
+    return [(found.st_dev, found.st_ino, found.st_uid, found.st_mode) for found in map(posix.lstat, names)]
+
+
+def fingerprints(names: Iterable[str]) -> List[Tuple[int, ...]]:
+    """What must stay the same about sources: a file replaced by `cp -p` still differs in its ctime."""
+    return [(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_uid, found.st_mode)
+            for found in map(posix.lstat, names)]
+
+
+def load(place: Place, explain: Callable[[List[str]], NoReturn]) -> Inventory:
+    """The inventory as compiled, if it is ours and nothing has changed since; raises Stale otherwise."""
+    if not place.state_dir:
+        raise Stale
+    try:
+        place.check_inventory()
+        data, found = files.read(place.directory + "/index", MAX_INDEX)
+        if found.st_uid != place.euid or found.st_mode & 0o022:
+            raise Stale
+        text = _text(checked(data))
+        header, ways, sources, absent, kinds = text.split("\n\n")
+        key, config, problems = header.split("\n")
+        if key != place.key or not _unchanged(ways, identities) or not _unchanged(sources, fingerprints):
+            raise Stale
+        for path in absent.split("\n"):
+            if path and files.exists(path):
+                raise Stale
+        return Inventory(jsontext.loads(config.encode()), f"\n{kinds}\n",
+                         lambda name: read_part(place.directory, name), explain, problems == "problems")
+    except (OSError, ValueError, ChandlerError):
+        raise Stale from None
+
+
+def checked(data: bytes) -> bytes:
+    """What is behind the header line, if the header's checksum fits it; raises Stale."""
+    header, _, body = data.partition(b"\n")
+    if header != f"{MAGIC}{crc32(body):08x}".encode():
+        raise Stale
+    return body
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "surrogateescape")
+
+
+def _unchanged(block: str, look: Callable[[List[str]], List[Tuple[int, ...]]]) -> bool:
+    expected, *names = block.split("\n")
+    return repr(look(names)) == expected
+
+
+def read_part(directory: str, name: str) -> bytes:
+    """A part; raises Stale when it is gone (a newer index took its place) or damaged."""
+    try:
+        return checked(files.read(f"{directory}/{name}", MAX_PART)[0])
+    except (OSError, ValueError, ChandlerError):
+        raise Stale from None

@@ -1,0 +1,223 @@
+"""What a request reaches for beyond devices, variables and limits, and whether the node's policy lets it.
+
+CLASSES is the one table of the trust classes.  shim.policy.permission hands over to this module when a request has such keys.
+Pure: what must be looked up on the host is checked where that is done (shim.keys.host_facts).
+"""
+
+from __future__ import annotations
+
+from shim import errors
+from shim.oci import reader
+from shim.policy import words
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Dict, Iterator, List, Tuple
+
+    from shim.request.parse import Request
+
+    Config = Dict[str, Any]
+
+TIGHTEN, NAMED, HOST, DANGEROUS = "tighten", "named", "host-reaching", "dangerous"
+
+# word of allow and deny: its trust class.  What tightens needs no allowance; the default allowance, gpu, env and
+# resources, holds nothing that reaches to the host and nothing dangerous.
+CLASSES: Dict[str, str] = {
+    "cap_drop": TIGHTEN,
+    "read_only_root_fs": TIGHTEN,
+    "resources.oom_score_adj": TIGHTEN,
+    "resources.blkio_weight": TIGHTEN,
+    "resources.hugepages": TIGHTEN,
+    "gpu.distributed": NAMED,
+    "gpu.prefer": NAMED,
+    "gpu.mps_active_thread_percentage": NAMED,
+    "gpu.mps_pinned_memory": NAMED,
+    "gpu.mps_priority": NAMED,
+    "gpu.time_slice": NAMED,
+    "gpu.time_slice_index": NAMED,
+    "command": NAMED,
+    "hostname": NAMED,
+    "storage.tmpfs": NAMED,
+    "storage": HOST,
+    "storage.bind": HOST,       # bind-sources
+    "storage.named": HOST,      # volumes
+    "storage.anonymous": HOST,  # volumes
+    "storage.s3": HOST,         # volumes
+    "devices": HOST,            # devices
+    "env.host": HOST,           # host-variables
+    "env.secrets": HOST,        # secrets
+    "cgroup_parent": HOST,      # cgroup-parents
+    "ulimits": HOST,
+    "sysctls": HOST,
+    "user": DANGEROUS,
+    "extra_groups": DANGEROUS,
+    "capabilities": DANGEROUS,  # capabilities
+    "host_network": DANGEROUS,
+    "privileged": DANGEROUS,
+}
+_KERNEL = ("/proc", "/sys")
+# The largest blockIO.weight that gives no more than the kernel's default.  v1: bfq's default.  v2: runtimes write
+# 1 + (weight - 10) * 9999 / 990 to io.weight, whose default is 100.  Source: Documentation/block/bfq-iosched.rst,
+# Documentation/admin-guide/cgroup-v2.rst; runc, libcontainer/cgroups, ConvertBlkIOToIOWeightValue.
+_WEIGHT = {False: 100, True: 19}
+# What `privileged` comes to besides itself: a denial of any of it denies privileged.
+_PRIVILEGED_MEANS = ("capabilities", "devices", "gpu.all")
+
+
+def glob(pattern: str, text: str) -> bool:
+    """Whether a text fits a pattern in which * stands for any characters and ? for one."""
+    head, *rest = pattern.split("*")
+    if len(text) < len(head) or not _alike(head, text[:len(head)]):
+        return False
+    if not rest:
+        return len(text) == len(head)
+    at, end = len(head), len(text) - len(rest[-1])
+    for part in rest[:-1]:
+        while at + len(part) <= end and not _alike(part, text[at:at + len(part)]):
+            at += 1
+        at += len(part)
+        if at > end:
+            return False
+    return at <= end and _alike(rest[-1], text[end:])
+
+
+def _alike(pattern: str, text: str) -> bool:
+    return len(pattern) == len(text) and all(one in ("?", other) for one, other in zip(pattern, text))
+
+
+def listed(patterns: List[str], text: str) -> bool:
+    """Whether a text fits any of some patterns."""
+    return any(glob(pattern, text) for pattern in patterns)
+
+
+def below(path: str, prefixes: List[str]) -> str:
+    """The first of `prefixes` that is `path` or a directory that it is in, as far as their texts tell; or ''."""
+    for prefix in prefixes:
+        plain = prefix.rstrip("/")
+        if path == plain or path.startswith(plain + "/"):
+            return plain or "/"
+    return ""
+
+
+def volume(storage: Dict[str, Any]) -> str:
+    """The name under which the path of a volume is given."""
+    if storage["type"] == "named":
+        return str(storage["name"])
+    if storage["type"] == "anonymous":
+        return "_anon_" + str(storage["target"]).lstrip("/").replace("/", "_")
+    return f"_s3_{storage['bucket']}_{storage.get('prefix', '')}"
+
+
+def asked(wish: Request, document: Config) -> Iterator[Tuple[str, str, bool]]:
+    """What the rarer keys ask for: the word of the table, the request's own key, whether it only tightens."""
+    for key, value in wish.document.items():
+        if key == "storage":
+            for storage in value:
+                yield f"storage.{storage['type']}", f"storage ({storage['type']})", False
+        elif key in ("privileged", "host_network"):
+            if value:
+                yield key, key, False
+        elif key == "read_only_root_fs":
+            yield key, key, value or not reader.readonly_root(document)
+        elif key == "ulimits":
+            yield key, key, _lower(value, document)
+        elif key == "command" and not any(value.values()):
+            continue
+        elif key not in ("env", "resources"):
+            yield key, key, CLASSES[key] == TIGHTEN
+    for name, value in wish.env.items():
+        if value.startswith("$E:"):
+            yield "env.host", f"env.{name}", False
+        elif value.startswith("$S:"):
+            yield "env.secrets", f"env.{name}", False
+
+
+def _lower(limits: Dict[str, Dict[str, int]], document: Config) -> bool:
+    """Whether the engine has set each of these limits, and none lower."""
+    present = reader.rlimits(document)
+    for name, asked_for in limits.items():
+        for key, has in zip(("soft", "hard"), present.get(f"RLIMIT_{name.upper()}", (None, None))):
+            if type(has) is not int or asked_for[key] < 0 or asked_for[key] > has:
+                return False
+    return True
+
+
+def check(wish: Request, document: Config, config: Config, unified: bool = False) -> None:
+    """Raises PolicyError, with the key and the rule, when the policy does not allow what the rarer keys ask for."""
+    trusted = config["policy.trust"] == "all"
+    by = words.by(config)
+    for word, key, tightens in asked(wish, document):
+        words.check_word(wish, word, key, config, trusted or tightens)
+        for implied in _PRIVILEGED_MEANS if word == "privileged" else ():
+            words.check_word(wish, implied, key, config, allowed=True)
+    _check_engine(wish, document, unified, trusted)
+    if trusted:
+        return
+    refused = next(_unlisted(wish, config), None)
+    if refused is None:
+        return
+    key, what, name = refused
+    raise errors.PolicyError(f"{wish.source}: {key}: {name} of {by} has no {what}" if name else f"{wish.source}: {key}: {what}",
+                             "ask the node's administrator")
+
+
+def _unlisted(wish: Request, config: Config) -> Iterator[Tuple[str, str, str]]:
+    """What no list of the policy has: the request's key, what it names, the list."""
+    document = wish.document
+    for name, value in wish.env.items():
+        if value.startswith("$E:") and not listed(config["policy.host-variables"], value[3:]):
+            yield f"env.{name}", value[3:], "host-variables"
+        if value.startswith("$S:") and not listed(config["policy.secrets"], value[3:]):
+            yield f"env.{name}", value[3:], "secrets"
+    for storage in document.get("storage", ()):
+        if below(storage["target"], list(_KERNEL)):
+            yield "storage", f"{storage['target']} is the kernel's and cannot be mounted over", ""
+        if storage["type"] == "bind":
+            if not below(storage["source"], config["policy.bind-sources"]):
+                yield "storage", f"prefix of {storage['source']}", "bind-sources"
+        elif storage["type"] != "tmpfs" and not listed(config["policy.volumes"], volume(storage)):
+            yield "storage", volume(storage), "volumes"
+    for device in document.get("devices", ()):
+        if not listed(config["policy.devices"], device["path"]):
+            yield "devices", device["path"], "devices"
+    for name in document.get("capabilities", ()):
+        if not {name, "ALL"} & set(config["policy.capabilities"]):
+            yield "capabilities", name, "capabilities"
+    parent = document.get("cgroup_parent")
+    if parent is not None:
+        allowed = config["policy.cgroup-parents"]
+        if not (below(parent, [each for each in allowed if each.startswith("/")]) if parent.startswith("/") else listed(allowed, parent)):
+            yield "cgroup_parent", parent, "cgroup-parents"
+
+
+def _check_engine(wish: Request, document: Config, unified: bool, trusted: bool) -> None:
+    """A request may tighten what the engine has set, never loosen it; see policy.check for the kernel's defaults."""
+    score, present = wish.resources.get("oom_score_adj"), reader.oom_score(document)
+    if score is not None and score < present:
+        raise errors.PolicyError(f"{wish.source}: resources.oom_score_adj = {score} loosens the engine's {present}: it is "
+                                 "the other containers that would be killed")
+    weight = wish.resources.get("blkio_weight")
+    if weight is not None:
+        if reader.resource(document, "unified", "io.weight", str) is not None:
+            raise errors.PolicyError(f"{wish.source}: resources.blkio_weight: the engine has set io.weight in linux.resources.unified")
+        present = reader.resource(document, "blockIO", "weight")
+        if present and weight > present:
+            raise errors.PolicyError(f"{wish.source}: resources.blkio_weight = {weight} loosens the engine's limit of {present}")
+        if not present and weight > _WEIGHT[unified] and not trusted:
+            raise errors.PolicyError(f"{wish.source}: resources.blkio_weight = {weight} gives more than the kernel's default",
+                                     f"ask for at most {_WEIGHT[unified]}, or let the engine set it")
+    if "hugepages" in wish.resources and any(key.startswith("hugetlb.") for key in reader.unified(document)):
+        raise errors.PolicyError(f"{wish.source}: resources.hugepages: the engine has set such limits in linux.resources.unified")
+    limits = reader.hugepages(document)
+    for size, limit in wish.resources.get("hugepages", {}).items():
+        if type(limits.get(size)) is int and limit > limits[size]:
+            raise errors.PolicyError(f"{wish.source}: resources.hugepages.{size} = {limit} loosens the engine's limit of {limits[size]}")
+
+
+def check_maxima(wish: Request, config: Config) -> None:
+    """Raises PolicyError when a limit that is asked for is above the policy's maximum."""
+    for key, name, unit in (("cpu", "max-cpu", "m"), ("memory", "max-memory", ""), ("memory_reservation", "max-memory", ""),
+                            ("memory_swap", "max-memory", "")):
+        most, value = config[f"policy.{name}"], wish.resources.get(key)
+        if most and value is not None and not 0 < value <= most:
+            raise errors.PolicyError(f"{wish.source}: resources.{key} = {value}{unit} is above {name} of {words.by(config)}, {most}{unit}")

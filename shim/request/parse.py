@@ -1,0 +1,195 @@
+"""The request: what a service asks for, read from annotations and checked against one table (shim.request.schema).
+
+A Request knows no host and no policy.  Pure; part of the create path.
+"""
+
+from __future__ import annotations
+
+from shim import errors, jsontext
+from shim.errors import ChandlerError
+from shim.request import schema as _schema
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Dict, List, Optional, Tuple
+
+    Document = Dict[str, Any]
+
+MAX_ANNOTATIONS = 256 << 10
+MARK = "granted"  # the annotation that says what was granted: for people, never believed
+_SERVICE, _SERVICES = "service", "services"
+REFERENCES = ("$E:", "$S:")  # to a variable of the host, to a secret
+_PLAIN = frozenset(("env", "resources"))
+_RARE = frozenset(("oom_score_adj", "blkio_weight", "hugepages"))
+
+
+class Request:
+    """A checked request: `document` in normal form (every value of the type that the table gives), and `source`,
+    the words that name where it came from, such as `annotation chandler.oci/service`."""
+
+    __slots__ = ("document", "source")
+
+    def __init__(self, document: Document, source: str) -> None:
+        self.document = document
+        self.source = source
+
+    @property
+    def gpu(self) -> Optional[Document]:
+        gpu: Optional[Document] = self.resources.get("gpu")
+        return gpu
+
+    @property
+    def resources(self) -> Document:
+        resources: Document = self.document.get("resources", {})
+        return resources
+
+    @property
+    def rare(self) -> bool:
+        """Whether it has keys, or references, that a plain request does without (shim.policy.classes, shim.keys.host_facts)."""
+        for value in self.env.values():
+            if value.startswith(REFERENCES):
+                return True
+        return not (self.document.keys() <= _PLAIN and _RARE.isdisjoint(self.resources))
+
+    @property
+    def env(self) -> Dict[str, str]:
+        env: Dict[str, str] = self.document.get("env", {})
+        return env
+
+
+def parse_document(text: str) -> Any:
+    """The value of a request document, JSON or (slower) YAML.  Raises RequestError."""
+    try:
+        if text.lstrip(" \t\r\n").startswith("{"):
+            value = jsontext.loads(text.encode("utf-8", "surrogatepass"), unique=True)
+        else:
+            from shim.cdi import yamltext
+            value = yamltext.load(text)
+        jsontext.check_value(value)
+        return value
+    except ChandlerError as error:
+        raise errors.RequestError(error.what, error.todo) from None
+
+
+def from_annotations(annotations: Dict[str, Any], prefix: str, container: Optional[str]) -> Optional[Request]:
+    """The request for one container, or None when its annotations carry none.
+
+    `container` is the name that the engine gave, None where it gives none.  A document of the container's own
+    replaces what is there for the whole pod.  Raises RequestError, which names the annotation.
+    """
+    found = {key[len(prefix):]: value for key, value in annotations.items() if key.startswith(prefix)}
+    if not found:
+        return None
+    size = sum(len(prefix) + len(key) + len(value) for key, value in found.items() if isinstance(value, str))
+    if size > MAX_ANNOTATIONS // 4:  # a character has up to four bytes
+        size = sum(len((prefix + key + value).encode("utf-8", "surrogatepass")) for key, value in found.items() if isinstance(value, str))
+    if size > MAX_ANNOTATIONS:
+        raise errors.RequestError(f"the annotations {prefix}* hold {size} bytes, more than {MAX_ANNOTATIONS}")
+    if MARK in found:
+        raise errors.RequestError(f"annotation {prefix}{MARK} is Chandler's own mark", "remove it")
+    pod_wide: Document = {}
+    own: Document = {}
+    for key, value in found.items():
+        if not isinstance(value, str):
+            raise errors.RequestError(f"annotation {prefix}{key} is not a text")
+        if not (key.isascii() and value.isascii()):
+            _check_text(key, f"the name of an annotation {prefix}*")
+            _check_text(value, f"annotation {prefix}{key}")
+        if key == _SERVICES or key.startswith(_SERVICE + "."):
+            own[key] = value
+        else:
+            pod_wide[key] = value
+    mine = _container_document(own, prefix, container) if own else None
+    if mine is not None:
+        return mine
+    return _pod_document(pod_wide, prefix) if pod_wide else None
+
+
+def _check_text(text: str, where: str) -> None:
+    try:
+        jsontext.check_text(text)
+    except ChandlerError as error:
+        raise errors.RequestError(f"{where}: {error.what}") from None
+
+
+def _container_document(own: Dict[str, str], prefix: str, container: Optional[str]) -> Optional[Request]:
+    """The document among `services` and `service.<container>` that is for this container."""
+    if container is None:
+        keys = ", ".join(prefix + key for key in own)
+        raise errors.RequestError(f"{keys}: the engine does not say which container of a pod this is",
+                           f"use the annotation {prefix}{_SERVICE}")
+    found: List[Tuple[str, Any]] = []
+    if _SERVICES in own:
+        services = _document(own[_SERVICES], prefix + _SERVICES)
+        if not isinstance(services, dict):
+            raise errors.RequestError(f"annotation {prefix}{_SERVICES} is not an object of container names")
+        if container in services:
+            found.append((f"annotation {prefix}{_SERVICES} ({container})", services[container]))
+    short = f"{_SERVICE}.{container}"
+    if short in own:
+        found.append((f"annotation {prefix}{short}", _document(own[short], prefix + short)))
+    if len(found) > 1:
+        raise errors.RequestError(f"annotations {prefix}{_SERVICES} and {prefix}{short} both ask for {container}",
+                           "remove one of them")
+    if not found:
+        return None
+    source, document = found[0]
+    return _checked(document, source)
+
+
+def _pod_document(pod_wide: Dict[str, str], prefix: str) -> Request:
+    """`service` and the single values together."""
+    document: Any = {}
+    sources = []
+    if _SERVICE in pod_wide:
+        document = _document(pod_wide[_SERVICE], prefix + _SERVICE)
+        sources.append(prefix + _SERVICE)
+        if not isinstance(document, dict):
+            raise errors.RequestError(f"annotation {prefix}{_SERVICE} is not an object")
+    for key, text in pod_wide.items():
+        if key != _SERVICE:
+            _set(document, key, text, prefix + key)
+            sources.append(prefix + key)
+    return _checked(document, "annotation " + ", ".join(sources))
+
+
+def _document(text: str, annotation: str) -> Any:
+    try:
+        return parse_document(text)
+    except errors.RequestError as error:
+        raise error.within(f"annotation {annotation}") from None
+
+
+def _checked(document: Any, source: str) -> Request:
+    try:
+        return Request(_schema.check(document), source)
+    except errors.RequestError as error:
+        raise error.within(source) from None
+
+
+def _set(document: Document, key: str, text: str, annotation: str) -> None:
+    """Puts a single value at its dotted path; the table says where the path ends and how the text is read."""
+    schema: Any = _schema.SCHEMA
+    parts = key.split(".")
+    depth = 0
+    while isinstance(schema, dict) and depth < len(parts):
+        schema = schema.get(parts[depth])
+        depth += 1
+        if isinstance(schema, str):
+            schema = _schema.leaf(schema)
+    if schema is None or isinstance(schema, dict):
+        raise errors.RequestError(f"annotation {annotation}: unknown key {key!r}")
+    rest = parts[depth:]
+    if len(schema) > 2:  # the name of a variable may have dots
+        where, name = parts[:depth], ".".join(rest)
+    elif rest:
+        raise errors.RequestError(f"annotation {annotation}: unknown key {key!r}")
+    else:
+        where, name = parts[:-1], parts[-1]
+    for part in where:
+        document = document.setdefault(part, {})
+        if not isinstance(document, dict):
+            raise errors.RequestError(f"annotation {annotation}: the document has another value at {part!r}")
+    if name in document:
+        raise errors.RequestError(f"annotation {annotation}: the document sets {key!r}, too", "remove one of them")
+    document[name] = schema[1](text)

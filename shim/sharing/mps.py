@@ -1,0 +1,340 @@
+"""MPS daemons: somebody else's, checked before a container relies on it, and our own, one for each shared GPU.
+
+A daemon of ours runs under systemd where that is process 1, as chandler-mps@UUID.service.  Elsewhere it is started
+here, and must have nothing of whoever created the container: no stream, no descriptor, no session, no directory, no
+environment, no control group, no mount namespace of theirs; what cannot be had so is refused.
+Sources: NVIDIA, "Multi-Process Service"; nvidia-cuda-mps-control(1); cgroups(7); mount_namespaces(7).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+
+from shim import errors
+from shim.errors import ChandlerError
+from shim.host import files, kernel, trust, userns
+from shim.sharing import nvidia_tools, pages, terms
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Dict, List, NoReturn
+
+    from shim.sharing.pages import Page
+    from shim.sharing.terms import Sharing
+
+_STOP_PATIENCE = 5.0  # seconds for a daemon to end after it was told
+_PAUSE = 0.02  # seconds between two looks
+_INITIAL_MOUNTS = 0xEFFFFFF8  # the inode of the initial mount namespace where the kernel fixes it (MNT_NS_INIT_INO)
+_MAX_PIPE = 107 - len("/control_privileged")  # unix(7): sun_path
+_GROUP = "chandler-mps"
+_REMEDY = "run the host's systemd as process 1, or start the daemon yourself and set mps = \"external\" in [gpu]"
+
+
+# --- somebody else's ------------------------------------------------------------------------------------------
+
+def check_external(share: Sharing) -> None:
+    """Whether a daemon that others run is there, safe to hand on, and would serve this container's user.
+
+    Raises HostError, TrustError or OSError.
+    """
+    config = share.config
+    pipe_dir, shm_dir = pages.directories(share, "")
+    control = config["gpu.mps-control"]
+    nvidia_tools.check(control, "mps-control")
+    for path in (pipe_dir, *([share.wish["mps_log_dir"]] if "mps_log_dir" in share.wish else [])):
+        _check_directory(path)
+    _check_shm(shm_dir)
+    try:
+        nvidia_tools.percentage(control, pipe_dir)
+    except errors.HostError as error:
+        raise errors.HostError(f"no MPS daemon answers in {pipe_dir}: {error.what}", "start it with `nvidia-cuda-mps-control -d`") from None
+    _check_user(share.uid, pipe_dir, control)
+
+
+def _check_directory(path: str) -> None:
+    """A directory that nobody but root could have made or can write to."""
+    try:
+        trust.check_way(path, pages.share_owners())
+    except OSError as error:
+        raise errors.HostError(f"the MPS directory {path} cannot be used: {error.strerror}",
+                               "start the daemon with it, or name the right one as mps-pipe-dir in [gpu]") from None
+    if not os.path.isdir(path):
+        raise errors.HostError(f"{path} is not a directory")
+
+
+def _check_shm(path: str) -> None:
+    """Shared memory may be everybody's, if nobody can take what is another's."""
+    try:
+        found = os.stat(path)
+    except OSError as error:
+        raise errors.HostError(f"the shared memory {path} of the MPS daemon cannot be used: {error.strerror}",
+                               "name the right directory as mps-shm-dir in [gpu]") from None
+    if found.st_uid not in pages.share_owners() or found.st_mode & 0o022 and not found.st_mode & 0o1000:
+        raise errors.TrustError(f"the shared memory {path} can be changed by others (mode {found.st_mode & 0o7777:04o})", f"`chmod +t {path}`")
+
+
+def _check_user(uid: int, pipe_dir: str, control: str) -> None:
+    """One server serves one user; clients of another wait, without a word, until the last of his has ended."""
+    others = {owner for owner in nvidia_tools.servers(control, pipe_dir).values() if owner != uid}
+    if others:
+        raise errors.HostError(f"the MPS server in {pipe_dir} serves uid {min(others)}, and this container's processes, uid {uid}, would wait "
+                               "until all of those have ended", f"run the container with uid {min(others)}, or another daemon")
+    try:
+        daemon = os.stat(pipe_dir + "/control").st_uid
+    except OSError:
+        return
+    if daemon not in (0, uid):
+        raise errors.HostError(f"the MPS daemon in {pipe_dir} runs as uid {daemon} and serves nobody else, not uid {uid}", "run the daemon as root")
+
+
+# --- our own --------------------------------------------------------------------------------------------------
+
+def begin(page: Page, share: Sharing) -> None:
+    """The daemon of one GPU, started if it does not run, with an answer from it.  Raises HostError, TrustError or OSError."""
+    control = page["control"]
+    nvidia_tools.check(control, "mps-control")
+    if os.geteuid() or userns.user_namespace() != userns.INITIAL_NAMESPACE:
+        raise errors.HostError("only the host's root can run an MPS daemon and set a GPU's compute mode", "set mps = \"external\" in [gpu]")
+    pipe_dir, shm_dir = pages.directories(share, page.state_dir)
+    if len(os.fsencode(pipe_dir)) > _MAX_PIPE:
+        raise errors.HostError(f"{pipe_dir} is too long for the sockets of an MPS daemon by {len(os.fsencode(pipe_dir)) - _MAX_PIPE} characters",
+                               "choose a shorter state-dir")
+    if page.get("ready") and alive(page):
+        try:
+            nvidia_tools.percentage(control, pipe_dir)
+            _check_user(share.uid, pipe_dir, control)
+            return
+        except errors.HostError:
+            if nvidia_tools.servers(control, pipe_dir):
+                raise
+    page.values["failed"] = True  # until it answers
+    _stop(page)
+    page.set_compute_mode("EXCLUSIVE_PROCESS")
+    base = os.path.dirname(pipe_dir)
+    page.update(base=base, ready=False, pid=0, unit="")
+    trust.own_directory(page.state_dir, 0o755)
+    trust.check_own_directory(base, {0: "root"})
+    shutil.rmtree(base, ignore_errors=True)
+    for path in (pipe_dir, base + "/log"):
+        files.make_directory(path, 0o755)
+        os.chmod(path, 0o755)  # whatever the umask
+    if shm_dir.startswith(base):
+        files.make_directory(shm_dir)
+        os.chmod(shm_dir, 0o1777)
+    _check_shm(shm_dir)
+    if nvidia_tools.has_systemd():
+        page.update(unit=f"chandler-mps@{page['uuid']}.service")
+        nvidia_tools.unit("start", page["unit"])
+    else:
+        _spawn(page, [control, "-f"], {**nvidia_tools.ENVIRONMENT, "CUDA_VISIBLE_DEVICES": page["uuid"],
+                                       "CUDA_MPS_PIPE_DIRECTORY": pipe_dir, "CUDA_MPS_LOG_DIRECTORY": base + "/log"})
+    _wait_ready(page, pipe_dir, share.config["gpu.mps-patience"])
+    if share.enforced:
+        _limit(page, pipe_dir, share.limits)
+    page.values.pop("failed")
+    page.update(ready=True)
+
+
+def _wait_ready(page: Page, pipe_dir: str, patience: float) -> None:
+    deadline = time.monotonic() + patience
+    while True:
+        here = alive(page)  # before the question: what ended in between is seen in the next round
+        try:
+            nvidia_tools.percentage(page["control"], pipe_dir, max(0.1, min(nvidia_tools.CONTROL_PATIENCE, deadline - time.monotonic())))
+            return
+        except errors.HostError as error:
+            what = "has ended" if not here else f"gives no answer in {patience} seconds ({error.what})" if time.monotonic() > deadline else ""
+        if what:
+            raise errors.HostError(f"the MPS daemon of {page['uuid']} {what}; {nvidia_tools.log_tail(page['base'] + '/log')}")
+        time.sleep(_PAUSE)
+
+
+def _limit(page: Page, pipe_dir: str, limits: Dict[str, int]) -> None:
+    """Sets the limits in the daemon, for the server to come, and reads them back: it takes what it does not understand."""
+    control = page["control"]
+    if "mps_active_thread_percentage" in limits:
+        wanted = limits["mps_active_thread_percentage"]
+        nvidia_tools.control(control, pipe_dir, f"set_default_active_thread_percentage {wanted}")
+        found = nvidia_tools.percentage(control, pipe_dir)
+        if found != wanted:
+            raise errors.HostError(f"the MPS daemon of {page['uuid']} holds mps_active_thread_percentage at {found:g} after it was set to {wanted}")
+    if "mps_pinned_memory" in limits:
+        mib = limits["mps_pinned_memory"] >> 20
+        nvidia_tools.control(control, pipe_dir, f"set_default_device_pinned_mem_limit 0 {mib}M")
+        answer = nvidia_tools.control(control, pipe_dir, "get_default_device_pinned_mem_limit 0")
+        if terms.pinned(answer.split()[-1] if answer.split() else "") != mib << 20:
+            raise errors.HostError(f"the MPS daemon of {page['uuid']} holds mps_pinned_memory at {answer[:80]!r} after it was set to {mib}M")
+
+
+def alive(page: Page) -> bool:
+    """Whether the daemon that we started runs."""
+    if page.get("unit"):
+        return nvidia_tools.active(page["unit"])
+    pid = page.get("pid")
+    return bool(pid) and kernel.started(pid) == page["started"] and not _zombie(pid)
+
+
+def end(page: Page) -> None:
+    """Stops the daemon.  Raises HostError or OSError."""
+    _stop(page)
+    if page.get("base"):
+        for name in ("pipe", "shm"):
+            shutil.rmtree(f"{page['base']}/{name}", ignore_errors=True)  # the log stays
+
+
+def _stop(page: Page) -> None:
+    if page.get("unit"):
+        nvidia_tools.unit("stop", page["unit"])
+        return
+    if not page.get("pid") or not alive(page):
+        return
+    patience = _STOP_PATIENCE
+    try:
+        nvidia_tools.control(page["control"], page["base"] + "/pipe", "quit")
+    except ChandlerError:
+        patience = 0.0  # one that does not listen would not end by itself
+    if not _ended(page, patience):
+        os.killpg(page["pid"], signal.SIGKILL)  # the leader of its own session; servers are in its group
+        if not _ended(page, _STOP_PATIENCE):
+            raise errors.HostError(f"the MPS daemon of {page['uuid']}, process {page['pid']}, does not end")
+
+
+def _ended(page: Page, patience: float) -> bool:
+    deadline = time.monotonic() + patience
+    while alive(page):
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(_PAUSE)
+    return True
+
+
+def _zombie(pid: int) -> bool:
+    """Whether a process has ended and its parent has not yet looked: process 1 of a container may never look."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0] in (b"Z", b"X")
+    except (OSError, IndexError):
+        return True
+
+
+# --- starting it without systemd ------------------------------------------------------------------------------
+
+def _spawn(page: Page, argv: List[str], env: Dict[str, str]) -> None:
+    """Starts a daemon, whose pid is on the page before it runs.  Raises HostError or OSError."""
+    go, tell = os.pipe(), os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.close(go[1])
+            os.close(tell[0])
+            if os.fork() == 0:
+                _become(argv, env, go[0], tell[1])
+            os._exit(0)
+        finally:
+            os._exit(1)
+    os.close(go[0])
+    os.close(tell[1])
+    try:
+        os.waitpid(child, 0)
+        pid = int(os.read(tell[0], 32) or b"0")
+        page.update(pid=pid, started=kernel.started(pid))
+        os.write(go[1], b"g")
+        problem = os.read(tell[0], 4096).decode()  # the end of file: it has become the daemon
+    finally:
+        os.close(go[1])
+        os.close(tell[0])
+    if problem:
+        raise errors.HostError(f"the MPS daemon of {page['uuid']} cannot be started: {problem}", _REMEDY)
+
+
+def _become(argv: List[str], env: Dict[str, str], go: int, tell: int) -> NoReturn:
+    """Leaves everything of the caller's, then becomes the daemon; why not goes to `tell`."""
+    try:
+        os.setsid()
+        os.write(tell, str(os.getpid()).encode())
+        if os.read(go, 1) != b"g":
+            os._exit(1)  # whoever started us has gone, and nobody knows of us
+        _enter_initial_mounts()
+        _leave_groups()
+        for number in range(1, signal.NSIG):
+            try:
+                signal.signal(number, signal.SIG_DFL)
+            except (OSError, ValueError):
+                pass
+        signal.pthread_sigmask(signal.SIG_SETMASK, [])
+        os.umask(0o022)
+        os.chdir("/")
+        null = os.open(os.devnull, os.O_RDWR)
+        for stream in (0, 1, 2):
+            os.dup2(null, stream)
+        for name in os.listdir("/proc/self/fd"):
+            if int(name) not in (0, 1, 2, tell):
+                try:
+                    os.close(int(name))
+                except OSError:
+                    pass  # the one that the list was read from
+        os.execve(argv[0], argv, env)
+    except BaseException as error:
+        os.write(tell, str(error).encode()[:1000] or type(error).__name__.encode())
+    os._exit(1)
+
+
+def _enter_initial_mounts() -> None:
+    """A daemon in somebody's mount namespace would keep his mounts for as long as it runs."""
+    own = os.stat("/proc/self/ns/mnt").st_ino
+    if own == _INITIAL_MOUNTS:
+        return
+    try:
+        if os.stat("/proc/1/ns/mnt").st_ino == own:
+            return
+        import ctypes
+        descriptor = os.open("/proc/1/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+        if ctypes.CDLL(None, use_errno=True).setns(descriptor, 0x00020000):  # CLONE_NEWNS
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    except OSError as error:
+        raise RuntimeError(f"it would keep the mounts of whoever creates the container; process 1's cannot be had: {error.strerror}") from None
+
+
+def _groups() -> Dict[str, str]:
+    """The control group of each hierarchy, by its controllers ('' for cgroup v2)."""
+    with open("/proc/self/cgroup", encoding="utf-8", errors="surrogateescape") as file:
+        lines = [line.rstrip("\n").split(":", 2) for line in file]
+    return {controllers: path for _, controllers, path in lines}
+
+
+def _leave_groups() -> None:
+    """A daemon in a pod's control group would be counted there, and end with the pod."""
+    before = {controllers: path for controllers, path in _groups().items() if path != "/"}
+    if not before:
+        return
+    for mounted, kind, options in _hierarchies():
+        wanted = [controllers for controllers in before if (kind == "cgroup2" if not controllers else kind == "cgroup" and set(controllers.split(",")) <= options)]
+        try:
+            for _ in wanted:
+                target = mounted
+                if kind == "cgroup2":  # in version 1 a group of its own would need CPUs and memory nodes first
+                    target = f"{mounted}/{_GROUP}"
+                    os.makedirs(target, exist_ok=True)
+                with open(target + "/cgroup.procs", "w", encoding="ascii") as file:
+                    file.write("0")
+        except OSError:
+            pass  # what counts is where we are in the end
+    now = _groups()
+    for controllers, path in before.items():
+        if now[controllers] == path or now[controllers].startswith(path.rstrip("/") + "/"):
+            raise RuntimeError(f"it cannot leave the control group {path} of whoever creates the container")
+
+
+def _hierarchies() -> List[tuple[str, str, set[str]]]:
+    """Where each hierarchy of control groups is mounted from its root on, its type and its options."""
+    found = []
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        for line in file:
+            left, _, right = line.partition(" - ")
+            fields, (kind, _, options) = left.split(), right.split()[:3]
+            if kind in ("cgroup", "cgroup2") and fields[3] == "/":
+                found.append((fields[4], kind, set(options.split(","))))
+    return found

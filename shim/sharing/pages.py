@@ -1,0 +1,114 @@
+"""The pages of shared GPUs, `shared/UUID` in the state directory, and the directories of MPS daemons.
+
+A page says who began the sharing, what was there before (the compute mode, noted before it is changed) and what runs for it.
+It is read and changed under a lock of the GPU's own.
+"""
+
+from __future__ import annotations
+
+import os
+
+from shim import errors, jsontext, paths
+from shim.errors import ChandlerError
+from shim.host import files, userns
+from shim.sharing import nvidia_tools
+from shim.state.lock import Lock
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Dict, List
+
+    from shim.sharing.terms import Sharing
+
+_MAX_PAGE = 1 << 16
+
+
+class Page:
+    """One GPU's page; the caller holds the GPU's `lock`, a descriptor.  A value that is set is on the disk before anything
+    else happens."""
+
+    def __init__(self, state_dir: str, uuid: str, values: Dict[str, Any], lock: int = -1) -> None:
+        self.state_dir = state_dir
+        self.lock = lock
+        self.values = {"uuid": uuid, **values}
+
+    def __getitem__(self, key: str) -> Any:
+        return self.values[key]
+
+    def get(self, key: str) -> Any:
+        """A value, None where there is none."""
+        return self.values.get(key)
+
+    def update(self, **values: Any) -> None:
+        """Sets values.  Raises OSError."""
+        self.values.update(values)
+        path = f"{self.state_dir}/shared/{self.values['uuid']}"
+        data = jsontext.dumps(self.values) + b"\n"
+        try:
+            files.replace(path, data, 0o600)
+        except FileNotFoundError:
+            files.make_directory(self.state_dir + "/shared", 0o700)
+            files.replace(path, data, 0o600)
+
+    def set_compute_mode(self, mode: str) -> None:
+        """Changes the compute mode; what it was before is noted first, and only the first time.  Raises HostError or OSError."""
+        before = nvidia_tools.compute_mode(self["smi"], self["uuid"])
+        if before == mode:
+            return
+        if not self.get("before"):
+            self.update(before=before)
+        nvidia_tools.set_compute_mode(self["smi"], self["uuid"], mode, self.lock)
+
+    def remove(self) -> None:
+        """Tears the page out.  Raises OSError."""
+        os.unlink(f"{self.state_dir}/shared/{self['uuid']}")
+        try:
+            os.rmdir(self.state_dir + "/shared")  # a create that takes devices looks for it
+        except OSError:
+            pass
+
+
+def lock(state_dir: str, uuid: str) -> Lock:
+    """The lock of a GPU's page.  Raises OSError."""
+    files.make_directory(state_dir + "/shared-locks", 0o700)
+    return Lock(f"{state_dir}/shared-locks/{uuid}")
+
+
+def read(state_dir: str, uuid: str, lock: int = -1) -> Page:
+    """The page of a GPU, an empty one where there is none.  Raises OSError or HostError."""
+    try:
+        values = jsontext.loads(files.read(f"{state_dir}/shared/{uuid}", _MAX_PAGE)[0])
+    except FileNotFoundError:
+        values = {}
+    except ChandlerError as error:
+        raise errors.HostError(f"{state_dir}/shared/{uuid} is damaged: {error.what}", "remove it when nothing shares this GPU") from None
+    return Page(state_dir, uuid, values, lock)
+
+
+def every(state_dir: str) -> List[Dict[str, Any]]:
+    """What all pages say, for people."""
+    found = []
+    try:
+        for uuid in sorted(os.listdir(state_dir + "/shared")):
+            found.append(read(state_dir, uuid).values)
+    except (OSError, ChandlerError):
+        pass
+    return found
+
+
+def directories(share: Sharing, state_dir: str) -> List[str]:
+    """The daemon's directory of pipes and that of its shared memory, on the host."""
+    if not share.managed:
+        return [share.wish.get("mps_pipe_dir", share.config["gpu.mps-pipe-dir"]), share.config["gpu.mps-shm-dir"]]
+    base = f"{mps_base(state_dir)}/{share.devices[0][1]}"
+    return [base + "/pipe", base + "/shm" if nvidia_tools.has_systemd() else share.config["gpu.mps-shm-dir"]]
+
+
+def mps_base(state_dir: str) -> str:
+    """Where daemons of Chandler's own have their directories; those of the unit are fixed in it."""
+    return (paths.STATE_DIR if nvidia_tools.has_systemd() else state_dir) + "/mps"
+
+
+def share_owners() -> Dict[int, str]:
+    """Whose files and directories may be given to a container."""
+    return userns.trusted_owners(userns.user_namespace())

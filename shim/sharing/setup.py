@@ -1,0 +1,133 @@
+"""What is set up on the host for GPUs that are shared: begun with the first container, ended after the last.
+
+What was begun for a GPU is on its page (shim.sharing.pages), which is held locked while daemons start and stop; the ledger's lock is
+never held meanwhile.  Whether a GPU is still shared the ledger alone knows, so whoever finds a page that no lease stands for
+may end it: the poststop hook, `chandler leases`, and a create that takes the GPU for something else.  Part of a create that
+shares, and of the release of its lease.
+"""
+
+from __future__ import annotations
+
+import os
+
+from shim import errors
+from shim.edits import HOOK, Edits, merge
+from shim.errors import ChandlerError
+from shim.host import runtimes, trust
+from shim.sharing import nvidia_tools, pages
+from shim.sharing.terms import MPS
+from shim.state import leases
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Callable, List, Optional
+
+    from shim.sharing.pages import Page
+    from shim.sharing.terms import Sharing
+    from shim.state.leases import Lease
+
+
+def begin(share: Sharing, state_dir: str) -> Edits:
+    """Sets up what a container's share needs, or finds it there, and gives the edits that belong to it.
+
+    The container holds its lease already, where leases are kept; whoever ends that ends this, too.
+    Raises HostError, TrustError or RequestError; what was begun for this container alone is then put back.
+    """
+    try:
+        if share.mode == MPS and not share.managed:
+            from shim.sharing import mps
+            mps.check_external(share)
+        elif share.managed or "time_slice" in share.wish:
+            for key, uuid in share.devices:
+                _begin(share, state_dir, key, uuid)
+        elif "time_slicing_config_path" in share.wish:
+            _check_file(share)
+    except OSError as error:
+        raise errors.HostError(f"{share.source}: what sharing a GPU needs cannot be set up: {error.filename or state_dir}: {error.strerror}") from None
+    except ChandlerError as error:
+        raise error.within(share.source) from None
+    return merge(edits(share, state_dir), hook(share, state_dir))
+
+
+def edits(share: Sharing, state_dir: str) -> Edits:
+    """The environment and the mounts of a container's share."""
+    return share.edits(*pages.directories(share, state_dir)) if share.mode == MPS else share.edits("", "")
+
+
+def _check_file(share: Sharing) -> None:
+    path = share.wish["time_slicing_config_path"]
+    trust.read_trusted(path, 1 << 20, pages.share_owners())
+
+
+def _begin(share: Sharing, state_dir: str, key: str, uuid: str) -> None:
+    config = share.config
+    nvidia_tools.check(config["gpu.nvidia-smi"], "nvidia-smi")
+    if "time_slicing_config_path" in share.wish:
+        _check_file(share)
+    with pages.lock(state_dir, uuid) as lock:
+        page = pages.read(state_dir, uuid, lock.descriptor)
+        if page.get("mode") not in (None, share.mode):
+            _end(page)  # nobody has a lease for that any more, or we had none
+            page = pages.Page(state_dir, uuid, {}, lock.descriptor)
+        fresh = page.get("mode") is None
+        if fresh:
+            page.update(key=key, mode=share.mode, smi=config["gpu.nvidia-smi"], control=config["gpu.mps-control"])
+        try:
+            if share.mode == MPS:
+                from shim.sharing import mps
+                mps.begin(page, share)
+            else:
+                from shim.sharing import timeslice
+                timeslice.begin(page, share)
+        except BaseException:
+            if fresh or page.get("failed"):
+                try:
+                    _end(page)
+                except (OSError, ChandlerError):
+                    pass  # the page stays, and whoever takes the GPU next tries again
+            raise
+
+
+def _end(page: Page) -> None:
+    """Puts everything back, and tears the page out.  Raises HostError or OSError; the page then stays."""
+    if page.get("mode") == MPS:
+        from shim.sharing import mps
+        mps.end(page)
+    else:
+        from shim.sharing import timeslice
+        timeslice.end(page)
+    if page.get("before"):
+        nvidia_tools.set_compute_mode(page["smi"], page["uuid"], page["before"], page.lock)
+    page.remove()
+
+
+def settle(state_dir: str, read: Callable[[], List[Lease]], keys: Optional[List[str]]) -> None:
+    """Ends what was begun for GPUs that nobody shares any more, of those that `keys` are or are parts of; None: of all.
+
+    `read` gives the leases.  Raises HostError.
+    """
+    try:
+        for uuid in sorted(os.listdir(state_dir + "/shared")):
+            if ".chandler-" in uuid:
+                continue  # half a page
+            with pages.lock(state_dir, uuid) as lock:
+                page = pages.read(state_dir, uuid, lock.descriptor)
+                key, mode = page.get("key"), page.get("mode")
+                if mode is None or keys is not None and not any(leases.clash(key, one) for one in keys):
+                    continue
+                if not any(lease.get("mode") == mode and key in lease["keys"] for lease in read()):
+                    _end(page)
+    except FileNotFoundError:
+        pass  # the last page is gone, and the directory with it
+    except OSError as error:
+        raise errors.HostError(f"{state_dir}/shared: a GPU that is no longer shared cannot be put back: {error.strerror}") from None
+
+
+def hook(share: Sharing, state_dir: str) -> Edits:
+    """Before the container starts the daemon must still answer: without it CUDA would run, and not say that it does not share."""
+    if share.mode != MPS:
+        return Edits()
+    pipe_dir = pages.directories(share, state_dir)[0]
+    return Edits([(HOOK, "createRuntime", {
+        "path": runtimes.hook_program(), "args": ["chandler-hook", "mps-ready", pipe_dir, share.config["gpu.mps-control"]],
+        "env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"]}, share.source)])

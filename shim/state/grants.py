@@ -1,0 +1,64 @@
+"""Grant records: the truth about what a container got, one file each in the state directory.
+
+Keyed by the runtime's root and the container's id.  A record is written before config.json is replaced.  Part of
+the create path.
+"""
+
+from __future__ import annotations
+
+import posix
+from zlib import crc32
+
+from shim import jsontext
+from shim.host import files, trust
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Dict
+
+MAX_RECORD = 1 << 20  # bytes
+_PLAIN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-+")
+
+
+def directory(state_dir: str) -> str:
+    """Where the records are."""
+    return state_dir + "/grants"
+
+
+def nri(state_dir: str) -> str:
+    """The state directory of the NRI plugin's records, whose root is '': it is never told a runtime's."""
+    return state_dir + "/nri"
+
+
+def record_path(state_dir: str, root: str, container: str) -> str:
+    """The file of a container's record."""
+    name = container if len(container) < 200 and not set(container) - _PLAIN else files.digest(_bytes(container))
+    return f"{directory(state_dir)}/{crc32(_bytes(root)):08x}-{name}.json"
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
+
+
+def write(state_dir: str, record: Dict[str, Any], private: bool = False) -> None:
+    """Writes a record (keys id and root, and what else there is to say).
+
+    `private`: a state directory that is not there yet is made for the caller's eyes alone.  Raises OSError, or
+    TrustError when somebody else may write the state directory.
+    """
+    path = record_path(state_dir, record["root"], record["id"])
+    trust.own_directory(state_dir, 0o700 if private else 0o755)
+    data = files.seal(jsontext.dumps(record))
+    try:
+        files.replace(path, data, 0o600)
+    except FileNotFoundError:
+        files.make_directory(directory(state_dir))
+        files.replace(path, data, 0o600)
+
+
+def remove(state_dir: str, root: str, container: str) -> None:
+    """Removes a record; one that is not there is fine."""
+    try:
+        posix.unlink(record_path(state_dir, root, container))
+    except OSError:
+        pass

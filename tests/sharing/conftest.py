@@ -1,0 +1,22 @@
+"""What tests of sharing have in common."""
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+
+import pytest
+from lab.sharing_host import Host
+
+
+@pytest.fixture
+def host() -> Iterator[Host]:
+    if os.geteuid() != 0:
+        pytest.skip("only root runs MPS daemons")
+    directory = tempfile.mkdtemp(prefix="mps-", dir="/var/lib")  # short: the path of a socket; root's own all the way up
+    os.chmod(directory, 0o755)
+    made = Host(directory)
+    yield made
+    made.commands.end()
+    shutil.rmtree(directory)
