@@ -1,13 +1,18 @@
 """What `pip install` and pipx put into a wheel of Chandler: what packaging/install lays out, for any directory.
 
 hatchling makes the wheel and asks this hook for its files.  An environment then has PREFIX/lib/chandler and the shell
-launchers in PREFIX/bin, as a package has, and starts as fast; console scripts, which look a package up in site-packages,
-would be slower than a create itself.  Byte code and the create's image are those of the interpreter that builds, and so
-is the wheel.
+launchers in PREFIX/bin, as a package has, and starts as fast.  Console scripts, which look a package up in
+site-packages, would be slower than a create itself.  Byte code and the image of the create path belong to the
+interpreter that builds, and so does the wheel.
+
+An editable install (`pip install -e .`) has the launchers alone: they run the code of the checkout with the interpreter
+of the environment, without byte code and image, so each change counts at once and each create is slower.
 """
+
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -15,38 +20,71 @@ from typing import Any, Dict
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-# What is of use in an environment: not units, udev rules and /etc, which are a system's.
+# What is of use in an environment: not units, udev rules and /etc, which belong to a system.
 DATA = ("lib/chandler", "share")
 # An environment for another Python is another environment.
 LEFT_OUT = ("lib/chandler/compile", "lib/chandler/image.py")
 
 
-class Laid(BuildHookInterface[Any]):
-    """Its files live until the wheel is written."""
+class LayOut(BuildHookInterface[Any]):
+    """Lays the files out in a directory that is kept until the wheel is written."""
 
     def initialize(self, version: str, build_data: Dict[str, Any]) -> None:
-        """Names the files of the wheel.  Each by itself, since hatchling passes over __pycache__ in directories."""
-        if version == "editable":
-            raise NotImplementedError("chandler cannot be installed as editable: its launchers run code that is compiled when it "
-                                      "is installed; leave -e out, or run packaging/bin/chandler of the checkout")
+        """Names the files of the wheel."""
         self.laid_out = tempfile.TemporaryDirectory()
-        subprocess.run([os.path.join(self.root, "packaging/install")], check=True, stdin=subprocess.DEVNULL,
-                       env={"PATH": os.environ.get("PATH", os.defpath), "DESTDIR": self.laid_out.name, "PREFIX": "/prefix",
-                            "PYTHON": sys.executable, "RELOCATABLE": "yes"})
+        if version == "editable":
+            self._lay_out_launchers()
+            build_data["shared_scripts"] = _files(self.laid_out.name, self.laid_out.name)
+            return
+        subprocess.run(
+            [os.path.join(self.root, "packaging/install")],
+            check=True,
+            stdin=subprocess.DEVNULL,
+            env={
+                "PATH": os.environ.get("PATH", os.defpath),
+                "DESTDIR": self.laid_out.name,
+                "PREFIX": "/prefix",
+                "PYTHON": sys.executable,
+                "RELOCATABLE": "yes",
+            },
+        )
         prefix = self.laid_out.name + "/prefix"
         build_data["tag"] = f"cp{sys.version_info[0]}{sys.version_info[1]}-none-any"
+        # Each file by itself, since hatchling passes over __pycache__ in directories.
         build_data["shared_scripts"] = _files(prefix + "/bin", prefix + "/bin")
         for tree in DATA:
             build_data["shared_data"].update(_files(f"{prefix}/{tree}", prefix))
         for path in LEFT_OUT:
             del build_data["shared_data"][f"{prefix}/{path}"]
 
+    def _lay_out_launchers(self) -> None:
+        """Writes the launchers of packaging/bin, changed to run the checkout's code with the environment's python3."""
+        source = os.path.join(self.root, "packaging/bin")
+        for name in os.listdir(source):
+            if not name.startswith("chandler"):
+                continue
+            with open(f"{source}/{name}", encoding="utf-8") as file:
+                text = file.read()
+            # chandler-hook wants the directory that has shim and hooks, the others find both from packaging/bin
+            library = self.root if name == "chandler-hook" else source
+            located = (
+                '_python=$(/usr/bin/readlink -f -- "$0")\n_python=${_python%/*}/python3\n'
+                f"_lib={shlex.quote(library)}\n"
+            )
+            fixed = "_python=/usr/bin/python3\n_lib=\n"
+            if text.count(fixed) != 1:
+                raise RuntimeError(f"{source}/{name} has not {fixed!r} once")
+            text = text.replace(fixed, located)
+            with open(f"{self.laid_out.name}/{name}", "w", encoding="utf-8") as file:
+                file.write(text)
+            os.chmod(f"{self.laid_out.name}/{name}", 0o755)
+
     def finalize(self, version: str, build_data: Dict[str, Any], artifact_path: str) -> None:
-        """Takes the files away again."""
+        """Removes the directory."""
         self.laid_out.cleanup()
 
 
 def _files(tree: str, base: str) -> Dict[str, str]:
-    """Each file below tree, and its path from base.  A wheel has no links: what they lead to is read in their place."""
+    """Each file below tree, and its path from base.  A wheel has no links: it gets a copy of what they lead to."""
     paths = sorted(os.path.join(where, name) for where, _, names in os.walk(tree) for name in names)
     return {path: os.path.relpath(path, base) for path in paths}

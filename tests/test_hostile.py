@@ -26,7 +26,7 @@ def gpu(**keys: Any) -> dict[str, Any]:
 
 # --- documents --------------------------------------------------------------------------------------------------
 
-# Keys of the reference text, of config.json and of other tools, at the top and where they would do most.
+# Keys of deployment files, of config.json and of other tools, at the top and where they would do most.
 DANGEROUS: dict[str, Any] = {
     "privileged": True, "capabilities": ["CAP_SYS_ADMIN"], "cap_add": ["ALL"], "cap_drop": [], "host_network": True, "hostNetwork": True, "hostPID": True, "hostIPC": True, "command": ["/bin/sh"],
     "entrypoint": ["sh"], "args": ["sh"], "workdir": "/", "user": "root", "cgroup_parent": "/", "cgroupsPath": "/", "sysctls": {"kernel.core_pattern": "|/x"}, "ulimits": {"core": -1},

@@ -223,6 +223,7 @@ EDITED = [
     (["create", "--bundle", "{b}", "--no-pivot", "--console-socket", "/s", "--preserve-fds", "2", "create"], True),
     # In doubt, or so that only one of the parsers knows it: Python's.
     (["create", "ID", "--bundle", "{b}"], False), (["create", "-b{b}", "ID"], False), (["create", "--bund", "{b}", "ID"], False),
+    (["create", "--b={b}", "ID"], False), (["create", "--bundl={b}", "ID"], False), (["create", "--conf={b}/config.json", "ID"], False), (["create", "--bundle={b}", "--pid-file=x", "ID"], True),
     (["create", "-bundle", "{b}", "ID"], False), (["create", "--future", "--bundle", "{b}", "ID"], False), (["create", "--bundle", "{b}"], False),
     (["--future", "create", "--bundle", "{b}", "ID"], False), (["--", "create", "--bundle", "{b}", "ID"], False),
     (["create", "--bundle", "{b}", "ID", "more"], False), (["create", "--bundle", "{b}", "--bundle", "", "ID"], False),

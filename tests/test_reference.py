@@ -1,4 +1,4 @@
-"""What each key of a request makes of a config.json: a row for every branch of the reference text that is about keys.
+"""What each key of a request makes of a config.json: a row for every key and each way to write it.
 
 A row is a document, and the places of config.json that it changes with what is there then; every other place must be as
 it was.  Rows of errors give words of the sentence.
@@ -295,7 +295,7 @@ ERRORS: list[tuple[Any, str]] = [
     ({"env": {"B": "$S:token"}}, "env.B: the secret token cannot be had: this node has no provider of secrets"),
     ({"env": {"B": "$S:../x"}}, "env.B: '../x' is no name of a secret"),
     ({"env": {"B": "$S:"}}, "env.B: '' is no name of a secret"),
-    # quantities that the reference text got wrong
+    # quantities that are easily misread
     (resources(memory="8388608Ti"), "resources.memory: '8388608Ti' is too large"),
     (resources(memory="abc"), "resources.memory: 'abc' is no quantity"),
     (resources(memory=""), "resources.memory: '' is not a text"),

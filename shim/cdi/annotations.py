@@ -1,6 +1,6 @@
 """CDI devices in annotations: `cdi.k8s.io/<plugin>_<device id>` = comma-joined qualified names.
 
-Source: CDI specification, "Annotations".  Part of the create path: imports only shim.errors and names.
+Source: CDI Go library, pkg/cdi/annotations.go.  Part of the create path: imports only shim.errors and names.
 """
 
 from __future__ import annotations

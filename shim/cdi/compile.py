@@ -35,7 +35,7 @@ def compile_edits(
 ) -> Tuple[Edit, ...]:
     """The edits of one decoded, valid `containerEdits`, category by category.
 
-    `hook_env` is what a hook without an environment gets; None leaves it without, as the reference does.
+    `hook_env` is what a hook without an environment gets; None leaves it without, as the CDI Go library does.
     """
 
     def hooks(items: Any) -> Pairs:
@@ -64,7 +64,7 @@ def _gids(items: Any) -> Pairs:
     return ((gid, None) for gid in dict.fromkeys(items) if gid)  # group 0 is the default, not an addition
 
 
-# In the order in which the reference applies them.
+# In the order in which the CDI Go library applies them.
 _KINDS = (
     ("env", kinds.ENV),
     ("deviceNodes", kinds.DEVICE),

@@ -1,4 +1,7 @@
-"""The bytes of a CDI file to plain values: JSON first, then YAML (reference/cdi section 3)."""
+"""Decodes the bytes of a CDI file to plain values: as JSON where that succeeds, else as YAML.
+
+Source: CDI SPEC.md, "JSON Definition"; CDI Go library 1.1.2, pkg/cdi/spec.go (ParseSpec).
+"""
 
 from __future__ import annotations
 

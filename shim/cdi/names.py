@@ -1,4 +1,4 @@
-"""CDI names: `vendor/class=device`, and what each part may hold (CDI specification, "Device and kind names").
+"""CDI names: `vendor/class=device`, and what each part may hold (CDI SPEC.md, "Kind" and "CDI Devices").
 
 Part of the create path: imports only shim.errors.
 """
@@ -80,7 +80,7 @@ def parse_qualified(name: str) -> Tuple[str, str, str]:
 def file_name(kind: str, transient_id: str = "") -> str:
     """The name, without its ending, of a file for the devices of a kind, or for one transient device of it.
 
-    Source: CDI specification, "Discovery of CDI spec files"; raises CdiError if `kind` is not one.
+    Raises CdiError if `kind` is not one.  Source: CDI Go library, pkg/cdi/spec.go (GenerateTransientSpecName).
     """
     vendor, class_ = split_kind(kind)
     check_vendor(vendor)

@@ -1,7 +1,8 @@
 """All CDI files of a node: who defines what, what shadows or conflicts, and why a name is not there.
 
-Source: CDI specification, "CDI spec directories and priority"; reference/cdi section 1, with our decisions:
-a directory that cannot be listed hides no other, and a conflict does not reach over a clean definition above it.
+Source: CDI Go library 1.1.2, pkg/cdi/spec-dirs.go and cache.go.  Two differences: a directory that cannot be listed
+does not hide the directories after it, and a conflict at a low priority does not remove a clean definition at a
+higher one.
 """
 
 from __future__ import annotations

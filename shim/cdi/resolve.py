@@ -1,5 +1,6 @@
-"""From qualified names to Edits (CDI specification, "Resolving a device"; reference/cdi section 6, steps 1 and 2).
+"""Resolves qualified device names to Edits.
 
+Source: CDI SPEC.md, "OCI Edits" and "Error Handling"; CDI Go library 1.1.2, pkg/cdi/cache.go (InjectDevices).
 Part of the create path: imports only shim.errors and shim.edits.
 """
 
@@ -46,7 +47,7 @@ def resolve(names: Iterable[str], lookup: Lookup) -> Edits:
 def _check_net_devices(items: List[Edit]) -> None:
     """Raise CdiError when two interfaces of the host get one name in the container, or one interface two names.
 
-    The kernel would refuse the second; the reference library refuses both before anything is changed.  Unlike it we
+    The kernel would refuse the second; the CDI Go library refuses both before anything is changed.  Unlike it we
     accept the same change from two devices, as everywhere.
     """
     names: Dict[str, Edit] = {}

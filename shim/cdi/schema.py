@@ -1,6 +1,6 @@
 """The fields of a CDI file and their types, as a table; decoding collects every problem with its JSON path.
 
-Source: CDI specification 1.1.0, "CDI JSON Definition"; strictness as in release 1.1.2 of the reference library.  A null
+Source: CDI SPEC.md 1.1.0, "JSON Definition"; as strict as release 1.1.2 of the CDI Go library.  A null
 is an absent field; an unquoted scalar in a string field is its text; an unknown field is an error.
 """
 

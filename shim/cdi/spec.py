@@ -1,4 +1,7 @@
-"""A CDI file: bytes in, a Spec of compiled edits out, or every problem that it has (reference/cdi sections 3-5)."""
+"""A CDI file: bytes in, a Spec of compiled edits out, or an error that lists every problem of the file.
+
+Source: CDI SPEC.md, "CDI JSON Specification"; CDI Go library 1.1.2, pkg/cdi/spec.go.
+"""
 
 from __future__ import annotations
 

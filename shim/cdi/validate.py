@@ -1,6 +1,7 @@
-"""What a decoded CDI file must satisfy beyond its types (CDI specification; reference/cdi sections 4 and 5).
+"""Checks what a decoded CDI file must satisfy beyond its types.
 
 Every check reports into a table of problems by JSON path and goes on, so that one run shows them all.
+Source: CDI SPEC.md, "Kind", "CDI Devices" and "OCI Edits"; CDI Go library 1.1.2, pkg/cdi/container-edits.go (Validate).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _LOWER = "abcdefghijklmnopqrstuvwxyz0123456789"
 
 
 def check(file: Dict[str, Any], problems: Problems) -> None:
-    """Report what is wrong with a decoded file, in the order of the reference."""
+    """Reports what is wrong with a decoded file, in the order of the CDI Go library."""
     _version(file, problems)
     _kind(file.get("kind", ""), problems)
     _annotations(file.get("annotations", {}), (None, "annotations"), problems)

@@ -1,4 +1,4 @@
-"""CDI versions and what needs which (CDI specification, "Released versions"), as a table of predicates."""
+"""CDI versions and what needs which (CDI SPEC.md, "Released versions"), as a table of predicates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""YAML text to plain values, as the CDI reference library reads it (CDI specification, "CDI JSON Definition").
+"""YAML text to plain values, as the CDI Go library reads it (pkg/cdi/spec.go, through sigs.k8s.io/yaml).
 
 The rules are those of a YAML 1.1 parser of the Go world, not PyYAML's: `1:0` and dates are strings, `0o17` and
 `017` are octal, a key that comes twice (a merged one too) is an error, and only the first document counts.

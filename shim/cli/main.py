@@ -11,6 +11,8 @@ from typing import Any, List, Optional
 from shim import paths
 from shim.cli import bundle, cdi, configure, doctor, explain, leases, policy, ps, refresh
 from shim.errors import ChandlerError
+from shim.node import compiler
+from shim.node.inventory import Place, Stale
 
 
 class Parser(argparse.ArgumentParser):
@@ -37,7 +39,11 @@ def main(argv: Optional[List[str]] = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # JSON may hold half a character
     try:
-        status: int = arguments.run(arguments)
+        try:
+            status: int = arguments.run(arguments)
+        except Stale:  # a part of the stored inventory is gone or damaged
+            compiler.refresh(Place(dict(os.environb)))
+            status = arguments.run(arguments)
         sys.stdout.flush()
         return status
     except ChandlerError as error:

@@ -1,8 +1,8 @@
-"""containerd: a runtime handler of the CRI plugin, in config.toml or, where drop-ins merge deeply, in one of ours.
+"""containerd: adds runtime handlers to the CRI plugin, in config.toml or, from containerd 2.1 on, in a drop-in.
 
-Versions 2 and 3 of the file differ in where the CRI plugin's keys are.  Before 2.1 a file that is imported replaces
-whole plugins of the one that imports it, so there the file itself is edited; from 2.1 on tables merge, as long as
-both files have the same version.  Seen with 1.7.24 and 2.1.9.  Pure.
+Versions 2 and 3 of the file have the CRI plugin's keys in different tables.  Before 2.1 an imported file replaces whole
+plugins of the importing one, so there the file itself is edited; from 2.1 on tables are merged, if both files have the
+same version.  Observed with 1.7.24 and 2.1.9.  Pure.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ CONFIG = "/etc/containerd/config.toml"
 SOCKET, K3S_SOCKET = "/run/containerd/containerd.sock", "/run/k3s/containerd/containerd.sock"
 DROP_IN = "conf.d/99-chandler.toml"
 RUNC = "io.containerd.runc.v2"
-# Version of the file: its CRI plugin.
+# The name of the CRI plugin by version of the file.
 CRI = {2: "io.containerd.grpc.v1.cri", 3: "io.containerd.cri.v1.runtime"}
 NRI = "io.containerd.nri.v1.nri"
 VALIDATOR = ("plugins", NRI, "default_validator")
-VALIDATES = (2, 2)  # from this version on there is NRI's default validator
+VALIDATES = (2, 2)  # the first version with NRI's default validator
 PLUGIN = "chandler"  # the name with which chandler-nri registers
 TOLERATE = "tolerate-missing-nri-plugins.noderesource.dev"  # the annotation of a pod that may start without required plugins
-MERGES = (2, 1)  # from this version on imported tables are merged
-# What k3s and rke2 make anew at every start, and what they make it from.
+MERGES = (2, 1)  # the first version that merges imported tables
+# Where k3s and rke2 generate config.toml at every start, and from which templates (name: version of the file).
 RANCHER = ("/rancher/k3s/agent/etc/containerd", "/rancher/rke2/agent/etc/containerd")
 TEMPLATES = {"config.toml.tmpl": 2, "config-v3.toml.tmpl": 3}
-# What a handler has of its own; the rest it takes over from the one of runc.
+# The keys that our handlers set themselves; all others are copied from runc's.
 _OWN = ("pod_annotations", "container_annotations", "options", "runtime_path")
 
 
@@ -90,14 +90,14 @@ def _plan(wish: Wish, path: str, text: Optional[str], read: Read) -> Plan:
 
 
 def command(wish: Wish) -> Tuple[str, ...]:
-    """What makes the engine of a configuration file read it anew."""
+    """The command that makes containerd read its configuration again."""
     path = wish.config
     service = "rke2-server" if RANCHER[1] in path else "k3s" if RANCHER[0] in path else "containerd"
     return ("systemctl", "restart", service)
 
 
 def address(path: str, text: Optional[str]) -> str:
-    """The socket of the engine of a configuration file."""
+    """The socket of the containerd that reads this configuration file."""
     try:
         named = lookup(tomledit.parse(text or ""), ("grpc", "address"))
     except ConfigError:
@@ -106,7 +106,7 @@ def address(path: str, text: Optional[str]) -> str:
 
 
 def places(wish: Wish, read: Read) -> List[str]:
-    """Where something of ours may be."""
+    """The files in which Chandler may have written."""
     path = wish.config or CONFIG
     found = [wish.drop_in] if wish.drop_in else []
     if posixpath.basename(path) not in TEMPLATES:
@@ -119,7 +119,7 @@ def places(wish: Wish, read: Read) -> List[str]:
 
 
 def _schema(wish: Wish, document: Dict[str, Any]) -> int:
-    """The version of the file.  Raises ConfigError for one that has no CRI plugin by that name."""
+    """The version of the file.  Raises ConfigError for one that is not supported."""
     if not document:
         if not wish.version:
             raise ConfigError("it is not there, and no containerd that would say its version",
@@ -135,7 +135,7 @@ def _schema(wish: Wish, document: Dict[str, Any]) -> int:
 
 
 def _dropping(wish: Wish, document: Dict[str, Any], schema: int, notes: List[str]) -> bool:
-    """Whether a drop-in is written."""
+    """Whether to write a drop-in.  Raises ConfigError when one was asked for and would not work."""
     merges = wish.version >= MERGES
     if wish.drop_in is not None:
         if not wish.version:
@@ -152,7 +152,7 @@ def _dropping(wish: Wish, document: Dict[str, Any], schema: int, notes: List[str
 
 
 def _imported(path: str, document: Dict[str, Any], read: Read) -> List[str]:
-    """The patterns and files that a file imports."""
+    """The patterns that a file imports, each followed by the files that match it."""
     found: List[str] = []
     for pattern in words(document, ("imports",)):
         pattern = posixpath.join(posixpath.dirname(path), pattern)
@@ -161,14 +161,14 @@ def _imported(path: str, document: Dict[str, Any], read: Read) -> List[str]:
 
 
 def _usual(path: str, imported: List[str]) -> str:
-    """Where the drop-in goes: into a directory beside the file that is imported already, if there is one."""
+    """The drop-in's usual path: in a directory beside the file that is imported already, if there is one."""
     here = posixpath.dirname(path)
     there = [posixpath.dirname(pattern) for pattern in imported if pattern.startswith(here + "/") and pattern.endswith("/*.toml")]
     return f"{there[0]}/{posixpath.basename(DROP_IN)}" if there else f"{here}/{DROP_IN}"
 
 
 def _whole(path: str, document: Dict[str, Any], read: Read) -> Dict[str, Any]:
-    """The file with what it imports."""
+    """The document merged with those that it imports."""
     whole = document
     for name in _imported(path, document, read):
         text = None if "*" in name else read.text(name)
@@ -215,7 +215,7 @@ def handlers(wish: Wish, document: Dict[str, Any], schema: int) -> List[Setting]
 
 
 def _required(wish: Wish, document: Dict[str, Any]) -> List[Setting]:
-    """The settings with which no container is created while chandler-nri is not connected.  Raises ConfigError."""
+    """The settings that refuse containers while chandler-nri is not connected.  Raises ConfigError."""
     if not wish.version:
         raise ConfigError("--nri-required needs containerd 2.2 or newer, and which one this is is not known",
                           "--engine-version X.Y, or --programs DIR where containerd is")
@@ -245,7 +245,7 @@ def rejects_hooks(path: str, text: Callable[[str], Optional[str]], names: Callab
 
 
 def _handler(wish: Wish, like: Dict[str, Any], program: str) -> Dict[str, Any]:
-    """One handler, which differs from runc's in the program and in the annotations that it is told."""
+    """A handler like runc's (`like`), but for the program and the annotations that it gets."""
     made = {"runtime_type": RUNC, **{key: value for key, value in like.items() if key not in _OWN}}
     for key in ("pod_annotations", "container_annotations"):
         made[key] = [*(item for item in words(like, (key,)) if item not in wish.annotations), *wish.annotations]

@@ -1,6 +1,6 @@
-"""A pod through the CRI of containerd or CRI-O, the way the kubelet starts one.
+"""Starts a pod through the CRI of containerd or CRI-O, as the kubelet does.
 
-For `chandler configure --verify` alone, which needs grpcio and protobuf.
+Only `chandler configure --verify` uses it; it needs grpcio and protobuf.
 Source of the fields' numbers: k8s.io/cri-api, runtime/v1/api.proto.
 """
 
@@ -15,7 +15,7 @@ from shim.errors import HostError
 PATIENCE = 120.0  # seconds for one call: a sandbox's image may have to be fetched
 STARTING = 20.0  # seconds for an engine that was just started
 TRIES = 3
-ENDING = 2.0  # seconds in which a pod that somebody ends is seen to end
+ENDING = 2.0  # seconds to wait for the end of a pod that somebody else stops
 _NODE, _POD, _CONTAINER = 2, 0, 1  # namespaces: the node's network, so that no network plugin is needed
 _READY = 0
 
@@ -49,7 +49,7 @@ TABLE: Dict[str, Dict[str, Tuple[int, str]]] = {
 
 
 class Ended(Exception):
-    """Somebody has ended our pod, as a kubelet does with those that it does not know; `cause` is what the engine said."""
+    """Our pod was stopped, as a kubelet does with pods that it does not know; `cause` is the engine's error."""
 
     def __init__(self, cause: Any) -> None:
         super().__init__()
@@ -57,9 +57,9 @@ class Ended(Exception):
 
 
 def ask(engine: str, handler: str, address: str, annotation: Tuple[str, str], mounts: List[Tuple[str, str]], variable: str) -> str:
-    """What a container of the handler, in a pod with the annotation, has in a variable; "" when it has none.
+    """Starts a container of the handler in a pod with the annotation, and returns a variable of it, "" when not set.
 
-    Raises HostError, with the engine's own words.
+    Raises HostError, with the engine's own message.
     """
     try:
         import grpc
@@ -82,7 +82,7 @@ def ask(engine: str, handler: str, address: str, annotation: Tuple[str, str], mo
 
 
 class Cri:
-    """The few calls of CRI that a pod with one container needs.  They raise grpc.RpcError."""
+    """The calls of CRI that a pod with one container needs.  They raise grpc.RpcError."""
 
     def __init__(self, channel: Any, messages: Dict[str, Any], grpc: Any) -> None:
         self.channel = channel
@@ -90,7 +90,7 @@ class Cri:
         self.grpc = grpc
 
     def call(self, method: str, service: str = "RuntimeService", **fields: Any) -> Any:
-        """One call, with its request's fields."""
+        """Makes one call, with the fields of its request."""
         invoke = self.channel.unary_unary(f"/runtime.v1.{service}/{method}", self.messages[method + "Request"].SerializeToString,
                                           self.messages[method + "Response"].FromString)
         return invoke(self.messages[method + "Request"](**fields), timeout=PATIENCE)
@@ -108,13 +108,13 @@ class Cri:
         raise ended.cause
 
     def _image(self, engine: str) -> str:
-        """Some image that the engine has: all that runs in it is the host's."""
+        """Any image that the engine has; the container runs only programs of the host."""
         until = time.monotonic() + STARTING
         while True:
             try:
                 images = self.call("ListImages", "ImageService").images
                 break
-            except self.grpc.RpcError as error:  # it is about to start: the socket is there before the service
+            except self.grpc.RpcError as error:  # the engine is starting: it has its socket before its service
                 code = self.grpc.StatusCode
                 if error.code() not in (code.UNAVAILABLE, code.UNIMPLEMENTED, code.UNKNOWN) or time.monotonic() > until:
                     raise
@@ -132,7 +132,7 @@ class Cri:
         try:
             container = {"metadata": {"name": "verify"}, "image": {"image": image}, "command": ["/bin/sh", "-c", "exec sleep 120"],
                          "mounts": [{"container_path": inside, "host_path": outside, "readonly": True} for inside, outside in mounts],
-                         # as uid 0, whoever the image's user is
+                         # as uid 0, whatever user the image names
                          "linux": {"security_context": {"namespace_options": namespaces, "run_as_user": {}}}}
             made = self.call("CreateContainer", pod_sandbox_id=sandbox, config=container, sandbox_config=pod).container_id
             self.call("StartContainer", container_id=made)
@@ -145,7 +145,7 @@ class Cri:
             self._remove(sandbox)
 
     def _ended(self, sandbox: str) -> bool:
-        """Whether the sandbox is not ours to use any more, or is about to be no more."""
+        """Whether the sandbox was stopped or removed, or is within ENDING seconds."""
         until = time.monotonic() + ENDING
         while time.monotonic() < until:
             try:
@@ -157,7 +157,7 @@ class Cri:
         return False
 
     def _remove(self, sandbox: str) -> None:
-        """The pod ended; when somebody else is about to end it, too, that may take more than one call."""
+        """Stops and removes the pod; while somebody else does so, too, that may take several calls."""
         until = time.monotonic() + STARTING
         while True:
             try:
@@ -166,5 +166,5 @@ class Cri:
                 return
             except self.grpc.RpcError as error:
                 if error.code() == self.grpc.StatusCode.UNAVAILABLE or time.monotonic() > until:
-                    return  # what is wrong is said already
+                    return  # the cause is reported already
             time.sleep(0.1)

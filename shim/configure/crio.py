@@ -1,8 +1,8 @@
-"""CRI-O: a runtime handler in a drop-in of crio.conf.d.
+"""CRI-O: adds runtime handlers in a drop-in in crio.conf.d.
 
-CRI-O gives a runtime every annotation of a pod except the experimental ones of its own that `allowed_annotations`
-does not list, and it does not start when that list names another.  So ours need no word there, and the list is the
-default handler's: its pods keep what they were allowed.  Pure.
+CRI-O passes every annotation of a pod to the runtime, except those experimental ones of its own that are not in
+`allowed_annotations`; it does not start when that list has any other name.  So Chandler's annotations need no entry, and
+the list is copied from the default handler, so that pods keep what they were allowed.  Pure.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _OWN = ("runtime_path", "runtime_type", "runtime_config_path", "platform_runtime
 
 
 def command(wish: Wish) -> Tuple[str, ...]:
-    """What makes CRI-O read it anew."""
+    """The command that makes CRI-O read its configuration again."""
     return ("systemctl", "restart", "crio")
 
 
@@ -58,7 +58,7 @@ def plan(wish: Wish, read: Read) -> Plan:
 
 
 def places(wish: Wish, read: Read) -> List[str]:
-    """Where something of ours may be."""
+    """The files in which Chandler may have written."""
     return [*([wish.drop_in] if wish.drop_in else []), *read.glob((wish.config or CONFIG) + ".d/*")]
 
 

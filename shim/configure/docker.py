@@ -1,4 +1,4 @@
-"""docker: runtimes in daemon.json.  Pure."""
+"""docker: adds runtimes to daemon.json.  Pure."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ CONFIG = "/etc/docker/daemon.json"
 
 
 def config(wish: Wish) -> str:
-    """The one file: the caller's own without root."""
+    """The path of daemon.json; without root the caller's own."""
     return wish.config or (f"{wish.home}/docker/daemon.json" if wish.home else CONFIG)
 
 
 def command(wish: Wish) -> Tuple[str, ...]:
-    """What makes docker read it anew."""
+    """The command that makes docker read its configuration again."""
     return ("systemctl", "--user", "restart", "docker") if wish.home else ("systemctl", "restart", "docker")
 
 
@@ -48,5 +48,5 @@ def plan(wish: Wish, read: Read) -> Plan:
 
 
 def places(wish: Wish, read: Read) -> List[str]:
-    """Where something of ours may be."""
+    """The files in which Chandler may have written."""
     return [config(wish)]

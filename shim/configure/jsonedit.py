@@ -1,7 +1,7 @@
-"""JSON edited in place: settings are put into a text and taken out of it, and every other character stays.
+"""Edits JSON in place: `put` adds settings to a text, `take` removes them again, and all other characters stay.
 
-The text is never written anew from what it means: members are inserted, replaced and cut, in the file's own
-indentation.  Pure.
+The text is never serialised as a whole: single members are inserted, replaced and cut, in the file's own indentation.
+Pure.
 """
 
 from __future__ import annotations
@@ -10,27 +10,32 @@ import json
 from typing import Any, Dict, Iterator, List, Tuple
 
 from shim import jsontext
-from shim.configure.model import Setting, lookup, with_setting
+from shim.configure.model import Setting, lookup, with_setting, with_settings
 from shim.errors import ChandlerError, ConfigError
 
 _BLANKS = " \t\r\n"
 
 
 def parse(text: str) -> Dict[str, Any]:
-    """The document; nothing at all is an empty object.  Raises ConfigError, for a key that stands twice, too."""
+    """Parses a document; an empty text is an empty object.  Raises ConfigError, also for a key that occurs twice."""
     if not text.strip(_BLANKS):
         return {}
     try:
         document = jsontext.loads(text.encode(), unique=True)
     except ChandlerError as error:
-        raise ConfigError(f"it is not JSON that can be edited: {error.what}", "mend it first; comments are not JSON") from None
+        raise ConfigError(f"it is not JSON that can be edited: {error.what}",
+                          "mend it first; comments are not JSON") from None
     if not isinstance(document, dict):
         raise ConfigError("it is not a JSON object", "mend it first")
     return document
 
 
 def put(text: str, settings: List[Setting]) -> Tuple[str, Dict[str, Any]]:
-    """The text with the settings, and the record that `take` needs.  Raises ConfigError."""
+    """Returns the text with the settings, and the record that `take` needs.  Raises ConfigError.
+
+    The record has the `changes`: path and value, the `previous` value as it was written (None: there was none), and
+    how many keys of the path lead to the first object that was `made`.
+    """
     wanted = parse(text)
     result = text if text.strip(_BLANKS) else "{}\n"
     changes = []
@@ -40,7 +45,10 @@ def put(text: str, settings: List[Setting]) -> Tuple[str, Dict[str, Any]]:
             continue
         depth = next(number for number in range(1, len(setting.path) + 1)
                      if number == len(setting.path) or not _there(wanted, setting.path[:number]))
-        old = _text_at(result, setting.path) if _there(wanted, setting.path) else None
+        old = None
+        if _there(wanted, setting.path):
+            begin, end = _span(result, setting.path)
+            old = result[begin:end]
         changes.append({"path": list(setting.path), "value": setting.value, "previous": old, "made": depth})
         result = _put(result, result.index("{"), setting.path, setting.value, _unit(result), 0)
         wanted = with_setting(wanted, setting)
@@ -51,7 +59,7 @@ def put(text: str, settings: List[Setting]) -> Tuple[str, Dict[str, Any]]:
 
 
 def take(text: str, record: Dict[str, Any]) -> str:
-    """The text without what `put` has put there, whatever else has changed since.  Raises ConfigError."""
+    """Returns the text without what `put` added, whatever else was changed since.  Raises ConfigError."""
     for change in reversed(record["changes"]):
         path = tuple(change["path"])
         now = lookup(parse(text), path)
@@ -70,21 +78,18 @@ def take(text: str, record: Dict[str, Any]) -> str:
 
 
 def _there(document: Any, path: Tuple[str, ...]) -> bool:
-    """Whether there is a member at a path; null is one."""
+    """Whether there is a member at a path; it may be null."""
     above = lookup(document, path[:-1])
     return isinstance(above, dict) and path[-1] in above
 
 
 def snippet(settings: List[Setting]) -> str:
-    """Settings as JSON, for a person."""
-    document: Dict[str, Any] = {}
-    for setting in settings:
-        document = with_setting(document, setting)
-    return json.dumps(document)
+    """Writes settings as JSON, for an error message."""
+    return json.dumps(with_settings({}, settings))
 
 
 def _members(text: str, at: int) -> Iterator[Tuple[str, int, int, int]]:
-    """Key, its start, and start and end of the value, of every member of the object that begins at `at`."""
+    """Yields, for each member of the object that begins at `at`: the key, its start, and the value's start and end."""
     decoder = json.JSONDecoder()
     at = _skip(text, at + 1)
     while text[at] != "}":
@@ -104,7 +109,7 @@ def _skip(text: str, at: int) -> int:
 
 
 def _unit(text: str) -> str:
-    """The file's own indentation; "" for a file in one line that has members."""
+    """The file's indentation of one level; "" for a file whose members are all in one line."""
     members = list(_members(text, text.index("{")))
     if not members:
         return "    "
@@ -143,16 +148,12 @@ def _render(value: Any, unit: str, depth: int) -> str:
 
 
 def _span(text: str, path: Tuple[str, ...]) -> Tuple[int, int]:
+    """Where the value at a path begins and ends."""
     at = text.index("{")
     end = len(text)
     for part in path:
         at, end = next((begin, end) for name, _, begin, end in _members(text, at) if name == part)
     return at, end
-
-
-def _text_at(text: str, path: Tuple[str, ...]) -> str:
-    begin, end = _span(text, path)
-    return text[begin:end]
 
 
 def _cut(text: str, path: Tuple[str, ...]) -> str:

@@ -1,4 +1,4 @@
-"""What a person asks of `chandler configure`, and what an engine's module answers: settings for files."""
+"""The values that `chandler configure` and the engines' modules exchange: requests, plans, and settings for files."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from shim.errors import ConfigError
 
 TOML, JSON, TEMPLATE = "toml", "json", "template"
 
-# What a setting is: a table that is ours alone; a value; an element of a list.
+# Kinds of settings: a table that is Chandler's alone; one value; one element of a list.
 TABLE, VALUE, ELEMENT = "table", "value", "element"
 
 PROGRAMS = ("chandler-runtime", "chandler-runc", "chandler-youki", "chandler-crun")
 
 
 class Setting(NamedTuple):
-    """`path` is the keys from the top of the document; for an element, of its list."""
+    """`path`: the keys from the top of the document to the table or value; for an element, to its list."""
 
     kind: str
     path: Tuple[str, ...]
@@ -24,7 +24,7 @@ class Setting(NamedTuple):
 
 
 class Edit(NamedTuple):
-    """What one file is to have.  `own`: a file that is Chandler's alone, a drop-in; `form`: TOML, JSON or TEMPLATE."""
+    """The settings for one file.  `form`: TOML, JSON or TEMPLATE; `own`: it is a drop-in that only Chandler writes."""
 
     path: str
     form: str
@@ -33,8 +33,9 @@ class Edit(NamedTuple):
 
 
 class Wish(NamedTuple):
-    """`handlers`: name and program of each; `annotations`: what is let through; `version`: the engine's, () when it
-    is unknown; `drop_in`: a path, "" for the usual one, None when none was asked for."""
+    """What the command line asks for.  `handlers`: name and program of each; `annotations`: patterns of those that the
+    engine passes on; `version`: the engine's, () when it is unknown; `drop_in`: a path, "" for the usual one, None when
+    no drop-in was asked for; `home`: where a caller without root keeps configuration, "" for root."""
 
     engine: str
     handlers: List[Tuple[str, str]]
@@ -46,13 +47,13 @@ class Wish(NamedTuple):
     drop_in: Optional[str]
     in_place: bool
     version: Tuple[int, ...]
-    home: str  # where a caller without root keeps configuration, "" for root
+    home: str
     nri_required: bool = False
 
 
 class Plan(NamedTuple):
-    """`edits` in the order in which they are written; `notes` for the person; `command`: what makes the engine read
-    its configuration anew, () when it does so by itself."""
+    """`edits` in the order in which they are written; `notes` to print; `command`: makes the engine read its
+    configuration again, () when it does so by itself."""
 
     edits: List[Edit]
     notes: List[str]
@@ -60,8 +61,8 @@ class Plan(NamedTuple):
 
 
 class Read(NamedTuple):
-    """How an engine's module sees files: their text without what Chandler has put there (None when there would be
-    no file), their text as it is, and the paths that a pattern stands for."""
+    """How an engine's module reads files.  `text`: a file without what Chandler has written (None when there would be
+    no file); `raw`: the file as it is; `glob`: the paths that match a pattern, sorted."""
 
     text: Callable[[str], Optional[str]]
     raw: Callable[[str], Optional[str]]
@@ -69,7 +70,7 @@ class Read(NamedTuple):
 
 
 def in_directory(wanted: Optional[str], directory: str, usual: str, ending: str = "") -> str:
-    """The path of a drop-in.  Raises ConfigError for one that the engine would not read."""
+    """The drop-in's path: `wanted` or the usual one.  Raises ConfigError when the engine would not read it."""
     path = wanted or f"{directory}/{usual}"
     if posixpath.dirname(path) != directory or not path.endswith(ending):
         raise ConfigError(f"--drop-in {path} would not be read", f"name a file {directory}/NAME{ending}")
@@ -77,7 +78,7 @@ def in_directory(wanted: Optional[str], directory: str, usual: str, ending: str 
 
 
 def lookup(document: Any, path: Tuple[str, ...]) -> Any:
-    """What is at a path of nested dicts; None when nothing is."""
+    """The value at a path of nested dicts; None when there is none."""
     for part in path:
         if not isinstance(document, dict) or part not in document:
             return None
@@ -86,19 +87,19 @@ def lookup(document: Any, path: Tuple[str, ...]) -> Any:
 
 
 def table(document: Any, path: Tuple[str, ...]) -> Dict[str, Any]:
-    """The table at a path; an empty one where there is none, or something else."""
+    """The table at a path; an empty one when there is none, or no table."""
     found = lookup(document, path)
     return found if isinstance(found, dict) else {}
 
 
 def words(document: Any, path: Tuple[str, ...]) -> List[str]:
-    """The texts of the list at a path; none where there is no list."""
+    """The strings of the list at a path; none when there is no list."""
     found = lookup(document, path)
     return [item for item in found if isinstance(item, str)] if isinstance(found, list) else []
 
 
 def merged(low: Dict[str, Any], high: Dict[str, Any]) -> Dict[str, Any]:
-    """Two documents as one, table by table; the second wins."""
+    """Merges two documents table by table; a value of `high` replaces one of `low`."""
     result = dict(low)
     for key, value in high.items():
         old = result.get(key)
@@ -107,7 +108,7 @@ def merged(low: Dict[str, Any], high: Dict[str, Any]) -> Dict[str, Any]:
 
 
 def with_setting(document: Dict[str, Any], setting: Setting) -> Dict[str, Any]:
-    """A document as it is to be with a setting in it."""
+    """A copy of the document with the setting."""
     value = setting.value
     if setting.kind == ELEMENT:
         value = [*(lookup(document, setting.path) or []), value]
@@ -118,3 +119,10 @@ def with_setting(document: Dict[str, Any], setting: Setting) -> Dict[str, Any]:
         at = at[part]
     at[setting.path[-1]] = value
     return result
+
+
+def with_settings(document: Dict[str, Any], settings: List[Setting]) -> Dict[str, Any]:
+    """A copy of the document with all the settings, in their order."""
+    for setting in settings:
+        document = with_setting(document, setting)
+    return document

@@ -1,8 +1,7 @@
-"""podman: runtimes in a drop-in of containers.conf.d.
+"""podman: adds runtimes in a drop-in in containers.conf.d.
 
-`runtime_supports_json` names the runtimes that conmon gives a `--log` to, by which a refusal reaches the person as
-it was said.  Before podman 5 a list in a drop-in takes the place of the one before it, so ours holds all that were
-there.  Pure.
+`runtime_supports_json` lists the runtimes that conmon starts with `--log`, so that podman shows their error messages
+word by word.  Before podman 5 a list in a drop-in replaces those of earlier files, so ours repeats their entries.  Pure.
 """
 
 from __future__ import annotations
@@ -30,19 +29,19 @@ from shim.errors import ConfigError
 CONFIG = "/etc/containers/containers.conf"
 VENDOR = "/usr/share/containers/containers.conf"
 DROP_IN = "99-chandler.conf"
-# What podman has of its own where no file says anything.
+# podman's default where no file has the key.
 SUPPORTS_JSON = ["crun", "runc", "kata", "runsc", "youki", "krun"]
 _SUPPORTS = ("engine", "runtime_supports_json")
 _RUNTIMES, _DEFAULT = ("engine", "runtimes"), ("engine", "runtime")
 
 
 def config(wish: Wish) -> str:
-    """The main file: the caller's own without root."""
+    """The path of the main file; without root the caller's own."""
     return wish.config or (f"{wish.home}/containers/containers.conf" if wish.home else CONFIG)
 
 
 def command(wish: Wish) -> Tuple[str, ...]:
-    """What makes podman read it anew: it does so at every call."""
+    """No command: podman reads its configuration at every call."""
     return ()
 
 
@@ -82,7 +81,7 @@ def plan(wish: Wish, read: Read) -> Plan:
 
 
 def places(wish: Wish, read: Read) -> List[str]:
-    """Where something of ours may be."""
+    """The files in which Chandler may have written."""
     return [*([wish.drop_in] if wish.drop_in else []), *read.glob(config(wish) + ".d/*.conf")]
 
 

@@ -1,4 +1,4 @@
-"""SELinux: whether containers may use devices that they were given."""
+"""SELinux: whether its policy lets containers use their devices."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _BOOLEAN = "container_use_devices"
 
 
 def notes(root: str = ROOT) -> List[str]:
-    """What to do before containers can open their devices; nothing on a host without SELinux."""
+    """A note with the command that allows devices in containers; none when they are allowed, or without SELinux."""
     try:
         with open(f"{root}/enforce", encoding="ascii") as file:
             enforcing = file.read().strip() == "1"

@@ -1,9 +1,8 @@
-"""The files that are configured: as they are, as they were without Chandler, and how they are written.
+"""Reads and writes the configuration files, and works out what they would be without Chandler.
 
-A file that is edited keeps its former bytes beside it (`.chandler-original`) and a record of what was put there
-(`.chandler-record`).  A drop-in of ours holds its record itself, in a comment: some engines read every file of a
-directory.  While nobody has changed a file, its former state is the backup, byte for byte; afterwards it is the
-present one less what the record names.
+Beside an edited file are its former bytes (`.chandler-original`) and a record of the edit (`.chandler-record`).  A
+drop-in of Chandler's has its record in a comment instead, because some engines read every file of a directory.  As
+long as nobody else has changed the file, undoing restores the former bytes; otherwise it removes what the record names.
 """
 
 from __future__ import annotations
@@ -31,8 +30,9 @@ FORMS: Dict[str, Tuple[Put, Take]] = {
 
 
 class Stored(NamedTuple):
-    """A file by the name that was asked for: where it really is, its bytes and what they would be without Chandler
-    (None: no file), its mode and owner, and whether something of ours is in it, or its very directory is."""
+    """A file as it is.  `path`: as it was asked for; `real`: with links resolved; `data`: its bytes, and `base`: its
+    bytes without Chandler's part (None: no file); `ours`: there is a part of Chandler's; `directory`: the file's
+    directory was created for it, or will be."""
 
     path: str
     real: str
@@ -45,7 +45,7 @@ class Stored(NamedTuple):
 
 
 class Change(NamedTuple):
-    """A file before and after.  `record` is what stands beside it; None: nothing."""
+    """What to write to a file.  `after`: its new bytes, None to delete it; `record`: the record beside it, or None."""
 
     stored: Stored
     after: Optional[bytes]
@@ -53,13 +53,13 @@ class Change(NamedTuple):
 
     @property
     def empty(self) -> bool:
-        """Whether nothing is to be written."""
+        """Whether the file, its record and its backup already are what they should be."""
         beside = _beside(self.stored.real)
         return self.stored.data == self.after and beside == (self.record, self.stored.base if self.record else None)
 
 
 def look(path: str, owners: Dict[int, str]) -> Stored:
-    """A file as it is.  Raises TrustError, HostError, or ConfigError for one from which ours cannot be taken."""
+    """Reads a file.  Raises TrustError, HostError, or ConfigError when Chandler's part cannot be removed from it."""
     real = trusted(path, owners)
     try:
         data, found = files.read(real, LIMIT)
@@ -75,14 +75,14 @@ def look(path: str, owners: Dict[int, str]) -> Stored:
 
 
 def _made(directory: str) -> bool:
-    """Whether a directory is to be made for a drop-in of ours, or was for another one, which goes when this one comes."""
+    """Whether a directory is to be created, or was for another drop-in of Chandler's, which the new one replaces."""
     if not os.path.isdir(directory):
         return True
     return any(_head_of(os.path.join(directory, name)).get("directory") for name in os.listdir(directory))
 
 
 def trusted(path: str, owners: Dict[int, str]) -> str:
-    """Where a path leads, links followed.  Raises TrustError when somebody else could lead it elsewhere."""
+    """Resolves links in a path.  Raises TrustError when an untrusted user could make it lead elsewhere."""
     real = os.path.realpath(path)
     there = path
     while not os.path.lexists(there):
@@ -97,7 +97,7 @@ def trusted(path: str, owners: Dict[int, str]) -> str:
 
 
 def _beside(real: str) -> Tuple[Optional[bytes], Optional[bytes]]:
-    """The record and the former bytes that lie beside a file."""
+    """Reads the record and the former bytes beside a file; None where there is no such file."""
     found: List[Optional[bytes]] = []
     for name in (real + RECORD, real + ORIGINAL):
         try:
@@ -110,25 +110,26 @@ def _beside(real: str) -> Tuple[Optional[bytes], Optional[bytes]]:
 
 
 def _without(real: str, data: bytes) -> Tuple[Optional[bytes], bool, bool]:
-    """What a file would be without Chandler, whether there is something of ours in it, and whether its directory is."""
+    """Returns `base`, `ours` and `directory` of Stored."""
     if data.startswith(_OWN.encode()):
         return _without_own(data), True, bool(_head(data).get("directory"))
     record, original = _beside(real)
     if record is None:
-        return data, original is not None, False  # a backup alone: what was to follow it did not
+        return data, original is not None, False  # a backup without a record: the writer was interrupted
     try:
         known = json.loads(record)
         unchanged, take, made = known["digest"] == files.digest(data), FORMS[known["form"]][1], known["record"]
         directory = bool(known["directory"])
     except (ValueError, KeyError, TypeError):
-        raise ConfigError(f"{real}{RECORD} is damaged", f"compare the file with {real}{ORIGINAL}, and remove both of these") from None
+        raise ConfigError(f"{real}{RECORD} is damaged",
+                          f"compare the file with {real}{ORIGINAL}, and remove both of these") from None
     if unchanged:
         return original, True, directory
     return _edited(data, lambda text: take(text, made)), True, directory
 
 
 def _head(data: bytes) -> Dict[str, Any]:
-    """The record that a drop-in of ours holds; nothing of any other file."""
+    """The record in the comment of a drop-in of Chandler's; empty for any other file."""
     try:
         found = json.loads(data[len(_OWN.encode()):].partition(b"\n")[0]) if data.startswith(_OWN.encode()) else None
     except ValueError:
@@ -148,7 +149,7 @@ def _without_own(data: bytes) -> Optional[bytes]:
 
 
 def _edited(data: bytes, edit: Callable[[str], str]) -> bytes:
-    """A text edited as one with plain line ends, and given back with its own."""
+    """Edits a text with plain line ends and without a byte order mark, and restores both.  Raises ConfigError."""
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError:
@@ -161,7 +162,7 @@ def _edited(data: bytes, edit: Callable[[str], str]) -> bytes:
 
 
 def change(stored: Stored, edit: Optional[Edit], engine: str) -> Change:
-    """What configuring (or, without an edit, taking everything back) does to a file.  Raises ConfigError."""
+    """The change that makes an edit, or, without one, undoes everything.  Raises ConfigError."""
     if edit is None:
         return Change(stored, stored.base, None)
     if edit.own and stored.base is not None and not stored.ours:
@@ -177,18 +178,20 @@ def change(stored: Stored, edit: Optional[Edit], engine: str) -> Change:
     except ConfigError as error:
         raise error.within(edit.path) from None
     if edit.own:
-        after = after.replace(tomledit.COMMENT.encode(), b"")  # the header says it
-        head = {"engine": engine, "alone": stored.base is None, "directory": stored.directory, "digest": files.digest(after), **record}
+        after = after.replace(tomledit.COMMENT.encode(), b"")  # HEADER says the same
+        head = {"engine": engine, "alone": stored.base is None, "directory": stored.directory,
+                "digest": files.digest(after), **record}
         head.pop("block")
         return Change(stored, f"{_OWN}{json.dumps(head)}\n".encode() + after, None)
     if after == stored.base:
         return Change(stored, after, None)
-    whole = {"engine": engine, "form": edit.form, "directory": stored.directory, "digest": files.digest(after), "record": record}
+    whole = {"engine": engine, "form": edit.form, "directory": stored.directory,
+             "digest": files.digest(after), "record": record}
     return Change(stored, after, json.dumps(whole).encode() + b"\n")
 
 
 def engine_of(path: str) -> str:
-    """The engine that a drop-in of ours was written for; "" of anything else."""
+    """The engine that a drop-in of Chandler's was written for; "" for any other file."""
     return str(_head_of(path).get("engine", ""))
 
 
@@ -200,15 +203,16 @@ def _head_of(path: str) -> Dict[str, Any]:
 
 
 def diff(one: Change) -> str:
-    """What a change does, as `diff -u` shows it."""
-    before, after = (data.decode("utf-8", "replace").splitlines(True) if data is not None else [] for data in (one.stored.data, one.after))
-    old, new = (one.stored.path if data is not None else "/dev/null" for data in (one.stored.data, one.after))
+    """Shows a change as `diff -u` does."""
+    sides = (one.stored.data, one.after)
+    before, after = ((data or b"").decode("utf-8", "replace").splitlines(True) for data in sides)
+    old, new = ("/dev/null" if data is None else one.stored.path for data in sides)
     lines = difflib.unified_diff(before, after, old, new)
     return "".join(line if line.endswith("\n") else line + "\n\\ No newline at end of file\n" for line in lines)
 
 
 def apply(changes: List[Change]) -> None:
-    """Writes changes in their order, or none of them.  Raises HostError."""
+    """Writes changes in their order; when one fails, restores all files.  Raises HostError."""
     before: List[Tuple[Stored, Dict[str, Optional[bytes]]]] = []
     try:
         for one in changes:
@@ -232,11 +236,11 @@ def _put_back(path: str, data: Optional[bytes], stored: Stored) -> None:
         else:
             _replace(path, data, stored)
     except OSError:
-        pass  # what made us give up may keep us from this, too
+        pass  # the cause of the failure may prevent this, too; it is reported already
 
 
 def _apply(one: Change) -> None:
-    """Writes a change: the former bytes and the record first, so that whatever happens can be taken back."""
+    """Writes a change: the former bytes and the record first, so that an interrupted one can be undone."""
     stored = one.stored
     try:
         if one.record is not None:
@@ -260,10 +264,10 @@ def _apply(one: Change) -> None:
 
 
 def _replace(path: str, data: bytes, like: Stored) -> None:
-    """`data` at `path`, on the disk before it has that name, with the mode, owner and label of the file that it is for."""
+    """Writes a file under another name, with the mode, owner and SELinux label of `like`, syncs it, and renames it."""
     files.make_directory(os.path.dirname(path))
     temporary = _temporary(path)
-    _unlink(temporary)  # of somebody who was killed
+    _unlink(temporary)  # left by a process that was killed
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         try:
@@ -274,7 +278,7 @@ def _replace(path: str, data: bytes, like: Stored) -> None:
             try:
                 os.setxattr(descriptor, "security.selinux", os.getxattr(like.real, "security.selinux"))
             except OSError:
-                pass  # no labels here, or no file yet: the directory's is right
+                pass  # no SELinux, or a new file, which gets its directory's default label
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
@@ -289,11 +293,11 @@ def _remove_empty(directory: str) -> bool:
         os.rmdir(directory)
         return True
     except OSError:
-        return False  # somebody else has put something there
+        return False  # it has files of somebody else
 
 
 def _temporary(path: str) -> str:
-    """A name beside a file; above the directory where some engine might read it as one more drop-in."""
+    """The name under which a file is written first: not in a directory of drop-ins, where an engine might read it."""
     directory, name = os.path.split(path)
     above = os.path.dirname(directory)
     if directory.endswith(".d") and os.stat(above).st_dev == os.stat(directory).st_dev and os.access(above, os.W_OK):

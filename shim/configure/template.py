@@ -1,6 +1,6 @@
-"""A template that some program fills in, such as k3s' of containerd's file: a block at its end, and nothing else.
+"""Edits a Go template of a TOML file, such as those from which k3s and rke2 generate containerd's configuration.
 
-It is no TOML yet, so nothing in it can be looked up.  Pure.
+Settings are appended as one block, since a template cannot be parsed as TOML.  Pure.
 """
 
 from __future__ import annotations
@@ -11,22 +11,23 @@ from shim.configure import tomledit
 from shim.configure.model import Setting
 from shim.errors import ConfigError
 
-BASE = '{{ template "base" . }}\n'  # all that k3s and rke2 would write without a template
+BASE = '{{ template "base" . }}\n'  # stands for the file that k3s and rke2 generate without a template
 _MARK = "\x00"
 
 
 def raw(text: str) -> str:
-    """A value that goes into the template as it is."""
+    """A value that is written into the template without quotes, such as an action of the template."""
     return f"{_MARK}{text}{_MARK}"
 
 
 def put(text: str, settings: List[Setting]) -> Tuple[str, Dict[str, Any]]:
-    """The text with the settings at its end.  Raises ConfigError."""
+    """Returns the text with the settings at its end, and the record that `take` needs.  Raises ConfigError."""
     text = text or BASE
     lines = tomledit.snippet(settings)
     for header in (line for line in lines.split("\n") if line.startswith("[")):
         if header.replace('"', "'") in text.replace('"', "'"):
-            raise ConfigError(f"{header} is there already, and it is not Chandler's", "take it out, or --handler NAME gives ours another name")
+            raise ConfigError(f"{header} is there already, and it is not Chandler's",
+                              "take it out, or --handler NAME gives ours another name")
     quoted = tomledit.render(_MARK)[1:-1]
     lines = lines.replace(f'"{quoted}', "").replace(f'{quoted}"', "")
     block = ("" if text.endswith("\n") else "\n") + "\n" + tomledit.COMMENT + lines
@@ -34,8 +35,7 @@ def put(text: str, settings: List[Setting]) -> Tuple[str, Dict[str, Any]]:
 
 
 def take(text: str, record: Dict[str, Any]) -> str:
-    """The text without the block.  Raises ConfigError when somebody has changed it."""
+    """Returns the text without our block.  Raises ConfigError when somebody has changed the block."""
     if record["block"] not in text:
         raise ConfigError("what Chandler wrote there was changed since", "take it out by hand")
-    text = text.replace(record["block"], "", 1)
-    return text
+    return text.replace(record["block"], "", 1)

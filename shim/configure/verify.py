@@ -1,7 +1,7 @@
-"""A container through the engine, to see that a request reaches it.
+"""`chandler configure --verify`: starts a container through the engine, to see that its request arrives.
 
-The container is made of nothing but the host's own /bin, /lib and /usr, mounted read-only, so that neither an image
-nor a registry is needed; it asks for a variable with a value that nobody else knows, and tells what it got.
+The container has nothing but the host's own /bin, /lib and /usr, mounted read-only, so that neither an image nor a
+registry is needed.  Its request is for a variable with a random value, which it prints.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Find = Callable[[str], str]
 
 
 def verify(engine: str, handler: str, address: str, prefix: str, find: Find) -> str:
-    """One sentence of success.  Raises HostError, which says what the engine said."""
+    """Returns one sentence about the success.  Raises HostError, with the engine's own message."""
     token = os.urandom(8).hex()
     annotation = f"{prefix}env.{VARIABLE}", token  # no quotes in it: podman reads an annotation as CSV
     try:
@@ -46,7 +46,7 @@ def verify(engine: str, handler: str, address: str, prefix: str, find: Find) -> 
 
 
 def mounts() -> List[Tuple[str, str]]:
-    """The directories of the host that hold its programs: where they are in the container, where they really are."""
+    """The mounts of the host's programs: path in the container, and real path on the host."""
     return [(f"/{name}", os.path.realpath(f"/{name}")) for name in _HOST if os.path.isdir(f"/{name}")]
 
 
@@ -76,7 +76,7 @@ def _options(handler: str, annotation: Tuple[str, str]) -> List[str]:
 
 
 def _empty() -> bytes:
-    """An image's root directory with nothing in it to speak of, as a tar archive."""
+    """The tar archive of an image that has only an empty /proc."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         made = tarfile.TarInfo("proc")

@@ -1,6 +1,6 @@
 """AMD's GPUs and their partitions, from amdgpu's sysfs and the topology of KFD.  Pure.
 
-Source: reference/cdi, "AMD"; Linux drivers/gpu/drm/amd/amdkfd/kfd_topology.c for the properties.
+Source: AMD Container Toolkit; Linux drivers/gpu/drm/amd/amdkfd/kfd_topology.c for the properties.
 """
 
 from __future__ import annotations

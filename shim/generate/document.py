@@ -1,6 +1,6 @@
 """From what was found to a CDI file: names, what all devices share, `all`, the version, annotations, text.  Pure.
 
-Source: CDI specification, "CDI JSON Definition" and "Released versions".
+Source: CDI SPEC.md, "JSON Definition" and "Released versions".
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Intel's GPUs, Gaudi accelerators and NPUs, through sysfs alone.  Pure.
 
-Source: reference/cdi, "Intel".  A device is called by its node (`card0`, `accel0`) and by its PCI address and model
-(`0000-03-00-0-0x56a0`).
+A device is named after its node (`card0`, `accel0`), and after its PCI address and model (`0000-03-00-0-0x56a0`).
+Source: Intel resource drivers for Kubernetes; Linux, Documentation/ABI/testing/sysfs-driver-habanalabs.
 """
 
 from __future__ import annotations

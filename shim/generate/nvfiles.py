@@ -1,7 +1,7 @@
 """The files of an NVIDIA driver: libraries, configuration, firmware, programs, sockets; and the hooks they need.  Pure.
 
 Everything is looked for inside the driver root and named by what its links end at, so that a mount never depends on a
-link that the host would resolve in another root.  Source: reference/cdi, "NVIDIA".
+link that the host would resolve in another root.  Source: NVIDIA Container Toolkit, pkg/nvcdi.
 """
 
 from __future__ import annotations

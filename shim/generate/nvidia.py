@@ -1,6 +1,7 @@
 """NVIDIA's GPUs and their MIG devices.  Pure: NVML is asked through a function that is passed in.
 
-Source: reference/cdi, "NVIDIA"; NVIDIA's kernel module, /proc/driver/nvidia-caps.
+Source: NVIDIA Container Toolkit, pkg/nvcdi; NVIDIA, "Multi-Instance GPU User Guide", "Device Nodes and Capabilities"
+(/proc/driver/nvidia-caps).
 """
 
 from __future__ import annotations

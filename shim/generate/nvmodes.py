@@ -1,6 +1,6 @@
 """NVIDIA's other device classes: management, WSL, Tegra's lists, GPUDirect storage and copy, verbs, switches, IMEX.  Pure.
 
-Source: reference/cdi, "Other modes"; NVIDIA Container Toolkit, docs of `nvidia-ctk cdi generate`.
+Source: NVIDIA Container Toolkit, pkg/nvcdi and `nvidia-ctk cdi generate --help` (--mode).
 """
 
 from __future__ import annotations

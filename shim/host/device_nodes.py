@@ -51,7 +51,7 @@ def complete(edits: Edits, lstat: Stat = lstat_device) -> Edits:
     A node that gives its type and major number is believed, so that it can be injected while the host lacks
     it; of any other the host must have a node of the same type.  Only permission bits are taken from the host
     otherwise, never the owner.  Raises HostError, which names the node and where it came from.
-    Source: CDI reference library, DeviceNode.fillMissingInfo.
+    Source: CDI Go library, pkg/cdi/container-edits_unix.go (DeviceNode.fillMissingInfo).
     """
     return edits.with_values([_complete(edit, lstat) if edit[0] == DEVICE else edit for edit in edits.items])
 

@@ -98,7 +98,7 @@ def make_directory(path: str, mode: int = 0o755) -> None:
         if not parent:
             raise
         make_directory(parent)
-        make_directory(path, mode)
+        posix.mkdir(path, mode)
 
 
 def digest(data: bytes) -> str:

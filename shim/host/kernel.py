@@ -37,7 +37,7 @@ def namespace(kind: str, pid: str = "self") -> str:
 
 def creation(root: str) -> Dict[str, Any]:
     """By what another process can tell later whether the create that runs in this one goes on: pid and start time, in which
-    boot, PID namespace and time namespace these count, and `place`, which file system the runtime's root was seen on (its
+    boot, PID namespace and time namespace these count, in which user namespace it runs, and `place`, which file system the runtime's root was seen on (its
     path or that of the nearest directory above it that is there, device number, inode)."""
     pid = posix.getpid()
     place = root
@@ -47,7 +47,7 @@ def creation(root: str) -> Dict[str, Any]:
             break
         except OSError:
             place = place.rpartition("/")[0] or "/"
-    return {"pid": pid, "started": started(pid), "boot": boot(), "pidns": namespace("pid"), "timens": namespace("time"),
+    return {"pid": pid, "started": started(pid), "boot": boot(), "pidns": namespace("pid"), "timens": namespace("time"), "userns": namespace("user"),
             "place": [place, found.st_dev, found.st_ino]}
 
 

@@ -6,7 +6,7 @@
     +---------------+------------+----------------+
 
 A connection is a stream: a ttrpc message may span frames, and a frame may hold several.  Sans-IO.
-Source: NRI, pkg/net/multiplex; reference/engines, "NRI on the wire".
+Source: NRI, pkg/net/multiplex/mux.go.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ call is the answer to that call.  An error in CreateContainer refuses the contai
 that breaks lets it be created unadjusted.  So does a runtime that has waited longer than the call's timeout: it closes
 the connection, and what lies unread in the socket then is a create that is long past (containerd 1.7.24, 2.1.9 and
 2.4.2).  Therefore a create is granted only while the runtime waits for it, and a grant whose answer did not leave is
-taken back.  Source: reference/engines, "NRI on the wire".
+taken back.  Source: NRI, pkg/api/api.proto and pkg/adaptation/plugin.go.
 """
 
 from __future__ import annotations

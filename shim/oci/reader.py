@@ -90,7 +90,7 @@ def maps_owners(config: Document) -> bool:
       The container starts and sees the owners as nobody, as it would without.
     - youki 0.7 refuses the container (runtimes.can_map_owners), so its callers ask for none.
     - None starts a container whose new namespace lacks a mapping.
-    The reference library (1.1.2) asks for both mappings in either case.  Engines that share a pod's namespace by path
+    The CDI Go library (1.1.2) asks for both mappings in either case.  Engines that share a pod's namespace by path
     often list none: there its container would see nobody, and ours sees the owners.
     """
     linux: Document = config["linux"] if isinstance(config.get("linux"), dict) else {}

@@ -1,7 +1,7 @@
 """Puts edits into config.json (OCI runtime specification).
 
-`apply` follows the CDI reference library, category by category (CDI specification, "OCI edits"); where it
-differs it says why.  Keys that are unknown here survive.  Pure; part of the create path.
+`apply` follows the CDI Go library, category by category (CDI SPEC.md, "OCI Edits"; pkg/cdi/container-edits.go);
+comments say where it differs and why.  Keys that are unknown here survive.  Pure; part of the create path.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def _devices(config: Document, edits: List[Edit]) -> None:
             rule = {"allow": True, "type": kind, "major": device["major"], "minor": device["minor"]}
             if access != "none":
                 rule["access"] = access
-            if rule not in rules:  # the reference appends it a second time, to no effect
+            if rule not in rules:  # the CDI Go library appends it a second time, to no effect
                 rules.append(rule)
 
 
@@ -163,7 +163,7 @@ def _mounts(config: Document, edits: List[Edit]) -> None:
 def idmapped(mount: Document) -> Document:
     """A bind mount with the option idmap, so that its owners are right in the container's user namespace.
 
-    Only an option: a mount type of that name does not exist (CDI reference library, withIDMapForBindMount).
+    Only an option: a mount type of that name does not exist (CDI Go library, withIDMapForBindMount).
     """
     options = mount.get("options") or []
     if "idmap" in options or "ridmap" in options:

@@ -23,6 +23,14 @@ _PLAIN = frozenset(("env", "resources"))
 _RARE = frozenset(("oom_score_adj", "blkio_weight", "hugepages"))
 
 
+def _found_already() -> None:
+    """Nothing to do: the interpreter was started with the directories of installed packages."""
+
+
+# Lets imports find YAML's library.  A front end that is started without those directories puts its own function here.
+find_libraries = _found_already
+
+
 class Request:
     """A checked request: `document` in normal form (every value of the type that the table gives), and `source`,
     the words that name where it came from, such as `annotation chandler.oci/service`."""
@@ -63,6 +71,7 @@ def parse_document(text: str) -> Any:
         if text.lstrip(" \t\r\n").startswith("{"):
             value = jsontext.loads(text.encode("utf-8", "surrogatepass"), unique=True)
         else:
+            find_libraries()
             from shim.cdi import yamltext
             value = yamltext.load(text)
         jsontext.check_value(value)

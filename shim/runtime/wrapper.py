@@ -18,6 +18,7 @@ from shim.node import inventory
 from shim.node.inventory import Place
 from shim.oci import config_file, reader
 from shim.policy import caller as _caller
+from shim.request import parse
 from shim.request.parse import MARK
 from shim.runtime import args as _args
 from shim.state import grants
@@ -48,6 +49,7 @@ def main(argv: List[str]) -> NoReturn:
 def _serve(program: str, rest: List[str], started: float) -> NoReturn:
     environment = _environment()
     place = Place(environment)
+    parse.find_libraries = _third_party
     fixed = runtimes.fixed_kind(program)
     call = _args.parse(rest, fixed or "runc")
     if not (call.edited and call.certain):

@@ -1,6 +1,7 @@
 """The length of a GPU's time slices, set for those who share it and put back after the last of them.
 
-On a page of shim.sharing.pages.  Source: reference/gpu-sharing, "Time-slicing".
+What was set is noted on the page of the GPU (shim.sharing.pages).
+Source: `nvidia-smi compute-policy -h` (--set-timeslice).
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 NO_GROUP = "//"  # as `group`: the runtime was told to make none (crun's --cgroup-manager=disabled), so there is nothing to see
 _INITIAL = "pid:[4026531836]"  # PROC_PID_INIT_INO in the kernel's include/linux/proc_ns.h; from there every process is seen
+_INITIAL_USER = "user:[4026531837]"  # PROC_USER_INIT_INO, the same
 _PAGE, _MAX = 4095, 64 << 20  # bytes of a file in /proc: what most have at the most, and a bound
 
 
@@ -31,7 +32,17 @@ def of_another_boot(entry: Entry) -> bool:
 
 def sees(entry: Entry) -> bool:
     """Whether we see every process of the container, if it has any."""
-    return kernel.namespace("pid") in (_INITIAL, entry.get("pidns", kernel.namespace("pid")))
+    own = kernel.namespace("pid")
+    return own in (_INITIAL, entry.get("pidns", own)) and not _hidden(entry)
+
+
+def _hidden(entry: Entry) -> bool:
+    """Whether /proc may hide the container's processes from us: where it is mounted with hidepid, a user namespace shows
+    its own and those of the namespaces below it.  Source: proc(5), ptrace(2)."""
+    if not any(word in line for line in _read("/proc/self/mountinfo").splitlines() if " /proc " in line for word in ("hidepid=", "subset=")):
+        return False
+    own = kernel.namespace("user")
+    return bool(own != entry.get("userns")) and not (own == _INITIAL_USER and posix.geteuid() == 0)
 
 
 def creating(entry: Entry) -> bool:
@@ -54,14 +65,30 @@ def occupants(entry: Entry, groups: Iterable[str] = ()) -> List[int]:
     wanted = [pattern for pattern in wanted if pattern]
     found = []
     for pid in _processes():
-        table = _read(f"/proc/{pid}/cgroup")
-        for line in table.splitlines() if any(pattern[-1] in table for pattern in wanted) else ():
-            path = line.split(":", 2)[-1].split("/")
-            if any(_within(path, pattern) for pattern in wanted):
-                if not _ended(pid):
-                    found.append(int(pid))
-                break
+        if any(_in_group(table, wanted) for table in _tables(pid)) and not _ended(pid):
+            found.append(int(pid))
     return found
+
+
+def _tables(pid: str) -> Iterator[str]:
+    """What the kernel says of the control groups of a process.  cgroup v1 shows a first thread that has ended in the root
+    group: then the threads that live on are looked at, too."""
+    table = _read(f"/proc/{pid}/cgroup")
+    yield table
+    if ":/\n" in table and _stat(pid)[0] == "Z":
+        try:
+            threads = posix.listdir(f"/proc/{pid}/task")
+        except OSError:
+            return
+        yield from (_read(f"/proc/{pid}/task/{thread}/cgroup") for thread in threads if thread != pid)
+
+
+def _in_group(table: str, wanted: List[List[str]]) -> bool:
+    """Whether a table of control groups names one that ends in any of some patterns."""
+    if not any(pattern[-1] in table for pattern in wanted):
+        return False
+    paths = [line.split(":", 2)[-1].split("/") for line in table.splitlines()]
+    return any(_within(path, pattern) for path in paths for pattern in wanted)
 
 
 def patterns(group: str, container: str) -> List[List[str]]:
@@ -127,9 +154,21 @@ def _read(path: str) -> str:
 
 
 def _ended(pid: str) -> bool:
-    """Whether a process has ended with all of its threads: it holds no file any more.  Source: proc(5), /proc/pid/stat."""
+    """Whether a process has ended with all of its threads: it holds no file any more."""
+    state, threads = _stat(pid)
+    return state in "ZX" and threads <= 1
+
+
+def goes_on_in_threads(pid: int) -> bool:
+    """Whether the first thread of a process has ended, which runtimes take for its end, and others have not."""
+    state, threads = _stat(str(pid))
+    return state == "Z" and threads > 1
+
+
+def _stat(pid: str) -> Tuple[str, int]:
+    """The state of a process' first thread, X when it is gone, and how many threads there are.  Source: proc(5), /proc/pid/stat."""
     fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
-    return not fields or fields[0] in "ZX" and int(fields[17]) <= 1
+    return (fields[0], int(fields[17])) if len(fields) > 17 else ("X", 0)
 
 
 def _inner_pid(pid: str) -> int:
@@ -138,6 +177,13 @@ def _inner_pid(pid: str) -> int:
         if line.startswith("NSpid:"):
             return int(line.split()[-1])
     return 0
+
+
+def in_our_time(entry: Entry) -> bool:
+    """Whether start times of the container's processes are those that we read: a runtime that compares them with what it
+    noted in another time namespace takes a running container for a stopped one."""
+    own = kernel.namespace("time")
+    return bool(entry.get("timens", own) == own)
 
 
 def visible(entry: Entry) -> bool:

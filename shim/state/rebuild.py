@@ -77,7 +77,7 @@ def unknown(state_dir: str, was_there: bool) -> List[str]:
 
 def _of_record(record: Dict[str, Any]) -> Dict[str, Any]:
     """The lease that a grant record tells of."""
-    kept = ("id", "root", "runtime", "pid", "started", "boot", "pidns", "timens", "place", "group", "token", "pod")
+    kept = ("id", "root", "runtime", "pid", "started", "boot", "pidns", "timens", "userns", "place", "group", "token", "pod")
     lease = {"token": os.urandom(12).hex(), "owner": record.get("owner", "oci"), "runtime": "", "pid": 0, "started": 0,
              **{key: record[key] for key in kept if key in record}, **record.get("sharing", {})}
     if lease["root"].startswith("/"):

@@ -20,7 +20,7 @@ _LARGEST = 1 << 62
 _MARKS = frozenset(("mode", "words", "uid", "slice", "limits", "held"))
 # What the members of records and of leases are; a list of one type stands for lists of such items.
 MEMBERS: Dict[str, Any] = {
-    "id": str, "root": str, "runtime": str, "owner": str, "pid": int, "started": int, "boot": str, "pidns": str, "timens": str,
+    "id": str, "root": str, "runtime": str, "owner": str, "pid": int, "started": int, "boot": str, "pidns": str, "timens": str, "userns": str,
     "place": list, "group": str, "token": str, "config": str, "source": str, "devices": [str], "physical": [str], "before": str,
     "after": str, "time": int, "rules": [dict], "grant": str, "sharing": dict, "pod": str, "namespace": str, "name": str, "nodes": [list],
     "mark": [str], "engine": str}
@@ -30,7 +30,7 @@ _NEEDED = frozenset(("token", "owner", "id", "names", "keys", "since"))
 _NEEDED_OF_OCI = frozenset(("root", "runtime", "pid", "started"))
 _LAST = 253402300799  # the last second of the year 9999
 # What an older Chandler wrote, without a checksum: a name that is not among these is a damaged one.
-_UNSEALED = MEMBERS.keys() - {"pid", "started", "boot", "pidns", "timens", "place", "group", "token", "mark", "engine"}
+_UNSEALED = MEMBERS.keys() - {"pid", "started", "boot", "pidns", "timens", "userns", "place", "group", "token", "mark", "engine"}
 
 
 def load(state_dir: str, root: str, container: str, spelled: str = "") -> Optional[Dict[str, Any]]:

@@ -41,10 +41,10 @@ def is_gone(entry: Dict[str, Any]) -> bool:
     if not liveness.sees(entry) or liveness.creating(entry):
         return False
     state = os.path.join(entry["root"], entry["id"])
-    if liveness.occupants(entry, groups(state)):
+    if liveness.occupants(entry, groups(state)) or liveness.goes_on_in_threads(_init(state)):
         return False
     if os.path.exists(os.path.join(state, _file(entry["runtime"]))):
-        return _status(entry) == "stopped"
+        return liveness.in_our_time(entry) and _status(entry) == "stopped"
     # nothing else tells of a container without a control group
     return entry.get("group") != liveness.NO_GROUP and liveness.visible(entry)
 
@@ -57,14 +57,25 @@ def _file(runtime: str) -> str:
 
 def state_file(directory: str) -> Dict[str, Any]:
     """What a runtime has written of a container into its state directory; {} when there is nothing to read."""
-    for name, _ in runtimes.STATE_FILES:
-        try:
-            found = json.loads(files.read(os.path.join(directory, name), _MAX_STATE)[0])
-        except (OSError, ValueError, RecursionError, ChandlerError):
-            continue
-        if isinstance(found, dict):
-            return found
-    return {}
+    return next(filter(None, (_object(os.path.join(directory, name)) for name, _ in runtimes.STATE_FILES)), {})
+
+
+def _object(path: str) -> Dict[str, Any]:
+    """A file's JSON object, {} when there is none to read."""
+    try:
+        found = json.loads(files.read(path, _MAX_STATE)[0])
+    except (OSError, ValueError, RecursionError, ChandlerError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _init(directory: str) -> int:
+    """The container's first process, which has threads where a runtime sees one that has ended; 0 when its runtime names none.
+
+    Source: what crun (status), youki (state.json) and runc (state.json) write.
+    """
+    pids = [state.get(key) for state in (state_file(directory), _object(os.path.join(directory, "state.json"))) for key in ("pid", "init_process_pid")]
+    return next((pid for pid in pids if type(pid) is int), 0)
 
 
 def groups(directory: str) -> List[str]:

@@ -16,7 +16,7 @@ from typing import List, NamedTuple, Optional
 from shim.ttrpc.errors import OversizeError, ProtocolError
 
 HEADER = struct.Struct(">IIBB")
-MAX_MESSAGE = 4 << 20  # bytes of one message; the reference implementation's limit
+MAX_MESSAGE = 4 << 20  # bytes of one message; the limit of ttrpc's Go implementation
 
 REQUEST, RESPONSE, DATA = 1, 2, 3
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from lab import bundle, cgroups, runtimes
+from lab import REPOSITORY, bundle, cgroups, runtimes
 from lab.bundle import Bundle
 from lab.engine import ENVIRONMENT, PATIENCE, Engine
 from lab.install import Installation
@@ -259,6 +259,51 @@ def test_a_child_that_outlives_init_keeps_the_gpus(attack: Attack) -> None:
     assert bool(alive) == bool(attack.leases()), "the runtime has ended it, or the lease stays"
     for pid in alive:
         os.kill(pid, signal.SIGKILL)
+    until_gone(attack)
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+@pytest.mark.parametrize("runtime", [*ONCE, "newer-runc", "newer-crun", "runc-on-v2", "crun-on-v2"], indirect=True)
+def test_a_thread_that_outlives_the_first_one_keeps_the_gpus(attack: Attack, grouped: bool) -> None:
+    """Runtimes take the end of the first thread for the container's; cgroup v1 shows it in the root group."""
+    if not grouped and attack.runtime.kind != "crun":
+        pytest.skip("only crun makes no control group when it is told so")
+    program = os.path.join(attack.image, "bin/thread")
+    subprocess.run(["gcc", "-static", "-pthread", "-o", program, os.path.join(REPOSITORY, "tests/lab/thread.c")], check=True)
+    options = [] if grouped else ["--cgroup-manager=disabled"]
+    made = attack.bundle("b1", args=("/bin/thread",))
+    if not grouped:
+        config = made.config
+        del config["linux"]["cgroupsPath"]
+        config["mounts"] = [each for each in config["mounts"] if each["type"] != "cgroup"]
+        made.config = config
+    engine = Engine([*attack.runtime.wrap, attack.installation.program(), *options], attack.engine.root, hangs=attack.runtime.kind == "youki")
+    engine.create(made, "c1")
+    pid = engine.state("c1")["pid"]
+    engine.call("start", "c1")
+    engine.wait("c1", "stopped")
+    assert len(os.listdir(f"/proc/{pid}/task")) == 2
+    assert HELD in attack.create("b2", attack.engine.root, "c2")
+    assert attack.chandler("leases", "release", "--stale").stdout.startswith("0 stale leases ended")
+    os.kill(pid, signal.SIGKILL)
+    engine.call("delete", "--force", "c1")
+    until_gone(attack)
+
+
+@pytest.mark.parametrize("runtime", ["runc", "crun"], indirect=True)
+def test_a_stopped_container_as_another_time_namespace_sees_it(attack: Attack) -> None:
+    """Start times are others there, so the runtime takes a container that runs for another process' number."""
+    options = ["--cgroup-manager=disabled"] if attack.runtime.kind == "crun" else []
+    made = attack.bundle("b1")
+    engine = Engine([*attack.runtime.wrap, attack.installation.program(), *options], attack.engine.root)
+    engine.create(made, "c1")
+    engine.call("start", "c1")
+    elsewhere = ("unshare", "--time", "--boottime", "100000", "--fork")
+    assert HELD in attack.create("b2", attack.engine.root, "c2", before=elsewhere)
+    done = subprocess.run([*elsewhere, attack.installation.program("chandler"), "leases", "release", "--stale"], check=True, env={},
+                          stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert done.stdout.startswith("0 stale leases ended")
+    engine.call("delete", "--force", "c1")
     until_gone(attack)
 
 

@@ -1,7 +1,6 @@
 """Built configurations: a service, what the builder's caller says, the image, and what comes of them.
 
-Each row is a situation of the reference text's builder, or a branch of it; every configuration is held against the OCI
-schema.
+Each row is one situation or one branch of the builder; every configuration is checked against the OCI schema.
 """
 from __future__ import annotations
 
@@ -166,7 +165,7 @@ BUILDER: list[tuple[str, dict[str, Any], dict[str, Any], image.Image, dict[str, 
      {"mount /app/data": {"destination": "/app/data", "type": "bind", "source": "/var", "options": ["rbind", "rprivate", "rw"]}}),
     ("anonymous", {"storage": [{"type": "anonymous", "target": "/app/cache"}]}, {"volumes": {"/app/cache": "/tmp"}}, image.Image(),
      {"mount /app/cache": {"destination": "/app/cache", "type": "bind", "source": "/tmp", "options": ["rbind", "rprivate", "rw"]}}),
-    ("anonymous by the reference text's name", {"storage": [{"type": "anonymous", "target": "/app/cache"}]}, {"volumes": {"_anon_app_cache": "/tmp"}}, image.Image(),
+    ("anonymous by its generated name", {"storage": [{"type": "anonymous", "target": "/app/cache"}]}, {"volumes": {"_anon_app_cache": "/tmp"}}, image.Image(),
      {"mount /app/cache": {"destination": "/app/cache", "type": "bind", "source": "/tmp", "options": ["rbind", "rprivate", "rw"]}}),
     ("s3", {"storage": [{"type": "s3", "bucket": "b", "prefix": "p/q", "target": "/s3", "readonly": True}]}, {"volumes": {"s3://b/p/q": "/var"}}, image.Image(),
      {"mount /s3": {"destination": "/s3", "type": "bind", "source": "/var", "options": ["rbind", "rprivate", "ro"]}}),
@@ -298,7 +297,7 @@ def test_with_leases_what_no_create_could_have_is_refused_at_once(gpu: dict[str,
 
 
 def cdi(*names: str) -> bytes:
-    """The reference text's CDI file, with a hook and a mount."""
+    """A CDI file with a hook and a mount."""
     devices = [{"name": name, "containerEdits": {"deviceNodes": [served.node(f"/dev/nvidia{name}", int(name))], "env": [f"NVIDIA_VISIBLE_DEVICES={name}"]}} for name in names]
     common = {"hooks": [{"hookName": "createContainer", "path": "/bin/true", "args": ["true", "prestart"]}],
               "mounts": [{"hostPath": "/etc", "containerPath": "/usr/lib/driver", "options": ["ro", "rbind"]}]}

@@ -1,4 +1,4 @@
-"""Annotations `cdi.k8s.io/*` (reference/cdi section 7)."""
+"""Annotations `cdi.k8s.io/*` (CDI Go library, pkg/cdi/annotations.go)."""
 
 from __future__ import annotations
 

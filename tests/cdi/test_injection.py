@@ -1,4 +1,7 @@
-"""From a CDI file to config.json, category by category (reference/cdi section 6)."""
+"""From a CDI file to config.json, category by category.
+
+Source: CDI SPEC.md, "OCI Edits"; CDI Go library, pkg/cdi/container-edits.go.
+"""
 
 from __future__ import annotations
 
@@ -373,7 +376,7 @@ config = st.fixed_dictionaries(
 def test_injection_is_idempotent_and_changes_no_input(
     before: dict[str, Any], one: dict[str, Any], two: dict[str, Any]
 ) -> None:
-    # Of two mounts with one destination the reference's rule takes out only the first, so `before` has no such two.
+    # Of two mounts with one destination the CDI Go library's rule takes out only the first, so `before` has no such two.
     copies = copy.deepcopy((before, one, two))
     edits = device_nodes.complete(merge(Edits(compile_edits(one, "1")), Edits(compile_edits(two, "2"))), lstat)
     frozen = copy.deepcopy(edits.items)

@@ -1,4 +1,4 @@
-"""Qualified names (reference/cdi section 2)."""
+"""Qualified device names (CDI SPEC.md, "Kind" and "CDI Devices"; CDI Go library, pkg/parser/parser.go)."""
 
 from __future__ import annotations
 

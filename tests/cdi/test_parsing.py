@@ -1,6 +1,6 @@
-"""From bytes to values (reference/cdi section 3).
+"""Decoding the bytes of a CDI file.
 
-The expected values were taken from the reference library, release 1.1.2.
+The expected values were recorded from the CDI Go library, release 1.1.2 (pkg/cdi/spec.go, ParseSpec).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Directories, priorities, conflicts, diagnosis (reference/cdi section 1)."""
+"""Directories, priorities, conflicts, diagnosis (CDI Go library, pkg/cdi/spec-dirs.go and cache.go)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From names to edits (reference/cdi section 6, steps 1 and 2)."""
+"""Resolving names to edits (CDI SPEC.md, "OCI Edits" and "Error Handling"; CDI Go library, pkg/cdi/cache.go)."""
 
 from __future__ import annotations
 

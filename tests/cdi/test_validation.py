@@ -1,4 +1,4 @@
-"""What a file must satisfy (reference/cdi sections 4 and 5)."""
+"""What a CDI file must satisfy (CDI SPEC.md, "CDI JSON Specification" and "Released versions")."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The answers of the CDI reference library, release 1.1.2, case by case.
+"""The answers of the CDI Go library, release 1.1.2, case by case.
 
 `cdi-inject.json` holds what a Go program got from it (`Cache.InjectDevices` of package pkg/cdi, on directories with the
 case's files, and the OCI config read into and written from the types of runtime-spec).  In a case, `expect` is the
@@ -39,7 +39,7 @@ def inject(case: dict[str, Any]) -> dict[str, Any]:
 
 
 def comparable(config: dict[str, Any]) -> dict[str, Any]:
-    """The config without exact duplicates among its cgroup rules, which the reference appends and we do not."""
+    """The config without exact duplicates among its cgroup rules, which the library appends and we do not."""
     config = copy.deepcopy(config)
     resources = config.get("linux", {}).get("resources", {})
     rules: list[Any] = []

@@ -214,7 +214,7 @@ def test_the_controllers_that_limits_need() -> None:
 
 @pytest.mark.parametrize("move", [4711, None])
 def test_no_parent_can_be_written_to(tmp_path: Path, move: int | None) -> None:
-    """The reference text's error, with its three remedies."""
+    """The error names three remedies."""
     with pytest.raises(HostError) as failed:
         cgroups.place("c", move=move, tree=contained(tmp_path, frozen=True))
     said = str(failed.value)

@@ -24,8 +24,9 @@ from lab.containerd import IMAGE, PATIENCE, RELEASES
 from lab.cri import CRI, Pod
 from lab.install import PYTHON
 from lab.manifests import one, pod_spec
+from shim.paths import VERSION
 
-NODE_IMAGE = "registry.example/chandler-node:0.1.0"
+NODE_IMAGE = f"registry.example/chandler-node:{VERSION}"
 PROPAGATION = {"None": pb.PROPAGATION_PRIVATE, "HostToContainer": pb.PROPAGATION_HOST_TO_CONTAINER}
 # In a mount namespace of the node's own, whose root is the node's: a container made where that is only chroot's would have
 # this machine's. $1: the node's directory; $2: what stays this machine's, for a layer cannot lie on a layer; $3: the image's files.

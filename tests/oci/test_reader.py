@@ -348,7 +348,7 @@ any_edit = st.one_of(
 )
 some_edits = st.lists(any_edit, max_size=8).map(lambda parts: merge(*parts))
 unknown = st.dictionaries(st.sampled_from(["x", "y"]), st.one_of(st.none(), st.integers(), st.text(max_size=2)))
-# At most two entries for each device path: with more, the reference's own order is not idempotent.
+# At most two entries for each device path: with more, the CDI Go library's own order is not idempotent.
 configs = st.builds(
     lambda top, process, linux, env_, devices, mounts, rules, hooks, namespaces: {
         **top, "mounts": mounts, "hooks": {"prestart": hooks}, "process": {**process, "env": env_},

@@ -10,9 +10,12 @@ from pathlib import Path
 
 import hatchling
 import pytest
+import tomlkit
 from lab import REPOSITORY, bundle, runtimes
 from lab.engine import Engine
 from lab.install import PYTHON
+
+from shim.paths import VERSION
 
 PLAIN = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
 PROGRAMS = {"chandler", "chandler-runtime", "chandler-runc", "chandler-youki", "chandler-crun", "chandler-nri", "chandler-hook"}
@@ -97,9 +100,33 @@ def test_packages_of_the_environment_come_first(environment: Path) -> None:
     assert all(paths.index(own[0]) < at for at, path in enumerate(paths) if path.endswith("dist-packages"))
 
 
-def test_nothing_is_installed_as_editable(environment: Path) -> None:
-    done = pip(environment / "bin/python", "install", "--editable", REPOSITORY)
-    assert done.returncode != 0 and "chandler cannot be installed as editable" in done.stdout + done.stderr
+def test_an_editable_install_runs_the_code_of_the_checkout(lab: str, place: str) -> None:
+    made = Path(lab, "an editable environment")
+    subprocess.run([PYTHON, "-m", "venv", "--system-site-packages", "--without-pip", str(made)], check=True, stdin=subprocess.DEVNULL)
+    done = pip(made / "bin/python", "install", "--editable", REPOSITORY)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {path.name for path in (made / "bin").glob("chandler*")} == PROGRAMS and not (made / "lib/chandler").exists()
+    code = "import hooks.main, shim.paths; print(shim.paths.__file__)"
+    done = subprocess.run([made / "bin/python3", "-B", "-c", code], cwd="/", check=True, env={}, capture_output=True, text=True)
+    assert done.stdout == f"{REPOSITORY}/shim/paths.py\n"
+    for name in ("chandler", "chandler-nri"):
+        done = subprocess.run([made / "bin" / name, "--version"], check=True, env={}, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        assert done.stdout == f"{name} {VERSION}\n"
+    done = subprocess.run([made / "bin/chandler-hook", "no-hook"], check=False, env={}, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert "no such hook" in done.stderr
+    engine = runtime(made, place)
+    made_bundle = bundle.make(place + "/b", ["sleep", "60"], bundle.request(env={"MODE": "fast"}))
+    engine.create(made_bundle, "one")
+    assert "MODE=fast" in made_bundle.config["process"]["env"]
+    engine.delete("one", "--force")
+
+
+def test_the_dev_extra_is_what_the_tests_install() -> None:
+    with open(f"{REPOSITORY}/pyproject.toml", encoding="utf-8") as file:
+        project = tomlkit.load(file).unwrap()["project"]
+    with open(f"{REPOSITORY}/tests/lab/requirements.txt", encoding="utf-8") as file:
+        pinned = {line.partition("==")[0] for line in file if line.strip() and not line.startswith("#")}
+    assert set(project["optional-dependencies"]["dev"]) == pinned
 
 
 def test_the_source_archive_makes_a_wheel_with_all_of_the_code(tmp_path: Path) -> None:

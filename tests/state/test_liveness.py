@@ -89,3 +89,15 @@ def test_without_a_control_group_nobody_is_gone_because_his_record_is(tmp_path: 
     made = entry(tmp_path, pid=4194000, started=1, id="c", runtime="/bin/false")
     assert stale.is_gone({**made, "group": "/no/such/group"})
     assert not stale.is_gone({**made, "group": liveness.NO_GROUP})
+
+
+@pytest.mark.parametrize(("options", "namespace", "uid", "seen"), [
+    ("rw", "user:[1]", 1000, True), ("rw,hidepid=invisible", "user:[1]", 1000, True), ("rw,hidepid=2", "user:[2]", 0, False),
+    ("rw,hidepid=1", "user:[2]", 1000, False), ("rw,subset=pid", "user:[2]", 1000, False), ("rw,hidepid=2", "user:[4026531837]", 0, True),
+])
+def test_what_proc_hides(monkeypatch: pytest.MonkeyPatch, options: str, namespace: str, uid: int, seen: bool) -> None:
+    own = {"user": namespace, "pid": "pid:[5]"}
+    monkeypatch.setattr(kernel, "namespace", lambda kind, pid="self": own[kind])
+    monkeypatch.setattr(liveness, "_read", lambda path: f"24 30 0:22 / /proc rw,nosuid shared:12 - proc proc {options}\n")
+    monkeypatch.setattr("posix.geteuid", lambda: uid)
+    assert liveness.sees({"pidns": "pid:[5]", "userns": "user:[1]"}) == seen
