@@ -21,27 +21,29 @@ from typing import Any, Dict, List, Tuple
 
 # Module, then functions and methods.  `tests/bench/run --late` prints those that a create with GPUs does not call.
 LATE = """
-shim.runtime.args Invocation.same _abbreviated _argp _clap _clap_globals _verb_at
+shim.runtime.args Invocation.same _abbreviated _argp _clap _clap_globals _clap_id _verb_at
 shim.policy.caller Caller._check_image _of_storage
-shim.cdi.names file_name split_kind
+shim.cdi.names check_class check_device check_vendor file_name split_kind
 shim.cdi.resolve unresolvable
 shim.oci.config_file ConfigJson._forget ConfigJson._original ConfigJson.restore _unread
 shim.engine Granting.undo Plan.add _check_engine_devices _rare _ruled plan
-shim.host.files exists unseal
-shim.host.kernel oom_score
-shim.host.trust read_trusted
+shim.host.files exists make_directory unseal
+shim.host.kernel cgroups cgroups_of oom_score
+shim.host.trust check_own_directory read_trusted
 shim.host.userns outer_uid overflow_uid owner _effective_capabilities
+shim.gpu.vendors all_names node_directories with_gpus
 shim.gpu.choose Grant.joined _device_number _free _from_nodes _named _node _numbers_there _own_key again numbers
+shim.policy.words by
 shim.state.grants remove
 shim.host.device_nodes _pci_vendor
-shim.node.inventory Inventory.kinds Inventory.names Inventory.near Place._own_state_dir Place.private
+shim.node.inventory Inventory.explain_missing Inventory.kinds Inventory.names Inventory.near Place._own_state_dir Place.private
 shim.jsontext _damage
 shim.state.leases utc words
-shim.state.ledger Ledger._failed Ledger._rebuild Ledger.forget Ledger.make_anew Ledger.release Ledger.settle_all Ledger.take_back nri_lease parse
+shim.state.ledger Ledger._failed Ledger._rebuild Ledger._recorded Ledger.forget Ledger.make_anew Ledger.release Ledger.settle_all Ledger.take_back nri_lease parse
 shim.oci.reader _numbers bind_sources capabilities covers environment hugepages kernel_mounts missing namespace oom_score readonly_root resource rlimits text unified
-shim.oci.writer _gids _net_devices _resources idmapped
+shim.oci.writer _rdt _gids _net_devices _resources idmapped
 shim.policy.permission _check_limits _check_variable _default
-shim.request.quantity scaled
+shim.request.quantity _exponent scaled
 shim.request.parse _check_text _container_document _set
 shim.request.schema _cpuset _names cpus
 shim.request.values as_text host_path listed number_text text wrong

@@ -8,5 +8,7 @@ HOOK = "/usr/bin/chandler-hook"
 
 VERSION = "0.1.0"
 
-# Never $PATH: containerd's ends in a colon, which means the working directory.
+# For programs that Chandler starts and for hooks, in the place of their caller's environment.
+SAFE_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
+# Where Chandler itself looks for programs.  Never $PATH: containerd's ends in a colon, which means the working directory.
 BINARY_DIRS = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")

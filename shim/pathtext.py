@@ -4,7 +4,9 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import List
+    from typing import Callable, List
+
+MAX_LINKS = 40  # as in Linux: path_resolution(7)
 
 
 def absolute(destination: str) -> str:
@@ -26,3 +28,30 @@ def clean(path: str) -> str:
         elif part != ".." or not rooted:
             parts.append(part)
     return "/" + "/".join(parts) if rooted else "/".join(parts) or "."
+
+
+def follow(path: str, link: Callable[[str, str], str]) -> str:
+    """`path` with its links followed as a process would whose root directory is `/`; '' for more than MAX_LINKS of them.
+
+    `link(directory, name)` gives what the link at {directory}/{name} says, '' where there is no link; `directory` has no
+    links and no slash at its end.
+    """
+    rest = [part for part in reversed(path.split("/")) if part not in ("", ".")]
+    here = ""
+    links = 0
+    while rest:
+        part = rest.pop()
+        if part == "..":
+            here = here.rpartition("/")[0]
+            continue
+        target = link(here, part)
+        if not target:
+            here = f"{here}/{part}"
+            continue
+        links += 1
+        if links > MAX_LINKS:
+            return ""
+        if target.startswith("/"):
+            here = ""
+        rest += [each for each in reversed(target.split("/")) if each not in ("", ".")]
+    return here or "/"

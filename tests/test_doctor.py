@@ -40,7 +40,7 @@ class Machine:
         self.put("/sys/bus/pci/devices/0000:00:02.0/class", "0x030000\n")
         self.put("/sys/module/nvidia/version", "550.54.15\n")
         self.put("/sys/module/nvidia_uvm/refcnt")
-        for node in ("nvidiactl", "nvidia-uvm"):
+        for node in ("nvidiactl", "nvidia-uvm", "nvidia-uvm-tools"):
             self.put("/dev/" + node)
         (directory / "cdi").mkdir()
         (directory / "cdi/nvidia.json").write_text(CDI)
@@ -90,7 +90,7 @@ def test_a_healthy_host(machine: Machine) -> None:
     assert list(found) == ["configuration", "caller", "cgroups", "runtimes", "cdi", "gpu drivers", "nri", "engines", "state", "leases"]
     assert found["runtimes"].data == [{"kind": "runc", "path": "/usr/bin/runc", "version": "1.3.6", "configured": True}]
     assert found["cdi"].data["devices"] == {"nvidia.com/gpu": 1}
-    assert found["gpu drivers"].data == {"nvidia": {"on_bus": 1, "modules": ["nvidia", "nvidia_uvm"], "nodes": ["/dev/nvidiactl", "/dev/nvidia-uvm"], "version": "550.54.15"},
+    assert found["gpu drivers"].data == {"nvidia": {"on_bus": 1, "modules": ["nvidia", "nvidia_uvm"], "nodes": ["/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools"], "version": "550.54.15"},
                                          "intel": {"on_bus": 1, "modules": [], "nodes": [], "version": ""}}
     assert found["engines"].data == {"containerd": {"installed": True, "configured": True, "identity": True, "from_image": "nothing",
                                                     "known_by": "--root and bundle are of containerd's namespace k8s.io"}}

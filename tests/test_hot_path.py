@@ -17,7 +17,7 @@ PYTHON = "/usr/bin/python3" if os.path.exists("/usr/bin/python3") else sys.execu
 OTHERS = {"_json", "_blake2", "_signal", "errno", "fcntl", "gc", "marshal", "posix", "time", "zlib"}
 # and these of ours.  A new one costs every container on every node: think first.
 OURS = set("""
-shim shim.cdi shim.cdi.names shim.cdi.resolve shim.edits shim.engine shim.errors shim.gpu shim.gpu.choose shim.host shim.host.device_nodes
+shim shim.cdi shim.cdi.names shim.cdi.resolve shim.edits shim.engine shim.errors shim.gpu shim.gpu.choose shim.gpu.vendors shim.host shim.host.device_nodes
 shim.host.files shim.host.kernel shim.host.runtimes shim.host.trust shim.host.userns shim.jsontext shim.keys shim.keys.resources shim.node
 shim.node.cdi_check shim.node.inventory shim.oci shim.oci.config_file shim.oci.reader shim.oci.targets shim.oci.writer shim.paths shim.pathtext
 shim.policy shim.policy.caller shim.policy.engines shim.policy.permission shim.policy.words shim.request shim.request.parse shim.request.quantity

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from shim import edits as kinds
+from shim import paths
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     Pairs = Iterator[Tuple[Key, Any]]
 
 # A hook without an environment would inherit the container's (LD_PRELOAD and all) and run with it as root.
-SAFE_HOOK_ENV = ("PATH=/usr/sbin:/usr/bin:/sbin:/bin",)
+SAFE_HOOK_ENV = ("PATH=" + paths.SAFE_PATH,)
 
 # OCI field: CDI field
 _MOUNT = (("destination", "containerPath"), ("type", "type"), ("source", "hostPath"), ("options", "options"))

@@ -15,7 +15,7 @@ from shim.cli.doctor import Host, numbers
 from shim.configure import containerd, crio, docker, podman, selinux, store, verify
 from shim.configure.model import TOML, VALUE, Edit, Plan, Read, Setting, Wish
 from shim.errors import ChandlerError, ConfigError, HostError
-from shim.host import files, runtimes, trust
+from shim.host import files, kernel, runtimes, trust
 from shim.node import compiler
 from shim.node import config as _config
 from shim.node.inventory import Place
@@ -255,8 +255,9 @@ def _older(command: Tuple[str, ...], names: List[str]) -> bool:
     show = [*command[:-2], "show", "--property=MainPID", "--value", command[-1]]
     try:
         pid = int(subprocess.run(show, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PATIENCE, check=False).stdout)
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            ticks = int(file.read().rpartition(")")[2].split()[19])  # proc(5): 22, starttime
+        ticks = kernel.started(pid)
+        if not ticks:
+            return False
         with open("/proc/stat", encoding="ascii") as file:
             boot = next(int(line.split()[1]) for line in file if line.startswith("btime "))
         started = boot + ticks / os.sysconf("SC_CLK_TCK")

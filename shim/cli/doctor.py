@@ -14,6 +14,7 @@ from shim import paths, report
 from shim.configure import containerd, crio, docker, podman
 from shim.configure.model import PROGRAMS
 from shim.errors import ChandlerError
+from shim.gpu import vendors
 from shim.host import cgroups, runtimes, trust
 from shim.node import compiler
 from shim.node import config as _config
@@ -35,13 +36,6 @@ _BAD: Tuple[Tuple[str, Tuple[int, ...], Tuple[int, ...], str, str], ...] = (
     ("youki", (0,), (0, 8), "its `run` sometimes waits for ever for a container that ended at once", "create and start in its place, or runc"),
 )
 
-# vendor: (PCI vendor, kernel modules, nodes, CDI kind, how to load the driver)
-_DRIVERS: Dict[str, Tuple[str, Tuple[str, ...], Tuple[str, ...], str, str]] = {
-    "nvidia": ("0x10de", ("nvidia", "nvidia_uvm"), ("/dev/nvidiactl", "/dev/nvidia-uvm"), "nvidia.com/gpu", "nvidia-modprobe -u -c 0"),
-    "amd": ("0x1002", ("amdgpu",), ("/dev/kfd", "/dev/dri"), "amd.com/gpu", "modprobe amdgpu"),
-    "intel": ("0x8086", ("i915", "xe"), ("/dev/dri",), "intel.com/gpu", "modprobe xe, or i915"),
-    "habana": ("0x1da3", ("habanalabs",), ("/dev/accel",), "intel.com/gaudi", "modprobe habanalabs"),
-}
 _DISPLAY = ("0x03", "0x12")  # PCI classes: display controller, processing accelerator
 
 # engine: (programs, configuration files, directories of them), where `chandler configure` writes, and people do
@@ -81,7 +75,7 @@ class Host(cgroups.Tree):
         """The first line of what a runtime says of its version; '' when it says nothing in time."""
         try:
             done = subprocess.run([self._root + path, "--version"], stdin=subprocess.DEVNULL, capture_output=True, text=True,
-                                  errors="replace", timeout=PATIENCE, check=False, env={"PATH": "/usr/bin:/bin"})
+                                  errors="replace", timeout=PATIENCE, check=False, env={"PATH": paths.SAFE_PATH})
         except (OSError, subprocess.SubprocessError):
             return ""
         return done.stdout.partition("\n")[0].strip()
@@ -256,22 +250,25 @@ def _drivers(host: Host, kinds: Dict[str, int], config: Dict[str, Any]) -> Check
     found: Dict[str, Any] = {}
     problems: List[Dict[str, str]] = []
     cards = _cards(host)
-    for vendor, (number, modules, nodes, kind, load) in _DRIVERS.items():
-        loaded = [module for module in modules if host.exists(f"/sys/module/{module}")]
+    for vendor in vendors.with_gpus():
+        loaded = [module for module in vendor.modules if host.exists(f"/sys/module/{module}")]
+        nodes = [*vendor.control_nodes, *(directory for directory in vendors.node_directories(vendor) if directory != "/dev")]
         present = [node for node in nodes if host.exists(node)]
-        on_bus = cards.count(number)
+        on_bus = cards.count(vendor.pci)
         if not loaded and not on_bus:
             continue
-        found[vendor] = {"on_bus": on_bus, "modules": loaded, "nodes": present, "version": _driver_version(host, modules[0])}
-        if not loaded and vendor != "intel":  # nearly every machine has graphics of Intel's
-            problems.append(_problem(f"{on_bus} devices of {vendor} are on the bus, and no driver is loaded", load))
-        elif loaded and on_bus and len(present) < len(nodes) and vendor != "intel":
-            problems.append(_problem(f"the driver of {vendor} is loaded, and {', '.join(node for node in nodes if node not in present)} is not there", load))
-        elif loaded and kind not in kinds and config["gpu.fallback"] == "off":
-            problems.append(_problem(f"no CDI file describes {kind}, and gpu.fallback is off",
+        version = host.read(f"/sys/module/{vendor.modules[0]}/version").strip()
+        found[vendor.name] = {"on_bus": on_bus, "modules": loaded, "nodes": present, "version": version}
+        if not loaded and not vendor.integrated:
+            problems.append(_problem(f"{on_bus} devices of {vendor.name} are on the bus, and no driver is loaded", vendor.load))
+        elif loaded and on_bus and len(present) < len(nodes) and not vendor.integrated:
+            missing = ", ".join(node for node in nodes if node not in present)
+            problems.append(_problem(f"the driver of {vendor.name} is loaded, and {missing} is not there", vendor.load))
+        elif loaded and vendor.kind not in kinds and config["gpu.fallback"] == "off":
+            problems.append(_problem(f"no CDI file describes {vendor.kind}, and gpu.fallback is off",
                                      "chandler cdi generate --output /etc/cdi/, or gpu.fallback = \"devices\""))
-    words = [f"{vendor} {each['version']}".rstrip() + f" ({each['on_bus']} on the bus, {' '.join(each['modules']) or 'no driver'})"
-             for vendor, each in found.items()]
+    words = [f"{name} {each['version']}".rstrip() + f" ({each['on_bus']} on the bus, {' '.join(each['modules']) or 'no driver'})"
+             for name, each in found.items()]
     return Check("gpu drivers", ", ".join(words) or "none", found, problems)
 
 
@@ -280,10 +277,6 @@ def _cards(host: Host) -> List[str]:
     devices = "/sys/bus/pci/devices"
     return [host.read(f"{devices}/{name}/vendor").strip() for name in host.names(devices)
             if host.read(f"{devices}/{name}/class").startswith(_DISPLAY)]
-
-
-def _driver_version(host: Host, module: str) -> str:
-    return host.read(f"/sys/module/{module}/version").strip()
 
 
 def _nri(host: Host, config: Dict[str, Any]) -> Check:

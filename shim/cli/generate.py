@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Dict, List, Tuple
 from shim.cdi import spec
 from shim.cdi.document import MAX_SIZE
 from shim.errors import HostError
-from shim.generate import document, managed, nvml, vendors
+from shim.generate import document, generators, managed, nvml
 from shim.generate.model import DEFAULT_STRATEGIES, MODES, STRATEGIES, Options
 from shim.generate.tree import Tree
+from shim.gpu.vendors import VENDORS, by_name
 from shim.host import files
 from shim.node import compiler
 from shim.node.inventory import Place
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 def add_parsers(commands: Any) -> None:
     """Adds both to the commands of `chandler cdi`."""
     parser = commands.add_parser("generate", help="describe this host's devices in a CDI file", description=generate.__doc__)
-    parser.add_argument("--vendor", choices=(*vendors.VENDORS, "all"), default="all", help="default: all that are there")
+    parser.add_argument("--vendor", type=_vendor, choices=(*(vendor.name for vendor in VENDORS), "all"), default="all", help="default: all that are there")
     parser.add_argument("--output", metavar="FILE", help="write here instead of to standard output; a directory takes a "
                         "file chandler-VENDOR.json for each vendor")
     parser.add_argument("--device-name-strategy", action="append", choices=STRATEGIES, metavar="STRATEGY",
@@ -43,16 +44,22 @@ def add_parsers(commands: Any) -> None:
     parser.set_defaults(run=diff)
 
 
+def _vendor(text: str) -> str:
+    """--vendor, its aliases included."""
+    vendor = by_name(text)
+    return text if vendor is None else vendor.name
+
+
 def generate(arguments: argparse.Namespace) -> int:
     """Describe this host's GPUs and accelerators in a CDI file.  Nothing is written where there is none."""
     options = Options(arguments.driver_root, arguments.dev_root, arguments.device_name_strategy or DEFAULT_STRATEGIES,
                       arguments.mode, not arguments.no_all, _hook())
-    chosen = list(vendors.VENDORS) if arguments.vendor == "all" else [arguments.vendor]
+    chosen = [vendor.name for vendor in VENDORS] if arguments.vendor == "all" else [arguments.vendor]
     if options.mode != "auto":
         if arguments.vendor not in ("all", "nvidia"):
             raise HostError(f"--mode {options.mode} is a mode of NVIDIA's devices", "leave --vendor out")
         chosen = ["nvidia"]
-    made = [(vendor, *vendors.describe(vendor, Tree(), options, nvml.ask)) for vendor in chosen]
+    made = [(vendor, *generators.describe(vendor, Tree(), options, nvml.ask)) for vendor in chosen]
     for _, _, found in made:
         for note in found.notes:
             print(f"chandler: {note}", file=sys.stderr)
@@ -110,7 +117,7 @@ def diff(arguments: argparse.Namespace) -> int:
     before = spec.parse(data, arguments.file).document
     own = managed.read(arguments.file, data)
     options = own.options(_hook()) if own else Options(strategies=_strategies(before), hook=_hook())
-    now, _ = vendors.describe(vendors.of_kind(before["kind"]), Tree(), options, nvml.ask)
+    now, _ = generators.describe(generators.vendor_name(before["kind"]), Tree(), options, nvml.ask)
     lines = managed.differences(before, now or {"kind": before["kind"]})
     if now is None:
         lines.insert(0, f"this host has no device of kind {before['kind']} at present")

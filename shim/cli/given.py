@@ -14,13 +14,13 @@ from typing import Any, Callable, Dict, List
 from shim.errors import HostError
 from shim.generate import nvml
 from shim.generate.model import Unanswered
-from shim.gpu import choose
-from shim.host import device_nodes
+from shim.gpu import choose, vendors
+from shim.host import device_nodes, kernel
 from shim.host.inroot import Root
 from shim.node.inventory import Inventory
 
 _PATIENCE = 10.0  # seconds for all containers
-_DIRECTORIES = ("/dev", "/dev/dri", "/dev/accel")
+_DIRECTORIES = dict.fromkeys(["/dev", *(directory for vendor in vendors.with_gpus() for directory in vendors.node_directories(vendor))])
 _MAX_GPUS = 64  # of each vendor, without a CDI file
 _MAX_NODES = 4096  # entries of one directory
 _HEX = frozenset("0123456789abcdef")
@@ -37,22 +37,23 @@ def namespace(pid: int) -> int:
 def known(inventory: Inventory, look: choose.Look = device_nodes.look_at_gpu) -> Dict[str, str]:
     """The node's GPUs: device number (c195:0) to name, CDI's where a file has one."""
     found = choose.numbers(inventory.config["policy.kinds"], inventory, look)
-    for kind, (_, own) in choose.NODES.items():
+    for vendor in vendors.with_gpus():
         for place in range(_MAX_GPUS):
-            for number in _numbers_of([template.format(place, 128 + place) for template in own], choose.PCI_VENDORS[kind], look):
-                found.setdefault(number, f"{kind}={place}")
+            for number in _numbers_of([template.format(place, 128 + place) for template in vendor.gpu_nodes], vendor.pci, look):
+                found.setdefault(number, f"{vendor.kind}={place}")
     return found
 
 
 def _numbers_of(paths: List[str], vendor: str, look: choose.Look) -> List[str]:
-    """The numbers of a GPU's nodes; none when one is missing, or is another vendor's: only NVIDIA's tell by their names."""
+    """The numbers of a GPU's nodes; none when one is missing or is another vendor's.  A node of /dev/dri or /dev/accel does
+    not show by its name whose it is."""
     found = []
     for path in paths:
         try:
             kind, major, minor, _, _, whose = look(path)
         except HostError:
             return []
-        if whose != vendor and (whose or not path.startswith("/dev/nvidia")):
+        if whose != vendor and (whose or path.count("/") > 2):
             return []
         found.append(f"{kind}{major}:{minor}")
     return found
@@ -122,9 +123,8 @@ def _numbers(pid: int) -> set[str]:
 
 def _names(pid: int) -> List[str]:
     """The parts of its control groups' paths, the innermost first."""
-    with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="replace") as file:
-        paths = [line.rstrip("\n").split(":", 2)[2] for line in file if line.count(":") >= 2]
-    return [part for path in sorted(paths, key=len, reverse=True) for part in reversed(path.split("/")) if part]
+    paths = sorted(kernel.cgroups_of(pid).values(), key=len, reverse=True)
+    return [part for path in paths for part in reversed(path.split("/")) if part]
 
 
 def called(names: List[str], pid: int) -> str:

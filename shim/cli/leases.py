@@ -6,10 +6,9 @@ import argparse
 import json
 import os
 import sys
-import time
 from typing import Any, Dict, List, Tuple
 
-from shim.cli.ps import limits
+from shim.cli.ps import limits, utc
 from shim.errors import HostError, LeaseError
 from shim.node import compiler
 from shim.node.inventory import Place
@@ -51,7 +50,7 @@ def show(arguments: argparse.Namespace) -> int:
         print(json.dumps(found, indent=2))
         return 0
     rows = [("CONTAINER", "DEVICES", "MODE", "LIMITS", "SINCE", "BY", "STATE")]
-    rows += [(lease["id"], ", ".join(lease["names"]), lease.get("mode", "exclusive") + lease.get("words", ""), limits(lease), _time(lease["since"]), lease["owner"], _state(lease)) for lease in found]
+    rows += [(lease["id"], ", ".join(lease["names"]), lease.get("mode", "exclusive") + lease.get("words", ""), limits(lease), utc(lease["since"]), lease["owner"], _state(lease)) for lease in found]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
@@ -90,10 +89,6 @@ def make_anew(arguments: argparse.Namespace) -> int:
         print(f"chandler: {doubt}", file=sys.stderr)
     print(f"{len(made.leases)} leases")
     return 0
-
-
-def _time(seconds: int) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(seconds))
 
 
 def _state(lease: Dict[str, Any]) -> str:

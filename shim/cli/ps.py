@@ -10,6 +10,7 @@ import sys
 import time
 from typing import Any, Callable, Dict, List
 
+from shim import paths
 from shim.cli import given
 from shim.errors import ChandlerError
 from shim.generate import nvfiles, nvml
@@ -82,6 +83,11 @@ def _records(state_dir: str) -> List[Dict[str, Any]]:
     return found
 
 
+def utc(seconds: int) -> str:
+    """A time in seconds since 1970 for a table."""
+    return time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(seconds))
+
+
 def state(row: Dict[str, Any]) -> Any:
     """The container's pid (0: nobody knows) and status, from its runtime."""
     if row["by"] != "oci" or not row["runtime"]:
@@ -90,7 +96,7 @@ def state(row: Dict[str, Any]) -> Any:
         return 0, "gone"
     try:
         done = subprocess.run([row["runtime"], "--root", row["root"], "state", row["id"]], check=False, cwd="/", stdin=subprocess.DEVNULL,
-                              env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}, capture_output=True, timeout=_PATIENCE)
+                              env={"PATH": paths.SAFE_PATH}, capture_output=True, timeout=_PATIENCE)
         answer = json.loads(done.stdout)
         return int(answer.get("pid") or 0), str(answer["status"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, subprocess.TimeoutExpired):
@@ -142,7 +148,7 @@ def text(answer: Dict[str, Any], coloured: bool) -> str:
         rows.append((row["id"], ", ".join(row["devices"]), row["mode"], limits(row), str(row["pid"] or "-"),
                      row["status"] or "-", "-" if row["memory"] is None else f"{row['memory'] >> 20}Mi",
                      "-" if row["busy"] is None else f"{row['busy']}%",
-                     "-" if row["since"] is None else time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(row["since"]))))
+                     "-" if row["since"] is None else utc(row["since"])))
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
     lines = []
     for number, row in enumerate(rows):

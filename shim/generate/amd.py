@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from shim.generate.model import Options
     from shim.generate.tree import Tree
+    from shim.gpu.vendors import Vendor
 
     # render minor -> (domain, location, KFD node, unique id)
     Topology = Dict[int, Tuple[int, int, int, int]]
@@ -24,9 +25,9 @@ NODES = "/sys/class/kfd/kfd/topology/nodes"
 _WANTED = ("drm_render_minor", "domain", "location_id", "unique_id")
 
 
-def gpus(tree: Tree, options: Options) -> Found:
+def gpus(vendor: Vendor, tree: Tree, options: Options) -> Found:
     """Every GPU or partition that the compute driver knows, in its order: 0 to n, partitions one after another."""
-    empty = Found("amd.com/gpu", [], watch=["/dev/dri", "/dev/kfd", "/sys/module/amdgpu"])
+    empty = Found(vendor.kind, [], watch=["/dev/dri", "/dev/kfd", "/sys/module/amdgpu"])
     if not tree.names(_DRIVER):
         return empty
     known_to_kfd = topology(tree)
@@ -64,7 +65,7 @@ def gpus(tree: Tree, options: Options) -> Found:
         layout = f"{index} {location(place)} {render}" + ("" if whole else " partition")
         if edits.get("deviceNodes"):
             devices.append(Device(names, edits, layout))
-    return Found("amd.com/gpu", devices, merged(control or {}), tree.text("/sys/module/amdgpu/version"), notes, empty.watch)
+    return Found(vendor.kind, devices, merged(control or {}), tree.text("/sys/module/amdgpu/version"), notes, empty.watch)
 
 
 def location(place: Tuple[int, int, int, int]) -> str:

@@ -15,41 +15,33 @@ if TYPE_CHECKING:
 
     from shim.generate.model import Block, Options
     from shim.generate.tree import Tree
+    from shim.gpu.vendors import Vendor
 
-_VENDOR = "0x8086"
 _DISPLAY = ("0x0300", "0x0380")  # VGA controller, other display controller
-_GPU_DRIVERS = ("i915", "xe")
 _FOLDERS = {"accel": "accel", "infiniband_verbs": "infiniband"}  # class in sysfs: folder in /dev
 
 
-def gpus(tree: Tree, options: Options) -> Found:
-    """The GPUs that i915 or xe drive; a physical function passes its virtual functions on as devices of their own."""
+def gpus(vendor: Vendor, tree: Tree, options: Options) -> Found:
+    """The GPUs that the vendor's modules drive, with nodes in /dev/dri alone; a physical function passes its virtual functions on as devices of their own."""
     devices: List[Device] = []
     notes: List[str] = []
     for bdf in filter(pci.is_address, tree.names(pci.DEVICES)):
         directory = f"{pci.DEVICES}/{bdf}"
-        if tree.text(directory + "/vendor") != _VENDOR or not tree.text(directory + "/class").startswith(_DISPLAY):
+        if tree.text(directory + "/vendor") != vendor.pci or not tree.text(directory + "/class").startswith(_DISPLAY):
             continue
         driver = tree.link(directory + "/driver").rpartition("/")[2]
         cards = pci.numbered(tree.names(directory + "/drm"), "card")
-        if driver not in _GPU_DRIVERS or not cards:
+        if driver not in vendor.modules or not cards:
             continue  # passed to a virtual machine, or not in use
         edits, missing = pci.drm(tree, options, directory, bdf)
         _add(devices, notes, tree, bdf, cards[0], "gpu", edits, missing, driver)
-    return Found("intel.com/gpu", devices, notes=notes, watch=["/dev/dri", *(f"/sys/module/{name}" for name in _GPU_DRIVERS)])
+    return Found(vendor.kind, devices, notes=notes, watch=["/dev/dri", *(f"/sys/module/{name}" for name in vendor.modules)])
 
 
-def gaudi(tree: Tree, options: Options) -> Found:
-    """Gaudi accelerators, each with its control node and, where its network is in use, its verbs node."""
-    return _accelerators(tree, options, "intel.com/gaudi", "habanalabs")
-
-
-def npu(tree: Tree, options: Options) -> Found:
-    """The NPUs of Intel's processors."""
-    return _accelerators(tree, options, "intel.com/npu", "intel_vpu")
-
-
-def _accelerators(tree: Tree, options: Options, kind: str, driver: str) -> Found:
+def accelerators(vendor: Vendor, tree: Tree, options: Options) -> Found:
+    """Devices with nodes in /dev/accel, such as Gaudi accelerators and the NPUs of Intel's processors; each with its control
+    node, if it has one, and, where its network is in use, its verbs node."""
+    driver = vendor.modules[0]
     devices: List[Device] = []
     notes: List[str] = []
     for bdf in filter(pci.is_address, tree.names(f"/sys/bus/pci/drivers/{driver}")):
@@ -69,9 +61,9 @@ def _accelerators(tree: Tree, options: Options, kind: str, driver: str) -> Found
         accel = pci.numbered(found, "accel")
         if accel:
             module = tree.text(directory + "/module_id")[:32]
-            _add(devices, notes, tree, bdf, accel[0], kind.rpartition("/")[2], merged(*blocks), missing, driver,
+            _add(devices, notes, tree, bdf, accel[0], vendor.kind.rpartition("/")[2], merged(*blocks), missing, driver,
                  f" module {module}" if module else "")
-    return Found(kind, devices, notes=notes, watch=["/dev/accel", f"/sys/module/{driver}"])
+    return Found(vendor.kind, devices, notes=notes, watch=["/dev/accel", f"/sys/module/{driver}"])
 
 
 def _add(devices: List[Device], notes: List[str], tree: Tree, bdf: str, name: str, class_: str, edits: Block,

@@ -7,27 +7,25 @@ Source: glibc, sysdeps/generic/dl-cache.h, elf/cache.c and elf/dl-cache.c.
 
 from __future__ import annotations
 
-from _operator import itemgetter  # operator brings the same and more
 from struct import Struct, error
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Callable, Dict, Iterator, List, NamedTuple, Tuple
+    from typing import Callable, Dict, Iterator, List, Tuple
 
-    class Entry(NamedTuple):
-        """`flags` say for which machine; `key` is what a program asks for, `value` the path."""
-        flags: int
-        key: bytes
-        value: bytes
-        version: int
-        hardware: int
-else:
-    class Entry(tuple):  # without collections, which a hook has no other need of
-        __slots__ = ()
-        flags, key, value, version, hardware = (property(itemgetter(place)) for place in range(5))
 
-        def __new__(cls, *values):
-            return tuple.__new__(cls, values)
+class Entry:
+    """`flags` say for which machine; `key` is what a program asks for, `value` the path."""
+
+    __slots__ = ("flags", "key", "value", "version", "hardware")
+
+    def __init__(self, flags: int, key: bytes, value: bytes, version: int, hardware: int) -> None:
+        self.flags = flags
+        self.key = key
+        self.value = value
+        self.version = version
+        self.hardware = hardware
+
 
 _OLD = b"ld.so-1.7.0"
 _NEW = b"glibc-ld.so.cache1.1"
@@ -163,7 +161,7 @@ def _search(new: Entry, count: int, entry_at: Callable[[int], Entry]) -> Tuple[i
         found = entry_at(number)
         if found.key != new.key:
             break
-        if found[:3] == new[:3]:
+        if found.value == new.value and found.flags == new.flags:
             return low, True
     return low, False
 

@@ -12,9 +12,10 @@ import os
 from shim import paths
 from shim.cdi.document import load
 from shim.errors import ChandlerError, HostError
-from shim.generate import document, nvml, vendors
+from shim.generate import document, generators, nvml
 from shim.generate.model import Options
 from shim.generate.tree import Tree
+from shim.gpu.vendors import VENDORS
 from shim.host import files
 from shim.node import cdi_files
 
@@ -44,16 +45,16 @@ def fallback(kinds: List[str], config: Dict[str, Any], tree: Optional[Tree] = No
     options = Options(hook=config["cdi.hook"])
     entries: List[Tuple[str, Union[bytes, ChandlerError]]] = []
     watch: List[str] = []
-    for vendor, (kind, _) in vendors.VENDORS.items():
-        if kind in kinds:
+    for vendor in VENDORS:
+        if vendor.kind in kinds:
             continue
         try:
-            made, found = vendors.describe(vendor, tree or Tree(), options, ask)
+            made, found = generators.describe(vendor.name, tree or Tree(), options, ask)
             watch += found.watch
             if made is not None:
-                entries.append((f"{vendor}.json", document.render(made)))
+                entries.append((f"{vendor.name}.json", document.render(made)))
         except HostError as error:
-            entries.append((f"{vendor}.json", error))
+            entries.append((f"{vendor.name}.json", error))
     return entries, watch
 
 
@@ -124,7 +125,7 @@ def refresh(config: Dict[str, Any], owners: Dict[int, str], tree: Optional[Tree]
     ours, others = _survey(config, owners)
     done: List[str] = []
     wrong: List[str] = []
-    managed = {f"{directory(config)}/{file_name(vendor)}": vendor for vendor in config["cdi.generate"]}
+    managed = {f"{directory(config)}/{file_name(vendor.name)}": vendor for vendor in VENDORS if vendor.name in config["cdi.generate"]}
     for own in ours:
         try:
             sentence = _renew(own, own.path in managed, others.get(own.kind, ""), config["cdi.hook"], tree, ask)
@@ -136,13 +137,13 @@ def refresh(config: Dict[str, Any], owners: Dict[int, str], tree: Optional[Tree]
     present = {own.path for own in ours}
     described = {own.kind for own in ours} | set(others)
     for path, vendor in managed.items():
-        if path in present or vendors.VENDORS[vendor][0] in described:
+        if path in present or vendor.kind in described:
             continue
         if os.path.lexists(path):
             wrong.append(f"{path} is in the way: it is not a file that Chandler made")
             continue
         try:
-            made, found = vendors.describe(vendor, tree, Options(hook=config["cdi.hook"]), ask)
+            made, found = generators.describe(vendor.name, tree, Options(hook=config["cdi.hook"]), ask)
             if made is None:
                 continue
             write(path, document.render(made))
@@ -178,7 +179,7 @@ def _renew(own: Ours, managed: bool, other: str, hook: str, tree: Tree, ask: Ask
     if managed and other:
         os.unlink(own.path)
         return f"removed {own.path}: {other} describes {own.kind}"
-    made, _ = vendors.describe(vendors.of_kind(own.kind), tree, own.options(hook), ask)
+    made, _ = generators.describe(generators.vendor_name(own.kind), tree, own.options(hook), ask)
     if made is None and managed:
         os.unlink(own.path)
         return f"removed {own.path}: this host has no device of kind {own.kind}"

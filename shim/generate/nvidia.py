@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
     from shim.generate.model import Block, Options
     from shim.generate.tree import Tree
+    from shim.gpu.vendors import Vendor
 
     Ask = Callable[[str], Dict[str, Any]]
     Node = Tuple[str, int, int, int, int]
 
-KIND = "nvidia.com/gpu"
 _CAPS = "/dev/nvidia-caps/nvidia-cap"
 # control node: (names in /proc/devices, minor, whether containers compute without it)
 _CONTROLS = {
@@ -33,7 +33,7 @@ _FRONTEND = ("nvidia", "nvidia-frontend")
 _WATCH = ("/sys/module/nvidia", "/dev/nvidiactl", "/dev/nvidia-caps", "/dev/dxg")
 
 
-def gpus(tree: Tree, options: Options, ask: Ask) -> Found:
+def gpus(vendor: Vendor, tree: Tree, options: Options, ask: Ask) -> Found:
     """What the chosen mode finds.  `ask` is nvml.ask; it raises Unanswered where there is no NVML.
 
     Raises HostError for a MIG device without its capabilities, and where the chosen mode cannot work.
@@ -55,7 +55,7 @@ def gpus(tree: Tree, options: Options, ask: Ask) -> Found:
     if answer is None:
         answer = nvproc.read(tree)
     if not answer["gpus"]:
-        return Found(KIND, [], notes=notes, watch=_WATCH)
+        return Found(vendor.kind, [], notes=notes, watch=_WATCH)
     if not driver.directory:
         notes.append("the driver's libraries were not found; containers get its device nodes alone")
     elif kernel and driver.version != kernel:
@@ -78,7 +78,7 @@ def gpus(tree: Tree, options: Options, ask: Ask) -> Found:
     # Forward compatibility is for data centre GPUs; on others the newer library fails where the host's would have worked.
     compat = all(gpu["name"] and not any(word in gpu["name"] for word in ("GeForce", "TITAN")) for gpu in answer["gpus"])
     common = merged(controls, nvfiles.common(tree, options, driver, compat))
-    return Found(KIND, devices, common, version, notes, dict.fromkeys(watch))
+    return Found(vendor.kind, devices, common, version, notes, dict.fromkeys(watch))
 
 
 def _controls(tree: Tree, options: Options, majors: Dict[str, int], params: Dict[str, str], notes: List[str]) -> Block:

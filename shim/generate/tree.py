@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import stat
 
+from shim import pathtext
 from shim.errors import ChandlerError, HostError
 from shim.host import device_nodes, files
 
@@ -23,20 +24,13 @@ if TYPE_CHECKING:
 MAX_TEXT = 1 << 20  # bytes of a file in /proc or /sys, or of a list of files
 MAX_CACHE = 32 << 20  # bytes of a dynamic loader's cache
 MAX_NAMES = 1 << 16  # entries of a directory
-_MAX_LINKS = 40
-
-
-def look(path: str) -> Tuple[str, int, int, int, int]:
-    """(type, major, minor, permission bits, group) of a device node.  Raises HostError."""
-    found = device_nodes.lstat_device(path)
-    return found[0], found[1], found[2], found[3], os.lstat(path).st_gid
 
 
 class Tree:
     """The host below `prefix`; paths that go in and out never contain the prefix.  `elsewhere` says of top directories
     such as /proc where they really are."""
 
-    def __init__(self, prefix: str = "", look: Look = look, elsewhere: Optional[Dict[str, str]] = None) -> None:
+    def __init__(self, prefix: str = "", look: Look = device_nodes.look, elsewhere: Optional[Dict[str, str]] = None) -> None:
         self.prefix = prefix
         self._look = look
         self._elsewhere = elsewhere or {}
@@ -90,26 +84,9 @@ class Tree:
 
         Nothing when it does not end at something that is there.
         """
-        rest = [part for part in reversed(path.split("/")) if part not in ("", ".")]
-        here: List[str] = []
-        links = 0
-        while rest:
-            part = rest.pop()
-            if part == "..":
-                here = here[:-1]
-                continue
-            target = self.link("/".join((root.rstrip("/"), *here, part)))
-            if not target:
-                here.append(part)
-                continue
-            links += 1
-            if links > _MAX_LINKS:
-                return ""
-            if target.startswith("/"):
-                here = []
-            rest.extend(part for part in reversed(target.split("/")) if part not in ("", "."))
-        found = "/" + "/".join(here)
-        return found if self.kind(root.rstrip("/") + found) else ""
+        root = root.rstrip("/")
+        found = pathtext.follow(path, lambda directory, name: self.link(f"{root}{directory}/{name}"))
+        return found if found and self.kind(root + found) else ""
 
     def kind(self, path: str) -> str:
         """`file`, `directory`, `socket`, `link` or `other`, links not followed; nothing where there is nothing."""

@@ -1,7 +1,6 @@
 """From `resources.gpu` to devices: CDI names where a CDI file describes the GPUs, the vendor's nodes where none does.
 
-The vendor table is the only place that knows a vendor.  Pure (the host is asked through `look`); part of the create
-path.
+Pure (the host is asked through `look`); part of the create path.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from shim import errors
 from shim.cdi import names as cdi_names
 from shim.cdi import resolve as cdi_resolve
 from shim.edits import DEVICE, ENV, GID, Edits, merge
+from shim.gpu import vendors
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,31 +20,6 @@ if TYPE_CHECKING:
     from shim.state.leases import Lease
 
     Look = Callable[[str], Tuple[str, int, int, int, int, str]]
-
-DEFAULT_VENDOR = "nvidia"
-
-# vendor: (CDI kind, variables that list the visible devices by their number inside the container)
-VENDORS = {
-    "nvidia": ("nvidia.com/gpu", ("NVIDIA_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")),
-    "amd": ("amd.com/gpu", ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")),
-    "intel": ("intel.com/gpu", ("ZE_AFFINITY_MASK",)),
-    "habana": ("intel.com/gaudi", ()),
-}
-_VARIABLES = dict(VENDORS.values())
-
-# Without a CDI file: nodes that every container needs, and those of GPU number {0}; {1} is 128 + number.
-NODES = {
-    "nvidia.com/gpu": (("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools"), ("/dev/nvidia{0}",)),
-    "amd.com/gpu": (("/dev/kfd",), ("/dev/dri/renderD{1}", "/dev/dri/card{0}")),
-    "intel.com/gpu": ((), ("/dev/dri/renderD{1}", "/dev/dri/card{0}")),
-    "intel.com/gaudi": ((), ("/dev/accel/accel{0}", "/dev/accel/accel_controlD{0}")),
-}
-# Nodes of /dev/dri and /dev/accel say by their name nothing about whose they are.
-PCI_VENDORS = {"nvidia.com/gpu": "0x10de", "amd.com/gpu": "0x1002", "intel.com/gpu": "0x8086", "intel.com/gaudi": "0x1da3"}
-_REMEDIES = {
-    "nvidia.com/gpu": "load the driver with `nvidia-modprobe -u -c 0`, or give the node a CDI file with `chandler cdi generate`",
-    "amd.com/gpu": "load the amdgpu driver, or give the node a CDI file with `chandler cdi generate`",
-}
 
 
 class Grant:
@@ -78,7 +53,7 @@ def grant(wish: Optional[Dict[str, Any]], engine_names: List[str], inventory: In
     names = list(engine_names)
     nodes: Optional[Grant] = None
     if wish is not None:
-        kind = _kind(wish.get("vendor", DEFAULT_VENDOR), source)
+        kind = _kind(wish.get("vendor", vendors.DEFAULT.name), source)
         asked, count = wish.get("devices"), wish.get("count", 1)
         if asked is not None and "count" in wish and ("all" in asked or count != len(asked)):
             raise errors.RequestError(f"{source}: resources.gpu asks for {count} devices and names {len(asked)}",
@@ -110,7 +85,7 @@ def weighed(grant: Grant, inventory: Inventory) -> Tuple[int, List[str]]:
             count += 1
             continue
         kind = name.partition("=")[0]
-        prefix = NODES[kind][1][0].partition("{")[0] if kind in NODES else ""
+        prefix = "".join(vendors.of_kind(kind).gpu_nodes[:1]).partition("{")[0]
         nodes = [edit[1] for edit in found[2] if edit[0] == DEVICE and edit[1].startswith(prefix)] if found and prefix else []
         if len(nodes) > 1:  # nvidia0 and its like, not nvidiactl
             nodes = [path for path in nodes if path[len(prefix):].isdigit()]
@@ -127,8 +102,8 @@ def numbers(kinds: Iterable[str], inventory: Inventory, look: Look) -> Dict[str,
     for kind in kinds:
         picks = inventory.picks(kind)
         keys = {f"{kind}={pick}": inventory.key(f"{kind}={pick}") for pick in picks}
-        if not picks and kind in NODES and inventory.config["gpu.fallback"] == "devices":
-            own = NODES[kind][1]
+        own = vendors.of_kind(kind).gpu_nodes
+        if not picks and own and inventory.config["gpu.fallback"] == "devices":
             keys = {f"{kind}={number}": [_own_key(own, number, look)] for number in _numbers_there(own, look)}
         # the key of a device without a node of its own is its name
         found.update((number, name) for name, own_keys in keys.items() for key in own_keys for number in key.split("+") if number[1:2].isdigit())
@@ -140,18 +115,23 @@ def again(wish: Dict[str, Any], names: List[str], engine_names: List[str]) -> Di
     own = [name for name in names if name not in engine_names]
     if not own:
         return wish
-    kind = VENDORS[vendor][0] if (vendor := wish.get("vendor", DEFAULT_VENDOR)) in VENDORS else vendor
+    name = wish.get("vendor", vendors.DEFAULT.name)
+    vendor = vendors.by_name(name)
+    kind = name if vendor is None else vendor.kind
     return {**{key: value for key, value in wish.items() if key not in ("count", "prefer")},
             "devices": [name.partition("=")[2] if name.partition("=")[0] == kind else name for name in own]}
 
 
-def _kind(vendor: str, source: str) -> str:
-    if vendor in VENDORS:
-        return VENDORS[vendor][0]
-    if "/" in vendor:
-        return vendor
-    raise errors.RequestError(f"{source}: resources.gpu.vendor: unknown vendor {vendor!r}",
-                       f"known: {', '.join(VENDORS)}, or a CDI kind such as example.com/gpu")
+def _kind(name: str, source: str) -> str:
+    """The CDI kind that resources.gpu.vendor means: that of a vendor, or itself."""
+    vendor = vendors.by_name(name)
+    if vendor is not None and vendor.gpu_nodes:
+        return vendor.kind
+    if "/" in name:
+        return name
+    known = ", ".join(each for vendor in vendors.with_gpus() for each in vendor.names)
+    raise errors.RequestError(f"{source}: resources.gpu.vendor: unknown vendor {name!r}",
+                              f"known: {known}, or a CDI kind such as example.com/gpu")
 
 
 # --- through CDI ----------------------------------------------------------------------------------------------
@@ -237,7 +217,7 @@ def _check_free(name: str, keys: List[str], source: str, held: Optional[List[Lea
 def _visibility(kind: str, count: int) -> List[Edit]:
     """The vendor's variables: inside the container its devices are numbered from 0, whatever they are outside."""
     listed = ",".join(str(number) for number in range(count))
-    return [(ENV, variable, listed, f"vendor table, {kind}") for variable in _VARIABLES.get(kind, ())]
+    return [(ENV, variable, listed, f"vendor table, {kind}") for variable in vendors.of_kind(kind).variables]
 
 
 # --- without CDI ----------------------------------------------------------------------------------------------
@@ -245,9 +225,10 @@ def _visibility(kind: str, count: int) -> List[Edit]:
 def _from_nodes(kind: str, asked: Any, count: int, inventory: Inventory, source: str,
                 look: Look, held: Optional[List[Lease]]) -> Grant:
     """The vendor's own device nodes, for a host without a CDI file for the kind."""
-    if inventory.config["gpu.fallback"] != "devices" or kind not in NODES or inventory.problems:
+    vendor = vendors.of_kind(kind)
+    own = vendor.gpu_nodes
+    if inventory.config["gpu.fallback"] != "devices" or not own or inventory.problems:
         inventory.explain_missing([f"{kind}={device}" for device in asked or ("0",)])
-    own = NODES[kind][1]
     if asked is not None:
         numbers = [_device_number(device, kind, source) for device in asked]
     elif held:
@@ -259,20 +240,19 @@ def _from_nodes(kind: str, asked: Any, count: int, inventory: Inventory, source:
     if len(set(numbers)) != len(numbers):
         raise errors.RequestError(f"{source}: resources.gpu.devices names one device twice")
     origin = f"vendor table, {kind}"
-    shared = NODES[kind][0]
     edits: List[Edit] = []
     keys: List[str] = []
     try:
-        for path in shared:
+        for path in vendor.control_nodes:
             edits.extend(_node(path, origin, look))
         for number in numbers:
             for template in own:
-                edits.extend(_node(template.format(number, 128 + number), origin, look, PCI_VENDORS[kind]))
+                edits.extend(_node(template.format(number, 128 + number), origin, look, vendor.pci))
             keys.append(_own_key(own, number, look))
             _check_free(f"{kind}={number}", keys[-1:], source, held)
     except errors.HostError as error:
         raise errors.HostError(f"{source}: resources.gpu asks for {len(numbers)} devices of {kind}, but {error.what}, and no CDI "
-                        f"file describes {kind}", _REMEDIES.get(kind, "load the driver, or give the node a CDI file")) from None
+                        f"file describes {kind}", f"load the driver with `{vendor.load}`, or give the node a CDI file with `chandler cdi generate`") from None
     names = [f"{kind}={number}" for number in numbers]
     made = Edits(edits + _visibility(kind, len(numbers)))
     return Grant(names, keys, made, [], made)

@@ -11,6 +11,7 @@ import os
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from shim.errors import HostError, RequestError
+from shim.host import kernel
 
 VARIABLE = "CHANDLER_CGROUP_PARENT"
 LEAF, CONTAINERS = "init", "containers"  # the builder's own group, and the one that containers' groups go into
@@ -158,13 +159,7 @@ def _hides(above: str, point: str) -> bool:
 
 def _groups(text: str) -> Dict[str, str]:
     """The path by controller; version 2's under ''."""
-    found: Dict[str, str] = {}
-    for line in text.splitlines():
-        parts = line.split(":", 2)
-        if len(parts) == 3:
-            for name in parts[1].split(","):
-                found.setdefault(name, parts[2])
-    return found
+    return {name: path for controllers, path in kernel.cgroups(text).items() for name in controllers.split(",")}
 
 
 def _below(path: str, root: str) -> str:

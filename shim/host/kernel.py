@@ -8,15 +8,36 @@ from shim.host import files
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict
+    from typing import Any, Dict, List, Union
+
+
+def stat(pid: Union[int, str]) -> List[str]:
+    """The fields of /proc/PID/stat from the state of the process on, the third in proc(5); none when it is gone."""
+    try:
+        return _text(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    except OSError:
+        return []
 
 
 def started(pid: int) -> int:
-    """When a process started, in clock ticks since boot; 0 when there is none.  Source: proc(5), /proc/pid/stat."""
+    """When a process started, in clock ticks since boot; 0 when there is none."""
     try:
-        return int(_text(f"/proc/{pid}/stat").rpartition(")")[2].split()[19])
-    except (OSError, ValueError, IndexError):
+        return int(stat(pid)[19])
+    except (ValueError, IndexError):
         return 0
+
+
+def cgroups(table: str) -> Dict[str, str]:
+    """The control groups in the text of a /proc/PID/cgroup: the path in each hierarchy, by the hierarchy's controllers as
+    they are written there, such as cpu,cpuacct; '' is cgroup v2.  Source: cgroups(7)."""
+    lines = (line.split(":", 2) for line in table.split("\n"))
+    return {line[1]: line[2] for line in lines if len(line) == 3}
+
+
+def cgroups_of(pid: Union[int, str]) -> Dict[str, str]:
+    """The control groups of a process.  Raises OSError."""
+    with open(f"/proc/{pid}/cgroup", "rb") as file:
+        return cgroups(file.read().decode("utf-8", "replace"))
 
 
 def boot() -> str:

@@ -6,7 +6,7 @@ the configuration writes {scope}, that comes in, and without one there is no sec
 
 from __future__ import annotations
 
-from shim import errors
+from shim import errors, paths
 from shim.host import trust
 
 TYPE_CHECKING = False
@@ -78,7 +78,7 @@ def _from_command(command: List[str], name: str, owners: Dict[int, str], seconds
     try:
         trust.check_way(program, owners)
         done = subprocess.run([program, *command[1:]], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                              timeout=seconds, check=False, cwd="/", env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"})
+                              timeout=seconds, check=False, cwd="/", env={"PATH": paths.SAFE_PATH})
     except subprocess.TimeoutExpired:
         raise errors.HostError(f"the secret {name} cannot be had: {program} took more than {seconds:g} seconds") from None
     except OSError as error:

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import posix
 
-from shim import errors
+from shim import errors, pathtext
 from shim.host import files, userns
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Dict, List, Tuple
 
-_MAX_LINKS = 40
 _FORMAT, _DIRECTORY, _LINK = 0o170000, 0o040000, 0o120000
 _OTHERS_WRITE = 0o022
 _STICKY = 0o1000
@@ -41,27 +40,15 @@ def way(path: str) -> List[Tuple[str, posix.stat_result]]:
     Raises OSError when something is missing; the list then cannot say who could put it there.
     """
     passed: List[Tuple[str, posix.stat_result]] = [("/", posix.lstat("/"))]
-    rest = [part for part in reversed(path.split("/")) if part not in ("", ".")]
-    here: List[str] = []
-    links = 0
-    while rest:
-        part = rest.pop()
-        if part == "..":
-            here = here[:-1]
-            continue
-        current = "/" + "/".join((*here, part))
+
+    def link(directory: str, name: str) -> str:
+        current = f"{directory}/{name}"
         found = posix.lstat(current)
         passed.append((current, found))
-        if found.st_mode & _FORMAT == _LINK:
-            links += 1
-            if links > _MAX_LINKS:
-                raise OSError(40, "too many levels of symbolic links")
-            target = posix.readlink(current)
-            if target.startswith("/"):
-                here = []
-            rest.extend(part for part in reversed(target.split("/")) if part not in ("", "."))
-        else:
-            here.append(part)
+        return posix.readlink(current) if found.st_mode & _FORMAT == _LINK else ""
+
+    if not pathtext.follow(path, link):
+        raise OSError(40, "too many levels of symbolic links")
     return passed
 
 

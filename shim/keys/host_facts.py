@@ -10,7 +10,7 @@ import posix
 
 from shim import errors
 from shim.edits import DEVICE, ENV, Edits
-from shim.gpu import choose
+from shim.gpu import choose, vendors
 from shim.host import device_nodes, files, trust, userns
 from shim.keys import settings
 from shim.oci import reader
@@ -268,6 +268,6 @@ def _check_gpus(made: Edits, inventory: Inventory, source: str) -> None:
     nodes = {f"{node['type']}{node['major']}:{node['minor']}": path for _, path, node, _ in made.of(DEVICE)}
     if not nodes:
         return
-    for number, name in choose.numbers(dict.fromkeys([*inventory.kinds(), *choose.NODES]), inventory, device_nodes.look_at_gpu).items():
+    for number, name in choose.numbers(dict.fromkeys([*inventory.kinds(), *(vendor.kind for vendor in vendors.with_gpus())]), inventory, device_nodes.look_at_gpu).items():
         if number in nodes:
             raise errors.RequestError(f"{source}: devices: {nodes[number]} belongs to {name}", "ask for it in resources.gpu")

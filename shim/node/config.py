@@ -9,7 +9,9 @@ from __future__ import annotations
 from typing import Any, Callable, Dict, List, Tuple
 
 from shim.errors import ChandlerError, ConfigError
+from shim.gpu import vendors
 from shim.policy.classes import CLASSES
+from shim.policy.rules import FIELDS
 from shim.request import quantity
 
 Table = Dict[str, Any]
@@ -79,11 +81,9 @@ def _engines(value: Any) -> bool:
 
 DEFAULT_PREFIX = "chandler.oci/"
 
-_VENDORS = ("nvidia", "amd", "intel", "gaudi", "npu")
-
 
 def _vendors(value: Any) -> bool:
-    return isinstance(value, list) and all(item in _VENDORS for item in value)
+    return isinstance(value, list) and all(isinstance(item, str) and item in vendors.all_names() for item in value)
 
 
 def _path_or_none(value: Any) -> bool:
@@ -137,7 +137,6 @@ def _volumes(value: Any) -> bool:
     return isinstance(value, dict) and all(name and _path(path) for name, path in value.items())
 
 
-_FIELDS = ("handler", "namespace", "pod", "container", "image", "user")
 _ONCE = ("policy.rule", "policy.evict-unadjusted")  # what no rule can have
 
 
@@ -153,9 +152,9 @@ def _rules(value: Any) -> bool:
         if not isinstance(match, dict) or not match:
             raise ConfigError(f"policy.rule {name!r} has no match", 'write match = {namespace = ["…"]}')
         for field, patterns in match.items():
-            if field not in _FIELDS or not _strings(patterns) or not patterns:
+            if field not in FIELDS or not _strings(patterns) or not patterns:
                 raise ConfigError(f"policy.rule {name!r}: match.{field} = {patterns!r} is wrong",
-                                  f"it must be a list of patterns, for one of {', '.join(_FIELDS)}")
+                                  f"it must be a list of patterns, for one of {', '.join(FIELDS)}")
         for key, item in rule.items():
             if key in ("name", "match"):
                 continue
@@ -171,6 +170,8 @@ def _normal(key: str, value: Any) -> Any:
     """A value as the create path reads it."""
     if key in ("policy.allow", "policy.deny"):
         return [_SHORT.get(word, word) for word in value]
+    if key == "cdi.generate":
+        return [vendor.name for vendor in vendors.VENDORS if set(vendor.names) & set(value)]
     if key == "policy.max-cpu":
         return _scaled(value, 1000)
     if key == "policy.max-memory":
@@ -196,7 +197,7 @@ KEYS: Dict[str, Tuple[Callable[[Any], bool], str, Any]] = {
     "cdi.spec-dirs": (_paths, "a list of absolute paths", ["/etc/cdi", "/var/run/cdi"]),
     "cdi.annotations": (_boolean, "true or false", False),
     "gpu.allocator": (_one_of("leases", "fixed", "none"), "leases, fixed or none", "leases"),
-    "cdi.generate": (_vendors, "a list of " + ", ".join(_VENDORS), []),
+    "cdi.generate": (_vendors, "a list of " + ", ".join(vendors.all_names()), []),
     "cdi.generate-dir": (_path_or_none, 'an absolute path or ""', ""),
     "cdi.hook": (_path_or_none, 'an absolute path or ""', ""),
     "gpu.fallback": (_one_of("devices", "generate", "off"), "devices, generate or off", "devices"),
@@ -227,7 +228,7 @@ KEYS: Dict[str, Tuple[Callable[[Any], bool], str, Any]] = {
     "secrets.directory": (_directory, 'an absolute path, in which {scope} stands for the namespace, or ""', ""),
     "secrets.command": (_command, "a program's absolute path and its arguments", []),
     "volumes": (_volumes, "names with absolute paths", {}),
-    "policy.kinds": (_strings, "a list of CDI kinds", ["nvidia.com/gpu", "amd.com/gpu", "intel.com/gpu", "intel.com/gaudi"]),
+    "policy.kinds": (_strings, "a list of CDI kinds", [vendor.kind for vendor in vendors.with_gpus()]),
 }
 _TABLES = {key.partition(".")[0] for key in KEYS if "." in key}
 

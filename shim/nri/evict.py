@@ -9,13 +9,13 @@ import os
 import signal
 
 from shim.errors import HostError
+from shim.host import kernel
 
 
 def runs(container: str, pid: int) -> bool:
     """Whether process `pid` is there and one of the container's."""
     try:
-        with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="replace") as file:
-            return pid > 0 and container in file.read()
+        return any(container in path for path in kernel.cgroups_of(pid).values())
     except OSError:
         return False
 

@@ -17,6 +17,7 @@ import threading
 import time
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
+from shim import report
 from shim.errors import ChandlerError, HostError
 from shim.host import trust
 from shim.node.inventory import Inventory
@@ -322,7 +323,7 @@ class Loop:
         del self._scrapes[scrape]
 
     def _say(self, level: str, text: str) -> None:
-        self.service.log({"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "level": level, "msg": text})
+        self.service.log({"time": report.now(), "level": level, "msg": text})
 
 
 def _noted(number: int, frame: Any) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import posix
 
-from shim import errors
+from shim import errors, pathtext
 from shim.edits import MOUNT, Edits
 from shim.pathtext import absolute, clean
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from typing import Any, Dict, Optional
 
 _FORMAT, _LINK = 0o170000, 0o120000
-_MAX_LINKS = 40
 _KERNEL = ("/proc", "/sys")
 # Most targets are not there yet, and access costs a tenth of lstat.  A C library that cannot leave links alone says of /
 # itself that it is not there.
@@ -154,29 +153,19 @@ class Image:
 
     def _walk(self, path: str, origin: str) -> str:
         """The path as chroot(2) would resolve it."""
-        rest = [part for part in reversed(path.split("/")) if part not in ("", ".")]
-        here = ""
-        links = 0
-        while rest:
-            part = rest.pop()
-            if part == "..":
-                here = here.rpartition("/")[0]
-                continue
+        def link(here: str, part: str) -> str:
             above = self._host(here)
             if self._host(f"{here}/{part}") is not None:
-                here = f"{here}/{part}"
-                continue
-            links += 1
-            if links > _MAX_LINKS:
-                raise errors.BundleError(f"{origin}: the image has more than {_MAX_LINKS} links on the way to {path}")
+                return ""
             if here in self.mounts or self.within_bind(here):
                 raise errors.BundleError(f"{origin}: {here}/{part}, on the way to {path}, is a link in a directory that the engine mounts",
                                          "take a target without links")
-            target = posix.readlink(f"{above}/{part}")
-            if target.startswith("/"):
-                here = ""
-            rest += [each for each in reversed(target.split("/")) if each not in ("", ".")]
-        return here or "/"
+            return posix.readlink(f"{above}/{part}")
+
+        resolved = pathtext.follow(path, link)
+        if not resolved:
+            raise errors.BundleError(f"{origin}: the image has more than {pathtext.MAX_LINKS} links on the way to {path}")
+        return resolved
 
 
 def _bound(mount: Dict[str, Any]) -> bool:

@@ -7,7 +7,7 @@ configuration alone.  Pure; part of the create path.
 from __future__ import annotations
 
 from shim import errors
-from shim.gpu import choose
+from shim.gpu import vendors
 from shim.oci import reader
 from shim.policy import words
 from shim.request import parse, schema
@@ -18,10 +18,9 @@ if TYPE_CHECKING:
 
     Config = Dict[str, Any]
 
-# Set by Chandler from what was granted; a request must not say otherwise.
+# Set by Chandler from what was granted, like the variables of the vendor table; a request must not say otherwise.
 _OURS_SUFFIX = "_VISIBLE_DEVICES"
 _OURS_PREFIX = "CUDA_MPS_"
-_OURS = frozenset(("ZE_AFFINITY_MASK",))
 # Variables that decide which code a process loads.
 _LOADER_PREFIXES = ("LD_", "PYTHON")
 _LOADER = frozenset(("PATH", "GCONV_PATH", "GLIBC_TUNABLES", "BASH_ENV", "ENV"))
@@ -89,14 +88,14 @@ def _asked_by_name(names: Sequence[str], key: str) -> List[Tuple[str, str]]:
     asked = [("gpu.devices", key)]
     if any(name.rpartition("=")[2] == "all" for name in names):
         asked.append(("gpu.all", f'{key}: "all"'))
-    other = next((name for name in names if "=" in name and name.partition("=")[0] != choose.VENDORS[choose.DEFAULT_VENDOR][0]), "")
+    other = next((name for name in names if "=" in name and name.partition("=")[0] != vendors.DEFAULT.kind), "")
     if other:
         asked.append(("gpu.vendor", f"{key}: {other}"))
     return asked
 
 
 def _check_variable(name: str, source: str, trusted: bool) -> None:
-    if name.endswith(_OURS_SUFFIX) or name.startswith(_OURS_PREFIX) or name in _OURS:
+    if name.endswith(_OURS_SUFFIX) or name.startswith(_OURS_PREFIX) or any(name in vendor.variables for vendor in vendors.VENDORS):
         raise errors.PolicyError(f"{source}: env.{name} is set by Chandler from what is granted", "remove it")
     if trusted:
         return

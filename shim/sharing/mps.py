@@ -213,11 +213,8 @@ def _ended(page: Page, patience: float) -> bool:
 
 def _zombie(pid: int) -> bool:
     """Whether a process has ended and its parent has not yet looked: process 1 of a container may never look."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b")")[2].split()[0] in (b"Z", b"X")
-    except (OSError, IndexError):
-        return True
+    fields = kernel.stat(pid)
+    return not fields or fields[0] in "ZX"
 
 
 # --- starting it without systemd ------------------------------------------------------------------------------
@@ -298,16 +295,9 @@ def _enter_initial_mounts() -> None:
         raise RuntimeError(f"it would keep the mounts of whoever creates the container; process 1's cannot be had: {error.strerror}") from None
 
 
-def _groups() -> Dict[str, str]:
-    """The control group of each hierarchy, by its controllers ('' for cgroup v2)."""
-    with open("/proc/self/cgroup", encoding="utf-8", errors="surrogateescape") as file:
-        lines = [line.rstrip("\n").split(":", 2) for line in file]
-    return {controllers: path for _, controllers, path in lines}
-
-
 def _leave_groups() -> None:
     """A daemon in a pod's control group would be counted there, and end with the pod."""
-    before = {controllers: path for controllers, path in _groups().items() if path != "/"}
+    before = {controllers: path for controllers, path in kernel.cgroups_of("self").items() if path != "/"}
     if not before:
         return
     for mounted, kind, options in _hierarchies():
@@ -322,7 +312,7 @@ def _leave_groups() -> None:
                     file.write("0")
         except OSError:
             pass  # what counts is where we are in the end
-    now = _groups()
+    now = kernel.cgroups_of("self")
     for controllers, path in before.items():
         if now[controllers] == path or now[controllers].startswith(path.rstrip("/") + "/"):
             raise RuntimeError(f"it cannot leave the control group {path} of whoever creates the container")

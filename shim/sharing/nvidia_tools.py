@@ -10,14 +10,14 @@ from __future__ import annotations
 import os
 import subprocess
 
-from shim import errors
+from shim import errors, paths
 from shim.host import trust, userns
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Dict, List
 
-ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
+ENVIRONMENT = {"PATH": paths.SAFE_PATH, "LC_ALL": "C"}
 PATIENCE = 15.0  # seconds: without the persistence daemon every GPU has to wake first
 CONTROL_PATIENCE = 3.0  # for one answer of an MPS daemon
 SYSTEMCTL = "/usr/bin/systemctl"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 
-from shim import errors
+from shim import errors, paths
 from shim.edits import HOOK, Edits, merge
 from shim.errors import ChandlerError
 from shim.host import runtimes, trust
@@ -130,4 +130,4 @@ def hook(share: Sharing, state_dir: str) -> Edits:
     pipe_dir = pages.directories(share, state_dir)[0]
     return Edits([(HOOK, "createRuntime", {
         "path": runtimes.hook_program(), "args": ["chandler-hook", "mps-ready", pipe_dir, share.config["gpu.mps-control"]],
-        "env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"]}, share.source)])
+        "env": ["PATH=" + paths.SAFE_PATH]}, share.source)])

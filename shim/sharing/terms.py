@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from shim import errors, jsontext
 from shim.edits import ENV, MOUNT, Edits
+from shim.gpu import vendors
 from shim.oci import reader
 
 TYPE_CHECKING = False
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 MPS, TIME_SLICE = "mps", "time-slice"
 SLICES = ("default", "short", "medium", "long")  # in the order of nvidia-smi's numbers
-KIND = "nvidia.com/gpu"
+KIND = vendors.NVIDIA.kind  # MPS and time slices are NVIDIA's
 PIPE_INSIDE = "/tmp/nvidia-mps"  # where CUDA looks by itself
 SLICING_INSIDE = "/etc/nvidia/gpu-time-slicing.yaml"
 # keys of resources.gpu that mean something in one mode alone

@@ -63,13 +63,6 @@ def words(lease: Lease) -> str:
 
 
 def utc(seconds: int) -> str:
-    """A time since 1970 for people.  By hand, since a pure module has no clock.  Source: the proleptic Gregorian
-    calendar, its years taken from March on, so that the leap day is the last."""
-    days, second = divmod(seconds, 86400)
-    era, day = divmod(days + 719468, 146097)  # of 400 years
-    year = (day - day // 1460 + day // 36524 - day // 146096) // 365
-    day -= 365 * year + year // 4 - year // 100
-    month = (5 * day + 2) // 153
-    day -= (153 * month + 2) // 5 - 1
-    month += 3 if month < 10 else -9
-    return f"{year + era * 400 + (month <= 2):04}-{month:02}-{day:02}T{second // 3600:02}:{second // 60 % 60:02}:{second % 60:02}Z"
+    """A time in seconds since 1970 as RFC 3339, UTC; the end of the year 9999 for any later one."""
+    from time import gmtime, strftime  # a refusal alone needs them
+    return strftime("%Y-%m-%dT%H:%M:%SZ", gmtime(min(seconds, 253402300799)))

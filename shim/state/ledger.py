@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import posix
 
-from shim import errors, jsontext
+from shim import errors, jsontext, paths
 from shim.edits import HOOK, LEASE, Edits
 from shim.errors import ChandlerError
 from shim.host import files, kernel, runtimes, trust
@@ -29,10 +29,6 @@ if TYPE_CHECKING:
 
 MAX_LEDGER = 16 << 20
 _VERSION = 1
-
-
-class Damaged(errors.HostError):
-    """The ledger is there, and nobody can say what stood in it."""
 
 
 def parse(data: bytes) -> Optional[List[Lease]]:
@@ -70,7 +66,7 @@ class Ledger:
         self._creating: Optional[Lock] = None
 
     def read(self) -> List[Lease]:
-        """All leases, the oldest first.  Raises Damaged when neither the file nor its copy can be read as ours."""
+        """All leases, the oldest first.  Raises LedgerError when neither the file nor its copy can be read as ours."""
         missing = True
         for path in (self.path, self.path + ".copy"):
             try:
@@ -87,7 +83,7 @@ class Ledger:
                 return found
         if missing and not self._recorded(damaged=True):
             return []
-        raise Damaged(f"the ledger of leases {self.path} is {'lost' if missing else 'damaged'}", "`chandler leases rebuild`")
+        raise errors.LedgerError(f"the ledger of leases {self.path} is {'lost' if missing else 'damaged'}", "`chandler leases rebuild`")
 
     def _recorded(self, damaged: bool = False) -> bool:
         """Whether grant records tell of leases that a ledger of ours has; `damaged`: or may do so."""
@@ -121,7 +117,7 @@ class Ledger:
             trust.own_directory(self._state_dir, 0o700 if self._private else 0o755)
             try:
                 return self._allocate(lease, plan)
-            except Damaged:
+            except errors.LedgerError:
                 made = plan([])
                 if not made.keys:
                     return made  # who needs no device needs no ledger
@@ -172,7 +168,7 @@ class Ledger:
                 present = self.read()
                 if not asked:
                     return rebuild.Rebuilt(present, [], [])  # by another create
-            except Damaged:
+            except errors.LedgerError:
                 pass
             made = rebuild.gather(self._state_dir, present)
             if not asked:
@@ -238,7 +234,7 @@ class Ledger:
     def hook(self, lease: Lease) -> Edits:
         """The poststop hook that releases a lease; the environment is its own, never the container's."""
         return Edits([(HOOK, "poststop", {"path": runtimes.hook_program(), "args": ["chandler-hook", "release", self._state_dir, lease["token"]],
-                                          "env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"]}, LEASE)])
+                                          "env": ["PATH=" + paths.SAFE_PATH]}, LEASE)])
 
     def take_back(self) -> int:
         """Ends the leases that nobody holds any longer; how many there were.  Raises HostError.

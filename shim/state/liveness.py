@@ -75,7 +75,7 @@ def _tables(pid: str) -> Iterator[str]:
     group: then the threads that live on are looked at, too."""
     table = _read(f"/proc/{pid}/cgroup")
     yield table
-    if ":/\n" in table and _stat(pid)[0] == "Z":
+    if ":/\n" in table and kernel.stat(pid)[:1] == ["Z"]:
         try:
             threads = posix.listdir(f"/proc/{pid}/task")
         except OSError:
@@ -87,7 +87,7 @@ def _in_group(table: str, wanted: List[List[str]]) -> bool:
     """Whether a table of control groups names one that ends in any of some patterns."""
     if not any(pattern[-1] in table for pattern in wanted):
         return False
-    paths = [line.split(":", 2)[-1].split("/") for line in table.splitlines()]
+    paths = [path.split("/") for path in kernel.cgroups(table).values()]
     return any(_within(path, pattern) for path in paths for pattern in wanted)
 
 
@@ -155,20 +155,14 @@ def _read(path: str) -> str:
 
 def _ended(pid: str) -> bool:
     """Whether a process has ended with all of its threads: it holds no file any more."""
-    state, threads = _stat(pid)
-    return state in "ZX" and threads <= 1
+    fields = kernel.stat(pid)
+    return not fields or fields[0] in "ZX" and int(fields[17]) <= 1
 
 
 def goes_on_in_threads(pid: int) -> bool:
     """Whether the first thread of a process has ended, which runtimes take for its end, and others have not."""
-    state, threads = _stat(str(pid))
-    return state == "Z" and threads > 1
-
-
-def _stat(pid: str) -> Tuple[str, int]:
-    """The state of a process' first thread, X when it is gone, and how many threads there are.  Source: proc(5), /proc/pid/stat."""
-    fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
-    return (fields[0], int(fields[17])) if len(fields) > 17 else ("X", 0)
+    fields = kernel.stat(pid)
+    return bool(fields) and fields[0] == "Z" and int(fields[17]) > 1
 
 
 def _inner_pid(pid: str) -> int:

@@ -9,6 +9,7 @@ import subprocess
 import time
 from typing import Any, Dict, List
 
+from shim import paths
 from shim.errors import ChandlerError
 from shim.host import files, runtimes
 from shim.state import liveness, records
@@ -93,7 +94,7 @@ def _status(entry: Dict[str, Any]) -> str:
     """What the runtime says of the container, '' when it gives no answer."""
     try:
         done = subprocess.run([entry["runtime"], "--root", entry["root"], "state", entry["id"]], check=False, cwd="/",
-                              env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}, stdin=subprocess.DEVNULL, capture_output=True,
+                              env={"PATH": paths.SAFE_PATH}, stdin=subprocess.DEVNULL, capture_output=True,
                               timeout=_PATIENCE)
         return str(json.loads(done.stdout)["status"]) if done.returncode == 0 else ""
     except (OSError, ValueError, KeyError, TypeError, subprocess.TimeoutExpired):

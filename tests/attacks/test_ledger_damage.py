@@ -19,9 +19,9 @@ from lab.engine import ENVIRONMENT, PATIENCE
 from lab.install import Installation
 from lab.node import Node
 
-from shim.errors import ChandlerError, HostError, LeaseError
+from shim.errors import ChandlerError, HostError, LeaseError, LedgerError
 from shim.state import grants, leases, ledger, records, stale
-from shim.state.ledger import Damaged, Ledger
+from shim.state.ledger import Ledger
 
 TRIES = int(os.environ.get("CHANDLER_FUZZ", "100"))
 SEED = int(os.environ.get("CHANDLER_FUZZ_SEED", "1"))
@@ -185,7 +185,7 @@ def test_a_ledger_of_before_this_format_is_read(kept: Kept) -> None:
             Path(path).write_text(json.dumps(old))
             assert records.read(os.path.dirname(os.path.dirname(path)), record["root"], record["id"]) == old
     Path(kept.ledger.path).write_text(json.dumps(held) + "\n")
-    with pytest.raises(HostError, match="is damaged"):
+    with pytest.raises(LedgerError, match="is damaged"):
         kept.ledger.read()  # what an older Chandler writes beside our copy nobody can put in order
     os.unlink(kept.ledger.path + ".copy")
     assert kept.ledger.read() == held
@@ -216,7 +216,7 @@ def test_a_lost_ledger_is_no_empty_one(kept: Kept) -> None:
     kept.lose_plugin()
     for name in ("", ".copy"):
         os.unlink(kept.ledger.path + name)
-    with pytest.raises(HostError, match="is lost; `chandler leases rebuild`"):
+    with pytest.raises(LedgerError, match="is lost; `chandler leases rebuild`"):
         kept.ledger.read()
     with pytest.raises(LeaseError):
         kept.ledger.allocate(ledger.oci_lease("new", kept.root, "/bin/false", 0), take(7))
@@ -283,7 +283,7 @@ def test_a_rebuild_after_an_upgrade_doubles_no_lease(kept: Kept) -> None:
 def test_a_ledger_that_is_lost_after_an_upgrade_is_missed(kept: Kept) -> None:
     token = as_an_older_release_left_it(kept)
     os.unlink(kept.ledger.path)
-    with pytest.raises(Damaged):
+    with pytest.raises(LedgerError):
         kept.ledger.read()
     later = ledger.oci_lease("later", kept.root, "/bin/false", 1_700_000_001)
     taken = kept.ledger.allocate(later, take(2)).keys

@@ -15,7 +15,7 @@ from lab import node as lab_node
 from lab.engine import Engine
 from lab.runtimes import Runtime
 
-from shim.generate import document, vendors
+from shim.generate import document, generators
 from shim.generate.model import Options
 from shim.generate.tree import Tree
 
@@ -52,7 +52,7 @@ class Gpus:
         tree = host.build(os.path.join(directory, "fixture"))
         shutil.copytree(tree.at(self.root), self.root, dirs_exist_ok=True, symlinks=True)
         tree = Tree(elsewhere={"/proc": tree.at("/proc"), "/sys": tree.at("/sys")})
-        found, _ = vendors.describe("nvidia", tree, Options(self.root, hook=installed.program("chandler-hook")), host.ask)
+        found, _ = generators.describe("nvidia", tree, Options(self.root, hook=installed.program("chandler-hook")), host.ask)
         assert found is not None
         self.cdi = os.path.join(directory, "cdi")
         os.mkdir(self.cdi)

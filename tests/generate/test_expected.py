@@ -23,7 +23,7 @@ from generate.hosts import Host
 
 from shim.cdi import document as text
 from shim.cdi import spec
-from shim.generate import document, vendors
+from shim.generate import document, generators
 from shim.generate.model import Options
 
 EXPECTED = os.path.join(os.path.dirname(os.path.abspath(__file__)), "expected")
@@ -120,7 +120,7 @@ def made(name: str, directory: str) -> dict[str, Any]:
     """The document of one case."""
     case = CASES[name]
     host = case.host()
-    result, _ = vendors.describe(case.vendor, host.build(directory), Options(**case.options), host.ask)
+    result, _ = generators.describe(case.vendor, host.build(directory), Options(**case.options), host.ask)
     assert result is not None
     return result
 

@@ -15,12 +15,13 @@ from generate.hosts import Host
 
 from shim.cdi import spec
 from shim.errors import HostError
-from shim.generate import document, nvmodes, nvproc, pci, vendors
+from shim.generate import document, generators, nvmodes, nvproc, pci
 from shim.generate.model import Found, Options
+from shim.gpu.vendors import VENDORS
 
 
 def describe(host: Host, tmp_path: pathlib.Path, vendor: str = "nvidia", **options: Any) -> tuple[dict[str, Any] | None, Found]:
-    return vendors.describe(vendor, host.build(str(tmp_path)), Options(**options), host.ask)
+    return generators.describe(vendor, host.build(str(tmp_path)), Options(**options), host.ask)
 
 
 def names(made: dict[str, Any] | None) -> list[str]:
@@ -59,7 +60,7 @@ def only_other_pci() -> Host:
     return hosts.intel("i915")
 
 
-@pytest.mark.parametrize("vendor", vendors.VENDORS)
+@pytest.mark.parametrize("vendor", [vendor.name for vendor in VENDORS])
 def test_an_empty_host_has_nothing(vendor: str, tmp_path: pathlib.Path) -> None:
     made, found = describe(Host(), tmp_path, vendor)
     assert made is None and found.notes == []
@@ -201,7 +202,7 @@ def test_several_vendors_on_one_host(tmp_path: pathlib.Path) -> None:
     intel = hosts.intel("i915", ("0000:00:02.0", "0x4680", 20))
     host = hosts.nvidia(2).add(hosts.amd(1)).add(intel).add(hosts.npu())
     kinds = {}
-    for vendor in vendors.VENDORS:
+    for vendor in (each.name for each in VENDORS):
         made, _ = describe(host, tmp_path, vendor)
         if made is not None:
             kinds[made["kind"]] = names(made)[0::2]
@@ -266,7 +267,7 @@ def test_files_that_are_no_files(tmp_path: pathlib.Path) -> None:
             os.unlink(tree.at(path))
         os.makedirs(os.path.dirname(tree.at(path)), exist_ok=True)
         os.mkfifo(tree.at(path))
-    made, _ = vendors.describe("nvidia", tree, Options(), host.ask)
+    made, _ = generators.describe("nvidia", tree, Options(), host.ask)
     assert made is not None
 
 
@@ -277,12 +278,12 @@ def test_eight_gpus_take_little_time_and_memory(tmp_path: pathlib.Path) -> None:
         host.file(f"/usr/lib/x86_64-linux-gnu/libother{number}.so.{number}.0.1")
     tree = host.build(str(tmp_path))
     started = time.perf_counter()
-    made, _ = vendors.describe("nvidia", tree, Options(), host.ask)
+    made, _ = generators.describe("nvidia", tree, Options(), host.ask)
     assert made is not None
     document.render(made)
     assert time.perf_counter() - started < 0.5
     tracemalloc.start()
-    vendors.describe("nvidia", tree, Options(), host.ask)
+    generators.describe("nvidia", tree, Options(), host.ask)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 8 << 20

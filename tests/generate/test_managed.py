@@ -14,9 +14,10 @@ from generate.hosts import Host
 from shim import paths
 from shim.cdi.registry import Registry
 from shim.errors import CdiError, ChandlerError
-from shim.generate import document, managed, nvml, stale, vendors
+from shim.generate import document, generators, managed, nvml, stale
 from shim.generate.model import Options
 from shim.generate.tree import Tree
+from shim.gpu.vendors import VENDORS
 from shim.host import trust
 from shim.node import compiler, config, inventory
 
@@ -102,7 +103,7 @@ def test_a_change_of_the_host_renews_the_file(node: Node, change: Callable[[Host
     change(node.host)
     done, wrong = node.refresh()
     assert wrong == [] and len(done) == 1 and done[0].startswith(f"renewed {node.own}") and CHANGES[change] in done[0]
-    made, _ = vendors.describe("nvidia", node.tree, Options(), node.host.ask)
+    made, _ = generators.describe("nvidia", node.tree, Options(), node.host.ask)
     assert made == json.loads(node.own.read_bytes())
     assert node.refresh() == ([], [])
 
@@ -117,7 +118,7 @@ def test_without_gpus_our_own_file_goes_and_comes_back(node: Node) -> None:
 
 
 def test_a_file_that_a_person_had_made_keeps_its_options_and_is_never_removed(node: Node) -> None:
-    made, _ = vendors.describe("nvidia", node.tree, Options(strategies=["type-index"], all=False), node.host.ask)
+    made, _ = generators.describe("nvidia", node.tree, Options(strategies=["type-index"], all=False), node.host.ask)
     assert made is not None
     path = node.low / "mine.yaml"
     path.write_bytes(document.render(made, "yaml"))
@@ -146,7 +147,7 @@ def test_a_file_that_a_person_changed_is_that_persons(node: Node) -> None:
 def test_removing_takes_what_cannot_live_without_us(node: Node) -> None:
     node.refresh()
     for name, hook in (("asked-for.json", ""), ("of-nvidia.json", "/usr/bin/nvidia-cdi-hook"), ("changed.json", "")):
-        made, _ = vendors.describe("nvidia", node.tree, Options(hook=hook), node.host.ask)
+        made, _ = generators.describe("nvidia", node.tree, Options(hook=hook), node.host.ask)
         assert made is not None
         (node.low / name).write_bytes(document.render(made))
     changed = node.low / "changed.json"
@@ -200,7 +201,7 @@ def test_what_cannot_be_described_leaves_the_file_and_says_so(node: Node) -> Non
 
 @pytest.mark.parametrize("options", ["{", "[]", '{"mode": "x"}', '{"names": []}', '{"names": 7}'])
 def test_options_that_nobody_wrote(node: Node, options: str) -> None:
-    made, _ = vendors.describe("nvidia", node.tree, Options(), node.host.ask)
+    made, _ = generators.describe("nvidia", node.tree, Options(), node.host.ask)
     assert made is not None
     made["annotations"][document.OPTIONS] = options
     made["annotations"][document.DIGEST] = document.own_digest(made)
@@ -219,17 +220,17 @@ def test_another_directory(node: Node) -> None:
 # --- differences ----------------------------------------------------------------------------------------------
 
 def test_nothing_differs_from_itself(node: Node) -> None:
-    made, _ = vendors.describe("nvidia", node.tree, Options(), node.host.ask)
+    made, _ = generators.describe("nvidia", node.tree, Options(), node.host.ask)
     assert made is not None and managed.differences(made, made) == []
 
 
 def test_what_changed_is_told_by_path(node: Node) -> None:
-    before, _ = vendors.describe("nvidia", node.tree, Options(), node.host.ask)
+    before, _ = generators.describe("nvidia", node.tree, Options(), node.host.ask)
     new_driver(node.host)
     new_numbers(node.host)
     assert node.host.nvml is not None
     node.host.nvml["gpus"][1]["parts"].pop()
-    now, _ = vendors.describe("nvidia", node.tree, Options(), node.host.ask)
+    now, _ = generators.describe("nvidia", node.tree, Options(), node.host.ask)
     assert before is not None and now is not None
     lines = managed.differences(before, now)
     assert lines[:3] == ["driver version: 550.54.15 -> 560.35.03", "- device 1:1", "- device MIG-00000001-0001-5bad-8ace-0123456789ab"]
@@ -321,8 +322,8 @@ def test_what_the_fallback_rests_on_is_watched(tmp_path: pathlib.Path) -> None:
 
 
 def test_every_vendor_says_what_it_rests_on(tmp_path: pathlib.Path) -> None:
-    for vendor in vendors.VENDORS:
-        _, found = vendors.describe(vendor, Host().build(str(tmp_path)), Options(), Host().ask)
+    for vendor in (each.name for each in VENDORS):
+        _, found = generators.describe(vendor, Host().build(str(tmp_path)), Options(), Host().ask)
         assert found.watch and all(path.startswith("/") for path in found.watch)
 
 

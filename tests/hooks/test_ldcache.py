@@ -30,7 +30,11 @@ def world(tmp_path: pathlib.Path) -> World:
 
 
 def cache_of(*entries: ldcache.Entry) -> bytes:
-    return ldsocache.write(entries)
+    return ldsocache.write([fields(entry) for entry in entries])
+
+
+def fields(entry: ldcache.Entry) -> tuple[int, bytes, bytes, int, int]:
+    return entry.flags, entry.key, entry.value, entry.version, entry.hardware
 
 
 def elf(machine: int = 62) -> bytes:
@@ -55,7 +59,7 @@ def test_the_hosts_cache_survives_reading_and_writing(tmp_path: pathlib.Path) ->
     data = pathlib.Path(CACHE).read_bytes()
     cache = ldcache.Cache(data)
     again = cache.build()
-    assert list(ldcache.Cache(again)) == list(cache) and ldcache.Cache(again).hardware() == cache.hardware()
+    assert list(map(fields, ldcache.Cache(again))) == list(map(fields, cache)) and ldcache.Cache(again).hardware() == cache.hardware()
     (tmp_path / "cache").write_bytes(again)
     shown = [subprocess.run([LDCONFIG, "-p", "-C", path], capture_output=True, text=True, check=True).stdout.splitlines()
              for path in (CACHE, str(tmp_path / "cache"))]
@@ -79,11 +83,11 @@ def test_numbers_in_names_count_as_numbers(one: bytes, other: bytes, sign: int) 
 
 def test_names_of_hardware_stay(tmp_path: pathlib.Path) -> None:
     entry = ldcache.Entry(0x0303, b"liba.so.1", b"/lib/glibc-hwcaps/x86-64-v3/liba.so.1", 0, 1 << 62)
-    cache = ldcache.Cache(ldsocache.write([entry], [b"x86-64-v3"]))
+    cache = ldcache.Cache(ldsocache.write([fields(entry)], [b"x86-64-v3"]))
     added = ldcache.Entry(0x0303, b"libb.so.1", b"/lib/libb.so.1", 0, 0)
     assert cache.insert(added)
     made = ldcache.Cache(cache.build())
-    assert list(made) == [added, entry] and made.hardware() == [b"x86-64-v3"]
+    assert list(map(fields, made)) == [fields(added), fields(entry)] and made.hardware() == [b"x86-64-v3"]
     path = tmp_path / "cache"
     path.write_bytes(made.build())
     if os.path.exists(LDCONFIG):

@@ -15,6 +15,7 @@ from lab.sharing_host import UUIDS, Host, env, mounts
 
 from shim.edits import HOOK, Edits
 from shim.errors import ChandlerError, HostError, LeaseError, PolicyError, RequestError, TrustError
+from shim.host import kernel
 from shim.sharing import mps, nvidia_tools, pages, setup
 from shim.state.ledger import Ledger
 
@@ -57,7 +58,7 @@ def test_a_daemon_has_nothing_of_its_callers(host: Host) -> None:
     os.close(reader)
     assert {seen["fds"][n] for n in ("0", "1", "2")} == {"/dev/null"} and set(seen["fds"]) <= {"0", "1", "2", "3"}
     assert (seen["cwd"], seen["sid"]) == ("/", seen["pid"])
-    own = mps._groups()
+    own = kernel.cgroups_of("self")
     for line in seen["groups"].splitlines():
         _, controllers, path = line.split(":", 2)
         assert own[controllers] == "/" or not (path + "/").startswith(own[controllers] + "/")
@@ -307,7 +308,7 @@ def test_systemctl_is_what_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_group_that_cannot_be_left_is_refused(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mps, "_groups", lambda: {"": "/pod/container"})
+    monkeypatch.setattr(kernel, "cgroups_of", lambda pid: {"": "/pod/container"})
     monkeypatch.setattr(mps, "_hierarchies", list)
     with pytest.raises(HostError, match=r"it cannot leave the control group /pod/container .*; run the host's systemd"):
         host.create("c", sharing="mps")

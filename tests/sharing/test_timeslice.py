@@ -170,11 +170,11 @@ TestSharers: Any = pytest.mark.skipif(os.geteuid() != 0, reason="only root chang
 
 def test_many_processes_and_kills(host: Host) -> None:
     """Creates in parallel, some killed anywhere: at the end nothing is left on any GPU, and nobody ever shared what he must not."""
-    program = ("import sys; sys.path[:0] = sys.argv[1:3]; from lab.sharing_host import Host; from shim.errors import ChandlerError\n"
+    program = ("import sys; sys.path[:0] = sys.argv[1:3]; from lab.sharing_host import Host; from shim.errors import ChandlerError; from shim.sharing import pages\n"
                "host = Host(sys.argv[3])\n"
                "try:\n"
                "    host.create(sys.argv[4], devices=['0'], sharing='time-slice', time_slice=sys.argv[5])\n"
-               "    from shim.sharing import pages; page = pages.every(host.state)[0]['slice']\n"
+               "    page = pages.every(host.state)[0]['slice']\n"
                "    assert page == sys.argv[5], page\n"
                "    host.delete(sys.argv[4])\n"
                "except ChandlerError as error:\n"
