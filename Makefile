@@ -4,22 +4,31 @@ SYSCONFDIR ?= /etc
 STATEDIR ?= /run/chandler
 PYTHON ?= /usr/bin/python3
 
-.PHONY: demo test bench install lint deb rpm
+.PHONY: demo test quick unit bench install lint deb rpm
 
 demo:
 	packaging/demo
 
+# Everything: as root, it installs and fetches what the tests need.
 test:
 	tests/run
+
+# No container and no machine is started.
+quick:
+	tests/run --quick
+
+# These two need a Python that can make virtual environments, and make one; no root.
+unit:
+	PYTHON='$(PYTHON)' tests/run --unit
+
+lint:
+	PYTHON='$(PYTHON)' tests/run --lint
 
 bench:
 	tests/bench/run
 
 install:
 	DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' SYSCONFDIR='$(SYSCONFDIR)' STATEDIR='$(STATEDIR)' PYTHON='$(PYTHON)' packaging/install
-
-lint:
-	tests/run tests/test_style.py
 
 deb:
 	packaging/build-deb

@@ -1,6 +1,7 @@
-"""What every test may use, and the rule that nothing skips quietly where it could have run."""
+"""What every test may use, which tests are unit tests, what this machine lacks for some, and that nothing skips quietly where it could have run."""
 from __future__ import annotations
 
+import collections
 import functools
 import os
 import shutil
@@ -13,12 +14,42 @@ import pytest
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [HERE, os.path.dirname(HERE)]
 
-from lab import bundle, cgroups, install, runtimes
+from lab import bundle, cgroups, install, needs, runtimes
 from lab import node as gpu_node
 from lab.engine import Engine
 
 # A skip for one of these reasons means that an installation step failed; under CI=true that is a failure of its own.
 COULD_BE_INSTALLED = ("not installed:", "could not import")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "lab" in fixtures(item) or folder(item) == "vm":  # containers and machines
+            continue
+        item.add_marker("quick")
+        if folder(item) != "packages" and item.path.name != "test_style.py":
+            item.add_marker("unit")
+
+
+def pytest_report_collectionfinish(items: list[pytest.Item]) -> list[str]:
+    """What is known to be skipped, before the first test runs."""
+    skipped: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+    for item in items:
+        reason = next(filter(None, (needs.NEEDS[name]() for name in needs.NEEDS if name in fixtures(item))), "")
+        if reason:
+            skipped[reason][os.path.join("tests", folder(item))] += 1
+    return [f"{sum(counts.values())} tests will be skipped: {reason} ({', '.join(f'{counts[name]} of {name}' for name in sorted(counts))})"
+            for reason, counts in skipped.items()]
+
+
+def fixtures(item: pytest.Item) -> list[str]:
+    return getattr(item, "fixturenames", [])
+
+
+def folder(item: pytest.Item) -> str:
+    """The folder of tests/ that a test is in, or ''."""
+    first, _, rest = os.path.relpath(item.path, HERE).partition(os.sep)
+    return first if rest else ""
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -37,16 +68,44 @@ def no_quiet_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
     if report.outcome != "skipped" or os.environ.get("CI") != "true" or not isinstance(report.longrepr, tuple):
         return
     reason = report.longrepr[2].removeprefix("Skipped: ")
-    if reason.startswith(COULD_BE_INSTALLED):
+    if reason.startswith(COULD_BE_INSTALLED) or os.geteuid() == 0 and reason.startswith(needs.NOT_ALLOWED):
         report.outcome = "failed"
         report.longrepr = f"skipped where nothing may skip: {reason}"
 
 
+def need(name: str) -> None:
+    if reason := needs.NEEDS[name]():
+        pytest.skip(reason)
+
+
 @pytest.fixture(scope="session")
-def lab() -> Iterator[str]:
+def needs_root() -> None:
+    need("needs_root")
+
+
+@pytest.fixture(scope="session")
+def needs_mounts() -> None:
+    need("needs_mounts")
+
+
+@pytest.fixture(scope="session")
+def needs_chroot() -> None:
+    need("needs_chroot")
+
+
+@pytest.fixture(scope="session")
+def needs_devices() -> None:
+    need("needs_devices")
+
+
+@pytest.fixture(scope="session")
+def needs_kmsg() -> None:
+    need("needs_kmsg")
+
+
+@pytest.fixture(scope="session")
+def lab(needs_root: None) -> Iterator[str]:
     """A directory that root alone can write to all the way up and that everybody can enter, unlike pytest's own."""
-    if os.geteuid() != 0:
-        pytest.skip("only root can run containers of the host here")
     directory = tempfile.mkdtemp(prefix="run-", dir=runtimes.CACHE if os.path.isdir(runtimes.CACHE) else "/var/lib")
     os.chmod(directory, 0o755)
     yield directory
@@ -65,7 +124,7 @@ def place(lab: str) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def node(lab: str) -> gpu_node.Node:
+def node(lab: str, needs_devices: None) -> gpu_node.Node:
     """The simulated GPU node."""
     return gpu_node.make(os.path.join(lab, "node"))
 

@@ -10,7 +10,7 @@ import json
 from typing import Any
 
 import pytest
-from test_engine import CONFIG, NVIDIA, PROCESS, Node, P, cdi, unasked
+from lab.local_node import CONFIG, NVIDIA, PROCESS, Node, P, cdi, unasked
 
 from shim.errors import ChandlerError
 from shim.node import inventory

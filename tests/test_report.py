@@ -108,7 +108,7 @@ def test_our_own_log_is_appended_to(tmp_path: Path) -> None:
     assert [json.loads(line)["number"] for line in (tmp_path / "log").read_text().splitlines()] == [0, 1]
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+@pytest.mark.usefixtures("needs_root")
 @pytest.mark.parametrize("trick", ["link", "second name", "fifo", "directory of others", "way of others"])
 def test_a_log_where_others_may_write_changes_no_other_file(tmp_path: Path, trick: str) -> None:
     """A person may write to the log's directory, as a group may to /var/log."""

@@ -7,9 +7,11 @@ from __future__ import annotations
 import json
 import os
 import random
+from pathlib import Path
 from typing import Any
 
-from test_engine import CONFIG, Ended, Front, Node, P, front, node  # noqa: F401
+import pytest
+from lab.local_node import CONFIG, Ended, Front, Node, P
 
 from shim.state import ledger
 
@@ -62,7 +64,12 @@ def request(rng: random.Random) -> dict[str, Any]:
     return found
 
 
-def test_mutated_requests(front: Front) -> None:  # noqa: F811
+@pytest.fixture
+def front(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Front:
+    return Front(Node(tmp_path, monkeypatch), capfd)
+
+
+def test_mutated_requests(front: Front) -> None:
     front.node.configure('', '[policy]\nallow = ["gpu", "gpu.all", "env", "resources", "storage", "user", "capabilities", "command", "hostname", "devices"]\n'
                          'bind-sources = ["/srv"]\ndevices = ["*"]\ncapabilities = ["ALL"]\nhost-variables = ["*"]\n')
     (front.node.directory / "bundle/rootfs").mkdir()
@@ -77,7 +84,7 @@ def test_mutated_requests(front: Front) -> None:  # noqa: F811
         if front.log.exists():
             front.log.unlink()
         try:
-            front._main(f"c{number}")
+            front.main(f"c{number}")
         except Ended:
             served += 1
             front.ends(f"c{number}")

@@ -16,8 +16,6 @@ from lab.place import within
 from lab.plugin import Plugin, until
 from lab.scene import Scene, ask, gpus, opened
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can run containers of the host here")
-
 # The installed plugin, which stops itself once at a point of the first create: as SIGSTOP, swapping or a slow disk do it.
 STALLING = """
 import os, signal, sys

@@ -19,8 +19,6 @@ from lab.scene import Scene, ask, gpus, opened
 
 from shim.configure.containerd import TOLERATE
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can run containers of the host here")
-
 LEASES = '[gpu]\nallocator = "leases"\n'
 # Somebody else's plugin: gives every container one device.
 GIVING = """

@@ -14,7 +14,7 @@ from lab import ocischema, served
 
 from shim.bundle import base, build, deployment, image
 from shim.errors import ChandlerError
-from shim.host import cgroups
+from shim.host import cgroups, userns
 from shim.node.inventory import Inventory, Place
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -23,9 +23,12 @@ IMAGE = image.Image(["/entry"], ["serve"], ["PATH=/img", "LANG=C", "A=image"], "
 
 
 @pytest.fixture(autouse=True)
-def host(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A host of version 1, whatever this one is."""
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host of version 1 and a caller that is its root, whatever this one is."""
     monkeypatch.setattr(cgroups, "survey", lambda tree=None: SURVEY)
+    monkeypatch.setattr("posix.geteuid", lambda: 0)
+    monkeypatch.setattr(userns, "user_namespace", lambda: userns.INITIAL_NAMESPACE)
+    monkeypatch.setattr(Place, "trusted_state_dir", lambda self, configured="": str(tmp_path / "state"))
 
 
 def fixed(text: bytes | None = None, **more: Any) -> Inventory:
@@ -341,6 +344,7 @@ def test_mps(monkeypatch: pytest.MonkeyPatch) -> None:
         made({"resources": {"gpu": {"sharing": "mps"}}}, inventory=fixed(gpu__mps="managed"))
 
 
+@pytest.mark.usefixtures("needs_root")
 def test_a_time_slicing_file(tmp_path: Path) -> None:
     file = tmp_path / "slices.yaml"
     with pytest.raises(ChandlerError, match="slices.yaml"):

@@ -369,7 +369,7 @@ def test_the_file_of_an_earlier_release(world: Make, engine: str) -> None:
     old = made.root / "etc/chandler/config.d/50-engine.toml"
 
     def earlier() -> None:
-        change = store.change(store.look(str(old), {os.geteuid(): "the caller"}), Edit(str(old), TOML, [Setting(VALUE, ("engine",), engine)], own=True), engine)
+        change = store.change(store.look(str(old), {0: "root", os.geteuid(): "the caller"}), Edit(str(old), TOML, [Setting(VALUE, ("engine",), engine)], own=True), engine)
         store.apply([change])
     earlier()
     assert tomledit.parse(old.read_text()) == {"engine": engine}

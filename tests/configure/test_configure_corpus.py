@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from configure.world import World, at, corpus, leaves
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from lab.containerd import RELEASES
 
@@ -58,6 +58,11 @@ def handlers(engine: str, document: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def imports_are_readable(data: bytes) -> bool:
+    """Not where only root may enter /run and a file there is imported: `configure` refuses what it cannot look at."""
+    return b'"/run/k0s/' not in data or os.access("/run", os.X_OK)
+
+
 def wanted(options: tuple[str, ...]) -> list[str]:
     if "--handler" in options:
         return ["gpu"]
@@ -68,6 +73,8 @@ def wanted(options: tuple[str, ...]) -> list[str]:
 def test_there_and_back(world: Make, engine: str, path: Path) -> None:
     """With every choice of options: the handlers are there, nothing else is gone, twice is once, and back is back."""
     data = path.read_bytes()
+    if not imports_are_readable(data):
+        pytest.skip("only root may enter /run here")
     versions = ["1.7.24", "2.1.9"] if engine == "containerd" and b"version = 3" not in data else ["2.1.9"]
     made = world(engine)
     made.file.write_bytes(data)
@@ -103,6 +110,8 @@ def check_kept(engine: str, before: bytes, after: bytes) -> None:
 @pytest.mark.parametrize(("engine", "path"), [case for case in CASES if case[0] in ("containerd", "docker")], ids=[name for name in NAMES if name.startswith(("c", "d")) and "crio" not in name])
 def test_somebody_else_was_at_work_since(world: Make, engine: str, path: Path) -> None:
     """Then what is ours goes and theirs stays, character by character."""
+    if not imports_are_readable(path.read_bytes()):
+        pytest.skip("only root may enter /run here")
     made = world(engine, "2.1.9" if "version = 3" in path.read_text() else "1.7.24")
     made.file.write_bytes(path.read_bytes())
     assert made.run("--default", "--cdi", "--in-place") == 0
@@ -211,6 +220,7 @@ def same(text: str, other: str) -> bool:
 @given(varied())
 def test_any_of_them_varied(case: tuple[str, bytes, str, tuple[str, ...]]) -> None:
     engine, data, version, options = case
+    assume(imports_are_readable(data))
     with machine(engine, version) as made:
         made.file.write_bytes(data)
         before = made.tree()

@@ -272,6 +272,8 @@ def test_the_fallback_is_stored_like_a_file(node: Node, monkeypatch: pytest.Monk
     monkeypatch.setattr(compiler, "SETTLED_NS", 0)
     (node.directory / "dev").mkdir()
     place = place_of(node, monkeypatch, "generate")
+    place.state_dir = str(node.directory / "state")  # the same for a caller that is not root
+    place.directory = f"{place.state_dir}/inventory/{place.directory.rpartition('/')[2]}"
     watched = str(node.directory / "dev/nvidia8")
     real = managed.fallback
     monkeypatch.setattr(managed, "fallback", lambda kinds, config: (real(kinds, config)[0], [watched, "/proc/version"]))

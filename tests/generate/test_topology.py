@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 from generate import hosts
-from generate.test_nvml import Library
 from lab import served
 from lab.gpu_files import NVIDIA, device, granted, nowhere, spec
+from lab.nvml import Library
 
 from shim.cdi.registry import Registry
 from shim.errors import RequestError

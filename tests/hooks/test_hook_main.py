@@ -7,8 +7,8 @@ import subprocess
 import sys
 
 import pytest
-from hooks_world import HOOK, World
 from lab import REPOSITORY, ldsocache
+from lab.hook_world import HOOK, World
 
 from shim.generate import ldcache
 
@@ -16,9 +16,7 @@ PARAMS = "EnableMSI: 1\nModifyDeviceFiles: 1\n"
 
 
 @pytest.fixture
-def world(tmp_path: pathlib.Path) -> World:
-    if os.geteuid() != 0:
-        pytest.skip("mount namespaces need root here")
+def world(tmp_path: pathlib.Path, needs_mounts: None) -> World:
     return World(str(tmp_path))
 
 

@@ -93,10 +93,9 @@ os.close(root.find("/usr"))
 """
 
 
+@pytest.mark.usefixtures("needs_mounts")
 @WAYS
 def test_mount_points_are_noticed_even_of_the_same_disk(image: pathlib.Path, kernel: bool) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("mount namespaces need root here")
     done = subprocess.run(["unshare", "-m", "--propagation", "private", "sh", "-c", 'mount --bind "$1/usr/lib" "$1/usr/lib"; shift; exec "$@"', "sh", str(image),
                            sys.executable, "-I", "-c", CROSSING, str(image), str(REPOSITORY), str(kernel)], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["EXDEV"] * 3, done.stderr

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hooks_world import ENVIRONMENT, HOOK
+from lab.hook_world import ENVIRONMENT, HOOK
 
 from shim.state import ledger
 from shim.state.ledger import Ledger

@@ -6,16 +6,14 @@ import pathlib
 from collections.abc import Callable
 
 import pytest
-from hooks_world import World
+from lab.hook_world import World
 
 LIB = "/usr/lib/x86_64-linux-gnu"
 LINK = ("--link", f"libcuda.so.1::{LIB}/libcuda.so")
 
 
 @pytest.fixture
-def world(tmp_path: pathlib.Path) -> World:
-    if os.geteuid() != 0:
-        pytest.skip("mount namespaces need root here")
+def world(tmp_path: pathlib.Path, needs_mounts: None) -> World:
     return World(str(tmp_path))
 
 

@@ -17,7 +17,7 @@ from shim.node import cdi_files
 from shim.state.lock import Lock
 
 ME = {os.geteuid(): "the caller", 0: "root"}
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+needs_root = pytest.mark.usefixtures("needs_root")
 
 
 # --- reading --------------------------------------------------------------------------------------------------

@@ -85,7 +85,7 @@ def test_a_binary_that_others_may_write_is_refused(places: Path, part: str, mode
         runtimes.for_create({"runtimes": ["crun", "runc"]}, "chandler-runtime", ME)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+@pytest.mark.usefixtures("needs_root")
 def test_a_binary_of_somebody_else_is_refused(places: Path) -> None:
     binary(places / "one/crun")
     os.chown(places / "one/crun", 1234, 0)

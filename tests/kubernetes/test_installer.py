@@ -15,8 +15,6 @@ from lab.kubenode import Node, replace_image
 from lab.node import Node as GPUNode
 from lab.plugin import until
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount what stands for a node")
-
 PYTHONS = sorted(f"/usr/bin/{name}" for name in os.listdir("/usr/bin") if name.startswith("python3"))
 UBUNTU = 'NAME="Ubuntu"\nID=ubuntu\nPRETTY_NAME="Ubuntu 24.04.1 LTS"\n'
 COS = 'NAME="Container-Optimized OS"\nID=cos\nPRETTY_NAME="Container-Optimized OS from Google"\n'

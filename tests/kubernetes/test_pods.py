@@ -17,8 +17,6 @@ from lab.engine import read
 from lab.kubenode import API, NODE_IMAGE, Containerd, Kubelet, Node, replace_image
 from lab.plugin import until
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount what stands for a node")
-
 PYTHONS = sorted(f"/usr/bin/{name}" for name in os.listdir("/usr/bin") if name.startswith("python3"))
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
-from test_engine import NVIDIA, Node, cdi
+from lab.local_node import NVIDIA, Node, cdi
 
 from shim import jsontext, paths
 from shim.cdi.resolve import resolve
@@ -20,7 +20,7 @@ from shim.host import files
 from shim.node import cdi_files, compiler, inventory
 from shim.node.inventory import Inventory, Place, Stale
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+needs_root = pytest.mark.usefixtures("needs_root")
 
 
 @pytest.fixture
@@ -447,7 +447,9 @@ def test_places(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert (Place({}).rootless, Place({b"XDG_RUNTIME_DIR": b"/x"}).state_dir) == (False, paths.STATE_DIR)
     monkeypatch.setattr("shim.host.userns.user_namespace", lambda: "0 1000 1")
     assert Place({}).rootless, "root of another namespace is rootless"
-    monkeypatch.setattr("posix.geteuid", lambda: tmp_path.stat().st_uid)
+    uid = tmp_path.stat().st_uid
+    monkeypatch.setattr("posix.geteuid", lambda: uid)
+    monkeypatch.setattr("shim.host.userns.user_namespace", lambda: f"{uid} 1000 1")
     tmp_path.chmod(0o700)
     assert Place({b"XDG_RUNTIME_DIR": str(tmp_path).encode()}).state_dir == f"{tmp_path}/chandler"
     tmp_path.chmod(0o770)

@@ -23,8 +23,6 @@ from lab.place import within
 from lab.plugin import Plugin, launcher, until
 from lab.scene import Scene, ask, gpus, opened
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can run containers of the host here")
-
 
 @pytest.fixture(scope="module", params=[*RELEASES, NEWEST_NRI], ids=lambda release: release.label)
 def scene(request: pytest.FixtureRequest, lab: str, node: Node) -> Iterator[Scene]:

@@ -114,9 +114,7 @@ class Scene:
 
 
 @pytest.fixture
-def scene() -> Iterator[Scene]:
-    if os.geteuid() != 0:
-        pytest.skip("only root runs MPS daemons")
+def scene(needs_root: None) -> Iterator[Scene]:
     directory = tempfile.mkdtemp(prefix="mps-", dir="/var/lib")  # short: the path of a socket; root's own all the way up
     os.chmod(directory, 0o755)
     made = Scene(directory)

@@ -53,7 +53,7 @@ def test_write(bundle: Path) -> None:
     assert os.readlink(bundle / "config.json.chandler-edited") == files.digest(RESULT)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+@pytest.mark.usefixtures("needs_root")
 def test_the_owner_is_kept(bundle: Path) -> None:
     os.chown(bundle / "config.json", 1234, 5678)
     write(bundle)

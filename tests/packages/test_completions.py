@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from lab import REPOSITORY
+from lab import REPOSITORY, needs
 
 from shim.cli import main
 
@@ -44,7 +44,7 @@ def shell(name: str) -> str:
 
 
 def words(made: Path, *command: str) -> set[str]:
-    done = subprocess.run(command, cwd=made / "work", capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False,
+    done = subprocess.run(command, cwd=made / "work", capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False, timeout=60,
                           env={"PATH": f"{made}/bin:/usr/bin:/bin", "HOME": str(made), "TERM": "dumb", "XDG_CONFIG_HOME": str(made), "XDG_DATA_HOME": str(made)})
     assert not done.stderr, done.stderr
     return {line.rstrip("/ ") for line in done.stdout.splitlines() if line.strip()}
@@ -66,7 +66,7 @@ def in_bash(made: Path, line: str) -> set[str]:
 # zsh completes only where a line is edited, so in a terminal; compadd is made to print what it is given.
 ZSH = r"""
 zmodload zsh/zpty
-zpty z zsh -f -i
+zpty z zsh -f -i || exit 1
 zpty -w z 'PS1=; unsetopt zle_bracketed_paste; fpath=($MADE $fpath); autoload -Uz compinit; compinit -u -d $MADE/dump
 compadd() {
   local -a found hits
@@ -88,6 +88,8 @@ sed -n 's/^HIT://p' $MADE/out
 
 
 def in_zsh(made: Path, line: str) -> set[str]:
+    if reason := needs.terminals():
+        pytest.skip(reason)
     (made / "out").unlink(missing_ok=True)
     found = words(made, shell("env"), f"MADE={made}", f"LINE={line}", shell("zsh"), "-f", "-c", ZSH)
     return {re.sub(r"\\(.)", r"\1", word) for word in found}

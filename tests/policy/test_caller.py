@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_engine import Node, P
-from test_engine import node as node  # a fixture
+from lab.local_node import Node, P
 
 from shim.cli.main import main
 from shim.errors import ChandlerError, PolicyError
@@ -181,8 +180,9 @@ def test_a_storage_that_is_not_as_it_should_be(store: Store, what: str, engines:
     found.check({"x": "y"}, {**CONFIG, "engines": engines})
 
 
-def test_the_commands_take_an_engine_s_word(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_commands_take_an_engine_s_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """A bundle alone does not say who calls."""
+    node = Node(tmp_path, monkeypatch)
     node.put("etc/config.toml", "")
     node.put("bundle/config.json", json.dumps({"ociVersion": "1.0.2", "process": {"args": ["x"], "cwd": "/"}, "annotations": {P + "env.A": "b"}}))
     bundle = ["--bundle", str(node.directory / "bundle")]

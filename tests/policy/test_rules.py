@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_engine import CONFIG, Node, P
+from lab.local_node import CONFIG, Node, P
 
 from shim import engine
 from shim.cli.main import main

@@ -34,7 +34,7 @@ def home(place: str) -> str:
 
 
 @pytest.fixture
-def user(runtime: Runtime, installation: Installation, place: str, home: str) -> Iterator[Engine]:
+def user(needs_kmsg: None, runtime: Runtime, installation: Installation, place: str, home: str) -> Iterator[Engine]:
     specs = os.path.join(place, "cdi")
     os.mkdir(specs, 0o755)
     with open(os.path.join(specs, "nvidia.yaml"), "w", encoding="utf-8") as file:

@@ -117,7 +117,7 @@ def test_every_key_of_the_table_is_tried() -> None:
     gpu = {key: known for key, known in resources.pop("gpu").items() if not isinstance(known, str)}
     assert set(resources) == set(RESOURCES) == set(NOT_RESOURCES)
     assert set(gpu) == set(GPU) == set(NOT_GPU)
-    assert {key for key, known in schema.SCHEMA.items() if not isinstance(known, str)} == {"env", "resources"}, "tests/test_reference.py has the rest"
+    assert {key for key, known in schema.SCHEMA.items() if not isinstance(known, str)} == {"env", "resources"}, "tests/keys/test_reference.py has the rest"
 
 
 def test_env() -> None:

@@ -165,7 +165,7 @@ class Sharers(RuleBasedStateMachine):
 Sharers.TestCase.settings = settings(max_examples=8, stateful_step_count=12, deadline=None)
 
 
-TestSharers: Any = pytest.mark.skipif(os.geteuid() != 0, reason="only root changes GPUs")(Sharers.TestCase)
+TestSharers: Any = pytest.mark.usefixtures("needs_root")(Sharers.TestCase)
 
 
 def test_many_processes_and_kills(host: Host) -> None:

@@ -25,6 +25,7 @@ class Machine:
         self.config = directory / "config.toml"
         self.place = Place({})
         self.place.config_path = str(self.config)
+        self.place.rootless = False
         self.put("/proc/self/mountinfo", "30 23 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n")
         self.put("/proc/self/cgroup", "0::/system.slice/x.service\n")
         self.put("/proc/1/cgroup", "0::/init.scope\n")

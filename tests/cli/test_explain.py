@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_engine import CONFIG, NVIDIA, Node, P, service
+from lab.local_node import CONFIG, NVIDIA, Node, P, service
 
 from shim.cli import explain, main
 from shim.node import inventory

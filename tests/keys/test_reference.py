@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_engine import Node, P, cdi
+from lab.local_node import Node, P, cdi
 
 from shim import engine
 from shim.errors import ChandlerError, HostError, RequestError

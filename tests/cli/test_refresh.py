@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from test_engine import Node, cdi
+from lab.local_node import Node, cdi
 
 from shim.cli import main, refresh
 from shim.node import inventory

@@ -192,14 +192,15 @@ def test_the_command(tmp_path: Any) -> None:
     (tmp_path / "state/grants/x.json").write_text(json.dumps(RECORDS[1]))
     (tmp_path / "state/grants/y.json").write_text("rubbish")
     program = os.path.join(REPOSITORY, "packaging/bin/chandler")
+    environment = {"CHANDLER_CONFIG": str(config), "PATH": os.environ["PATH"], "XDG_RUNTIME_DIR": str(tmp_path)}
     done = subprocess.run([program, "ps", "--format", "json"], check=True, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-                          env={"CHANDLER_CONFIG": str(config), "PATH": os.environ["PATH"]})
+                          env=environment)
     assert [row["id"] for row in json.loads(done.stdout)["containers"]] == ["c1", "c2"], "c3 has no lease and is gone"
     done = subprocess.run([program, "ps"], check=True, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-                          env={"CHANDLER_CONFIG": str(config), "PATH": os.environ["PATH"]})
+                          env=environment)
     assert "\33" not in done.stdout and done.stdout.startswith("CONTAINER")
     done = subprocess.run([program, "leases"], check=True, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-                          env={"CHANDLER_CONFIG": str(config), "PATH": os.environ["PATH"]})
+                          env=environment)
     head, first, second = done.stdout.splitlines()
     assert head.split() == ["CONTAINER", "DEVICES", "MODE", "LIMITS", "SINCE", "BY", "STATE"]
     assert "  mps  " in first and "30% threads, 1024Mi (advisory)" in first and "exclusive" in second and second.endswith("held")
