@@ -38,6 +38,7 @@ def be_patient() -> None:
 def limit() -> Callable[[], None]:
     """Sets the kernel's limits behind those of each hook; an engine may have set lower ones.  The result undoes it."""
     import resource
+
     before = [(kind, resource.getrlimit(kind)) for kind in (resource.RLIMIT_DATA, resource.RLIMIT_CPU)]
     for (kind, (soft, hard)), wanted in zip(before, (MAX_MEMORY, MAX_CPU)):
         resource.setrlimit(kind, (wanted if soft == resource.RLIM_INFINITY else min(wanted, soft), hard))
@@ -51,4 +52,6 @@ def limit() -> Callable[[], None]:
 
 def exceeded(error: Exception) -> str:
     """What to say of Late or MemoryError."""
-    return str(error) if isinstance(error, Late) else f"needed more than {MAX_MEMORY >> 20} MiB of memory, and was stopped"
+    return (
+        str(error) if isinstance(error, Late) else f"needed more than {MAX_MEMORY >> 20} MiB of memory, and was stopped"
+    )

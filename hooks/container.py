@@ -40,12 +40,18 @@ class Container:
         """The paths of the device nodes that config.json gives the container."""
         linux = self.config.get("linux")
         devices = linux.get("devices") if isinstance(linux, dict) else None
-        return {str(one.get("path")) for one in devices if isinstance(one, dict)} if isinstance(devices, list) else set()
+        return (
+            {str(one.get("path")) for one in devices if isinstance(one, dict)} if isinstance(devices, list) else set()
+        )
 
     def mounts_at(self, destination: str) -> List[Dict[str, Any]]:
         """What config.json mounts at a path, in order."""
         mounts = self.config.get("mounts")
-        return [one for one in mounts if isinstance(one, dict) and one.get("destination") == destination] if isinstance(mounts, list) else []
+        return (
+            [one for one in mounts if isinstance(one, dict) and one.get("destination") == destination]
+            if isinstance(mounts, list)
+            else []
+        )
 
 
 def hide() -> None:
@@ -97,7 +103,9 @@ def _container(state: bytes) -> Container:
             raise ValueError
         return Container(Root(path), config)
     except (ChandlerError, ValueError, KeyError, TypeError) as error:
-        raise Wrong(f"the runtime's state or the bundle's config.json does not say where the container is ({error})") from None
+        raise Wrong(
+            f"the runtime's state or the bundle's config.json does not say where the container is ({error})"
+        ) from None
     except OSError as error:
         raise Wrong(f"{error.filename}: {error.strerror}") from None
 

@@ -67,7 +67,7 @@ def _root(container: Container, path: str) -> Tuple[Root, str]:
         raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
     found = container.root.find("/dev", cross=True, follow=False)
     try:
-        return type(container.root)(f"/proc/self/fd/{found}", container.root.kernel), path[len("/dev"):]
+        return type(container.root)(f"/proc/self/fd/{found}", container.root.kernel), path[len("/dev") :]
     finally:
         os.close(found)
 

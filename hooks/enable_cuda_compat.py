@@ -30,7 +30,11 @@ def parse(arguments: List[str]) -> int:
 
 def run(container: Container, host: int) -> int:
     """Puts the image's libraries before the host's, if they are of a newer major version; always 0."""
-    found = [_major(name[len(_LIBRARY):]) for name in update_ldcache.names(container.root, FOLDER) if name.startswith(_LIBRARY)]
+    found = [
+        _major(name[len(_LIBRARY) :])
+        for name in update_ldcache.names(container.root, FOLDER)
+        if name.startswith(_LIBRARY)
+    ]
     if max(found, default=-1) > host:
         return update_ldcache.add(container.root, [FOLDER], DROP_IN, own=True)
     return 0

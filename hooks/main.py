@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 RELEASE = "release"  # ends a lease at poststop, when there is no container any more
 MPS_READY = "mps-ready"  # asks an MPS daemon at createRuntime, with nothing of the container's
+
+
 def _late(*_: Any) -> None:
     raise bounds.Late(f"took longer than {bounds.PATIENCE} seconds, and was stopped")
 
@@ -29,18 +31,23 @@ def main(argv: List[str]) -> int:
     """`argv`: hooks with their arguments.  The exit status."""
     if argv[:1] != [RELEASE]:
         from hooks import container
+
         container.hide()
     signal(SIGALRM, _late)
     bounds.be_patient()
     posix.umask(0o022)
     try:
-        state = sys.stdin.buffer.read(bounds.MAX_STATE)  # in any case: crun 1.8 fails when a hook ends before it has read it
+        state = sys.stdin.buffer.read(
+            bounds.MAX_STATE
+        )  # in any case: crun 1.8 fails when a hook ends before it has read it
         posix.chdir("/")  # engines start hooks in the container's root
         if argv[:1] == [RELEASE]:
             from hooks import release
+
             return release.run(argv[1:])
         if argv[:1] == [MPS_READY]:
             from hooks import mps_ready
+
             return mps_ready.run(argv[1:], state)
         bounds.limit()  # not for the two above, since what they execute would inherit it
         return container.run(argv, state)

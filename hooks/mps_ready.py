@@ -27,8 +27,10 @@ def run(arguments: List[str], state: bytes) -> int:
             raise ValueError
         uid = _uid(state) if user else 0
         if user and uid != int(user[0]):
-            bounds.say(f"mps-ready: the container runs as uid {uid}, which this runtime does not tell NRI plugins; the MPS daemon "
-                     f"was chosen for uid {user[0]}, and serves one user; start the pod with the runtime handler of chandler-runtime")
+            bounds.say(
+                f"mps-ready: the container runs as uid {uid}, which this runtime does not tell NRI plugins; the MPS daemon "
+                f"was chosen for uid {user[0]}, and serves one user; start the pod with the runtime handler of chandler-runtime"
+            )
             return 1
         nvidia_tools.check(control, "mps-control")
         nvidia_tools.percentage(control, pipe_dir)

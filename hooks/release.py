@@ -44,8 +44,10 @@ def _release(kept: Ledger, token: str) -> None:
     until = time.monotonic() + PATIENCE
     while liveness.in_use(lease):
         if time.monotonic() > until:
-            bounds.say(f"release: {lease['id']} keeps its lease of {', '.join(lease['names'])}: processes in its control group have not "
-                     "ended, or cannot be seen from here")
+            bounds.say(
+                f"release: {lease['id']} keeps its lease of {', '.join(lease['names'])}: processes in its control group have not "
+                "ended, or cannot be seen from here"
+            )
             return
         time.sleep(_PAUSE)
     kept.forget(lease)

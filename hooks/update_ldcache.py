@@ -54,7 +54,11 @@ def add(root: Root, folders: List[str], drop_in: str, own: bool = False) -> int:
     try:
         _update(root, folders, drop_in, own)
     except (OSError, ldcache.Damaged) as error:
-        why = "something is mounted there" if getattr(error, "errno", 0) == errno.EXDEV else getattr(error, "strerror", None) or error
+        why = (
+            "something is mounted there"
+            if getattr(error, "errno", 0) == errno.EXDEV
+            else getattr(error, "strerror", None) or error
+        )
         say(f"update-ldcache: the image's /etc/{CACHE} was left as it is: {why}")
     return 0
 
@@ -76,7 +80,9 @@ def _update(root: Root, folders: List[str], drop_in: str, own: bool) -> None:
         added = 0
         for folder in reversed(folders):  # the first folder's entries come first
             for path, flags in _libraries(root, folder, own):
-                added += cache.insert(ldcache.Entry(flags, os.fsencode(path.rpartition("/")[2]), os.fsencode(path), 0, 0))
+                added += cache.insert(
+                    ldcache.Entry(flags, os.fsencode(path.rpartition("/")[2]), os.fsencode(path), 0, 0)
+                )
         if added:
             replace(etc, CACHE, cache.build())
     finally:
@@ -137,7 +143,9 @@ def names(root: Root, folder: str) -> List[str]:
             for number, entry in enumerate(entries):
                 name = entry.name
                 if number == MAX_NAMES or len(found) == MAX_LIBRARIES:
-                    say(f"update-ldcache: {folder} has more than {MAX_NAMES} files or {MAX_LIBRARIES} libraries; not all are looked at")
+                    say(
+                        f"update-ldcache: {folder} has more than {MAX_NAMES} files or {MAX_LIBRARIES} libraries; not all are looked at"
+                    )
                     break
                 if name.startswith("lib") and ".so" in name and "\n" not in name:
                     found.append(name)

@@ -3,6 +3,7 @@
 
 packaging/install calls it.  Everything is one table: what a word is, by the command before it and the option before it.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -115,9 +116,9 @@ _chandler_words() {
 complete -F _chandler chandler
 """
 BASH_KINDS = {
-    "file": "compopt -o filenames; COMPREPLY=($(compgen -f -- \"$cur\"))",
-    "directory": "compopt -o filenames; COMPREPLY=($(compgen -d -- \"$cur\"))",
-    "user": "COMPREPLY=($(compgen -u -- \"$cur\"))",
+    "file": 'compopt -o filenames; COMPREPLY=($(compgen -f -- "$cur"))',
+    "directory": 'compopt -o filenames; COMPREPLY=($(compgen -d -- "$cur"))',
+    "user": 'COMPREPLY=($(compgen -u -- "$cur"))',
     "text": ":",
 }
 ZSH = """\
@@ -179,8 +180,10 @@ def _patterns(names: List[str]) -> str:
 
 def _described(pairs: List[Tuple[str, str]]) -> str:
     """For zsh's _describe: word:description."""
+
     def plain(text: str) -> str:
         return text.replace("\\", "").replace("'", "’").replace(":", "\\:")
+
     return "found=(" + " ".join(f"'{word}:{plain(text)}'" for word, text in pairs) + ")"
 
 
@@ -192,10 +195,16 @@ def sh(table: List[Command], zsh: bool) -> str:
     for command in table:
         name = f"'{command.name}'"
         pairs = [(option, text) for option, _, text in command.options]
-        options.append(f"        {name}) {_described(pairs) if zsh else _bash('one of ' + ' '.join(option for option, _ in pairs))} ;;")
+        options.append(
+            f"        {name}) {_described(pairs) if zsh else _bash('one of ' + ' '.join(option for option, _ in pairs))} ;;"
+        )
         if command.subcommands:
             pairs = [(word, told[f"{command.name} {word}".strip()]) for word in command.subcommands]
-            act = _described(pairs) + "; _describe command found" if zsh else _bash("one of " + " ".join(command.subcommands))
+            act = (
+                _described(pairs) + "; _describe command found"
+                if zsh
+                else _bash("one of " + " ".join(command.subcommands))
+            )
             subcommands.append(f"    {name}) {act} ;;")
     fill = {
         "@COMMANDS@": _patterns([f"{command.name} {word}" for command in table for word in command.subcommands]),
@@ -223,18 +232,29 @@ function __chandler_at
 end
 complete -c chandler -f
 """
-FISH_KINDS = {"file": "-F", "directory": "-a '(__fish_complete_directories)'", "user": "-a '(__fish_complete_users)'", "text": "", "": ""}
+FISH_KINDS = {
+    "file": "-F",
+    "directory": "-a '(__fish_complete_directories)'",
+    "user": "-a '(__fish_complete_users)'",
+    "text": "",
+    "": "",
+}
 
 
 def _fish(kind: str) -> str:
     if kind.startswith("one of "):
         return f"-a '{kind[7:]}'"
-    return FISH_KINDS[kind] if kind in FISH_KINDS else f"-a '({SOURCES[kind]} 2>/dev/null | string replace -rf \"^([^ ]+) .*\" \"\\$1\" | tail -n +2)'"
+    return (
+        FISH_KINDS[kind]
+        if kind in FISH_KINDS
+        else f'-a \'({SOURCES[kind]} 2>/dev/null | string replace -rf "^([^ ]+) .*" "\\$1" | tail -n +2)\''
+    )
 
 
 def fish(table: List[Command]) -> str:
     def text(words: str) -> str:
         return "'" + words.replace("\\", "").replace("'", "\\'") + "'"
+
     lines = []
     for command in table:
         at = f"complete -c chandler -n '__chandler_at \"{command.name}\"'"
@@ -252,7 +272,11 @@ def fish(table: List[Command]) -> str:
     return FISH.replace("@COMMANDS@", " ".join(f"'{name}'" for name in known)) + "\n".join(lines) + "\n"
 
 
-SHELLS: Dict[str, Callable[[List[Command]], str]] = {"bash": lambda table: sh(table, False), "zsh": lambda table: sh(table, True), "fish": fish}
+SHELLS: Dict[str, Callable[[List[Command]], str]] = {
+    "bash": lambda table: sh(table, False),
+    "zsh": lambda table: sh(table, True),
+    "fish": fish,
+}
 
 if __name__ == "__main__":
     made = commands(main.parser())

@@ -8,6 +8,7 @@ ordinary way.  The functions that an ordinary create does not call (LATE) are ke
 is called first.
 Run it with the interpreter that will read it; like byte code it has to be made anew when that is upgraded.
 """
+
 from __future__ import annotations
 
 import ast
@@ -49,7 +50,7 @@ shim.request.schema _cpuset _names cpus
 shim.request.values as_text host_path listed number_text text wrong
 shim.runtime.wrapper _adjusted _asks _check_restored _compiled _log _may_ask_anyway _names_from_sources _pass_through _third_party
 shim.host.runtimes default_root for_verb owner
-shim.oci.targets Image._walk Image.kernel Image.plain Image.within_bind _check_nested
+shim.oci.targets ImageRoot._walk ImageRoot.kernel ImageRoot.plain ImageRoot.within_bind _check_nested
 """
 ENTRIES = "shim.runtime.wrapper, shim.state.ledger"  # the latter where leases are kept, as nodes do where nothing else is said
 
@@ -87,8 +88,13 @@ if magic == _frozen_importlib_external.MAGIC_NUMBER:
 def modules(directory: str) -> List[str]:
     """The modules of ours that importing ENTRIES imports, each after those that it needs itself."""
     program = f"import sys; sys.path.insert(0, {directory!r}); import {ENTRIES}"
-    done = subprocess.run([sys.executable, "-I", "-S", "-B", "-X", "importtime", "-c", program], check=True,
-                          stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-B", "-X", "importtime", "-c", program],
+        check=True,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
     names = [line.rpartition("|")[2].strip() for line in done.stderr.splitlines()]
     return [name for name in names if name.partition(".")[0] == ENTRIES.partition(".")[0]]
 
@@ -145,7 +151,10 @@ class _Split(ast.NodeTransformer):
         names = [f"{node.module}.{alias.name}" for alias in node.names]
         if self._class or not all(name in self.loaded for name in names):
             return node
-        return [ast.parse(f"{alias.asname or alias.name} = _modules[{name!r}]").body[0] for alias, name in zip(node.names, names)]
+        return [
+            ast.parse(f"{alias.asname or alias.name} = _modules[{name!r}]").body[0]
+            for alias, name in zip(node.names, names)
+        ]
 
 
 def compiled(tree: ast.Module, shown: str) -> Any:
@@ -175,7 +184,9 @@ def image(directory: str, installed: str) -> bytes:
         split = _Split(name, wanted.pop(name, []), [each for each, _, _ in entries])
         entries.append((name, package, compiled(split.visit(tree), shown)))
         if split.functions.keys() != set(split.late):
-            sys.exit(f"image.py: {path} has no function {', '.join(set(split.late) - split.functions.keys())}, which LATE names")
+            sys.exit(
+                f"image.py: {path} has no function {', '.join(set(split.late) - split.functions.keys())}, which LATE names"
+            )
         for function, node in split.functions.items():
             late[f"{name} {function}"] = marshal.dumps(compiled(ast.Module([node], []), shown))
     if wanted:

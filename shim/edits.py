@@ -19,29 +19,29 @@ if TYPE_CHECKING:
     Stat = Callable[[str], Tuple[str, int, int, int]]
 
 # kind          key                    value
-ENV = "env"                 # variable name          its value, a string
-DEVICE = "device"           # path in the container  a CDI deviceNode: path, hostPath, type, major, minor, fileMode,
-                            #                        uid, gid, permissions; complete() adds what the host knows
-NET_DEVICE = "netDevice"    # host interface         name in the container
-MOUNT = "mount"             # destination            an OCI mount
-HOOK = "hook"               # stage                  an OCI hook
-RDT = "intelRdt"            # ""                     the whole OCI object
-GID = "additionalGid"       # the group id           None
-RESOURCE = "resource"       # (controller, key)      the OCI value under linux.resources
-ANNOTATION = "annotation"   # annotation key         a string
-PROCESS = "process"         # args, cwd, oomScoreAdj, noNewPrivileges, apparmorProfile   the OCI value; None takes it away
-USER = "user"               # uid or gid             the number
-CAPABILITY = "capability"   # the OCI set            the whole list
-RLIMIT = "rlimit"           # RLIMIT_NOFILE          {"soft": …, "hard": …}
-HOSTNAME = "hostname"       # ""                     the name
-ROOT = "root"               # readonly               the OCI value
-SYSCTL = "sysctl"           # its name with dots     a string
-NAMESPACE = "namespace"     # its type               a path, "" for a new one, None for the host's
-LINUX = "linux"             # cgroupsPath, maskedPaths, readonlyPaths, seccomp…          the OCI value; None takes it away
-HUGEPAGES = "hugepages"     # size of a page, 2MB    the limit in bytes
+ENV = "env"  # variable name          its value, a string
+DEVICE = "device"  # path in the container  a CDI deviceNode: path, hostPath, type, major, minor, fileMode,
+#                        uid, gid, permissions; complete() adds what the host knows
+NET_DEVICE = "netDevice"  # host interface         name in the container
+MOUNT = "mount"  # destination            an OCI mount
+HOOK = "hook"  # stage                  an OCI hook
+RDT = "intelRdt"  # ""                     the whole OCI object
+GID = "additionalGid"  # the group id           None
+RESOURCE = "resource"  # (controller, key)      the OCI value under linux.resources
+ANNOTATION = "annotation"  # annotation key         a string
+PROCESS = "process"  # args, cwd, oomScoreAdj, noNewPrivileges, apparmorProfile   the OCI value; None takes it away
+USER = "user"  # uid or gid             the number
+CAPABILITY = "capability"  # the OCI set            the whole list
+RLIMIT = "rlimit"  # RLIMIT_NOFILE          {"soft": …, "hard": …}
+HOSTNAME = "hostname"  # ""                     the name
+ROOT = "root"  # readonly               the OCI value
+SYSCTL = "sysctl"  # its name with dots     a string
+NAMESPACE = "namespace"  # its type               a path, "" for a new one, None for the host's
+LINUX = "linux"  # cgroupsPath, maskedPaths, readonlyPaths, seccomp…          the OCI value; None takes it away
+HUGEPAGES = "hugepages"  # size of a page, 2MB    the limit in bytes
 DEVICE_RULE = "deviceRule"  # any text               an OCI rule of linux.resources.devices
 
-LEASE = "lease"             # the origin of the hook that ends a lease: it comes before all others of its stage
+LEASE = "lease"  # the origin of the hook that ends a lease: it comes before all others of its stage
 
 # How a later edit of one kind and key meets an earlier one.  Most keep the first place and take the last value,
 # as a variable set twice does.  A mount is taken out and put at the end, since the order of mounts matters.

@@ -38,8 +38,14 @@ class Plan:
 
     __slots__ = ("request", "names", "keys", "edits", "by_cdi", "beside", "sharing")
 
-    def __init__(self, request: parse.Request, grant: choose.Grant, before: Tuple[Edits, ...], after: Tuple[Edits, ...],
-                 sharing: Optional[Sharing]) -> None:
+    def __init__(
+        self,
+        request: parse.Request,
+        grant: choose.Grant,
+        before: Tuple[Edits, ...],
+        after: Tuple[Edits, ...],
+        sharing: Optional[Sharing],
+    ) -> None:
         self.request = request
         self.names = grant.names
         self.keys = grant.keys
@@ -76,10 +82,32 @@ class Wanted:
     tell, and paths of the host are asked for before and after.
     """
 
-    __slots__ = ("request", "_gpu", "_document", "_engine_names", "_inventory", "_config", "_share", "_before", "_training", "_built", "_rootless", "_bundle", "_rules")
+    __slots__ = (
+        "request",
+        "_gpu",
+        "_document",
+        "_engine_names",
+        "_inventory",
+        "_config",
+        "_share",
+        "_before",
+        "_training",
+        "_built",
+        "_rootless",
+        "_bundle",
+        "_rules",
+    )
 
-    def __init__(self, request: parse.Request, document: Dict[str, Any], engine_names: List[str], inventory: Inventory,
-                 config: Dict[str, Any], known: Mapping[str, Any], leased: bool) -> None:
+    def __init__(
+        self,
+        request: parse.Request,
+        document: Dict[str, Any],
+        engine_names: List[str],
+        inventory: Inventory,
+        config: Dict[str, Any],
+        known: Mapping[str, Any],
+        leased: bool,
+    ) -> None:
         self.request = request
         self._gpu = request.gpu
         self._document = document
@@ -95,19 +123,28 @@ class Wanted:
         self._rules = [] if self._rootless else reader.opening_rules(document, complete)
         if request.gpu is not None and not schema.SHARING.isdisjoint(request.gpu):
             from shim.sharing import terms
+
             self._share = terms.wished(request.gpu, document, config, request.source, leased)
         if request.gpu is not None and "restored" in known:
             self._gpu = choose.again(request.gpu, known["restored"], engine_names)
         if request.rare:
             own, more = _rare(request, document, inventory, config, known)
         else:
-            own, more = Edits([(ENV, variable, value, request.source) for variable, value in request.env.items()]), EMPTY
+            own, more = (
+                Edits([(ENV, variable, value, request.source) for variable, value in request.env.items()]),
+                EMPTY,
+            )
         self._before = own, more, resources.edits(request.resources, document, request.source)
         self._training = EMPTY
         if request.gpu and "distributed" in request.gpu:
             from shim.keys import distributed
-            self._training = distributed.edits(request.gpu["distributed"], {**reader.environment(document), **request.env}, request.source,
-                                            known.get("master", ""))
+
+            self._training = distributed.edits(
+                request.gpu["distributed"],
+                {**reader.environment(document), **request.env},
+                request.source,
+                known.get("master", ""),
+            )
 
     def cgroups_path(self, edits: Edits, manager: str) -> str:
         """The container's control group as shim.oci.reader names it, with these edits."""
@@ -120,7 +157,9 @@ class Wanted:
         share = self._share
         others = held if share is None or not held else share.seen(held)
         try:
-            grant = choose.grant(self._gpu, self._engine_names, self._inventory, wish.source, device_nodes.look_at_gpu, others)
+            grant = choose.grant(
+                self._gpu, self._engine_names, self._inventory, wish.source, device_nodes.look_at_gpu, others
+            )
         except errors.CdiError as error:
             raise error.within(wish.source) from None
         if grant.names and not self._built:
@@ -129,12 +168,17 @@ class Wanted:
             # with root the device rules decide what a container can open
             mounts = reader.bind_sources(self._document) if leased and self._rootless else []
             if present or mounts or self._rules:
-                _check_engine_devices(present, mounts, self._rules, grant, self._inventory, wish.source, leased, self._bundle)
+                _check_engine_devices(
+                    present, mounts, self._rules, grant, self._inventory, wish.source, leased, self._bundle
+                )
         permission.check_devices(wish, grant.names, *choose.weighed(grant, self._inventory), self._config)
         if share is not None:
             from shim.sharing import nvidia_tools
+
             share.place(grant, self._inventory, nvidia_tools.uuid_of)
-        mark = Edits([(ANNOTATION, self._config["annotation-prefix"] + parse.MARK, ",".join(grant.names), "for people to read")])
+        mark = Edits(
+            [(ANNOTATION, self._config["annotation-prefix"] + parse.MARK, ",".join(grant.names), "for people to read")]
+        )
         return Plan(wish, grant, self._before, (self._training, mark), share)
 
 
@@ -146,10 +190,28 @@ class Granting:
     that is not there yet is the caller's alone; `ledger`, `lease`: None where no leases are kept.
     """
 
-    __slots__ = ("_state_dir", "_records_dir", "_root", "_container", "_private", "_ledger", "_lease", "_plan", "_recorded")
+    __slots__ = (
+        "_state_dir",
+        "_records_dir",
+        "_root",
+        "_container",
+        "_private",
+        "_ledger",
+        "_lease",
+        "_plan",
+        "_recorded",
+    )
 
-    def __init__(self, state_dir: str, records_dir: str, root: str, container: str, private: bool,
-                 ledger: Optional[Ledger] = None, lease: Optional[Lease] = None) -> None:
+    def __init__(
+        self,
+        state_dir: str,
+        records_dir: str,
+        root: str,
+        container: str,
+        private: bool,
+        ledger: Optional[Ledger] = None,
+        lease: Optional[Lease] = None,
+    ) -> None:
         self._state_dir = state_dir
         self._records_dir = records_dir
         self._root = root
@@ -195,13 +257,22 @@ class Granting:
             self._ledger.settle(self._plan.keys)
         if self._plan.sharing is not None:
             from shim.sharing import setup
+
             self._plan.add(setup.begin(self._plan.sharing, self._state_dir))
 
     def record(self, more: Dict[str, Any]) -> None:
         """Writes the grant record; `more`: what the front end alone knows.  Raises HostError or TrustError."""
         plan = self._plan
-        record = {"id": self._container, "root": self._root, "source": plan.request.source, "devices": plan.names, "physical": plan.keys,
-                  "time": int(time.time()), "grant": plan.digest(), **more}
+        record = {
+            "id": self._container,
+            "root": self._root,
+            "source": plan.request.source,
+            "devices": plan.names,
+            "physical": plan.keys,
+            "time": int(time.time()),
+            "grant": plan.digest(),
+            **more,
+        }
         if self._lease is not None and plan.keys:
             record["token"] = self._lease["token"]  # so that a ledger that is lost is missed
         if plan.sharing is not None:
@@ -210,7 +281,9 @@ class Granting:
         try:
             grants.write(self._records_dir, record, self._private)
         except OSError as error:
-            raise errors.HostError(f"the grant cannot be recorded in {grants.directory(self._records_dir)}: {error.strerror}") from None
+            raise errors.HostError(
+                f"the grant cannot be recorded in {grants.directory(self._records_dir)}: {error.strerror}"
+            ) from None
 
     def undo(self) -> None:
         """Forgets the grant, then gives back the lease."""
@@ -236,16 +309,27 @@ def mark(config: Dict[str, Any]) -> bytes:
     return f'"{config["annotation-prefix"]}{parse.MARK}":'.encode()
 
 
-def plan(document: Dict[str, Any], inventory: Inventory, container: str = "",
-         held: Optional[List[Lease]] = None, wish: Optional[parse.Request] = None,
-         known: Optional[Mapping[str, Any]] = None) -> Optional[Plan]:
+def plan(
+    document: Dict[str, Any],
+    inventory: Inventory,
+    container: str = "",
+    held: Optional[List[Lease]] = None,
+    wish: Optional[parse.Request] = None,
+    known: Optional[Mapping[str, Any]] = None,
+) -> Optional[Plan]:
     """`want`, its devices taken in the eyes of `held`, completed."""
     wanted = want(document, inventory, container, wish, known, held is not None)
     return None if wanted is None else wanted.take(held).complete()
 
 
-def want(document: Dict[str, Any], inventory: Inventory, container: str = "", wish: Optional[parse.Request] = None,
-         known: Optional[Mapping[str, Any]] = None, leased: bool = False) -> Optional[Wanted]:
+def want(
+    document: Dict[str, Any],
+    inventory: Inventory,
+    container: str = "",
+    wish: Optional[parse.Request] = None,
+    known: Optional[Mapping[str, Any]] = None,
+    leased: bool = False,
+) -> Optional[Wanted]:
     """What a container asks for, or None when that is nothing.  Raises ChandlerError; changes nothing.
 
     `container`: its name in its pod, from a front end that need not look for it in annotations.  `leased`: whether
@@ -262,7 +346,11 @@ def want(document: Dict[str, Any], inventory: Inventory, container: str = "", wi
         if not isinstance(annotations, dict):
             return None
         caller = (known or {}).get("caller")
-        name, sandbox = (container, False) if container else engines.container(annotations, caller.engine if caller is not None else "")
+        name, sandbox = (
+            (container, False)
+            if container
+            else engines.container(annotations, caller.engine if caller is not None else "")
+        )
         if sandbox:
             return None
         if caller is not None:
@@ -270,6 +358,7 @@ def want(document: Dict[str, Any], inventory: Inventory, container: str = "", wi
         wish = parse.from_annotations(annotations, prefix, name)
         if config["cdi.annotations"]:
             from shim.cdi import annotations as cdi_annotations
+
             engine_names = cdi_annotations.parse(annotations)
         if wish is None:
             if not engine_names:
@@ -282,34 +371,63 @@ def want(document: Dict[str, Any], inventory: Inventory, container: str = "", wi
         config = _ruled(config, document, container, known or {})
     unified = not permission.DEPENDS_ON_CGROUPS.isdisjoint(wish.resources) and kernel.unified_cgroups()
     present = document
-    if "oom_score_adj" in wish.resources and known and "bundle" in known and not known.get("built") and document["process"].get("oomScoreAdj") is None:
+    if (
+        "oom_score_adj" in wish.resources
+        and known
+        and "bundle" in known
+        and not known.get("built")
+        and document["process"].get("oomScoreAdj") is None
+    ):
         # what nobody sets is inherited from the runtime, which this process becomes
         present = {**document, "process": {**document["process"], "oomScoreAdj": kernel.oom_score()}}
     permission.check(wish, present, config, engine_names, unified)
     return Wanted(wish, document, engine_names, inventory, config, known or {}, leased)
 
 
-def _ruled(config: Dict[str, Any], document: Dict[str, Any], container: str, known: Mapping[str, Any]) -> Dict[str, Any]:
+def _ruled(
+    config: Dict[str, Any], document: Dict[str, Any], container: str, known: Mapping[str, Any]
+) -> Dict[str, Any]:
     """The configuration with the policy's rule for this container in it."""
     from shim.keys import host_facts
     from shim.policy import rules
-    return rules.applied(config, document.get("annotations") or {}, {**known, "container": container, "user": host_facts.caller()})
+
+    return rules.applied(
+        config, document.get("annotations") or {}, {**known, "container": container, "user": host_facts.caller()}
+    )
 
 
-def _rare(wish: parse.Request, document: Dict[str, Any], inventory: Inventory, config: Dict[str, Any],
-          known: Mapping[str, Any]) -> Tuple[Edits, Edits]:
+def _rare(
+    wish: parse.Request,
+    document: Dict[str, Any],
+    inventory: Inventory,
+    config: Dict[str, Any],
+    known: Mapping[str, Any],
+) -> Tuple[Edits, Edits]:
     """The request's variables, references to the host resolved, and the edits of the keys that few requests have."""
     from shim.keys import host_facts
     from shim.policy import rules
+
     scope = known.get("scope")
     if scope is None:
-        scope = "".join(rules.identity(document.get("annotations") or {}, rules.believed(config, known), known).get("namespace", ()))
-    return (host_facts.variables(wish, config, scope, known.get("seconds", host_facts.SECONDS)),
-            host_facts.edits(wish, document, inventory, config, known))
+        scope = "".join(
+            rules.identity(document.get("annotations") or {}, rules.believed(config, known), known).get("namespace", ())
+        )
+    return (
+        host_facts.variables(wish, config, scope, known.get("seconds", host_facts.SECONDS)),
+        host_facts.edits(wish, document, inventory, config, known),
+    )
 
 
-def _check_engine_devices(present: Dict[str, str], mounts: List[str], opening: List[Any], grant: choose.Grant, inventory: Inventory, source: str,
-                          leased: bool, bundle: str) -> None:
+def _check_engine_devices(
+    present: Dict[str, str],
+    mounts: List[str],
+    opening: List[Any],
+    grant: choose.Grant,
+    inventory: Inventory,
+    source: str,
+    leased: bool,
+    bundle: str,
+) -> None:
     """What the engine itself (or a device plugin, or --device) lets a container open beside its grant is under nobody's
     lease: a GPU, by its node or by a device rule (a container with CAP_MKNOD makes the node itself), or a rule for
     every device of a major number.  Without leases single devices of the engine's are left alone: an orchestrator may
@@ -322,8 +440,10 @@ def _check_engine_devices(present: Dict[str, str], mounts: List[str], opening: L
     known = choose.numbers(kinds, inventory, device_nodes.look_at_gpu)
     for number in (*known, *granted):
         if number in present:
-            raise errors.RequestError(f"{source}: resources.gpu: config.json has a GPU already, {present[number]}, from the engine",
-                                      "ask for GPUs in one way alone")
+            raise errors.RequestError(
+                f"{source}: resources.gpu: config.json has a GPU already, {present[number]}, from the engine",
+                "ask for GPUs in one way alone",
+            )
     others = {number: name for number, name in known.items() if number not in granted}
     for kind, major, minor, words in rules:
         if kind is not None and major is not None and minor is not None:
@@ -331,14 +451,19 @@ def _check_engine_devices(present: Dict[str, str], mounts: List[str], opening: L
         else:
             opened = next((name for number, name in others.items() if reader.covers(number, kind, major, minor)), None)
         if opened is not None:
-            raise errors.RequestError(f"{source}: resources.gpu: {words} opens {opened}, which is not granted",
-                                      "start the container with a rule for its own devices alone, and not as privileged")
+            raise errors.RequestError(
+                f"{source}: resources.gpu: {words} opens {opened}, which is not granted",
+                "start the container with a rule for its own devices alone, and not as privileged",
+            )
     if mounts:
         from shim.oci import engine_mounts
+
         engine_mounts.check(mounts, others, inventory, kinds, bundle, source)
 
 
-def equip(document: Dict[str, Any], edits: Edits, rootless: bool, bundle: str = "", idmap: bool = True) -> Dict[str, Any]:
+def equip(
+    document: Dict[str, Any], edits: Edits, rootless: bool, bundle: str = "", idmap: bool = True
+) -> Dict[str, Any]:
     """config.json with a plan's edits in it, as a new document.  `bundle`: its directory, where root.path is relative;
     `idmap`: whether the runtime takes idmapped mounts.
 
@@ -347,6 +472,9 @@ def equip(document: Dict[str, Any], edits: Edits, rootless: bool, bundle: str = 
     root = reader.root_path(document, bundle)
     if rootless or reader.in_user_namespace(document):
         from shim.oci import userns_devices
+
         edits, mounted = userns_devices.split(edits)
-        document = writer.apply(document, targets.judged(document, mounted, root), idmap=False)  # devtmpfs cannot be idmapped
+        document = writer.apply(
+            document, targets.judged(document, mounted, root), idmap=False
+        )  # devtmpfs cannot be idmapped
     return writer.apply(document, targets.judged(document, edits, root), idmap=idmap and not rootless)

@@ -66,10 +66,19 @@ def _scanner(unique: bool = False) -> Callable[[str, int], Tuple[Any, int]]:
     hook = _unique if unique else None
     if make_scanner is not None:
         # any object with these attributes will do; a class of our own would cost more than a small document
-        return make_scanner(type(sys.implementation)(  # type: ignore[arg-type, call-arg, unused-ignore]
-            strict=True, object_hook=None, object_pairs_hook=hook, parse_float=Number, parse_int=int,
-            parse_constant=_refuse_constant, memo={}))
+        return make_scanner(
+            type(sys.implementation)(  # type: ignore[arg-type, call-arg, unused-ignore]
+                strict=True,
+                object_hook=None,
+                object_pairs_hook=hook,
+                parse_float=Number,
+                parse_int=int,
+                parse_constant=_refuse_constant,
+                memo={},
+            )
+        )
     import json
+
     decoder = json.JSONDecoder(parse_float=Number, parse_constant=_refuse_constant, object_pairs_hook=hook)
     return decoder.scan_once  # type: ignore[attr-defined, no-any-return]
 
@@ -100,6 +109,7 @@ def loads(data: bytes, unique: bool = False) -> Any:
 def _damage(text: str) -> errors.JsonError:
     """Where `text` is damaged: the slow parser knows, and this is no hot path any more."""
     import json
+
     try:
         json.loads(text)
     except ValueError as error:
@@ -138,7 +148,9 @@ def check_text(text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise errors.JsonError(f"{text[:64]!r} is no Unicode text: it holds {text[error.start]!r}, half of a surrogate pair") from None
+        raise errors.JsonError(
+            f"{text[:64]!r} is no Unicode text: it holds {text[error.start]!r}, half of a surrogate pair"
+        ) from None
 
 
 class Source:
@@ -242,6 +254,7 @@ def _written(write: Callable[[Encode], str]) -> str:
 
 def _encoder(token: str, numbers: List[str]) -> Encode:
     """A function from value to text, with `token` in the place of every Number, whose text goes to `numbers`."""
+
     def default(item: Any) -> str:
         if not isinstance(item, Number):
             raise TypeError(f"{type(item).__name__} is no JSON value")
@@ -252,6 +265,7 @@ def _encoder(token: str, numbers: List[str]) -> Encode:
         write = make_encoder(None, default, encode_basestring_ascii, None, ":", ",", False, False, False)
     else:
         import json
+
         encoder = json.JSONEncoder(default=default, separators=(",", ":"), allow_nan=False)
         write = encoder.iterencode  # type: ignore[assignment, unused-ignore]
 

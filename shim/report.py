@@ -92,9 +92,12 @@ def line(target: str, record: Any) -> None:
             pass  # `chandler doctor` says why
         return
     from _socket import AF_UNIX, SOCK_DGRAM, socket
+
     channel = socket(AF_UNIX, SOCK_DGRAM)
     try:
-        channel.sendto(b"PRIORITY=6\nSYSLOG_IDENTIFIER=chandler\nMESSAGE=" + data + b"\n", "/run/systemd/journal/socket")
+        channel.sendto(
+            b"PRIORITY=6\nSYSLOG_IDENTIFIER=chandler\nMESSAGE=" + data + b"\n", "/run/systemd/journal/socket"
+        )
     except OSError:
         pass  # no journal on this machine, or it does not keep up
     finally:

@@ -1,4 +1,5 @@
 """What every test may use, which tests are unit tests, what this machine lacks for some, and that nothing skips quietly where it could have run."""
+
 from __future__ import annotations
 
 import collections
@@ -38,8 +39,10 @@ def pytest_report_collectionfinish(items: list[pytest.Item]) -> list[str]:
         reason = next(filter(None, (needs.NEEDS[name]() for name in needs.NEEDS if name in fixtures(item))), "")
         if reason:
             skipped[reason][os.path.join("tests", folder(item))] += 1
-    return [f"{sum(counts.values())} tests will be skipped: {reason} ({', '.join(f'{counts[name]} of {name}' for name in sorted(counts))})"
-            for reason, counts in skipped.items()]
+    return [
+        f"{sum(counts.values())} tests will be skipped: {reason} ({', '.join(f'{counts[name]} of {name}' for name in sorted(counts))})"
+        for reason, counts in skipped.items()
+    ]
 
 
 def fixtures(item: pytest.Item) -> list[str]:
@@ -138,12 +141,14 @@ def installation(lab: str) -> install.Installation:
 @pytest.fixture(scope="session")
 def served(lab: str, node: gpu_node.Node) -> Callable[[runtimes.Runtime], install.Installation]:
     """An installation for each runtime that serves it alone, on the simulated node, with everything compiled."""
+
     @functools.cache
     def serving(runtime: runtimes.Runtime) -> install.Installation:
         made = install.Installation(os.path.join(lab, "serving-" + runtime.label))
         made.configure([runtime.path], [node.cdi])
         made.refresh()
         return made
+
     return serving
 
 
@@ -165,8 +170,12 @@ def direct(runtime: runtimes.Runtime, place: str) -> Iterator[Engine]:
 
 
 @pytest.fixture
-def chandler(runtime: runtimes.Runtime, served: Callable[[runtimes.Runtime], install.Installation], place: str) -> Iterator[Engine]:
+def chandler(
+    runtime: runtimes.Runtime, served: Callable[[runtimes.Runtime], install.Installation], place: str
+) -> Iterator[Engine]:
     """Chandler over the runtime, on the simulated node."""
-    engine = Engine([*runtime.wrap, served(runtime).program()], os.path.join(place, "root"), hangs=runtime.kind == "youki")
+    engine = Engine(
+        [*runtime.wrap, served(runtime).program()], os.path.join(place, "root"), hangs=runtime.kind == "youki"
+    )
     yield engine
     engine.clean()

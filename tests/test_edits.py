@@ -16,7 +16,11 @@ REPEATABLE = (kinds.DEVICE, kinds.HOOK)
 ONCE = (kinds.ENV, kinds.NET_DEVICE, kinds.RDT, kinds.GID, kinds.RESOURCE, kinds.ANNOTATION)
 
 keys = st.sampled_from(["a", "b", "/c", "/c/d"])
-values = st.one_of(st.text("xy", max_size=2), st.lists(st.integers(0, 3), max_size=2), st.dictionaries(keys, st.integers(0, 3), max_size=2))
+values = st.one_of(
+    st.text("xy", max_size=2),
+    st.lists(st.integers(0, 3), max_size=2),
+    st.dictionaries(keys, st.integers(0, 3), max_size=2),
+)
 items = st.tuples(st.sampled_from([*REPEATABLE, *ONCE, kinds.MOUNT]), keys, values, st.sampled_from(["one", "two"]))
 some_edits = st.lists(items, max_size=8).map(Edits)
 
@@ -53,10 +57,14 @@ def test_the_later_one_wins_in_the_earlier_ones_place(first: list[Any], second: 
     every = first + second
     for kind in ONCE:
         of_kind = [item for item in every if item[0] == kind]
-        expected = [[item for item in of_kind if item[1] == key][-1] for key in dict.fromkeys(item[1] for item in of_kind)]
+        expected = [
+            [item for item in of_kind if item[1] == key][-1] for key in dict.fromkeys(item[1] for item in of_kind)
+        ]
         assert merged.of(kind) == expected
     mounts = [item for item in every if item[0] == kinds.MOUNT]
-    assert merged.of(kinds.MOUNT) == [item for n, item in enumerate(mounts) if all(later[1] != item[1] for later in mounts[n + 1:])]
+    assert merged.of(kinds.MOUNT) == [
+        item for n, item in enumerate(mounts) if all(later[1] != item[1] for later in mounts[n + 1 :])
+    ]
     for kind in REPEATABLE:
         assert merged.of(kind) == [item for item in every if item[0] == kind]
 
@@ -83,7 +91,13 @@ def test_edits_are_not_hashable() -> None:
 
 
 def test_resources_are_keyed_by_controller_and_key() -> None:
-    edits = Edits([(kinds.RESOURCE, ("cpu", "quota"), 1, ""), (kinds.RESOURCE, ("cpu", "period"), 2, ""), (kinds.RESOURCE, ("cpu", "quota"), 3, "")])
+    edits = Edits(
+        [
+            (kinds.RESOURCE, ("cpu", "quota"), 1, ""),
+            (kinds.RESOURCE, ("cpu", "period"), 2, ""),
+            (kinds.RESOURCE, ("cpu", "quota"), 3, ""),
+        ]
+    )
     assert [(key, value) for _, key, value, _ in edits.items] == [(("cpu", "quota"), 3), (("cpu", "period"), 2)]
 
 

@@ -27,12 +27,23 @@ def test_two_gpus(node: Node) -> None:
     assert result["process"]["env"] == ["PATH=/bin", "NVIDIA_VISIBLE_DEVICES=void", "A=b", "CUDA_VISIBLE_DEVICES=0,1"]
     assert result["linux"]["resources"]["memory"] == {"limit": 512 << 20}
     assert result["mounts"][-1]["destination"] == "/usr/lib/libcuda.so.1"
-    assert result["hooks"] == {"createContainer": [{"path": "/bin/true", "args": ["true"], "env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"]}]}
+    assert result["hooks"] == {
+        "createContainer": [{"path": "/bin/true", "args": ["true"], "env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"]}]
+    }
     assert result["annotations"][P + "granted"] == f"{NVIDIA}=0,{NVIDIA}=1"
     assert unasked(result) == unasked(CONFIG)
 
 
-@pytest.mark.parametrize("annotations", [{}, {"other/x": "y"}, {P + "services": '{"side": {}}'}, {P + "service": "{", "io.kubernetes.cri.container-type": "sandbox"}, {"cdi.k8s.io/x": f"{NVIDIA}=0"}])
+@pytest.mark.parametrize(
+    "annotations",
+    [
+        {},
+        {"other/x": "y"},
+        {P + "services": '{"side": {}}'},
+        {P + "service": "{", "io.kubernetes.cri.container-type": "sandbox"},
+        {"cdi.k8s.io/x": f"{NVIDIA}=0"},
+    ],
+)
 def test_nothing_asked(node: Node, annotations: dict[str, str]) -> None:
     assert node.equip(annotations) is None
 
@@ -51,7 +62,9 @@ def test_no_process_to_equip(node: Node, process: Any) -> None:
 def test_cdi_annotations_where_the_configuration_says_so(node: Node) -> None:
     node.configure("", "annotations = true")
     assert devices(node.equip({"cdi.k8s.io/x": f"{NVIDIA}=2"})) == ["/dev/nvidiactl", "/dev/nvidia2"]
-    assert devices(node.equip({"cdi.k8s.io/x": f"{NVIDIA}=2", **service({"resources": {"gpu": {"devices": ["0"]}}})})) == ["/dev/nvidiactl", "/dev/nvidia2", "/dev/nvidia0"]
+    assert devices(
+        node.equip({"cdi.k8s.io/x": f"{NVIDIA}=2", **service({"resources": {"gpu": {"devices": ["0"]}}})})
+    ) == ["/dev/nvidiactl", "/dev/nvidia2", "/dev/nvidia0"]
     for value in (f"{NVIDIA}=all", f"{NVIDIA}=9", "", f"{NVIDIA}=0,", "x", f"{NVIDIA}=0,{NVIDIA}=GPU-0"):
         with pytest.raises(ChandlerError):
             node.equip({"cdi.k8s.io/x": value})
@@ -60,11 +73,18 @@ def test_cdi_annotations_where_the_configuration_says_so(node: Node) -> None:
         node.equip({"cdi.k8s.io/x": f"{NVIDIA}=0"})
 
 
-@pytest.mark.parametrize(("policy", "document", "rule"), [
-    ("max-gpus = 1", {"resources": {"gpu": {"count": 2}}}, "max-gpus"), ('kinds = ["amd.com/gpu"]', {"resources": {"gpu": {}}}, "kinds"), ('allow = ["gpu"]', {"env": {"A": "b"}}, "allow"),
-    ('deny = ["gpu"]', {"resources": {"gpu": {}}}, "deny"), ("", {"resources": {"gpu": {"devices": ["all"]}}}, "gpu.all"), ("", {"resources": {"memory": "2Gi"}}, "loosens"),
-    ('allow = ["gpu", "gpu.all"]\nmax-gpus = 3', {"resources": {"gpu": {"devices": ["all"]}}}, "max-gpus"),
-])
+@pytest.mark.parametrize(
+    ("policy", "document", "rule"),
+    [
+        ("max-gpus = 1", {"resources": {"gpu": {"count": 2}}}, "max-gpus"),
+        ('kinds = ["amd.com/gpu"]', {"resources": {"gpu": {}}}, "kinds"),
+        ('allow = ["gpu"]', {"env": {"A": "b"}}, "allow"),
+        ('deny = ["gpu"]', {"resources": {"gpu": {}}}, "deny"),
+        ("", {"resources": {"gpu": {"devices": ["all"]}}}, "gpu.all"),
+        ("", {"resources": {"memory": "2Gi"}}, "loosens"),
+        ('allow = ["gpu", "gpu.all"]\nmax-gpus = 3', {"resources": {"gpu": {"devices": ["all"]}}}, "max-gpus"),
+    ],
+)
 def test_policy(node: Node, policy: str, document: dict[str, Any], rule: str) -> None:
     node.configure("", f"[policy]\n{policy}")
     with pytest.raises(PolicyError, match=rule):
@@ -104,7 +124,11 @@ def test_create(front: Front) -> None:
     assert unasked(result) == unasked(CONFIG)
     record = front.grant()
     assert record is not None
-    assert (record["id"], record["root"], record["devices"]) == ("c", str(front.node.directory / "root"), [f"{NVIDIA}=0", f"{NVIDIA}=1"])
+    assert (record["id"], record["root"], record["devices"]) == (
+        "c",
+        str(front.node.directory / "root"),
+        [f"{NVIDIA}=0", f"{NVIDIA}=1"],
+    )
     assert record["physical"] == ["c195:0", "c195:1"]
     assert (record["before"], record["after"]) == (files.digest(before), files.digest(front.config.read_bytes()))
     assert (record["runtime"], record["source"]) == (str(front.node.directory / "bin/runc"), f"annotation {P}service")
@@ -137,7 +161,9 @@ def test_creates_from_our_own_result_are_alike(front: Front) -> None:
         assert front.config.read_bytes() == first
 
 
-@pytest.mark.parametrize("config", [b"", b"{", b"[]", b"\xff", b'{"annotations": {}}', b'{"annotations": {"other": "x"}}'])
+@pytest.mark.parametrize(
+    "config", [b"", b"{", b"[]", b"\xff", b'{"annotations": {}}', b'{"annotations": {"other": "x"}}']
+)
 def test_what_asks_nothing_goes_to_the_runtime_unread(front: Front, config: bytes) -> None:
     front.config.write_bytes(config)
     front.create()
@@ -152,15 +178,36 @@ def test_a_mention_that_is_no_request(front: Front) -> None:
     assert front.config.read_bytes() == before and front.grant() is None
 
 
-@pytest.mark.parametrize("text", ['["chandler.oci/"]', '"chandler.oci/"', '{"chandler.oci/": ', '{"annotations": {"chandler.oci/service": NaN}}', "\x00chandler.oci/", '{"a": 1} chandler.oci/',
-                                  "[" * 100_000 + "chandler.oci/", '{"annotations": {"chandler.oci/service": "{}"}, "process": 5}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        '["chandler.oci/"]',
+        '"chandler.oci/"',
+        '{"chandler.oci/": ',
+        '{"annotations": {"chandler.oci/service": NaN}}',
+        "\x00chandler.oci/",
+        '{"a": 1} chandler.oci/',
+        "[" * 100_000 + "chandler.oci/",
+        '{"annotations": {"chandler.oci/service": "{}"}, "process": 5}',
+    ],
+)
 def test_damaged_files_with_a_mention_are_refused(front: Front, text: str) -> None:
     front.config.write_text(text)
     assert "config.json" in front.refused()
     assert front.grant() is None
 
 
-@pytest.mark.parametrize("document", ["{", {"x": 1}, {"env": {"LD_PRELOAD": "x"}}, {"resources": {"gpu": {"count": 9}}}, {"resources": {"gpu": {"devices": ["all"]}}}, {"resources": {"memory": "2Gi"}}])
+@pytest.mark.parametrize(
+    "document",
+    [
+        "{",
+        {"x": 1},
+        {"env": {"LD_PRELOAD": "x"}},
+        {"resources": {"gpu": {"count": 9}}},
+        {"resources": {"gpu": {"devices": ["all"]}}},
+        {"resources": {"memory": "2Gi"}},
+    ],
+)
 def test_refusals_leave_everything_as_it_was(front: Front, document: Any) -> None:
     front.write({P + "service": document} if isinstance(document, str) else service(document))
     assert f"annotation {P}service: " in front.refused()
@@ -224,8 +271,11 @@ def test_a_secret_is_asked_for_while_nobody_waits_for_the_ledger(front: Front) -
     if not os.access("/usr/bin/flock", os.X_OK):
         pytest.skip("not installed: flock")
     lock = f"{front.node.directory}/state/leases.lock"
-    front.node.configure("", '[policy]\nsecrets = ["*"]\nallow = ["gpu", "env"]\n'
-                         f'[secrets]\ncommand = ["/usr/bin/flock", "--nonblock", "{lock}", "/bin/echo", "{{name}}"]\n')
+    front.node.configure(
+        "",
+        '[policy]\nsecrets = ["*"]\nallow = ["gpu", "env"]\n'
+        f'[secrets]\ncommand = ["/usr/bin/flock", "--nonblock", "{lock}", "/bin/echo", "{{name}}"]\n',
+    )
     front.write(service({"resources": {"gpu": {}}, "env": {"TOKEN": "$S:the-secret"}}))
     front.create()
     assert "TOKEN=the-secret" in front.result()["process"]["env"]
@@ -253,7 +303,11 @@ def test_one_line_for_each_edited_create(front: Front) -> None:
     front.create("id-1")
     (line,) = own.read_text().splitlines()
     record = json.loads(line)
-    assert (record["container"], record["devices"], record["source"]) == ("id-1", [f"{NVIDIA}=0", f"{NVIDIA}=1"], f"annotation {P}service")
+    assert (record["container"], record["devices"], record["source"]) == (
+        "id-1",
+        [f"{NVIDIA}=0", f"{NVIDIA}=1"],
+        f"annotation {P}service",
+    )
     assert record["runtime"].endswith("/bin/runc") and record["after"] == files.digest(front.config.read_bytes())
     assert record["edits"] == {"env": 3, "device": 3, "mount": 1, "hook": 2, "annotation": 1}, "the lease's hook is one"
     assert type(record["ms"]) is int

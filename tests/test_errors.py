@@ -6,7 +6,16 @@ import pytest
 
 from shim import errors
 
-NAMES = ["JsonError", "RequestError", "PolicyError", "CdiError", "TrustError", "ConfigError", "HostError", "BundleError"]
+NAMES = [
+    "JsonError",
+    "RequestError",
+    "PolicyError",
+    "CdiError",
+    "TrustError",
+    "ConfigError",
+    "HostError",
+    "BundleError",
+]
 FAMILY: list[type[errors.ChandlerError]] = [getattr(errors, name) for name in NAMES]
 
 

@@ -1,4 +1,5 @@
 """What a create may load: the start-up contract of shim/runtime/wrapper.py, on an installation and without one."""
+
 from __future__ import annotations
 
 import json
@@ -16,13 +17,15 @@ PYTHON = "/usr/bin/python3" if os.path.exists("/usr/bin/python3") else sys.execu
 # What a bare interpreter has loaded is free; beyond that a create loads these of the standard library, all written in C,
 OTHERS = {"_json", "_blake2", "_signal", "errno", "fcntl", "gc", "marshal", "posix", "time", "zlib"}
 # and these of ours.  A new one costs every container on every node: think first.
-OURS = set("""
+OURS = set(
+    """
 shim shim.cdi shim.cdi.names shim.cdi.resolve shim.edits shim.engine shim.errors shim.gpu shim.gpu.choose shim.gpu.vendors shim.host shim.host.device_nodes
 shim.host.files shim.host.kernel shim.host.runtimes shim.host.trust shim.host.userns shim.jsontext shim.keys shim.keys.resources shim.node
 shim.node.cdi_check shim.node.inventory shim.oci shim.oci.config_file shim.oci.reader shim.oci.targets shim.oci.writer shim.paths shim.pathtext
 shim.policy shim.policy.caller shim.policy.engines shim.policy.permission shim.policy.words shim.request shim.request.parse shim.request.quantity
 shim.request.schema shim.request.values shim.runtime shim.runtime.args shim.runtime.wrapper shim.state shim.state.grants
-""".split())
+""".split()
+)
 # Where leases are kept; the image has them in any case, since that is the default.
 LEASES = {"shim.state.leases", "shim.state.ledger", "shim.state.lock"}
 
@@ -44,8 +47,13 @@ exec(compile(open(path).read(), path, "exec"))
 def bundle(tmp_path: Path) -> Path:
     directory = tmp_path / "bundle"
     directory.mkdir()
-    config = {"ociVersion": "1.0.2", "process": {"args": ["true"], "cwd": "/", "env": ["A=1"]},
-              "annotations": {"chandler.oci/service": '{"resources": {"memory": "1Gi", "gpu": {"count": 1}}, "env": {"B": "2"}}'}}
+    config = {
+        "ociVersion": "1.0.2",
+        "process": {"args": ["true"], "cwd": "/", "env": ["A=1"]},
+        "annotations": {
+            "chandler.oci/service": '{"resources": {"memory": "1Gi", "gpu": {"count": 1}}, "env": {"B": "2"}}'
+        },
+    }
     (directory / "config.json").write_text(json.dumps(config))
     return directory
 
@@ -53,24 +61,46 @@ def bundle(tmp_path: Path) -> Path:
 @pytest.fixture
 def installed(tmp_path: Path, needs_root: None) -> Path:
     """An installation under a prefix of its own, with one device in one CDI file that is old enough to be believed."""
-    settings = {"PREFIX": f"{tmp_path}/usr", "SYSCONFDIR": f"{tmp_path}/etc", "STATEDIR": f"{tmp_path}/state", "PYTHON": PYTHON}
+    settings = {
+        "PREFIX": f"{tmp_path}/usr",
+        "SYSCONFDIR": f"{tmp_path}/etc",
+        "STATEDIR": f"{tmp_path}/state",
+        "PYTHON": PYTHON,
+    }
     subprocess.run([f"{REPOSITORY}/packaging/install"], check=True, env={**os.environ, **settings})
     cdi = tmp_path / "cdi"
     cdi.mkdir()
-    (cdi / "a.json").write_text(json.dumps({"cdiVersion": "0.5.0", "kind": "nvidia.com/gpu", "devices": [
-        {"name": "0", "containerEdits": {"deviceNodes": [{"path": "/dev/null"}]}}]}))
-    (tmp_path / "etc/chandler/config.toml").write_text(f'runtimes = ["/bin/true"]\nengines = ["other"]\n[cdi]\nspec-dirs = ["{cdi}"]\n')
+    (cdi / "a.json").write_text(
+        json.dumps(
+            {
+                "cdiVersion": "0.5.0",
+                "kind": "nvidia.com/gpu",
+                "devices": [{"name": "0", "containerEdits": {"deviceNodes": [{"path": "/dev/null"}]}}],
+            }
+        )
+    )
+    (tmp_path / "etc/chandler/config.toml").write_text(
+        f'runtimes = ["/bin/true"]\nengines = ["other"]\n[cdi]\nspec-dirs = ["{cdi}"]\n'
+    )
     # ctime cannot be set, so the installed copy is told that everything is settled at once
     compiler = tmp_path / "usr/lib/chandler/shim/node/compiler.py"
     compiler.write_text(compiler.read_text().replace("SETTLED_NS = 2_000_000_000", "SETTLED_NS = -1"))
-    subprocess.run([PYTHON, "-I", "-m", "compileall", "-q", "-f", "--invalidation-mode", "unchecked-hash", str(compiler)], check=True)
+    subprocess.run(
+        [PYTHON, "-I", "-m", "compileall", "-q", "-f", "--invalidation-mode", "unchecked-hash", str(compiler)],
+        check=True,
+    )
     return tmp_path
 
 
 def loaded(start: Path, bundle: Path) -> set[str]:
     argv = [str(start), "chandler-runtime", "create", "--bundle", str(bundle), "c1"]
-    done = subprocess.run([PYTHON, "-I", "-S", "-B", "-X", "utf8", "-c", REPORT.format(argv=argv, start=str(start))], check=False,
-                          stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    done = subprocess.run(
+        [PYTHON, "-I", "-S", "-B", "-X", "utf8", "-c", REPORT.format(argv=argv, start=str(start))],
+        check=False,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0 and done.stdout, done.stderr
     return set(eval(done.stdout))
 
@@ -99,9 +129,13 @@ def test_a_warm_create_loads_nothing_else(installed: Path, bundle: Path, allocat
         forget(installed / "state")
         (bundle / "config.json").write_bytes(original)
         names = loaded(start, bundle)
-        assert {name for name in names if name.startswith("shim")} == OURS | (LEASES if with_image or allocator == "leases" else set())
+        assert {name for name in names if name.startswith("shim")} == OURS | (
+            LEASES if with_image or allocator == "leases" else set()
+        )
         # __future__ is what an image does without
-        assert {name for name in names if not name.startswith("shim")} <= OTHERS | (set() if with_image else {"__future__", "zipimport"})
+        assert {name for name in names if not name.startswith("shim")} <= OTHERS | (
+            set() if with_image else {"__future__", "zipimport"}
+        )
         forget(installed / "state")
         results.append(re.sub(rb'"[0-9a-f]{24}"', b'"TOKEN"', (bundle / "config.json").read_bytes()))
     assert results[0] == results[1] != original, "with the image and without: the same result"

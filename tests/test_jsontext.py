@@ -18,17 +18,71 @@ from shim.errors import JsonError
 from shim.jsontext import Number
 
 json_values = st.recursive(
-    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.text(),
-              st.sampled_from(["chandler number", "chandler number'", '"chandler number"', "\ud800", "\0", "\u2028"])),
-    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(st.one_of(st.text(max_size=4), st.just("chandler number")), inner, max_size=4)),
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(),
+        st.floats(allow_nan=False, allow_infinity=False),
+        st.text(),
+        st.sampled_from(["chandler number", "chandler number'", '"chandler number"', "\ud800", "\0", "\u2028"]),
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4),
+        st.dictionaries(st.one_of(st.text(max_size=4), st.just("chandler number")), inner, max_size=4),
+    ),
     max_leaves=12,
 )
 blanks = st.text(" \t\r\n", max_size=3)
 # Snippets from which damaged texts are glued together: far likelier to come near JSON than random characters.
-pieces = st.lists(st.sampled_from([
-    "{", "}", "[", "]", ",", ":", '"', '"a"', '"b":', "1", "-", "0", "01", "1.5", "1e", "1e5", ".5", "+1", "NaN", "Infinity", "-Infinity", "true", "tru",
-    "null", "nul", "\\", "\\u00", '"\\ud800"', '"\\u12"', "\x00", "\x0b", "\xa0", "\ufeff", "\t", " ", "\n", "/*", "'a'", "é", "\U0001f600", '"\x01"', "//",
-]), max_size=8).map("".join)
+pieces = st.lists(
+    st.sampled_from(
+        [
+            "{",
+            "}",
+            "[",
+            "]",
+            ",",
+            ":",
+            '"',
+            '"a"',
+            '"b":',
+            "1",
+            "-",
+            "0",
+            "01",
+            "1.5",
+            "1e",
+            "1e5",
+            ".5",
+            "+1",
+            "NaN",
+            "Infinity",
+            "-Infinity",
+            "true",
+            "tru",
+            "null",
+            "nul",
+            "\\",
+            "\\u00",
+            '"\\ud800"',
+            '"\\u12"',
+            "\x00",
+            "\x0b",
+            "\xa0",
+            "\ufeff",
+            "\t",
+            " ",
+            "\n",
+            "/*",
+            "'a'",
+            "é",
+            "\U0001f600",
+            '"\x01"',
+            "//",
+        ]
+    ),
+    max_size=8,
+).map("".join)
 
 
 def plain(value: Any) -> Any:
@@ -89,7 +143,7 @@ def test_damaged_text_is_refused_where_json_refuses(text: str) -> None:
 def test_a_valid_text_damaged_in_one_place(value: Any, at: int, put: str) -> None:
     text = json.dumps(value)
     at %= len(text)
-    agree(text[:at] + put + text[at + 1:])
+    agree(text[:at] + put + text[at + 1 :])
 
 
 @pytest.mark.parametrize("unique", [False, True])
@@ -148,7 +202,9 @@ def test_unique_changes_nothing_where_keys_are(value: Any) -> None:
     assert plain(jsontext.loads(data, unique=True)) == plain(jsontext.loads(data))
 
 
-@pytest.mark.parametrize("text", ['{"k":1,"k":1}', '[{"x":{"k":1,"j":2,"k":3}}]', '{"k":1,"\\u006b":2}', '{"k":{},"k":NaN}'])
+@pytest.mark.parametrize(
+    "text", ['{"k":1,"k":1}', '[{"x":{"k":1,"j":2,"k":3}}]', '{"k":1,"\\u006b":2}', '{"k":{},"k":NaN}']
+)
 def test_a_key_that_stands_twice(text: str) -> None:
     with pytest.raises(JsonError, match="the key 'k' stands twice|NaN"):
         jsontext.loads(text.encode(), unique=True)
@@ -194,11 +250,59 @@ def test_numbers_are_values() -> None:
 # --- the same answers on every interpreter --------------------------------------------------------------------
 
 VECTORS = [
-    *NUMBERS, "{}", "[]", " \t\r\n[1]\n", '{"a":{"b":[1,true,null,"\\ud83d\\ude00"]}}', '"\\ud800"', '"\\ud800\\ud800"', "123456789012345678901234567890",
-    '{"a":1,"a":2}', "NaN", "[Infinity]", "-Infinity", "\ufeff{}", "", " ", "{", "[", '"', '"\\', '"\\u', '"\\u12g4"', '"\x01"', "[1,]", '{"a":1,}', "{,}",
-    '{"a"}', '{"a":}', "{1:2}", "01", "-", "+1", ".5", "1.", "1e", "tru", "nulll", "[1]x", "[1]\x0b", "[1]\xa0", "\xa0[1]", "'a'", "//", "{}{}", "[" * 64 + "]" * 64,
-    "[" * 100000, '{"a":' * 100000, '"chandler number"', '["chandler number",1.50,"chandler number\'"]', '{"chandler number":2.50}', "\u2028", "[\u2028]",
-    '"\x7f"', '"\U0001f600"',
+    *NUMBERS,
+    "{}",
+    "[]",
+    " \t\r\n[1]\n",
+    '{"a":{"b":[1,true,null,"\\ud83d\\ude00"]}}',
+    '"\\ud800"',
+    '"\\ud800\\ud800"',
+    "123456789012345678901234567890",
+    '{"a":1,"a":2}',
+    "NaN",
+    "[Infinity]",
+    "-Infinity",
+    "\ufeff{}",
+    "",
+    " ",
+    "{",
+    "[",
+    '"',
+    '"\\',
+    '"\\u',
+    '"\\u12g4"',
+    '"\x01"',
+    "[1,]",
+    '{"a":1,}',
+    "{,}",
+    '{"a"}',
+    '{"a":}',
+    "{1:2}",
+    "01",
+    "-",
+    "+1",
+    ".5",
+    "1.",
+    "1e",
+    "tru",
+    "nulll",
+    "[1]x",
+    "[1]\x0b",
+    "[1]\xa0",
+    "\xa0[1]",
+    "'a'",
+    "//",
+    "{}{}",
+    "[" * 64 + "]" * 64,
+    "[" * 100000,
+    '{"a":' * 100000,
+    '"chandler number"',
+    '["chandler number",1.50,"chandler number\'"]',
+    '{"chandler number":2.50}',
+    "\u2028",
+    "[\u2028]",
+    '"\x7f"',
+    '"\U0001f600"',
 ]
 
 SCRIPT = """
@@ -248,7 +352,12 @@ def answers_here(text: str) -> list[Any]:
     answers: list[Any] = []
     for unique in (False, True):
         try:
-            value = json.loads(text, parse_constant=refuse, parse_float=lambda number: {"number": number}, object_pairs_hook=refuse_twice if unique else None)
+            value = json.loads(
+                text,
+                parse_constant=refuse,
+                parse_float=lambda number: {"number": number},
+                object_pairs_hook=refuse_twice if unique else None,
+            )
         except (ValueError, RecursionError):
             answers.append(None)
         else:
@@ -266,7 +375,13 @@ def refuse_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 @pytest.mark.parametrize("interpreter", interpreters())
 def test_every_interpreter_gives_these_answers(interpreter: str, accelerator: str) -> None:
     asked = "".join(json.dumps(text) + "\n" for text in VECTORS)
-    done = subprocess.run([interpreter, "-I", "-S", "-B", "-c", SCRIPT, REPOSITORY, accelerator], input=asked, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [interpreter, "-I", "-S", "-B", "-c", SCRIPT, REPOSITORY, accelerator],
+        input=asked,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     found = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(found) == len(VECTORS)
@@ -290,7 +405,9 @@ def test_without_the_accelerator_in_this_process(monkeypatch: pytest.MonkeyPatch
 
 DEEP = ("linux", "process")
 members = st.dictionaries(st.sampled_from(["linux", "process", "a", "b", "chandler number"]), json_values, max_size=4)
-sources = st.dictionaries(st.sampled_from(["linux", "process", "mounts", "x"]), st.one_of(members, json_values), max_size=4)
+sources = st.dictionaries(
+    st.sampled_from(["linux", "process", "mounts", "x"]), st.one_of(members, json_values), max_size=4
+)
 
 
 @given(sources, st.sampled_from([None, 1]), st.booleans())
@@ -300,7 +417,13 @@ def test_a_source_has_the_same_value(value: Any, indent: Any, ascii_only: bool) 
     assert jsontext.Source(data, DEEP).value == jsontext.loads(data)
 
 
-@given(st.one_of(pieces, pieces.map(lambda text: '{"linux":' + text + "}"), pieces.map(lambda text: '{"linux":{"a":' + text + '},"a":1}')))
+@given(
+    st.one_of(
+        pieces,
+        pieces.map(lambda text: '{"linux":' + text + "}"),
+        pieces.map(lambda text: '{"linux":{"a":' + text + '},"a":1}'),
+    )
+)
 @settings(max_examples=400)
 def test_a_damaged_source_is_refused_where_loads_refuses(text: str) -> None:
     try:
@@ -319,12 +442,28 @@ def test_a_changed_source_is_written_as_its_value_is(value: Any, more: Any, inde
     """Changed as oci.apply changes: new objects where something is different, the old ones elsewhere."""
     source = jsontext.Source(json.dumps(value, indent=indent).encode(), DEEP)
     new = jsontext.loads(json.dumps(more).encode())
-    for changed in (source.value, {**source.value, "mounts": new}, {**new, **source.value}, {key: part for key, part in source.value.items() if key != "x"},
-                    {**source.value, "linux": {**(source.value["linux"] if isinstance(source.value.get("linux"), dict) else {}), **new}}):
+    for changed in (
+        source.value,
+        {**source.value, "mounts": new},
+        {**new, **source.value},
+        {key: part for key, part in source.value.items() if key != "x"},
+        {
+            **source.value,
+            "linux": {**(source.value["linux"] if isinstance(source.value.get("linux"), dict) else {}), **new},
+        },
+    ):
         assert jsontext.loads(source.dumps(changed)) == changed
 
 
-@pytest.mark.parametrize("text", ['{"a":{"x":1},"a":{"x":2}}', '{"linux":{"a":[1],"a":[2]},"b":[3]}', '{"linux":{"a":[1]},"linux":{"a":[2]}}', '{"a":[{"k":1,"k":2}]}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"a":{"x":1},"a":{"x":2}}',
+        '{"linux":{"a":[1],"a":[2]},"b":[3]}',
+        '{"linux":{"a":[1]},"linux":{"a":[2]}}',
+        '{"a":[{"k":1,"k":2}]}',
+    ],
+)
 def test_a_key_of_a_source_that_stands_twice(text: str) -> None:
     source = jsontext.Source(text.encode(), DEEP)
     assert source.value == jsontext.loads(text.encode())
@@ -337,14 +476,37 @@ def test_what_is_unchanged_is_written_as_it_was() -> None:
     assert source.dumps(changed) == b'{"x":[1.50,  "\\u0041"],"linux":{"seccomp":{"a" : 1e3},"n":3}}'
 
 
-@pytest.mark.parametrize("data", [b"[]", b"5", b'"x"', b"null", b"", b"{", b'{"a":1', b'{"a":1}x', b'{"a":1,}', b"{1:2}", b'{"a" 1}', b'{"a":"\xff"}', b'{"linux":{}', b"\xef\xbb\xbf{}", b'{"a":NaN}',
-                                  b'{"linux":{"a":Infinity}}', b"{" * 100_000, b'{"a":' * 100_000])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"[]",
+        b"5",
+        b'"x"',
+        b"null",
+        b"",
+        b"{",
+        b'{"a":1',
+        b'{"a":1}x',
+        b'{"a":1,}',
+        b"{1:2}",
+        b'{"a" 1}',
+        b'{"a":"\xff"}',
+        b'{"linux":{}',
+        b"\xef\xbb\xbf{}",
+        b'{"a":NaN}',
+        b'{"linux":{"a":Infinity}}',
+        b"{" * 100_000,
+        b'{"a":' * 100_000,
+    ],
+)
 def test_what_is_no_source(data: bytes) -> None:
     with pytest.raises(JsonError):
         jsontext.Source(data, DEEP)
 
 
-@pytest.mark.parametrize("text", ['{"a":{"x":1},"a":5}', '{"linux":{"a":{"x":1},"a":5}}', '{"linux":{"a":{"x":1}},"linux":5}'])
+@pytest.mark.parametrize(
+    "text", ['{"a":{"x":1},"a":5}', '{"linux":{"a":{"x":1},"a":5}}', '{"linux":{"a":{"x":1}},"linux":5}']
+)
 def test_a_forgotten_value_is_not_written_for_another(text: str) -> None:
     """A new object may have the identity of one that is gone."""
     source = jsontext.Source(text.encode(), DEEP)

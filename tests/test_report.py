@@ -33,7 +33,9 @@ def test_a_record_in_text(tmp_path: Path, form: str) -> None:
     assert line.startswith('time="20') and line.endswith(' level=error msg="it is \\"wrong\\""\n')
 
 
-def test_no_log_was_asked_for(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_log_was_asked_for(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     report.error("x", "", "json")
     assert capfd.readouterr().err == "chandler-runtime: x\n"
@@ -51,7 +53,9 @@ def test_any_message_is_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[st
 
 
 @pytest.mark.parametrize("place", ["", "directory", "absent/log", "file/log", "fifo", "a\0b"])
-def test_a_log_that_cannot_be_written_is_passed_over(tmp_path: Path, capfd: pytest.CaptureFixture[str], place: str) -> None:
+def test_a_log_that_cannot_be_written_is_passed_over(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], place: str
+) -> None:
     (tmp_path / "directory").mkdir()
     (tmp_path / "file").touch()
     os.mkfifo(tmp_path / "fifo")  # nobody reads: an open that blocked would hang here
@@ -84,6 +88,7 @@ def test_lines_of_the_log(tmp_path: Path) -> None:
 
 def test_the_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import _socket
+
     sent: list[Any] = []
 
     class Channel(_socket.socket):
@@ -101,6 +106,7 @@ def test_the_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # --- Chandler's own log -------------------------------------------------------------------------------------------
+
 
 def test_our_own_log_is_appended_to(tmp_path: Path) -> None:
     for number in range(2):

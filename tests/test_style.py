@@ -1,4 +1,5 @@
 """The house's style as tests: lint, types, and who may import whom."""
+
 from __future__ import annotations
 
 import ast
@@ -16,15 +17,46 @@ FRONT_ENDS = ("shim.runtime", "shim.nri", "shim.bundle", "shim.cli")
 # Commands that show another front end, which has no command line of its own: module, front end.
 COMMANDS = {("shim.cli.bundle", "shim.bundle"), ("shim.cli.doctor", "shim.bundle")}
 # What touches the host.  Everything else that is no front end is pure: values in, values out.
-EFFECTS = ("shim.engine", "shim.report", "shim.host", "shim.node", "shim.sharing", "shim.state",
-           "shim.policy.caller", "shim.policy.containers_storage", "shim.keys.host_facts",
-           "shim.oci.config_file", "shim.oci.engine_mounts", "shim.oci.targets", "shim.oci.userns_devices",
-           "shim.generate.managed", "shim.generate.nvml", "shim.generate.stale", "shim.generate.tree",
-           "shim.configure.cri", "shim.configure.selinux", "shim.configure.store", "shim.configure.verify")
+EFFECTS = (
+    "shim.engine",
+    "shim.report",
+    "shim.host",
+    "shim.node",
+    "shim.sharing",
+    "shim.state",
+    "shim.policy.caller",
+    "shim.policy.containers_storage",
+    "shim.keys.host_facts",
+    "shim.oci.config_file",
+    "shim.oci.engine_mounts",
+    "shim.oci.targets",
+    "shim.oci.userns_devices",
+    "shim.generate.managed",
+    "shim.generate.nvml",
+    "shim.generate.driver_version",
+    "shim.generate.tree",
+    "shim.configure.cri",
+    "shim.configure.selinux",
+    "shim.configure.store",
+    "shim.configure.verify",
+)
 PURE = ("shim.node.config", "shim.sharing.terms", "shim.state.leases")  # of these
 # What a pure module has no business with; `errno` and the like are only names.
 CALENDAR = {"time", "time.gmtime", "time.strftime"}  # these two by name do not ask the clock
-HOST_MODULES = {"os", "posix", "socket", "subprocess", "time", "datetime", "fcntl", "tempfile", "shutil", "pathlib", "select", "signal"}
+HOST_MODULES = {
+    "os",
+    "posix",
+    "socket",
+    "subprocess",
+    "time",
+    "datetime",
+    "fcntl",
+    "tempfile",
+    "shutil",
+    "pathlib",
+    "select",
+    "signal",
+}
 
 
 def modules() -> Iterator[tuple[str, str]]:
@@ -74,9 +106,13 @@ def test_imports_go_one_way(name: str) -> None:
     for other in wanted:
         front_end = within(other, FRONT_ENDS)
         own = within(name, FRONT_ENDS)
-        assert not front_end or front_end == own or (name, front_end) in COMMANDS, f"{name} imports {other}, a front end"
+        assert not front_end or front_end == own or (name, front_end) in COMMANDS, (
+            f"{name} imports {other}, a front end"
+        )
     if within(name, PURE) or not within(name, FRONT_ENDS + EFFECTS):
-        touching = [other for other in wanted if within(other, EFFECTS) and not within(other, PURE) and not is_package(other)]
+        touching = [
+            other for other in wanted if within(other, EFFECTS) and not within(other, PURE) and not is_package(other)
+        ]
         assert not touching, f"{name} is pure and imports what touches the host"
         host = {other for other in wanted if other.partition(".")[0] in HOST_MODULES}
         assert not host or host == CALENDAR, f"{name} is pure and reaches for the host"
@@ -84,7 +120,9 @@ def test_imports_go_one_way(name: str) -> None:
 
 def test_no_import_circle() -> None:
     """Also not through imports in functions: what is loaded late for speed still lies below."""
-    below = {name: {other for other in imports(path) if other in MODULES and other != name} for name, path in MODULES.items()}
+    below = {
+        name: {other for other in imports(path) if other in MODULES and other != name} for name, path in MODULES.items()
+    }
     while below:
         ground = [name for name, others in below.items() if not others & below.keys()]
         assert ground, f"each of these imports another one of them: {', '.join(sorted(below))}"
@@ -96,6 +134,10 @@ def test_lint() -> None:
     tool("ruff", "check", "--quiet", "--no-cache", "--output-format", "concise", ".")
 
 
+def test_format() -> None:
+    tool("ruff", "format", "--check", "--quiet", "--no-cache", ".")
+
+
 def test_types() -> None:
     # Its cache in the checkout may be another user's.
     tool("mypy", "--strict", "--cache-dir", os.path.join(tempfile.gettempdir(), f"chandler-mypy-{os.getuid()}"))
@@ -105,5 +147,7 @@ def tool(name: str, *arguments: str) -> None:
     program = os.path.join(os.path.dirname(sys.executable), name)
     if not os.path.exists(program):
         pytest.skip(f"not installed: {name}")
-    done = subprocess.run([program, *arguments], cwd=REPOSITORY, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [program, *arguments], cwd=REPOSITORY, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -6,6 +6,7 @@ once for each directory that the installer may choose on a node (PREFIXES), with
 there whatever the node has, and the installer itself, /node.py.  Needs Python's packages yaml, google.protobuf and
 tomlkit (Debian: python3-yaml, python3-protobuf, python3-tomlkit), ldd and patchelf; nothing from a network.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -22,12 +23,19 @@ HERE = os.path.dirname(os.path.realpath(__file__))
 REPOSITORY = os.path.dirname(os.path.dirname(HERE))
 # The last is Container-Optimized OS's only directory that is writable, may hold programs and outlives a reboot.
 PREFIXES = ("/opt/chandler", "/home/kubernetes/bin/chandler")
-PACKAGES = {"yaml": "python3-yaml", "_yaml": "python3-yaml", "google.protobuf": "python3-protobuf",
-            "google._upb": "", "tomlkit": "python3-tomlkit"}  # google._upb: where protobuf has it
+PACKAGES = {
+    "yaml": "python3-yaml",
+    "_yaml": "python3-yaml",
+    "google.protobuf": "python3-protobuf",
+    "google._upb": "",
+    "tomlkit": "python3-tomlkit",
+}  # google._upb: where protobuf has it
 # Of the standard library: what no command of Chandler's imports, and what is large.
-_WITHOUT = re.compile(r"(.*/)?(test|tests|unittest|idlelib|tkinter|turtledemo|lib2to3|ensurepip|distutils|venv|pydoc_data|"
-                      r"curses|dbm|sqlite3|wsgiref|xmlrpc|__pycache__|site-packages|dist-packages|config-[^/]*|_test[^/]*\.so|xxlimited[^/]*\.so|_ctypes_test[^/]*\.so|"
-                      r"(_tkinter|_sqlite3|_curses|_curses_panel|readline|_dbm|_gdbm|nis|ossaudiodev)\.[^/]*\.so)")
+_WITHOUT = re.compile(
+    r"(.*/)?(test|tests|unittest|idlelib|tkinter|turtledemo|lib2to3|ensurepip|distutils|venv|pydoc_data|"
+    r"curses|dbm|sqlite3|wsgiref|xmlrpc|__pycache__|site-packages|dist-packages|config-[^/]*|_test[^/]*\.so|xxlimited[^/]*\.so|_ctypes_test[^/]*\.so|"
+    r"(_tkinter|_sqlite3|_curses|_curses_panel|readline|_dbm|_gdbm|nis|ossaudiodev)\.[^/]*\.so)"
+)
 _LIBRARY = re.compile(r"(?:(\S+) => )?(/\S+) \(0x")
 
 
@@ -48,8 +56,18 @@ def main(directory: str) -> None:
             first = python
             copy_interpreter(interpreter, python, f"{home}/python")
         shutil.copy(interpreter, f"{python}/bin/python3")
-        subprocess.run(["patchelf", "--set-interpreter", f"{home}/python/lib/{loader(interpreter)}", "--force-rpath",
-                        "--set-rpath", f"{home}/python/lib", f"{python}/bin/python3"], check=True)
+        subprocess.run(
+            [
+                "patchelf",
+                "--set-interpreter",
+                f"{home}/python/lib/{loader(interpreter)}",
+                "--force-rpath",
+                "--set-rpath",
+                f"{home}/python/lib",
+                f"{python}/bin/python3",
+            ],
+            check=True,
+        )
         copy_packages(modules, f"{directory}{home}/lib/chandler", f"{home}/lib/chandler", python)
         os.symlink(f"versions/{version}/bin", f"{directory}{prefix}/bin")
     surroundings(directory, f"{PREFIXES[0]}/versions/{version}/python/bin/python3")
@@ -73,13 +91,17 @@ def packages() -> Dict[str, str]:
         if spec is not None:
             found[name] = next(iter(spec.submodule_search_locations or [spec.origin or ""]))
         elif debian:
-            sys.exit(f"build.py: {sys.executable} has no package {name}, which the image needs; apt-get install {debian}")
+            sys.exit(
+                f"build.py: {sys.executable} has no package {name}, which the image needs; apt-get install {debian}"
+            )
     return found
 
 
 def digest(more: List[str]) -> str:
     """Of all that goes into the image, so that two versions never lie in one directory of a node."""
-    ours = [f"{REPOSITORY}/{name}" for name in ("shim", "hooks", "packaging/bin", "packaging/install", "packaging/image.py")]
+    ours = [
+        f"{REPOSITORY}/{name}" for name in ("shim", "hooks", "packaging/bin", "packaging/install", "packaging/image.py")
+    ]
     found = hashlib.sha256()
     for top in [os.path.realpath(__file__), *ours, *more]:
         for path in [top] if os.path.isfile(top) else files(top):
@@ -97,9 +119,20 @@ def files(top: str) -> Iterator[str]:
 def install(directory: str, prefix: str, home: str, interpreter: str) -> None:
     """Chandler in a directory of this version's own.  Only `prefix`/bin, which leads to it, stands in what outlives a
     version: the engine's configuration and the hooks of containers that run."""
-    subprocess.run([f"{REPOSITORY}/packaging/install"], check=True, stdin=subprocess.DEVNULL, env={
-        "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "DESTDIR": directory, "PREFIX": home, "SYSCONFDIR": "/etc",
-        "STATEDIR": "/run/chandler", "PYTHON": interpreter, "COMPILE": "no"})
+    subprocess.run(
+        [f"{REPOSITORY}/packaging/install"],
+        check=True,
+        stdin=subprocess.DEVNULL,
+        env={
+            "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+            "DESTDIR": directory,
+            "PREFIX": home,
+            "SYSCONFDIR": "/etc",
+            "STATEDIR": "/run/chandler",
+            "PYTHON": interpreter,
+            "COMPILE": "no",
+        },
+    )
     code = f"{directory}{home}/lib/chandler"
     replace(f"{code}/shim/paths.py", f'HOOK = "{home}/bin/', f'HOOK = "{prefix}/bin/')
     for launcher in os.listdir(f"{directory}{home}/bin"):
@@ -108,7 +141,10 @@ def install(directory: str, prefix: str, home: str, interpreter: str) -> None:
         compile_all(f"{code}/{package}", f"{home}/lib/chandler/{package}")
     subprocess.run([interpreter, "-I", f"{REPOSITORY}/packaging/image.py", code, f"{home}/lib/chandler"], check=True)
     # Units, rules, completions and manual pages: a node's pods do what those are for.
-    for left in [f"{home}/share", *(f"{home}/lib/{name}" for name in os.listdir(f"{directory}{home}/lib") if name != "chandler")]:
+    for left in [
+        f"{home}/share",
+        *(f"{home}/lib/{name}" for name in os.listdir(f"{directory}{home}/lib") if name != "chandler"),
+    ]:
         shutil.rmtree(directory + left, ignore_errors=True)
 
 
@@ -129,10 +165,10 @@ def copy_interpreter(interpreter: str, target: str, home: str) -> None:
     library = sysconfig.get_path("stdlib")
     inside = f"{target}/lib/{os.path.basename(library)}"
     for path in files(library):
-        place(path, inside + path[len(library):])
+        place(path, inside + path[len(library) :])
     os.makedirs(f"{target}/bin")
     copy_libraries([interpreter, *(path for path in files(inside) if path.endswith(".so"))], target)
-    compile_all(inside, f"{home}{inside[len(target):]}")
+    compile_all(inside, f"{home}{inside[len(target) :]}")
 
 
 def copy_packages(modules: Dict[str, str], code: str, home: str, python: str) -> None:
@@ -140,15 +176,33 @@ def copy_packages(modules: Dict[str, str], code: str, home: str, python: str) ->
     for name, source in modules.items():
         at = f"{code}/{name.replace('.', '/')}"
         for path in [source] if os.path.isfile(source) else files(source):
-            place(path, os.path.dirname(at) + "/" + os.path.basename(path) if path == source else at + path[len(source):])
+            place(
+                path, os.path.dirname(at) + "/" + os.path.basename(path) if path == source else at + path[len(source) :]
+            )
         if os.path.isdir(at):
             compile_all(at, f"{home}/{name.replace('.', '/')}")
     copy_libraries([path for path in files(code) if path.endswith(".so")], python)
 
 
 def compile_all(directory: str, home: str) -> None:
-    subprocess.run([sys.executable, "-I", "-m", "compileall", "-q", "-f", "--invalidation-mode", "unchecked-hash",
-                    "-s", directory, "-p", home, directory], check=True)
+    subprocess.run(
+        [
+            sys.executable,
+            "-I",
+            "-m",
+            "compileall",
+            "-q",
+            "-f",
+            "--invalidation-mode",
+            "unchecked-hash",
+            "-s",
+            directory,
+            "-p",
+            home,
+            directory,
+        ],
+        check=True,
+    )
 
 
 def copy_libraries(programs: List[str], target: str) -> None:
@@ -159,7 +213,9 @@ def copy_libraries(programs: List[str], target: str) -> None:
 
 
 def libraries(program: str) -> Iterator[tuple[str, str]]:
-    said = subprocess.run(["ldd", program], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False).stdout
+    said = subprocess.run(
+        ["ldd", program], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    ).stdout
     if "not found" in said:
         sys.exit(f"build.py: {program}: {' '.join(line.strip() for line in said.splitlines() if 'not found' in line)}")
     for name, path in _LIBRARY.findall(said):
@@ -181,8 +237,14 @@ def surroundings(directory: str, python: str) -> None:
     """What a container needs around it.  The NRI plugin gets the node's /usr and /run, where the links lead to."""
     for name in ("dev", "host", "proc", "run", "sys", "tmp", "usr", "var", "etc/cdi"):
         os.makedirs(f"{directory}/{name}", exist_ok=True)
-    for name, target in (("bin", "usr/bin"), ("sbin", "usr/sbin"), ("lib", "usr/lib"), ("lib64", "usr/lib64"),
-                         ("var/run", "/run"), ("python3", python)):
+    for name, target in (
+        ("bin", "usr/bin"),
+        ("sbin", "usr/sbin"),
+        ("lib", "usr/lib"),
+        ("lib64", "usr/lib64"),
+        ("var/run", "/run"),
+        ("python3", python),
+    ):
         os.symlink(target, f"{directory}/{name}")
     place(f"{HERE}/node.py", f"{directory}/node.py")
 

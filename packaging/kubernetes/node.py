@@ -7,6 +7,7 @@ On the node, PREFIX/versions holds a directory for each version, with an interpr
 to the programs of the one in force.  A version is laid out, and started once, before the link is changed; the version
 before stays, for what was started from it.  Whatever fails puts back what was changed.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -82,13 +83,28 @@ def _options(arguments: List[str]) -> argparse.Namespace:
         mode = modes.add_parser(name)
         mode.set_defaults(run=run)
         mode.add_argument("--host", default="/host", help="where the node's root is mounted")
-        mode.add_argument("--engine", choices=("containerd", "none"), default="containerd", help="whose handler it is; none: files alone")
-        mode.add_argument("--engine-config", metavar="FILE", help="the engine's configuration, where it is not in its usual place")
+        mode.add_argument(
+            "--engine",
+            choices=("containerd", "none"),
+            default="containerd",
+            help="whose handler it is; none: files alone",
+        )
+        mode.add_argument(
+            "--engine-config", metavar="FILE", help="the engine's configuration, where it is not in its usual place"
+        )
         mode.add_argument("--label", action="store_true", help=f"keep the label {LABEL} of node $NODE_NAME")
-        mode.add_argument("--no-restart", dest="restart", action="store_false", help="leave it to others to restart the engine")
+        mode.add_argument(
+            "--no-restart", dest="restart", action="store_false", help="leave it to others to restart the engine"
+        )
         if name == "install":
             mode.add_argument("--config", metavar="FILE", help=f"the nodes' policy, for {CONFIG}")
-            mode.add_argument("--runtime", action="append", default=[], choices=("runc", "youki", "crun"), help="also a handler with this runtime fixed")
+            mode.add_argument(
+                "--runtime",
+                action="append",
+                default=[],
+                choices=("runc", "youki", "crun"),
+                help="also a handler with this runtime fixed",
+            )
     modes.add_parser("wait").set_defaults(run=_wait)
     if arguments[:1] == ["nri"]:
         return argparse.Namespace(run=_nri, arguments=arguments[1:])
@@ -96,7 +112,9 @@ def _options(arguments: List[str]) -> argparse.Namespace:
 
 
 def _install(options: argparse.Namespace) -> int:
-    trees = [Tree(prefix, os.open(f"{prefix}/versions/{VERSION}", os.O_RDONLY | os.O_DIRECTORY)) for prefix in _prefixes()]
+    trees = [
+        Tree(prefix, os.open(f"{prefix}/versions/{VERSION}", os.O_RDONLY | os.O_DIRECTORY)) for prefix in _prefixes()
+    ]
     policy: Optional[bytes] = None
     if options.config:
         with open(options.config, "rb") as file:
@@ -123,17 +141,22 @@ def _wait(options: argparse.Namespace) -> int:
 def _nri(options: argparse.Namespace) -> int:
     sys.argv[1:] = options.arguments
     from shim.nri.main import main as plugin
+
     return plugin()
 
 
 def _prefixes() -> List[str]:
     """The directories that this image has a tree for, the usual one first."""
-    found = [path.rpartition("/versions/")[0] for pattern in ("/*/chandler", "/home/*/*/chandler")
-             for path in glob.glob(f"{pattern}/versions/{VERSION}")]
+    found = [
+        path.rpartition("/versions/")[0]
+        for pattern in ("/*/chandler", "/home/*/*/chandler")
+        for path in glob.glob(f"{pattern}/versions/{VERSION}")
+    ]
     return sorted(found, key=lambda prefix: prefix != HOME.rpartition("/versions/")[0])
 
 
 # --- on the node ------------------------------------------------------------------------------------------------------
+
 
 def _on_node(host: str, work: Callable[[], None]) -> int:
     """Does `work` in a process whose root is the node's, so that every path and link means what it means there.  The
@@ -192,12 +215,21 @@ def _system() -> Dict[str, str]:
     """What os-release(5) says."""
     for path in ("/etc/os-release", "/usr/lib/os-release"):
         with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace") as file:
-            return {key: value.strip().strip("\"'") for key, equals, value in (line.partition("=") for line in file) if equals}
+            return {
+                key: value.strip().strip("\"'")
+                for key, equals, value in (line.partition("=") for line in file)
+                if equals
+            }
     return {}
 
 
 def _name(system: Dict[str, str]) -> str:
-    return system.get("PRETTY_NAME") or CLOSED.get(system.get("ID", ""), "") or system.get("ID") or "a system without os-release"
+    return (
+        system.get("PRETTY_NAME")
+        or CLOSED.get(system.get("ID", ""), "")
+        or system.get("ID")
+        or "a system without os-release"
+    )
 
 
 def _place(trees: List[Tree], system: Dict[str, str]) -> Tree:
@@ -226,7 +258,9 @@ def _check_policy(policy: bytes) -> None:
         with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
             texts.setdefault(path, file.read())
     # config.toml, then the others by name, as they are read
-    config.compile_config(sorted(texts.items(), key=lambda text: (text[0].startswith(os.path.dirname(CONFIG)), text[0])))
+    config.compile_config(
+        sorted(texts.items(), key=lambda text: (text[0].startswith(os.path.dirname(CONFIG)), text[0]))
+    )
 
 
 @contextlib.contextmanager
@@ -271,7 +305,10 @@ def _copy_files(source: int, target: str) -> None:
             if stat.S_ISLNK(found.st_mode):
                 os.symlink(os.readlink(name, dir_fd=descriptor), f"{at}/{name}")
             elif stat.S_ISREG(found.st_mode):
-                with open(os.open(name, os.O_RDONLY, dir_fd=descriptor), "rb") as one, open(f"{at}/{name}", "xb") as other:
+                with (
+                    open(os.open(name, os.O_RDONLY, dir_fd=descriptor), "rb") as one,
+                    open(f"{at}/{name}", "xb") as other,
+                ):
                     shutil.copyfileobj(one, other)
                     os.fchmod(other.fileno(), 0o755 if found.st_mode & 0o100 else 0o644)
 
@@ -335,7 +372,10 @@ def _prune(tree: Tree, before: str) -> None:
 
 def _engine(options: argparse.Namespace, restart: bool = True) -> List[str]:
     """Options of `chandler configure`."""
-    return [*(["--config", options.engine_config] if options.engine_config else []), *(["--restart"] if options.restart and restart else [])]
+    return [
+        *(["--config", options.engine_config] if options.engine_config else []),
+        *(["--restart"] if options.restart and restart else []),
+    ]
 
 
 def _configure(prefix: str, first: bool, options: argparse.Namespace, undo: contextlib.ExitStack) -> None:
@@ -349,7 +389,9 @@ def _configure(prefix: str, first: bool, options: argparse.Namespace, undo: cont
     if first:
         undo.callback(_unlink, mark)
         undo.callback(_take_back, prefix, options)
-    _chandler(prefix, "configure", options.engine, *_engine(options), *(f"--runtime={each}" for each in options.runtime))
+    _chandler(
+        prefix, "configure", options.engine, *_engine(options), *(f"--runtime={each}" for each in options.runtime)
+    )
     _unlink(mark)
 
 
@@ -367,8 +409,17 @@ def _chandler(prefix: str, *arguments: str) -> None:
 def _run(*command: str) -> None:
     """A command on the node.  Raises HostError with what it says when it fails."""
     try:
-        done = subprocess.run(command, env=ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                              text=True, errors="replace", timeout=PATIENCE, check=False)
+        done = subprocess.run(
+            command,
+            env=ENVIRONMENT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            timeout=PATIENCE,
+            check=False,
+        )
     except OSError as error:
         raise errors.HostError(f"{command[0]} cannot be started on this node: {error.strerror}", INSTEAD) from None
     except subprocess.TimeoutExpired:
@@ -379,6 +430,7 @@ def _run(*command: str) -> None:
 
 
 # --- and off it again -------------------------------------------------------------------------------------------------
+
 
 def _take_away(prefixes: List[str], options: argparse.Namespace) -> None:
     for prefix in prefixes:
@@ -407,7 +459,10 @@ def _wait_for_containers(prefix: str) -> None:
         if not users:
             return
         if users != told:
-            print(f"chandler-node: {len(users)} containers still need {prefix}; it goes when they have ended: {', '.join(users)}", flush=True)
+            print(
+                f"chandler-node: {len(users)} containers still need {prefix}; it goes when they have ended: {', '.join(users)}",
+                flush=True,
+            )
             told = users
         time.sleep(PAUSE)
 
@@ -435,24 +490,34 @@ def _remove_empty(*directories: str) -> None:
 
 # --- the node's label -------------------------------------------------------------------------------------------------
 
+
 def _set_label(value: Optional[str]) -> None:
     """`value` as the node's label, None for none.  Raises HostError."""
     name, server = os.environ.get("NODE_NAME"), os.environ.get("KUBERNETES_SERVICE_HOST")
     if not name or not server:
-        raise errors.HostError("--label needs NODE_NAME and KUBERNETES_SERVICE_HOST in the environment", "leave --label out, or see installer.yaml")
+        raise errors.HostError(
+            "--label needs NODE_NAME and KUBERNETES_SERVICE_HOST in the environment",
+            "leave --label out, or see installer.yaml",
+        )
     server = f"[{server}]" if ":" in server else server
     try:
         with open(f"{TOKEN}/token", encoding="ascii") as file:
             token = file.read().strip()
         trusted = ssl.create_default_context(cafile=f"{TOKEN}/ca.crt")
         request = urllib.request.Request(
-            f"https://{server}:{os.environ.get('KUBERNETES_SERVICE_PORT', '443')}/api/v1/nodes/{name}", method="PATCH",
+            f"https://{server}:{os.environ.get('KUBERNETES_SERVICE_PORT', '443')}/api/v1/nodes/{name}",
+            method="PATCH",
             data=json.dumps({"metadata": {"labels": {LABEL: value}}}).encode(),
-            headers={"Authorization": f"Bearer {token}", "Content-Type": "application/merge-patch+json"})
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=trusted))
+            headers={"Authorization": f"Bearer {token}", "Content-Type": "application/merge-patch+json"},
+        )
+        opener = urllib.request.build_opener(
+            urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=trusted)
+        )
         opener.open(request, timeout=ANSWER).close()
     except OSError as error:
-        raise errors.HostError(f"the label {LABEL} of node {name} cannot be set: {error}", "see ClusterRole chandler-node") from None
+        raise errors.HostError(
+            f"the label {LABEL} of node {name} cannot be set: {error}", "see ClusterRole chandler-node"
+        ) from None
 
 
 if __name__ == "__main__":

@@ -13,11 +13,34 @@ TERM = "TERM=xterm"
 ROOTFS = "rootfs"  # a root file system in the bundle itself
 _TTY_GROUP = 5  # devpts(5): the group of terminals on every distribution
 
-CAPABILITIES = ("CAP_AUDIT_WRITE", "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_KILL", "CAP_MKNOD",
-                "CAP_NET_BIND_SERVICE", "CAP_NET_RAW", "CAP_SETFCAP", "CAP_SETGID", "CAP_SETPCAP", "CAP_SETUID",
-                "CAP_SYS_CHROOT")
-MASKED = ("/proc/acpi", "/proc/asound", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list",
-          "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/sys/firmware")
+CAPABILITIES = (
+    "CAP_AUDIT_WRITE",
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_FOWNER",
+    "CAP_FSETID",
+    "CAP_KILL",
+    "CAP_MKNOD",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_NET_RAW",
+    "CAP_SETFCAP",
+    "CAP_SETGID",
+    "CAP_SETPCAP",
+    "CAP_SETUID",
+    "CAP_SYS_CHROOT",
+)
+MASKED = (
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/sys/firmware",
+)
 READONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 # null, zero, full, random, urandom, tty, console, ptmx, and every pts
 _DEVICES = ((1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2), (136, None))
@@ -47,13 +70,22 @@ class Process(NamedTuple):
     cwd: str
 
 
-def config(process: Process, hostname: str, root: str, node: Node, host_network: bool = False,
-           privileged: bool = False, confined: bool = True) -> Dict[str, Any]:
+def config(
+    process: Process,
+    hostname: str,
+    root: str,
+    node: Node,
+    host_network: bool = False,
+    privileged: bool = False,
+    confined: bool = True,
+) -> Dict[str, Any]:
     """The config.json of a container with the root file system `root`; `confined`: no program gains privileges."""
-    linux: Dict[str, Any] = {"namespaces": [{"type": kind} for kind in namespaces(node, host_network)],
-                             "rootfsPropagation": "private",
-                             "maskedPaths": [] if privileged else list(MASKED),
-                             "readonlyPaths": [] if privileged else list(READONLY)}
+    linux: Dict[str, Any] = {
+        "namespaces": [{"type": kind} for kind in namespaces(node, host_network)],
+        "rootfsPropagation": "private",
+        "maskedPaths": [] if privileged else list(MASKED),
+        "readonlyPaths": [] if privileged else list(READONLY),
+    }
     if node.own_uids:
         linux["uidMappings"] = list(node.own_uids)
         linux["gidMappings"] = list(node.own_gids)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 MAX_HOSTNAME = 64  # sethostname(2)
 
 
-class Options(NamedTuple):
+class BuildOptions(NamedTuple):
     """What the builder's caller says beside the deployment file; it wins over that."""
 
     id: str
@@ -54,7 +54,9 @@ class Built(NamedTuple):
     notes: List[str]
 
 
-def build(service: deployment.Service, found: image.Image, options: Options, inventory: Inventory, place: Place) -> Built:
+def build(
+    service: deployment.DeployedService, found: image.Image, options: BuildOptions, inventory: Inventory, place: Place
+) -> Built:
     """The configuration for a service; raises ChandlerError before anything is changed."""
     wish = _checked(service.document, service.source)
     notes = [f"{service.source}: left to an orchestrator: {', '.join(service.ignored)}"] if service.ignored else []
@@ -64,7 +66,10 @@ def build(service: deployment.Service, found: image.Image, options: Options, inv
     hostname = {"hostname": options.id, **wish, **said}["hostname"]
     wish.pop("hostname", None)
     if len(hostname) > MAX_HOSTNAME:
-        raise RequestError(f"{service.source}: the hostname {hostname!r} has more than {MAX_HOSTNAME} characters", "give one with --hostname")
+        raise RequestError(
+            f"{service.source}: the hostname {hostname!r} has more than {MAX_HOSTNAME} characters",
+            "give one with --hostname",
+        )
     if "env" in wish:
         wish["env"] = {name: value for name, value in wish["env"].items() if name not in options.env}
     if found.user and "user" not in wish:
@@ -73,27 +78,52 @@ def build(service: deployment.Service, found: image.Image, options: Options, inv
     process = base.Process(
         list(options.args) if options.args else image.command(command.get("entrypoint"), command.get("args"), found),
         [*found.env, *(f"{name}={value}" for name, value in options.env.items())],
-        _directory(options.cwd or command.get("workdir", ""), found.workdir, service.source))
+        _directory(options.cwd or command.get("workdir", ""), found.workdir, service.source),
+    )
     if not process.args[0]:
         raise RequestError(f"{service.source}: the name of the program to run is empty")
     here = node(place)
-    config = base.config(process, hostname, root_path(options.rootfs), here, host_network, bool(wish.get("privileged")), not wish.get("capabilities"))
+    config = base.config(
+        process,
+        hostname,
+        root_path(options.rootfs),
+        here,
+        host_network,
+        bool(wish.get("privileged")),
+        not wish.get("capabilities"),
+    )
     gpu = _take_gpu(wish, service.name)
-    known = {"id": options.id, "bundle": options.bundle, "volumes": volumes(options.volumes), "scope": service.deployment, "master": service.name, "built": True}
+    known = {
+        "id": options.id,
+        "bundle": options.bundle,
+        "volumes": volumes(options.volumes),
+        "scope": service.deployment,
+        "master": service.name,
+        "built": True,
+    }
     equip = _Equipment(trusting(inventory), place, service.source, known, options.hidden)
     config = equip.with_request(config, wish)
     if gpu and inventory.config["gpu.allocator"] == "leases":
         if wish.get("privileged"):
-            raise RequestError(f"{service.source}: a privileged container can open every GPU, and this node leases each to one container",
-                               'leave privileged out, or set allocator = "fixed" in [gpu]')
+            raise RequestError(
+                f"{service.source}: a privileged container can open every GPU, and this node leases each to one container",
+                'leave privileged out, or set allocator = "fixed" in [gpu]',
+            )
         equip.check(config, gpu)
         config["annotations"] = {f"{inventory.config['annotation-prefix']}service": jsontext.dumps(gpu).decode()}
         notes.append(f"{service.source}: GPUs are chosen when chandler-runtime creates the container")
     else:
         config = equip.with_request(config, gpu)
     _check_ids(config, here, service.source)
-    placed = cgroups.place(options.id, parent, options.cgroup_parent, options.systemd, place.rootless, options.move,
-                          needed=cgroups.controllers(config["linux"].get("resources") or {}))
+    placed = cgroups.place(
+        options.id,
+        parent,
+        options.cgroup_parent,
+        options.systemd,
+        place.rootless,
+        options.move,
+        needed=cgroups.controllers(config["linux"].get("resources") or {}),
+    )
     if placed.path:
         config["linux"]["cgroupsPath"] = placed.path
     return Built(config, notes + placed.notes)
@@ -102,11 +132,16 @@ def build(service: deployment.Service, found: image.Image, options: Options, inv
 def _check_ids(config: Dict[str, Any], here: base.Node, source: str) -> None:
     """Raises RequestError for a user or a group that the container's user namespace does not have."""
     user = config["process"]["user"]
-    wanted = [("uid", user["uid"], here.uids), *(("gid", gid, here.gids) for gid in (user["gid"], *user.get("additionalGids", ())))]
+    wanted = [
+        ("uid", user["uid"], here.uids),
+        *(("gid", gid, here.gids) for gid in (user["gid"], *user.get("additionalGids", ()))),
+    ]
     for word, number, ids in wanted:
         if ids is not None and number not in ids:
-            raise RequestError(f"{source}: user: {word} {number} is not among the ids that the caller has for containers",
-                               f"give him a range in /etc/sub{word}, or run as another user")
+            raise RequestError(
+                f"{source}: user: {word} {number} is not among the ids that the caller has for containers",
+                f"give him a range in /etc/sub{word}, or run as another user",
+            )
 
 
 def _take_gpu(wish: Dict[str, Any], master: str) -> Dict[str, Any]:
@@ -143,7 +178,9 @@ class _Equipment(NamedTuple):
         assert made is not None  # since there is a request
         edits = made.edits
         if made.sharing is not None:
-            edits = merge(edits, setup.begin(made.sharing, self.place.trusted_state_dir(self.inventory.config["state-dir"])))
+            edits = merge(
+                edits, setup.begin(made.sharing, self.place.trusted_state_dir(self.inventory.config["state-dir"]))
+            )
         kept: List[Edit] = []
         for edit in edits.items:
             if edit[0] == ANNOTATION:
@@ -162,7 +199,7 @@ def volumes(given: Mapping[str, str]) -> Dict[str, str]:
         if name.startswith("/"):
             name = classes.volume({"type": "anonymous", "target": name})
         elif name.startswith("s3://"):
-            bucket, _, prefix = name[len("s3://"):].partition("/")
+            bucket, _, prefix = name[len("s3://") :].partition("/")
             name = classes.volume({"type": "s3", "bucket": bucket, "prefix": prefix})
         found[name] = path
     return found
@@ -208,6 +245,7 @@ def node(place: Place) -> base.Node:
 def owners(uid: int) -> List[str]:
     """The words by which /etc/subuid may mean a user: his number, and his name if he has one."""
     import pwd
+
     try:
         return [str(uid), pwd.getpwuid(uid).pw_name]
     except KeyError:
@@ -215,6 +253,7 @@ def owners(uid: int) -> List[str]:
 
 
 # --- the bundle on disk -----------------------------------------------------------------------------------------
+
 
 def write_config(bundle: str, config: Dict[str, Any]) -> None:
     """config.json in a bundle that is there; it may hold secrets.  Raises BundleError or OSError."""
@@ -261,6 +300,7 @@ def remove(bundle: str, everything: bool = False) -> None:
         raise BundleError(f"{bundle} is no bundle: it has neither config.json nor {base.ROOTFS}")
     if everything:
         import shutil
+
         shutil.rmtree(bundle)
         return
     inside = os.path.join(bundle, base.ROOTFS)
@@ -269,7 +309,9 @@ def remove(bundle: str, everything: bool = False) -> None:
     if not link and os.path.isdir(inside) and os.listdir(inside):
         others.add(base.ROOTFS)
     if others:
-        raise BundleError(f"{bundle} holds {', '.join(sorted(others))}, too", "`chandler bundle remove --all` removes that as well")
+        raise BundleError(
+            f"{bundle} holds {', '.join(sorted(others))}, too", "`chandler bundle remove --all` removes that as well"
+        )
     if link:
         os.unlink(inside)
     elif base.ROOTFS in names:

@@ -18,13 +18,34 @@ VERSION = "v1"
 
 # Keys beside `services` and of a service that need somebody who runs many containers on many machines.
 _ORCHESTRATED = frozenset(("api", "externals", "labels", "tunnels"))
-_SERVICE_ORCHESTRATED = frozenset((
-    "depends", "dns", "endpoints", "errors", "extra_hosts", "health", "image", "init", "labels", "logs", "network",
-    "node_mode", "node_selector", "ports", "replicas", "restart_policy", "rtype", "scale", "schedule", "service_type",
-    "wasm"))
+_SERVICE_ORCHESTRATED = frozenset(
+    (
+        "depends",
+        "dns",
+        "endpoints",
+        "errors",
+        "extra_hosts",
+        "health",
+        "image",
+        "init",
+        "labels",
+        "logs",
+        "network",
+        "node_mode",
+        "node_selector",
+        "ports",
+        "replicas",
+        "restart_policy",
+        "rtype",
+        "scale",
+        "schedule",
+        "service_type",
+        "wasm",
+    )
+)
 
 
-class Service(NamedTuple):
+class DeployedService(NamedTuple):
     """One service: `document` as the file has it, less the keys in `ignored`; `source` names file and service."""
 
     deployment: str
@@ -34,7 +55,7 @@ class Service(NamedTuple):
     source: str
 
 
-def service(text: str, path: str, name: str) -> Service:
+def service(text: str, path: str, name: str) -> DeployedService:
     """The service `name` of a deployment file; '' for the only one.  Raises RequestError, which names file and key.
 
     The service's document is not checked yet.
@@ -57,11 +78,13 @@ def service(text: str, path: str, name: str) -> Service:
     source = f"{path}: service {name}"
     own = _object(services[name], source)
     known = {key: value for key, value in own.items() if key not in _SERVICE_ORCHESTRATED}
-    ignored = [key for key in document if key in _ORCHESTRATED] + [f"services.{name}.{key}" for key in own if key not in known]
+    ignored = [key for key in document if key in _ORCHESTRATED] + [
+        f"services.{name}.{key}" for key in own if key not in known
+    ]
     for key in known:
         if key not in schema.SCHEMA:
             raise RequestError(f"{source}: unknown key {key!r}", f"known here: {', '.join(sorted(schema.SCHEMA))}")
-    return Service(deployment, name, known, ignored, source)
+    return DeployedService(deployment, name, known, ignored, source)
 
 
 def _load(text: str, path: str) -> Any:

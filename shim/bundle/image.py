@@ -46,8 +46,13 @@ def parse(data: bytes, path: str) -> Image:
     for entry in env:
         if not entry.partition("=")[1] or entry.startswith("="):
             raise BundleError(f"{path}: Env: {entry!r} is no NAME=VALUE")
-    return Image(_texts(document, "Entrypoint", path), _texts(document, "Cmd", path), env,
-                 _text(document, "WorkingDir", path), _text(document, "User", path))
+    return Image(
+        _texts(document, "Entrypoint", path),
+        _texts(document, "Cmd", path),
+        env,
+        _text(document, "WorkingDir", path),
+        _text(document, "User", path),
+    )
 
 
 def _texts(document: Dict[str, Any], key: str, path: str) -> List[str]:

@@ -28,7 +28,9 @@ def ranges(text: str, owners: Sequence[str]) -> List[Range]:
         fields = line.strip().split(":")
         if len(fields) != 3 or not fields[0] or fields[0] not in owners:
             continue
-        first, count = (int(field) if field.isascii() and field.isdigit() and len(field) < 11 else -1 for field in fields[1:])
+        first, count = (
+            int(field) if field.isascii() and field.isdigit() and len(field) < 11 else -1 for field in fields[1:]
+        )
         if first >= 0 and count > 0 and first + count - 1 <= MAX_ID:
             found.append((first, count))
     return found
@@ -55,8 +57,12 @@ def _without(first: int, count: int, made: Sequence[Mapping]) -> List[Range]:
     parts = [(first, first + count)]
     for mapping in made:
         low, high = mapping["hostID"], mapping["hostID"] + mapping["size"]
-        parts = [piece for start, end in parts for piece in ((start, min(end, low)), (max(start, high), end))
-                 if piece[0] < piece[1]]
+        parts = [
+            piece
+            for start, end in parts
+            for piece in ((start, min(end, low)), (max(start, high), end))
+            if piece[0] < piece[1]
+        ]
     return [(start, end - start) for start, end in parts]
 
 
@@ -68,7 +74,8 @@ class Ids:
 
     def __contains__(self, number: object) -> bool:
         return isinstance(number, int) and any(
-            0 <= number - mapping["containerID"] < mapping["size"] for mapping in self._made)
+            0 <= number - mapping["containerID"] < mapping["size"] for mapping in self._made
+        )
 
 
 def of_map(text: str) -> List[Mapping]:

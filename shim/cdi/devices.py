@@ -22,7 +22,9 @@ class Identities:
 
     __slots__ = ("sets", "shared", "common")
 
-    def __init__(self, nodes: Mapping[str, Sequence[Mapping[str, Any]]], stat: Stat, common: Sequence[Mapping[str, Any]] = ()) -> None:
+    def __init__(
+        self, nodes: Mapping[str, Sequence[Mapping[str, Any]]], stat: Stat, common: Sequence[Mapping[str, Any]] = ()
+    ) -> None:
         self.sets = {name: frozenset(identity(node, stat) for node in own) for name, own in nodes.items()}
         self.common = frozenset(identity(node, stat) for node in common)
         if not any(self.sets.values()):

@@ -56,12 +56,18 @@ def _check_net_devices(items: List[Edit]) -> None:
         _, interface, name, origin = item
         other = hosts.setdefault(interface, item)
         if other[2] != name:
-            raise errors.CdiError(f"the network interface {interface} cannot be both {other[2]} ({other[3]}) and {name} ({origin}) "
-                                  "in one container", "ask for one of the two devices")
+            raise errors.CdiError(
+                f"the network interface {interface} cannot be both {other[2]} ({other[3]}) and {name} ({origin}) "
+                "in one container",
+                "ask for one of the two devices",
+            )
         other = names.setdefault(name, item)
         if other[1] != interface:
-            raise errors.CdiError(f"the network interfaces {other[1]} ({other[3]}) and {interface} ({origin}) cannot both be {name} "
-                                  "in one container", "ask for one of the two devices")
+            raise errors.CdiError(
+                f"the network interfaces {other[1]} ({other[3]}) and {interface} ({origin}) cannot both be {name} "
+                "in one container",
+                "ask for one of the two devices",
+            )
 
 
 def unresolvable(missing: Iterable[str], why: str = "", todo: str = "") -> errors.CdiError:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from shim.cdi import schema, validate
 from shim.cdi.compile import SAFE_HOOK_ENV, compile_edits
-from shim.cdi.document import load
+from shim.cdi.decoder import load
 from shim.errors import CdiError
 
 TYPE_CHECKING = False

@@ -24,29 +24,52 @@ def add_parser(commands: Any) -> None:
     """Adds the command."""
     command = commands.add_parser("bundle", help="build a whole bundle from a deployment file", description=__doc__)
     actions = command.add_subparsers(dest="action", metavar="ACTION", required=True)
-    for name, run, text in (("create", create, "make the bundle"),
-                            ("spec", spec, "print config.json and change nothing"),
-                            ("write-config", write_config, "write config.json into a bundle that has a rootfs"),
-                            ("run", run_bundle, "make the bundle, run it with the configured runtime, remove it")):
+    for name, run, text in (
+        ("create", create, "make the bundle"),
+        ("spec", spec, "print config.json and change nothing"),
+        ("write-config", write_config, "write config.json into a bundle that has a rootfs"),
+        ("run", run_bundle, "make the bundle, run it with the configured runtime, remove it"),
+    ):
         action = actions.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
         _add_options(action)
         if name == "run":
-            action.add_argument("--runtime-arg", metavar="WORD", action="append", default=[],
-                                help="an option of the runtime's, such as --runtime-arg=--root=DIR; may be given again")
+            action.add_argument(
+                "--runtime-arg",
+                metavar="WORD",
+                action="append",
+                default=[],
+                help="an option of the runtime's, such as --runtime-arg=--root=DIR; may be given again",
+            )
         action.set_defaults(run=run)
-    action = actions.add_parser("remove", help="remove a bundle, never a root file system elsewhere", description=remove.__doc__)
+    action = actions.add_parser(
+        "remove", help="remove a bundle, never a root file system elsewhere", description=remove.__doc__
+    )
     action.add_argument("bundle", metavar="BUNDLE")
-    action.add_argument("--all", action="store_true", help="also a root file system in the bundle itself, and any other file")
+    action.add_argument(
+        "--all", action="store_true", help="also a root file system in the bundle itself, and any other file"
+    )
     action.set_defaults(run=remove)
 
 
 def _add_options(action: argparse.ArgumentParser) -> None:
-    action.add_argument("bundle", metavar="BUNDLE", nargs="?", help="the bundle's directory, before or after the --args")
+    action.add_argument(
+        "bundle", metavar="BUNDLE", nargs="?", help="the bundle's directory, before or after the --args"
+    )
     action.add_argument("--spec", metavar="FILE", required=True, help="the deployment file")
     action.add_argument("--service", metavar="NAME", default="", help="one of its services (default: the only one)")
-    action.add_argument("--rootfs", metavar="DIR", default="", help="the root file system (default: rootfs in the bundle)")
-    action.add_argument("--image-config", metavar="FILE", help="the image's configuration: entrypoint, cmd, environment, …")
-    action.add_argument("--volume", metavar="NAME=PATH", action="append", default=[], help="where a volume lies on the host; NAME is a named volume's, an anonymous one's target, or s3://BUCKET/PREFIX")
+    action.add_argument(
+        "--rootfs", metavar="DIR", default="", help="the root file system (default: rootfs in the bundle)"
+    )
+    action.add_argument(
+        "--image-config", metavar="FILE", help="the image's configuration: entrypoint, cmd, environment, …"
+    )
+    action.add_argument(
+        "--volume",
+        metavar="NAME=PATH",
+        action="append",
+        default=[],
+        help="where a volume lies on the host; NAME is a named volume's, an anonymous one's target, or s3://BUCKET/PREFIX",
+    )
     action.add_argument("--env", metavar="K=V", action="append", default=[], help="a variable; wins over the service's")
     action.add_argument("--id", default="", help="the container (default: the name of BUNDLE)")
     action.add_argument("--hostname", default="")
@@ -54,7 +77,9 @@ def _add_options(action: argparse.ArgumentParser) -> None:
     action.add_argument("--systemd-cgroup", action="store_true", help="control groups are made by systemd")
     action.add_argument("--cwd", metavar="DIR", default="", help="the working directory")
     action.add_argument("--debug", action="store_true", help="say what was left out or chosen")
-    action.add_argument("--args", nargs=argparse.REMAINDER, help="what to run instead of the image's and the service's command")
+    action.add_argument(
+        "--args", nargs=argparse.REMAINDER, help="what to run instead of the image's and the service's command"
+    )
 
 
 def create(arguments: argparse.Namespace) -> int:
@@ -136,10 +161,21 @@ def _config(arguments: argparse.Namespace, bundle: str, move: Any) -> Dict[str, 
     found = image.Image()
     if arguments.image_config:
         found = image.parse(build.read(arguments.image_config, image.MAX_IMAGE_CONFIG), arguments.image_config)
-    options = build.Options(
-        id=_id(arguments, bundle), bundle=bundle, rootfs=arguments.rootfs, hostname=arguments.hostname, env=_pairs("--env", arguments.env),
-        cwd=arguments.cwd, args=arguments.args, volumes=_pairs("--volume", arguments.volume), host_network=arguments.host_network,
-        systemd=arguments.systemd_cgroup, cgroup_parent=os.environ.get(cgroups.VARIABLE, ""), move=move, hidden=move is None)
+    options = build.BuildOptions(
+        id=_id(arguments, bundle),
+        bundle=bundle,
+        rootfs=arguments.rootfs,
+        hostname=arguments.hostname,
+        env=_pairs("--env", arguments.env),
+        cwd=arguments.cwd,
+        args=arguments.args,
+        volumes=_pairs("--volume", arguments.volume),
+        host_network=arguments.host_network,
+        systemd=arguments.systemd_cgroup,
+        cgroup_parent=os.environ.get(cgroups.VARIABLE, ""),
+        move=move,
+        hidden=move is None,
+    )
     try:
         built = build.build(service, found, options, inventory, place)
     except (Stale, ChangedError):  # it lost a part while we read it, or a device is another one by now
@@ -164,6 +200,6 @@ def _runtime() -> str:
     program = os.path.join(os.path.dirname(paths.HOOK), "chandler-runtime")
     if os.access(program, os.X_OK):
         return program
-    return os.path.join(os.path.dirname(os.path.dirname(os.path.realpath(paths.__file__))), "packaging/bin/chandler-runtime")
-
-
+    return os.path.join(
+        os.path.dirname(os.path.dirname(os.path.realpath(paths.__file__))), "packaging/bin/chandler-runtime"
+    )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple
 from shim import jsontext
 from shim.cdi import devices as physical
 from shim.cdi import spec, versions
-from shim.cdi.document import MAX_SIZE
+from shim.cdi.decoder import MAX_SIZE
 from shim.cdi.registry import Registry
 from shim.cdi.resolve import resolve
 from shim.cli import generate

@@ -11,9 +11,9 @@ import subprocess
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from shim import paths
-from shim.cli.doctor import Host, numbers
+from shim.cli.doctor import Examined, numbers
 from shim.configure import containerd, crio, docker, podman, selinux, store, verify
-from shim.configure.model import TOML, VALUE, Edit, Plan, Read, Setting, Wish
+from shim.configure.model import TOML, VALUE, Changes, Edit, Read, Setting, Wish
 from shim.errors import ChandlerError, ConfigError, HostError
 from shim.host import files, kernel, runtimes, trust
 from shim.node import compiler
@@ -29,36 +29,70 @@ _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?")  # what a RuntimeClas
 
 def add_parser(commands: Any) -> None:
     """Adds the command."""
-    command = commands.add_parser("configure", help="make Chandler a runtime handler of an engine, or take it back", description=__doc__)
+    command = commands.add_parser(
+        "configure", help="make Chandler a runtime handler of an engine, or take it back", description=__doc__
+    )
     command.add_argument("engine", choices=sorted(ENGINES))
     command.add_argument("--handler", metavar="NAME", help="the handler's name (default: chandler)")
-    command.add_argument("--runtime", action="append", default=[], choices=runtimes.KINDS,
-                         help="a handler chandler-RUNTIME besides; with --handler NAME, NAME itself runs on RUNTIME; may be repeated")
+    command.add_argument(
+        "--runtime",
+        action="append",
+        default=[],
+        choices=runtimes.KINDS,
+        help="a handler chandler-RUNTIME besides; with --handler NAME, NAME itself runs on RUNTIME; may be repeated",
+    )
     command.add_argument("--default", action="store_true", help="make it the engine's default runtime")
     command.add_argument("--cdi", action="store_true", help="enable CDI in the engine")
     command.add_argument("--nri", action="store_true", help="enable NRI in the engine (containerd, crio)")
-    command.add_argument("--nri-required", action="store_true",
-                         help="the same, and no container is created while chandler-nri is not connected (containerd from 2.2 on)")
-    command.add_argument("--config", metavar="FILE", default="", help="the engine's main configuration file, if not the usual one")
+    command.add_argument(
+        "--nri-required",
+        action="store_true",
+        help="the same, and no container is created while chandler-nri is not connected (containerd from 2.2 on)",
+    )
+    command.add_argument(
+        "--config", metavar="FILE", default="", help="the engine's main configuration file, if not the usual one"
+    )
     where = command.add_mutually_exclusive_group()
-    where.add_argument("--drop-in", metavar="PATH", nargs="?", const="", help="write a file of Chandler's own (containerd from 2.1 on, crio, podman: the default)")
-    where.add_argument("--in-place", action="store_true", help="edit the main file even where a drop-in would do (containerd)")
-    command.add_argument("--engine-version", metavar="X.Y", default="", help="containerd's version, where its program cannot be asked")
-    command.add_argument("--programs", metavar="DIR", default="", help="where the engine's programs are, if not in the usual directories")
+    where.add_argument(
+        "--drop-in",
+        metavar="PATH",
+        nargs="?",
+        const="",
+        help="write a file of Chandler's own (containerd from 2.1 on, crio, podman: the default)",
+    )
+    where.add_argument(
+        "--in-place", action="store_true", help="edit the main file even where a drop-in would do (containerd)"
+    )
+    command.add_argument(
+        "--engine-version", metavar="X.Y", default="", help="containerd's version, where its program cannot be asked"
+    )
+    command.add_argument(
+        "--programs", metavar="DIR", default="", help="where the engine's programs are, if not in the usual directories"
+    )
     command.add_argument("--address", metavar="SOCKET", default="", help="the engine's socket, for --verify")
-    command.add_argument("--keep-engine", action="store_true", help="leave the key `engines` of Chandler's own configuration alone")
+    command.add_argument(
+        "--keep-engine", action="store_true", help="leave the key `engines` of Chandler's own configuration alone"
+    )
     command.add_argument("--dry-run", action="store_true", help="show what would change as a diff, and write nothing")
     command.add_argument("--remove", action="store_true", help="bring back what was there before")
-    command.add_argument("--restart", action="store_true", help="restart the engine if something has changed, or was changed after its start")
-    command.add_argument("--verify", action="store_true", help="start a container through the engine and see that a request arrives")
+    command.add_argument(
+        "--restart",
+        action="store_true",
+        help="restart the engine if something has changed, or was changed after its start",
+    )
+    command.add_argument(
+        "--verify", action="store_true", help="start a container through the engine and see that a request arrives"
+    )
     command.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Raises ChandlerError; nothing is written before everything is known to be right."""
     if arguments.nri_required and arguments.engine != "containerd":
-        raise ConfigError(f"--nri-required is for containerd: {arguments.engine} has no list of required NRI plugins that can be written here",
-                          "leave it out")
+        raise ConfigError(
+            f"--nri-required is for containerd: {arguments.engine} has no list of required NRI plugins that can be written here",
+            "leave it out",
+        )
     if arguments.remove and arguments.verify:
         raise ConfigError("--remove and --verify ask for opposite things", "leave one out")
     place = Place(dict(os.environb))
@@ -69,7 +103,12 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         store.apply(changes)
         _tell(arguments, changes, plan, handlers)
-    if arguments.restart and plan.command and not arguments.dry_run and (changes or _older(plan.command, [edit.path for edit in plan.edits])):
+    if (
+        arguments.restart
+        and plan.command
+        and not arguments.dry_run
+        and (changes or _older(plan.command, [edit.path for edit in plan.edits]))
+    ):
         _restart(plan.command)
     if arguments.verify:
         address = arguments.address or _address(arguments)
@@ -78,7 +117,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _changes(arguments: argparse.Namespace, place: Place) -> Tuple[List[store.Change], Plan, List[Tuple[str, str]]]:
+def _changes(arguments: argparse.Namespace, place: Place) -> Tuple[List[store.Change], Changes, List[Tuple[str, str]]]:
     """Every change in the order in which it is written."""
     seen: Dict[str, store.Stored] = {}
 
@@ -94,7 +133,7 @@ def _changes(arguments: argparse.Namespace, place: Place) -> Tuple[List[store.Ch
     wish = _wish(arguments, place)
     module = ENGINES[arguments.engine]
     if arguments.remove:
-        plan = Plan([], [], module.command(wish))
+        plan = Changes([], [], module.command(wish))
     else:
         plan = module.plan(wish, read)
         plan.notes.extend(selinux.notes())
@@ -103,19 +142,29 @@ def _changes(arguments: argparse.Namespace, place: Place) -> Tuple[List[store.Ch
     edits = {edit.path: edit for edit in [*plan.edits, *_engine_key(arguments, place)]}
     if arguments.remove:
         plan.notes.extend(_by_hand(module.places(wish, read), look))
-    left = [path for path in [*module.places(wish, read), *_own_keys(arguments, place)] if path not in edits and look(path).ours]
+    left = [
+        path
+        for path in [*module.places(wish, read), *_own_keys(arguments, place)]
+        if path not in edits and look(path).ours
+    ]
     changes = [store.change(look(path), edit, arguments.engine) for path, edit in edits.items()]
     taken = [store.change(look(path), None, arguments.engine) for path in dict.fromkeys(left)]
     if arguments.engine == "containerd" and arguments.remove and taken:
-        plan.notes.append("end the pods that run under the handler before the restart: containerd 2 cannot exec into them afterwards")
+        plan.notes.append(
+            "end the pods that run under the handler before the restart: containerd 2 cannot exec into them afterwards"
+        )
     # what imports a file is changed before that file goes
     return [*changes, *sorted(taken, key=lambda change: change.after is None)], plan, wish.handlers
 
 
 def _by_hand(places: List[str], look: Callable[[str], store.Stored]) -> List[str]:
     """What to know of files that name our programs, and of which no record says that this command wrote them."""
-    return [f"{path} names {found.group().decode()}, which this command has not written there: take it out by hand"
-            for path in places for found in [_PROGRAM.search(look(path).data or b"")] if found and not look(path).ours]
+    return [
+        f"{path} names {found.group().decode()}, which this command has not written there: take it out by hand"
+        for path in places
+        for found in [_PROGRAM.search(look(path).data or b"")]
+        if found and not look(path).ours
+    ]
 
 
 def _text(path: str, data: Optional[bytes]) -> Optional[str]:
@@ -134,9 +183,20 @@ def _wish(arguments: argparse.Namespace, place: Place) -> Wish:
         if path and (not path.startswith("/") or any(character.isspace() or character in "*?[" for character in path)):
             raise ConfigError(f"{path!r} is no absolute path without blanks and patterns", "give the whole path")
     home = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
-    return Wish(engine=arguments.engine, handlers=_handlers(arguments), annotations=_annotations(arguments, place), default=arguments.default,
-                cdi=arguments.cdi, nri=arguments.nri or arguments.nri_required, config=arguments.config, drop_in=arguments.drop_in, in_place=arguments.in_place,
-                version=_version(arguments), home=home if place.rootless else "", nri_required=arguments.nri_required)
+    return Wish(
+        engine=arguments.engine,
+        handlers=_handlers(arguments),
+        annotations=_annotations(arguments, place),
+        default=arguments.default,
+        cdi=arguments.cdi,
+        nri=arguments.nri or arguments.nri_required,
+        config=arguments.config,
+        drop_in=arguments.drop_in,
+        in_place=arguments.in_place,
+        version=_version(arguments),
+        home=home if place.rootless else "",
+        nri_required=arguments.nri_required,
+    )
 
 
 def _handlers(arguments: argparse.Namespace) -> List[Tuple[str, str]]:
@@ -144,12 +204,18 @@ def _handlers(arguments: argparse.Namespace) -> List[Tuple[str, str]]:
     name, kinds = arguments.handler, list(dict.fromkeys(arguments.runtime))
     directory = os.path.dirname(paths.HOOK)
     if name is not None and not _NAME.fullmatch(name):
-        raise ConfigError(f"--handler {name!r} is no name that a RuntimeClass can have", "lower-case letters, digits, dots and hyphens")
+        raise ConfigError(
+            f"--handler {name!r} is no name that a RuntimeClass can have",
+            "lower-case letters, digits, dots and hyphens",
+        )
     if name is not None and len(kinds) > 1:
         raise ConfigError(f"--handler {name} with {len(kinds)} runtimes", "give one --runtime, or leave out --handler")
     if name is not None and kinds:
         return [(name, f"{directory}/chandler-{kinds[0]}")]
-    return [(name or "chandler", f"{directory}/chandler-runtime"), *((f"chandler-{kind}", f"{directory}/chandler-{kind}") for kind in kinds)]
+    return [
+        (name or "chandler", f"{directory}/chandler-runtime"),
+        *((f"chandler-{kind}", f"{directory}/chandler-{kind}") for kind in kinds),
+    ]
 
 
 def _annotations(arguments: argparse.Namespace, place: Place) -> List[str]:
@@ -182,7 +248,7 @@ class Programs:
 
     def __init__(self, directory: str) -> None:
         self.directory = directory
-        self.host = Host()
+        self.host = Examined()
 
     def find(self, name: str) -> str:
         """The program's path; "" when it is nowhere."""
@@ -196,7 +262,9 @@ def _check_program(path: str, place: Place) -> None:
     try:
         trust.check_way(path, place.owners)
     except OSError as error:
-        raise HostError(f"{path}, which the engine is to run, cannot be reached: {error.strerror}", "install Chandler first") from None
+        raise HostError(
+            f"{path}, which the engine is to run, cannot be reached: {error.strerror}", "install Chandler first"
+        ) from None
 
 
 def _own_keys(arguments: argparse.Namespace, place: Place) -> List[str]:
@@ -232,17 +300,27 @@ def _address(arguments: argparse.Namespace) -> str:
     return crio.SOCKET if arguments.engine == "crio" else ""
 
 
-def _tell(arguments: argparse.Namespace, changes: List[store.Change], plan: Plan, handlers: List[Tuple[str, str]]) -> None:
+def _tell(
+    arguments: argparse.Namespace, changes: List[store.Change], plan: Changes, handlers: List[Tuple[str, str]]
+) -> None:
     for change in changes:
         if change.after is None:
             print(f"removed {change.stored.path}")
         elif change.after != change.stored.data:
-            former = f" (before: {change.stored.real}{store.ORIGINAL})" if change.record is not None and change.stored.base is not None else ""
+            former = (
+                f" (before: {change.stored.real}{store.ORIGINAL})"
+                if change.record is not None and change.stored.base is not None
+                else ""
+            )
             print(f"{'restored' if arguments.remove else 'wrote'} {change.stored.path}{former}")
     for note in plan.notes:
         print(f"note: {note}")
     if not changes:
-        print(f"nothing to remove: {arguments.engine} has nothing of Chandler's" if arguments.remove else f"nothing to change: {arguments.engine} is configured")
+        print(
+            f"nothing to remove: {arguments.engine} has nothing of Chandler's"
+            if arguments.remove
+            else f"nothing to change: {arguments.engine} is configured"
+        )
     elif not arguments.remove:
         print("\n".join(f"handler {name}: {program}" for name, program in handlers))
     if changes and plan.command and not arguments.restart:
@@ -254,7 +332,11 @@ def _older(command: Tuple[str, ...], names: List[str]) -> bool:
     who was interrupted."""
     show = [*command[:-2], "show", "--property=MainPID", "--value", command[-1]]
     try:
-        pid = int(subprocess.run(show, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PATIENCE, check=False).stdout)
+        pid = int(
+            subprocess.run(
+                show, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PATIENCE, check=False
+            ).stdout
+        )
         ticks = kernel.started(pid)
         if not ticks:
             return False
@@ -270,13 +352,25 @@ def _older(command: Tuple[str, ...], names: List[str]) -> bool:
 def _restart(command: Tuple[str, ...]) -> None:
     words = " ".join(command)
     if not os.path.isdir("/run/systemd/system"):
-        raise HostError(f"systemd does not run here, so `{words}` cannot be done; everything is written", f"restart {command[-1]} by hand")
+        raise HostError(
+            f"systemd does not run here, so `{words}` cannot be done; everything is written",
+            f"restart {command[-1]} by hand",
+        )
     try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=PATIENCE, check=False)
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=PATIENCE,
+            check=False,
+        )
     except (OSError, subprocess.SubprocessError) as error:
         raise HostError(f"`{words}` failed: {error}", f"`journalctl -u {command[-1]}` says why") from None
     if done.returncode:
-        raise HostError(f"`{words}` failed: {done.stderr.strip()[-300:]}", f"`journalctl -u {command[-1]}` says why; --remove takes everything back")
+        raise HostError(
+            f"`{words}` failed: {done.stderr.strip()[-300:]}",
+            f"`journalctl -u {command[-1]}` says why; --remove takes everything back",
+        )
     print(f"restarted {command[-1]}")
-
-

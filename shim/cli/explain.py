@@ -9,7 +9,7 @@ import os
 from typing import TYPE_CHECKING, Any, Dict, List
 
 from shim import engine, jsontext
-from shim.cli import caller
+from shim.cli import engine_options
 from shim.edits import (
     ANNOTATION,
     CAPABILITY,
@@ -50,8 +50,13 @@ def add_parser(commands: Any) -> None:
     source = command.add_mutually_exclusive_group(required=True)
     source.add_argument("--bundle", metavar="DIR", help="the bundle")
     source.add_argument("--config", metavar="FILE", help="its config.json")
-    command.add_argument("--handler", default="chandler-runtime", metavar="NAME", help="how the engine calls the runtime, for the policy's rules")
-    caller.add_options(command)
+    command.add_argument(
+        "--handler",
+        default="chandler-runtime",
+        metavar="NAME",
+        help="how the engine calls the runtime, for the policy's rules",
+    )
+    engine_options.add_options(command)
     command.add_argument("--format", choices=("text", "json"), default="text")
     command.set_defaults(run=run)
 
@@ -74,8 +79,14 @@ def run(arguments: argparse.Namespace) -> int:
     held = None
     if inventory.config["gpu.allocator"] == "leases":
         held = Ledger(place.trusted_state_dir(inventory.config["state-dir"]), place.rootless).read()
-    who = caller.caller(arguments, path, document, bundle.built(document))
-    known = {"caller": who, "id": "ID", "bundle": os.path.dirname(os.path.abspath(path)), "handler": arguments.handler, "rootless": place.rootless}
+    who = engine_options.caller(arguments, path, document, bundle.built(document))
+    known = {
+        "caller": who,
+        "id": "ID",
+        "bundle": os.path.dirname(os.path.abspath(path)),
+        "handler": arguments.handler,
+        "rootless": place.rootless,
+    }
     try:
         made = engine.plan(document, inventory, held=held, known=known)
     except (Stale, ChangedError):  # it lost a part while we read it, or a device is another one by now
@@ -88,12 +99,14 @@ def run(arguments: argparse.Namespace) -> int:
     edits = made.edits.with_values(map(_veiled, made.edits.items))
     after = engine.equip(document, edits, place.rootless, known["bundle"])
     shown = {
-        "engine": caller.shown(who, inventory.config),
+        "engine": engine_options.shown(who, inventory.config),
         "source": made.request.source,
         "request": _plain(made.request.document),
         "devices": [{"name": name, "physical": inventory.key(name)} for name in made.names],
-        "edits": [{"kind": kind, "what": _words(kind, key, value), "value": _plain(value), "origin": origin}
-                  for kind, key, value, origin in edits.items],
+        "edits": [
+            {"kind": kind, "what": _words(kind, key, value), "value": _plain(value), "origin": origin}
+            for kind, key, value, origin in edits.items
+        ],
         "diff": _diff(document, after, path),
         "notes": list(_NOTES),
     }
@@ -102,8 +115,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _show_nothing(form: str) -> int:
-    print(json.dumps({"engine": None, "source": None, "request": None, "devices": [], "edits": [], "diff": "", "notes": []})
-          if form == "json" else "nothing is asked for: the create goes to the runtime as it is")
+    print(
+        json.dumps(
+            {"engine": None, "source": None, "request": None, "devices": [], "edits": [], "diff": "", "notes": []}
+        )
+        if form == "json"
+        else "nothing is asked for: the create goes to the runtime as it is"
+    )
     return 0
 
 
@@ -121,8 +139,10 @@ def _words(kind: str, key: Any, value: Any) -> str:
     """One edit in a few words."""
     words: Dict[str, Any] = {
         ENV: lambda: f"{key}={value}",
-        DEVICE: lambda: f"{key} ({value['type']} {value.get('major', 0)}:{value.get('minor', 0)}, "
-                        f"{value.get('permissions') or 'rwm'})",
+        DEVICE: lambda: (
+            f"{key} ({value['type']} {value.get('major', 0)}:{value.get('minor', 0)}, "
+            f"{value.get('permissions') or 'rwm'})"
+        ),
         NET_DEVICE: lambda: f"{key} as {value}",
         MOUNT: lambda: f"{value.get('source', '')} on {key} ({','.join(value.get('options', []))})",
         HOOK: lambda: f"{key}: {' '.join([value['path'], *value.get('args', [])[1:]])}",
@@ -138,7 +158,11 @@ def _words(kind: str, key: Any, value: Any) -> str:
     if kind in words:
         return str(words[kind]())
     name = ".".join(part for part in ("" if kind in (PROCESS, LINUX) else kind, key) if part)
-    return f"{name} is taken away" if value is None else f"{name} = {value if isinstance(value, str) else json.dumps(value)}"
+    return (
+        f"{name} is taken away"
+        if value is None
+        else f"{name} = {value if isinstance(value, str) else json.dumps(value)}"
+    )
 
 
 def _diff(before: Any, after: Any, path: str) -> str:
@@ -147,7 +171,11 @@ def _diff(before: Any, after: Any, path: str) -> str:
 
 
 def _text(shown: Dict[str, Any]) -> str:
-    lines: List[str] = [caller.line(shown["engine"]), f"asked by    {shown['source']}", f"asked for   {json.dumps(shown['request'])}"]
+    lines: List[str] = [
+        engine_options.line(shown["engine"]),
+        f"asked by    {shown['source']}",
+        f"asked for   {json.dumps(shown['request'])}",
+    ]
     for device in shown["devices"]:
         lines.append(f"granted     {device['name']}  ({', '.join(device['physical'])})")
     lines += ["", "edits"]

@@ -9,36 +9,56 @@ import sys
 from typing import TYPE_CHECKING, Any, Dict, List, Tuple
 
 from shim.cdi import spec
-from shim.cdi.document import MAX_SIZE
+from shim.cdi.decoder import MAX_SIZE
 from shim.errors import HostError
-from shim.generate import document, generators, managed, nvml
-from shim.generate.model import DEFAULT_STRATEGIES, MODES, STRATEGIES, Options
-from shim.generate.tree import Tree
+from shim.generate import cdi_file, generators, managed, nvml
+from shim.generate.answers import DEFAULT_STRATEGIES, MODES, STRATEGIES, Options
+from shim.generate.tree import HostTree
 from shim.gpu.vendors import VENDORS, by_name
 from shim.host import files
 from shim.node import compiler
 from shim.node.inventory import Place
 
 if TYPE_CHECKING:
-    from shim.generate.model import Found
+    from shim.generate.answers import Found
 
 
 def add_parsers(commands: Any) -> None:
     """Adds both to the commands of `chandler cdi`."""
-    parser = commands.add_parser("generate", help="describe this host's devices in a CDI file", description=generate.__doc__)
-    parser.add_argument("--vendor", type=_vendor, choices=(*(vendor.name for vendor in VENDORS), "all"), default="all", help="default: all that are there")
-    parser.add_argument("--output", metavar="FILE", help="write here instead of to standard output; a directory takes a "
-                        "file chandler-VENDOR.json for each vendor")
-    parser.add_argument("--device-name-strategy", action="append", choices=STRATEGIES, metavar="STRATEGY",
-                        help=f"one of {', '.join(STRATEGIES)}; may be given again (default: {' and '.join(DEFAULT_STRATEGIES)})")
+    parser = commands.add_parser(
+        "generate", help="describe this host's devices in a CDI file", description=generate.__doc__
+    )
+    parser.add_argument(
+        "--vendor",
+        type=_vendor,
+        choices=(*(vendor.name for vendor in VENDORS), "all"),
+        default="all",
+        help="default: all that are there",
+    )
+    parser.add_argument(
+        "--output",
+        metavar="FILE",
+        help="write here instead of to standard output; a directory takes a file chandler-VENDOR.json for each vendor",
+    )
+    parser.add_argument(
+        "--device-name-strategy",
+        action="append",
+        choices=STRATEGIES,
+        metavar="STRATEGY",
+        help=f"one of {', '.join(STRATEGIES)}; may be given again (default: {' and '.join(DEFAULT_STRATEGIES)})",
+    )
     parser.add_argument("--driver-root", metavar="DIR", default="", help="where the driver is installed (default: /)")
-    parser.add_argument("--dev-root", metavar="DIR", help="the directory that holds the driver's dev (default: the driver root)")
+    parser.add_argument(
+        "--dev-root", metavar="DIR", help="the directory that holds the driver's dev (default: the driver root)"
+    )
     parser.add_argument("--mode", choices=MODES, default="auto", help="of NVIDIA's devices")
     parser.add_argument("--format", choices=("json", "yaml"), default="json", help="of the file (default: json)")
     parser.add_argument("--no-all", action="store_true", help="leave out the device that stands for all of them")
     parser.add_argument("--dry-run", action="store_true", help="say what would be written, and write nothing")
     parser.set_defaults(run=generate)
-    parser = commands.add_parser("diff", help="show what changed on this host since a CDI file was made", description=diff.__doc__)
+    parser = commands.add_parser(
+        "diff", help="show what changed on this host since a CDI file was made", description=diff.__doc__
+    )
     parser.add_argument("file", metavar="FILE")
     parser.add_argument("--format", choices=("text", "json"), default="text", help="of the output (default: text)")
     parser.set_defaults(run=diff)
@@ -52,14 +72,20 @@ def _vendor(text: str) -> str:
 
 def generate(arguments: argparse.Namespace) -> int:
     """Describe this host's GPUs and accelerators in a CDI file.  Nothing is written where there is none."""
-    options = Options(arguments.driver_root, arguments.dev_root, arguments.device_name_strategy or DEFAULT_STRATEGIES,
-                      arguments.mode, not arguments.no_all, _hook())
+    options = Options(
+        arguments.driver_root,
+        arguments.dev_root,
+        arguments.device_name_strategy or DEFAULT_STRATEGIES,
+        arguments.mode,
+        not arguments.no_all,
+        _hook(),
+    )
     chosen = [vendor.name for vendor in VENDORS] if arguments.vendor == "all" else [arguments.vendor]
     if options.mode != "auto":
         if arguments.vendor not in ("all", "nvidia"):
             raise HostError(f"--mode {options.mode} is a mode of NVIDIA's devices", "leave --vendor out")
         chosen = ["nvidia"]
-    made = [(vendor, *generators.describe(vendor, Tree(), options, nvml.ask)) for vendor in chosen]
+    made = [(vendor, *generators.describe(vendor, HostTree(), options, nvml.ask)) for vendor in chosen]
     for _, _, found in made:
         for note in found.notes:
             print(f"chandler: {note}", file=sys.stderr)
@@ -69,7 +95,7 @@ def generate(arguments: argparse.Namespace) -> int:
         raise HostError(f"this host has no device of kind {looked}; nothing was generated")
     targets = _targets(arguments.output, [vendor for vendor, _, _ in described])
     for (_, file, found), path in zip(described, targets):
-        _deliver(path, document.render(file, arguments.format), file, found, arguments.dry_run)
+        _deliver(path, cdi_file.render(file, arguments.format), file, found, arguments.dry_run)
     return 0
 
 
@@ -83,8 +109,10 @@ def _targets(output: str | None, found: List[str]) -> List[str]:
     if output is not None and (os.path.isdir(output) or output.endswith("/")):
         return [os.path.join(output, managed.file_name(vendor)) for vendor in found]
     if len(found) > 1:
-        raise HostError(f"this host has devices of {', '.join(found)}, and a CDI file describes one kind",
-                        "choose with --vendor, or give --output a directory")
+        raise HostError(
+            f"this host has devices of {', '.join(found)}, and a CDI file describes one kind",
+            "choose with --vendor, or give --output a directory",
+        )
     return [output or ""]
 
 
@@ -97,7 +125,9 @@ def _deliver(path: str, data: bytes, file: Dict[str, Any], found: Found, dry: bo
         same = files.read(path, MAX_SIZE, follow=True)[0] == data
     except OSError:
         same = False
-    count = f"{len(found.devices)} device{'s' if len(found.devices) != 1 else ''} of {found.kind}, CDI {file['cdiVersion']}"
+    count = (
+        f"{len(found.devices)} device{'s' if len(found.devices) != 1 else ''} of {found.kind}, CDI {file['cdiVersion']}"
+    )
     if same:
         words = "is up to date"
     elif dry:
@@ -117,13 +147,15 @@ def diff(arguments: argparse.Namespace) -> int:
     before = spec.parse(data, arguments.file).document
     own = managed.read(arguments.file, data)
     options = own.options(_hook()) if own else Options(strategies=_strategies(before), hook=_hook())
-    now, _ = generators.describe(generators.vendor_name(before["kind"]), Tree(), options, nvml.ask)
+    now, _ = generators.describe(generators.vendor_name(before["kind"]), HostTree(), options, nvml.ask)
     lines = managed.differences(before, now or {"kind": before["kind"]})
     if now is None:
         lines.insert(0, f"this host has no device of kind {before['kind']} at present")
-    edited = own is not None and not document.is_untouched(before)
+    edited = own is not None and not cdi_file.is_untouched(before)
     if arguments.format == "json":
-        print(json.dumps({"file": arguments.file, "ours": own is not None, "edited": edited, "changes": lines}, indent=2))
+        print(
+            json.dumps({"file": arguments.file, "ours": own is not None, "edited": edited, "changes": lines}, indent=2)
+        )
         return 1 if lines else 0
     if edited:
         print(f"chandler: {arguments.file} was changed since Chandler made it", file=sys.stderr)
@@ -135,7 +167,9 @@ def diff(arguments: argparse.Namespace) -> int:
 def _strategies(made: Dict[str, Any]) -> Tuple[str, ...]:
     """The naming that another tool's file seems to follow, so that names do not differ for nothing."""
     names = [str(device["name"]) for device in made["devices"]]
-    looks = {"uuid": any(name.startswith(("GPU-", "MIG-")) for name in names),
-             "type-index": any(name.startswith(("gpu", "mig")) for name in names),
-             "index": any(name[:1].isdigit() or name.startswith(("card", "accel")) for name in names)}
+    looks = {
+        "uuid": any(name.startswith(("GPU-", "MIG-")) for name in names),
+        "type-index": any(name.startswith(("gpu", "mig")) for name in names),
+        "index": any(name[:1].isdigit() or name.startswith(("card", "accel")) for name in names),
+    }
     return tuple(strategy for strategy in STRATEGIES if looks[strategy]) or DEFAULT_STRATEGIES

@@ -13,14 +13,16 @@ from typing import Any, Callable, Dict, List
 
 from shim.errors import HostError
 from shim.generate import nvml
-from shim.generate.model import Unanswered
+from shim.generate.answers import Unanswered
 from shim.gpu import choose, vendors
 from shim.host import device_nodes, kernel
 from shim.host.inroot import Root
 from shim.node.inventory import Inventory
 
 _PATIENCE = 10.0  # seconds for all containers
-_DIRECTORIES = dict.fromkeys(["/dev", *(directory for vendor in vendors.with_gpus() for directory in vendors.node_directories(vendor))])
+_DIRECTORIES = dict.fromkeys(
+    ["/dev", *(directory for vendor in vendors.with_gpus() for directory in vendors.node_directories(vendor))]
+)
 _MAX_GPUS = 64  # of each vendor, without a CDI file
 _MAX_NODES = 4096  # entries of one directory
 _HEX = frozenset("0123456789abcdef")
@@ -39,7 +41,9 @@ def known(inventory: Inventory, look: choose.Look = device_nodes.look_at_gpu) ->
     found = choose.numbers(inventory.config["policy.kinds"], inventory, look)
     for vendor in vendors.with_gpus():
         for place in range(_MAX_GPUS):
-            for number in _numbers_of([template.format(place, 128 + place) for template in vendor.gpu_nodes], vendor.pci, look):
+            for number in _numbers_of(
+                [template.format(place, 128 + place) for template in vendor.gpu_nodes], vendor.pci, look
+            ):
                 found.setdefault(number, f"{vendor.kind}={place}")
     return found
 
@@ -71,7 +75,9 @@ def containers(gpus: Dict[str, str], notes: List[str]) -> List[Dict[str, Any]]:
         return []
     pids = [process.pid for process in psutil.process_iter()]
     try:
-        found: List[Dict[str, Any]] = nvml.in_child(lambda: {"containers": _looked_at(pids, gpus)}, _PATIENCE)["containers"]
+        found: List[Dict[str, Any]] = nvml.in_child(lambda: {"containers": _looked_at(pids, gpus)}, _PATIENCE)[
+            "containers"
+        ]
         return found
     except (HostError, Unanswered):
         notes.append(f"what containers have in /dev could not be seen in {_PATIENCE:g} seconds")
@@ -138,11 +144,17 @@ def called(names: List[str], pid: int) -> str:
 
 def is_called(names: List[str], container: str) -> bool:
     """Whether one of a container's control groups is named after that id."""
-    return any(name == container or len(container) > 11 and name.removesuffix(".scope").endswith(container) for name in names)
+    return any(
+        name == container or len(container) > 11 and name.removesuffix(".scope").endswith(container) for name in names
+    )
 
 
-def add(rows: List[Dict[str, Any]], seen: List[Dict[str, Any]], gpus: Dict[str, str],
-        inside: Callable[[int], int] = namespace) -> None:
+def add(
+    rows: List[Dict[str, Any]],
+    seen: List[Dict[str, Any]],
+    gpus: Dict[str, str],
+    inside: Callable[[int], int] = namespace,
+) -> None:
     """Tells rows without a pid theirs, and adds a row for every container with GPUs that it has no lease or grant for."""
     by_namespace = {inside(row["pid"]): row for row in rows if row["pid"]}
     for one in seen:
@@ -154,6 +166,19 @@ def add(rows: List[Dict[str, Any]], seen: List[Dict[str, Any]], gpus: Dict[str, 
         own = {number for key in row["keys"] for number in key.split("+")} if row is not None else set()
         more = [number for number in one["numbers"] if number not in own]
         if more:
-            rows.append({"id": row["id"] if row is not None else called(one["names"], one["pid"]), "by": "engine", "root": "", "runtime": "",
-                         "devices": sorted({gpus[number] for number in more}), "keys": more, "mode": "not leased", "limits": {}, "held": "",
-                         "since": None, "pid": one["pid"], "status": "running"})
+            rows.append(
+                {
+                    "id": row["id"] if row is not None else called(one["names"], one["pid"]),
+                    "by": "engine",
+                    "root": "",
+                    "runtime": "",
+                    "devices": sorted({gpus[number] for number in more}),
+                    "keys": more,
+                    "mode": "not leased",
+                    "limits": {},
+                    "held": "",
+                    "since": None,
+                    "pid": one["pid"],
+                    "status": "running",
+                }
+            )

@@ -24,15 +24,24 @@ def add_parser(commands: Any) -> None:
     command.add_argument("--format", choices=("text", "json"), default="text")
     command.set_defaults(run=show)
     actions = command.add_subparsers(dest="action", metavar="ACTION")
-    release = actions.add_parser("release", help="end leases", description="Ends the leases of a container, or those that nobody holds any longer.")
+    release = actions.add_parser(
+        "release",
+        help="end leases",
+        description="Ends the leases of a container, or those that nobody holds any longer.",
+    )
     which = release.add_mutually_exclusive_group(required=True)
     which.add_argument("id", nargs="?", help="the container")
-    which.add_argument("--stale", action="store_true", help="all whose container is gone, and the grant records of those that had none")
+    which.add_argument(
+        "--stale", action="store_true", help="all whose container is gone, and the grant records of those that had none"
+    )
     release.add_argument("--quiet", action="store_true", help="say nothing when all is well")
     release.add_argument("--force", action="store_true", help="also while the container may be using its devices")
     release.set_defaults(run=end)
-    made = actions.add_parser("rebuild", help="make a damaged ledger anew",
-                              description="Makes the ledger anew from grant records, the state of runtimes and control groups.")
+    made = actions.add_parser(
+        "rebuild",
+        help="make a damaged ledger anew",
+        description="Makes the ledger anew from grant records, the state of runtimes and control groups.",
+    )
     made.add_argument("--force", action="store_true", help="also where a record is damaged and its container unknown")
     made.set_defaults(run=make_anew)
 
@@ -50,7 +59,18 @@ def show(arguments: argparse.Namespace) -> int:
         print(json.dumps(found, indent=2))
         return 0
     rows = [("CONTAINER", "DEVICES", "MODE", "LIMITS", "SINCE", "BY", "STATE")]
-    rows += [(lease["id"], ", ".join(lease["names"]), lease.get("mode", "exclusive") + lease.get("words", ""), limits(lease), utc(lease["since"]), lease["owner"], _state(lease)) for lease in found]
+    rows += [
+        (
+            lease["id"],
+            ", ".join(lease["names"]),
+            lease.get("mode", "exclusive") + lease.get("words", ""),
+            limits(lease),
+            utc(lease["since"]),
+            lease["owner"],
+            _state(lease),
+        )
+        for lease in found
+    ]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
@@ -72,8 +92,11 @@ def end(arguments: argparse.Namespace) -> int:
         raise LeaseError(f"no container {arguments.id!r} holds a lease", "`chandler leases` lists those that do")
     used = [lease for lease in held if not stale.is_stale(lease)]
     if used and not arguments.force:
-        raise LeaseError(f"{arguments.id} may still be using {', '.join(name for lease in used for name in lease['names'])}, which would be "
-                         "given to another container, too", "delete the container, or say --force when it is certainly gone")
+        raise LeaseError(
+            f"{arguments.id} may still be using {', '.join(name for lease in used for name in lease['names'])}, which would be "
+            "given to another container, too",
+            "delete the container, or say --force when it is certainly gone",
+        )
     kept.release({lease["token"] for lease in held})
     return 0
 

@@ -8,7 +8,7 @@ import os
 from typing import Any, Dict, List, Tuple
 
 from shim import engine, jsontext
-from shim.cli import caller
+from shim.cli import engine_options
 from shim.errors import BundleError, ChandlerError
 from shim.keys import host_facts
 from shim.node import compiler
@@ -23,14 +23,19 @@ def add_parser(commands: Any) -> None:
     """Adds the command."""
     command = commands.add_parser("policy", help="explain the node's policy", description=__doc__)
     actions = command.add_subparsers(dest="action", metavar="ACTION", required=True)
-    check = actions.add_parser("check", help="which rule is for a container, and what it says",
-                               description="Which rule is for a container, why, and what it says to its request.  Exit status 1 for a refusal.")
+    check = actions.add_parser(
+        "check",
+        help="which rule is for a container, and what it says",
+        description="Which rule is for a container, why, and what it says to its request.  Exit status 1 for a refusal.",
+    )
     source = check.add_mutually_exclusive_group(required=True)
     source.add_argument("--bundle", metavar="DIR", help="the container's bundle")
     source.add_argument("--config", metavar="FILE", help="its config.json")
     check.add_argument("--handler", default="chandler-runtime", metavar="NAME", help="how the engine calls the runtime")
-    caller.add_options(check)
-    check.add_argument("--user", action="append", metavar="USER", help="who starts the container, uid or name; you, unless said")
+    engine_options.add_options(check)
+    check.add_argument(
+        "--user", action="append", metavar="USER", help="who starts the container, uid or name; you, unless said"
+    )
     check.add_argument("--format", choices=("text", "json"), default="text")
     check.set_defaults(run=run)
 
@@ -42,20 +47,35 @@ def run(arguments: argparse.Namespace) -> int:
     document, built = _document(path, config)
     annotations = document.get("annotations")
     annotations = annotations if isinstance(annotations, dict) else {}
-    calls = caller.caller(arguments, path, document, built)
+    calls = engine_options.caller(arguments, path, document, built)
     known = {"caller": calls, "handler": arguments.handler, "user": tuple(arguments.user or host_facts.caller())}
     who = rules.identity(annotations, rules.believed(config, known), known)
-    shown: Dict[str, Any] = {"engine": caller.shown(calls, config), "known": {field: list(values) for field, values in who.items()},
-                             "unknown": [field for field in rules.FIELDS if field not in who], "rules": []}
+    shown: Dict[str, Any] = {
+        "engine": engine_options.shown(calls, config),
+        "known": {field: list(values) for field, values in who.items()},
+        "unknown": [field for field in rules.FIELDS if field not in who],
+        "rules": [],
+    }
     applied = rules.applied(config, annotations, known)
     for rule in config["policy.rule"]:
         verdict, why = rules.verdict(rule["match"], who)
         denies = list(rule.get("policy.deny", ())) if verdict != rules.NO else []
-        shown["rules"].append({"name": rule["name"], "verdict": verdict, "why": why, "denies": denies,
-                               "decides": applied.get("policy.by") == f"rule {rule['name']!r}" and verdict == rules.YES})
+        shown["rules"].append(
+            {
+                "name": rule["name"],
+                "verdict": verdict,
+                "why": why,
+                "denies": denies,
+                "decides": applied.get("policy.by") == f"rule {rule['name']!r}" and verdict == rules.YES,
+            }
+        )
     shown["by"] = words.by(applied)
-    shown["policy"] = {key[len("policy."):]: value for key, value in applied.items()
-                       if key.startswith("policy.") and key not in ("policy.rule", "policy.by", "policy.denied-by", "policy.evict-unadjusted")}
+    shown["policy"] = {
+        key[len("policy.") :]: value
+        for key, value in applied.items()
+        if key.startswith("policy.")
+        and key not in ("policy.rule", "policy.by", "policy.denied-by", "policy.evict-unadjusted")
+    }
     shown.update(_verdict(document, annotations, applied, calls))
     print(json.dumps(shown, indent=2) if arguments.format == "json" else _text(shown))
     return 1 if shown["refusal"] else 0
@@ -73,7 +93,9 @@ def _document(path: str, config: Dict[str, Any]) -> Tuple[Dict[str, Any], bool]:
     return document, bundle.built(document)
 
 
-def _verdict(document: Dict[str, Any], annotations: Dict[str, Any], config: Dict[str, Any], calls: Caller) -> Dict[str, Any]:
+def _verdict(
+    document: Dict[str, Any], annotations: Dict[str, Any], config: Dict[str, Any], calls: Caller
+) -> Dict[str, Any]:
     """What is asked for, by class, and why it is refused; '' when the policy itself allows it."""
     refusal, asked = "", []
     try:
@@ -82,8 +104,14 @@ def _verdict(document: Dict[str, Any], annotations: Dict[str, Any], config: Dict
             calls.check(annotations, config)
         wish = None if sandbox else parse.from_annotations(annotations, config["annotation-prefix"], name)
         if wish is not None:
-            asked = [{"key": key, "word": word, "class": classes.TIGHTEN if tightens else classes.CLASSES.get(word, classes.NAMED)}
-                     for word, key, tightens in classes.asked(wish, document)]
+            asked = [
+                {
+                    "key": key,
+                    "word": word,
+                    "class": classes.TIGHTEN if tightens else classes.CLASSES.get(word, classes.NAMED),
+                }
+                for word, key, tightens in classes.asked(wish, document)
+            ]
             permission.check(wish, document, config)
     except ChandlerError as error:
         refusal = str(error)
@@ -91,7 +119,7 @@ def _verdict(document: Dict[str, Any], annotations: Dict[str, Any], config: Dict
 
 
 def _text(shown: Dict[str, Any]) -> str:
-    lines: List[str] = [caller.line(shown["engine"])]
+    lines: List[str] = [engine_options.line(shown["engine"])]
     lines += [f"{field:<12}{', '.join(values)}" for field, values in shown["known"].items()]
     if shown["unknown"]:
         lines.append(f"not known   {', '.join(shown['unknown'])}")
@@ -102,5 +130,9 @@ def _text(shown: Dict[str, Any]) -> str:
     lines.append(f"decided by  {shown['by']}")
     lines += [f"  {key} = {json.dumps(value)}" for key, value in shown["policy"].items() if value not in ([], 0)]
     lines += [f"asked for   {each['key']} ({each['class']})" for each in shown["asked"]]
-    lines.append(f"refused     {shown['refusal']}" if shown["refusal"] else "allowed     by the policy; the host may still lack what is asked for")
+    lines.append(
+        f"refused     {shown['refusal']}"
+        if shown["refusal"]
+        else "allowed     by the policy; the host may still lack what is asked for"
+    )
     return "\n".join(lines)

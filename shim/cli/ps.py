@@ -14,8 +14,8 @@ from shim import paths
 from shim.cli import given
 from shim.errors import ChandlerError
 from shim.generate import nvfiles, nvml
-from shim.generate.model import Options, Unanswered
-from shim.generate.tree import Tree
+from shim.generate.answers import Options, Unanswered
+from shim.generate.tree import HostTree
 from shim.node import compiler
 from shim.node.inventory import Place
 from shim.sharing import pages
@@ -44,13 +44,19 @@ def run(arguments: argparse.Namespace) -> int:
     rows = containers(Ledger(state_dir, place.rootless).read(), _records(state_dir))
     for row in rows:
         row["pid"], row["status"] = state(row)
-    rows = [row for row in rows if row["mode"] != "not leased" or row["status"] != "gone"]  # what nobody holds is not shown
+    rows = [
+        row for row in rows if row["mode"] != "not leased" or row["status"] != "gone"
+    ]  # what nobody holds is not shown
     devices = given.known(inventory)
     given.add(rows, given.containers(devices, notes), devices)
     gpus = _usage(notes)
     attribute(rows, gpus)
     answer = {"containers": rows, "gpus": gpus, "shared": pages.every(state_dir), "notes": notes}
-    print(json.dumps(answer, indent=2) if arguments.format == "json" else text(answer, sys.stdout.isatty() and "NO_COLOR" not in os.environ))
+    print(
+        json.dumps(answer, indent=2)
+        if arguments.format == "json"
+        else text(answer, sys.stdout.isatty() and "NO_COLOR" not in os.environ)
+    )
     return 0
 
 
@@ -60,16 +66,38 @@ def containers(leases: List[Dict[str, Any]], records: List[Dict[str, Any]]) -> L
     known = set()
     for lease in leases:
         known.add((lease.get("root", ""), lease["id"]))
-        rows.append({"id": lease["id"], "by": lease["owner"], "root": lease.get("root", ""), "runtime": lease.get("runtime", ""),
-                     "devices": lease["names"], "keys": lease["keys"], "mode": lease.get("mode", "exclusive"),
-                     "limits": lease.get("limits", {}), "held": lease.get("held", ""), "since": lease["since"]})
+        rows.append(
+            {
+                "id": lease["id"],
+                "by": lease["owner"],
+                "root": lease.get("root", ""),
+                "runtime": lease.get("runtime", ""),
+                "devices": lease["names"],
+                "keys": lease["keys"],
+                "mode": lease.get("mode", "exclusive"),
+                "limits": lease.get("limits", {}),
+                "held": lease.get("held", ""),
+                "since": lease["since"],
+            }
+        )
     for record in records:
         if not record["devices"] or (record["root"], record["id"]) in known:
             continue
         marks = record.get("sharing", {})
-        rows.append({"id": record["id"], "by": record.get("owner", "oci"), "root": record["root"], "runtime": record["runtime"],
-                     "devices": record["devices"], "keys": record["physical"], "mode": "not leased",
-                     "limits": marks.get("limits", {}), "held": marks.get("held", ""), "since": record["time"]})
+        rows.append(
+            {
+                "id": record["id"],
+                "by": record.get("owner", "oci"),
+                "root": record["root"],
+                "runtime": record["runtime"],
+                "devices": record["devices"],
+                "keys": record["physical"],
+                "mode": "not leased",
+                "limits": marks.get("limits", {}),
+                "held": marks.get("held", ""),
+                "since": record["time"],
+            }
+        )
     return rows
 
 
@@ -95,8 +123,15 @@ def state(row: Dict[str, Any]) -> Any:
     if not os.path.exists(os.path.join(row["root"], row["id"])):
         return 0, "gone"
     try:
-        done = subprocess.run([row["runtime"], "--root", row["root"], "state", row["id"]], check=False, cwd="/", stdin=subprocess.DEVNULL,
-                              env={"PATH": paths.SAFE_PATH}, capture_output=True, timeout=_PATIENCE)
+        done = subprocess.run(
+            [row["runtime"], "--root", row["root"], "state", row["id"]],
+            check=False,
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            env={"PATH": paths.SAFE_PATH},
+            capture_output=True,
+            timeout=_PATIENCE,
+        )
         answer = json.loads(done.stdout)
         return int(answer.get("pid") or 0), str(answer["status"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, subprocess.TimeoutExpired):
@@ -106,7 +141,7 @@ def state(row: Dict[str, Any]) -> Any:
 def _usage(notes: List[str]) -> List[Dict[str, Any]]:
     """What NVML says of each GPU; why it says nothing goes to `notes`."""
     try:
-        library = nvfiles.driver(Tree(), Options()).library
+        library = nvfiles.driver(HostTree(), Options()).library
         gpus: List[Dict[str, Any]] = nvml.ask(library, nvml.usage)["gpus"]
         return gpus
     except (Unanswered, ChandlerError) as reason:
@@ -114,7 +149,9 @@ def _usage(notes: List[str]) -> List[Dict[str, Any]]:
         return []
 
 
-def attribute(rows: List[Dict[str, Any]], gpus: List[Dict[str, Any]], inside: Callable[[int], int] = given.namespace) -> None:
+def attribute(
+    rows: List[Dict[str, Any]], gpus: List[Dict[str, Any]], inside: Callable[[int], int] = given.namespace
+) -> None:
     """Gives each container the memory of its processes and the utilisation of its GPUs, and adds a row for every process
     on a GPU that is in no container.  `inside`: the mount namespace of a process, which is what a container's share."""
     of: Dict[int, Dict[str, Any]] = {}
@@ -133,9 +170,22 @@ def attribute(rows: List[Dict[str, Any]], gpus: List[Dict[str, Any]], inside: Ca
         for pid, memory in gpu["processes"]:
             own = of.get(inside(pid)) or outside.get(pid)
             if own is None:
-                own = outside[pid] = {"id": f"process {pid}", "by": "", "root": "", "runtime": "", "devices": [gpu["uuid"]], "mode": "not leased",
-                                      "keys": [f"{_MINOR}{gpu['minor']}"], "limits": {}, "held": "", "since": None, "pid": pid,
-                                      "status": "running", "memory": 0, "busy": gpu["busy"]}
+                own = outside[pid] = {
+                    "id": f"process {pid}",
+                    "by": "",
+                    "root": "",
+                    "runtime": "",
+                    "devices": [gpu["uuid"]],
+                    "mode": "not leased",
+                    "keys": [f"{_MINOR}{gpu['minor']}"],
+                    "limits": {},
+                    "held": "",
+                    "since": None,
+                    "pid": pid,
+                    "status": "running",
+                    "memory": 0,
+                    "busy": gpu["busy"],
+                }
                 rows.append(own)
             own["memory"] = (own["memory"] or 0) + (memory or 0)
 
@@ -145,22 +195,38 @@ def text(answer: Dict[str, Any], coloured: bool) -> str:
     head = ("CONTAINER", "DEVICES", "MODE", "LIMITS", "PID", "STATUS", "MEMORY", "BUSY", "SINCE")
     rows = [head]
     for row in answer["containers"]:
-        rows.append((row["id"], ", ".join(row["devices"]), row["mode"], limits(row), str(row["pid"] or "-"),
-                     row["status"] or "-", "-" if row["memory"] is None else f"{row['memory'] >> 20}Mi",
-                     "-" if row["busy"] is None else f"{row['busy']}%",
-                     "-" if row["since"] is None else utc(row["since"])))
+        rows.append(
+            (
+                row["id"],
+                ", ".join(row["devices"]),
+                row["mode"],
+                limits(row),
+                str(row["pid"] or "-"),
+                row["status"] or "-",
+                "-" if row["memory"] is None else f"{row['memory'] >> 20}Mi",
+                "-" if row["busy"] is None else f"{row['busy']}%",
+                "-" if row["since"] is None else utc(row["since"]),
+            )
+        )
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
     lines = []
     for number, row in enumerate(rows):
         cells = [cell.ljust(width) for cell, width in zip(row, widths)]
         if coloured:
-            cells = [f"\33[{'1' if not number else _COLOURS[cell.strip()]}m{cell}\33[0m" if not number or cell.strip() in _COLOURS else cell
-                     for cell in cells]
+            cells = [
+                f"\33[{'1' if not number else _COLOURS[cell.strip()]}m{cell}\33[0m"
+                if not number or cell.strip() in _COLOURS
+                else cell
+                for cell in cells
+            ]
         lines.append("  ".join(cells).rstrip())
     return "\n".join([*lines, *(f"note: {note}" for note in answer["notes"])])
 
 
 def limits(row: Dict[str, Any]) -> str:
     """The limits of a container or a lease in words, and who holds them."""
-    words = [f"{value}% threads" if key == "mps_active_thread_percentage" else f"{value >> 20}Mi" for key, value in row.get("limits", {}).items()]
+    words = [
+        f"{value}% threads" if key == "mps_active_thread_percentage" else f"{value >> 20}Mi"
+        for key, value in row.get("limits", {}).items()
+    ]
     return f"{', '.join(words)} ({row['held']})" if words else "-"

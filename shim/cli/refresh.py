@@ -21,11 +21,16 @@ _WAITS = 2  # a file may be written while another is waited for, which no path u
 
 def add_parser(commands: Any) -> None:
     """Adds the command."""
-    command = commands.add_parser("refresh", help="compile configuration and CDI files for the next create",
-                                  description=__doc__)
+    command = commands.add_parser(
+        "refresh", help="compile configuration and CDI files for the next create", description=__doc__
+    )
     command.add_argument("--quiet", action="store_true", help="say nothing when all is well")
-    command.add_argument("--remove", action="store_true", help="take away what it makes, before Chandler is removed: its CDI "
-                         "files that nobody changed, the inventory, the launcher's line")
+    command.add_argument(
+        "--remove",
+        action="store_true",
+        help="take away what it makes, before Chandler is removed: its CDI "
+        "files that nobody changed, the inventory, the launcher's line",
+    )
     command.set_defaults(run=run)
 
 
@@ -65,8 +70,10 @@ def _remove(place: Place, config: Dict[str, Any], quiet: bool) -> int:
     except FileNotFoundError:
         there = []
     if there:
-        left.append(f"{', '.join(there)} {'is' if len(there) == 1 else 'are'} still there: an engine that calls chandler-runtime cannot end "
-                    "them without it")
+        left.append(
+            f"{', '.join(there)} {'is' if len(there) == 1 else 'are'} still there: an engine that calls chandler-runtime cannot end "
+            "them without it"
+        )
     for sentence in left if quiet else done + left:
         print(f"chandler: {sentence}", file=sys.stderr)
     if place.state_dir:

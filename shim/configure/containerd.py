@@ -17,8 +17,8 @@ from shim.configure.model import (
     TEMPLATE,
     TOML,
     VALUE,
+    Changes,
     Edit,
-    Plan,
     Read,
     Setting,
     Wish,
@@ -39,7 +39,9 @@ NRI = "io.containerd.nri.v1.nri"
 VALIDATOR = ("plugins", NRI, "default_validator")
 VALIDATES = (2, 2)  # the first version with NRI's default validator
 PLUGIN = "chandler"  # the name with which chandler-nri registers
-TOLERATE = "tolerate-missing-nri-plugins.noderesource.dev"  # the annotation of a pod that may start without required plugins
+TOLERATE = (
+    "tolerate-missing-nri-plugins.noderesource.dev"  # the annotation of a pod that may start without required plugins
+)
 MERGES = (2, 1)  # the first version that merges imported tables
 # Where k3s and rke2 generate config.toml at every start, and from which templates (name: version of the file).
 RANCHER = ("/rancher/k3s/agent/etc/containerd", "/rancher/rke2/agent/etc/containerd")
@@ -48,27 +50,32 @@ TEMPLATES = {"config.toml.tmpl": 2, "config-v3.toml.tmpl": 3}
 _OWN = ("pod_annotations", "container_annotations", "options", "runtime_path")
 
 
-def plan(wish: Wish, read: Read) -> Plan:
+def plan(wish: Wish, read: Read) -> Changes:
     """What to write where.  Raises ConfigError, which names the file."""
     path = wish.config or CONFIG
     name = posixpath.basename(path)
     if name in TEMPLATES:
         return _template(wish, path, TEMPLATES[name])
     if posixpath.dirname(path).endswith(RANCHER):
-        raise ConfigError(f"{path} is made anew at every start", f"--config {posixpath.dirname(path)}/config-v3.toml.tmpl "
-                          "(config.toml.tmpl before containerd 2.0) names the template that it is made from")
+        raise ConfigError(
+            f"{path} is made anew at every start",
+            f"--config {posixpath.dirname(path)}/config-v3.toml.tmpl "
+            "(config.toml.tmpl before containerd 2.0) names the template that it is made from",
+        )
     text = read.text(path)
     rancher = read.glob("/var/lib/rancher/*/agent/etc/containerd") if text is None and not wish.config else []
     if rancher:
-        raise ConfigError(f"{path} is not there, and k3s or rke2 is, whose containerd reads another file",
-                          f"--config {rancher[0]}/config-v3.toml.tmpl (config.toml.tmpl before containerd 2.0)")
+        raise ConfigError(
+            f"{path} is not there, and k3s or rke2 is, whose containerd reads another file",
+            f"--config {rancher[0]}/config-v3.toml.tmpl (config.toml.tmpl before containerd 2.0)",
+        )
     try:
         return _plan(wish, path, text, read)
     except ConfigError as error:
         raise error.within(path) if path not in error.what else error from None
 
 
-def _plan(wish: Wish, path: str, text: Optional[str], read: Read) -> Plan:
+def _plan(wish: Wish, path: str, text: Optional[str], read: Read) -> Changes:
     document = tomledit.parse(text or "")
     schema = _schema(wish, document)
     whole = _whole(path, document, read)
@@ -78,15 +85,19 @@ def _plan(wish: Wish, path: str, text: Optional[str], read: Read) -> Plan:
         imported = _imported(path, document, read)
         drop_in = wish.drop_in or _usual(path, imported)
         edits = [Edit(drop_in, TOML, [Setting(VALUE, ("version",), schema), *settings], own=True)]
-        if drop_in not in imported and not (posixpath.dirname(drop_in) + "/*.toml" in imported and drop_in.endswith(".toml")):
+        if drop_in not in imported and not (
+            posixpath.dirname(drop_in) + "/*.toml" in imported and drop_in.endswith(".toml")
+        ):
             edits.append(Edit(path, TOML, [Setting(ELEMENT, ("imports",), drop_in)]))
         elif wish.default:
             beside = [name for name in imported if "*" not in name and name > drop_in]
-            notes += tomledit.overriders(beside, ("plugins", CRI[schema], "containerd", "default_runtime_name"), read.text)
-        return Plan(edits, notes, command(wish))
+            notes += tomledit.overriders(
+                beside, ("plugins", CRI[schema], "containerd", "default_runtime_name"), read.text
+            )
+        return Changes(edits, notes, command(wish))
     if not document:
         settings = [Setting(VALUE, ("version",), schema), *settings]
-    return Plan([Edit(path, TOML, settings)], notes, command(wish))
+    return Changes([Edit(path, TOML, settings)], notes, command(wish))
 
 
 def command(wish: Wish) -> Tuple[str, ...]:
@@ -102,7 +113,9 @@ def address(path: str, text: Optional[str]) -> str:
         named = lookup(tomledit.parse(text or ""), ("grpc", "address"))
     except ConfigError:
         named = None  # a template
-    return named if isinstance(named, str) and named else K3S_SOCKET if any(each in path for each in RANCHER) else SOCKET
+    return (
+        named if isinstance(named, str) and named else K3S_SOCKET if any(each in path for each in RANCHER) else SOCKET
+    )
 
 
 def places(wish: Wish, read: Read) -> List[str]:
@@ -122,15 +135,21 @@ def _schema(wish: Wish, document: Dict[str, Any]) -> int:
     """The version of the file.  Raises ConfigError for one that is not supported."""
     if not document:
         if not wish.version:
-            raise ConfigError("it is not there, and no containerd that would say its version",
-                              "--engine-version X.Y, or --programs DIR where containerd is")
+            raise ConfigError(
+                "it is not there, and no containerd that would say its version",
+                "--engine-version X.Y, or --programs DIR where containerd is",
+            )
         return 3 if wish.version >= (2,) else 2
     version = document.get("version", 1)
     if version not in tuple(CRI):
-        raise ConfigError(f"it has version {version}, and only 2 and 3 have runtime handlers that can be configured here",
-                          "`containerd config migrate` prints it as a newer one")
+        raise ConfigError(
+            f"it has version {version}, and only 2 and 3 have runtime handlers that can be configured here",
+            "`containerd config migrate` prints it as a newer one",
+        )
     if version == 3 and wish.version and wish.version < (2,):
-        raise ConfigError(f"it has version 3, which containerd {_dotted(wish.version)} does not read", "give it version = 2")
+        raise ConfigError(
+            f"it has version 3, which containerd {_dotted(wish.version)} does not read", "give it version = 2"
+        )
     return int(version)
 
 
@@ -139,11 +158,15 @@ def _dropping(wish: Wish, document: Dict[str, Any], schema: int, notes: List[str
     merges = wish.version >= MERGES
     if wish.drop_in is not None:
         if not wish.version:
-            raise ConfigError("a drop-in needs containerd 2.1 or newer, and which one this is is not known",
-                              "--engine-version X.Y, or --programs DIR where containerd is")
+            raise ConfigError(
+                "a drop-in needs containerd 2.1 or newer, and which one this is is not known",
+                "--engine-version X.Y, or --programs DIR where containerd is",
+            )
         if not merges:
-            raise ConfigError(f"containerd {_dotted(wish.version)} would lose the rest of the CRI plugin's configuration to a drop-in",
-                              "leave out --drop-in: then the file itself is edited")
+            raise ConfigError(
+                f"containerd {_dotted(wish.version)} would lose the rest of the CRI plugin's configuration to a drop-in",
+                "leave out --drop-in: then the file itself is edited",
+            )
         return True
     if not wish.version:
         notes.append("containerd's version is not known: the file itself is edited, which every version reads")
@@ -163,7 +186,11 @@ def _imported(path: str, document: Dict[str, Any], read: Read) -> List[str]:
 def _usual(path: str, imported: List[str]) -> str:
     """The drop-in's usual path: in a directory beside the file that is imported already, if there is one."""
     here = posixpath.dirname(path)
-    there = [posixpath.dirname(pattern) for pattern in imported if pattern.startswith(here + "/") and pattern.endswith("/*.toml")]
+    there = [
+        posixpath.dirname(pattern)
+        for pattern in imported
+        if pattern.startswith(here + "/") and pattern.endswith("/*.toml")
+    ]
     return f"{there[0]}/{posixpath.basename(DROP_IN)}" if there else f"{here}/{DROP_IN}"
 
 
@@ -200,8 +227,10 @@ def handlers(wish: Wish, document: Dict[str, Any], schema: int) -> List[Setting]
     for name, program in wish.handlers:
         made = _handler(wish, like, program)
         if name in runtimes and runtimes[name] != made:
-            raise ConfigError(f"there is a handler {name!r} already, which this command has not written",
-                              "--handler NAME gives ours another name; or take that one out")
+            raise ConfigError(
+                f"there is a handler {name!r} already, which this command has not written",
+                "--handler NAME gives ours another name; or take that one out",
+            )
         settings.append(Setting(TABLE, (*cri, "containerd", "runtimes", name), made))
     if wish.default:
         settings.append(Setting(VALUE, (*cri, "containerd", "default_runtime_name"), wish.handlers[0][0]))
@@ -217,12 +246,16 @@ def handlers(wish: Wish, document: Dict[str, Any], schema: int) -> List[Setting]
 def _required(wish: Wish, document: Dict[str, Any]) -> List[Setting]:
     """The settings that refuse containers while chandler-nri is not connected.  Raises ConfigError."""
     if not wish.version:
-        raise ConfigError("--nri-required needs containerd 2.2 or newer, and which one this is is not known",
-                          "--engine-version X.Y, or --programs DIR where containerd is")
+        raise ConfigError(
+            "--nri-required needs containerd 2.2 or newer, and which one this is is not known",
+            "--engine-version X.Y, or --programs DIR where containerd is",
+        )
     if wish.version < VALIDATES:
-        raise ConfigError(f"containerd {_dotted(wish.version)} cannot require an NRI plugin: its NRI has no validator before 2.2, so that a "
-                          "container which is created while chandler-nri is not connected starts unserved",
-                          "--nri instead, or the runtime handler with require-grant, or a newer containerd")
+        raise ConfigError(
+            f"containerd {_dotted(wish.version)} cannot require an NRI plugin: its NRI has no validator before 2.2, so that a "
+            "container which is created while chandler-nri is not connected starts unserved",
+            "--nri instead, or the runtime handler with require-grant, or a newer containerd",
+        )
     settings = [Setting(VALUE, (*VALIDATOR, "enable"), True)]
     plugins = words(document, (*VALIDATOR, "required_plugins"))
     if PLUGIN not in plugins:
@@ -253,11 +286,13 @@ def _handler(wish: Wish, like: Dict[str, Any], program: str) -> Dict[str, Any]:
     return {**made, "options": {"BinaryName": program, **options}}
 
 
-def _template(wish: Wish, path: str, schema: int) -> Plan:
+def _template(wish: Wish, path: str, schema: int) -> Changes:
     """A template of k3s or rke2: a block at its end."""
     if wish.default or wish.cdi or wish.nri or wish.nri_required or wish.drop_in is not None:
-        raise ConfigError(f"{path} is a template, to which handlers can be added and nothing else",
-                          "k3s and rke2 have default-runtime in their own config.yaml; CDI and NRI are written into the template by hand")
+        raise ConfigError(
+            f"{path} is a template, to which handlers can be added and nothing else",
+            "k3s and rke2 have default-runtime in their own config.yaml; CDI and NRI are written into the template by hand",
+        )
     # k3s knows the node's cgroup driver when it fills the template in
     cri = ("plugins", CRI[schema], "containerd", "runtimes")
     settings = []
@@ -266,10 +301,8 @@ def _template(wish: Wish, path: str, schema: int) -> Plan:
         made["options"]["SystemdCgroup"] = template.raw("{{ .SystemdCgroup }}")
         settings.append(Setting(TABLE, (*cri, name), made))
     agent = command(wish)[-1].replace("-server", "") + "-agent"
-    return Plan([Edit(path, TEMPLATE, settings)], [f"on an agent the service is {agent}"], command(wish))
+    return Changes([Edit(path, TEMPLATE, settings)], [f"on an agent the service is {agent}"], command(wish))
 
 
 def _dotted(version: Tuple[int, ...]) -> str:
     return ".".join(map(str, version))
-
-

@@ -20,29 +20,48 @@ _NODE, _POD, _CONTAINER = 2, 0, 1  # namespaces: the node's network, so that no 
 _READY = 0
 
 TABLE: Dict[str, Dict[str, Tuple[int, str]]] = {
-    "ListImagesRequest": {}, "ListImagesResponse": {"images": (1, "*Image")},
-    "Image": {"id": (1, "string")}, "ImageSpec": {"image": (1, "string")},
+    "ListImagesRequest": {},
+    "ListImagesResponse": {"images": (1, "*Image")},
+    "Image": {"id": (1, "string")},
+    "ImageSpec": {"image": (1, "string")},
     "RunPodSandboxRequest": {"config": (1, "PodSandboxConfig"), "runtime_handler": (2, "string")},
     "RunPodSandboxResponse": {"pod_sandbox_id": (1, "string")},
-    "PodSandboxConfig": {"metadata": (1, "PodSandboxMetadata"), "annotations": (7, "{string}"), "linux": (8, "LinuxPodSandboxConfig")},
+    "PodSandboxConfig": {
+        "metadata": (1, "PodSandboxMetadata"),
+        "annotations": (7, "{string}"),
+        "linux": (8, "LinuxPodSandboxConfig"),
+    },
     "PodSandboxMetadata": {"name": (1, "string"), "uid": (2, "string"), "namespace": (3, "string")},
     "LinuxPodSandboxConfig": {"security_context": (2, "LinuxSandboxSecurityContext")},
     "LinuxSandboxSecurityContext": {"namespace_options": (1, "NamespaceOption")},
     "NamespaceOption": {"network": (1, "int32"), "pid": (2, "int32"), "ipc": (3, "int32")},
-    "PodSandboxStatusRequest": {"pod_sandbox_id": (1, "string")}, "PodSandboxStatusResponse": {"status": (1, "PodSandboxStatus")},
+    "PodSandboxStatusRequest": {"pod_sandbox_id": (1, "string")},
+    "PodSandboxStatusResponse": {"status": (1, "PodSandboxStatus")},
     "PodSandboxStatus": {"state": (3, "int32")},
-    "StopPodSandboxRequest": {"pod_sandbox_id": (1, "string")}, "StopPodSandboxResponse": {},
-    "RemovePodSandboxRequest": {"pod_sandbox_id": (1, "string")}, "RemovePodSandboxResponse": {},
-    "CreateContainerRequest": {"pod_sandbox_id": (1, "string"), "config": (2, "ContainerConfig"), "sandbox_config": (3, "PodSandboxConfig")},
+    "StopPodSandboxRequest": {"pod_sandbox_id": (1, "string")},
+    "StopPodSandboxResponse": {},
+    "RemovePodSandboxRequest": {"pod_sandbox_id": (1, "string")},
+    "RemovePodSandboxResponse": {},
+    "CreateContainerRequest": {
+        "pod_sandbox_id": (1, "string"),
+        "config": (2, "ContainerConfig"),
+        "sandbox_config": (3, "PodSandboxConfig"),
+    },
     "CreateContainerResponse": {"container_id": (1, "string")},
-    "ContainerConfig": {"metadata": (1, "ContainerMetadata"), "image": (2, "ImageSpec"), "command": (3, "*string"), "mounts": (7, "*Mount"),
-                        "linux": (15, "LinuxContainerConfig")},
+    "ContainerConfig": {
+        "metadata": (1, "ContainerMetadata"),
+        "image": (2, "ImageSpec"),
+        "command": (3, "*string"),
+        "mounts": (7, "*Mount"),
+        "linux": (15, "LinuxContainerConfig"),
+    },
     "ContainerMetadata": {"name": (1, "string")},
     "Mount": {"container_path": (1, "string"), "host_path": (2, "string"), "readonly": (3, "bool")},
     "LinuxContainerConfig": {"security_context": (2, "LinuxContainerSecurityContext")},
     "LinuxContainerSecurityContext": {"namespace_options": (3, "NamespaceOption"), "run_as_user": (5, "Int64Value")},
     "Int64Value": {"value": (1, "int64")},
-    "StartContainerRequest": {"container_id": (1, "string")}, "StartContainerResponse": {},
+    "StartContainerRequest": {"container_id": (1, "string")},
+    "StartContainerResponse": {},
     "ExecSyncRequest": {"container_id": (1, "string"), "cmd": (2, "*string"), "timeout": (3, "int64")},
     "ExecSyncResponse": {"stdout": (1, "bytes")},
 }
@@ -56,7 +75,9 @@ class Ended(Exception):
         self.cause = cause
 
 
-def ask(engine: str, handler: str, address: str, annotation: Tuple[str, str], mounts: List[Tuple[str, str]], variable: str) -> str:
+def ask(
+    engine: str, handler: str, address: str, annotation: Tuple[str, str], mounts: List[Tuple[str, str]], variable: str
+) -> str:
     """Starts a container of the handler in a pod with the annotation, and returns a variable of it, "" when not set.
 
     Raises HostError, with the engine's own message.
@@ -66,8 +87,10 @@ def ask(engine: str, handler: str, address: str, annotation: Tuple[str, str], mo
 
         from shim.ttrpc import proto
     except ImportError as error:
-        raise HostError(f"--verify asks {engine} through CRI, and the Python package of {error.name} is not installed",
-                        "install python3-grpcio and python3-protobuf, or leave --verify out") from None
+        raise HostError(
+            f"--verify asks {engine} through CRI, and the Python package of {error.name} is not installed",
+            "install python3-grpcio and python3-protobuf, or leave --verify out",
+        ) from None
     path = address.replace("unix://", "", 1)
     options = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 1000)]
     with grpc.insecure_channel(f"unix://{path}", options) as channel:
@@ -77,8 +100,12 @@ def ask(engine: str, handler: str, address: str, annotation: Tuple[str, str], mo
         except grpc.RpcError as error:
             words = " ".join(str(error.details()).split())[-900:]
             if error.code() == grpc.StatusCode.UNAVAILABLE:
-                raise HostError(f"{engine} does not answer at {path}: {words}", f"start {engine}, or name its socket with --address") from None
-            raise HostError(f"{engine} refused the pod: {words}", f"does {engine} know its new configuration (--restart)?") from None
+                raise HostError(
+                    f"{engine} does not answer at {path}: {words}", f"start {engine}, or name its socket with --address"
+                ) from None
+            raise HostError(
+                f"{engine} refused the pod: {words}", f"does {engine} know its new configuration (--restart)?"
+            ) from None
 
 
 class Cri:
@@ -91,11 +118,16 @@ class Cri:
 
     def call(self, method: str, service: str = "RuntimeService", **fields: Any) -> Any:
         """Makes one call, with the fields of its request."""
-        invoke = self.channel.unary_unary(f"/runtime.v1.{service}/{method}", self.messages[method + "Request"].SerializeToString,
-                                          self.messages[method + "Response"].FromString)
+        invoke = self.channel.unary_unary(
+            f"/runtime.v1.{service}/{method}",
+            self.messages[method + "Request"].SerializeToString,
+            self.messages[method + "Response"].FromString,
+        )
         return invoke(self.messages[method + "Request"](**fields), timeout=PATIENCE)
 
-    def verified(self, engine: str, handler: str, annotation: Tuple[str, str], mounts: List[Tuple[str, str]], variable: str) -> str:
+    def verified(
+        self, engine: str, handler: str, annotation: Tuple[str, str], mounts: List[Tuple[str, str]], variable: str
+    ) -> str:
         """See `ask`; raises HostError without an image."""
         image = self._image(engine)
         ended = None
@@ -120,21 +152,36 @@ class Cri:
                     raise
             time.sleep(0.1)
         if not images:
-            raise HostError(f"{engine} has no image, and none is fetched for this", "pull one, or start a pod, and verify again")
+            raise HostError(
+                f"{engine} has no image, and none is fetched for this", "pull one, or start a pod, and verify again"
+            )
         return str(images[0].id)
 
-    def _pod(self, handler: str, image: str, annotation: Tuple[str, str], mounts: List[Tuple[str, str]], variable: str) -> str:
+    def _pod(
+        self, handler: str, image: str, annotation: Tuple[str, str], mounts: List[Tuple[str, str]], variable: str
+    ) -> str:
         name = f"chandler-verify-{os.urandom(8).hex()}"
         namespaces = {"network": _NODE, "pid": _CONTAINER, "ipc": _POD}
-        pod = {"metadata": {"name": name, "uid": name, "namespace": "chandler-verify"}, "annotations": dict([annotation]),
-               "linux": {"security_context": {"namespace_options": namespaces}}}
+        pod = {
+            "metadata": {"name": name, "uid": name, "namespace": "chandler-verify"},
+            "annotations": dict([annotation]),
+            "linux": {"security_context": {"namespace_options": namespaces}},
+        }
         sandbox = self.call("RunPodSandbox", config=pod, runtime_handler=handler).pod_sandbox_id
         try:
-            container = {"metadata": {"name": "verify"}, "image": {"image": image}, "command": ["/bin/sh", "-c", "exec sleep 120"],
-                         "mounts": [{"container_path": inside, "host_path": outside, "readonly": True} for inside, outside in mounts],
-                         # as uid 0, whatever user the image names
-                         "linux": {"security_context": {"namespace_options": namespaces, "run_as_user": {}}}}
-            made = self.call("CreateContainer", pod_sandbox_id=sandbox, config=container, sandbox_config=pod).container_id
+            container = {
+                "metadata": {"name": "verify"},
+                "image": {"image": image},
+                "command": ["/bin/sh", "-c", "exec sleep 120"],
+                "mounts": [
+                    {"container_path": inside, "host_path": outside, "readonly": True} for inside, outside in mounts
+                ],
+                # as uid 0, whatever user the image names
+                "linux": {"security_context": {"namespace_options": namespaces, "run_as_user": {}}},
+            }
+            made = self.call(
+                "CreateContainer", pod_sandbox_id=sandbox, config=container, sandbox_config=pod
+            ).container_id
             self.call("StartContainer", container_id=made)
             said = self.call("ExecSync", container_id=made, cmd=["/bin/sh", "-c", "cat /proc/1/environ"], timeout=20)
             entries = said.stdout.decode("utf-8", "replace").split("\0")

@@ -14,8 +14,8 @@ from shim.configure.model import (
     TABLE,
     TOML,
     VALUE,
+    Changes,
     Edit,
-    Plan,
     Read,
     Setting,
     Wish,
@@ -30,7 +30,14 @@ CONFIG = "/etc/crio/crio.conf"
 SOCKET = "/var/run/crio/crio.sock"
 DROP_IN = "99-chandler.conf"
 _RUNTIMES, _DEFAULT = ("crio", "runtime", "runtimes"), ("crio", "runtime", "default_runtime")
-_OWN = ("runtime_path", "runtime_type", "runtime_config_path", "platform_runtime_paths", "default_annotations", "container_min_memory")
+_OWN = (
+    "runtime_path",
+    "runtime_type",
+    "runtime_config_path",
+    "platform_runtime_paths",
+    "default_annotations",
+    "container_min_memory",
+)
 
 
 def command(wish: Wish) -> Tuple[str, ...]:
@@ -38,7 +45,7 @@ def command(wish: Wish) -> Tuple[str, ...]:
     return ("systemctl", "restart", "crio")
 
 
-def plan(wish: Wish, read: Read) -> Plan:
+def plan(wish: Wish, read: Read) -> Changes:
     """What to write where.  Raises ConfigError, which names the file."""
     main = wish.config or CONFIG
     directory = main + ".d"
@@ -53,8 +60,10 @@ def plan(wish: Wish, read: Read) -> Plan:
                 raise error.within(path) from None
     notes = ["CRI-O injects CDI devices by itself"] if wish.cdi else []
     if wish.default:
-        notes += tomledit.overriders([path for path in read.glob(directory + "/*") if path > drop_in], _DEFAULT, read.text)
-    return Plan([Edit(drop_in, TOML, _settings(wish, document), own=True)], notes, command(wish))
+        notes += tomledit.overriders(
+            [path for path in read.glob(directory + "/*") if path > drop_in], _DEFAULT, read.text
+        )
+    return Changes([Edit(drop_in, TOML, _settings(wish, document), own=True)], notes, command(wish))
 
 
 def places(wish: Wish, read: Read) -> List[str]:
@@ -69,9 +78,17 @@ def _settings(wish: Wish, document: Dict[str, Any]) -> List[Setting]:
     settings = []
     for name, program in wish.handlers:
         if name in runtimes:
-            raise ConfigError(f"CRI-O has a handler {name!r} already, which this command has not written",
-                              "--handler NAME gives ours another name; or take that one out")
-        settings.append(Setting(TABLE, (*_RUNTIMES, name), {"runtime_path": program, "runtime_type": "oci", "allowed_annotations": [], **made}))
+            raise ConfigError(
+                f"CRI-O has a handler {name!r} already, which this command has not written",
+                "--handler NAME gives ours another name; or take that one out",
+            )
+        settings.append(
+            Setting(
+                TABLE,
+                (*_RUNTIMES, name),
+                {"runtime_path": program, "runtime_type": "oci", "allowed_annotations": [], **made},
+            )
+        )
     if wish.default:
         settings.append(Setting(VALUE, _DEFAULT, wish.handlers[0][0]))
     if wish.nri:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import List, Tuple
 
 from shim.configure import jsonedit
-from shim.configure.model import JSON, TABLE, VALUE, Edit, Plan, Read, Setting, Wish, table
+from shim.configure.model import JSON, TABLE, VALUE, Changes, Edit, Read, Setting, Wish, table
 from shim.errors import ConfigError
 
 CONFIG = "/etc/docker/daemon.json"
@@ -21,7 +21,7 @@ def command(wish: Wish) -> Tuple[str, ...]:
     return ("systemctl", "--user", "restart", "docker") if wish.home else ("systemctl", "restart", "docker")
 
 
-def plan(wish: Wish, read: Read) -> Plan:
+def plan(wish: Wish, read: Read) -> Changes:
     """What to write.  Raises ConfigError, which names the file."""
     path = config(wish)
     if wish.nri:
@@ -37,14 +37,16 @@ def plan(wish: Wish, read: Read) -> Plan:
     for name, program in wish.handlers:
         made = {"path": program}
         if name in runtimes and runtimes[name] != made:
-            raise ConfigError(f"{path} has a runtime {name!r} already, which this command has not written",
-                              "--handler NAME gives ours another name; or take that one out")
+            raise ConfigError(
+                f"{path} has a runtime {name!r} already, which this command has not written",
+                "--handler NAME gives ours another name; or take that one out",
+            )
         settings.append(Setting(TABLE, ("runtimes", name), made))
     if wish.default:
         settings.append(Setting(VALUE, ("default-runtime",), wish.handlers[0][0]))
     if wish.cdi:
         settings.append(Setting(VALUE, ("features", "cdi"), True))
-    return Plan([Edit(path, JSON, settings)], [], command(wish))
+    return Changes([Edit(path, JSON, settings)], [], command(wish))
 
 
 def places(wish: Wish, read: Read) -> List[str]:

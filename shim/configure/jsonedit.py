@@ -23,8 +23,9 @@ def parse(text: str) -> Dict[str, Any]:
     try:
         document = jsontext.loads(text.encode(), unique=True)
     except ChandlerError as error:
-        raise ConfigError(f"it is not JSON that can be edited: {error.what}",
-                          "mend it first; comments are not JSON") from None
+        raise ConfigError(
+            f"it is not JSON that can be edited: {error.what}", "mend it first; comments are not JSON"
+        ) from None
     if not isinstance(document, dict):
         raise ConfigError("it is not a JSON object", "mend it first")
     return document
@@ -43,8 +44,11 @@ def put(text: str, settings: List[Setting]) -> Tuple[str, Dict[str, Any]]:
         previous = lookup(wanted, setting.path)
         if previous == setting.value:
             continue
-        depth = next(number for number in range(1, len(setting.path) + 1)
-                     if number == len(setting.path) or not _there(wanted, setting.path[:number]))
+        depth = next(
+            number
+            for number in range(1, len(setting.path) + 1)
+            if number == len(setting.path) or not _there(wanted, setting.path[:number])
+        )
         old = None
         if _there(wanted, setting.path):
             begin, end = _span(result, setting.path)
@@ -53,8 +57,9 @@ def put(text: str, settings: List[Setting]) -> Tuple[str, Dict[str, Any]]:
         result = _put(result, result.index("{"), setting.path, setting.value, _unit(result), 0)
         wanted = with_setting(wanted, setting)
     if parse(result) != wanted:
-        raise ConfigError("it is written in a way that cannot be edited without harm",
-                          "write this into it: " + snippet(settings))
+        raise ConfigError(
+            "it is written in a way that cannot be edited without harm", "write this into it: " + snippet(settings)
+        )
     return result, {"changes": changes}
 
 
@@ -113,7 +118,7 @@ def _unit(text: str) -> str:
     members = list(_members(text, text.index("{")))
     if not members:
         return "    "
-    blanks = text[:members[0][1]].rpartition("{")[2]
+    blanks = text[: members[0][1]].rpartition("{")[2]
     return blanks.rpartition("\n")[2] or "    " if "\n" in blanks else ""
 
 
@@ -133,12 +138,12 @@ def _put(text: str, at: int, path: Tuple[str, ...], value: Any, unit: str, depth
     if not members:
         end = text.index("}", at)
         inner = f"\n{unit * (depth + 1)}{member}\n{unit * depth}" if unit else member
-        return text[:at + 1] + inner + text[end:]
+        return text[: at + 1] + inner + text[end:]
     last = members[-1]
     before = members[-2][3] if members[1:] else at
-    blanks = text[before + 1:last[1]].lstrip(",") if members[1:] else text[at + 1:last[1]]
-    blanks = blanks[len(blanks.rstrip(_BLANKS)):] if blanks.strip(_BLANKS) else blanks
-    return text[:last[3]] + "," + (blanks or " ") + member + text[last[3]:]
+    blanks = text[before + 1 : last[1]].lstrip(",") if members[1:] else text[at + 1 : last[1]]
+    blanks = blanks[len(blanks.rstrip(_BLANKS)) :] if blanks.strip(_BLANKS) else blanks
+    return text[: last[3]] + "," + (blanks or " ") + member + text[last[3] :]
 
 
 def _render(value: Any, unit: str, depth: int) -> str:
@@ -163,7 +168,7 @@ def _cut(text: str, path: Tuple[str, ...]) -> str:
     number = next(number for number, member in enumerate(members) if member[0] == path[-1])
     _, start, _, end = members[number]
     if number:
-        return text[:members[number - 1][3]] + text[end:]
+        return text[: members[number - 1][3]] + text[end:]
     if members[1:]:
-        return text[:start] + text[members[1][1]:]
-    return text[:at + 1] + text[text.index("}", end):]
+        return text[:start] + text[members[1][1] :]
+    return text[: at + 1] + text[text.index("}", end) :]

@@ -51,7 +51,7 @@ class Wish(NamedTuple):
     nri_required: bool = False
 
 
-class Plan(NamedTuple):
+class Changes(NamedTuple):
     """`edits` in the order in which they are written; `notes` to print; `command`: makes the engine read its
     configuration again, () when it does so by itself."""
 

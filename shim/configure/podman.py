@@ -14,8 +14,8 @@ from shim.configure.model import (
     PROGRAMS,
     TOML,
     VALUE,
+    Changes,
     Edit,
-    Plan,
     Read,
     Setting,
     Wish,
@@ -45,7 +45,7 @@ def command(wish: Wish) -> Tuple[str, ...]:
     return ()
 
 
-def plan(wish: Wish, read: Read) -> Plan:
+def plan(wish: Wish, read: Read) -> Changes:
     """What to write where.  Raises ConfigError, which names the file."""
     if wish.nri:
         raise ConfigError("podman has no NRI", "leave out --nri")
@@ -70,14 +70,16 @@ def plan(wish: Wish, read: Read) -> Plan:
     there = table(document, _RUNTIMES)
     for name, program in wish.handlers:
         if name in there and there[name] != [program]:
-            raise ConfigError(f"podman has a runtime {name!r} already, which this command has not written",
-                              "--handler NAME gives ours another name; or take that one out")
+            raise ConfigError(
+                f"podman has a runtime {name!r} already, which this command has not written",
+                "--handler NAME gives ours another name; or take that one out",
+            )
         settings.append(Setting(VALUE, (*_RUNTIMES, name), [program]))
     notes = ["podman injects CDI devices by itself"] if wish.cdi else []
     later = [path for path in read.glob(main + ".d/*.conf") if path > drop_in]
     for key in (_SUPPORTS, *([_DEFAULT] if wish.default else [])):
         notes += tomledit.overriders(later, key, read.text)
-    return Plan([Edit(drop_in, TOML, settings, own=True)], notes, command(wish))
+    return Changes([Edit(drop_in, TOML, settings, own=True)], notes, command(wish))
 
 
 def places(wish: Wish, read: Read) -> List[str]:

@@ -26,7 +26,10 @@ _BOM = "\ufeff"
 Put = Callable[[str, List[Setting]], Tuple[str, Dict[str, Any]]]
 Take = Callable[[str, Dict[str, Any]], str]
 FORMS: Dict[str, Tuple[Put, Take]] = {
-    TOML: (tomledit.put, tomledit.take), JSON: (jsonedit.put, jsonedit.take), TEMPLATE: (template.put, template.take)}
+    TOML: (tomledit.put, tomledit.take),
+    JSON: (jsonedit.put, jsonedit.take),
+    TEMPLATE: (template.put, template.take),
+}
 
 
 class Stored(NamedTuple):
@@ -121,8 +124,9 @@ def _without(real: str, data: bytes) -> Tuple[Optional[bytes], bool, bool]:
         unchanged, take, made = known["digest"] == files.digest(data), FORMS[known["form"]][1], known["record"]
         directory = bool(known["directory"])
     except (ValueError, KeyError, TypeError):
-        raise ConfigError(f"{real}{RECORD} is damaged",
-                          f"compare the file with {real}{ORIGINAL}, and remove both of these") from None
+        raise ConfigError(
+            f"{real}{RECORD} is damaged", f"compare the file with {real}{ORIGINAL}, and remove both of these"
+        ) from None
     if unchanged:
         return original, True, directory
     return _edited(data, lambda text: take(text, made)), True, directory
@@ -131,7 +135,7 @@ def _without(real: str, data: bytes) -> Tuple[Optional[bytes], bool, bool]:
 def _head(data: bytes) -> Dict[str, Any]:
     """The record in the comment of a drop-in of Chandler's; empty for any other file."""
     try:
-        found = json.loads(data[len(_OWN.encode()):].partition(b"\n")[0]) if data.startswith(_OWN.encode()) else None
+        found = json.loads(data[len(_OWN.encode()) :].partition(b"\n")[0]) if data.startswith(_OWN.encode()) else None
     except ValueError:
         found = None
     keys = {"engine", "alone", "directory", "digest", "tables", "values", "changes"}
@@ -139,7 +143,7 @@ def _head(data: bytes) -> Dict[str, Any]:
 
 
 def _without_own(data: bytes) -> Optional[bytes]:
-    known, rest = _head(data), data[len(_OWN.encode()):].partition(b"\n")[2]
+    known, rest = _head(data), data[len(_OWN.encode()) :].partition(b"\n")[2]
     if not known:
         raise ConfigError("its first lines are damaged", "remove the file, and configure again")
     if known["alone"] and known["digest"] == files.digest(rest):
@@ -173,20 +177,31 @@ def change(stored: Stored, edit: Optional[Edit], engine: str) -> Change:
         result, made = FORMS[edit.form][0](text, edit.settings)
         record.update(made)
         return result
+
     try:
         after = _edited(stored.base or b"", put)
     except ConfigError as error:
         raise error.within(edit.path) from None
     if edit.own:
         after = after.replace(tomledit.COMMENT.encode(), b"")  # HEADER says the same
-        head = {"engine": engine, "alone": stored.base is None, "directory": stored.directory,
-                "digest": files.digest(after), **record}
+        head = {
+            "engine": engine,
+            "alone": stored.base is None,
+            "directory": stored.directory,
+            "digest": files.digest(after),
+            **record,
+        }
         head.pop("block")
         return Change(stored, f"{_OWN}{json.dumps(head)}\n".encode() + after, None)
     if after == stored.base:
         return Change(stored, after, None)
-    whole = {"engine": engine, "form": edit.form, "directory": stored.directory,
-             "digest": files.digest(after), "record": record}
+    whole = {
+        "engine": engine,
+        "form": edit.form,
+        "directory": stored.directory,
+        "digest": files.digest(after),
+        "record": record,
+    }
     return Change(stored, after, json.dumps(whole).encode() + b"\n")
 
 

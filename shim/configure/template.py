@@ -26,8 +26,10 @@ def put(text: str, settings: List[Setting]) -> Tuple[str, Dict[str, Any]]:
     lines = tomledit.snippet(settings)
     for header in (line for line in lines.split("\n") if line.startswith("[")):
         if header.replace('"', "'") in text.replace('"', "'"):
-            raise ConfigError(f"{header} is there already, and it is not Chandler's",
-                              "take it out, or --handler NAME gives ours another name")
+            raise ConfigError(
+                f"{header} is there already, and it is not Chandler's",
+                "take it out, or --handler NAME gives ours another name",
+            )
     quoted = tomledit.render(_MARK)[1:-1]
     lines = lines.replace(f'"{quoted}', "").replace(f'{quoted}"', "")
     block = ("" if text.endswith("\n") else "\n") + "\n" + tomledit.COMMENT + lines

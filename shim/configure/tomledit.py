@@ -51,8 +51,9 @@ def put(text: str, settings: List[Setting]) -> Tuple[str, Dict[str, Any]]:
     for setting in missing:
         if setting not in appended:
             result, previous = _put_in_place(result, setting)
-            changes.append({"kind": setting.kind, "path": list(setting.path), "value": setting.value,
-                            "previous": previous})
+            changes.append(
+                {"kind": setting.kind, "path": list(setting.path), "value": setting.value, "previous": previous}
+            )
     block = ""
     if appended:
         blank_lines = "" if not result else "\n" if result.endswith("\n") else "\n\n"
@@ -61,9 +62,12 @@ def put(text: str, settings: List[Setting]) -> Tuple[str, Dict[str, Any]]:
         result += block
         if not _means(result, wanted):
             raise _refusal(_write_by_hand(appended))
-    return result, {"block": block, "changes": changes,
-                    "tables": [list(setting.path) for setting in missing if setting.kind == TABLE],
-                    "values": [[list(setting.path), setting.value] for setting in appended if setting.kind == VALUE]}
+    return result, {
+        "block": block,
+        "changes": changes,
+        "tables": [list(setting.path) for setting in missing if setting.kind == TABLE],
+        "values": [[list(setting.path), setting.value] for setting in appended if setting.kind == VALUE],
+    }
 
 
 def take(text: str, record: Dict[str, Any]) -> str:
@@ -172,11 +176,11 @@ def _with_element(array: str, value: Any, remedy: str) -> Tuple[str, str]:
     elements = _value(array)
     start = array[:-1].rstrip()
     last = start.rpartition("\n")[2]
-    gap = "\n" + last[:len(last) - len(last.lstrip())] if "\n" in array else " "
+    gap = "\n" + last[: len(last) - len(last.lstrip())] if "\n" in array else " "
     # After "[", after a comma, after an element, after a comment below an element.
     for separator in (*([] if elements else [""]), gap, "," + gap, gap + ", "):
         inserted = separator + render(value)
-        result = start + inserted + array[len(start):]
+        result = start + inserted + array[len(start) :]
         if _means(f"x = {result}", {"x": [*elements, value]}):
             return result, inserted
     raise _refusal(remedy)
@@ -204,8 +208,9 @@ def _tomlkit() -> Any:
     try:
         import tomlkit
     except ImportError:
-        raise ChandlerError("tomlkit, the Python package that edits TOML, is not installed",
-                            "install python3-tomlkit") from None
+        raise ChandlerError(
+            "tomlkit, the Python package that edits TOML, is not installed", "install python3-tomlkit"
+        ) from None
     return tomlkit
 
 
@@ -230,10 +235,14 @@ def _set(text: str, path: Path, written: str, remedy: str) -> str:
     text = text if text.endswith("\n") or not text else text + "\n"
 
     def act(document: Any) -> None:
-        depth, tables = next((depth, tables) for depth in range(len(path) - 1, -1, -1)
-                             for tables in [list(_tables(document, path[:depth]))] if tables)
+        depth, tables = next(
+            (depth, tables)
+            for depth in range(len(path) - 1, -1, -1)
+            for tables in [list(_tables(document, path[:depth]))]
+            if tables
+        )
         name, value = path[depth], written
-        for part in reversed(path[depth + 1:]):
+        for part in reversed(path[depth + 1 :]):
             value = "{" + f"{key(part)} = {value}" + "}"
         table = next((table for table in tables if name in _container(table)), None)
         if table is not None:
@@ -246,15 +255,19 @@ def _set(text: str, path: Path, written: str, remedy: str) -> str:
             return
         # below the table's last value: tomlkit would go below the comment of the next table
         body = _container(table).body
-        values = [(number, item) for number, (other, item) in enumerate(body)
-                  if other is not None and not hasattr(item, "is_super_table")]
+        values = [
+            (number, item)
+            for number, (other, item) in enumerate(body)
+            if other is not None and not hasattr(item, "is_super_table")
+        ]
         number, indent = (values[-1][0] + 1, values[-1][1].trivia.indent) if values else (0, "")
         body.insert(number, _tomlkit().parse(f"{indent}{key(name)} = {value}\n").body[0])
+
     result = _edited(text, act, wanted, remedy)
     # What tomlkit replaced must be the previous value and nothing else.
     start = len(posixpath.commonprefix([text, result]))
     end = len(posixpath.commonprefix([text[start:][::-1], result[start:][::-1]]))
-    if text[start:len(text) - end].strip() not in previous:
+    if text[start : len(text) - end].strip() not in previous:
         raise _refusal(remedy)
     return result
 
@@ -274,6 +287,7 @@ def _remove(text: str, path: Path) -> str:
             for number, (name, item) in enumerate(body):
                 if name is not None and name.key == path[-1]:
                     body[number] = None, _tomlkit().ws(_trailing_comments(item))
+
     return _edited(text, act, _without(document, path), _take_out_by_hand(path))
 
 
@@ -304,7 +318,7 @@ def _edited(text: str, act: Callable[[Any], None], wanted: Dict[str, Any], remed
     lines = text.split("\n")
     start = len(posixpath.commonprefix([before, after]))
     end = len(posixpath.commonprefix([before[start:][::-1], after[start:][::-1]]))
-    result = "\n".join([*lines[:start], *after[start:len(after) - end], *lines[len(lines) - end:]])
+    result = "\n".join([*lines[:start], *after[start : len(after) - end], *lines[len(lines) - end :]])
     if len(lines) != len(before) or not _means(result, wanted):
         raise _refusal(remedy)
     return result

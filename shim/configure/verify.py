@@ -40,8 +40,10 @@ def verify(engine: str, handler: str, address: str, prefix: str, find: Find) -> 
             raise
         return f"verified: the request of a container of {engine}'s handler {handler} arrived, and was refused: {error.what}"
     if got != token:
-        raise HostError(f"a container of the handler {handler} started, and its request did not arrive",
-                        f"`chandler doctor`; does {engine} know its new configuration (--restart)?")
+        raise HostError(
+            f"a container of the handler {handler} started, and its request did not arrive",
+            f"`chandler doctor`; does {engine} know its new configuration (--restart)?",
+        )
     return f"verified: a container of {engine}'s handler {handler} got what it asked for"
 
 
@@ -72,7 +74,18 @@ def _docker(handler: str, annotation: Tuple[str, str], address: str, find: Find)
 
 def _options(handler: str, annotation: Tuple[str, str]) -> List[str]:
     volumes = [word for inside, outside in mounts() for word in ("--volume", f"{outside}:{inside}:ro")]
-    return ["--rm", "--runtime", handler, "--network", "none", "--security-opt", "label=disable", "--annotation", "=".join(annotation), *volumes]
+    return [
+        "--rm",
+        "--runtime",
+        handler,
+        "--network",
+        "none",
+        "--security-opt",
+        "label=disable",
+        "--annotation",
+        "=".join(annotation),
+        *volumes,
+    ]
 
 
 def _empty() -> bytes:
@@ -88,7 +101,10 @@ def _empty() -> bytes:
 def _program(name: str, find: Find) -> str:
     path = find(name)
     if not path:
-        raise HostError(f"{name}, which --verify starts a container with, is not installed", f"install {name}, or --programs DIR where it is")
+        raise HostError(
+            f"{name}, which --verify starts a container with, is not installed",
+            f"install {name}, or --programs DIR where it is",
+        )
     return path
 
 
@@ -100,7 +116,9 @@ def _call(command: List[str], given: bytes = b"") -> str:
         raise HostError(f"`{words}` failed: {error}", "see whether the engine runs") from None
     if done.returncode:
         said = " ".join((done.stderr or done.stdout).decode("utf-8", "replace").split())
-        raise HostError(f"`{words}` failed, and it said: {said[-600:]}", "does the engine know its new configuration (--restart)?")
+        raise HostError(
+            f"`{words}` failed, and it said: {said[-600:]}", "does the engine know its new configuration (--restart)?"
+        )
     return done.stdout.decode("utf-8", "replace")
 
 

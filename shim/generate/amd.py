@@ -6,14 +6,14 @@ Source: AMD Container Toolkit; Linux drivers/gpu/drm/amd/amdkfd/kfd_topology.c f
 from __future__ import annotations
 
 from shim.generate import pci
-from shim.generate.model import Device, Found, merged, node
+from shim.generate.answers import Device, Found, merged, node
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Dict, List, Tuple
 
-    from shim.generate.model import Options
-    from shim.generate.tree import Tree
+    from shim.generate.answers import Options
+    from shim.generate.tree import HostTree
     from shim.gpu.vendors import Vendor
 
     # render minor -> (domain, location, KFD node, unique id)
@@ -25,13 +25,15 @@ NODES = "/sys/class/kfd/kfd/topology/nodes"
 _WANTED = ("drm_render_minor", "domain", "location_id", "unique_id")
 
 
-def gpus(vendor: Vendor, tree: Tree, options: Options) -> Found:
+def gpus(vendor: Vendor, tree: HostTree, options: Options) -> Found:
     """Every GPU or partition that the compute driver knows, in its order: 0 to n, partitions one after another."""
     empty = Found(vendor.kind, [], watch=["/dev/dri", "/dev/kfd", "/sys/module/amdgpu"])
     if not tree.names(_DRIVER):
         return empty
     known_to_kfd = topology(tree)
-    places = [(f"{_DRIVER}/pci:amdgpu/{bdf}", bdf) for bdf in filter(pci.is_address, tree.names(_DRIVER + "/pci:amdgpu"))]
+    places = [
+        (f"{_DRIVER}/pci:amdgpu/{bdf}", bdf) for bdf in filter(pci.is_address, tree.names(_DRIVER + "/pci:amdgpu"))
+    ]
     # The first partition of a GPU is the PCI device itself, the others are platform devices.
     places += [(f"{_PLATFORM}/{name}", "") for name in pci.numbered(tree.names(_PLATFORM), "amdgpu_xcp_")]
     known: List[Tuple[Tuple[int, int, int, int], str, str, str]] = []
@@ -60,21 +62,26 @@ def gpus(vendor: Vendor, tree: Tree, options: Options) -> Found:
             notes.append(f"{', '.join(missing)} of GPU {index} is not in /dev")
         whole = parts[place[:2]] == 1
         # partitions of one GPU share its unique id, so that it names none of them
-        names = {"index": str(index), "type-index": f"gpu{index}",
-                 "uuid": f"GPU-{place[3]:016x}" if whole and place[3] else ""}
+        names = {
+            "index": str(index),
+            "type-index": f"gpu{index}",
+            "uuid": f"GPU-{place[3]:016x}" if whole and place[3] else "",
+        }
         layout = f"{index} {location(place)} {render}" + ("" if whole else " partition")
         if edits.get("deviceNodes"):
             devices.append(Device(names, edits, layout))
-    return Found(vendor.kind, devices, merged(control or {}), tree.text("/sys/module/amdgpu/version"), notes, empty.watch)
+    return Found(
+        vendor.kind, devices, merged(control or {}), tree.text("/sys/module/amdgpu/version"), notes, empty.watch
+    )
 
 
 def location(place: Tuple[int, int, int, int]) -> str:
     """KFD's location_id is the bus, device and function of PCI."""
     domain, where = place[:2]
-    return f"{domain:04x}:{where >> 8 & 0xff:02x}:{where >> 3 & 0x1f:02x}.{where & 7}"
+    return f"{domain:04x}:{where >> 8 & 0xFF:02x}:{where >> 3 & 0x1F:02x}.{where & 7}"
 
 
-def topology(tree: Tree) -> Topology:
+def topology(tree: HostTree) -> Topology:
     found: Topology = {}
     for name in pci.numbered(tree.names(NODES), ""):
         values: Dict[str, int] = {}
@@ -84,5 +91,10 @@ def topology(tree: Tree) -> Topology:
                 values[key] = pci.whole(value)
         minor = values.get("drm_render_minor", 0)
         if minor > 0:  # 0 is a processor
-            found[minor] = (values.get("domain", 0), values.get("location_id", 0), int(name), values.get("unique_id", 0))
+            found[minor] = (
+                values.get("domain", 0),
+                values.get("location_id", 0),
+                int(name),
+                values.get("unique_id", 0),
+            )
     return found

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from shim.errors import HostError
-from shim.generate import amd, document, intel, nvidia
-from shim.generate.model import Found, Options
+from shim.generate import amd, cdi_file, intel, nvidia
+from shim.generate.answers import Found, Options
 from shim.gpu.vendors import NVIDIA, VENDORS, Vendor, of_kind
 
 TYPE_CHECKING = False
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from typing import Any, Callable, Dict, Optional, Tuple
 
     from shim.generate.nvidia import Ask
-    from shim.generate.tree import Tree
+    from shim.generate.tree import HostTree
 
 # `generator` of the vendor table: the function
-GENERATORS: Dict[str, Callable[[Vendor, Tree, Options, Ask], Found]] = {
+GENERATORS: Dict[str, Callable[[Vendor, HostTree, Options, Ask], Found]] = {
     "nvidia": nvidia.gpus,
     "amd": lambda vendor, tree, options, ask: amd.gpus(vendor, tree, options),
     "drm": lambda vendor, tree, options, ask: intel.gpus(vendor, tree, options),
@@ -29,15 +29,18 @@ def vendor_name(kind: str) -> str:
         return NVIDIA.name
     vendor = of_kind(kind)
     if not vendor.name:
-        raise HostError(f"Chandler does not describe devices of kind {kind}", f"known vendors: {', '.join(each.name for each in VENDORS)}")
+        raise HostError(
+            f"Chandler does not describe devices of kind {kind}",
+            f"known vendors: {', '.join(each.name for each in VENDORS)}",
+        )
     return vendor.name
 
 
-def describe(name: str, tree: Tree, options: Options, ask: Ask) -> Tuple[Optional[Dict[str, Any]], Found]:
+def describe(name: str, tree: HostTree, options: Options, ask: Ask) -> Tuple[Optional[Dict[str, Any]], Found]:
     """The CDI document for a vendor's devices on this host, None where there are none, and what was found.
 
     Raises HostError for hardware that is there and cannot be described.
     """
     vendor = next(each for each in VENDORS if name in each.names)
     found = GENERATORS[vendor.generator](vendor, tree, options, ask)
-    return (document.document(found, options) if found.devices else None), found
+    return (cdi_file.document(found, options) if found.devices else None), found

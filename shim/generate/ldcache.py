@@ -76,7 +76,7 @@ class Cache:
                 raise ValueError
 
     def _rows(self) -> Iterator[Tuple[int, ...]]:
-        return _ROW.iter_unpack(memoryview(self._body)[_HEADER.size:self._strings])
+        return _ROW.iter_unpack(memoryview(self._body)[_HEADER.size : self._strings])
 
     def __iter__(self) -> Iterator[Entry]:
         """The file's entries."""
@@ -121,11 +121,20 @@ class Cache:
         extension = b""
         if self._hardware:
             at = offset + padding + _EXTENSION.size + _SECTION.size
-            extension = (b"\0" * padding + _EXTENSION.pack(_EXTENSION_MAGIC, 1) + _SECTION.pack(_HWCAPS, 0, at, 4 * len(self._hardware))
-                         + b"".join((place + shift).to_bytes(4, "little") for place in self._hardware))
-        header = _HEADER.pack(_NEW, self._count + len(self._added), offset - self._strings - shift, self._order,
-                              offset + padding if extension else 0)
-        return b"".join((header, rows, memoryview(self._body)[self._strings:self._end], *texts, extension))
+            extension = (
+                b"\0" * padding
+                + _EXTENSION.pack(_EXTENSION_MAGIC, 1)
+                + _SECTION.pack(_HWCAPS, 0, at, 4 * len(self._hardware))
+                + b"".join((place + shift).to_bytes(4, "little") for place in self._hardware)
+            )
+        header = _HEADER.pack(
+            _NEW,
+            self._count + len(self._added),
+            offset - self._strings - shift,
+            self._order,
+            offset + padding if extension else 0,
+        )
+        return b"".join((header, rows, memoryview(self._body)[self._strings : self._end], *texts, extension))
 
 
 def _hardware(body: bytes, place: int) -> List[int]:
@@ -138,14 +147,14 @@ def _hardware(body: bytes, place: int) -> List[int]:
         if tag == _HWCAPS:
             if size > 4 * MAX_HARDWARE or at + size > len(body):
                 raise ValueError
-            return [int.from_bytes(body[here:here + 4], "little") for here in range(at, at + size, 4)]
+            return [int.from_bytes(body[here : here + 4], "little") for here in range(at, at + size, 4)]
     return []
 
 
 def _string(body: bytes, place: int) -> bytes:
     """The text at a place, or as much of it as MAX_STRING allows."""
     end = body.find(b"\0", place, place + MAX_STRING)
-    return body[place:end] if end >= 0 else body[place:place + MAX_STRING]
+    return body[place:end] if end >= 0 else body[place : place + MAX_STRING]
 
 
 def _search(new: Entry, count: int, entry_at: Callable[[int], Entry]) -> Tuple[int, bool]:

@@ -10,11 +10,11 @@ import json
 import os
 
 from shim import paths
-from shim.cdi.document import load
+from shim.cdi.decoder import load
 from shim.errors import ChandlerError, HostError
-from shim.generate import document, generators, nvml
-from shim.generate.model import Options
-from shim.generate.tree import Tree
+from shim.generate import cdi_file, generators, nvml
+from shim.generate.answers import Options
+from shim.generate.tree import HostTree
 from shim.gpu.vendors import VENDORS
 from shim.host import files
 from shim.node import cdi_files
@@ -38,8 +38,9 @@ def directory(config: Dict[str, Any]) -> str:
     return str(config["cdi.generate-dir"] or (config["cdi.spec-dirs"] or ["/var/run/cdi"])[-1])
 
 
-def fallback(kinds: List[str], config: Dict[str, Any], tree: Optional[Tree] = None,
-             ask: Ask = nvml.ask) -> Tuple[List[Tuple[str, Union[bytes, ChandlerError]]], List[str]]:
+def fallback(
+    kinds: List[str], config: Dict[str, Any], tree: Optional[HostTree] = None, ask: Ask = nvml.ask
+) -> Tuple[List[Tuple[str, Union[bytes, ChandlerError]]], List[str]]:
     """What would be generated for the vendors whose kind is not among `kinds`, as (file name, bytes or why there are
     none), and the paths of the host on which that rests."""
     options = Options(hook=config["cdi.hook"])
@@ -49,10 +50,10 @@ def fallback(kinds: List[str], config: Dict[str, Any], tree: Optional[Tree] = No
         if vendor.kind in kinds:
             continue
         try:
-            made, found = generators.describe(vendor.name, tree or Tree(), options, ask)
+            made, found = generators.describe(vendor.name, tree or HostTree(), options, ask)
             watch += found.watch
             if made is not None:
-                entries.append((f"{vendor.name}.json", document.render(made)))
+                entries.append((f"{vendor.name}.json", cdi_file.render(made)))
         except HostError as error:
             entries.append((f"{vendor.name}.json", error))
     return entries, watch
@@ -75,7 +76,7 @@ class Ours:
     def options(self, hook: str) -> Options:
         """The options that it was made with; HostError when they are not readable."""
         try:
-            recorded = json.loads(self.document["annotations"].get(document.OPTIONS, "{}"))
+            recorded = json.loads(self.document["annotations"].get(cdi_file.OPTIONS, "{}"))
         except ValueError:
             raise HostError(f"{self.path}: the options recorded in the file are damaged") from None
         try:
@@ -86,13 +87,13 @@ class Ours:
 
 def read(path: str, data: bytes) -> Optional[Ours]:
     """A file of ours from its bytes; None for any other."""
-    if document.DIGEST.encode() not in data:
+    if cdi_file.DIGEST.encode() not in data:
         return None
     try:
         decoded = load(data)
     except ChandlerError:
         return None
-    return Ours(path, data, decoded) if isinstance(decoded, dict) and document.is_ours(decoded) else None
+    return Ours(path, data, decoded) if isinstance(decoded, dict) and cdi_file.is_ours(decoded) else None
 
 
 def _survey(config: Dict[str, Any], owners: Dict[int, str]) -> Tuple[List[Ours], Dict[str, str]]:
@@ -118,14 +119,19 @@ def _survey(config: Dict[str, Any], owners: Dict[int, str]) -> Tuple[List[Ours],
     return ours, others
 
 
-def refresh(config: Dict[str, Any], owners: Dict[int, str], tree: Optional[Tree] = None,
-            ask: Ask = nvml.ask) -> Tuple[List[str], List[str]]:
+def refresh(
+    config: Dict[str, Any], owners: Dict[int, str], tree: Optional[HostTree] = None, ask: Ask = nvml.ask
+) -> Tuple[List[str], List[str]]:
     """Makes our files true again.  Returns what was done and what could not be, a sentence each; raises OSError."""
-    tree = tree or Tree()
+    tree = tree or HostTree()
     ours, others = _survey(config, owners)
     done: List[str] = []
     wrong: List[str] = []
-    managed = {f"{directory(config)}/{file_name(vendor.name)}": vendor for vendor in VENDORS if vendor.name in config["cdi.generate"]}
+    managed = {
+        f"{directory(config)}/{file_name(vendor.name)}": vendor
+        for vendor in VENDORS
+        if vendor.name in config["cdi.generate"]
+    }
     for own in ours:
         try:
             sentence = _renew(own, own.path in managed, others.get(own.kind, ""), config["cdi.hook"], tree, ask)
@@ -146,7 +152,7 @@ def refresh(config: Dict[str, Any], owners: Dict[int, str], tree: Optional[Tree]
             made, found = generators.describe(vendor.name, tree, Options(hook=config["cdi.hook"]), ask)
             if made is None:
                 continue
-            write(path, document.render(made))
+            write(path, cdi_file.render(made))
         except ChandlerError as error:
             wrong.append(f"{path} was not made: {error}")
             continue
@@ -164,7 +170,7 @@ def remove(config: Dict[str, Any], owners: Dict[int, str]) -> Tuple[List[str], L
     for own in _survey(config, owners)[0]:
         if own.path not in managed and paths.HOOK.encode() not in own.data:
             continue
-        if document.is_untouched(own.document):
+        if cdi_file.is_untouched(own.document):
             os.unlink(own.path)
             done.append(f"removed {own.path}")
         else:
@@ -172,9 +178,9 @@ def remove(config: Dict[str, Any], owners: Dict[int, str]) -> Tuple[List[str], L
     return done, left
 
 
-def _renew(own: Ours, managed: bool, other: str, hook: str, tree: Tree, ask: Ask) -> str:
+def _renew(own: Ours, managed: bool, other: str, hook: str, tree: HostTree, ask: Ask) -> str:
     """One file of ours brought up to date; says what was done, nothing for a file that is true."""
-    if not document.is_untouched(own.document):
+    if not cdi_file.is_untouched(own.document):
         return f"{own.path} was changed since Chandler made it and is left as it is"
     if managed and other:
         os.unlink(own.path)
@@ -185,17 +191,19 @@ def _renew(own: Ours, managed: bool, other: str, hook: str, tree: Tree, ask: Ask
         return f"removed {own.path}: this host has no device of kind {own.kind}"
     if made is None:
         return f"{own.path} is left as it is: this host has no device of kind {own.kind} at present"
-    data = document.render(made, "json" if own.data.lstrip()[:1] == b"{" else "yaml")
+    data = cdi_file.render(made, "json" if own.data.lstrip()[:1] == b"{" else "yaml")
     if data == own.data:
         return ""
     write(own.path, data)
     before, now = driver_of(own.document), driver_of(made)
-    return f"renewed {own.path}" + (f": driver {before or 'unknown'} is now {now or 'unknown'}" if before != now else "")
+    return f"renewed {own.path}" + (
+        f": driver {before or 'unknown'} is now {now or 'unknown'}" if before != now else ""
+    )
 
 
 def driver_of(made: Dict[str, Any]) -> str:
     """The driver version that a document was made for; nothing when it does not say."""
-    return str((made.get("annotations") or {}).get(document.DRIVER, ""))
+    return str((made.get("annotations") or {}).get(cdi_file.DRIVER, ""))
 
 
 def write(path: str, data: bytes) -> None:
@@ -205,6 +213,7 @@ def write(path: str, data: bytes) -> None:
 
 
 # --- differences ----------------------------------------------------------------------------------------------
+
 
 def differences(before: Dict[str, Any], now: Dict[str, Any]) -> List[str]:
     """What changed from one document to another: a line each, `-` for what is gone, `+` for what is new."""

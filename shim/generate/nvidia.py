@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from shim.errors import HostError
 from shim.generate import nvfiles, nvmodes, nvproc, pci
-from shim.generate.model import Device, Found, Unanswered, merged, node
+from shim.generate.answers import Device, Found, Unanswered, merged, node
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, Dict, List, Optional, Tuple
 
-    from shim.generate.model import Block, Options
-    from shim.generate.tree import Tree
+    from shim.generate.answers import Block, Options
+    from shim.generate.tree import HostTree
     from shim.gpu.vendors import Vendor
 
     Ask = Callable[[str], Dict[str, Any]]
@@ -33,7 +33,7 @@ _FRONTEND = ("nvidia", "nvidia-frontend")
 _WATCH = ("/sys/module/nvidia", "/dev/nvidiactl", "/dev/nvidia-caps", "/dev/dxg")
 
 
-def gpus(vendor: Vendor, tree: Tree, options: Options, ask: Ask) -> Found:
+def gpus(vendor: Vendor, tree: HostTree, options: Options, ask: Ask) -> Found:
     """What the chosen mode finds.  `ask` is nvml.ask; it raises Unanswered where there is no NVML.
 
     Raises HostError for a MIG device without its capabilities, and where the chosen mode cannot work.
@@ -59,8 +59,10 @@ def gpus(vendor: Vendor, tree: Tree, options: Options, ask: Ask) -> Found:
     if not driver.directory:
         notes.append("the driver's libraries were not found; containers get its device nodes alone")
     elif kernel and driver.version != kernel:
-        notes.append(f"the kernel module is version {kernel} and the libraries are {driver.version}; "
-                     "reboot, or load the new module")
+        notes.append(
+            f"the kernel module is version {kernel} and the libraries are {driver.version}; "
+            "reboot, or load the new module"
+        )
     version = answer["driver"] or driver.version
     majors, params = nvproc.majors(tree), nvproc.params(tree)
     controls = _controls(tree, options, majors, params, notes)
@@ -76,12 +78,16 @@ def gpus(vendor: Vendor, tree: Tree, options: Options, ask: Ask) -> Found:
     if driver.library:
         watch.append(driver.library)
     # Forward compatibility is for data centre GPUs; on others the newer library fails where the host's would have worked.
-    compat = all(gpu["name"] and not any(word in gpu["name"] for word in ("GeForce", "TITAN")) for gpu in answer["gpus"])
+    compat = all(
+        gpu["name"] and not any(word in gpu["name"] for word in ("GeForce", "TITAN")) for gpu in answer["gpus"]
+    )
     common = merged(controls, nvfiles.common(tree, options, driver, compat))
     return Found(vendor.kind, devices, common, version, notes, dict.fromkeys(watch))
 
 
-def _controls(tree: Tree, options: Options, majors: Dict[str, int], params: Dict[str, str], notes: List[str]) -> Block:
+def _controls(
+    tree: HostTree, options: Options, majors: Dict[str, int], params: Dict[str, str], notes: List[str]
+) -> Block:
     blocks: List[Block] = []
     for path, (names, minor, optional) in _CONTROLS.items():
         made = node(tree, options, path, _known(majors, params, names, minor))
@@ -101,15 +107,23 @@ def _known(majors: Dict[str, int], params: Dict[str, str], names: Tuple[str, ...
     return "c", major, minor, mode & 0o777 if mode >= 0 else 0o666, group if 0 <= group < 1 << 32 else 0
 
 
-def _devices(tree: Tree, options: Options, gpu: Dict[str, Any], majors: Dict[str, int], params: Dict[str, str],
-             notes: List[str]) -> List[Device]:
+def _devices(
+    tree: HostTree,
+    options: Options,
+    gpu: Dict[str, Any],
+    majors: Dict[str, int],
+    params: Dict[str, str],
+    notes: List[str],
+) -> List[Device]:
     """A GPU as one device, or as its MIG devices when MIG is on."""
     index, bdf = gpu["index"], pci.address(gpu["bdf"])
     path = f"/dev/nvidia{gpu['minor']}"
     own = node(tree, options, path, _known(majors, params, _FRONTEND, gpu["minor"]))
     if own is None:
-        raise HostError(f"{path} of GPU {index} ({bdf}) is missing and the kernel does not say its number",
-                        f"run `nvidia-modprobe -c {gpu['minor']}`")
+        raise HostError(
+            f"{path} of GPU {index} ({bdf}) is missing and the kernel does not say its number",
+            f"run `nvidia-modprobe -c {gpu['minor']}`",
+        )
     coherent = {"chandler.oci/coherent": "true"} if gpu["coherent"] else {}
     if not gpu["mig"]:
         screens, _ = pci.drm(tree, options, f"{pci.DEVICES}/{bdf}", bdf)
@@ -120,28 +134,36 @@ def _devices(tree: Tree, options: Options, gpu: Dict[str, Any], majors: Dict[str
     for part in gpu["parts"]:
         label = f"{index}:{part['index']}"
         folder = f"gpu{gpu['minor']}/gi{part['gi']}"
-        caps = [_capability(tree, options, f"{folder}/{file}", label, minors, majors)
-                for file in ("access", f"ci{part['ci']}/access")]
+        caps = [
+            _capability(tree, options, f"{folder}/{file}", label, minors, majors)
+            for file in ("access", f"ci{part['ci']}/access")
+        ]
         names = {"index": label, "type-index": f"mig{label}", "uuid": part["uuid"]}
         layout = f"{label} {part['uuid'] or '-'} {bdf} gi{part['gi']} ci{part['ci']}"
         made.append(Device(names, merged(own, *caps), layout, coherent))
     return made
 
 
-def _cap_minors(tree: Tree) -> Dict[str, int]:
+def _cap_minors(tree: HostTree) -> Dict[str, int]:
     pairs = (line.split() for line in tree.text("/proc/driver/nvidia-caps/mig-minors").split("\n"))
     return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pci.whole(pair[1]) >= 0}
 
 
-def _capability(tree: Tree, options: Options, name: str, label: str, minors: Dict[str, int], majors: Dict[str, int]) -> Block:
+def _capability(
+    tree: HostTree, options: Options, name: str, label: str, minors: Dict[str, int], majors: Dict[str, int]
+) -> Block:
     """The node of one capability.  A MIG device without both cannot be used, and must not seem to be one."""
     if name not in minors:
-        raise HostError(f"MIG device {label} has no capability {name} in /proc/driver/nvidia-caps/mig-minors",
-                        "the driver and its kernel module do not fit, or /proc is not the host's")
+        raise HostError(
+            f"MIG device {label} has no capability {name} in /proc/driver/nvidia-caps/mig-minors",
+            "the driver and its kernel module do not fit, or /proc is not the host's",
+        )
     path = f"{_CAPS}{minors[name]}"
     made = node(tree, options, path)
     if made is None or (majors and majors.get("nvidia-caps") not in (None, made["deviceNodes"][0]["major"])):
         what = "is missing" if made is None else "does not have the major number of nvidia-caps"
-        raise HostError(f"{path}, the capability {name} of MIG device {label}, {what}",
-                        f"run `nvidia-modprobe -f /proc/driver/nvidia/capabilities/{name.replace('/gi', '/mig/gi', 1)}`")
+        raise HostError(
+            f"{path}, the capability {name} of MIG device {label}, {what}",
+            f"run `nvidia-modprobe -f /proc/driver/nvidia/capabilities/{name.replace('/gi', '/mig/gi', 1)}`",
+        )
     return made

@@ -16,7 +16,7 @@ from functools import partial
 
 from shim.errors import HostError
 from shim.generate import pci
-from shim.generate.model import Unanswered
+from shim.generate.answers import Unanswered
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ def ask(library: str, question: Callable[[Any], Dict[str, Any]] = lambda pynvml:
 
 def _load_and_ask(pynvml: Any, library: str, question: Callable[[Any], Dict[str, Any]]) -> Dict[str, Any]:
     import ctypes
+
     try:
         pynvml.nvmlLib = ctypes.CDLL(library)
     except OSError as error:
@@ -64,7 +65,7 @@ def in_child(work: Callable[[], Dict[str, Any]], patience: float) -> Dict[str, A
                 os.dup2(null, stream)
             data = json.dumps(work()).encode()
             while data:
-                data = data[os.write(writer, data):]
+                data = data[os.write(writer, data) :]
             os._exit(0)
         finally:
             os._exit(1)
@@ -81,8 +82,10 @@ def in_child(work: Callable[[], Dict[str, Any]], patience: float) -> Dict[str, A
     try:
         answer: Dict[str, Any] = json.loads(data)
     except ValueError:
-        raise HostError("NVIDIA's management library crashed or gave no answer in time",
-                        "look at `dmesg` and `nvidia-smi`, or generate with --mode proc") from None
+        raise HostError(
+            "NVIDIA's management library crashed or gave no answer in time",
+            "look at `dmesg` and `nvidia-smi`, or generate with --mode proc",
+        ) from None
     if "missing" in answer:
         raise Unanswered(answer["missing"])
     if "failed" in answer:
@@ -111,13 +114,17 @@ def read(pynvml: Any) -> Dict[str, Any]:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
         if getattr(error, "value", None) == getattr(pynvml, "NVML_ERROR_LIB_RM_VERSION_MISMATCH", 18):
-            return {"failed": "the driver's libraries and its kernel module are of different versions",
-                    "todo": "reboot, or load the new kernel module"}
+            return {
+                "failed": "the driver's libraries and its kernel module are of different versions",
+                "todo": "reboot, or load the new kernel module",
+            }
         return {"failed": _words(error)}
     try:
         count = min(pynvml.nvmlDeviceGetCount(), _MAX_GPUS)
-        return {"driver": _text(pynvml.nvmlSystemGetDriverVersion()),
-                "gpus": [_gpu(pynvml, pynvml.nvmlDeviceGetHandleByIndex(index), index) for index in range(count)]}
+        return {
+            "driver": _text(pynvml.nvmlSystemGetDriverVersion()),
+            "gpus": [_gpu(pynvml, pynvml.nvmlDeviceGetHandleByIndex(index), index) for index in range(count)],
+        }
     except pynvml.NVMLError as error:
         return {"failed": _words(error)}
     finally:
@@ -155,7 +162,12 @@ def links(pynvml: Any) -> Dict[str, Any]:
     try:
         count = min(pynvml.nvmlDeviceGetCount(), _MAX_GPUS)
         handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(count)]
-        return {"links": {pci.address(_text(pynvml.nvmlDeviceGetPciInfo(handle).busId)): _far_ends(pynvml, handle) for handle in handles}}
+        return {
+            "links": {
+                pci.address(_text(pynvml.nvmlDeviceGetPciInfo(handle).busId)): _far_ends(pynvml, handle)
+                for handle in handles
+            }
+        }
     except pynvml.NVMLError as error:
         return {"failed": _words(error)}
     finally:
@@ -185,8 +197,14 @@ def _usage(pynvml: Any, handle: Any) -> Dict[str, Any]:
         if question is not None:
             for one in _unless_unsupported(pynvml, partial(question, handle), []):
                 processes[one.pid] = one.usedGpuMemory
-    return {"minor": pynvml.nvmlDeviceGetMinorNumber(handle), "uuid": _text(pynvml.nvmlDeviceGetUUID(handle)),
-            "used": memory and memory.used, "total": memory and memory.total, "busy": busy, "processes": list(processes.items())}
+    return {
+        "minor": pynvml.nvmlDeviceGetMinorNumber(handle),
+        "uuid": _text(pynvml.nvmlDeviceGetUUID(handle)),
+        "used": memory and memory.used,
+        "total": memory and memory.total,
+        "busy": busy,
+        "processes": list(processes.items()),
+    }
 
 
 def _words(error: Any) -> str:
@@ -199,10 +217,16 @@ def _text(value: Any) -> str:
 
 def _gpu(pynvml: Any, handle: Any, index: int) -> Dict[str, Any]:
     mig = _unless_unsupported(pynvml, lambda: pynvml.nvmlDeviceGetMigMode(handle)[0] == 1, False)
-    return {"index": index, "minor": pynvml.nvmlDeviceGetMinorNumber(handle), "uuid": _text(pynvml.nvmlDeviceGetUUID(handle)),
-            "bdf": _text(pynvml.nvmlDeviceGetPciInfo(handle).busId), "name": _text(pynvml.nvmlDeviceGetName(handle)),
-            "mig": mig, "coherent": _unless_unsupported(pynvml, lambda: _addressing(pynvml, handle) == _ATS, False),
-            "parts": _parts(pynvml, handle) if mig else []}
+    return {
+        "index": index,
+        "minor": pynvml.nvmlDeviceGetMinorNumber(handle),
+        "uuid": _text(pynvml.nvmlDeviceGetUUID(handle)),
+        "bdf": _text(pynvml.nvmlDeviceGetPciInfo(handle).busId),
+        "name": _text(pynvml.nvmlDeviceGetName(handle)),
+        "mig": mig,
+        "coherent": _unless_unsupported(pynvml, lambda: _addressing(pynvml, handle) == _ATS, False),
+        "parts": _parts(pynvml, handle) if mig else [],
+    }
 
 
 def _addressing(pynvml: Any, handle: Any) -> Any:
@@ -220,8 +244,14 @@ def _parts(pynvml: Any, handle: Any) -> List[Dict[str, Any]]:
             if error.value in (pynvml.NVML_ERROR_NOT_FOUND, pynvml.NVML_ERROR_INVALID_ARGUMENT):
                 continue  # fewer instances than the GPU could have
             raise
-        found.append({"index": index, "uuid": _text(pynvml.nvmlDeviceGetUUID(part)),
-                      "gi": pynvml.nvmlDeviceGetGpuInstanceId(part), "ci": pynvml.nvmlDeviceGetComputeInstanceId(part)})
+        found.append(
+            {
+                "index": index,
+                "uuid": _text(pynvml.nvmlDeviceGetUUID(part)),
+                "gi": pynvml.nvmlDeviceGetGpuInstanceId(part),
+                "ci": pynvml.nvmlDeviceGetComputeInstanceId(part),
+            }
+        )
     return found
 
 

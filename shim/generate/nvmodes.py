@@ -6,14 +6,14 @@ Source: NVIDIA Container Toolkit, pkg/nvcdi and `nvidia-ctk cdi generate --help`
 from __future__ import annotations
 
 from shim.generate import nvfiles, pci
-from shim.generate.model import Device, Found, links, merged, mount, node
+from shim.generate.answers import Device, Found, links, merged, mount, node
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Callable, Dict, List, Tuple
 
-    from shim.generate.model import Block, Options
-    from shim.generate.tree import Tree
+    from shim.generate.answers import Block, Options
+    from shim.generate.tree import HostTree
 
 _WSL_LIBRARIES = "/usr/lib/wsl/lib"
 _WSL_STORE = "/usr/lib/wsl/drivers"
@@ -21,7 +21,7 @@ _TEGRA_LISTS = "/etc/nvidia-container-runtime/host-files-for-container.d"
 _CHANNELS = "/dev/nvidia-caps-imex-channels"
 
 
-def automatic(tree: Tree) -> str:
+def automatic(tree: HostTree) -> str:
     """The mode that this host asks for; `auto` is NVML, or /proc where there is none."""
     if tree.kind("/proc/driver/nvidia/version"):
         return "auto"
@@ -30,7 +30,7 @@ def automatic(tree: Tree) -> str:
     return "csv" if tree.kind("/etc/nv_tegra_release") and tree.names(_TEGRA_LISTS) else "auto"
 
 
-def _nodes(tree: Tree, options: Options, folder: str, wanted: Callable[[str], bool]) -> List[Block]:
+def _nodes(tree: HostTree, options: Options, folder: str, wanted: Callable[[str], bool]) -> List[Block]:
     """The device nodes of a directory whose names are wanted."""
     names = tree.names(options.dev_root + folder) or tree.names(folder)
     found = (node(tree, options, f"{folder}/{name}") for name in names if wanted(name))
@@ -45,31 +45,56 @@ def _one(kind: str, blocks: List[Block], common: Block, layout: str, driver: str
     return Found(kind, devices, common, driver, watch=["/dev"])
 
 
-def _management(tree: Tree, options: Options) -> Found:
+def _management(tree: HostTree, options: Options) -> Found:
     driver = nvfiles.driver(tree, options)
     blocks = _nodes(tree, options, "/dev", lambda name: name.startswith("nvidia"))
     for folder in ("/dev/nvidia-caps", _CHANNELS):
         blocks += _nodes(tree, options, folder, lambda name: True)
-    return _one("management.nvidia.com/gpu", blocks, nvfiles.common(tree, options, driver), "every node of the driver", driver.version)
+    return _one(
+        "management.nvidia.com/gpu",
+        blocks,
+        nvfiles.common(tree, options, driver),
+        "every node of the driver",
+        driver.version,
+    )
 
 
-def _wsl(tree: Tree, options: Options) -> Found:
+def _wsl(tree: HostTree, options: Options) -> Found:
     """Windows' own driver, seen through /dev/dxg: all of its store that holds libcuda, and the loader's libraries."""
     root = options.driver_root
-    stores = [f"{_WSL_STORE}/{name}" for name in tree.names(root + _WSL_STORE)
-              if tree.kind(f"{root}{_WSL_STORE}/{name}/libcuda.so.1.1") == "file"]
-    mounts = [mount(options, f"{store}/{name}", f"{store}/{name}") for store in stores for name in tree.names(root + store)
-              if (".so" in name or name in ("nvidia-smi", "nvcubins.bin")) and tree.kind(f"{root}{store}/{name}") == "file"]
-    mounts += [mount(options, f"{_WSL_LIBRARIES}/{name}", f"{_WSL_LIBRARIES}/{name}")
-               for name in ("libdxcore.so",) if tree.kind(f"{root}{_WSL_LIBRARIES}/{name}") == "file"]
-    pairs = [("/usr/bin/nvidia-smi", f"{store}/nvidia-smi") for store in stores if tree.kind(f"{root}{store}/nvidia-smi")]
+    stores = [
+        f"{_WSL_STORE}/{name}"
+        for name in tree.names(root + _WSL_STORE)
+        if tree.kind(f"{root}{_WSL_STORE}/{name}/libcuda.so.1.1") == "file"
+    ]
+    mounts = [
+        mount(options, f"{store}/{name}", f"{store}/{name}")
+        for store in stores
+        for name in tree.names(root + store)
+        if (".so" in name or name in ("nvidia-smi", "nvcubins.bin")) and tree.kind(f"{root}{store}/{name}") == "file"
+    ]
+    mounts += [
+        mount(options, f"{_WSL_LIBRARIES}/{name}", f"{_WSL_LIBRARIES}/{name}")
+        for name in ("libdxcore.so",)
+        if tree.kind(f"{root}{_WSL_LIBRARIES}/{name}") == "file"
+    ]
+    pairs = [
+        ("/usr/bin/nvidia-smi", f"{store}/nvidia-smi") for store in stores if tree.kind(f"{root}{store}/nvidia-smi")
+    ]
     common: Block = {"env": ["NVIDIA_VISIBLE_DEVICES=void"], "mounts": mounts}
-    folders = [*stores, *([_WSL_LIBRARIES] if len(mounts) and mounts[-1]["containerPath"].startswith(_WSL_LIBRARIES) else [])]
-    return _one("nvidia.com/gpu", [node(tree, options, "/dev/dxg") or {}],
-                merged(common, links(pairs), nvfiles.cache_call(folders)), "WSL " + " ".join(stores))
+    folders = [
+        *stores,
+        *([_WSL_LIBRARIES] if len(mounts) and mounts[-1]["containerPath"].startswith(_WSL_LIBRARIES) else []),
+    ]
+    return _one(
+        "nvidia.com/gpu",
+        [node(tree, options, "/dev/dxg") or {}],
+        merged(common, links(pairs), nvfiles.cache_call(folders)),
+        "WSL " + " ".join(stores),
+    )
 
 
-def _csv(tree: Tree, options: Options) -> Found:
+def _csv(tree: HostTree, options: Options) -> Found:
     """Tegra: what the lists of the board's packages name, each line `dev|dir|lib|sym, path`; what is missing is left out."""
     root = options.driver_root
     blocks: List[Block] = []
@@ -90,43 +115,63 @@ def _csv(tree: Tree, options: Options) -> Found:
                 if kind == "lib" and ".so" in path:
                     folders[path.rpartition("/")[0]] = None
     common: Block = {"env": ["NVIDIA_VISIBLE_DEVICES=void"], "mounts": mounts}
-    return _one("nvidia.com/gpu", blocks, merged(common, links(pairs), nvfiles.cache_call(list(folders))),
-                "Tegra", tree.text(root + "/etc/nv_tegra_release").partition("\n")[0].lstrip("# "))
+    return _one(
+        "nvidia.com/gpu",
+        blocks,
+        merged(common, links(pairs), nvfiles.cache_call(list(folders))),
+        "Tegra",
+        tree.text(root + "/etc/nv_tegra_release").partition("\n")[0].lstrip("# "),
+    )
 
 
-def _gds(tree: Tree, options: Options) -> Found:
+def _gds(tree: HostTree, options: Options) -> Found:
     places = [path for path in ("/etc/cufile.json", "/run/udev") if tree.real(path, options.driver_root)]
     mounts = [mount(options, tree.real(path, options.driver_root), path) for path in places]
-    return _one("nvidia.com/gds", _nodes(tree, options, "/dev", lambda name: name.startswith("nvidia-fs")),
-                {"mounts": mounts} if mounts else {}, "GPUDirect storage")
+    return _one(
+        "nvidia.com/gds",
+        _nodes(tree, options, "/dev", lambda name: name.startswith("nvidia-fs")),
+        {"mounts": mounts} if mounts else {},
+        "GPUDirect storage",
+    )
 
 
-def _gdrcopy(tree: Tree, options: Options) -> Found:
+def _gdrcopy(tree: HostTree, options: Options) -> Found:
     return _one("nvidia.com/gdrcopy", _nodes(tree, options, "/dev", lambda name: name == "gdrdrv"), {}, "GDRCopy")
 
 
-def _mofed(tree: Tree, options: Options) -> Found:
+def _mofed(tree: HostTree, options: Options) -> Found:
     blocks = _nodes(tree, options, "/dev/infiniband", lambda name: pci.number(name, "uverbs") >= 0 or name == "rdma_cm")
     return _one("nvidia.com/mofed", blocks, {}, "InfiniBand verbs")
 
 
-def _nvswitch(tree: Tree, options: Options) -> Found:
-    return _one("nvidia.com/nvswitch", _nodes(tree, options, "/dev", lambda name: name.startswith("nvidia-nvswitch")), {}, "NVSwitch")
+def _nvswitch(tree: HostTree, options: Options) -> Found:
+    return _one(
+        "nvidia.com/nvswitch",
+        _nodes(tree, options, "/dev", lambda name: name.startswith("nvidia-nvswitch")),
+        {},
+        "NVSwitch",
+    )
 
 
-def _imex(tree: Tree, options: Options) -> Found:
+def _imex(tree: HostTree, options: Options) -> Found:
     """Each IMEX channel is a device, called by its number."""
     names = tree.names(options.dev_root + _CHANNELS) or tree.names(_CHANNELS)
     devices: List[Device] = []
     for name in pci.numbered(names, "channel"):
         made = node(tree, options, f"{_CHANNELS}/{name}")
-        number = name[len("channel"):]
+        number = name[len("channel") :]
         if made is not None:
             devices.append(Device(dict.fromkeys(("index", "uuid", "type-index"), number), made, name))
     return Found("nvidia.com/imex-channel", devices, watch=[_CHANNELS])
 
 
-MODES: Dict[str, Callable[[Tree, Options], Found]] = {
-    "management": _management, "wsl": _wsl, "csv": _csv, "gds": _gds, "gdrcopy": _gdrcopy, "mofed": _mofed,
-    "nvswitch": _nvswitch, "imex": _imex,
+MODES: Dict[str, Callable[[HostTree, Options], Found]] = {
+    "management": _management,
+    "wsl": _wsl,
+    "csv": _csv,
+    "gds": _gds,
+    "gdrcopy": _gdrcopy,
+    "mofed": _mofed,
+    "nvswitch": _nvswitch,
+    "imex": _imex,
 }

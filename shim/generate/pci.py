@@ -5,14 +5,14 @@ Source: Documentation/ABI/testing/sysfs-bus-pci; systemd's 60-drm.rules for the 
 
 from __future__ import annotations
 
-from shim.generate.model import links, merged, node
+from shim.generate.answers import links, merged, node
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import List, Optional, Tuple
 
-    from shim.generate.model import Block, Options
-    from shim.generate.tree import Tree
+    from shim.generate.answers import Block, Options
+    from shim.generate.tree import HostTree
 
 DEVICES = "/sys/bus/pci/devices"
 BY_PATH = "/dev/dri/by-path"
@@ -27,13 +27,18 @@ def address(text: str) -> str:
 def is_address(text: str) -> bool:
     """Whether a name is one, such as 0000:41:00.0 (the domain may be longer, as Intel's VMD makes it)."""
     domain, _, rest = text.partition(":")
-    return (len(domain) >= 4 and len(rest) == 7 and rest[2] == ":" and rest[5] == "." and
-            not (domain + rest.replace(":", "", 1).replace(".", "", 1)).strip("0123456789abcdef"))
+    return (
+        len(domain) >= 4
+        and len(rest) == 7
+        and rest[2] == ":"
+        and rest[5] == "."
+        and not (domain + rest.replace(":", "", 1).replace(".", "", 1)).strip("0123456789abcdef")
+    )
 
 
 def number(name: str, prefix: str) -> int:
     """The number behind a prefix, as in card12; -1 for any other name."""
-    digits = name[len(prefix):]
+    digits = name[len(prefix) :]
     return whole(digits) if name.startswith(prefix) and len(digits) < 10 else -1
 
 
@@ -47,7 +52,7 @@ def numbered(names: List[str], prefix: str) -> List[str]:
     return sorted((name for name in names if number(name, prefix) >= 0), key=lambda name: number(name, prefix))
 
 
-def drm(tree: Tree, options: Options, directory: str, bdf: str = "") -> Tuple[Block, List[str]]:
+def drm(tree: HostTree, options: Options, directory: str, bdf: str = "") -> Tuple[Block, List[str]]:
     """The DRM nodes of the device at a sysfs directory with, for one on the PCI bus, their links by path; and the
     names of nodes that sysfs knows and /dev does not."""
     names = tree.names(directory + "/drm")
@@ -67,7 +72,7 @@ def drm(tree: Tree, options: Options, directory: str, bdf: str = "") -> Tuple[Bl
     return merged(*blocks, links(pairs)), missing
 
 
-def numbers(tree: Tree, directory: str) -> Optional[Tuple[str, int, int, int, int]]:
+def numbers(tree: HostTree, directory: str) -> Optional[Tuple[str, int, int, int, int]]:
     """A node's numbers from sysfs, where it stands even while udev has not made the node."""
     major, _, minor = tree.text(directory + "/dev").partition(":")
     if not (0 < whole(major) < 1 << 12 and 0 <= whole(minor) < 1 << 20):  # what a dev_t of Linux holds

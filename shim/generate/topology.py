@@ -13,7 +13,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Callable, Dict, List, Sequence, Tuple
 
-    from shim.generate.tree import Tree
+    from shim.generate.tree import HostTree
 
     Links = Dict[str, List[str]]  # PCI address: those of the GPUs at the other end of NVLink, or of the switches there
 
@@ -21,10 +21,10 @@ _DRM = 226  # DRM_MAJOR
 _XGMI = "11"  # HSA_IOLINK_TYPE_XGMI
 
 
-class Host:
+class Topology:
     """One host's GPUs.  `nvlink` gives the links of NVIDIA's, asked only where there are several."""
 
-    def __init__(self, tree: Tree, nvlink: Callable[[], Links] = dict) -> None:
+    def __init__(self, tree: HostTree, nvlink: Callable[[], Links] = dict) -> None:
         self._tree = tree
         self._nvlink = nvlink
         self._amd = amd.topology(tree)  # by render minor
@@ -65,7 +65,7 @@ class Host:
         if not starts:
             return ""
         way = [parts[starts[0]]]
-        for part in parts[starts[0] + 1:]:
+        for part in parts[starts[0] + 1 :]:
             if not pci.is_address(part):
                 break
             way.append(part)
@@ -80,8 +80,13 @@ class Host:
         for one, bdf in enumerate(bdfs):
             far = set(ends.get(bdf, ()))
             xgmi = self._xgmi(nodes[one]) if nodes[one] >= 0 else set()
-            found.append([other for other, at in enumerate(bdfs) if other != one and (
-                at in far or bool(far & set(ends.get(at, ()))) or nodes[other] in xgmi)])
+            found.append(
+                [
+                    other
+                    for other, at in enumerate(bdfs)
+                    if other != one and (at in far or bool(far & set(ends.get(at, ()))) or nodes[other] in xgmi)
+                ]
+            )
         return found
 
     def _node(self, key: Tuple[str, ...]) -> int:
@@ -97,7 +102,11 @@ class Host:
         found = set()
         directory = f"{amd.NODES}/{node}/io_links"
         for name in self._tree.names(directory):
-            values = dict(line.split(" ", 1) for line in self._tree.text(f"{directory}/{name}/properties").split("\n") if " " in line)
+            values = dict(
+                line.split(" ", 1)
+                for line in self._tree.text(f"{directory}/{name}/properties").split("\n")
+                if " " in line
+            )
             if values.get("type", "").strip() == _XGMI and pci.whole(values.get("node_to", "").strip()) >= 0:
                 found.add(int(values["node_to"]))
         return found

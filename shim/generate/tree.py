@@ -26,11 +26,13 @@ MAX_CACHE = 32 << 20  # bytes of a dynamic loader's cache
 MAX_NAMES = 1 << 16  # entries of a directory
 
 
-class Tree:
+class HostTree:
     """The host below `prefix`; paths that go in and out never contain the prefix.  `elsewhere` says of top directories
     such as /proc where they really are."""
 
-    def __init__(self, prefix: str = "", look: Look = device_nodes.look, elsewhere: Optional[Dict[str, str]] = None) -> None:
+    def __init__(
+        self, prefix: str = "", look: Look = device_nodes.look, elsewhere: Optional[Dict[str, str]] = None
+    ) -> None:
         self.prefix = prefix
         self._look = look
         self._elsewhere = elsewhere or {}
@@ -38,7 +40,7 @@ class Tree:
     def at(self, path: str) -> str:
         """Where a path of the host really is."""
         top = "/" + path[1:].partition("/")[0]
-        return self._elsewhere[top] + path[len(top):] if top in self._elsewhere else self.prefix + path
+        return self._elsewhere[top] + path[len(top) :] if top in self._elsewhere else self.prefix + path
 
     def data(self, path: str, limit: int = MAX_TEXT) -> bytes:
         """The bytes of a regular file of at most `limit`; none when it cannot be read."""

@@ -38,12 +38,23 @@ class Grant:
 
     def joined(self, other: Grant) -> Grant:
         """Both together."""
-        return Grant(self.names + other.names, self.keys + other.keys, merge(self.edits, other.edits),
-                     self.by_cdi + other.by_cdi, merge(self.beside, other.beside))
+        return Grant(
+            self.names + other.names,
+            self.keys + other.keys,
+            merge(self.edits, other.edits),
+            self.by_cdi + other.by_cdi,
+            merge(self.beside, other.beside),
+        )
 
 
-def grant(wish: Optional[Dict[str, Any]], engine_names: List[str], inventory: Inventory, source: str,
-          look: Look, held: Optional[List[Lease]] = None) -> Grant:
+def grant(
+    wish: Optional[Dict[str, Any]],
+    engine_names: List[str],
+    inventory: Inventory,
+    source: str,
+    look: Look,
+    held: Optional[List[Lease]] = None,
+) -> Grant:
     """The devices for a request (None: no GPU is asked for) and for the qualified CDI names that the engine left.
 
     `look` gives type, numbers, permission bits, group and PCI vendor of a device node, or raises HostError.  `held` are the leases
@@ -56,17 +67,27 @@ def grant(wish: Optional[Dict[str, Any]], engine_names: List[str], inventory: In
         kind = _kind(wish.get("vendor", vendors.DEFAULT.name), source)
         asked, count = wish.get("devices"), wish.get("count", 1)
         if asked is not None and "count" in wish and ("all" in asked or count != len(asked)):
-            raise errors.RequestError(f"{source}: resources.gpu asks for {count} devices and names {len(asked)}",
-                               "leave one of count and devices out")
+            raise errors.RequestError(
+                f"{source}: resources.gpu asks for {count} devices and names {len(asked)}",
+                "leave one of count and devices out",
+            )
         if asked is not None and "prefer" in wish:
-            raise errors.RequestError(f"{source}: resources.gpu.prefer says which devices a count takes, and these are named",
-                                      "leave one of prefer and devices out")
+            raise errors.RequestError(
+                f"{source}: resources.gpu.prefer says which devices a count takes, and these are named",
+                "leave one of prefer and devices out",
+            )
         if asked is None and inventory.config["gpu.allocator"] == "none":
-            raise errors.RequestError(f"{source}: resources.gpu: an orchestrator allocates this node's devices (allocator = \"none\")",
-                                      "name them in resources.gpu.devices")
+            raise errors.RequestError(
+                f'{source}: resources.gpu: an orchestrator allocates this node\'s devices (allocator = "none")',
+                "name them in resources.gpu.devices",
+            )
         picks = inventory.picks(kind)
         if picks or any("=" in name for name in asked or ()):
-            names += _counted(kind, count, picks, inventory, source, held, wish.get("prefer", "")) if asked is None else _named(kind, asked, inventory)
+            names += (
+                _counted(kind, count, picks, inventory, source, held, wish.get("prefer", ""))
+                if asked is None
+                else _named(kind, asked, inventory)
+            )
         else:
             nodes = _from_nodes(kind, asked, count, inventory, source, look, held)
     found = _from_cdi(names, inventory, source, held)
@@ -86,9 +107,13 @@ def weighed(grant: Grant, inventory: Inventory) -> Tuple[int, List[str]]:
             continue
         kind = name.partition("=")[0]
         prefix = "".join(vendors.of_kind(kind).gpu_nodes[:1]).partition("{")[0]
-        nodes = [edit[1] for edit in found[2] if edit[0] == DEVICE and edit[1].startswith(prefix)] if found and prefix else []
+        nodes = (
+            [edit[1] for edit in found[2] if edit[0] == DEVICE and edit[1].startswith(prefix)]
+            if found and prefix
+            else []
+        )
         if len(nodes) > 1:  # nvidia0 and its like, not nvidiactl
-            nodes = [path for path in nodes if path[len(prefix):].isdigit()]
+            nodes = [path for path in nodes if path[len(prefix) :].isdigit()]
         own = max(len(inventory.key(name)), len(nodes))
         count += own
         if own > 1 and own >= len(inventory.picks(kind)):
@@ -106,7 +131,13 @@ def numbers(kinds: Iterable[str], inventory: Inventory, look: Look) -> Dict[str,
         if not picks and own and inventory.config["gpu.fallback"] == "devices":
             keys = {f"{kind}={number}": [_own_key(own, number, look)] for number in _numbers_there(own, look)}
         # the key of a device without a node of its own is its name
-        found.update((number, name) for name, own_keys in keys.items() for key in own_keys for number in key.split("+") if number[1:2].isdigit())
+        found.update(
+            (number, name)
+            for name, own_keys in keys.items()
+            for key in own_keys
+            for number in key.split("+")
+            if number[1:2].isdigit()
+        )
     return found
 
 
@@ -118,8 +149,10 @@ def again(wish: Dict[str, Any], names: List[str], engine_names: List[str]) -> Di
     name = wish.get("vendor", vendors.DEFAULT.name)
     vendor = vendors.by_name(name)
     kind = name if vendor is None else vendor.kind
-    return {**{key: value for key, value in wish.items() if key not in ("count", "prefer")},
-            "devices": [name.partition("=")[2] if name.partition("=")[0] == kind else name for name in own]}
+    return {
+        **{key: value for key, value in wish.items() if key not in ("count", "prefer")},
+        "devices": [name.partition("=")[2] if name.partition("=")[0] == kind else name for name in own],
+    }
 
 
 def _kind(name: str, source: str) -> str:
@@ -130,23 +163,30 @@ def _kind(name: str, source: str) -> str:
     if "/" in name:
         return name
     known = ", ".join(each for vendor in vendors.with_gpus() for each in vendor.names)
-    raise errors.RequestError(f"{source}: resources.gpu.vendor: unknown vendor {name!r}",
-                              f"known: {known}, or a CDI kind such as example.com/gpu")
+    raise errors.RequestError(
+        f"{source}: resources.gpu.vendor: unknown vendor {name!r}",
+        f"known: {known}, or a CDI kind such as example.com/gpu",
+    )
 
 
 # --- through CDI ----------------------------------------------------------------------------------------------
 
-def _counted(kind: str, count: int, picks: List[str], inventory: Inventory, source: str,
-             held: Optional[List[Lease]], prefer: str) -> List[str]:
+
+def _counted(
+    kind: str, count: int, picks: List[str], inventory: Inventory, source: str, held: Optional[List[Lease]], prefer: str
+) -> List[str]:
     """The first `count` devices of a kind, or of those that are free, where `prefer` says so those that are neighbours."""
     names = [f"{kind}={device}" for device in picks]
     if count > len(names):
-        raise errors.RequestError(f"{source}: resources.gpu asks for {count} devices of {kind}; this node has {len(names)}",
-                                  f"they are {', '.join(names)}")
+        raise errors.RequestError(
+            f"{source}: resources.gpu asks for {count} devices of {kind}; this node has {len(names)}",
+            f"they are {', '.join(names)}",
+        )
     if held:
         names = _free([(name, inventory.key(name)) for name in names], count, kind, source, held)
     if prefer and held is not None:
         from shim.gpu import neighbours
+
         free = {name.partition("=")[2] for name in names}
         places = [place for place, pick in enumerate(picks) if pick in free]
         return [f"{kind}={picks[place]}" for place in neighbours.choose(places, count, prefer, inventory.near(kind))]
@@ -156,6 +196,7 @@ def _counted(kind: str, count: int, picks: List[str], inventory: Inventory, sour
 def _free(devices: List[Tuple[str, List[str]]], count: int, kind: str, source: str, held: List[Lease]) -> List[str]:
     """The names of the devices that no lease stands in the way of.  Raises LeaseError when they are fewer than `count`."""
     from shim.state import leases
+
     free = []
     holders: List[str] = []
     for name, keys in devices:
@@ -165,8 +206,11 @@ def _free(devices: List[Tuple[str, List[str]]], count: int, kind: str, source: s
         elif leases.words(lease) not in holders:
             holders.append(leases.words(lease))
     if len(free) < count:
-        raise errors.LeaseError(f"{source}: resources.gpu asks for {count} devices of {kind}; {len(free)} of {len(devices)} "
-                                f"are free: {'; '.join(holders)}", "end one of these containers, or run `chandler leases`")
+        raise errors.LeaseError(
+            f"{source}: resources.gpu asks for {count} devices of {kind}; {len(free)} of {len(devices)} "
+            f"are free: {'; '.join(holders)}",
+            "end one of these containers, or run `chandler leases`",
+        )
     return free
 
 
@@ -192,15 +236,18 @@ def _from_cdi(names: List[str], inventory: Inventory, source: str, held: Optiona
             inventory.explain_missing([each for each in names if inventory.lookup(each) is None])
         own = inventory.key(name)
         if any(key in keys for key in own):
-            raise errors.RequestError(f"{source}: {name} is a device that another of the names asked for stands for, too",
-                               "name each device once")
+            raise errors.RequestError(
+                f"{source}: {name} is a device that another of the names asked for stands for, too",
+                "name each device once",
+            )
         _check_free(name, own, source, held)
         keys += own
         per_kind[kind] = per_kind.get(kind, 0) + len(own)
     edits = cdi_resolve.resolve(names, inventory.lookup)
     set_by_cdi = {edit[1] for edit in edits.items if edit[0] == ENV}
-    visible = Edits([edit for kind, number in per_kind.items() for edit in _visibility(kind, number)
-                     if edit[1] not in set_by_cdi])
+    visible = Edits(
+        [edit for kind, number in per_kind.items() for edit in _visibility(kind, number) if edit[1] not in set_by_cdi]
+    )
     return Grant(names, keys, edits.beside(visible), names, visible)
 
 
@@ -208,10 +255,12 @@ def _check_free(name: str, keys: List[str], source: str, held: Optional[List[Lea
     if not held:
         return
     from shim.state import leases
+
     lease = leases.holder(keys, held)
     if lease is not None:
-        raise errors.LeaseError(f"{source}: {name} is not free: {leases.words(lease)}",
-                                "end that container, or run `chandler leases`")
+        raise errors.LeaseError(
+            f"{source}: {name} is not free: {leases.words(lease)}", "end that container, or run `chandler leases`"
+        )
 
 
 def _visibility(kind: str, count: int) -> List[Edit]:
@@ -222,8 +271,10 @@ def _visibility(kind: str, count: int) -> List[Edit]:
 
 # --- without CDI ----------------------------------------------------------------------------------------------
 
-def _from_nodes(kind: str, asked: Any, count: int, inventory: Inventory, source: str,
-                look: Look, held: Optional[List[Lease]]) -> Grant:
+
+def _from_nodes(
+    kind: str, asked: Any, count: int, inventory: Inventory, source: str, look: Look, held: Optional[List[Lease]]
+) -> Grant:
     """The vendor's own device nodes, for a host without a CDI file for the kind."""
     vendor = vendors.of_kind(kind)
     own = vendor.gpu_nodes
@@ -233,7 +284,13 @@ def _from_nodes(kind: str, asked: Any, count: int, inventory: Inventory, source:
         numbers = [_device_number(device, kind, source) for device in asked]
     elif held:
         there = _numbers_there(own, look)
-        free = _free([(str(number), [_own_key(own, number, look)]) for number in there], min(count, len(there)), kind, source, held)
+        free = _free(
+            [(str(number), [_own_key(own, number, look)]) for number in there],
+            min(count, len(there)),
+            kind,
+            source,
+            held,
+        )
         numbers = [int(name) for name in free[:count]] + list(range(len(there), count))
     else:
         numbers = list(range(count))
@@ -251,8 +308,11 @@ def _from_nodes(kind: str, asked: Any, count: int, inventory: Inventory, source:
             keys.append(_own_key(own, number, look))
             _check_free(f"{kind}={number}", keys[-1:], source, held)
     except errors.HostError as error:
-        raise errors.HostError(f"{source}: resources.gpu asks for {len(numbers)} devices of {kind}, but {error.what}, and no CDI "
-                        f"file describes {kind}", f"load the driver with `{vendor.load}`, or give the node a CDI file with `chandler cdi generate`") from None
+        raise errors.HostError(
+            f"{source}: resources.gpu asks for {len(numbers)} devices of {kind}, but {error.what}, and no CDI "
+            f"file describes {kind}",
+            f"load the driver with `{vendor.load}`, or give the node a CDI file with `chandler cdi generate`",
+        ) from None
     names = [f"{kind}={number}" for number in numbers]
     made = Edits(edits + _visibility(kind, len(numbers)))
     return Grant(names, keys, made, [], made)
@@ -280,8 +340,10 @@ def _numbers_there(own: Tuple[str, ...], look: Look) -> List[int]:
 
 def _device_number(device: str, kind: str, source: str) -> int:
     if not device.isdigit() or not device.isascii():
-        raise errors.RequestError(f"{source}: resources.gpu.devices: without a CDI file for {kind} a device is a number, "
-                           f"not {device!r}", "give the node a CDI file")
+        raise errors.RequestError(
+            f"{source}: resources.gpu.devices: without a CDI file for {kind} a device is a number, not {device!r}",
+            "give the node a CDI file",
+        )
     return int(device)
 
 

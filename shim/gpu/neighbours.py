@@ -63,7 +63,9 @@ def _grown(start: int, count: int, places: List[int], near: Dict[Tuple[int, int]
 
 def _rank(near: Dict[Tuple[int, int], int], places: List[int]) -> Callable[[List[int]], Tuple[int, int, List[int]]]:
     """Sorts the nearest first; of equals that which breaks up the least of what stays free, then the lowest."""
+
     def rank(chosen: List[int]) -> Tuple[int, int, List[int]]:
         inside = sum(near[one, other] for one in chosen for other in chosen)
         return -inside, sum(near[one, other] for one in chosen for other in places) - inside, chosen
+
     return rank

@@ -26,11 +26,33 @@ class Vendor:
     `integrated`: whether nearly every machine has such a device, so that a missing driver is no problem.
     """
 
-    __slots__ = ("names", "name", "kind", "generator", "pci", "modules", "load", "variables", "control_nodes", "gpu_nodes", "integrated")
+    __slots__ = (
+        "names",
+        "name",
+        "kind",
+        "generator",
+        "pci",
+        "modules",
+        "load",
+        "variables",
+        "control_nodes",
+        "gpu_nodes",
+        "integrated",
+    )
 
-    def __init__(self, names: Tuple[str, ...], kind: str, generator: str, pci: str, modules: Tuple[str, ...], load: str,
-                 variables: Tuple[str, ...] = (), control_nodes: Tuple[str, ...] = (), gpu_nodes: Tuple[str, ...] = (),
-                 integrated: bool = False) -> None:
+    def __init__(
+        self,
+        names: Tuple[str, ...],
+        kind: str,
+        generator: str,
+        pci: str,
+        modules: Tuple[str, ...],
+        load: str,
+        variables: Tuple[str, ...] = (),
+        control_nodes: Tuple[str, ...] = (),
+        gpu_nodes: Tuple[str, ...] = (),
+        integrated: bool = False,
+    ) -> None:
         self.names = names
         self.name = names[0]
         self.kind = kind
@@ -46,21 +68,45 @@ class Vendor:
 
 VENDORS = (
     Vendor(
-        ("nvidia",), "nvidia.com/gpu", "nvidia", "0x10de", ("nvidia", "nvidia_uvm"), "nvidia-modprobe -u -c 0",
+        ("nvidia",),
+        "nvidia.com/gpu",
+        "nvidia",
+        "0x10de",
+        ("nvidia", "nvidia_uvm"),
+        "nvidia-modprobe -u -c 0",
         variables=("NVIDIA_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES"),
-        control_nodes=("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools"), gpu_nodes=("/dev/nvidia{0}",),
+        control_nodes=("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools"),
+        gpu_nodes=("/dev/nvidia{0}",),
     ),
     Vendor(
-        ("amd",), "amd.com/gpu", "amd", "0x1002", ("amdgpu",), "modprobe amdgpu",
+        ("amd",),
+        "amd.com/gpu",
+        "amd",
+        "0x1002",
+        ("amdgpu",),
+        "modprobe amdgpu",
         variables=("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"),
-        control_nodes=("/dev/kfd",), gpu_nodes=("/dev/dri/renderD{1}", "/dev/dri/card{0}"),
+        control_nodes=("/dev/kfd",),
+        gpu_nodes=("/dev/dri/renderD{1}", "/dev/dri/card{0}"),
     ),
     Vendor(
-        ("intel",), "intel.com/gpu", "drm", "0x8086", ("i915", "xe"), "modprobe -a i915 xe",
-        variables=("ZE_AFFINITY_MASK",), gpu_nodes=("/dev/dri/renderD{1}", "/dev/dri/card{0}"), integrated=True,
+        ("intel",),
+        "intel.com/gpu",
+        "drm",
+        "0x8086",
+        ("i915", "xe"),
+        "modprobe -a i915 xe",
+        variables=("ZE_AFFINITY_MASK",),
+        gpu_nodes=("/dev/dri/renderD{1}", "/dev/dri/card{0}"),
+        integrated=True,
     ),
     Vendor(
-        ("gaudi", "habana"), "intel.com/gaudi", "accel", "0x1da3", ("habanalabs",), "modprobe habanalabs",
+        ("gaudi", "habana"),
+        "intel.com/gaudi",
+        "accel",
+        "0x1da3",
+        ("habanalabs",),
+        "modprobe habanalabs",
         gpu_nodes=("/dev/accel/accel{0}", "/dev/accel/accel_controlD{0}"),
     ),
     Vendor(("npu",), "intel.com/npu", "accel", "0x8086", ("intel_vpu",), "modprobe intel_vpu"),

@@ -15,15 +15,23 @@ from shim.host import kernel
 
 VARIABLE = "CHANDLER_CGROUP_PARENT"
 LEAF, CONTAINERS = "init", "containers"  # the builder's own group, and the one that containers' groups go into
-REMEDIES = ("start the container that Chandler runs in with the host's cgroup namespace (--cgroupns=host), "
-            f"or set {VARIABLE} to a group that can be written to, or make /sys/fs/cgroup writable")
+REMEDIES = (
+    "start the container that Chandler runs in with the host's cgroup namespace (--cgroupns=host), "
+    f"or set {VARIABLE} to a group that can be written to, or make /sys/fs/cgroup writable"
+)
 _HOST_INITS = ("/", "/init.scope")  # where a host's own first process is
-_LIMITS = {"memory": "memory", "cpu": "cpu", "pids": "pids", "blockIO": "io", "hugepageLimits": "hugetlb"}  # linux.resources: the controller
+_LIMITS = {
+    "memory": "memory",
+    "cpu": "cpu",
+    "pids": "pids",
+    "blockIO": "io",
+    "hugepageLimits": "hugetlb",
+}  # linux.resources: the controller
 _NEEDED = ("memory", "cpu", "pids", "devices")  # of version 1: the hierarchies in which a container gets a group
 _MAX_FILE = 1 << 20
 
 
-class Tree:
+class CgroupTree:
     """The host's files below `root`; '' for the host itself."""
 
     def __init__(self, root: str = "") -> None:
@@ -98,9 +106,9 @@ class _Mount(NamedTuple):
     options: List[str]
 
 
-def survey(tree: Optional[Tree] = None) -> Survey:
+def survey(tree: Optional[CgroupTree] = None) -> Survey:
     """A look at the host's control groups."""
-    tree = tree or Tree()
+    tree = tree or CgroupTree()
     second, first = _mounts(tree.read("/proc/self/mountinfo"))
     ours, init = _groups(tree.read("/proc/self/cgroup")), _groups(tree.read("/proc/1/cgroup"))
     if first:
@@ -109,25 +117,43 @@ def survey(tree: Optional[Tree] = None) -> Survey:
         return Survey("none", "", "", False, False, False, [], [])
     own = _below(ours.get("", "/"), second.root)
     at_init = _below(init.get("", "/"), second.root)
-    if own.endswith(f"/{LEAF}") and tree.exists(f"{second.point}{own[:-len(LEAF)]}{CONTAINERS}"):
-        own = own[:-len(LEAF) - 1] or "/"
+    if own.endswith(f"/{LEAF}") and tree.exists(f"{second.point}{own[: -len(LEAF)]}{CONTAINERS}"):
+        own = own[: -len(LEAF) - 1] or "/"
     here = _join(second.point, own)
     # the real root group has no cgroup.type: one that has is somebody's, shown to us as a root by a namespace
     nested = tree.exists(f"{second.point}/cgroup.type") or at_init not in _HOST_INITS
-    return Survey("v2", second.point, own, nested, tree.writable(second.point), tree.writable(here),
-                  tree.read(f"{second.point}/cgroup.controllers").split(),
-                  tree.read(f"{here}/cgroup.subtree_control").split())
+    return Survey(
+        "v2",
+        second.point,
+        own,
+        nested,
+        tree.writable(second.point),
+        tree.writable(here),
+        tree.read(f"{second.point}/cgroup.controllers").split(),
+        tree.read(f"{here}/cgroup.subtree_control").split(),
+    )
 
 
-def _survey_first(tree: Tree, mounts: Dict[str, _Mount], hybrid: bool, ours: Dict[str, str], init: Dict[str, str]) -> Survey:
+def _survey_first(
+    tree: CgroupTree, mounts: Dict[str, _Mount], hybrid: bool, ours: Dict[str, str], init: Dict[str, str]
+) -> Survey:
     needed = [name for name in _NEEDED if name in mounts] or list(mounts)
     paths = {_below(ours.get(name, "/"), mounts[name].root) for name in needed}
     own = paths.pop() if len(paths) == 1 else ""
-    nested = any(_below(init.get(name, "/"), mounts[name].root) not in _HOST_INITS or mounts[name].root != "/" for name in needed)
+    nested = any(
+        _below(init.get(name, "/"), mounts[name].root) not in _HOST_INITS or mounts[name].root != "/" for name in needed
+    )
     points = [mounts[name].point for name in needed]
-    return Survey("hybrid" if hybrid else "v1", os.path.dirname(points[0]), own, nested,
-                  all(tree.writable(point) for point in points),
-                  all(tree.writable(_join(point, own or "/")) for point in points), sorted(mounts), sorted(mounts))
+    return Survey(
+        "hybrid" if hybrid else "v1",
+        os.path.dirname(points[0]),
+        own,
+        nested,
+        all(tree.writable(point) for point in points),
+        all(tree.writable(_join(point, own or "/")) for point in points),
+        sorted(mounts),
+        sorted(mounts),
+    )
 
 
 def _mounts(text: str) -> Tuple[Optional[_Mount], Dict[str, _Mount]]:
@@ -165,7 +191,7 @@ def _groups(text: str) -> Dict[str, str]:
 def _below(path: str, root: str) -> str:
     """A group's path as seen below a mount whose root is another group (a bind mount, or another namespace)."""
     if root != "/" and (path == root or path.startswith(root + "/")):
-        path = path[len(root):] or "/"
+        path = path[len(root) :] or "/"
     return "/" if path.startswith("/..") else path
 
 
@@ -175,18 +201,26 @@ def _join(*parts: str) -> str:
 
 # --- placement ------------------------------------------------------------------------------------------------
 
+
 def in_parent(parent: str, name: str, systemd: bool = False) -> str:
     """cgroupsPath for a container in a parent that somebody names.  Raises RequestError."""
     parts = [part for part in parent.split("/") if part]
     if ".." in parts or "." in parts or not parent.isprintable() or ":" in parent:
-        raise RequestError(f"{parent!r} is no control group", "write a path such as /team-a, or a slice such as team-a.slice")
+        raise RequestError(
+            f"{parent!r} is no control group", "write a path such as /team-a, or a slice such as team-a.slice"
+        )
     if systemd:
         if not parts or not parts[-1].endswith(".slice"):
-            raise RequestError(f"{parent!r} is no slice, and systemd makes the control groups", "write a slice such as team-a.slice")
+            raise RequestError(
+                f"{parent!r} is no slice, and systemd makes the control groups", "write a slice such as team-a.slice"
+            )
         return f"{parts[-1]}:chandler:{name}"
     if not parent.startswith("/"):
-        raise RequestError(f"{parent!r} is no control group", "write it from the top, such as /team-a"
-                           + ("; a slice is for --systemd-cgroup" if parent.endswith(".slice") else ""))
+        raise RequestError(
+            f"{parent!r} is no control group",
+            "write it from the top, such as /team-a"
+            + ("; a slice is for --systemd-cgroup" if parent.endswith(".slice") else ""),
+        )
     return _join(*parts, name)
 
 
@@ -197,8 +231,16 @@ def controllers(resources: Dict[str, Any]) -> List[str]:
     return [*found, "cpuset"] if "cpus" in cpu or "mems" in cpu else found
 
 
-def place(name: str, asked: str = "", variable: str = "", systemd: bool = False, rootless: bool = False,
-          move: Optional[int] = None, tree: Optional[Tree] = None, needed: Sequence[str] = ()) -> Placement:
+def place(
+    name: str,
+    asked: str = "",
+    variable: str = "",
+    systemd: bool = False,
+    rootless: bool = False,
+    move: Optional[int] = None,
+    tree: Optional[CgroupTree] = None,
+    needed: Sequence[str] = (),
+) -> Placement:
     """Where the group of container `name` goes: `asked` by its request, else `variable` (CHANDLER_CGROUP_PARENT), else
     beside this process where it runs in a container, else wherever the runtime puts it.
 
@@ -215,7 +257,7 @@ def place(name: str, asked: str = "", variable: str = "", systemd: bool = False,
                 raise error.within(by) from None
     if systemd:
         return Placement(in_parent("user.slice" if rootless else "system.slice", name, True), "systemd", [])
-    tree = tree or Tree()
+    tree = tree or CgroupTree()
     found = survey(tree)
     if found.version == "none" or rootless and not found.nested:
         return Placement("", "the runtime", [])
@@ -233,7 +275,7 @@ def place(name: str, asked: str = "", variable: str = "", systemd: bool = False,
     return Placement(_join(found.own, CONTAINERS, name), "/proc/self/cgroup", notes)
 
 
-def _make_room(tree: Tree, here: str, process: int, name: str, needed: Sequence[str]) -> List[str]:
+def _make_room(tree: CgroupTree, here: str, process: int, name: str, needed: Sequence[str]) -> List[str]:
     """A group for containers beside one for us, since a group with processes hands no controllers on."""
     there = tree.read(f"{here}/cgroup.controllers").split()
     for controller in needed:
@@ -246,7 +288,8 @@ def _make_room(tree: Tree, here: str, process: int, name: str, needed: Sequence[
         raise _no_parent(name, here) from None
     notes = []
     if str(process) not in tree.read(f"{here}/{LEAF}/cgroup.procs").split() and not tree.write(
-            f"{here}/{LEAF}/cgroup.procs", str(process)):
+        f"{here}/{LEAF}/cgroup.procs", str(process)
+    ):
         notes.append(f"process {process} could not be moved into {here}/{LEAF}")
     for controller in there:
         for group in (here, f"{here}/{CONTAINERS}"):
@@ -255,16 +298,24 @@ def _make_room(tree: Tree, here: str, process: int, name: str, needed: Sequence[
             if not tree.write(f"{group}/cgroup.subtree_control", f"+{controller}"):
                 if controller in needed:
                     others = tree.read(f"{group}/cgroup.procs").split()
-                    raise _no_controller(name, group, controller, f"other processes are in it, such as {', '.join(others[:3])}" if others
-                                         else "the kernel does not let it")
+                    raise _no_controller(
+                        name,
+                        group,
+                        controller,
+                        f"other processes are in it, such as {', '.join(others[:3])}"
+                        if others
+                        else "the kernel does not let it",
+                    )
                 notes.append(f"{group} does not hand on the controller {controller}: other processes may be in it")
                 break
     return notes
 
 
 def _no_controller(name: str, group: str, controller: str, why: str) -> HostError:
-    return HostError(f"{name} is to have a limit, and {group} cannot hand on the controller {controller} that it needs: {why}",
-                     f"start the builder in a group of its own that has it, or set {VARIABLE} to a group that hands it on")
+    return HostError(
+        f"{name} is to have a limit, and {group} cannot hand on the controller {controller} that it needs: {why}",
+        f"start the builder in a group of its own that has it, or set {VARIABLE} to a group that hands it on",
+    )
 
 
 def _no_parent(name: str, where: str) -> HostError:
@@ -275,16 +326,28 @@ def remedy(found: Survey, rootless: bool) -> List[Dict[str, Any]]:
     """What stands in the way of containers and their limits, each as `problem` and `remedy`."""
     problems: List[Dict[str, Any]] = []
     if found.version == "none":
-        problems.append({"problem": "no control groups are mounted, so no container can have a limit",
-                         "remedy": "mount -t cgroup2 none /sys/fs/cgroup"})
+        problems.append(
+            {
+                "problem": "no control groups are mounted, so no container can have a limit",
+                "remedy": "mount -t cgroup2 none /sys/fs/cgroup",
+            }
+        )
     elif rootless:
         if found.version == "v2" and not found.own_writable:
-            problems.append({"problem": "limits do not work without root: the control group of this session is not yours",
-                             "remedy": "systemctl edit user@.service, with Delegate=cpu cpuset io memory pids"})
+            problems.append(
+                {
+                    "problem": "limits do not work without root: the control group of this session is not yours",
+                    "remedy": "systemctl edit user@.service, with Delegate=cpu cpuset io memory pids",
+                }
+            )
     elif not (found.own_writable if found.nested else found.root_writable):
         problems.append({"problem": f"no control group can be made in {found.mount}", "remedy": REMEDIES})
     missing = [name for name in ("cpu", "memory", "pids") if name not in found.controllers]
     if found.version != "none" and missing and not rootless:
-        problems.append({"problem": f"there is no control group controller for {', '.join(missing)}",
-                         "remedy": "see cgroup_disable= on the kernel's command line, and what the outer container hands on"})
+        problems.append(
+            {
+                "problem": f"there is no control group controller for {', '.join(missing)}",
+                "remedy": "see cgroup_disable= on the kernel's command line, and what the outer container hands on",
+            }
+        )
     return problems

@@ -81,7 +81,9 @@ def _complete(edit: Edit, lstat: Stat) -> Edit:
             node["major"], node["minor"] = major, minor
         before = node.pop(COMPILED, None)
         if before is not None and found != "p" and before != f"{found}{node['major']}:{node['minor']}":
-            raise errors.ChangedError(f"{origin}: {source} is another device than when the CDI files were read", "run `chandler refresh`")
+            raise errors.ChangedError(
+                f"{origin}: {source} is another device than when the CDI files were read", "run `chandler refresh`"
+            )
     return kind, path, node, origin
 
 

@@ -56,11 +56,12 @@ def read_all(descriptor: int, size: int, limit: int, path: str) -> bytes:
 def write_all(descriptor: int, data: bytes) -> None:
     """All of `data` to a descriptor; raises OSError."""
     while data:
-        data = data[posix.write(descriptor, data):]
+        data = data[posix.write(descriptor, data) :]
 
 
-def replace(path: str, data: bytes, mode: int = 0o644, owner: Optional[Tuple[int, int]] = None,
-            temporary: str = "") -> None:
+def replace(
+    path: str, data: bytes, mode: int = 0o644, owner: Optional[Tuple[int, int]] = None, temporary: str = ""
+) -> None:
     """`data` at `path`, by a temporary file beside it and a rename: a reader sees the old bytes or the new.
 
     `owner` is (uid, gid).  Nothing stays behind on failure; raises OSError.  Where only one process writes, a fixed
@@ -104,6 +105,7 @@ def make_directory(path: str, mode: int = 0o755) -> None:
 def digest(data: bytes) -> str:
     """BLAKE2b-256 of some bytes, as `b2sum -l 256` prints it (a third of SHA-256's cost without OpenSSL)."""
     from _blake2 import blake2b
+
     return blake2b(data, digest_size=32).hexdigest()
 
 
@@ -119,10 +121,10 @@ def seal(text: bytes) -> bytes:
 
 def unseal(data: bytes) -> Optional[bytes]:
     """The text that `seal` was given; None for bytes that were never sealed.  Raises HostError when the checksum is wrong."""
-    if data[:len(_SEAL)] != _SEAL:
+    if data[: len(_SEAL)] != _SEAL:
         return None
     rest = data[_SEALED:-1]
-    if data[len(_SEAL):_SEALED] != digest(rest).encode("ascii") + b'",' or data[-1:] != b"\n":
+    if data[len(_SEAL) : _SEALED] != digest(rest).encode("ascii") + b'",' or data[-1:] != b"\n":
         raise errors.HostError("its checksum is wrong")
     return b"{" + rest
 

@@ -68,8 +68,15 @@ def creation(root: str) -> Dict[str, Any]:
             break
         except OSError:
             place = place.rpartition("/")[0] or "/"
-    return {"pid": pid, "started": started(pid), "boot": boot(), "pidns": namespace("pid"), "timens": namespace("time"), "userns": namespace("user"),
-            "place": [place, found.st_dev, found.st_ino]}
+    return {
+        "pid": pid,
+        "started": started(pid),
+        "boot": boot(),
+        "pidns": namespace("pid"),
+        "timens": namespace("time"),
+        "userns": namespace("user"),
+        "place": [place, found.st_dev, found.st_ino],
+    }
 
 
 def unified_cgroups() -> bool:

@@ -56,7 +56,7 @@ def find(name: str, owners: Dict[int, str]) -> Tuple[str, str]:
 def fixed_kind(program: str) -> str:
     """The kind that a link's name asks for (chandler-crun), or ''."""
     name = program.rpartition("/")[2]
-    kind = name[len("chandler-"):] if name.startswith("chandler-") else ""
+    kind = name[len("chandler-") :] if name.startswith("chandler-") else ""
     return kind if kind in KINDS else ""
 
 
@@ -74,8 +74,10 @@ def for_create(config: Dict[str, Any], program: str, owners: Dict[int, str]) -> 
             return find(name, owners)
         except errors.HostError:
             continue
-    raise errors.HostError(f"no runtime is installed: looked for {', '.join(names)}",
-                    "install runc, crun or youki, or set runtimes in the configuration")
+    raise errors.HostError(
+        f"no runtime is installed: looked for {', '.join(names)}",
+        "install runc, crun or youki, or set runtimes in the configuration",
+    )
 
 
 def default_root(kind: str, rootless: bool, environment: Dict[bytes, bytes]) -> str:

@@ -31,7 +31,9 @@ class Hidden(str):
 def check_name(name: str) -> None:
     """Raises RequestError for what cannot be the name of a secret."""
     if not name or len(name) > 255 or set(name) - _PLAIN or name.startswith(".") or name.startswith("-"):
-        raise errors.RequestError(f"{name!r} is no name of a secret", "write $S: and letters, digits, dots, hyphens, underscores")
+        raise errors.RequestError(
+            f"{name!r} is no name of a secret", "write $S: and letters, digits, dots, hyphens, underscores"
+        )
 
 
 def read(name: str, scope: str, config: Dict[str, Any], owners: Dict[int, str], seconds: float) -> Hidden:
@@ -39,17 +41,23 @@ def read(name: str, scope: str, config: Dict[str, Any], owners: Dict[int, str], 
     check_name(name)
     directory, command = config["secrets.directory"], config["secrets.command"]
     if not directory and not command:
-        raise errors.HostError(f"the secret {name} cannot be had: this node has no provider of secrets",
-                               "set directory or command in [secrets] of the configuration")
+        raise errors.HostError(
+            f"the secret {name} cannot be had: this node has no provider of secrets",
+            "set directory or command in [secrets] of the configuration",
+        )
     if SCOPE in directory or any(SCOPE in word for word in command):
         if not scope:
-            raise errors.HostError(f"the secret {name} cannot be had: nothing says for certain whose it would be",
-                                   "name the engine in engines of the configuration, where it tells namespaces")
+            raise errors.HostError(
+                f"the secret {name} cannot be had: nothing says for certain whose it would be",
+                "name the engine in engines of the configuration, where it tells namespaces",
+            )
         check_name(scope)
     if directory:
         data = _from_directory(directory.replace(SCOPE, scope), name, owners)
     else:
-        data = _from_command([word.replace(SCOPE, scope).replace(NAME, name) for word in command], name, owners, seconds)
+        data = _from_command(
+            [word.replace(SCOPE, scope).replace(NAME, name) for word in command], name, owners, seconds
+        )
     data = data[:-1] if data.endswith(b"\n") else data
     if b"\0" in data:
         raise errors.HostError(f"the secret {name} holds a NUL, which no variable can")
@@ -72,17 +80,30 @@ def _from_directory(directory: str, name: str, owners: Dict[int, str]) -> bytes:
 def _from_command(command: List[str], name: str, owners: Dict[int, str], seconds: float) -> bytes:
     """What the command writes; what it says of errors is not passed on, since nobody knows what it says."""
     import subprocess
+
     if NAME not in " ".join(command) and name not in command:
         command = [*command, name]
     program = command[0]
     try:
         trust.check_way(program, owners)
-        done = subprocess.run([program, *command[1:]], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                              timeout=seconds, check=False, cwd="/", env={"PATH": paths.SAFE_PATH})
+        done = subprocess.run(
+            [program, *command[1:]],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            timeout=seconds,
+            check=False,
+            cwd="/",
+            env={"PATH": paths.SAFE_PATH},
+        )
     except subprocess.TimeoutExpired:
-        raise errors.HostError(f"the secret {name} cannot be had: {program} took more than {seconds:g} seconds") from None
+        raise errors.HostError(
+            f"the secret {name} cannot be had: {program} took more than {seconds:g} seconds"
+        ) from None
     except OSError as error:
-        raise errors.HostError(f"the secret {name} cannot be had: {program} cannot be started ({error.strerror})") from None
+        raise errors.HostError(
+            f"the secret {name} cannot be had: {program} cannot be started ({error.strerror})"
+        ) from None
     if done.returncode:
         raise errors.HostError(f"the secret {name} cannot be had: {program} ended with status {done.returncode}")
     if len(done.stdout) > MAX_SECRET:

@@ -92,8 +92,10 @@ def check_own_directory(path: str, owners: Dict[int, str]) -> None:
         except errors.TrustError as error:
             if there == path.rstrip("/"):
                 raise
-            raise errors.TrustError(f"{path} is not there yet, and somebody else could make it: {error.what}",
-                                    f"make it first: `mkdir -p -m 700 {path}`") from None
+            raise errors.TrustError(
+                f"{path} is not there yet, and somebody else could make it: {error.what}",
+                f"make it first: `mkdir -p -m 700 {path}`",
+            ) from None
     if found.st_mode & _FORMAT != _DIRECTORY:
         raise errors.TrustError(f"{there} is not a directory")
 

@@ -39,7 +39,8 @@ def edits(wish: Dict[str, Any], environment: Dict[str, str], source: str, master
     origin = f"{source}: resources.gpu.distributed"
     launcher = next((each for each in _LAUNCHERS if _is_number(environment.get(each["rank"], ""))), {})
     values = {
-        "MASTER_ADDR": wish.get("master_addr") or environment.get("MASTER_ADDR")
+        "MASTER_ADDR": wish.get("master_addr")
+        or environment.get("MASTER_ADDR")
         or environment.get(launcher.get("master_addr", ""), master),
         "MASTER_PORT": wish.get("master_port", DEFAULT_PORT),
         **_places(wish, environment, launcher, origin),
@@ -63,8 +64,10 @@ def _places(wish: Dict[str, Any], environment: Dict[str, str], launcher: Dict[st
     size = found.get("WORLD_SIZE")
     for variable in ("RANK", "LOCAL_RANK"):
         if size is not None and found.get(variable, 0) >= size:
-            raise errors.RequestError(f"{said[variable]}: {found[variable]} is not below world_size, {size}",
-                                      f"{said['WORLD_SIZE']} says how many there are")
+            raise errors.RequestError(
+                f"{said[variable]}: {found[variable]} is not below world_size, {size}",
+                f"{said['WORLD_SIZE']} says how many there are",
+            )
     return found
 
 

@@ -35,8 +35,14 @@ class Facts:
     the directories of prepared volumes by name; `prefixes` the only places that may be mounted from, None: any; `document`
     config.json, None while there is no bundle whose image could lead targets elsewhere."""
 
-    def __init__(self, root: str = "", container: str = "", volumes: Optional[Mapping[str, str]] = None,
-                 prefixes: Optional[List[str]] = None, document: Optional[Dict[str, Any]] = None) -> None:
+    def __init__(
+        self,
+        root: str = "",
+        container: str = "",
+        volumes: Optional[Mapping[str, str]] = None,
+        prefixes: Optional[List[str]] = None,
+        document: Optional[Dict[str, Any]] = None,
+    ) -> None:
         self.root = root
         self._document = document
         self._image: Any = None
@@ -67,7 +73,9 @@ class Facts:
             entries = self._read("/etc/group", "")
         except errors.HostError:
             return []
-        return [int(entry[2]) for entry in entries if len(entry) >= 4 and _plain(entry[2]) and name in entry[3].split(",")]
+        return [
+            int(entry[2]) for entry in entries if len(entry) >= 4 and _plain(entry[2]) and name in entry[3].split(",")
+        ]
 
     def _read(self, path: str, wanted: str) -> List[List[str]]:
         """The lines of a file of the image: resolved as the container would, a FIFO or a device never opened."""
@@ -77,6 +85,7 @@ class Facts:
         if not self.root:
             raise errors.HostError(f"{wanted} is a name, and the image is not known here", "write numbers")
         from shim.host.inroot import Root, read_regular
+
         try:
             root = Root(self.root)
             try:
@@ -102,25 +111,35 @@ class Facts:
         if self._document is None:
             return path
         if not self.root:
-            raise errors.BundleError(f"{source}: where the image leads {path} cannot be seen here: its root file system is not known")
+            raise errors.BundleError(
+                f"{source}: where the image leads {path} cannot be seen here: its root file system is not known"
+            )
         if self._image is None:
             from shim.oci import targets
-            self._image = targets.Image(self.root, self._document, exact=True)
+
+            self._image = targets.ImageRoot(self.root, self._document, exact=True)
         resolved: str = self._image.resolve(path, source)
         if self.prefixes is not None and self._image.kernel(resolved):
-            raise errors.PolicyError(f"{source}: {path} lies in {self._image.kernel(resolved)}, which is the kernel's and cannot be mounted over")
+            raise errors.PolicyError(
+                f"{source}: {path} lies in {self._image.kernel(resolved)}, which is the kernel's and cannot be mounted over"
+            )
         bound = self._image.within_bind(resolved) if self.prefixes is not None else ""
         if bound:
-            raise errors.PolicyError(f"{source}: {path} lies in {bound}, which the engine mounts, and whoever may write there could lead it "
-                                     "elsewhere", "take a target outside of it")
+            raise errors.PolicyError(
+                f"{source}: {path} lies in {bound}, which the engine mounts, and whoever may write there could lead it "
+                "elsewhere",
+                "take a target outside of it",
+            )
         return resolved
 
     def within(self, source: str, rest: str, words: str) -> None:
         """Refuses a target (`rest`) in a directory of the host's that the request mounts, too: whoever writes there can make
         a link of it at any time.  A trusted caller's is refused when it is one now.  Raises PolicyError or BundleError."""
         if self.prefixes is not None:
-            raise errors.PolicyError(f"{words}, which the request mounts, and whoever may write there could lead it elsewhere",
-                                     "take a target outside of it")
+            raise errors.PolicyError(
+                f"{words}, which the request mounts, and whoever may write there could lead it elsewhere",
+                "take a target outside of it",
+            )
         at = source
         for part in rest.strip("/").split("/"):
             at = f"{at}/{part}"
@@ -166,8 +185,10 @@ class Facts:
         """The directory of a prepared volume.  Raises RequestError or HostError, which name it."""
         path = self.volumes.get(name)
         if path is None:
-            raise errors.RequestError(f"the volume {name!r} (for {storage['target']}) is not prepared",
-                                      "give its directory in [volumes] of the configuration, or to `chandler bundle` with --volume")
+            raise errors.RequestError(
+                f"the volume {name!r} (for {storage['target']}) is not prepared",
+                "give its directory in [volumes] of the configuration, or to `chandler bundle` with --volume",
+            )
         try:
             found = posix.stat(path)
         except OSError as error:
@@ -193,7 +214,7 @@ def _check_bind(source: str, prefix: str) -> None:
     """No link on the way below an allowed prefix, and no directory on it that others than root could replace parts of:
     the runtime resolves the path once more, later."""
     owners = userns.trusted_owners(userns.user_namespace())
-    rest = [part for part in source[len(prefix.rstrip("/")):].split("/") if part]
+    rest = [part for part in source[len(prefix.rstrip("/")) :].split("/") if part]
     at = prefix
     try:
         trust.check_way(prefix if rest else prefix.rpartition("/")[0] or "/", owners)
@@ -205,7 +226,9 @@ def _check_bind(source: str, prefix: str) -> None:
             if number < len(rest) - 1:
                 trust.check_trust(at, found, owners)
     except errors.TrustError as error:
-        raise errors.PolicyError(f"{source} is not mounted: {error.what}, who could put another path in its place") from None
+        raise errors.PolicyError(
+            f"{source} is not mounted: {error.what}, who could put another path in its place"
+        ) from None
     except OSError as error:
         raise errors.HostError(f"{at}: {error.strerror}") from None
 
@@ -228,11 +251,13 @@ def caller() -> Tuple[str, ...]:
 
 # --- edits ----------------------------------------------------------------------------------------------------
 
+
 def variables(wish: Request, config: Dict[str, Any], scope: str, seconds: float = SECONDS) -> Edits:
     """The request's own variables, references resolved.  Raises ChandlerError, which names the variable and no value."""
     from time import monotonic
 
     from shim.host import secrets
+
     end = monotonic() + seconds
     owners: Dict[int, str] = {}
     items = []
@@ -242,7 +267,9 @@ def variables(wish: Request, config: Dict[str, Any], scope: str, seconds: float 
             if kind == "$E:":
                 found = posix.environ.get(rest.encode("utf-8", "surrogateescape"))
                 if found is None:
-                    raise errors.HostError(f"Chandler's own environment has no variable {rest!r}", "set it for the engine's service")
+                    raise errors.HostError(
+                        f"Chandler's own environment has no variable {rest!r}", "set it for the engine's service"
+                    )
                 value = secrets.Hidden(found.decode("utf-8", "surrogateescape"))
             elif kind == "$S:":
                 owners = owners or userns.trusted_owners(userns.user_namespace())
@@ -253,11 +280,18 @@ def variables(wish: Request, config: Dict[str, Any], scope: str, seconds: float 
     return Edits(items)
 
 
-def edits(wish: Request, document: Dict[str, Any], inventory: Inventory, config: Dict[str, Any], known: Mapping[str, Any]) -> Edits:
+def edits(
+    wish: Request, document: Dict[str, Any], inventory: Inventory, config: Dict[str, Any], known: Mapping[str, Any]
+) -> Edits:
     """The edits of the rarer keys.  `known`: what the front end knows (shim.engine.plan).  Raises ChandlerError."""
     prefixes = None if config["policy.trust"] == "all" else config["policy.bind-sources"]
-    facts = Facts(reader.root_path(document, known.get("bundle", "")), known.get("id", ""),
-                  {**config["volumes"], **known.get("volumes", {})}, prefixes, None if known.get("bundle") == "" else document)
+    facts = Facts(
+        reader.root_path(document, known.get("bundle", "")),
+        known.get("id", ""),
+        {**config["volumes"], **known.get("volumes", {})},
+        prefixes,
+        None if known.get("bundle") == "" else document,
+    )
     made = settings.edits(wish.document, document, wish.source, facts)
     _check_gpus(made, inventory, wish.source)
     return made
@@ -268,6 +302,12 @@ def _check_gpus(made: Edits, inventory: Inventory, source: str) -> None:
     nodes = {f"{node['type']}{node['major']}:{node['minor']}": path for _, path, node, _ in made.of(DEVICE)}
     if not nodes:
         return
-    for number, name in choose.numbers(dict.fromkeys([*inventory.kinds(), *(vendor.kind for vendor in vendors.with_gpus())]), inventory, device_nodes.look_at_gpu).items():
+    for number, name in choose.numbers(
+        dict.fromkeys([*inventory.kinds(), *(vendor.kind for vendor in vendors.with_gpus())]),
+        inventory,
+        device_nodes.look_at_gpu,
+    ).items():
         if number in nodes:
-            raise errors.RequestError(f"{source}: devices: {nodes[number]} belongs to {name}", "ask for it in resources.gpu")
+            raise errors.RequestError(
+                f"{source}: devices: {nodes[number]} belongs to {name}", "ask for it in resources.gpu"
+            )

@@ -35,7 +35,7 @@ def edits(wish: Document, document: Document, source: str, facts: Facts) -> Edit
     for key in (*wish, *(f"resources.{key}" for key in resources)):
         make = _MAKERS.get(key)
         if make is not None:
-            value = resources[key[len("resources."):]] if key.startswith("resources.") else wish[key]
+            value = resources[key[len("resources.") :]] if key.startswith("resources.") else wish[key]
             try:
                 items += make(value, wish, document, f"{source}: {key}", facts)
             except errors.ChandlerError as error:
@@ -44,6 +44,7 @@ def edits(wish: Document, document: Document, source: str, facts: Facts) -> Edit
 
 
 # --- the process ----------------------------------------------------------------------------------------------
+
 
 def _command(value: Document, wish: Document, document: Document, origin: str, facts: Facts) -> List[Edit]:
     """As Docker does: an entrypoint replaces the image's command, too."""
@@ -55,7 +56,9 @@ def _command(value: Document, wish: Document, document: Document, origin: str, f
         items.append((_edits.PROCESS, "args", args, origin))
     if "workdir" in value:
         if facts.root:
-            facts.target(value["workdir"], "workdir")  # a process that begins below /proc may be in a directory of the host
+            facts.target(
+                value["workdir"], "workdir"
+            )  # a process that begins below /proc may be in a directory of the host
         items.append((_edits.PROCESS, "cwd", value["workdir"], origin))
     return items
 
@@ -85,11 +88,20 @@ def _oom_score(value: int, wish: Document, document: Document, origin: str, fact
 
 
 def _ulimits(value: Document, wish: Document, document: Document, origin: str, facts: Facts) -> List[Edit]:
-    return [(_edits.RLIMIT, f"RLIMIT_{name.upper()}", {key: limit if limit >= 0 else UNLIMITED for key, limit in pair.items()}, origin)
-            for name, pair in value.items()]
+    return [
+        (
+            _edits.RLIMIT,
+            f"RLIMIT_{name.upper()}",
+            {key: limit if limit >= 0 else UNLIMITED for key, limit in pair.items()},
+            origin,
+        )
+        for name, pair in value.items()
+    ]
 
 
-def capability_sets(present: Dict[str, List[str]], add: List[str], drop: List[str], all_of_them: List[str]) -> Dict[str, List[str]]:
+def capability_sets(
+    present: Dict[str, List[str]], add: List[str], drop: List[str], all_of_them: List[str]
+) -> Dict[str, List[str]]:
     """The capability sets with some dropped, then some added, by Docker's rules for ALL: to add ALL is to have all but
     what is dropped, to drop ALL is to have what is added alone."""
     result: Dict[str, List[str]] = {}
@@ -124,20 +136,34 @@ def _privileged(value: bool, wish: Document, document: Document, origin: str, fa
     if not value:
         return []
     present: Dict[str, List[str]] = {key: [] for key in reader.capabilities(document)}
-    every = capability_sets(present, ["ALL"], [name for name in wish.get("cap_drop", []) if name != "ALL"], facts.capabilities())
+    every = capability_sets(
+        present, ["ALL"], [name for name in wish.get("cap_drop", []) if name != "ALL"], facts.capabilities()
+    )
     items: List[Edit] = [(_edits.CAPABILITY, key, names, origin) for key, names in every.items()]
-    items += [(_edits.PROCESS, "noNewPrivileges", False, origin), (_edits.PROCESS, "apparmorProfile", None, origin),
-              (_edits.LINUX, "maskedPaths", [], origin), (_edits.LINUX, "readonlyPaths", [], origin),
-              (_edits.LINUX, "seccomp", None, origin),
-              (_edits.DEVICE_RULE, "all", {"allow": True, "access": "rwm"}, origin)]
+    items += [
+        (_edits.PROCESS, "noNewPrivileges", False, origin),
+        (_edits.PROCESS, "apparmorProfile", None, origin),
+        (_edits.LINUX, "maskedPaths", [], origin),
+        (_edits.LINUX, "readonlyPaths", [], origin),
+        (_edits.LINUX, "seccomp", None, origin),
+        (_edits.DEVICE_RULE, "all", {"allow": True, "access": "rwm"}, origin),
+    ]
     for mount in reader.kernel_mounts(document):
         options = mount.get("options") or []
         if "ro" in options and isinstance(mount.get("destination"), str):
-            items.append((MOUNT, mount["destination"], {**mount, "options": [option for option in options if option != "ro"]}, origin))
+            items.append(
+                (
+                    MOUNT,
+                    mount["destination"],
+                    {**mount, "options": [option for option in options if option != "ro"]},
+                    origin,
+                )
+            )
     return items
 
 
 # --- the container --------------------------------------------------------------------------------------------
+
 
 def _hostname(value: str, wish: Document, document: Document, origin: str, facts: Facts) -> List[Edit]:
     if reader.namespace(document, "uts") is None:
@@ -152,15 +178,20 @@ def _host_network(value: bool, wish: Document, document: Document, origin: str, 
     linux = document.get("linux")
     sysctls = linux.get("sysctl") if isinstance(linux, dict) else None
     # the engine's own are for the container's network, not for the host's
-    return items + [(_edits.SYSCTL, name, None, origin) for name in (sysctls if isinstance(sysctls, dict) else ())
-                    if name.startswith("net.")]
+    return items + [
+        (_edits.SYSCTL, name, None, origin)
+        for name in (sysctls if isinstance(sysctls, dict) else ())
+        if name.startswith("net.")
+    ]
 
 
 def _sysctls(value: Dict[str, str], wish: Document, document: Document, origin: str, facts: Facts) -> List[Edit]:
     for name in value:
         kind = sysctl_namespace(name)
         if reader.namespace(document, kind) is None or kind == "network" and wish.get("host_network"):
-            raise errors.RequestError(f"{name} would be set for the whole host: the container has no {kind} namespace of its own")
+            raise errors.RequestError(
+                f"{name} would be set for the whole host: the container has no {kind} namespace of its own"
+            )
     return [(_edits.SYSCTL, name, text, origin) for name, text in value.items()]
 
 
@@ -173,8 +204,10 @@ def _cgroup_parent(value: str, wish: Document, document: Document, origin: str, 
     present = reader.text(document, "linux", "cgroupsPath")
     slices = present.count(":") == 2
     if slices != value.endswith(".slice") and (present or slices):
-        raise errors.RequestError(f"{value!r} does not fit the engine's cgroupsPath {present!r}",
-                                  "write a systemd slice, name.slice" if slices else "write a path, /name")
+        raise errors.RequestError(
+            f"{value!r} does not fit the engine's cgroupsPath {present!r}",
+            "write a systemd slice, name.slice" if slices else "write a path, /name",
+        )
     if slices:
         return [(_edits.LINUX, "cgroupsPath", f"{value}:{present.partition(':')[2]}", origin)]
     name = present.rstrip("/").rpartition("/")[2] or facts.container
@@ -197,14 +230,18 @@ def _storage(value: List[Document], wish: Document, document: Document, origin: 
     for storage in value:
         target = facts.target(storage["target"], storage["type"])
         if target in places:
-            raise errors.RequestError(f"{storage['target']} and {places[target]} are one place in the image, {target}", "mount it once")
+            raise errors.RequestError(
+                f"{storage['target']} and {places[target]} are one place in the image, {target}", "mount it once"
+            )
         places[target] = storage["target"]
         if storage["type"] == "tmpfs":
             options = ["nosuid", "nodev"]
             options += [f"{key}={storage[key]}" for key in ("size", "mode") if key in storage]
             mount = {"destination": target, "type": "tmpfs", "source": "tmpfs", "options": options}
         else:
-            found = facts.bind(storage["source"]) if storage["type"] == "bind" else facts.volume(volume(storage), storage)
+            found = (
+                facts.bind(storage["source"]) if storage["type"] == "bind" else facts.volume(volume(storage), storage)
+            )
             options = ["rbind", "rprivate", "ro" if storage.get("readonly") else "rw"]
             mount = {"destination": target, "type": "bind", "source": found, "options": options}
         items.append((MOUNT, target, mount, origin))
@@ -212,11 +249,12 @@ def _storage(value: List[Document], wish: Document, document: Document, origin: 
         if mount["type"] == "bind":
             for target, asked in places.items():
                 if target.startswith(outer + "/"):
-                    facts.within(mount["source"], target[len(outer):], f"{asked} lies in {places[outer]}")
+                    facts.within(mount["source"], target[len(outer) :], f"{asked} lies in {places[outer]}")
     return items
 
 
 # --- limits ---------------------------------------------------------------------------------------------------
+
 
 def _blkio_weight(value: int, wish: Document, document: Document, origin: str, facts: Facts) -> List[Edit]:
     return [(RESOURCE, ("blockIO", "weight"), value, origin)]

@@ -31,5 +31,6 @@ def check_paths(edits: Edits) -> None:
             missing = True
         if missing:
             what = f"the hook {path}" if kind == HOOK else f"the host path {path} (for {key})"
-            from shim.generate import stale
-            raise errors.HostError(f"{origin}: {what} does not exist", stale.remedy(path))
+            from shim.generate import driver_version
+
+            raise errors.HostError(f"{origin}: {what} does not exist", driver_version.remedy(path))

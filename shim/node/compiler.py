@@ -95,9 +95,11 @@ class Sources:
     def unchanged(self) -> bool:
         """Whether everything still looks as it was noted."""
         try:
-            return (inventory.identities(self.ways) == list(self.ways.values())
-                    and inventory.fingerprints(self.sources) == list(self.sources.values())
-                    and not any(files.exists(path) for path in self.absent))
+            return (
+                inventory.identities(self.ways) == list(self.ways.values())
+                and inventory.fingerprints(self.sources) == list(self.sources.values())
+                and not any(files.exists(path) for path in self.absent)
+            )
         except OSError:
             return False
 
@@ -132,7 +134,9 @@ def compile_now(place: Place, store: bool = True) -> Inventory:
     made = Compiled(config, registry, _neighbours())
     if store:
         times = {path: seen[3] for path, seen in sources.configuration.items()}
-        launch_line.write(place, config, times, _settled(sources.configuration, started))  # at once: the launcher compares times itself
+        launch_line.write(
+            place, config, times, _settled(sources.configuration, started)
+        )  # at once: the launcher compares times itself
         if sources.storable() and sources.settled(started) and sources.unchanged():
             made.store(place, sources.blocks())
     return made.inventory()
@@ -162,7 +166,11 @@ def config_texts(place: Place, sources: Sources) -> List[Tuple[str, bytes]]:
     directory = os.path.dirname(place.config_path) + "/config.d"
     if sources.note_configuration(directory):
         try:
-            names += [f"{directory}/{name}" for name in sorted(os.listdir(directory)) if name.endswith(".toml") and name[0] != "."]
+            names += [
+                f"{directory}/{name}"
+                for name in sorted(os.listdir(directory))
+                if name.endswith(".toml") and name[0] != "."
+            ]
         except OSError as error:
             raise ConfigError(f"the configuration {directory} cannot be read: {error.strerror}") from None
     for each in (os.path.dirname(place.config_path), directory):
@@ -209,6 +217,7 @@ def read_registry(place: Place, config: Dict[str, Any], sources: Optional[Source
     if config["gpu.fallback"] != "generate" or registry.problems:
         return registry  # a file that is wrong may be the one that describes the devices
     from shim.generate import managed
+
     entries, watch = managed.fallback([file.spec.kind for file in registry.files], config)
     sources.watch(watch)
     return Registry.build([(managed.GENERATED, None, entries), *read]) if entries else registry
@@ -217,17 +226,19 @@ def read_registry(place: Place, config: Dict[str, Any], sources: Optional[Source
 def _neighbours() -> Near:
     """Which devices are neighbours on this host."""
     from shim.generate import topology
-    from shim.generate.tree import Tree
-    return topology.Host(Tree(), _nvlink).text
+    from shim.generate.tree import HostTree
+
+    return topology.Topology(HostTree(), _nvlink).text
 
 
 def _nvlink() -> Dict[str, List[str]]:
     """What NVML says of NVLink; nothing where it says nothing."""
     from shim.generate import nvfiles, nvml
-    from shim.generate.model import Options, Unanswered
-    from shim.generate.tree import Tree
+    from shim.generate.answers import Options, Unanswered
+    from shim.generate.tree import HostTree
+
     try:
-        links: Dict[str, List[str]] = nvml.ask(nvfiles.driver(Tree(), Options()).library, nvml.links)["links"]
+        links: Dict[str, List[str]] = nvml.ask(nvfiles.driver(HostTree(), Options()).library, nvml.links)["links"]
         return links
     except (Unanswered, ChandlerError):
         return {}
@@ -242,10 +253,15 @@ class Compiled:
         self.parts: Dict[str, bytes] = {}
         segment = {file.path: self._add(marshal.dumps(_segment(file))) for file in registry.files}
         self.kinds = "\n"
-        of_kinds = {kind: registry.device_keys(kind, device_nodes.lstat_device) for kind in dict.fromkeys(file.spec.kind for file in registry.files)}
+        of_kinds = {
+            kind: registry.device_keys(kind, device_nodes.lstat_device)
+            for kind in dict.fromkeys(file.spec.kind for file in registry.files)
+        }
         picked = {kind: physical.pick(keys, len(keys)) for kind, keys in of_kinds.items()}
         several = len(of_kinds) > 1
-        atoms = physical.smallest([of_kinds[kind][pick] for kind, picks in picked.items() for pick in picks] if several else [])
+        atoms = physical.smallest(
+            [of_kinds[kind][pick] for kind, picks in picked.items() for pick in picks] if several else []
+        )
         for kind, keys in of_kinds.items():
             picks = picked[kind]
             names = [kind, self._add(_encoded(_kind(kind, registry, segment, keys, picks, atoms)))]
@@ -274,8 +290,9 @@ class Compiled:
         try:
             for name, body in self.parts.items():
                 _store_part(f"{directory}/{name}", body)
-            header = "\n".join((place.key, jsontext.dumps(self.config).decode(),
-                                "problems" if self.registry.problems else "clean"))
+            header = "\n".join(
+                (place.key, jsontext.dumps(self.config).decode(), "problems" if self.registry.problems else "clean")
+            )
             _store(f"{directory}/index", _encoded("\n\n".join((header, *sources, self.kinds.strip("\n")))))
             for name in os.listdir(directory):
                 if name.endswith(".part") and name not in self.parts:
@@ -284,23 +301,36 @@ class Compiled:
             return  # the next create compiles again
 
 
-def _kind(kind: str, registry: Registry, segment: Dict[str, str], keys: Dict[str, Tuple[str, ...]], picks: List[str],
-          atoms: physical.Sets) -> str:
+def _kind(
+    kind: str,
+    registry: Registry,
+    segment: Dict[str, str],
+    keys: Dict[str, Tuple[str, ...]],
+    picks: List[str],
+    atoms: physical.Sets,
+) -> str:
     """The part of one kind; `atoms`: the devices of all kinds that hold no other."""
     lines = [" ".join(picks)]
     for device, units in physical_units(keys, picks, atoms).items():
         file = registry.devices[f"{kind}={device}"]
         if keys[device] == (device,):
             units = [f"{kind}={device}"]  # no hardware to know it by, and other kinds have such names, too
-        units += [number for number in registry.brought(file, device_nodes.lstat_device) if not any(number in unit.split("+") for unit in units)]
+        units += [
+            number
+            for number in registry.brought(file, device_nodes.lstat_device)
+            if not any(number in unit.split("+") for unit in units)
+        ]
         lines.append("\t".join((device, segment[file.path], *units)))
     return "\n".join(lines) + "\n"
 
 
 def _segment(file: Any) -> Dict[str, Any]:
     """The part of one CDI file."""
-    return {"path": file.path, "edits": [_with_identity(edit) for edit in file.spec.common],
-            "devices": {name: [_with_identity(edit) for edit in own] for name, own in file.spec.devices.items()}}
+    return {
+        "path": file.path,
+        "edits": [_with_identity(edit) for edit in file.spec.common],
+        "devices": {name: [_with_identity(edit) for edit in own] for name, own in file.spec.devices.items()},
+    }
 
 
 def _with_identity(edit: Edit) -> Tuple[Any, ...]:
@@ -352,8 +382,10 @@ def physical_units(keys: Dict[str, Tuple[str, ...]], picks: List[str], atoms: ph
 
 def load(place: Place) -> Inventory:
     """The inventory as stored if it is fresh, else compiled now.  Of many at once one compiles, the others wait."""
+
     def explain(names: List[str]) -> NoReturn:
         raise read_registry(place, read_config(place)[0]).diagnose(names)
+
     try:
         return inventory.load(place, explain)
     except inventory.Stale:

@@ -30,14 +30,22 @@ def _path(value: Any) -> bool:
 
 
 def _runtimes(value: Any) -> bool:
-    return _strings(value) and bool(value) and all(
-        (_path(item) or "/" not in item) and not any(c.isspace() for c in item) for item in value)
+    return (
+        _strings(value)
+        and bool(value)
+        and all((_path(item) or "/" not in item) and not any(c.isspace() for c in item) for item in value)
+    )
 
 
 def _prefix(value: Any) -> bool:
     # what the launcher looks for with grep, so no character that JSON may write in two ways except the slash
-    return isinstance(value, str) and len(value) > 1 and value.endswith("/") and value.count("/") == 1 and all(
-        c.isascii() and (c.isalnum() or c in "-./") for c in value)
+    return (
+        isinstance(value, str)
+        and len(value) > 1
+        and value.endswith("/")
+        and value.count("/") == 1
+        and all(c.isascii() and (c.isalnum() or c in "-./") for c in value)
+    )
 
 
 def _log_file(value: Any) -> bool:
@@ -60,10 +68,27 @@ def _seconds(value: Any) -> bool:
     return _count(value) and 1 <= value <= 60
 
 
-_RULES = ("gpu", "gpu.all", "gpu.count", "gpu.devices", "gpu.vendor", "env", "resources", "resources.cpu",
-          "resources.memory", "resources.memory_swap", "resources.memory_reservation", "resources.cpu_shares",
-          "resources.cpuset", "resources.pids_limit",
-          "gpu.sharing", "gpu.mps_pipe_dir", "gpu.mps_log_dir", "gpu.time_slicing_config_path", *CLASSES)
+_RULES = (
+    "gpu",
+    "gpu.all",
+    "gpu.count",
+    "gpu.devices",
+    "gpu.vendor",
+    "env",
+    "resources",
+    "resources.cpu",
+    "resources.memory",
+    "resources.memory_swap",
+    "resources.memory_reservation",
+    "resources.cpu_shares",
+    "resources.cpuset",
+    "resources.pids_limit",
+    "gpu.sharing",
+    "gpu.mps_pipe_dir",
+    "gpu.mps_log_dir",
+    "gpu.time_slicing_config_path",
+    *CLASSES,
+)
 _SHORT = {"bind": "storage.bind", "tmpfs": "storage.tmpfs"}
 
 
@@ -104,6 +129,7 @@ def _capabilities(value: Any) -> bool:
 
 def _is_capability(name: str) -> bool:
     from shim.request.rare_keys import capability
+
     try:
         return bool(capability(name))
     except ChandlerError:
@@ -113,6 +139,7 @@ def _is_capability(name: str) -> bool:
 def _amount(scale: int) -> Callable[[Any], bool]:
     def check(value: Any) -> bool:
         return value == 0 and not isinstance(value, bool) or _scaled(value, scale) > 0
+
     return check
 
 
@@ -153,14 +180,18 @@ def _rules(value: Any) -> bool:
             raise ConfigError(f"policy.rule {name!r} has no match", 'write match = {namespace = ["…"]}')
         for field, patterns in match.items():
             if field not in FIELDS or not _strings(patterns) or not patterns:
-                raise ConfigError(f"policy.rule {name!r}: match.{field} = {patterns!r} is wrong",
-                                  f"it must be a list of patterns, for one of {', '.join(FIELDS)}")
+                raise ConfigError(
+                    f"policy.rule {name!r}: match.{field} = {patterns!r} is wrong",
+                    f"it must be a list of patterns, for one of {', '.join(FIELDS)}",
+                )
         for key, item in rule.items():
             if key in ("name", "match"):
                 continue
             known = KEYS.get(f"policy.{key}")
             if known is None or f"policy.{key}" in _ONCE:
-                raise ConfigError(f"policy.rule {name!r}: unknown key {key!r}", "a rule has name, match, and keys of [policy]")
+                raise ConfigError(
+                    f"policy.rule {name!r}: unknown key {key!r}", "a rule has name, match, and keys of [policy]"
+                )
             if not known[0](item):
                 raise ConfigError(f"policy.rule {name!r}: {key} = {item!r} is wrong", f"it must be {known[1]}")
     return True
@@ -178,10 +209,21 @@ def _normal(key: str, value: Any) -> Any:
         return _scaled(value, 1)
     if key == "policy.capabilities":
         from shim.request.rare_keys import capability
+
         return [capability(name) for name in value]
     if key == "policy.rule":
-        return [{**{f"policy.{name}": _normal(f"policy.{name}", item) for name, item in rule.items() if name not in ("name", "match")},
-                 "name": rule["name"], "match": rule["match"]} for rule in value]
+        return [
+            {
+                **{
+                    f"policy.{name}": _normal(f"policy.{name}", item)
+                    for name, item in rule.items()
+                    if name not in ("name", "match")
+                },
+                "name": rule["name"],
+                "match": rule["match"],
+            }
+            for rule in value
+        ]
     return value
 
 
@@ -250,7 +292,9 @@ def compile_config(sources: List[Tuple[str, bytes]]) -> Table:
                 raise ConfigError(f"{path}: {key} = {value!r} is wrong", f"it must be {wanted}")
             if key in ("engines", "engine"):  # each engine is configured by itself
                 result["engines"] = list(dict.fromkeys([*result["engines"], *([value] if key == "engine" else value)]))
-            elif key == "policy.rule":  # rules of a later file come after those of an earlier one: none that denies is lost
+            elif (
+                key == "policy.rule"
+            ):  # rules of a later file come after those of an earlier one: none that denies is lost
                 result[key] = result[key] + _normal(key, value)
             else:
                 result[key] = _normal(key, value)
@@ -293,6 +337,7 @@ def _flat(document: Table, path: str) -> List[Tuple[str, Any]]:
     for key, _ in pairs:
         if key not in KEYS:
             from difflib import get_close_matches
+
             near = get_close_matches(key, KEYS, 1)
             raise ConfigError(f"{path}: unknown key {key!r}", f"did you mean {near[0]!r}?" if near else "remove it")
     return pairs

@@ -51,8 +51,14 @@ class Inventory:
 
     __slots__ = ("config", "problems", "_kinds", "_part", "_explain", "_parts", "_segments", "_found")
 
-    def __init__(self, config: Dict[str, Any], kinds: str, part: Callable[[str], bytes],
-                 explain: Callable[[List[str]], NoReturn], problems: bool) -> None:
+    def __init__(
+        self,
+        config: Dict[str, Any],
+        kinds: str,
+        part: Callable[[str], bytes],
+        explain: Callable[[List[str]], NoReturn],
+        problems: bool,
+    ) -> None:
         self.config = config
         self.problems = problems  # whether a CDI file or directory could not be used, or two of them conflict
         self._kinds = kinds
@@ -127,10 +133,11 @@ def _line(text: str, key: str) -> str:
     if start < 0 or "\n" in key or "\t" in key:
         return ""
     start += len(key) + 2
-    return text[start:text.find("\n", start)]
+    return text[start : text.find("\n", start)]
 
 
 # --- where it lies --------------------------------------------------------------------------------------------
+
 
 class Place:
     """The paths that belong to one caller and one configuration file.
@@ -173,9 +180,12 @@ class Place:
         if path and path == self._checked:
             return path
         if not path:
-            raise errors.HostError("leases and records need a directory that is the caller's alone: XDG_RUNTIME_DIR names none, and "
-                                   "there is none in /run/user", "set XDG_RUNTIME_DIR to a directory of your own with mode 0700, the one that the engine has (podman without a "
-                                   "session: /tmp/podman-run-UID)")
+            raise errors.HostError(
+                "leases and records need a directory that is the caller's alone: XDG_RUNTIME_DIR names none, and "
+                "there is none in /run/user",
+                "set XDG_RUNTIME_DIR to a directory of your own with mode 0700, the one that the engine has (podman without a "
+                "session: /tmp/podman-run-UID)",
+            )
         try:
             trust.check_own_directory(path, self.owners)
         except errors.TrustError as error:
@@ -199,6 +209,7 @@ class Place:
 
 # --- reading --------------------------------------------------------------------------------------------------
 
+
 class Stale(Exception):
     """The index is missing, damaged, somebody else's, or older than a source."""
 
@@ -210,8 +221,10 @@ def identities(names: Iterable[str]) -> List[Tuple[int, ...]]:
 
 def fingerprints(names: Iterable[str]) -> List[Tuple[int, ...]]:
     """What must stay the same about sources: a file replaced by `cp -p` still differs in its ctime."""
-    return [(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_uid, found.st_mode)
-            for found in map(posix.lstat, names)]
+    return [
+        (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_uid, found.st_mode)
+        for found in map(posix.lstat, names)
+    ]
 
 
 def load(place: Place, explain: Callable[[List[str]], NoReturn]) -> Inventory:
@@ -231,8 +244,13 @@ def load(place: Place, explain: Callable[[List[str]], NoReturn]) -> Inventory:
         for path in absent.split("\n"):
             if path and files.exists(path):
                 raise Stale
-        return Inventory(jsontext.loads(config.encode()), f"\n{kinds}\n",
-                         lambda name: read_part(place.directory, name), explain, problems == "problems")
+        return Inventory(
+            jsontext.loads(config.encode()),
+            f"\n{kinds}\n",
+            lambda name: read_part(place.directory, name),
+            explain,
+            problems == "problems",
+        )
     except (OSError, ValueError, ChandlerError):
         raise Stale from None
 

@@ -53,7 +53,9 @@ def write(place: Place, config: Dict[str, Any], times: Dict[str, int], settled: 
         files.make_directory(_copies())
         with Lock(f"{_copies()}/{_LOCK}"):
             mark = _copy(times) if settled else _NEVER
-            files.replace(_line(), f"2 {mark} {_needles(config)} {' '.join(_runtimes(config, place.owners))}\n".encode())
+            files.replace(
+                _line(), f"2 {mark} {_needles(config)} {' '.join(_runtimes(config, place.owners))}\n".encode()
+            )
             for name in os.listdir(_copies()):
                 if name not in (mark, _LOCK):
                     shutil.rmtree(f"{_copies()}/{name}")
@@ -65,13 +67,13 @@ def _copy(times: Dict[str, int]) -> str:
     """Makes the empty copies; the name of their directory, short since a shell pays for each character, and never that of
     the present line, which would be believed if we were killed before the next one is there."""
     number = time.time_ns() // 1_000_000
-    while f"{number & 0xffff:x}" in {*os.listdir(_copies()), *_words()[1:2]}:
+    while f"{number & 0xFFFF:x}" in {*os.listdir(_copies()), *_words()[1:2]}:
         number += 1
-    mark = f"{number & 0xffff:x}"
+    mark = f"{number & 0xFFFF:x}"
     top = f"{_copies()}/{mark}"
     os.mkdir(top)
     for path, changed in sorted(times.items(), reverse=True):  # what is in config.d before it, whose time that changes
-        name = path[len(paths.CONFIG_DIR):]
+        name = path[len(paths.CONFIG_DIR) :]
         if name == "/config.d":
             files.make_directory(top + name)
         else:

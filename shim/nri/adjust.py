@@ -24,8 +24,9 @@ CDI_NAMES = "devices by CDI name"
 WAY_OUT = "start this pod with the runtime handler of chandler-runtime (runtimeClassName)"
 
 # What every runtime with NRI takes of linux.resources, as (controller, key).  Beyond that, what not every one does.
-_BASE: FrozenSet[Any] = frozenset((("cpu", "shares"), ("cpu", "quota"), ("cpu", "period"), ("cpu", "cpus"),
-                                   ("memory", "limit"), ("memory", "swap")))
+_BASE: FrozenSet[Any] = frozenset(
+    (("cpu", "shares"), ("cpu", "quota"), ("cpu", "period"), ("cpu", "cpus"), ("memory", "limit"), ("memory", "swap"))
+)
 _NEWER = _BASE | {("pids", "limit"), "oomScoreAdj", CDI_NAMES}
 # (runtime, from version on, what it takes); the first that fits.  Any other gets what all take.
 SUPPORT: Tuple[Tuple[str, Tuple[int, ...], FrozenSet[Any]], ...] = (
@@ -34,8 +35,14 @@ SUPPORT: Tuple[Tuple[str, Tuple[int, ...], FrozenSet[Any]], ...] = (
     ("cri-o", (0,), _BASE),
 )
 
-_HOOKS = {"prestart": "prestart", "createRuntime": "create_runtime", "createContainer": "create_container",
-          "startContainer": "start_container", "poststart": "poststart", "poststop": "poststop"}
+_HOOKS = {
+    "prestart": "prestart",
+    "createRuntime": "create_runtime",
+    "createContainer": "create_container",
+    "startContainer": "start_container",
+    "poststart": "poststart",
+    "poststop": "poststop",
+}
 # The rule that NRI adds for a device; mknod of a node that is there already is no loss.
 _RULE = ("", "rw", "wr", "rwm", "rmw", "wrm", "wmr", "mrw", "mwr")
 _MAX_KEPT = 4096  # of each of the two below, which save making the same bytes for every container
@@ -43,9 +50,14 @@ _mounts: Dict[int, Tuple[Any, bytes]] = {}  # by a mount's id(), which none else
 _devices: Dict[Any, bytes] = {}
 _REMOVAL = "-"  # before a name it means: take this one out
 # key of linux.resources: what a request calls it
-_ASKED = {("cpu", "shares"): "cpu_shares", ("cpu", "cpus"): "cpuset", ("memory", "limit"): "memory",
-          ("memory", "swap"): "memory_swap", ("memory", "reservation"): "memory_reservation",
-          ("pids", "limit"): "pids_limit"}
+_ASKED = {
+    ("cpu", "shares"): "cpu_shares",
+    ("cpu", "cpus"): "cpuset",
+    ("memory", "limit"): "memory",
+    ("memory", "swap"): "memory_swap",
+    ("memory", "reservation"): "memory_reservation",
+    ("pids", "limit"): "pids_limit",
+}
 
 
 class Unsupported(ChandlerError):
@@ -72,7 +84,7 @@ def _number(version: str) -> Tuple[int, ...]:
     """The leading numbers of a version such as v2.1.9~ds1; of anything else ()."""
     numbers: List[int] = []
     for part in version.lstrip("v").split("."):
-        digits = part[:len(part) - len(part.lstrip("0123456789"))]
+        digits = part[: len(part) - len(part.lstrip("0123456789"))]
         if not digits.isascii() or not digits or len(digits) > 9:
             break
         numbers.append(int(digits))
@@ -95,7 +107,10 @@ def adjustment(plan: Plan, runtime: Runtime, document: Dict[str, Any]) -> Any:
 
 def nodes(plan: Plan) -> List[List[Any]]:
     """[path, type, major, minor] of every device node that the container is to have in the end."""
-    found = {path: [path, node["type"], node.get("major", 0), node.get("minor", 0)] for _, path, node, _ in plan.edits.of(_edits.DEVICE)}
+    found = {
+        path: [path, node["type"], node.get("major", 0), node.get("minor", 0)]
+        for _, path, node, _ in plan.edits.of(_edits.DEVICE)
+    }
     return list(found.values())
 
 
@@ -154,8 +169,15 @@ def _device(edit: Edit, runtime: Runtime, user: Dict[str, int]) -> bytes:
     if access not in _RULE or node["type"] not in ("b", "c"):
         _refuse(edit, f"that {path} is a device of type {node['type']!r} with the access {access or 'rwm'!r}", runtime)
     uid, gid = node.get("uid"), node.get("gid")
-    key = (path, node["type"], node.get("major", 0), node.get("minor", 0), node.get("fileMode"),
-           user["uid"] or None if uid is None else uid, user["gid"] or None if gid is None else gid)
+    key = (
+        path,
+        node["type"],
+        node.get("major", 0),
+        node.get("minor", 0),
+        node.get("fileMode"),
+        user["uid"] or None if uid is None else uid,
+        user["gid"] or None if gid is None else gid,
+    )
     known = _devices.get(key)
     if known is None:
         if len(_devices) >= _MAX_KEPT:
@@ -182,8 +204,12 @@ def _mount(mount: Dict[str, Any]) -> bytes:
     known = _mounts.get(id(mount))
     if known is None or known[0] is not mount:
         made = ContainerAdjustment()
-        made.mounts.add(destination=mount["destination"], type=mount.get("type") or "", source=mount.get("source") or "",
-                        options=mount.get("options") or [])
+        made.mounts.add(
+            destination=mount["destination"],
+            type=mount.get("type") or "",
+            source=mount.get("source") or "",
+            options=mount.get("options") or [],
+        )
         if len(_mounts) >= _MAX_KEPT:
             _mounts.clear()
         known = _mounts[id(mount)] = (mount, made.SerializeToString())
@@ -194,7 +220,9 @@ def _hook(result: Any, edit: Edit, runtime: Runtime) -> None:
     _, stage, hook, _ = edit
     if stage not in _HOOKS:
         _refuse(edit, f"a hook of the stage {stage!r}", runtime)
-    made = getattr(result.hooks, _HOOKS[stage]).add(path=hook["path"], args=hook.get("args") or [], env=hook.get("env") or [])
+    made = getattr(result.hooks, _HOOKS[stage]).add(
+        path=hook["path"], args=hook.get("args") or [], env=hook.get("env") or []
+    )
     if hook.get("timeout") is not None:
         made.timeout.value = hook["timeout"]
 

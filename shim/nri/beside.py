@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Dict, Iterable, List, Set, Tuple
 
-from shim.nri import document
+from shim.nri import as_config
 from shim.oci import reader
 
 if TYPE_CHECKING:
     from shim.node.inventory import Inventory
 
 
-def added(adjustment: Any, granted_names: Set[str], granted_keys: List[str], inventory: Inventory,
-          known: Dict[str, str]) -> Iterable[Tuple[str, str]]:
+def added(
+    adjustment: Any, granted_names: Set[str], granted_keys: List[str], inventory: Inventory, known: Dict[str, str]
+) -> Iterable[Tuple[str, str]]:
     """What an adjustment adds beyond a grant of ours: for each GPU a text that names it, and its key.
 
     `known`: what gpu.numbers gives.
@@ -30,7 +31,7 @@ def added(adjustment: Any, granted_names: Set[str], granted_keys: List[str], inv
         number = f"{node.type}{node.major}:{node.minor}"
         if number in known and number not in granted:
             yield f"{node.path} ({known[number]})", number
-    rules = {"linux": {"resources": {"devices": [document.rule(each) for each in adjustment.linux.resources.devices]}}}
+    rules = {"linux": {"resources": {"devices": [as_config.rule(each) for each in adjustment.linux.resources.devices]}}}
     for kind, major, minor, words in reader.opening_rules(rules, complete=False):
         for number, name in known.items():
             if number not in granted and reader.covers(number, kind, major, minor):

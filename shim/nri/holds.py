@@ -82,7 +82,9 @@ class Holds:
 
     def deadline(self, work: Work, keys: List[str], now: float, patience: float) -> float:
         """Until when a create waits for its work on some devices."""
-        deadline = min([now + patience, *(until for other, theirs, until in self._busy if _clash(keys, theirs) and not other.done)])
+        deadline = min(
+            [now + patience, *(until for other, theirs, until in self._busy if _clash(keys, theirs) and not other.done)]
+        )
         self._busy.append((work, keys, deadline))
         return deadline
 

@@ -43,17 +43,40 @@ def _run(options: argparse.Namespace) -> None:
     def load() -> Inventory:
         return compiler.compile_now(place)
 
-    service = Service(place, load(), lambda line: _log(service.inventory.config["log.file"], line), lambda: options.no_hooks or _hooks_rejected())
+    service = Service(
+        place,
+        load(),
+        lambda line: _log(service.inventory.config["log.file"], line),
+        lambda: options.no_hooks or _hooks_rejected(),
+    )
     connected = socket.given(int(options.given)) if options.given else None
-    socket.Loop(service, options.socket, connected, lambda: Connection(options.name, options.idx, service), load,
-                lambda inventory: _sources(place, inventory), options.metrics).run()
+    socket.Loop(
+        service,
+        options.socket,
+        connected,
+        lambda: Connection(options.name, options.idx, service),
+        load,
+        lambda inventory: _sources(place, inventory),
+        options.metrics,
+    ).run()
 
 
 def _hooks_rejected() -> bool:
     """Whether containerd's configuration says so.  Raises ConfigError."""
     from shim.configure import containerd
-    path = next((path for path in (containerd.CONFIG, *sorted(glob.glob(f"/var/lib{containerd.RANCHER[0]}/config.toml")),
-                                   *sorted(glob.glob(f"/var/lib{containerd.RANCHER[1]}/config.toml"))) if os.path.exists(path)), "")
+
+    path = next(
+        (
+            path
+            for path in (
+                containerd.CONFIG,
+                *sorted(glob.glob(f"/var/lib{containerd.RANCHER[0]}/config.toml")),
+                *sorted(glob.glob(f"/var/lib{containerd.RANCHER[1]}/config.toml")),
+            )
+            if os.path.exists(path)
+        ),
+        "",
+    )
     return bool(path) and containerd.rejects_hooks(path, _text, lambda pattern: sorted(glob.glob(pattern)))
 
 
@@ -73,8 +96,11 @@ def _sources(place: Place, inventory: Inventory) -> Dict[str, Tuple[str, ...]]:
     Compiling writes beside the configuration, so not every change there is news.
     """
     directory, _, name = place.config_path.rpartition("/")
-    return {directory: (name,), directory + "/config.d": (".toml",),
-            **{each: (".json", ".yaml") for each in inventory.config["cdi.spec-dirs"]}}
+    return {
+        directory: (name,),
+        directory + "/config.d": (".toml",),
+        **{each: (".json", ".yaml") for each in inventory.config["cdi.spec-dirs"]},
+    }
 
 
 def _log(target: str, line: Dict[str, Any]) -> None:
@@ -91,15 +117,30 @@ def _log(target: str, line: Dict[str, Any]) -> None:
 def _options(arguments: List[str]) -> argparse.Namespace:
     environment = os.environ
     parser = argparse.ArgumentParser(
-        prog="chandler-nri", description="Equips containers as their annotations ask, through containerd's or CRI-O's NRI.",
-        epilog="Launched by the runtime itself, it takes name, index and socket from NRI_PLUGIN_NAME, NRI_PLUGIN_IDX and NRI_PLUGIN_SOCKET.")
+        prog="chandler-nri",
+        description="Equips containers as their annotations ask, through containerd's or CRI-O's NRI.",
+        epilog="Launched by the runtime itself, it takes name, index and socket from NRI_PLUGIN_NAME, NRI_PLUGIN_IDX and NRI_PLUGIN_SOCKET.",
+    )
     parser.add_argument("--socket", metavar="PATH", default=SOCKET, help=f"the runtime's NRI socket (default {SOCKET})")
-    parser.add_argument("--name", default=environment.get("NRI_PLUGIN_NAME", "chandler"), help="name to register with (default chandler)")
-    parser.add_argument("--idx", metavar="NN", default=environment.get("NRI_PLUGIN_IDX", "50"),
-                        help="two digits: plugins are called in this order (default 50)")
-    parser.add_argument("--metrics", metavar="ADDRESS", default="", help="serve Prometheus metrics at unix:PATH or 127.0.0.1:PORT")
-    parser.add_argument("--no-hooks", action="store_true",
-                        help="give containers no OCI hooks, for a runtime whose validator rejects them; found out where containerd's configuration can be read")
+    parser.add_argument(
+        "--name",
+        default=environment.get("NRI_PLUGIN_NAME", "chandler"),
+        help="name to register with (default chandler)",
+    )
+    parser.add_argument(
+        "--idx",
+        metavar="NN",
+        default=environment.get("NRI_PLUGIN_IDX", "50"),
+        help="two digits: plugins are called in this order (default 50)",
+    )
+    parser.add_argument(
+        "--metrics", metavar="ADDRESS", default="", help="serve Prometheus metrics at unix:PATH or 127.0.0.1:PORT"
+    )
+    parser.add_argument(
+        "--no-hooks",
+        action="store_true",
+        help="give containers no OCI hooks, for a runtime whose validator rejects them; found out where containerd's configuration can be read",
+    )
     parser.add_argument("--version", action="version", version=f"chandler-nri {paths.VERSION}")
     options = parser.parse_args(arguments)
     options.given = environment.get("NRI_PLUGIN_SOCKET", "")

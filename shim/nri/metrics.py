@@ -36,16 +36,52 @@ class Metrics:
     def text(self) -> str:
         """All of it."""
         lines: List[str] = []
-        _family(lines, "chandler_nri_requests_total", "counter", "containers created, by what became of their request", "result", self.requests)
-        _head(lines, "chandler_nri_refusals_total", "counter", "containers refused, by kind of error and rule of the policy")
-        lines += [f'chandler_nri_refusals_total{{kind="{kind}",rule="{_label(rule)}"}} {count}' for (kind, rule), count in sorted(self.refusals.items())]
-        _family(lines, "chandler_nri_reloads_total", "counter", "reloads of configuration and inventory", "result", self.reloads)
-        _single(lines, "chandler_nri_unadjusted_total", "counter", "running containers that asked and have no grant", self.unadjusted)
+        _family(
+            lines,
+            "chandler_nri_requests_total",
+            "counter",
+            "containers created, by what became of their request",
+            "result",
+            self.requests,
+        )
+        _head(
+            lines,
+            "chandler_nri_refusals_total",
+            "counter",
+            "containers refused, by kind of error and rule of the policy",
+        )
+        lines += [
+            f'chandler_nri_refusals_total{{kind="{kind}",rule="{_label(rule)}"}} {count}'
+            for (kind, rule), count in sorted(self.refusals.items())
+        ]
+        _family(
+            lines,
+            "chandler_nri_reloads_total",
+            "counter",
+            "reloads of configuration and inventory",
+            "result",
+            self.reloads,
+        )
+        _single(
+            lines,
+            "chandler_nri_unadjusted_total",
+            "counter",
+            "running containers that asked and have no grant",
+            self.unadjusted,
+        )
         _single(lines, "chandler_nri_connections_total", "counter", "connections to the runtime", self.connections)
         _single(lines, "chandler_nri_connected", "gauge", "1 while the runtime has us", int(self.connected))
         _single(lines, "chandler_nri_grants", "gauge", "grants that containers hold", self.grants)
-        _single(lines, "chandler_nri_leases", "gauge", "leases of devices that containers hold through NRI", self.leases)
-        _single(lines, "chandler_nri_holds", "gauge", "refused containers for which devices are made ready until they are tried again", self.holds)
+        _single(
+            lines, "chandler_nri_leases", "gauge", "leases of devices that containers hold through NRI", self.leases
+        )
+        _single(
+            lines,
+            "chandler_nri_holds",
+            "gauge",
+            "refused containers for which devices are made ready until they are tried again",
+            self.holds,
+        )
         _head(lines, _CREATE, "histogram", "time in CreateContainer")
         total = 0
         for bound, count in zip((*map(str, BOUNDS), "+Inf"), self._buckets):

@@ -41,8 +41,13 @@ MAX_CONTAINERS = 100_000  # of one Synchronize, in all its parts
 # What the connection has reached, in order.
 NEW, REGISTERING, CONFIGURED, READY, CLOSING = "new", "registering", "configured", "ready", "closing"
 
-_EVENTS = (messages.STOP_POD_SANDBOX, messages.CREATE_CONTAINER, messages.START_CONTAINER, messages.STOP_CONTAINER,
-           messages.REMOVE_CONTAINER)
+_EVENTS = (
+    messages.STOP_POD_SANDBOX,
+    messages.CREATE_CONTAINER,
+    messages.START_CONTAINER,
+    messages.STOP_CONTAINER,
+    messages.REMOVE_CONTAINER,
+)
 _SECONDS = 1_000_000_000  # in ttrpc's nanoseconds
 
 
@@ -62,8 +67,10 @@ class Connection:
         self._deadline = math.inf  # of the call that is being served: until when the runtime waits for its answer
         self._taken = 0  # bytes
         self._granted: List[str] = []  # containers whose answers have not been taken
-        self._sending: List[Tuple[int, str]] = []  # containers whose answers have, with the bytes taken up to their ends
-        self._mux = mux.Decoder()
+        self._sending: List[
+            Tuple[int, str]
+        ] = []  # containers whose answers have, with the bytes taken up to their ends
+        self._mux = mux.MuxDecoder()
         self._server = Server()
         self._client = Client()
         self._pods: Dict[str, Any] = {}
@@ -72,7 +79,9 @@ class Connection:
 
     def open(self) -> None:
         """Registers.  The runtime may call before it answers."""
-        request = messages.RegisterPluginRequest(plugin_name=self.name, plugin_idx=self.index, NRI_version=messages.VERSION)
+        request = messages.RegisterPluginRequest(
+            plugin_name=self.name, plugin_idx=self.index, NRI_version=messages.VERSION
+        )
         self._client.call(messages.RUNTIME_SERVICE, "RegisterPlugin", request.SerializeToString(), timeout=5 * _SECONDS)
         self.state = REGISTERING
 
@@ -137,8 +146,10 @@ class Connection:
         try:
             reply.result()
         except ttrpc.RemoteError as error:
-            raise Refused(f"the runtime refuses the plugin {self.index}-{self.name}: {error.message}",
-                          "give --name and --idx other values") from None
+            raise Refused(
+                f"the runtime refuses the plugin {self.index}-{self.name}: {error.message}",
+                "give --name and --idx other values",
+            ) from None
 
     # --- we are called ------------------------------------------------------------------------------------------
 
@@ -160,8 +171,12 @@ class Connection:
         except ChandlerError as error:
             self._server.refuse(call, _code(error), f"chandler: {error}")
         except Exception as error:  # a defect of ours: this call fails, the plugin stays
-            self.service.log({"level": "error", "error": f"internal error in {call.method}, {type(error).__name__}: {error}"})
-            self._server.refuse(call, ttrpc.INTERNAL, f"chandler: internal error in {call.method}, {type(error).__name__}: {error}")
+            self.service.log(
+                {"level": "error", "error": f"internal error in {call.method}, {type(error).__name__}: {error}"}
+            )
+            self._server.refuse(
+                call, ttrpc.INTERNAL, f"chandler: internal error in {call.method}, {type(error).__name__}: {error}"
+            )
 
     def _configure(self, request: Any, _: Call) -> Any:
         self.service.configure(Runtime(request.runtime_name, request.runtime_version), request.request_timeout / 1000)
@@ -172,7 +187,9 @@ class Connection:
         # A create that we do not answer in time fails, with NRI 0.12.4 and newer; an older one skips the field.
         # `keep_connected` stays off: every container of the node would wait while we hang, and the connection's end would
         # no longer say that a create is past.
-        return messages.ConfigureResponse(events=sum(1 << event - 1 for event in events), failure_policy={"fail_request": True})
+        return messages.ConfigureResponse(
+            events=sum(1 << event - 1 for event in events), failure_policy={"fail_request": True}
+        )
 
     def _synchronize(self, request: Any, _: Call) -> Any:
         """May come in parts; only the last one tells all."""
@@ -190,7 +207,9 @@ class Connection:
 
     def _create(self, request: Any, call: Call) -> Any:
         deadline, hung_up = self._deadline, self.hung_up
-        made = self.service.create(request.pod, request.container, lambda: time.monotonic() < deadline and not hung_up())
+        made = self.service.create(
+            request.pod, request.container, lambda: time.monotonic() < deadline and not hung_up()
+        )
         if isinstance(made, Later):
             self._later.append((call, request.container.id, made))
             return None
@@ -222,7 +241,9 @@ class Connection:
         for each in [each for each in self._later if each[1] == container]:
             self._later.remove(each)
             each[2].abandon()
-            self._server.refuse(each[0], ttrpc.FAILED_PRECONDITION, "chandler: the container was ended before it was created")
+            self._server.refuse(
+                each[0], ttrpc.FAILED_PRECONDITION, "chandler: the container was ended before it was created"
+            )
 
     def _changed(self, event: Any, call: Call) -> Any:
         if event.event == messages.START_CONTAINER:
@@ -267,7 +288,17 @@ _METHODS: Dict[str, Tuple[Any, Callable[[Connection, Any, Call], Any]]] = {
     "RemoveContainer": (messages.RemoveContainerRequest, Connection._remove),
     "StateChange": (messages.StateChangeEvent, Connection._changed),
     "ValidateContainerAdjustment": (messages.ValidateContainerAdjustmentRequest, Connection._validate),
-    **{method: (messages.Empty, Connection._nothing) for method in (
-        "RunPodSandbox", "UpdatePodSandbox", "PostUpdatePodSandbox", "RemovePodSandbox",
-        "PostCreateContainer", "PostStartContainer", "UpdateContainer", "PostUpdateContainer")},
+    **{
+        method: (messages.Empty, Connection._nothing)
+        for method in (
+            "RunPodSandbox",
+            "UpdatePodSandbox",
+            "PostUpdatePodSandbox",
+            "RemovePodSandbox",
+            "PostCreateContainer",
+            "PostStartContainer",
+            "UpdateContainer",
+            "PostUpdateContainer",
+        )
+    },
 }

@@ -18,7 +18,7 @@ from shim.edits import MOUNT, Edits, merge
 from shim.errors import BundleError, ChandlerError, ChangedError, LeaseError, PolicyError
 from shim.gpu import choose
 from shim.host import device_nodes
-from shim.nri import adjust, beside, document, evict, messages
+from shim.nri import adjust, as_config, beside, evict, messages
 from shim.nri.adjust import Runtime
 from shim.nri.holds import PATIENCE, PATIENCE_FOR_RETRY, Hold, Holds, Later, Starting
 from shim.nri.metrics import Metrics
@@ -37,12 +37,20 @@ if TYPE_CHECKING:
 
 # A record is written before its container can be listed, so a younger one is not given up.
 _MINIMUM_AGE = 60.0  # seconds
-_NEVER_REACHED = "the container was created without what had been granted: the runtime had stopped waiting for the answer"
+_NEVER_REACHED = (
+    "the container was created without what had been granted: the runtime had stopped waiting for the answer"
+)
 _PATIENCE = 1.0  # seconds
 _CDI = "cdi.k8s.io"
 _NOWHERE = "/dev/null"  # as a directory it has nothing in it, and nothing can be made there
 # What containerd and CRI-O write on a container that they restore: its other annotations are those of the checkpoint.
-_RESTORED = ("restored", "checkpointedAt", "checkpointImage", "org.criu.checkpoint.", "io.kubernetes.cri-o.annotations.checkpoint")
+_RESTORED = (
+    "restored",
+    "checkpointedAt",
+    "checkpointImage",
+    "org.criu.checkpoint.",
+    "io.kubernetes.cri-o.annotations.checkpoint",
+)
 _ENGINES = {"containerd": "containerd", "cri-o": "crio"}  # by the names that runtimes give themselves through NRI
 
 
@@ -63,8 +71,10 @@ class Unawaited(ChandlerError):
     """The runtime has given a create up: whatever is answered now does not reach the container."""
 
     def __init__(self, runtime: Runtime) -> None:
-        super().__init__(f"{runtime} waits for the answer to this create no longer, so nothing is granted",
-                         "see why chandler-nri was held up: a stopped process, swapping, a slow disk")
+        super().__init__(
+            f"{runtime} waits for the answer to this create no longer, so nothing is granted",
+            "see why chandler-nri was held up: a stopped process, swapping, a slow disk",
+        )
 
 
 class Service:
@@ -73,8 +83,13 @@ class Service:
     `rejects_hooks`: whether the runtime that has just connected creates no container for which a plugin adds OCI hooks.
     """
 
-    def __init__(self, place: Place, inventory: Inventory, log: Callable[[Dict[str, Any]], None],
-                 rejects_hooks: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self,
+        place: Place,
+        inventory: Inventory,
+        log: Callable[[Dict[str, Any]], None],
+        rejects_hooks: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.place = place
         self.inventory = inventory
         self.log = log
@@ -90,7 +105,9 @@ class Service:
         self._putting_back: Optional[Work] = None
         self._collecting: Optional[threading.Thread] = None
         self.evict: Callable[[str, int], None] = evict.end
-        self._unlisted: Dict[str, float] = {}  # containers with young grants that the runtime does not list, and until when it may
+        self._unlisted: Dict[
+            str, float
+        ] = {}  # containers with young grants that the runtime does not list, and until when it may
         self._numbers: Optional[Tuple[Inventory, Dict[str, str]]] = None  # the GPUs' device numbers, of one inventory
         self._reported: Set[str] = set()  # unserved containers that have been named
 
@@ -120,6 +137,7 @@ class Service:
             self._leftover.update(keys)
         elif os.path.exists(self._state_dir + "/shared"):
             from shim.sharing import pages
+
             self._leftover.update(page["key"] for page in pages.every(self._state_dir) if "key" in page)
 
     # --- one container ----------------------------------------------------------------------------------------
@@ -130,12 +148,17 @@ class Service:
         `awaited`: whether the runtime still waits for the answer.  Raises ChandlerError to refuse the container.
         """
         started = time.perf_counter()
-        annotations = document.merged_annotations(pod, container)
+        annotations = as_config.merged_annotations(pod, container)
         if not self._asks(annotations):
             self.metrics.created("nothing", time.perf_counter() - started)
             return None
-        line: Dict[str, Any] = {"time": report.now(), "container": container.id, "name": container.name, "pod": pod.name,
-                                "namespace": pod.namespace}
+        line: Dict[str, Any] = {
+            "time": report.now(),
+            "container": container.id,
+            "name": container.name,
+            "pod": pod.name,
+            "namespace": pod.namespace,
+        }
 
         def answered(make: Callable[[], Any]) -> Any:
             try:
@@ -167,39 +190,65 @@ class Service:
         if config["policy.rule"]:
             from shim.keys import host_facts
             from shim.policy import rules
-            config = rules.applied(config, annotations, {**self._known(pod, container), "container": container.name, "user": host_facts.caller()})
+
+            config = rules.applied(
+                config,
+                annotations,
+                {**self._known(pod, container), "container": container.name, "user": host_facts.caller()},
+            )
         return words.by(config)
 
     def _known(self, pod: Any, container: Any) -> Dict[str, Any]:
         """What the runtime says of a pod, for the policy's rules; a handler must not wait for a provider of secrets."""
-        caller = Caller(_ENGINES.get(self.runtime.name, engines.OTHER), f"it names itself {self.runtime.name or 'nothing'} through NRI")
+        caller = Caller(
+            _ENGINES.get(self.runtime.name, engines.OTHER),
+            f"it names itself {self.runtime.name or 'nothing'} through NRI",
+        )
         caller.restores = any(key.startswith(_RESTORED) for key in container.annotations)
-        return {"caller": caller, "namespace": pod.namespace, "pod": pod.name, "handler": pod.runtime_handler, "seconds": _PATIENCE}
+        return {
+            "caller": caller,
+            "namespace": pod.namespace,
+            "pod": pod.name,
+            "handler": pod.runtime_handler,
+            "seconds": _PATIENCE,
+        }
 
     def _asks(self, annotations: Iterable[str]) -> bool:
         config = self.inventory.config
         prefix: str = config["annotation-prefix"]
         return any(key.startswith(prefix) for key in annotations) or (
-            config["cdi.annotations"] and any(key.startswith(_CDI) for key in annotations))
+            config["cdi.annotations"] and any(key.startswith(_CDI) for key in annotations)
+        )
 
-    def _grant(self, pod: Any, container: Any, annotations: Dict[str, str], line: Dict[str, Any], awaited: Callable[[], bool]) -> Any:
+    def _grant(
+        self, pod: Any, container: Any, annotations: Dict[str, str], line: Dict[str, Any], awaited: Callable[[], bool]
+    ) -> Any:
         if not awaited():
             raise Unawaited(self.runtime)
         now = time.monotonic()
         hold = self.holds.claim(pod.id, container.name, now)
-        wanted = document.build(container, annotations)
+        wanted = as_config.build(container, annotations)
         lease = None
         if self.inventory.config["gpu.allocator"] == "leases":
             lease = {**ledger.nri_lease(container.id, pod.id, int(time.time())), "container": container.name}
         try:  # secrets and the like, before the ledger is locked
-            asked = engine.want(wanted, self.inventory, container.name, known=self._known(pod, container), leased=lease is not None)
+            asked = engine.want(
+                wanted, self.inventory, container.name, known=self._known(pod, container), leased=lease is not None
+            )
         except BundleError as error:
             raise adjust.Unsupported(error.what, adjust.WAY_OUT) from None
         if asked is None:
             return None
         self._trusted_state_dir()
-        granting = engine.Granting(self._state_dir, self._records, "", container.id, self.place.rootless,
-                                   self._ledger if lease is not None else None, lease)
+        granting = engine.Granting(
+            self._state_dir,
+            self._records,
+            "",
+            container.id,
+            self.place.rootless,
+            self._ledger if lease is not None else None,
+            lease,
+        )
         plan = self._reserved(granting, asked, hold.token if hold is not None else "")
         if not plan.keys:
             lease = None
@@ -214,8 +263,11 @@ class Service:
                 granting.release_with_container()
             result = adjust.adjustment(plan, self.runtime, wanted)
             if not self.hooks and result.HasField("hooks"):
-                raise adjust.Unsupported(f"{plan.request.source}: what is asked for needs an OCI hook, and {self.runtime} lets no NRI plugin "
-                                         "add one (reject_oci_hook_adjustment of its default validator)", adjust.WAY_OUT)
+                raise adjust.Unsupported(
+                    f"{plan.request.source}: what is asked for needs an OCI hook, and {self.runtime} lets no NRI plugin "
+                    "add one (reject_oci_hook_adjustment of its default validator)",
+                    adjust.WAY_OUT,
+                )
         except BaseException:
             granting.undo()
             raise
@@ -228,10 +280,22 @@ class Service:
             return self._recorded(pod, container, granting, plan, result, line, awaited)
         return self._later(task, now, pod, container, granting, plan, result, lease, line, awaited)
 
-    def _later(self, task: Dict[str, Any], now: float, pod: Any, container: Any, granting: engine.Granting, plan: engine.Plan, result: Any,
-               lease: Optional[Lease], line: Dict[str, Any], awaited: Callable[[], bool]) -> Later:
+    def _later(
+        self,
+        task: Dict[str, Any],
+        now: float,
+        pod: Any,
+        container: Any,
+        granting: engine.Granting,
+        plan: engine.Plan,
+        result: Any,
+        lease: Optional[Lease],
+        line: Dict[str, Any],
+        awaited: Callable[[], bool],
+    ) -> Later:
         """The answer to a create that something slow has to come before."""
         from shim.nri.work import Work
+
         work = Work(task)
         words = self._words(plan)
 
@@ -259,29 +323,40 @@ class Service:
             if not keys or not os.path.exists(self._state_dir + "/shared"):
                 return None
             from shim.sharing import pages
+
             if not any(leases.clash(page.get("key", ""), key) for page in pages.every(self._state_dir) for key in keys):
                 return None
         from shim.nri import work
+
         return work.task(self._state_dir, self.place.rootless, keys, plan.sharing)
 
     def _check_bound(self, plan: engine.Plan) -> None:
         """In a user namespace a device is a mount of the host's node, for which NRI knows no rule.  Raises ChandlerError."""
         from shim.oci import userns_devices
+
         for kind, path, mount, origin in userns_devices.split(plan.edits)[1].items:
             if kind == MOUNT:
-                raise adjust.Unsupported(f"{origin}: {self.runtime} cannot be told through NRI that {path}, in a user namespace, is the "
-                                         f"host's {mount['source']}", adjust.WAY_OUT)
+                raise adjust.Unsupported(
+                    f"{origin}: {self.runtime} cannot be told through NRI that {path}, in a user namespace, is the "
+                    f"host's {mount['source']}",
+                    adjust.WAY_OUT,
+                )
 
     def _share(self, share: Sharing, user_told: bool) -> Edits:
         """What a container's share of its GPUs needs, with a hook that keeps it true without us: a daemon may end while no
         plugin runs."""
         from shim.sharing import setup
+
         ready = setup.hook(share, self._state_dir)
         if not user_told:
             # The runtime does not say who the container's user is, and an MPS daemon serves one alone: the hook, which
             # can see it, holds the container to what we took for granted.
-            ready = Edits([(kind, stage, {**hook, "args": [*hook["args"], str(share.uid)]}, origin)
-                           for kind, stage, hook, origin in ready.items])
+            ready = Edits(
+                [
+                    (kind, stage, {**hook, "args": [*hook["args"], str(share.uid)]}, origin)
+                    for kind, stage, hook, origin in ready.items
+                ]
+            )
         return merge(setup.edits(share, self._state_dir), ready)
 
     def _words(self, plan: engine.Plan) -> str:
@@ -297,20 +372,40 @@ class Service:
             what = f"time slices of {names} are being set"
         return f"{plan.request.source}: {what}, retry"
 
-    def _recorded(self, pod: Any, container: Any, granting: engine.Granting, plan: engine.Plan, result: Any, line: Dict[str, Any],
-                  awaited: Callable[[], bool]) -> Any:
+    def _recorded(
+        self,
+        pod: Any,
+        container: Any,
+        granting: engine.Granting,
+        plan: engine.Plan,
+        result: Any,
+        line: Dict[str, Any],
+        awaited: Callable[[], bool],
+    ) -> Any:
         """Records the grant, and gives the adjustment.  Raises HostError, TrustError or Unawaited; the lease then has ended."""
         try:
-            granting.record({"owner": "nri", "runtime": str(self.runtime), "pod": pod.id, "namespace": pod.namespace, "name": container.name,
-                             "nodes": adjust.nodes(plan),
-                             "mark": [f"{self.inventory.config['annotation-prefix']}{MARK}", ",".join(plan.names)]})
+            granting.record(
+                {
+                    "owner": "nri",
+                    "runtime": str(self.runtime),
+                    "pod": pod.id,
+                    "namespace": pod.namespace,
+                    "name": container.name,
+                    "nodes": adjust.nodes(plan),
+                    "mark": [f"{self.inventory.config['annotation-prefix']}{MARK}", ",".join(plan.names)],
+                }
+            )
             if not awaited():
                 raise Unawaited(self.runtime)
         except BaseException:
             granting.undo()
             raise
-        self.held[container.id] = Held({device.name for device in result.CDI_devices},
-                                       {device.path for device in result.linux.devices}, plan.keys, time.monotonic())
+        self.held[container.id] = Held(
+            {device.name for device in result.CDI_devices},
+            {device.path for device in result.linux.devices},
+            plan.keys,
+            time.monotonic(),
+        )
         self.metrics.grants = len(self.held)
         counts: Dict[str, int] = {}
         for edit in plan.edits.items:
@@ -341,20 +436,26 @@ class Service:
     def validate(self, container: Any, adjustment: Any) -> str:
         """Why the adjustment that all plugins together made must not be used; empty when it may."""
         held = self.held.get(container.id, _NOTHING)
-        missing = (held.names - {device.name for device in adjustment.CDI_devices}
-                   | held.paths - {device.path for device in adjustment.linux.devices})
+        missing = held.names - {device.name for device in adjustment.CDI_devices} | held.paths - {
+            device.path for device in adjustment.linux.devices
+        }
         if missing:
             return f"another NRI plugin took away {', '.join(sorted(missing))}, which Chandler had granted"
         if not adjustment.CDI_devices and not adjustment.linux.devices and not adjustment.linux.resources.devices:
             return ""
         if self._numbers is None or self._numbers[0] is not self.inventory:
-            self._numbers = self.inventory, choose.numbers(self.inventory.config["policy.kinds"], self.inventory, device_nodes.look_at_gpu)
+            self._numbers = (
+                self.inventory,
+                choose.numbers(self.inventory.config["policy.kinds"], self.inventory, device_nodes.look_at_gpu),
+            )
         added = list(beside.added(adjustment, held.names, held.keys, *self._numbers))
         if not added:
             return ""
         if self.inventory.config["gpu.allocator"] == "leases":
             try:
-                found = [lease for lease in self._ledger.read() if lease["owner"] != "nri" or lease["id"] != container.id]
+                found = [
+                    lease for lease in self._ledger.read() if lease["owner"] != "nri" or lease["id"] != container.id
+                ]
             except ChandlerError as error:
                 return f"another NRI plugin adds {added[0][0]}, and nobody can say whether it is held: {error}"
             for what, key in added:
@@ -365,8 +466,15 @@ class Service:
         if held.keys:
             return f"another NRI plugin adds {names} beside the GPUs that Chandler granted: a container's GPUs come from one of them"
         # Not our business: whoever runs that plugin has given this GPU away.  No lease is kept for it.
-        self.log({"time": report.now(), "level": "warning", "container": container.id, "name": container.name,
-                  "beside": f"another NRI plugin adds {names}, of which Chandler keeps no lease"})
+        self.log(
+            {
+                "time": report.now(),
+                "level": "warning",
+                "container": container.id,
+                "name": container.name,
+                "beside": f"another NRI plugin adds {names}, of which Chandler keeps no lease",
+            }
+        )
         return ""
 
     def stop(self, container_id: str, pid: int) -> None:
@@ -378,7 +486,7 @@ class Service:
         """The container's processes are about to run.  Raises PolicyError to refuse one that asked and was not served: its
         create was not answered, and nobody could be told of it then."""
         self._unlisted.pop(container.id, None)
-        if not self._asks(document.merged_annotations(pod, container)):
+        if not self._asks(as_config.merged_annotations(pod, container)):
             return
         served = False
         if self._has_record(container.id):
@@ -435,7 +543,14 @@ class Service:
             self._complain(error, lease["id"])
 
     def _complain(self, error: ChandlerError, container_id: str = "") -> None:
-        self.log({"time": report.now(), "level": "error", **({"container": container_id} if container_id else {}), "error": str(error)})
+        self.log(
+            {
+                "time": report.now(),
+                "level": "error",
+                **({"container": container_id} if container_id else {}),
+                "error": str(error),
+            }
+        )
 
     # --- what goes on beside -----------------------------------------------------------------------------------
 
@@ -453,11 +568,16 @@ class Service:
             self._leftover.clear()
             if os.path.exists(self._state_dir + "/shared"):
                 from shim.nri import work
+
                 self._putting_back = work.Work(work.task(self._state_dir, self.place.rootless, keys))
 
     def due(self) -> List[float]:
         """When `tick` is to be called at the latest (time.monotonic)."""
-        return [*self.holds.due(), *self._unlisted.values(), *([self._putting_back.until] if self._putting_back is not None else [])]
+        return [
+            *self.holds.due(),
+            *self._unlisted.values(),
+            *([self._putting_back.until] if self._putting_back is not None else []),
+        ]
 
     def _has_record(self, container_id: str) -> bool:
         return os.path.exists(grants.record_path(self._records, "", container_id))
@@ -516,19 +636,34 @@ class Service:
             self.metrics.unadjusted += 1
         elif not evicted:
             return
-        self.log({"time": report.now(), "level": "warning", "container": container.id, "name": container.name,
-                  "pod": pod.name if pod else "", "unadjusted": reason, "evicted": evicted, **({"error": error} if error else {})})
+        self.log(
+            {
+                "time": report.now(),
+                "level": "warning",
+                "container": container.id,
+                "name": container.name,
+                "pod": pod.name if pod else "",
+                "unadjusted": reason,
+                "evicted": evicted,
+                **({"error": error} if error else {}),
+            }
+        )
 
     def _unserved(self, pod: Any, container: Any) -> str:
-        annotations = document.merged_annotations(pod, container) if pod else dict(container.annotations)
+        annotations = as_config.merged_annotations(pod, container) if pod else dict(container.annotations)
         if not self._asks(annotations):
             return ""
         # Our own mark has come back to us with the container's annotations; here it tells nothing either way.
         annotations.pop(f"{self.inventory.config['annotation-prefix']}{MARK}", None)
         held: Optional[List[Lease]] = [] if self.inventory.config["gpu.allocator"] == "leases" else None
         try:
-            plan = engine.plan(document.build(container, annotations), self.inventory, container.name, held,
-                               known=self._known(pod, container) if pod else None)
+            plan = engine.plan(
+                as_config.build(container, annotations),
+                self.inventory,
+                container.name,
+                held,
+                known=self._known(pod, container) if pod else None,
+            )
         except ChandlerError as error:
             return f"it runs without what it asked for, which would be refused: {error}"
         return "it runs without what it asked for: it was created while chandler-nri did not answer" if plan else ""
@@ -544,7 +679,8 @@ class Service:
             key, value = record.get("mark", ("", ""))  # releases before this key had none
             present = {(device.path, device.major, device.minor) for device in container.linux.devices}
             return (not key or container.annotations.get(key) == value) and all(
-                (path, major, minor) in present for path, _, major, minor in record["nodes"])
+                (path, major, minor) in present for path, _, major, minor in record["nodes"]
+            )
         except (AssertionError, AttributeError, KeyError, TypeError, ValueError):
             return f"{self.inventory.config['annotation-prefix']}{MARK}" in container.annotations
 
@@ -557,7 +693,7 @@ class Service:
             except OSError:
                 continue
             if record is None:  # damaged
-                container_id = os.path.basename(path).partition("-")[2][:-len(".json")]
+                container_id = os.path.basename(path).partition("-")[2][: -len(".json")]
                 if container_id in listed and self._reached(None, listed[container_id]):
                     recorded.add(container_id)
                 continue
@@ -598,14 +734,17 @@ class Service:
             if age >= _MINIMUM_AGE:
                 self._end(lease)
             elif not self._has_record(lease["id"]):
-                self.holds.add(lease["pod"], str(lease.get("container")),
-                               Hold(lease, None, "", time.monotonic() + PATIENCE_FOR_RETRY - max(age, 0.0)))
+                self.holds.add(
+                    lease["pod"],
+                    str(lease.get("container")),
+                    Hold(lease, None, "", time.monotonic() + PATIENCE_FOR_RETRY - max(age, 0.0)),
+                )
         self._left(None)
 
     def _wrapped(self) -> Set[str]:
         """The containers that the runtime wrapper has equipped."""
         try:
-            return {name.partition("-")[2][:-len(".json")] for name in os.listdir(grants.directory(self._state_dir))}
+            return {name.partition("-")[2][: -len(".json")] for name in os.listdir(grants.directory(self._state_dir))}
         except OSError:
             return set()
 

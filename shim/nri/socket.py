@@ -27,12 +27,12 @@ from shim.nri.watch import Watch
 from shim.ttrpc.errors import TtrpcError
 
 RETRY_FIRST, RETRY_MOST = 0.05, 1.0  # seconds between attempts to connect; unserved containers start meanwhile
-START = 5.0           # seconds until we count as started although no runtime has come
-HANDSHAKE = 10.0      # seconds from connecting to Configure
-POLL = 1.0            # seconds between looks at the sources where there is no inotify
-SETTLE = 0.05         # seconds without a change before the sources are read
+START = 5.0  # seconds until we count as started although no runtime has come
+HANDSHAKE = 10.0  # seconds from connecting to Configure
+POLL = 1.0  # seconds between looks at the sources where there is no inotify
+SETTLE = 0.05  # seconds without a change before the sources are read
 MAX_OUTGOING = 64 << 20  # bytes that a runtime may leave unread
-MAX_SCRAPES = 16      # connections to the metrics at a time
+MAX_SCRAPES = 16  # connections to the metrics at a time
 MAX_REQUEST = 8 << 10  # bytes of a scrape's request
 _READ = 256 << 10
 
@@ -45,9 +45,17 @@ class Loop:
     the ends of the names that matter in it.
     """
 
-    def __init__(self, service: Service, path: str, connected: Optional[socket.socket], new: Callable[[], Connection],
-                 load: Callable[[], Inventory], sources: Callable[[Inventory], Dict[str, Tuple[str, ...]]], metrics: str,
-                 watch: Optional[Watch] = None) -> None:
+    def __init__(
+        self,
+        service: Service,
+        path: str,
+        connected: Optional[socket.socket],
+        new: Callable[[], Connection],
+        load: Callable[[], Inventory],
+        sources: Callable[[Inventory], Dict[str, Tuple[str, ...]]],
+        metrics: str,
+        watch: Optional[Watch] = None,
+    ) -> None:
         self.service = service
         self.path = path
         self.given = connected
@@ -99,10 +107,20 @@ class Loop:
 
     def _timeout(self, now: float) -> float:
         times = [self._start_by, self._reload_at if self._reloading is None else 0.0]
-        times.append(self._deadline if self._socket is not None and self._deadline else self._again if self._socket is None else 0.0)
+        times.append(
+            self._deadline
+            if self._socket is not None and self._deadline
+            else self._again
+            if self._socket is None
+            else 0.0
+        )
         if self.watch.fileno() < 0:
             times.append(now + POLL)
-        due = [at for at in times if at] + self.service.due() + (self.connection.due() if self.connection is not None else [])
+        due = (
+            [at for at in times if at]
+            + self.service.due()
+            + (self.connection.due() if self.connection is not None else [])
+        )
         return max(0.0, min(due) - now) if due else 3600.0
 
     def _tick(self, now: float) -> None:
@@ -179,7 +197,9 @@ class Loop:
         if self.connection.state in (CONFIGURED, READY):
             self._deadline = 0.0
         # containerd 1.7 synchronises no plugin that it launched itself
-        if not self.service.metrics.connected and (self.connection.state == READY or self._deadline == 0.0 and self.given):
+        if not self.service.metrics.connected and (
+            self.connection.state == READY or self._deadline == 0.0 and self.given
+        ):
             self._pause = RETRY_FIRST
             self.service.metrics.connected = True
             self._say("info", f"serving {self.service.runtime}")
@@ -194,7 +214,7 @@ class Loop:
         self._outgoing += self.connection.take()
         try:
             while self._outgoing:
-                del self._outgoing[:self._socket.send(self._outgoing)]
+                del self._outgoing[: self._socket.send(self._outgoing)]
         except (BlockingIOError, InterruptedError):
             pass
         except OSError as error:
@@ -267,7 +287,12 @@ class Loop:
 
     def _signals(self) -> None:
         signal.set_wakeup_fd(self._wake_out, warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):  # the last wakes us, and `tick` looks
+        for number in (
+            signal.SIGTERM,
+            signal.SIGINT,
+            signal.SIGHUP,
+            signal.SIGCHLD,
+        ):  # the last wakes us, and `tick` looks
             signal.signal(number, _noted)
 
     def _woken(self) -> None:
@@ -309,7 +334,9 @@ class Loop:
                 return
             if data:
                 body = self.service.measured().encode()
-                head = f"HTTP/1.0 200 OK\r\nContent-Type: text/plain; version=0.0.4\r\nContent-Length: {len(body)}\r\n\r\n"
+                head = (
+                    f"HTTP/1.0 200 OK\r\nContent-Type: text/plain; version=0.0.4\r\nContent-Length: {len(body)}\r\n\r\n"
+                )
                 scrape.send(head.encode() + body)  # fits the socket's buffer, or the scrape is lost
         except (BlockingIOError, InterruptedError):
             return
@@ -355,7 +382,7 @@ def _listen(address: str) -> socket.socket:
     """The metrics' socket: `unix:PATH`, or a port of the loopback.  Raises HostError."""
     try:
         if address.startswith("unix:"):
-            path = address[len("unix:"):]
+            path = address[len("unix:") :]
             try:
                 if stat.S_ISSOCK(os.lstat(path).st_mode):
                     os.unlink(path)  # left by a process that was killed
@@ -370,9 +397,13 @@ def _listen(address: str) -> socket.socket:
         else:
             host, _, port = address.rpartition(":")
             if host not in ("127.0.0.1", "localhost", "[::1]") or not port.isdigit() or not 0 <= int(port) < 65536:
-                raise HostError(f"--metrics {address}: metrics are for this machine alone",
-                                "write unix:/run/chandler/metrics.sock or 127.0.0.1:PORT")
-            listener = socket.socket(socket.AF_INET6 if host == "[::1]" else socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+                raise HostError(
+                    f"--metrics {address}: metrics are for this machine alone",
+                    "write unix:/run/chandler/metrics.sock or 127.0.0.1:PORT",
+                )
+            listener = socket.socket(
+                socket.AF_INET6 if host == "[::1]" else socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC
+            )
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind((host.strip("[]"), int(port)))
     except OSError as error:

@@ -94,11 +94,15 @@ class Watch:
             while at < len(data):
                 number, mask, _, length = _EVENT.unpack_from(data, at)
                 at += _EVENT.size
-                name = os.fsdecode(data[at:at + length].rstrip(b"\0"))
+                name = os.fsdecode(data[at : at + length].rstrip(b"\0"))
                 at += length
                 wanted = self._wanted.get(number)
-                found = found or bool(mask & _OVERFLOW) or wanted is not None and (
-                    _matters(name, wanted) if name else bool(mask & _SELF))
+                found = (
+                    found
+                    or bool(mask & _OVERFLOW)
+                    or wanted is not None
+                    and (_matters(name, wanted) if name else bool(mask & _SELF))
+                )
 
     def _look(self) -> List[Tuple[str, Tuple[int, ...]]]:
         seen: List[Tuple[str, Tuple[int, ...]]] = []
@@ -113,5 +117,10 @@ class Watch:
                 except OSError:
                     continue
                 whole = found.st_mtime_ns if os.path.isfile(path) else 0
-                seen.append((path, (found.st_dev, found.st_ino, found.st_size if whole else 0, whole, found.st_mode, found.st_uid)))
+                seen.append(
+                    (
+                        path,
+                        (found.st_dev, found.st_ino, found.st_size if whole else 0, whole, found.st_mode, found.st_uid),
+                    )
+                )
         return seen

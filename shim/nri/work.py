@@ -33,8 +33,14 @@ class Work:
         self.until = time.monotonic() + LIMIT
         self._process: Optional[subprocess.Popen[bytes]] = None
         try:
-            self._process = subprocess.Popen([sys.executable, "-I", "-S", "-B", "-c", _PROGRAM, _LIBRARY], cwd="/", env={},
-                                             stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-S", "-B", "-c", _PROGRAM, _LIBRARY],
+                cwd="/",
+                env={},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                start_new_session=True,
+            )
             assert self._process.stdin is not None
             with self._process.stdin as pipe:
                 pipe.write(jsontext.dumps(task))
@@ -49,7 +55,9 @@ class Work:
         if self._process.poll() is None:
             if time.monotonic() < self.until:
                 return False
-            self._end(errors.HostError(f"it has not ended within {LIMIT:.0f} seconds", "look at the log of chandler-nri"))
+            self._end(
+                errors.HostError(f"it has not ended within {LIMIT:.0f} seconds", "look at the log of chandler-nri")
+            )
             return True
         assert self._process.stdout is not None
         answer = os.read(self._process.stdout.fileno(), _MAX_ANSWER)  # all of it lies in the pipe
@@ -76,15 +84,23 @@ def _error(answer: bytes, status: int) -> Optional[ChandlerError]:
         made: ChandlerError = kind(found["what"], found["todo"])
         return made
     except (ChandlerError, KeyError, TypeError):
-        return errors.HostError(f"a process of Chandler's own has ended with status {status}", "look at the log of chandler-nri")
+        return errors.HostError(
+            f"a process of Chandler's own has ended with status {status}", "look at the log of chandler-nri"
+        )
 
 
 def task(state_dir: str, private: bool, keys: list[str], share: Optional[Sharing] = None) -> Dict[str, Any]:
     """Ends what others left on the devices `keys`, then sets up what `share` needs."""
     made: Dict[str, Any] = {"state-dir": state_dir, "private": private, "settle": keys, "share": None}
     if share is not None:
-        made["share"] = {"mode": share.mode, "wish": share.wish, "source": share.source, "uid": share.uid, "devices": share.devices,
-                         "config": {key: value for key, value in share.config.items() if key.startswith("gpu.")}}
+        made["share"] = {
+            "mode": share.mode,
+            "wish": share.wish,
+            "source": share.source,
+            "uid": share.uid,
+            "devices": share.devices,
+            "config": {key: value for key, value in share.config.items() if key.startswith("gpu.")},
+        }
     return made
 
 
@@ -100,10 +116,12 @@ def main() -> None:
 
 def _do(told: Dict[str, Any]) -> None:
     from shim.state.ledger import Ledger
+
     Ledger(told["state-dir"], told["private"]).settle(told["settle"])
     if told["share"]:
         from shim.sharing import setup
         from shim.sharing.terms import Sharing
+
         one = told["share"]
         share = Sharing(one["mode"], one["wish"], one["source"], one["config"], one["uid"])
         share.devices = [(key, uuid) for key, uuid in one["devices"]]

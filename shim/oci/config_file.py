@@ -47,8 +47,10 @@ def may_ask(path: str, needles: List[bytes]) -> bool:
         if kind == _DIRECTORY:
             return False
         if kind != _REGULAR:
-            raise errors.BundleError(f"{path} is not a regular file, so whether it carries a request cannot be seen before the runtime reads it",
-                                     "give the bundle a config.json that is a file")
+            raise errors.BundleError(
+                f"{path} is not a regular file, so whether it carries a request cannot be seen before the runtime reads it",
+                "give the bundle a config.json that is a file",
+            )
         overlap = max(len(needle) for needle in needles)
         tail = b""
         while True:
@@ -85,7 +87,9 @@ class ConfigJson:
         try:
             found = posix.lstat(path)
             if found.st_mode & _FORMAT == _LINK:
-                raise errors.BundleError(f"{path} is a symbolic link", "a bundle with a request needs a config.json of its own")
+                raise errors.BundleError(
+                    f"{path} is a symbolic link", "a bundle with a request needs a config.json of its own"
+                )
             data, self._found = files.read(path, files.MAX_CONFIG_JSON)
         except OSError as error:
             raise errors.BundleError(f"{path} cannot be read: {error.strerror}") from None
@@ -99,8 +103,10 @@ class ConfigJson:
                 self.fresh = False
                 self.engine = self._original()
             elif mark in data.replace(b"\\/", b"/"):
-                raise errors.BundleError(f"{path} was changed after Chandler had edited it, and still holds its edits",
-                                  f"put the engine's own back: mv {self.original} {path}")
+                raise errors.BundleError(
+                    f"{path} was changed after Chandler had edited it, and still holds its edits",
+                    f"put the engine's own back: mv {self.original} {path}",
+                )
 
     def _check_names(self) -> None:
         """A second name that is not ours could be somebody else's file, which must not change."""
@@ -113,8 +119,9 @@ class ConfigJson:
             if other is not None and (other.st_dev, other.st_ino) == (self._found.st_dev, self._found.st_ino):
                 return
         if names > 1:
-            raise errors.BundleError(f"{self.path} has {names} names (hard links)",
-                              "a bundle with a request needs a config.json of its own")
+            raise errors.BundleError(
+                f"{self.path} has {names} names (hard links)", "a bundle with a request needs a config.json of its own"
+            )
 
     def _written(self) -> List[str]:
         """The digests of what we wrote last, the newest first."""
@@ -149,8 +156,9 @@ class ConfigJson:
         try:
             return files.read(self.original, files.MAX_CONFIG_JSON)[0]
         except OSError as error:
-            raise errors.BundleError(f"{self.path} holds Chandler's edits, and {self.original} cannot be read: {error.strerror}",
-                              _REMEDY) from None
+            raise errors.BundleError(
+                f"{self.path} holds Chandler's edits, and {self.original} cannot be read: {error.strerror}", _REMEDY
+            ) from None
 
     def write(self, data: bytes, digest: str) -> None:
         """Replaces config.json by `data`.  On failure it is as it was; raises BundleError."""
@@ -158,8 +166,13 @@ class ConfigJson:
             if self.fresh:
                 self._keep_original()
             _replace_link(self.stamp, digest if self.fresh else f"{digest},{self._present}")
-            files.replace(self.path, data, self._found.st_mode & 0o7777, (self._found.st_uid, self._found.st_gid),
-                          self.path + ".chandler-new")
+            files.replace(
+                self.path,
+                data,
+                self._found.st_mode & 0o7777,
+                (self._found.st_uid, self._found.st_gid),
+                self.path + ".chandler-new",
+            )
         except OSError as error:
             if self.fresh:
                 self._forget()
@@ -209,5 +222,3 @@ def _replace_link(path: str, text: str) -> None:
         except OSError:
             posix.unlink(temporary)
             raise
-
-

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 _MAX_ENTRIES = 4096  # of a directory that are looked at
 
 
-def check(sources: List[str], others: Dict[str, str], inventory: Inventory, kinds: Iterable[str], bundle: str, source: str) -> None:
+def check(
+    sources: List[str], others: Dict[str, str], inventory: Inventory, kinds: Iterable[str], bundle: str, source: str
+) -> None:
     """Raises RequestError when a bind mount's source (`sources`, paths of the host, or below `bundle`) brings one of `others`,
     the GPUs (device number to name) that the container was not granted."""
     nodes = _nodes(inventory, kinds)
@@ -33,8 +35,10 @@ def check(sources: List[str], others: Dict[str, str], inventory: Inventory, kind
         numbers += map(_number, (real, *_entries(real)))
         named = next((others[number] for number in numbers if number in others), None)
         if named is not None:
-            raise errors.RequestError(f"{source}: resources.gpu: the engine mounts {path}, and with it {named}, which is not granted",
-                                      "ask for GPUs in one way alone")
+            raise errors.RequestError(
+                f"{source}: resources.gpu: the engine mounts {path}, and with it {named}, which is not granted",
+                "ask for GPUs in one way alone",
+            )
 
 
 def _entries(directory: str) -> Iterator[str]:

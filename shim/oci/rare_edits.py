@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     Document = Dict[str, Any]
 
+
 def apply(config: Document, by_kind: Dict[str, List[Edit]]) -> None:
     """Puts the edits of these kinds into `config`, a document that is ours to change at its top."""
     for kind, change in _APPLY:
@@ -54,7 +55,9 @@ def _rlimits(config: Document, edits: List[Edit]) -> None:
     limits = member(process, "rlimits", list)
     asked = {edit[1] for edit in edits}
     kept = [entry for entry in limits if not (isinstance(entry, dict) and entry.get("type") in asked)]
-    process["rlimits"] = kept + [{"type": name, "hard": value["hard"], "soft": value["soft"]} for _, name, value, _ in edits]
+    process["rlimits"] = kept + [
+        {"type": name, "hard": value["hard"], "soft": value["soft"]} for _, name, value, _ in edits
+    ]
 
 
 def _hostname(config: Document, edits: List[Edit]) -> None:

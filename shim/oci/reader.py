@@ -72,8 +72,13 @@ def device_numbers(config: Document) -> Dict[str, str]:
     """The devices of linux.devices as numbers such as c195:0, with their paths."""
     linux = config.get("linux")
     devices = linux.get("devices") if isinstance(linux, dict) else None
-    return {f"{'c' if entry.get('type') == 'u' else entry.get('type')}{entry.get('major')}:{entry.get('minor')}": str(entry.get("path"))
-            for entry in devices or () if isinstance(entry, dict)}
+    return {
+        f"{'c' if entry.get('type') == 'u' else entry.get('type')}{entry.get('major')}:{entry.get('minor')}": str(
+            entry.get("path")
+        )
+        for entry in devices or ()
+        if isinstance(entry, dict)
+    }
 
 
 def in_user_namespace(config: Document) -> bool:
@@ -160,8 +165,13 @@ def opening_rules(config: Document, complete: bool) -> List[Any]:
         if not isinstance(rule, dict):
             continue
         access, kind = str(rule.get("access") or "rwm"), rule.get("type")
-        numbers = [number if type(number) is int and 0 <= number < 1 << 32 else None for number in (rule.get("major"), rule.get("minor"))]
-        words = " ".join((str(kind or "a"), ":".join("*" if number is None else str(number) for number in numbers), access))
+        numbers = [
+            number if type(number) is int and 0 <= number < 1 << 32 else None
+            for number in (rule.get("major"), rule.get("minor"))
+        ]
+        words = " ".join(
+            (str(kind or "a"), ":".join("*" if number is None else str(number) for number in numbers), access)
+        )
         if kind not in ("c", "b") and rule.get("allow") is True or other_case(rule, _RULE):
             found.append((None, None, None, f"the engine's device rule {words!r}, which opens every device,"))
         elif rule.get("allow") is True:
@@ -191,8 +201,10 @@ def check_keys(config: Document) -> None:
     for parent in (config, linux, resources):
         key = other_case(parent, _KEYS) if isinstance(parent, dict) else ""
         if key:
-            raise errors.BundleError(f"config.json: {key!r} differs from {key.casefold()!r} in nothing but case, and runtimes do not agree what that means",
-                                     "take it out")
+            raise errors.BundleError(
+                f"config.json: {key!r} differs from {key.casefold()!r} in nothing but case, and runtimes do not agree what that means",
+                "take it out",
+            )
 
 
 def bind_sources(config: Document) -> List[str]:
@@ -214,7 +226,11 @@ def missing(config: Document, nodes: List[Any]) -> str:
     linux = config.get("linux")
     linux = linux if isinstance(linux, dict) else {}
     present = [_numbers(entry, entry.get("path")) for entry in linux.get("devices") or () if isinstance(entry, dict)]
-    allowed = [_numbers(entry, None) for entry in device_rules(config) if isinstance(entry, dict) and entry.get("allow") is True]
+    allowed = [
+        _numbers(entry, None)
+        for entry in device_rules(config)
+        if isinstance(entry, dict) and entry.get("allow") is True
+    ]
     for path, kind, major, minor in nodes:
         if (path, kind, major, minor) not in present or kind != "p" and (None, kind, major, minor) not in allowed:
             return str(path)
@@ -253,8 +269,11 @@ def rlimits(config: Document) -> Dict[str, Any]:
     """The limits that config.json has, by type, each as (soft, hard)."""
     process = config.get("process")
     found = process.get("rlimits") if isinstance(process, dict) else None
-    return {str(entry.get("type")): (entry.get("soft"), entry.get("hard"))
-            for entry in (found if isinstance(found, list) else ()) if isinstance(entry, dict)}
+    return {
+        str(entry.get("type")): (entry.get("soft"), entry.get("hard"))
+        for entry in (found if isinstance(found, list) else ())
+        if isinstance(entry, dict)
+    }
 
 
 def hugepages(config: Document) -> Dict[str, Any]:
@@ -262,15 +281,21 @@ def hugepages(config: Document) -> Dict[str, Any]:
     linux = config.get("linux")
     resources = linux.get("resources") if isinstance(linux, dict) else None
     found = resources.get("hugepageLimits") if isinstance(resources, dict) else None
-    return {str(entry.get("pageSize")): entry.get("limit")
-            for entry in (found if isinstance(found, list) else ()) if isinstance(entry, dict)}
+    return {
+        str(entry.get("pageSize")): entry.get("limit")
+        for entry in (found if isinstance(found, list) else ())
+        if isinstance(entry, dict)
+    }
 
 
 def kernel_mounts(config: Document) -> List[Document]:
     """The mounts of sysfs and of control groups."""
     mounts = config.get("mounts")
-    return [mount for mount in (mounts if isinstance(mounts, list) else ())
-            if isinstance(mount, dict) and mount.get("type") in ("sysfs", "cgroup", "cgroup2")]
+    return [
+        mount
+        for mount in (mounts if isinstance(mounts, list) else ())
+        if isinstance(mount, dict) and mount.get("type") in ("sysfs", "cgroup", "cgroup2")
+    ]
 
 
 def text(config: Document, *keys: str) -> str:

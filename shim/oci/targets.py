@@ -35,7 +35,7 @@ def judged(document: Dict[str, Any], edits: Edits, root: str) -> Edits:
     """
     if not root:
         return edits
-    image = Image(root, document)
+    image = ImageRoot(root, document)
     hosts, mounts = image.hosts, image.mounts
     moved: Dict[str, str] = {}
     ours: Dict[str, Any] = {}
@@ -49,8 +49,13 @@ def judged(document: Dict[str, Any], edits: Edits, root: str) -> Edits:
         directory = path[:at]
         directories.add(directory)
         above = hosts.get(directory)
-        if (above is not None and _ACCESS and path[at + 1:] not in _DOTS and path not in mounts
-                and not (above and posix.access(above + path[at:], posix.F_OK, follow_symlinks=False))):
+        if (
+            above is not None
+            and _ACCESS
+            and path[at + 1 :] not in _DOTS
+            and path not in mounts
+            and not (above and posix.access(above + path[at:], posix.F_OK, follow_symlinks=False))
+        ):
             continue
         resolved = image.resolve(path, origin)
         if resolved != path and path not in mounts:
@@ -59,11 +64,17 @@ def judged(document: Dict[str, Any], edits: Edits, root: str) -> Edits:
         while directory:
             if directory in ours:
                 _check_nested(ours, directory, {edit[1]: edit[3] for edit in edits.items if edit[0] == MOUNT})
-            directory = directory[:directory.rfind("/")] if "/" in directory else ""
+            directory = directory[: directory.rfind("/")] if "/" in directory else ""
     if not moved:
         return edits
-    return Edits([(MOUNT, moved[edit[1]], {**edit[2], "destination": moved[edit[1]]}, edit[3])
-                  if edit[0] == MOUNT and edit[1] in moved else edit for edit in edits.items])
+    return Edits(
+        [
+            (MOUNT, moved[edit[1]], {**edit[2], "destination": moved[edit[1]]}, edit[3])
+            if edit[0] == MOUNT and edit[1] in moved
+            else edit
+            for edit in edits.items
+        ]
+    )
 
 
 def _check_nested(mounts: Dict[str, Any], outer: str, origins: Dict[str, str]) -> None:
@@ -71,14 +82,16 @@ def _check_nested(mounts: Dict[str, Any], outer: str, origins: Dict[str, str]) -
     source = mounts[outer].get("source")
     if not _bound(mounts[outer]):
         return
-    inside = Image(str(source), {})
+    inside = ImageRoot(str(source), {})
     for target, origin in origins.items():
-        if target.startswith(outer + "/") and not inside.plain(clean(target[len(outer):])):
-            raise errors.BundleError(f"{origin}: a link in {source}, which is mounted on {outer}, leads {target} elsewhere",
-                                     "take a target without links")
+        if target.startswith(outer + "/") and not inside.plain(clean(target[len(outer) :])):
+            raise errors.BundleError(
+                f"{origin}: a link in {source}, which is mounted on {outer}, leads {target} elsewhere",
+                "take a target without links",
+            )
 
 
-class Image:
+class ImageRoot:
     """A container's root file system with the engine's mounts in it.
 
     `mounts`: the engine's mounts by destination; `hosts`: what `_host` has found so far.  `exact`: the destinations are
@@ -92,8 +105,11 @@ class Image:
         self._root = root
         self.hosts: Dict[str, Optional[str]] = {"": root}
         mounts = document.get("mounts")
-        found = {absolute(mount["destination"]): mount for mount in (mounts if isinstance(mounts, list) else ())
-                 if isinstance(mount, dict) and isinstance(mount.get("destination"), str)}
+        found = {
+            absolute(mount["destination"]): mount
+            for mount in (mounts if isinstance(mounts, list) else ())
+            if isinstance(mount, dict) and isinstance(mount.get("destination"), str)
+        }
         if exact:
             found = {self._walk(path, "config.json"): mount for path, mount in found.items()}
             self.hosts = {"": root}  # what was seen without the mounts
@@ -110,8 +126,10 @@ class Image:
         resolved = self._walk(path, origin)
         kernel = self.kernel(resolved)
         if kernel and not self.kernel(path):
-            raise errors.BundleError(f"{origin}: the image leads {path} to {resolved}, and nothing is mounted over {kernel}",
-                                     "take another target, or another image")
+            raise errors.BundleError(
+                f"{origin}: the image leads {path} to {resolved}, and nothing is mounted over {kernel}",
+                "take another target, or another image",
+            )
         return resolved
 
     def plain(self, path: str) -> bool:
@@ -125,8 +143,14 @@ class Image:
 
     def within_bind(self, path: str) -> str:
         """The destination of a bind mount of the engine's that a resolved path lies below, or ''."""
-        return next((destination for destination, mount in self.mounts.items()
-                     if path.startswith(destination + "/") and _bound(mount)), "")
+        return next(
+            (
+                destination
+                for destination, mount in self.mounts.items()
+                if path.startswith(destination + "/") and _bound(mount)
+            ),
+            "",
+        )
 
     def _host(self, path: str) -> Optional[str]:
         """Where a path of the container lies on the host: '' while nothing is there, None when the path, or a directory on
@@ -153,18 +177,23 @@ class Image:
 
     def _walk(self, path: str, origin: str) -> str:
         """The path as chroot(2) would resolve it."""
+
         def link(here: str, part: str) -> str:
             above = self._host(here)
             if self._host(f"{here}/{part}") is not None:
                 return ""
             if here in self.mounts or self.within_bind(here):
-                raise errors.BundleError(f"{origin}: {here}/{part}, on the way to {path}, is a link in a directory that the engine mounts",
-                                         "take a target without links")
+                raise errors.BundleError(
+                    f"{origin}: {here}/{part}, on the way to {path}, is a link in a directory that the engine mounts",
+                    "take a target without links",
+                )
             return posix.readlink(f"{above}/{part}")
 
         resolved = pathtext.follow(path, link)
         if not resolved:
-            raise errors.BundleError(f"{origin}: the image has more than {pathtext.MAX_LINKS} links on the way to {path}")
+            raise errors.BundleError(
+                f"{origin}: the image has more than {pathtext.MAX_LINKS} links on the way to {path}"
+            )
         return resolved
 
 

@@ -37,12 +37,20 @@ def split(edits: Edits) -> Tuple[Edits, Edits]:
         if source == path:
             rest.append(edit)
             continue
-        bound.append((MOUNT, path, {"destination": path, "type": "bind", "source": source, "options": _OPTIONS}, origin))
+        bound.append(
+            (MOUNT, path, {"destination": path, "type": "bind", "source": source, "options": _OPTIONS}, origin)
+        )
         access = node.get("permissions") or "rwm"
         if node["type"] != "p" and access != "none":
             kind, major, minor = _numbers(node)
-            bound.append((DEVICE_RULE, f"{kind} {major}:{minor} {access}",
-                          {"allow": True, "type": kind, "major": major, "minor": minor, "access": access}, origin))
+            bound.append(
+                (
+                    DEVICE_RULE,
+                    f"{kind} {major}:{minor} {access}",
+                    {"allow": True, "type": kind, "major": major, "minor": minor, "access": access},
+                    origin,
+                )
+            )
     return Edits(rest), Edits(bound)
 
 
@@ -50,13 +58,18 @@ def _check(source: str, node: Dict[str, Any], origin: str) -> None:
     try:
         kind, major, minor, _ = device_nodes.lstat_device(source)
     except errors.HostError as error:
-        raise errors.HostError(f"{origin}: {error.what}, and in a user namespace no device can be made",
-                               "load the driver, or run the container as root without a user namespace") from None
+        raise errors.HostError(
+            f"{origin}: {error.what}, and in a user namespace no device can be made",
+            "load the driver, or run the container as root without a user namespace",
+        ) from None
     wanted = _numbers(node)
     found = _numbers({"type": kind, "major": major, "minor": minor})
     if found != wanted:
-        raise errors.HostError(f"{origin}: {source} is {_words(found)} on this host, not {_words(wanted)}, and in a user namespace "
-                               "no device can be made", "`chandler cdi diff` shows whether the CDI file is out of date")
+        raise errors.HostError(
+            f"{origin}: {source} is {_words(found)} on this host, not {_words(wanted)}, and in a user namespace "
+            "no device can be made",
+            "`chandler cdi diff` shows whether the CDI file is out of date",
+        )
 
 
 def _numbers(node: Dict[str, Any]) -> Tuple[str, int, int]:

@@ -36,6 +36,7 @@ def apply(config: Document, edits: Edits, idmap: bool = True) -> Document:
         by_kind.setdefault(edit[0], []).append(edit)
     if by_kind.keys() - _OWN:
         from shim.oci import rare_edits
+
         rare_edits.apply(result, by_kind)  # before devices, whose owner is the process' user
     for kind, change in _APPLY:
         if kind in by_kind:
@@ -103,8 +104,11 @@ def _net_devices(config: Document, edits: List[Edit]) -> None:
         devices[interface] = {"name": name}
         for other, device in devices.items():
             if other != interface and (device.get("name") if isinstance(device, dict) else None) == name:
-                raise errors.BundleError(f"config.json gives the container the network interface {other} as {name}, which {interface} "
-                                         f"is to be as well ({origin})", "give one of them another name")
+                raise errors.BundleError(
+                    f"config.json gives the container the network interface {other} as {name}, which {interface} "
+                    f"is to be as well ({origin})",
+                    "give one of them another name",
+                )
 
 
 def _mounts(config: Document, edits: List[Edit]) -> None:
@@ -132,7 +136,7 @@ def _mounts(config: Document, edits: List[Edit]) -> None:
             path = pathtext.absolute(destination)
             last[path] = place
             while path != "/":
-                path = path[:path.rindex("/")] or "/"
+                path = path[: path.rindex("/")] or "/"
                 if path in ours:
                     below.setdefault(path, []).append(place)
     before: Dict[int, List[Any]] = {}  # place in the engine's list: those of ours that go before it
@@ -145,7 +149,7 @@ def _mounts(config: Document, edits: List[Edit]) -> None:
         above = -1
         parent = path
         while parent != "/":
-            parent = parent[:parent.rindex("/")] or "/"
+            parent = parent[: parent.rindex("/")] or "/"
             above = max(above, last.get(parent, -1))
         same = last.get(path, -1)
         later = [place for place in below.get(path, ()) if place > above]
@@ -187,7 +191,9 @@ def _hooks(config: Document, edits: List[Edit]) -> None:
             copied.add(stage)
             member(hooks, stage, list)
         if origin == _edits.LEASE:
-            hooks[stage].insert(0, hook)  # runc stops at a hook that fails, and a lease must not depend on others' hooks
+            hooks[stage].insert(
+                0, hook
+            )  # runc stops at a hook that fails, and a lease must not depend on others' hooks
         else:
             hooks[stage].append(hook)
 

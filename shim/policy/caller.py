@@ -30,7 +30,9 @@ class Caller:
 
     __slots__ = ("engine", "why", "images", "problem", "restores")
 
-    def __init__(self, engine: str, why: str = "", images: Any = None, problem: Optional[errors.ChandlerError] = None) -> None:
+    def __init__(
+        self, engine: str, why: str = "", images: Any = None, problem: Optional[errors.ChandlerError] = None
+    ) -> None:
         self.engine = engine
         self.why = why or engines.ENGINES[engine][0]
         self.images = images
@@ -44,36 +46,51 @@ class Caller:
     def check(self, annotations: Dict[str, Any], config: Config) -> None:
         """Raises PolicyError, which names the annotation, unless everything that is asked for comes from the caller."""
         prefix = config["annotation-prefix"]
-        keys = [key for key in annotations if key.startswith(prefix) and key != prefix + MARK
-                or config["cdi.annotations"] and key.startswith(_CDI)]
+        keys = [
+            key
+            for key in annotations
+            if key.startswith(prefix) and key != prefix + MARK or config["cdi.annotations"] and key.startswith(_CDI)
+        ]
         if not keys:
             return
         key = f"annotation {keys[0]}"
         if self.problem is not None:
-            raise errors.PolicyError(f"{key}: whether it comes from the image is not known: {self.problem.what}", self.problem.todo)
+            raise errors.PolicyError(
+                f"{key}: whether it comes from the image is not known: {self.problem.what}", self.problem.todo
+            )
         if self.restores and self.engine in (*engines.KEYS, "podman"):
-            raise errors.PolicyError(f"{key}: a restore takes it from the checkpoint, which may be an image, and an image may not ask",
-                                     "create the container anew")
+            raise errors.PolicyError(
+                f"{key}: a restore takes it from the checkpoint, which may be an image, and an image may not ask",
+                "create the container anew",
+            )
         if self.engine == "podman":
             self._check_image(keys, annotations)
         elif self.engine == engines.NERDCTL:
-            raise errors.PolicyError(f"{key}: nerdctl makes annotations of an image's labels, and an image may not ask",
-                                     "start the container through CRI, Docker or podman")
+            raise errors.PolicyError(
+                f"{key}: nerdctl makes annotations of an image's labels, and an image may not ask",
+                "start the container through CRI, Docker or podman",
+            )
         elif self.engine == engines.OTHER and engines.OTHER not in config["engines"]:
-            raise errors.PolicyError(f"{key}: it may be the image that asks, since Chandler does not know who calls ({self.why})",
-                                     f'list "{engines.OTHER}" in engines of the configuration if no such caller copies labels or annotations of images')
+            raise errors.PolicyError(
+                f"{key}: it may be the image that asks, since Chandler does not know who calls ({self.why})",
+                f'list "{engines.OTHER}" in engines of the configuration if no such caller copies labels or annotations of images',
+            )
 
     def _check_image(self, keys: List[str], annotations: Dict[str, Any]) -> None:
         try:
             of_image = self.images.annotations() if self.images is not None else {}
         except errors.ChandlerError as error:
-            raise errors.PolicyError(f"annotation {keys[0]}: whether it comes from the image is not known: {error.what}", error.todo) from None
+            raise errors.PolicyError(
+                f"annotation {keys[0]}: whether it comes from the image is not known: {error.what}", error.todo
+            ) from None
         for key in keys:
             value = annotations[key]
             if type(value) is str and value in of_image.get(key, ()):
-                raise errors.PolicyError(f"annotation {key}: it comes from the image, whose manifest has it with this value, and an image may not ask",
-                                         "take it out of the image, ask by --annotation with another value, or start the container with another "
-                                         "runtime (podman --runtime)")
+                raise errors.PolicyError(
+                    f"annotation {key}: it comes from the image, whose manifest has it with this value, and an image may not ask",
+                    "take it out of the image, ask by --annotation with another value, or start the container with another "
+                    "runtime (podman --runtime)",
+                )
 
 
 def of_call(root: Optional[str], bundle: str, container: str, document: Dict[str, Any], built: bool = False) -> Caller:
@@ -93,7 +110,9 @@ def of_call(root: Optional[str], bundle: str, container: str, document: Dict[str
 def _of_containerd(root: Optional[str], namespace: str, document: Dict[str, Any]) -> Caller:
     above, _, last = ("" if root is None else root).rpartition("/")
     if root is not None and last != namespace:
-        return Caller(engines.OTHER, f"the bundle is of containerd's namespace {namespace}, and --root {root or '(none)'} is not")
+        return Caller(
+            engines.OTHER, f"the bundle is of containerd's namespace {namespace}, and --root {root or '(none)'} is not"
+        )
     annotations = document.get("annotations")
     if type(annotations) is dict and any(key.startswith("nerdctl/") for key in annotations):
         return Caller(engines.NERDCTL)
@@ -101,11 +120,15 @@ def _of_containerd(root: Optional[str], namespace: str, document: Dict[str, Any]
         return Caller("containerd")
     if namespace.partition("-")[0] == "moby" and (root is None or above.rpartition("/")[2].startswith("runtime-")):
         return Caller("docker")
-    return Caller(engines.OTHER, f"containerd's namespace {namespace} is neither CRI's nor Docker's, and nothing says what its client copies")
+    return Caller(
+        engines.OTHER,
+        f"containerd's namespace {namespace} is neither CRI's nor Docker's, and nothing says what its client copies",
+    )
 
 
 def _of_storage(bundle: str, container: str, document: Dict[str, Any]) -> Caller:
     from shim.policy import containers_storage
+
     try:
         found = containers_storage.Container(bundle, container, document)
     except errors.ChandlerError as error:

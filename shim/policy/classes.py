@@ -39,14 +39,14 @@ CLASSES: Dict[str, str] = {
     "hostname": NAMED,
     "storage.tmpfs": NAMED,
     "storage": HOST,
-    "storage.bind": HOST,       # bind-sources
-    "storage.named": HOST,      # volumes
+    "storage.bind": HOST,  # bind-sources
+    "storage.named": HOST,  # volumes
     "storage.anonymous": HOST,  # volumes
-    "storage.s3": HOST,         # volumes
-    "devices": HOST,            # devices
-    "env.host": HOST,           # host-variables
-    "env.secrets": HOST,        # secrets
-    "cgroup_parent": HOST,      # cgroup-parents
+    "storage.s3": HOST,  # volumes
+    "devices": HOST,  # devices
+    "env.host": HOST,  # host-variables
+    "env.secrets": HOST,  # secrets
+    "cgroup_parent": HOST,  # cgroup-parents
     "ulimits": HOST,
     "sysctls": HOST,
     "user": DANGEROUS,
@@ -67,13 +67,13 @@ _PRIVILEGED_MEANS = ("capabilities", "devices", "gpu.all")
 def glob(pattern: str, text: str) -> bool:
     """Whether a text fits a pattern in which * stands for any characters and ? for one."""
     head, *rest = pattern.split("*")
-    if len(text) < len(head) or not _alike(head, text[:len(head)]):
+    if len(text) < len(head) or not _alike(head, text[: len(head)]):
         return False
     if not rest:
         return len(text) == len(head)
     at, end = len(head), len(text) - len(rest[-1])
     for part in rest[:-1]:
-        while at + len(part) <= end and not _alike(part, text[at:at + len(part)]):
+        while at + len(part) <= end and not _alike(part, text[at : at + len(part)]):
             at += 1
         at += len(part)
         if at > end:
@@ -157,8 +157,10 @@ def check(wish: Request, document: Config, config: Config, unified: bool = False
     if refused is None:
         return
     key, what, name = refused
-    raise errors.PolicyError(f"{wish.source}: {key}: {name} of {by} has no {what}" if name else f"{wish.source}: {key}: {what}",
-                             "ask the node's administrator")
+    raise errors.PolicyError(
+        f"{wish.source}: {key}: {name} of {by} has no {what}" if name else f"{wish.source}: {key}: {what}",
+        "ask the node's administrator",
+    )
 
 
 def _unlisted(wish: Request, config: Config) -> Iterator[Tuple[str, str, str]]:
@@ -186,7 +188,11 @@ def _unlisted(wish: Request, config: Config) -> Iterator[Tuple[str, str, str]]:
     parent = document.get("cgroup_parent")
     if parent is not None:
         allowed = config["policy.cgroup-parents"]
-        if not (below(parent, [each for each in allowed if each.startswith("/")]) if parent.startswith("/") else listed(allowed, parent)):
+        if not (
+            below(parent, [each for each in allowed if each.startswith("/")])
+            if parent.startswith("/")
+            else listed(allowed, parent)
+        ):
             yield "cgroup_parent", parent, "cgroup-parents"
 
 
@@ -194,30 +200,48 @@ def _check_engine(wish: Request, document: Config, unified: bool, trusted: bool)
     """A request may tighten what the engine has set, never loosen it; see policy.check for the kernel's defaults."""
     score, present = wish.resources.get("oom_score_adj"), reader.oom_score(document)
     if score is not None and score < present:
-        raise errors.PolicyError(f"{wish.source}: resources.oom_score_adj = {score} loosens the engine's {present}: it is "
-                                 "the other containers that would be killed")
+        raise errors.PolicyError(
+            f"{wish.source}: resources.oom_score_adj = {score} loosens the engine's {present}: it is "
+            "the other containers that would be killed"
+        )
     weight = wish.resources.get("blkio_weight")
     if weight is not None:
         if reader.resource(document, "unified", "io.weight", str) is not None:
-            raise errors.PolicyError(f"{wish.source}: resources.blkio_weight: the engine has set io.weight in linux.resources.unified")
+            raise errors.PolicyError(
+                f"{wish.source}: resources.blkio_weight: the engine has set io.weight in linux.resources.unified"
+            )
         present = reader.resource(document, "blockIO", "weight")
         if present and weight > present:
-            raise errors.PolicyError(f"{wish.source}: resources.blkio_weight = {weight} loosens the engine's limit of {present}")
+            raise errors.PolicyError(
+                f"{wish.source}: resources.blkio_weight = {weight} loosens the engine's limit of {present}"
+            )
         if not present and weight > _WEIGHT[unified] and not trusted:
-            raise errors.PolicyError(f"{wish.source}: resources.blkio_weight = {weight} gives more than the kernel's default",
-                                     f"ask for at most {_WEIGHT[unified]}, or let the engine set it")
+            raise errors.PolicyError(
+                f"{wish.source}: resources.blkio_weight = {weight} gives more than the kernel's default",
+                f"ask for at most {_WEIGHT[unified]}, or let the engine set it",
+            )
     if "hugepages" in wish.resources and any(key.startswith("hugetlb.") for key in reader.unified(document)):
-        raise errors.PolicyError(f"{wish.source}: resources.hugepages: the engine has set such limits in linux.resources.unified")
+        raise errors.PolicyError(
+            f"{wish.source}: resources.hugepages: the engine has set such limits in linux.resources.unified"
+        )
     limits = reader.hugepages(document)
     for size, limit in wish.resources.get("hugepages", {}).items():
         if type(limits.get(size)) is int and limit > limits[size]:
-            raise errors.PolicyError(f"{wish.source}: resources.hugepages.{size} = {limit} loosens the engine's limit of {limits[size]}")
+            raise errors.PolicyError(
+                f"{wish.source}: resources.hugepages.{size} = {limit} loosens the engine's limit of {limits[size]}"
+            )
 
 
 def check_maxima(wish: Request, config: Config) -> None:
     """Raises PolicyError when a limit that is asked for is above the policy's maximum."""
-    for key, name, unit in (("cpu", "max-cpu", "m"), ("memory", "max-memory", ""), ("memory_reservation", "max-memory", ""),
-                            ("memory_swap", "max-memory", "")):
+    for key, name, unit in (
+        ("cpu", "max-cpu", "m"),
+        ("memory", "max-memory", ""),
+        ("memory_reservation", "max-memory", ""),
+        ("memory_swap", "max-memory", ""),
+    ):
         most, value = config[f"policy.{name}"], wish.resources.get(key)
         if most and value is not None and not 0 < value <= most:
-            raise errors.PolicyError(f"{wish.source}: resources.{key} = {value}{unit} is above {name} of {words.by(config)}, {most}{unit}")
+            raise errors.PolicyError(
+                f"{wish.source}: resources.{key} = {value}{unit} is above {name} of {words.by(config)}, {most}{unit}"
+            )

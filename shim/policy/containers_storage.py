@@ -36,7 +36,7 @@ class Container:
 
     def __init__(self, bundle: str, container: str, document: Dict[str, Any]) -> None:
         above, _, name = bundle.rpartition("/userdata")[0].rpartition("/")[0].rpartition("/")
-        self._driver = name[:-len(_SUFFIX)]
+        self._driver = name[: -len(_SUFFIX)]
         self._roots = [above]
         root = document.get("root")
         path = root.get("path") if type(root) is dict else None
@@ -44,7 +44,12 @@ class Container:
             graph = path.rpartition(f"/{self._driver}/")[0]  # …/overlay/LAYER/merged, …/vfs/dir/LAYER
             if graph and not _same(graph, above):
                 self._roots.append(graph)
-        found = [record for graph in self._roots for record in self._records(f"{graph}/{name}") if record.get("id") == container]
+        found = [
+            record
+            for graph in self._roots
+            for record in self._records(f"{graph}/{name}")
+            if record.get("id") == container
+        ]
         if len(found) != 1:
             raise errors.HostError(f"{len(found)} records of {container} are in {' and '.join(self._roots)}", _ENGINES)
         self._image = found[0].get("image", "")
@@ -52,7 +57,9 @@ class Container:
             metadata = jsontext.loads(found[0].get("metadata", "{}").encode())
             self.in_pod = type(metadata) is dict and bool(metadata.get("pod-id"))
         except (AttributeError, UnicodeEncodeError, errors.JsonError):
-            raise errors.HostError(f"the record of {container} in {above}/{name} says nothing that can be read", _ENGINES) from None
+            raise errors.HostError(
+                f"the record of {container} in {above}/{name} says nothing that can be read", _ENGINES
+            ) from None
 
     def annotations(self) -> Dict[str, Set[str]]:
         """Every key of the image's manifests, at whatever place in them, with its values; none without an image.
@@ -78,10 +85,14 @@ class Container:
                 names = posix.listdir(directory)
             except OSError:
                 continue
-            manifests = [f"{directory}/{name}" for name in names if name == _MANIFEST[0] or name.startswith(_MANIFEST[1])]
+            manifests = [
+                f"{directory}/{name}" for name in names if name == _MANIFEST[0] or name.startswith(_MANIFEST[1])
+            ]
             if 0 < len(manifests) <= MAX_MANIFESTS:
                 return manifests
-        raise errors.HostError(f"the manifest of the image {self._image} is not in {' nor in '.join(self._roots)}", _ENGINES)
+        raise errors.HostError(
+            f"the manifest of the image {self._image} is not in {' nor in '.join(self._roots)}", _ENGINES
+        )
 
     @staticmethod
     def _records(directory: str) -> Iterator[Dict[str, Any]]:

@@ -18,12 +18,18 @@ if TYPE_CHECKING:
 # match.  Docker and podman set none: their callers write every annotation.
 KEYS: Dict[str, Dict[str, str]] = {
     "containerd": {
-        "kind": "io.kubernetes.cri.container-type", "namespace": "io.kubernetes.cri.sandbox-namespace",
-        "pod": "io.kubernetes.cri.sandbox-name", "container": "io.kubernetes.cri.container-name",
-        "image": "io.kubernetes.cri.image-name"},
+        "kind": "io.kubernetes.cri.container-type",
+        "namespace": "io.kubernetes.cri.sandbox-namespace",
+        "pod": "io.kubernetes.cri.sandbox-name",
+        "container": "io.kubernetes.cri.container-name",
+        "image": "io.kubernetes.cri.image-name",
+    },
     "crio": {
-        "kind": "io.kubernetes.cri-o.ContainerType", "namespace": "io.kubernetes.pod.namespace",
-        "pod": "io.kubernetes.pod.name", "container": "io.kubernetes.container.name"},
+        "kind": "io.kubernetes.cri-o.ContainerType",
+        "namespace": "io.kubernetes.pod.namespace",
+        "pod": "io.kubernetes.pod.name",
+        "container": "io.kubernetes.container.name",
+    },
 }
 OTHER, BUILDER, NERDCTL = "other", "bundle", "nerdctl"
 # engine: (how a call of it is known, what comes from an image into its containers' annotations)

@@ -29,7 +29,9 @@ _NO_LIMITS = frozenset(("gpu",))
 DEPENDS_ON_CGROUPS = frozenset(("memory_reservation", "blkio_weight"))
 
 
-def check(wish: parse.Request, document: Config, config: Config, names: Sequence[str] = (), unified: bool = False) -> None:
+def check(
+    wish: parse.Request, document: Config, config: Config, names: Sequence[str] = (), unified: bool = False
+) -> None:
     """Raises PolicyError, with the key and the rule, when the node's policy does not allow the request, or the
     devices (`names`) that other annotations ask for.  `unified`: whether this node has cgroup v2 alone."""
     trusted = config["policy.trust"] == "all"
@@ -41,9 +43,11 @@ def check(wish: parse.Request, document: Config, config: Config, names: Sequence
         _check_limits(wish, document, unified, trusted)
     if wish.rare:
         from shim.policy import classes
+
         classes.check(wish, document, config, unified)
     if not trusted and (config["policy.max-cpu"] or config["policy.max-memory"]):
         from shim.policy import classes
+
         classes.check_maxima(wish, config)
 
 
@@ -54,16 +58,22 @@ def check_devices(wish: parse.Request, names: List[str], count: int, aggregates:
     """
     trusted = config["policy.trust"] == "all"
     for name in aggregates:
-        words.check_word(wish, "gpu.all", f"resources.gpu: {name}, which stands for every device of its kind,", config, trusted)
+        words.check_word(
+            wish, "gpu.all", f"resources.gpu: {name}, which stands for every device of its kind,", config, trusted
+        )
     if trusted:
         return
     for name in names:
         kind = name.partition("=")[0]
         if kind not in config["policy.kinds"]:
-            raise errors.PolicyError(f"{wish.source}: resources.gpu asks for {name}; kinds of {words.by(config)} has no {kind}")
+            raise errors.PolicyError(
+                f"{wish.source}: resources.gpu asks for {name}; kinds of {words.by(config)} has no {kind}"
+            )
     limit = config["policy.max-gpus"]
     if count > limit:
-        raise errors.PolicyError(f"{wish.source}: resources.gpu asks for {count} devices; max-gpus of {words.by(config)} is {limit}")
+        raise errors.PolicyError(
+            f"{wish.source}: resources.gpu asks for {count} devices; max-gpus of {words.by(config)} is {limit}"
+        )
 
 
 def _asked(wish: parse.Request) -> List[Tuple[str, str]]:
@@ -95,13 +105,19 @@ def _asked_by_name(names: Sequence[str], key: str) -> List[Tuple[str, str]]:
 
 
 def _check_variable(name: str, source: str, trusted: bool) -> None:
-    if name.endswith(_OURS_SUFFIX) or name.startswith(_OURS_PREFIX) or any(name in vendor.variables for vendor in vendors.VENDORS):
+    if (
+        name.endswith(_OURS_SUFFIX)
+        or name.startswith(_OURS_PREFIX)
+        or any(name in vendor.variables for vendor in vendors.VENDORS)
+    ):
         raise errors.PolicyError(f"{source}: env.{name} is set by Chandler from what is granted", "remove it")
     if trusted:
         return
     if name.startswith(_LOADER_PREFIXES) or name in _LOADER:
-        raise errors.PolicyError(f"{source}: env.{name} decides which code is loaded, so a request may not set it",
-                          "set it in the image, or trust = \"all\" in [policy]")
+        raise errors.PolicyError(
+            f"{source}: env.{name} decides which code is loaded, so a request may not set it",
+            'set it in the image, or trust = "all" in [policy]',
+        )
 
 
 def _check_limits(wish: parse.Request, document: Config, unified: bool, trusted: bool) -> None:
@@ -112,15 +128,21 @@ def _check_limits(wish: parse.Request, document: Config, unified: bool, trusted:
         if key not in asked:
             continue
         if reader.resource(document, "unified", file, str) is not None:
-            raise errors.PolicyError(f"{wish.source}: resources.{key}: the engine has set {file} in linux.resources.unified")
+            raise errors.PolicyError(
+                f"{wish.source}: resources.{key}: the engine has set {file} in linux.resources.unified"
+            )
         present = reader.resource(document, controller, name, str if key == "cpuset" else int)
         if key == "cpuset":
             loose = bool(present) and not schema.cpus(asked[key]) <= schema.cpus(present)
         elif present is None or present <= 0:
             default = _default(key, unified)
             if default is not None and asked[key] > default and not trusted:
-                raise errors.PolicyError(f"{wish.source}: resources.{key} = {asked[key]} gives more than the kernel's default of {default}",
-                                         f"ask for at most {default}, or let the engine set it" if default else "leave it out, or let the engine set it")
+                raise errors.PolicyError(
+                    f"{wish.source}: resources.{key} = {asked[key]} gives more than the kernel's default of {default}",
+                    f"ask for at most {default}, or let the engine set it"
+                    if default
+                    else "leave it out, or let the engine set it",
+                )
             loose = False
         elif key == "cpu":
             period = reader.resource(document, "cpu", "period") or reader.CPU_PERIOD
@@ -133,7 +155,9 @@ def _check_limits(wish: parse.Request, document: Config, unified: bool, trusted:
                 limit = reader.resource(document, "memory", "limit", int) or 0
                 loose = 0 < limit <= present and asked[key] - asked.get("memory", limit) > present - limit
         if loose:
-            raise errors.PolicyError(f"{wish.source}: resources.{key} = {asked[key]} loosens the engine's limit of {present}")
+            raise errors.PolicyError(
+                f"{wish.source}: resources.{key} = {asked[key]} loosens the engine's limit of {present}"
+            )
 
 
 def _default(key: str, unified: bool) -> Optional[int]:

@@ -28,7 +28,11 @@ def identity(annotations: Mapping[str, Any], engine: str, known: Mapping[str, An
     who: Who = {}
     keys = KEYS.get(engine)
     if keys is not None and annotations.get(keys["kind"]) in ("container", "sandbox"):
-        who = {field: (annotations[key],) for field, key in keys.items() if field in FIELDS and type(annotations.get(key)) is str}
+        who = {
+            field: (annotations[key],)
+            for field, key in keys.items()
+            if field in FIELDS and type(annotations.get(key)) is str
+        }
     for field in FIELDS:
         value = known.get(field)
         if value:

@@ -23,8 +23,10 @@ def check_word(wish: Request, asked: str, key: str, config: Config, allowed: boo
         where = config.get("policy.denied-by", {}).get(rule, "[policy]")
         raise errors.PolicyError(f"{wish.source}: {key} is refused by {rule!r} in deny of {where}")
     if not allowed and not _covers(config["policy.allow"], asked, _OWN_WORDS):
-        raise errors.PolicyError(f"{wish.source}: {key} is not allowed: allow of {by(config)} has no {asked!r}",
-                                 "ask the node's administrator")
+        raise errors.PolicyError(
+            f"{wish.source}: {key} is not allowed: allow of {by(config)} has no {asked!r}",
+            "ask the node's administrator",
+        )
 
 
 def by(config: Config) -> str:

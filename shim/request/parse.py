@@ -73,6 +73,7 @@ def parse_document(text: str) -> Any:
         else:
             find_libraries()
             from shim.cdi import yamltext
+
             value = yamltext.load(text)
         jsontext.check_value(value)
         return value
@@ -86,12 +87,16 @@ def from_annotations(annotations: Dict[str, Any], prefix: str, container: Option
     `container` is the name that the engine gave, None where it gives none.  A document of the container's own
     replaces what is there for the whole pod.  Raises RequestError, which names the annotation.
     """
-    found = {key[len(prefix):]: value for key, value in annotations.items() if key.startswith(prefix)}
+    found = {key[len(prefix) :]: value for key, value in annotations.items() if key.startswith(prefix)}
     if not found:
         return None
     size = sum(len(prefix) + len(key) + len(value) for key, value in found.items() if isinstance(value, str))
     if size > MAX_ANNOTATIONS // 4:  # a character has up to four bytes
-        size = sum(len((prefix + key + value).encode("utf-8", "surrogatepass")) for key, value in found.items() if isinstance(value, str))
+        size = sum(
+            len((prefix + key + value).encode("utf-8", "surrogatepass"))
+            for key, value in found.items()
+            if isinstance(value, str)
+        )
     if size > MAX_ANNOTATIONS:
         raise errors.RequestError(f"the annotations {prefix}* hold {size} bytes, more than {MAX_ANNOTATIONS}")
     if MARK in found:
@@ -125,8 +130,10 @@ def _container_document(own: Dict[str, str], prefix: str, container: Optional[st
     """The document among `services` and `service.<container>` that is for this container."""
     if container is None:
         keys = ", ".join(prefix + key for key in own)
-        raise errors.RequestError(f"{keys}: the engine does not say which container of a pod this is",
-                           f"use the annotation {prefix}{_SERVICE}")
+        raise errors.RequestError(
+            f"{keys}: the engine does not say which container of a pod this is",
+            f"use the annotation {prefix}{_SERVICE}",
+        )
     found: List[Tuple[str, Any]] = []
     if _SERVICES in own:
         services = _document(own[_SERVICES], prefix + _SERVICES)
@@ -138,8 +145,9 @@ def _container_document(own: Dict[str, str], prefix: str, container: Optional[st
     if short in own:
         found.append((f"annotation {prefix}{short}", _document(own[short], prefix + short)))
     if len(found) > 1:
-        raise errors.RequestError(f"annotations {prefix}{_SERVICES} and {prefix}{short} both ask for {container}",
-                           "remove one of them")
+        raise errors.RequestError(
+            f"annotations {prefix}{_SERVICES} and {prefix}{short} both ask for {container}", "remove one of them"
+        )
     if not found:
         return None
     source, document = found[0]

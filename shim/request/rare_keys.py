@@ -18,20 +18,51 @@ if TYPE_CHECKING:
 _MAX_ITEMS = 1024
 _LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")
 # uapi/linux/capability.h, by number
-CAPABILITIES = tuple("CAP_" + name for name in (
-    "CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP LINUX_IMMUTABLE NET_BIND_SERVICE "
-    "NET_BROADCAST NET_ADMIN NET_RAW IPC_LOCK IPC_OWNER SYS_MODULE SYS_RAWIO SYS_CHROOT SYS_PTRACE SYS_PACCT SYS_ADMIN "
-    "SYS_BOOT SYS_NICE SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG MKNOD LEASE AUDIT_WRITE AUDIT_CONTROL SETFCAP MAC_OVERRIDE "
-    "MAC_ADMIN SYSLOG WAKE_ALARM BLOCK_SUSPEND AUDIT_READ PERFMON BPF CHECKPOINT_RESTORE").split())
+CAPABILITIES = tuple(
+    "CAP_" + name
+    for name in (
+        "CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP LINUX_IMMUTABLE NET_BIND_SERVICE "
+        "NET_BROADCAST NET_ADMIN NET_RAW IPC_LOCK IPC_OWNER SYS_MODULE SYS_RAWIO SYS_CHROOT SYS_PTRACE SYS_PACCT SYS_ADMIN "
+        "SYS_BOOT SYS_NICE SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG MKNOD LEASE AUDIT_WRITE AUDIT_CONTROL SETFCAP MAC_OVERRIDE "
+        "MAC_ADMIN SYSLOG WAKE_ALARM BLOCK_SUSPEND AUDIT_READ PERFMON BPF CHECKPOINT_RESTORE"
+    ).split()
+)
 # setrlimit(2)
-RLIMITS = ("as", "core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss",
-           "rtprio", "rttime", "sigpending", "stack")
+RLIMITS = (
+    "as",
+    "core",
+    "cpu",
+    "data",
+    "fsize",
+    "locks",
+    "memlock",
+    "msgqueue",
+    "nice",
+    "nofile",
+    "nproc",
+    "rss",
+    "rtprio",
+    "rttime",
+    "sigpending",
+    "stack",
+)
 # What a container may have of its own (runc's validator): whole names, and what names begin with.
-_IPC_SYSCTLS = ("kernel.msgmax", "kernel.msgmnb", "kernel.msgmni", "kernel.sem", "kernel.shmall", "kernel.shmmax",
-                "kernel.shmmni", "kernel.shm_rmid_forced")
+_IPC_SYSCTLS = (
+    "kernel.msgmax",
+    "kernel.msgmnb",
+    "kernel.msgmni",
+    "kernel.sem",
+    "kernel.shmall",
+    "kernel.shmmax",
+    "kernel.shmmni",
+    "kernel.shm_rmid_forced",
+)
 # A mode that YAML has read as an octal number already looks like another mode when its decimal digits are octal, too.
-_USUAL_MODES = frozenset(int(mode, 8) for mode in "1777 1775 1770 1755 1750 777 775 771 770 757 755 750 711 700 666 664 "
-                                                  "660 644 640 600 555 550 500 444 440 400".split())
+_USUAL_MODES = frozenset(
+    int(mode, 8)
+    for mode in "1777 1775 1770 1755 1750 777 775 771 770 757 755 750 711 700 666 664 "
+    "660 644 640 600 555 550 500 444 440 400".split()
+)
 
 
 def _string(value: Any) -> str:
@@ -102,6 +133,7 @@ def _map(value: Any, name: Callable[[str], str], item: Callable[[Any], Any]) -> 
 
 
 # --- paths and names ------------------------------------------------------------------------------------------
+
 
 def path(value: Any) -> str:
     """An absolute path without `..`, doubled slashes, or a slash at the end."""
@@ -190,7 +222,9 @@ def capability(value: Any) -> str:
         return "ALL"
     name = name if name.startswith("CAP_") else "CAP_" + name
     if name not in CAPABILITIES:
-        raise values.wrong(value, "is no capability that Chandler knows", "capabilities(7) lists them, for example NET_ADMIN")
+        raise values.wrong(
+            value, "is no capability that Chandler knows", "capabilities(7) lists them, for example NET_ADMIN"
+        )
     return name
 
 
@@ -219,8 +253,10 @@ def _sysctl(name: str) -> str:
     if set(plain) - _LETTERS - set("._-") or ".." in plain or plain.startswith(".") or plain.endswith("."):
         raise values.wrong(name, "is no name of a sysctl")
     if not sysctl_namespace(plain):
-        raise errors.RequestError(f"{name} belongs to the whole host",
-                                  "only net.*, fs.mqueue.* and the kernel's IPC limits are a container's own")
+        raise errors.RequestError(
+            f"{name} belongs to the whole host",
+            "only net.*, fs.mqueue.* and the kernel's IPC limits are a container's own",
+        )
     return plain
 
 
@@ -232,6 +268,7 @@ def _sysctl_value(value: Any) -> str:
 
 
 # --- amounts --------------------------------------------------------------------------------------------------
+
 
 def _amount(value: Any) -> int:
     """Bytes."""
@@ -284,7 +321,7 @@ def _rlimit(value: Any) -> Dict[str, int]:
 
 def _rlimit_name(name: str) -> str:
     plain = name.lower()
-    plain = plain[len("rlimit_"):] if plain.startswith("rlimit_") else plain
+    plain = plain[len("rlimit_") :] if plain.startswith("rlimit_") else plain
     if plain not in RLIMITS:
         raise errors.RequestError(f"{name!r} is no limit", f"known: {', '.join(RLIMITS)}")
     return plain
@@ -296,19 +333,26 @@ def _mode(value: Any) -> str:
     if set(text) - set("01234567") or len(text) > 5 or int(text, 8) > 0o7777:
         raise values.wrong(value, "is no mode", 'write it in octal, as a text: "1777"')
     if type(value) is int and value in _USUAL_MODES:
-        raise errors.RequestError(f"{value} may be meant as {value:o}, which YAML reads as {value} when it begins with 0",
-                                  f'write it as a text: "{value:o}"')
+        raise errors.RequestError(
+            f"{value} may be meant as {value:o}, which YAML reads as {value} when it begins with 0",
+            f'write it as a text: "{value:o}"',
+        )
     return f"{int(text, 8):04o}"
 
 
 # --- objects --------------------------------------------------------------------------------------------------
 
+
 def _device(value: Any) -> Dict[str, Any]:
     if isinstance(value, str):
         value = {"path": value}
     found = _object(value, {"path": _device_path, "read": _boolean, "write": _boolean, "mknod": _boolean}, ("path",))
-    found = {"path": found["path"], "read": found.get("read", True), "write": found.get("write", True),
-             "mknod": found.get("mknod", False)}
+    found = {
+        "path": found["path"],
+        "read": found.get("read", True),
+        "write": found.get("write", True),
+        "mknod": found.get("mknod", False),
+    }
     if not (found["read"] or found["write"] or found["mknod"]):
         raise errors.RequestError(f"{found['path']} is asked for without any access", "leave it out")
     return found
@@ -322,12 +366,24 @@ def _tier(value: Any) -> str:
 
 _STORAGE: Dict[str, Tuple[Dict[str, Callable[[Any], Any]], Tuple[str, ...]]] = {
     "bind": ({"source": path, "target": _target, "readonly": _boolean}, ("source", "target")),
-    "named": ({"name": _name, "target": _target, "readonly": _boolean, "tier": _tier, "size": _size}, ("name", "target")),
+    "named": (
+        {"name": _name, "target": _target, "readonly": _boolean, "tier": _tier, "size": _size},
+        ("name", "target"),
+    ),
     "anonymous": ({"target": _target, "tier": _tier}, ("target",)),
     "tmpfs": ({"target": _target, "size": _size, "mode": _mode}, ("target",)),
     # whoever mounted the bucket has used endpoint and credentials: they are taken and not kept
-    "s3": ({"bucket": _name, "prefix": _prefix, "target": _target, "readonly": _boolean, "endpoint": values.text,
-            "credentials": lambda value: None}, ("bucket", "target")),
+    "s3": (
+        {
+            "bucket": _name,
+            "prefix": _prefix,
+            "target": _target,
+            "readonly": _boolean,
+            "endpoint": values.text,
+            "credentials": lambda value: None,
+        },
+        ("bucket", "target"),
+    ),
 }
 
 

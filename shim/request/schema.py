@@ -24,6 +24,7 @@ def _quantity(scale: int, low: int = 1, high: int = values.MAX_INT) -> values.Le
         if found > high:
             raise values.wrong(value, "is too large")
         return found
+
     return check, str
 
 
@@ -71,6 +72,7 @@ def _word(*known: str) -> values.Leaf:
         if value not in known:
             raise values.wrong(value, f"is not one of {', '.join(known)}")
         return str(value)
+
     return check, str
 
 
@@ -113,7 +115,7 @@ SCHEMA: Dict[str, Any] = {
     "resources": {
         # thousandths of a CPU; times a period of at most a second it must be a quota below 2**63
         "cpu": _quantity(1000, high=values.MAX_INT // 1000),
-        "memory": _quantity(1),             # bytes
+        "memory": _quantity(1),  # bytes
         "memory_swap": _quantity_or_unlimited(),  # bytes of memory and swap together
         "memory_reservation": _quantity(1),
         "cpu_shares": values.integer(2, 262144),
@@ -133,7 +135,7 @@ SCHEMA: Dict[str, Any] = {
             "mps_log_dir": (values.host_path, str),
             "mps_active_thread_percentage": values.integer(1, 100),
             "mps_pinned_memory": _quantity(1, 1 << 20),  # bytes of each GPU; the daemon knows whole MiB
-            "mps_priority": values.integer(0, 1),              # 0 normal, 1 below
+            "mps_priority": values.integer(0, 1),  # 0 normal, 1 below
             "time_slice_index": values.integer(0, 4095),
             "time_slicing_config_path": (values.host_path, str),
             "time_slice": _word("default", "short", "medium", "long"),
@@ -172,4 +174,5 @@ def check(document: Any, schema: Optional[Dict[str, Any]] = None, path: str = ""
 def leaf(name: str) -> Any:
     """The leaf, or the table, that SCHEMA has under a name."""
     from shim.request.rare_keys import LEAVES
+
     return LEAVES[name]

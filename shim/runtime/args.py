@@ -26,11 +26,15 @@ EDITED = frozenset(("create", "run", "restore"))
 # Options that print something and leave, whatever else is there.
 EXITS = frozenset(("help", "h", "version", "v", "V", "?", "usage"))
 
-_UPDATE = ("blkio-weight= cpu-period= cpu-quota= cpu-rt-period= cpu-rt-runtime= cpu-share= cpuset-cpus= cpuset-mems= "
-           "l3-cache-schema= mem-bw-schema= memory= memory-reservation= memory-swap= pids-limit= resources= r= ")
+_UPDATE = (
+    "blkio-weight= cpu-period= cpu-quota= cpu-rt-period= cpu-rt-runtime= cpu-share= cpuset-cpus= cpuset-mems= "
+    "l3-cache-schema= mem-bw-schema= memory= memory-reservation= memory-swap= pids-limit= resources= r= "
+)
 _CRIU = "ext-unix-sk file-locks image-path= manage-cgroups-mode= shell-job tcp-established work-path= "
-_EXEC = ("apparmor= cap= cgroup= console-socket= cwd= detach d env= e= no-new-privs pid-file= preserve-fds= process= p= "
-         "process-label= user= u= ")
+_EXEC = (
+    "apparmor= cap= cgroup= console-socket= cwd= detach d env= e= no-new-privs pid-file= preserve-fds= process= p= "
+    "process-label= user= u= "
+)
 _CREATE = "bundle= b= console-socket= no-new-keyring no-pivot pid-file= preserve-fds= "
 
 # kind -> verb ("" for what comes before it) -> options: "name" alone, "name=" with a value, "name?" with one only in
@@ -39,7 +43,7 @@ OPTIONS: Dict[str, Dict[str, str]] = {
     "runc": {
         "": "criu= debug help h log= log-format= root= rootless= systemd-cgroup version v",
         "checkpoint": _CRIU + "auto-dedup empty-ns= lazy-pages leave-running link-remap page-server= parent-path= "
-                              "pre-dump status-fd= tcp-skip-in-flight",
+        "pre-dump status-fd= tcp-skip-in-flight",
         "create": _CREATE + "pidfd-socket=",
         "delete": "force f",
         "events": "interval= stats",
@@ -48,7 +52,7 @@ OPTIONS: Dict[str, Dict[str, str]] = {
         "list": "format= f= quiet q",
         "ps": "format= f=",
         "restore": _CRIU + "auto-dedup bundle= b= console-socket= detach d empty-ns= lazy-pages lsm-mount-context= "
-                           "lsm-profile= no-pivot no-subreaper pid-file=",
+        "lsm-profile= no-pivot no-subreaper pid-file=",
         "run": _CREATE + "detach d keep no-subreaper pidfd-socket=",
         "spec": "bundle= b= rootless",
         "update": _UPDATE + "cpu-burst= cpu-idle= kernel-memory= kernel-memory-tcp=",
@@ -78,7 +82,7 @@ OPTIONS: Dict[str, Dict[str, str]] = {
         "list": "format= f= quiet q",
         "ps": "format= f=",
         "restore": _CRIU + "bundle= b= console-socket= detach d lsm-mount-context= lsm-profile= network-lock "
-                           "pid-file= tcp-close",
+        "pid-file= tcp-close",
         "run": _CREATE + "config= f= detach d keep no-subreaper",
         "spec": "bundle= b= file= f= rootless",
         "update": _UPDATE + "kernel-memory= kernel-memory-tcp=",
@@ -86,7 +90,8 @@ OPTIONS: Dict[str, Dict[str, str]] = {
 }
 
 _VERBS = frozenset(verb for table in OPTIONS.values() for verb in table) | frozenset(
-    ("features", "info", "init", "mounts", "pause", "resume", "start", "state"))
+    ("features", "info", "init", "mounts", "pause", "resume", "start", "state")
+)
 # What every command of a kind knows besides.  (argp's two hidden ones are program-name and HANG.)
 _ALWAYS = {"runc": "help h", "youki": "help h", "crun": "help ? usage program-name= HANG?"}
 # runc's verbs that keep options where they are: what follows the id is another program's.
@@ -105,11 +110,27 @@ class Invocation:
     still gets them as they are.  `verb_certain`: the same for the verb alone.
     """
 
-    __slots__ = ("verb", "index", "edited", "bundle", "config", "id", "words", "root", "log", "log_format",
-                 "systemd_cgroup", "cgroup_manager", "certain", "verb_certain")
+    __slots__ = (
+        "verb",
+        "index",
+        "edited",
+        "bundle",
+        "config",
+        "id",
+        "words",
+        "root",
+        "log",
+        "log_format",
+        "systemd_cgroup",
+        "cgroup_manager",
+        "certain",
+        "verb_certain",
+    )
 
     def __init__(self) -> None:
-        self.verb = self.bundle = self.config = self.id = self.root = self.log = self.log_format = self.cgroup_manager = ""
+        self.verb = self.bundle = self.config = self.id = self.root = self.log = self.log_format = (
+            self.cgroup_manager
+        ) = ""
         self.index = -1
         self.edited = self.systemd_cgroup = False
         self.words: List[str] = []
@@ -150,10 +171,11 @@ def _read(argv: List[str], kind: str) -> Invocation:
     reader = _READERS[kind]
     # Words before the verb end at the first argument, in all three.
     found, rest, call.certain = (_argp if kind == "crun" else _go if kind == "runc" else _clap_globals)(
-        argv, _options(kind, table[""]))
+        argv, _options(kind, table[""])
+    )
     leaves = _note(call, found)
     if not call.certain:
-        rest = argv[_verb_at(argv, len(argv) - len(rest)):]
+        rest = argv[_verb_at(argv, len(argv) - len(rest)) :]
         call.verb_certain = False
     if not rest:
         return call
@@ -201,7 +223,7 @@ def _options(kind: str, table: str) -> Dict[str, str]:
     result = {}
     for word in f"{table} {_ALWAYS[kind]}".split():
         name = word.rstrip("=?") or "?"
-        result[name] = word[len(name):]
+        result[name] = word[len(name) :]
     return result
 
 
@@ -235,7 +257,7 @@ def _go(words: List[str], options: Dict[str, str]) -> Tuple[Found, List[str], bo
         at += 1
         if word == "--":
             break
-        name, equals, value = word[2 if word[1] == "-" else 1:].partition("=")
+        name, equals, value = word[2 if word[1] == "-" else 1 :].partition("=")
         takes = options.get(name)
         if takes is None:
             certain = False
@@ -255,13 +277,17 @@ def _go_reordered(words: List[str], options: Dict[str, str]) -> Tuple[Found, Lis
     late: List[str] = []
     follows = False
     for at, word in enumerate(words):
-        known = len(word) > 1 and word[0] == "-" and word != "--" and (
-            word[2 if word[1] == "-" else 1:].partition("=")[0] in options)
+        known = (
+            len(word) > 1
+            and word[0] == "-"
+            and word != "--"
+            and (word[2 if word[1] == "-" else 1 :].partition("=")[0] in options)
+        )
         if follows and not known:
             follows = False
             early.append(word)
         elif word == "--":
-            late = ["--", *late, *words[at + 1:]]
+            late = ["--", *late, *words[at + 1 :]]
             break
         elif known:
             early.append(word)
@@ -366,7 +392,7 @@ def _clap(words: List[str], options: Dict[str, str], stops: bool = False) -> Tup
 def _clap_globals(words: List[str], options: Dict[str, str]) -> Tuple[Found, List[str], bool]:
     """Before the verb, -- makes the verb an argument, which youki has none of."""
     found, rest, certain = _clap_id(words, options)
-    return found, rest, certain and words[len(words) - len(rest) - 1:len(words) - len(rest)] != ["--"]
+    return found, rest, certain and words[len(words) - len(rest) - 1 : len(words) - len(rest)] != ["--"]
 
 
 def _clap_id(words: List[str], options: Dict[str, str]) -> Tuple[Found, List[str], bool]:

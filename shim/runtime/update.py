@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 MAX_RESOURCES = 4 << 20  # bytes
 
 
-def with_devices(rest: List[str], first: int, state_dir: str, root: str, container: str,
-                 spelled: str = "") -> List[str]:
+def with_devices(
+    rest: List[str], first: int, state_dir: str, root: str, container: str, spelled: str = ""
+) -> List[str]:
     """The arguments for the runtime, `rest` as it is or with new resources on standard input; `first`: the verb's place;
     `spelled`: the root as it was given.
 
@@ -39,7 +40,7 @@ def with_devices(rest: List[str], first: int, state_dir: str, root: str, contain
     posix.lseek(descriptor, 0, 0)
     posix.dup2(descriptor, 0)
     posix.close(descriptor)
-    return [*rest[:place], rest[place][:start] + "-", *rest[place + 1:]]
+    return [*rest[:place], rest[place][:start] + "-", *rest[place + 1 :]]
 
 
 def _option(words: List[str], at: int) -> Tuple[int, int]:

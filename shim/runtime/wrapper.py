@@ -41,6 +41,7 @@ def main(argv: List[str]) -> NoReturn:
     except Exception as error:  # a defect of ours: still one sentence, and the runtime does not start
         problem = f"internal error, {type(error).__name__}: {error}"
     from shim import report
+
     call = _args.parse(rest, runtimes.fixed_kind(program))
     report.error(problem, call.log, call.log_format)
     sys.exit(1)
@@ -92,12 +93,14 @@ def _may_ask_anyway(place: Place, path: str) -> bool:
     A mistake in the configuration must not stop the containers of a whole node that ask for nothing.
     """
     from shim.node import compiler
+
     return config_file.may_ask(path, [prefix.rstrip("/").encode() for prefix in compiler.prefixes(place)])
 
 
 def _compiled(place: Place, anew: bool = False) -> Inventory:
     _third_party()
     from shim.node import compiler
+
     return compiler.refresh(place) if anew else compiler.load(place)
 
 
@@ -105,7 +108,9 @@ def _explain(place: Place) -> Any:
     def explain(names: List[str]) -> NoReturn:
         _third_party()
         from shim.node import compiler
+
         raise compiler.read_registry(place, compiler.read_config(place)[0]).diagnose(names)
+
     return explain
 
 
@@ -113,6 +118,7 @@ def _third_party() -> None:
     """Off the warm path: lets imports find the distribution's packages, or the virtual environment's (YAML), which -S leaves out."""
     import gc
     import site
+
     gc.enable()
     directories = site.getsitepackages()
     environment = sys.executable.rpartition("/bin/")[0]
@@ -123,8 +129,17 @@ def _third_party() -> None:
             sys.path.append(directory)
 
 
-def _equip(path: str, stored: Inventory, place: Place, call: _args.Invocation, kind: str, binary: str,
-           environment: Dict[bytes, bytes], started: float, program: str) -> Optional[Callable[[], None]]:
+def _equip(
+    path: str,
+    stored: Inventory,
+    place: Place,
+    call: _args.Invocation,
+    kind: str,
+    binary: str,
+    environment: Dict[bytes, bytes],
+    started: float,
+    program: str,
+) -> Optional[Callable[[], None]]:
     """Edits config.json, and gives a function that undoes it; None when it turns out that nothing is asked for."""
     config = stored.config
     try:
@@ -143,10 +158,17 @@ def _equip(path: str, stored: Inventory, place: Place, call: _args.Invocation, k
     root = runtimes.state_root(call.root, kind, place.rootless, environment, call.bundle)
     directory = path.rpartition("/")[0] or "."
     caller = _caller.of_call(call.root, directory, call.id, source.value, bundle.built(source.value))
-    known: Dict[str, Any] = {"caller": caller, "id": call.id, "bundle": directory, "handler": program.rpartition("/")[2], "rootless": place.rootless}
+    known: Dict[str, Any] = {
+        "caller": caller,
+        "id": call.id,
+        "bundle": directory,
+        "handler": program.rpartition("/")[2],
+        "rootless": place.rootless,
+    }
     checkpointed = None
     if call.verb == "restore":
         from shim.state import records
+
         checkpointed = records.load(state_dir, root, call.id, call.root)
     caller.restores = call.verb == "restore" and (checkpointed is None or caller.engine != "podman")
     if checkpointed is not None:
@@ -155,6 +177,7 @@ def _equip(path: str, stored: Inventory, place: Place, call: _args.Invocation, k
     ledger, lease = None, None
     if config["gpu.allocator"] == "leases":
         from shim.state.ledger import Ledger, oci_lease
+
         ledger, lease = Ledger(state_dir, place.rootless), oci_lease(call.id, root, binary, int(time.time()), creation)
     granting = engine.Granting(state_dir, state_dir, root, call.id, place.rootless, ledger, lease)
 
@@ -174,8 +197,10 @@ def _equip(path: str, stored: Inventory, place: Place, call: _args.Invocation, k
         return None
     try:
         if config["require-grant"]:
-            raise errors.PolicyError(f"{plan.request.source}: the NRI plugin has not served this container, and "
-                                     "require-grant is set", "see that chandler-nri runs and is connected, then create the container anew")
+            raise errors.PolicyError(
+                f"{plan.request.source}: the NRI plugin has not served this container, and require-grant is set",
+                "see that chandler-nri runs and is connected, then create the container anew",
+            )
         granting.release_with_container()
         granting.prepare()
         if call.verb == "restore":
@@ -184,11 +209,18 @@ def _equip(path: str, stored: Inventory, place: Place, call: _args.Invocation, k
         data = source.dumps(equipped)
         given = reader.device_rules(source.value)
         before, after = files.digest(bundle.engine), files.digest(data)
-        granting.record({
-            "runtime": binary, "config": path, "before": before, "after": after,
-            "rules": [rule for rule in reader.device_rules(equipped) if rule not in given],  # for later updates
-            "engine": caller.engine, **creation, "group": reader.cgroups_path(source.value, plan.edits, call.cgroup_manager),
-        })
+        granting.record(
+            {
+                "runtime": binary,
+                "config": path,
+                "before": before,
+                "after": after,
+                "rules": [rule for rule in reader.device_rules(equipped) if rule not in given],  # for later updates
+                "engine": caller.engine,
+                **creation,
+                "group": reader.cgroups_path(source.value, plan.edits, call.cgroup_manager),
+            }
+        )
         bundle.write(data, after)
     except BaseException:
         granting.undo()
@@ -212,16 +244,28 @@ def _asks(path: str, stored: Inventory, container: str, program: str) -> bool:
 
 def _log(target: str, container: str, made: engine.Plan, binary: str, before: str, after: str, started: float) -> None:
     from shim import report
+
     counts: Dict[str, int] = {}
     for edit in made.edits.items:
         counts[edit[0]] = counts.get(edit[0], 0) + 1
     hidden = any(edit[0] == ENV and type(edit[2]) is not str for edit in made.edits.items)  # shim.host.secrets.Hidden
     more = {} if made.sharing is None else {"sharing": made.sharing.marks}
-    report.line(target, {
-        "time": report.now(), "container": container, "source": made.request.source, "devices": made.names,
-        # the digest of a config.json with a secret in it would let a reader of the log try values
-        "edits": counts, "runtime": binary, "before": before, **({} if hidden else {"after": after}),
-        "ms": int((time.monotonic() - started) * 1000), **more})
+    report.line(
+        target,
+        {
+            "time": report.now(),
+            "container": container,
+            "source": made.request.source,
+            "devices": made.names,
+            # the digest of a config.json with a secret in it would let a reader of the log try values
+            "edits": counts,
+            "runtime": binary,
+            "before": before,
+            **({} if hidden else {"after": after}),
+            "ms": int((time.monotonic() - started) * 1000),
+            **more,
+        },
+    )
 
 
 def _adjusted(path: str, config: Dict[str, Any], records_dir: str, container: str) -> bool:
@@ -230,6 +274,7 @@ def _adjusted(path: str, config: Dict[str, Any], records_dir: str, container: st
     A reply that came too late leaves a record, and a config.json without our mark: then the work is ours.
     """
     from shim.state import records
+
     record = records.read(records_dir, "", container)
     if record is None:
         return False
@@ -242,8 +287,10 @@ def _adjusted(path: str, config: Dict[str, Any], records_dir: str, container: st
         return False
     lost = reader.missing(document, record.get("nodes", []))
     if lost:
-        raise errors.BundleError(f"{path}: the NRI plugin granted {lost}, which the container could not open",
-                                 "another NRI plugin or the engine has taken it out: see in which order they run")
+        raise errors.BundleError(
+            f"{path}: the NRI plugin granted {lost}, which the container could not open",
+            "another NRI plugin or the engine has taken it out: see in which order they run",
+        )
     return True
 
 
@@ -251,14 +298,20 @@ def _check_restored(made: engine.Plan, record: Any, container: str) -> None:
     """A process image holds open devices: a restored container gets those that it had, or nothing."""
     devices = made.names if record is None else record.get("devices", [])
     if devices != made.names:
-        raise errors.BundleError(f"{container} was checkpointed with {', '.join(devices) or 'no device'} and would be "
-                                 f"restored with {', '.join(made.names) or 'no device'}", "create it anew")
+        raise errors.BundleError(
+            f"{container} was checkpointed with {', '.join(devices) or 'no device'} and would be "
+            f"restored with {', '.join(made.names) or 'no device'}",
+            "create it anew",
+        )
     if record is not None and record.get("grant") != made.digest():
-        raise errors.BundleError(f"{container} was checkpointed with another request than it would be restored with", "create it anew")
+        raise errors.BundleError(
+            f"{container} was checkpointed with another request than it would be restored with", "create it anew"
+        )
 
 
-def _pass_through(program: str, rest: List[str], call: _args.Invocation, place: Place,
-                  environment: Dict[bytes, bytes]) -> NoReturn:
+def _pass_through(
+    program: str, rest: List[str], call: _args.Invocation, place: Place, environment: Dict[bytes, bytes]
+) -> NoReturn:
     """A verb that is not ours: to the runtime that has the container, whatever the configuration says now."""
     state_dir = ""
     try:
@@ -273,6 +326,7 @@ def _pass_through(program: str, rest: List[str], call: _args.Invocation, place: 
     binary = runtimes.for_verb(names, kind, place.owners)
     if call.verb == "update" and call.certain and kind in ("crun", "youki"):
         from shim.runtime import update
+
         root = runtimes.state_root(call.root, kind, place.rootless, environment)
         try:
             rest = update.with_devices(rest, call.index, place.trusted_state_dir(state_dir), root, call.id, call.root)
@@ -287,6 +341,7 @@ def _pass_through(program: str, rest: List[str], call: _args.Invocation, place: 
 def _names_from_sources(place: Place) -> List[str]:
     """The configured runtimes; what the launcher has, and the defaults, where it is wrong, which must not stop a delete."""
     from shim.node import compiler, launch_line
+
     try:
         names: List[str] = compiler.read_config(place)[0]["runtimes"]
     except ChandlerError:
@@ -315,6 +370,7 @@ def _environment() -> Dict[bytes, bytes]:
 def _exec(binary: str, rest: List[str], environment: Dict[bytes, bytes]) -> NoReturn:
     """Becomes the runtime; what the interpreter changed at its start is undone.  Raises OSError."""
     from _signal import SIG_DFL, SIGPIPE, SIGXFSZ, signal
+
     signal(SIGPIPE, SIG_DFL)
     signal(SIGXFSZ, SIG_DFL)
     posix.execve(binary, [binary, *rest], environment)

@@ -30,10 +30,11 @@ _PAUSE = 0.02  # seconds between two looks
 _INITIAL_MOUNTS = 0xEFFFFFF8  # the inode of the initial mount namespace where the kernel fixes it (MNT_NS_INIT_INO)
 _MAX_PIPE = 107 - len("/control_privileged")  # unix(7): sun_path
 _GROUP = "chandler-mps"
-_REMEDY = "run the host's systemd as process 1, or start the daemon yourself and set mps = \"external\" in [gpu]"
+_REMEDY = 'run the host\'s systemd as process 1, or start the daemon yourself and set mps = "external" in [gpu]'
 
 
 # --- somebody else's ------------------------------------------------------------------------------------------
+
 
 def check_external(share: Sharing) -> None:
     """Whether a daemon that others run is there, safe to hand on, and would serve this container's user.
@@ -50,7 +51,9 @@ def check_external(share: Sharing) -> None:
     try:
         nvidia_tools.percentage(control, pipe_dir)
     except errors.HostError as error:
-        raise errors.HostError(f"no MPS daemon answers in {pipe_dir}: {error.what}", "start it with `nvidia-cuda-mps-control -d`") from None
+        raise errors.HostError(
+            f"no MPS daemon answers in {pipe_dir}: {error.what}", "start it with `nvidia-cuda-mps-control -d`"
+        ) from None
     _check_user(share.uid, pipe_dir, control)
 
 
@@ -59,8 +62,10 @@ def _check_directory(path: str) -> None:
     try:
         trust.check_way(path, pages.share_owners())
     except OSError as error:
-        raise errors.HostError(f"the MPS directory {path} cannot be used: {error.strerror}",
-                               "start the daemon with it, or name the right one as mps-pipe-dir in [gpu]") from None
+        raise errors.HostError(
+            f"the MPS directory {path} cannot be used: {error.strerror}",
+            "start the daemon with it, or name the right one as mps-pipe-dir in [gpu]",
+        ) from None
     if not os.path.isdir(path):
         raise errors.HostError(f"{path} is not a directory")
 
@@ -70,38 +75,54 @@ def _check_shm(path: str) -> None:
     try:
         found = os.stat(path)
     except OSError as error:
-        raise errors.HostError(f"the shared memory {path} of the MPS daemon cannot be used: {error.strerror}",
-                               "name the right directory as mps-shm-dir in [gpu]") from None
+        raise errors.HostError(
+            f"the shared memory {path} of the MPS daemon cannot be used: {error.strerror}",
+            "name the right directory as mps-shm-dir in [gpu]",
+        ) from None
     if found.st_uid not in pages.share_owners() or found.st_mode & 0o022 and not found.st_mode & 0o1000:
-        raise errors.TrustError(f"the shared memory {path} can be changed by others (mode {found.st_mode & 0o7777:04o})", f"`chmod +t {path}`")
+        raise errors.TrustError(
+            f"the shared memory {path} can be changed by others (mode {found.st_mode & 0o7777:04o})",
+            f"`chmod +t {path}`",
+        )
 
 
 def _check_user(uid: int, pipe_dir: str, control: str) -> None:
     """One server serves one user; clients of another wait, without a word, until the last of his has ended."""
     others = {owner for owner in nvidia_tools.servers(control, pipe_dir).values() if owner != uid}
     if others:
-        raise errors.HostError(f"the MPS server in {pipe_dir} serves uid {min(others)}, and this container's processes, uid {uid}, would wait "
-                               "until all of those have ended", f"run the container with uid {min(others)}, or another daemon")
+        raise errors.HostError(
+            f"the MPS server in {pipe_dir} serves uid {min(others)}, and this container's processes, uid {uid}, would wait "
+            "until all of those have ended",
+            f"run the container with uid {min(others)}, or another daemon",
+        )
     try:
         daemon = os.stat(pipe_dir + "/control").st_uid
     except OSError:
         return
     if daemon not in (0, uid):
-        raise errors.HostError(f"the MPS daemon in {pipe_dir} runs as uid {daemon} and serves nobody else, not uid {uid}", "run the daemon as root")
+        raise errors.HostError(
+            f"the MPS daemon in {pipe_dir} runs as uid {daemon} and serves nobody else, not uid {uid}",
+            "run the daemon as root",
+        )
 
 
 # --- our own --------------------------------------------------------------------------------------------------
+
 
 def begin(page: Page, share: Sharing) -> None:
     """The daemon of one GPU, started if it does not run, with an answer from it.  Raises HostError, TrustError or OSError."""
     control = page["control"]
     nvidia_tools.check(control, "mps-control")
     if os.geteuid() or userns.user_namespace() != userns.INITIAL_NAMESPACE:
-        raise errors.HostError("only the host's root can run an MPS daemon and set a GPU's compute mode", "set mps = \"external\" in [gpu]")
+        raise errors.HostError(
+            "only the host's root can run an MPS daemon and set a GPU's compute mode", 'set mps = "external" in [gpu]'
+        )
     pipe_dir, shm_dir = pages.directories(share, page.state_dir)
     if len(os.fsencode(pipe_dir)) > _MAX_PIPE:
-        raise errors.HostError(f"{pipe_dir} is too long for the sockets of an MPS daemon by {len(os.fsencode(pipe_dir)) - _MAX_PIPE} characters",
-                               "choose a shorter state-dir")
+        raise errors.HostError(
+            f"{pipe_dir} is too long for the sockets of an MPS daemon by {len(os.fsencode(pipe_dir)) - _MAX_PIPE} characters",
+            "choose a shorter state-dir",
+        )
     if page.get("ready") and alive(page):
         try:
             nvidia_tools.percentage(control, pipe_dir)
@@ -129,8 +150,16 @@ def begin(page: Page, share: Sharing) -> None:
         page.update(unit=f"chandler-mps@{page['uuid']}.service")
         nvidia_tools.unit("start", page["unit"])
     else:
-        _spawn(page, [control, "-f"], {**nvidia_tools.ENVIRONMENT, "CUDA_VISIBLE_DEVICES": page["uuid"],
-                                       "CUDA_MPS_PIPE_DIRECTORY": pipe_dir, "CUDA_MPS_LOG_DIRECTORY": base + "/log"})
+        _spawn(
+            page,
+            [control, "-f"],
+            {
+                **nvidia_tools.ENVIRONMENT,
+                "CUDA_VISIBLE_DEVICES": page["uuid"],
+                "CUDA_MPS_PIPE_DIRECTORY": pipe_dir,
+                "CUDA_MPS_LOG_DIRECTORY": base + "/log",
+            },
+        )
     _wait_ready(page, pipe_dir, share.config["gpu.mps-patience"])
     if share.enforced:
         _limit(page, pipe_dir, share.limits)
@@ -143,12 +172,22 @@ def _wait_ready(page: Page, pipe_dir: str, patience: float) -> None:
     while True:
         here = alive(page)  # before the question: what ended in between is seen in the next round
         try:
-            nvidia_tools.percentage(page["control"], pipe_dir, max(0.1, min(nvidia_tools.CONTROL_PATIENCE, deadline - time.monotonic())))
+            nvidia_tools.percentage(
+                page["control"], pipe_dir, max(0.1, min(nvidia_tools.CONTROL_PATIENCE, deadline - time.monotonic()))
+            )
             return
         except errors.HostError as error:
-            what = "has ended" if not here else f"gives no answer in {patience} seconds ({error.what})" if time.monotonic() > deadline else ""
+            what = (
+                "has ended"
+                if not here
+                else f"gives no answer in {patience} seconds ({error.what})"
+                if time.monotonic() > deadline
+                else ""
+            )
         if what:
-            raise errors.HostError(f"the MPS daemon of {page['uuid']} {what}; {nvidia_tools.log_tail(page['base'] + '/log')}")
+            raise errors.HostError(
+                f"the MPS daemon of {page['uuid']} {what}; {nvidia_tools.log_tail(page['base'] + '/log')}"
+            )
         time.sleep(_PAUSE)
 
 
@@ -160,13 +199,17 @@ def _limit(page: Page, pipe_dir: str, limits: Dict[str, int]) -> None:
         nvidia_tools.control(control, pipe_dir, f"set_default_active_thread_percentage {wanted}")
         found = nvidia_tools.percentage(control, pipe_dir)
         if found != wanted:
-            raise errors.HostError(f"the MPS daemon of {page['uuid']} holds mps_active_thread_percentage at {found:g} after it was set to {wanted}")
+            raise errors.HostError(
+                f"the MPS daemon of {page['uuid']} holds mps_active_thread_percentage at {found:g} after it was set to {wanted}"
+            )
     if "mps_pinned_memory" in limits:
         mib = limits["mps_pinned_memory"] >> 20
         nvidia_tools.control(control, pipe_dir, f"set_default_device_pinned_mem_limit 0 {mib}M")
         answer = nvidia_tools.control(control, pipe_dir, "get_default_device_pinned_mem_limit 0")
         if terms.pinned(answer.split()[-1] if answer.split() else "") != mib << 20:
-            raise errors.HostError(f"the MPS daemon of {page['uuid']} holds mps_pinned_memory at {answer[:80]!r} after it was set to {mib}M")
+            raise errors.HostError(
+                f"the MPS daemon of {page['uuid']} holds mps_pinned_memory at {answer[:80]!r} after it was set to {mib}M"
+            )
 
 
 def alive(page: Page) -> bool:
@@ -218,6 +261,7 @@ def _zombie(pid: int) -> bool:
 
 
 # --- starting it without systemd ------------------------------------------------------------------------------
+
 
 def _spawn(page: Page, argv: List[str], env: Dict[str, str]) -> None:
     """Starts a daemon, whose pid is on the page before it runs.  Raises HostError or OSError."""
@@ -288,11 +332,14 @@ def _enter_initial_mounts() -> None:
         if os.stat("/proc/1/ns/mnt").st_ino == own:
             return
         import ctypes
+
         descriptor = os.open("/proc/1/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
         if ctypes.CDLL(None, use_errno=True).setns(descriptor, 0x00020000):  # CLONE_NEWNS
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     except OSError as error:
-        raise RuntimeError(f"it would keep the mounts of whoever creates the container; process 1's cannot be had: {error.strerror}") from None
+        raise RuntimeError(
+            f"it would keep the mounts of whoever creates the container; process 1's cannot be had: {error.strerror}"
+        ) from None
 
 
 def _leave_groups() -> None:
@@ -301,7 +348,11 @@ def _leave_groups() -> None:
     if not before:
         return
     for mounted, kind, options in _hierarchies():
-        wanted = [controllers for controllers in before if (kind == "cgroup2" if not controllers else kind == "cgroup" and set(controllers.split(",")) <= options)]
+        wanted = [
+            controllers
+            for controllers in before
+            if (kind == "cgroup2" if not controllers else kind == "cgroup" and set(controllers.split(",")) <= options)
+        ]
         try:
             for _ in wanted:
                 target = mounted

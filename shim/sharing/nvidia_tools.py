@@ -25,7 +25,12 @@ SYSTEMD = "/run/systemd/system"  # there where systemd is process 1 (sd_booted(3
 _PROC = "/proc/driver/nvidia/gpus"
 _MAX_WORDS = 300
 # as nvidia-smi shows them: as its option -c takes them
-_MODES = {"Default": "DEFAULT", "Exclusive_Thread": "DEFAULT", "Prohibited": "PROHIBITED", "Exclusive_Process": "EXCLUSIVE_PROCESS"}
+_MODES = {
+    "Default": "DEFAULT",
+    "Exclusive_Thread": "DEFAULT",
+    "Prohibited": "PROHIBITED",
+    "Exclusive_Process": "EXCLUSIVE_PROCESS",
+}
 
 
 def check(program: str, key: str) -> None:
@@ -33,7 +38,9 @@ def check(program: str, key: str) -> None:
     try:
         trust.check_way(program, userns.trusted_owners(userns.user_namespace()))
     except OSError as error:
-        raise errors.HostError(f"{program} cannot be used: {error.strerror}", f"install it, or name it as {key} in [gpu]") from None
+        raise errors.HostError(
+            f"{program} cannot be used: {error.strerror}", f"install it, or name it as {key} in [gpu]"
+        ) from None
 
 
 def _run(argv: List[str], env: Dict[str, str], said: str = "", patience: float = PATIENCE, lock: int = -1) -> str:
@@ -43,8 +50,19 @@ def _run(argv: List[str], env: Dict[str, str], said: str = "", patience: float =
     next must wait for it.
     """
     try:
-        done = subprocess.run(argv, check=False, cwd="/", env=env, input=said, capture_output=True, text=True, errors="replace",
-                              timeout=patience, start_new_session=True, pass_fds=(lock,) if lock >= 0 else ())
+        done = subprocess.run(
+            argv,
+            check=False,
+            cwd="/",
+            env=env,
+            input=said,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=patience,
+            start_new_session=True,
+            pass_fds=(lock,) if lock >= 0 else (),
+        )
     except OSError as error:
         raise errors.HostError(f"{argv[0]} cannot be started: {error.strerror}") from None
     except subprocess.TimeoutExpired:
@@ -56,6 +74,7 @@ def _run(argv: List[str], env: Dict[str, str], said: str = "", patience: float =
 
 
 # --- nvidia-smi -----------------------------------------------------------------------------------------------
+
 
 def compute_mode(smi: str, uuid: str) -> str:
     """A GPU's compute mode, as set_compute_mode takes it.  Raises HostError."""
@@ -93,6 +112,7 @@ def uuid_of(key: str) -> str:
 
 
 # --- nvidia-cuda-mps-control ----------------------------------------------------------------------------------
+
 
 def control(program: str, pipe_dir: str, command: str, patience: float = CONTROL_PATIENCE) -> str:
     """The answer of the MPS daemon behind a pipe directory.  Raises HostError, also when no daemon is there."""
@@ -133,6 +153,7 @@ def log_tail(log_dir: str) -> str:
 
 
 # --- systemd --------------------------------------------------------------------------------------------------
+
 
 def has_systemd() -> bool:
     """Whether systemd is process 1."""

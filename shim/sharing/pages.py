@@ -81,7 +81,9 @@ def read(state_dir: str, uuid: str, lock: int = -1) -> Page:
     except FileNotFoundError:
         values = {}
     except ChandlerError as error:
-        raise errors.HostError(f"{state_dir}/shared/{uuid} is damaged: {error.what}", "remove it when nothing shares this GPU") from None
+        raise errors.HostError(
+            f"{state_dir}/shared/{uuid} is damaged: {error.what}", "remove it when nothing shares this GPU"
+        ) from None
     return Page(state_dir, uuid, values, lock)
 
 

@@ -36,6 +36,7 @@ def begin(share: Sharing, state_dir: str) -> Edits:
     try:
         if share.mode == MPS and not share.managed:
             from shim.sharing import mps
+
             mps.check_external(share)
         elif share.managed or "time_slice" in share.wish:
             for key, uuid in share.devices:
@@ -43,7 +44,9 @@ def begin(share: Sharing, state_dir: str) -> Edits:
         elif "time_slicing_config_path" in share.wish:
             _check_file(share)
     except OSError as error:
-        raise errors.HostError(f"{share.source}: what sharing a GPU needs cannot be set up: {error.filename or state_dir}: {error.strerror}") from None
+        raise errors.HostError(
+            f"{share.source}: what sharing a GPU needs cannot be set up: {error.filename or state_dir}: {error.strerror}"
+        ) from None
     except ChandlerError as error:
         raise error.within(share.source) from None
     return merge(edits(share, state_dir), hook(share, state_dir))
@@ -75,9 +78,11 @@ def _begin(share: Sharing, state_dir: str, key: str, uuid: str) -> None:
         try:
             if share.mode == MPS:
                 from shim.sharing import mps
+
                 mps.begin(page, share)
             else:
                 from shim.sharing import timeslice
+
                 timeslice.begin(page, share)
         except BaseException:
             if fresh or page.get("failed"):
@@ -92,9 +97,11 @@ def _end(page: Page) -> None:
     """Puts everything back, and tears the page out.  Raises HostError or OSError; the page then stays."""
     if page.get("mode") == MPS:
         from shim.sharing import mps
+
         mps.end(page)
     else:
         from shim.sharing import timeslice
+
         timeslice.end(page)
     if page.get("before"):
         nvidia_tools.set_compute_mode(page["smi"], page["uuid"], page["before"], page.lock)
@@ -120,7 +127,9 @@ def settle(state_dir: str, read: Callable[[], List[Lease]], keys: Optional[List[
     except FileNotFoundError:
         pass  # the last page is gone, and the directory with it
     except OSError as error:
-        raise errors.HostError(f"{state_dir}/shared: a GPU that is no longer shared cannot be put back: {error.strerror}") from None
+        raise errors.HostError(
+            f"{state_dir}/shared: a GPU that is no longer shared cannot be put back: {error.strerror}"
+        ) from None
 
 
 def hook(share: Sharing, state_dir: str) -> Edits:
@@ -128,6 +137,17 @@ def hook(share: Sharing, state_dir: str) -> Edits:
     if share.mode != MPS:
         return Edits()
     pipe_dir = pages.directories(share, state_dir)[0]
-    return Edits([(HOOK, "createRuntime", {
-        "path": runtimes.hook_program(), "args": ["chandler-hook", "mps-ready", pipe_dir, share.config["gpu.mps-control"]],
-        "env": ["PATH=" + paths.SAFE_PATH]}, share.source)])
+    return Edits(
+        [
+            (
+                HOOK,
+                "createRuntime",
+                {
+                    "path": runtimes.hook_program(),
+                    "args": ["chandler-hook", "mps-ready", pipe_dir, share.config["gpu.mps-control"]],
+                    "env": ["PATH=" + paths.SAFE_PATH],
+                },
+                share.source,
+            )
+        ]
+    )

@@ -56,7 +56,9 @@ class Sharing:
             if self.limits:
                 self.marks.update(limits=self.limits, held="enforced" if self.enforced else "advisory")
         else:
-            self.marks.update(slice=wish.get("time_slice"), words=f", {wish['time_slice']}" if "time_slice" in wish else "")
+            self.marks.update(
+                slice=wish.get("time_slice"), words=f", {wish['time_slice']}" if "time_slice" in wish else ""
+            )
 
     @property
     def enforced(self) -> bool:
@@ -69,8 +71,12 @@ class Sharing:
         for lease in held:
             for key in lease["keys"]:
                 number[key] = number.get(key, 0) + 1
-        return [{**lease, "shares": [key for key in lease["keys"] if number[key] < self.config["gpu.max-sharers"]]}
-                if self._fits(lease) else lease for lease in held]
+        return [
+            {**lease, "shares": [key for key in lease["keys"] if number[key] < self.config["gpu.max-sharers"]]}
+            if self._fits(lease)
+            else lease
+            for lease in held
+        ]
 
     def _fits(self, lease: Lease) -> bool:
         if lease.get("mode") != self.mode:
@@ -88,28 +94,42 @@ class Sharing:
         whole = not self.managed and self.mode == MPS  # any device will do; its UUID is of no interest
         for name, key in zip(grant.names, grant.keys):
             if name.partition("=")[0] != KIND:
-                raise errors.RequestError(f"{self.source}: resources.gpu.sharing = {self.mode!r} is for {KIND}, not for {name}")
+                raise errors.RequestError(
+                    f"{self.source}: resources.gpu.sharing = {self.mode!r} is for {KIND}, not for {name}"
+                )
             names = inventory.names(KIND, key)
             mig = any(each.startswith(("MIG-", "mig")) or ":" in each for each in (name.partition("=")[2], *names))
             if mig and (not whole or len(grant.keys) > 1):
-                raise errors.RequestError(f"{self.source}: {name} is a MIG device, which "
-                                          + ("has no time slices of its own" if self.mode == TIME_SLICE else "needs an MPS daemon of its own"),
-                                          "ask for a whole GPU, or leave resources.gpu.sharing out")
+                raise errors.RequestError(
+                    f"{self.source}: {name} is a MIG device, which "
+                    + (
+                        "has no time slices of its own" if self.mode == TIME_SLICE else "needs an MPS daemon of its own"
+                    ),
+                    "ask for a whole GPU, or leave resources.gpu.sharing out",
+                )
             self.devices.append((key, ""))
         if self.managed and len(grant.keys) != 1:
-            raise errors.RequestError(f"{self.source}: resources.gpu asks for {len(grant.keys)} GPUs with sharing = \"mps\"; each has an MPS "
-                                      "daemon of its own, and a container can use one alone", "ask for one GPU, or leave sharing out")
+            raise errors.RequestError(
+                f'{self.source}: resources.gpu asks for {len(grant.keys)} GPUs with sharing = "mps"; each has an MPS '
+                "daemon of its own, and a container can use one alone",
+                "ask for one GPU, or leave sharing out",
+            )
         index = self.wish.get("time_slice_index", 0)
         if index >= len(grant.keys):
-            raise errors.RequestError(f"{self.source}: resources.gpu.time_slice_index = {index} is no GPU of the container: it gets "
-                                      f"{len(grant.keys)}, numbered from 0", "leave it out")
+            raise errors.RequestError(
+                f"{self.source}: resources.gpu.time_slice_index = {index} is no GPU of the container: it gets "
+                f"{len(grant.keys)}, numbered from 0",
+                "leave it out",
+            )
         if whole or self.mode == TIME_SLICE and "time_slice" not in self.wish:
             return
         for number, (key, _) in enumerate(self.devices):
             uuid = next((each for each in inventory.names(KIND, key) if each.startswith("GPU-")), "") or uuid_of(key)
             if not uuid or not uuid.startswith("GPU-") or set(uuid[4:]) - _UUID:
-                raise errors.HostError(f"{self.source}: the UUID of {grant.names[number]} is not known, and resources.gpu.sharing needs it",
-                                       "make a CDI file that names GPUs by UUID, with `chandler cdi generate`")
+                raise errors.HostError(
+                    f"{self.source}: the UUID of {grant.names[number]} is not known, and resources.gpu.sharing needs it",
+                    "make a CDI file that names GPUs by UUID, with `chandler cdi generate`",
+                )
             self.devices[number] = (key, uuid)
 
     def edits(self, pipe_dir: str, shm_dir: str) -> Edits:
@@ -129,21 +149,41 @@ class Sharing:
             items.append((ENV, "CUDA_MPS_LOG_DIRECTORY", self.wish["mps_log_dir"], origin))
             items.append(_bind(self.wish["mps_log_dir"], self.wish["mps_log_dir"], "rw", origin))
         if "mps_active_thread_percentage" in self.wish:
-            items.append((ENV, "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE", str(self.wish["mps_active_thread_percentage"]), origin))
+            items.append(
+                (ENV, "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE", str(self.wish["mps_active_thread_percentage"]), origin)
+            )
         if "mps_pinned_memory" in self.wish:
             each = f"={self.wish['mps_pinned_memory'] // _MIB}M"
-            items.append((ENV, "CUDA_MPS_PINNED_DEVICE_MEM_LIMIT", ",".join(f"{n}{each}" for n in range(len(self.devices))), origin))
+            items.append(
+                (
+                    ENV,
+                    "CUDA_MPS_PINNED_DEVICE_MEM_LIMIT",
+                    ",".join(f"{n}{each}" for n in range(len(self.devices))),
+                    origin,
+                )
+            )
         if "mps_priority" in self.wish:
             items.append((ENV, "CUDA_MPS_CLIENT_PRIORITY", str(self.wish["mps_priority"]), origin))
         return Edits(items)
 
 
 def _bind(source: str, destination: str, access: str, origin: str) -> Edit:
-    return (MOUNT, destination, {"destination": destination, "type": "bind", "source": source,
-                                 "options": ["rbind", access, "nosuid", "nodev", "rprivate"]}, origin)
+    return (
+        MOUNT,
+        destination,
+        {
+            "destination": destination,
+            "type": "bind",
+            "source": source,
+            "options": ["rbind", access, "nosuid", "nodev", "rprivate"],
+        },
+        origin,
+    )
 
 
-def wished(wish: Dict[str, Any], document: Dict[str, Any], config: Dict[str, Any], source: str, leased: bool) -> Optional[Sharing]:
+def wished(
+    wish: Dict[str, Any], document: Dict[str, Any], config: Dict[str, Any], source: str, leased: bool
+) -> Optional[Sharing]:
     """What a request says of sharing; None when its GPUs are exclusive.  `leased`: whether this node keeps leases.
 
     Raises RequestError, or PolicyError when the node does not share in this way.
@@ -152,21 +192,31 @@ def wished(wish: Dict[str, Any], document: Dict[str, Any], config: Dict[str, Any
     for other, keys in _OF_MODE.items():
         stray = [key for key in keys if key in wish]
         if stray and other != mode:
-            raise errors.RequestError(f"{source}: resources.gpu.{stray[0]} is for sharing = {other!r}, not for {mode!r}",
-                                      f"set resources.gpu.sharing to {other!r}, or leave {stray[0]} out")
+            raise errors.RequestError(
+                f"{source}: resources.gpu.{stray[0]} is for sharing = {other!r}, not for {mode!r}",
+                f"set resources.gpu.sharing to {other!r}, or leave {stray[0]} out",
+            )
     if mode == "exclusive":
         return None
     made = Sharing(mode, wish, source, config, _host_uid(document, source))
     if mode == MPS and config["gpu.mps"] == "off":
-        raise errors.PolicyError(f"{source}: resources.gpu.sharing = \"mps\": this node runs no MPS", "set mps in [gpu] to external or managed")
+        raise errors.PolicyError(
+            f'{source}: resources.gpu.sharing = "mps": this node runs no MPS', "set mps in [gpu] to external or managed"
+        )
     if made.managed:
         for key in _OF_MODE[MPS][:2]:
             if key in wish:
-                raise errors.RequestError(f"{source}: resources.gpu.{key}: this node's MPS daemons are Chandler's own, with directories of "
-                                          "their own", "leave it out")
+                raise errors.RequestError(
+                    f"{source}: resources.gpu.{key}: this node's MPS daemons are Chandler's own, with directories of "
+                    "their own",
+                    "leave it out",
+                )
     if not leased and (made.managed or "time_slice" in wish):
-        raise errors.PolicyError(f"{source}: resources.gpu.{'time_slice' if mode == TIME_SLICE else 'sharing'} changes the GPU for as long as it "
-                                 "is shared, and this node does not keep who shares it", "set allocator = \"leases\" in [gpu]")
+        raise errors.PolicyError(
+            f"{source}: resources.gpu.{'time_slice' if mode == TIME_SLICE else 'sharing'} changes the GPU for as long as it "
+            "is shared, and this node does not keep who shares it",
+            'set allocator = "leases" in [gpu]',
+        )
     return made
 
 
@@ -182,7 +232,9 @@ def _host_uid(document: Dict[str, Any], source: str) -> int:
                 return int(one["hostID"] + uid - one["containerID"])
         except (KeyError, TypeError):
             break
-    raise errors.BundleError(f"{source}: config.json does not map the container's uid {uid}, for which an MPS server would run")
+    raise errors.BundleError(
+        f"{source}: config.json does not map the container's uid {uid}, for which an MPS server would run"
+    )
 
 
 def pinned(value: Any) -> int:

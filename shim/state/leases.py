@@ -65,4 +65,5 @@ def words(lease: Lease) -> str:
 def utc(seconds: int) -> str:
     """A time in seconds since 1970 as RFC 3339, UTC; the end of the year 9999 for any later one."""
     from time import gmtime, strftime  # a refusal alone needs them
+
     return strftime("%Y-%m-%dT%H:%M:%SZ", gmtime(min(seconds, 253402300799)))

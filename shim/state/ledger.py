@@ -46,6 +46,7 @@ def parse(data: bytes) -> Optional[List[Lease]]:
         found = found["leases"] if found.get("version") == _VERSION else None
         return found
     from shim.state import records
+
     if type(found) is not list or not all(records.is_lease(lease) for lease in found):
         return None
     for lease in found:
@@ -83,17 +84,29 @@ class Ledger:
                 return found
         if missing and not self._recorded(damaged=True):
             return []
-        raise errors.LedgerError(f"the ledger of leases {self.path} is {'lost' if missing else 'damaged'}", "`chandler leases rebuild`")
+        raise errors.LedgerError(
+            f"the ledger of leases {self.path} is {'lost' if missing else 'damaged'}", "`chandler leases rebuild`"
+        )
 
     def _recorded(self, damaged: bool = False) -> bool:
         """Whether grant records tell of leases that a ledger of ours has; `damaged`: or may do so."""
-        bases = [base for base in (self._state_dir, grants.nri(self._state_dir)) if files.exists(grants.directory(base) + "/.") and posix.listdir(grants.directory(base))]
+        bases = [
+            base
+            for base in (self._state_dir, grants.nri(self._state_dir))
+            if files.exists(grants.directory(base) + "/.") and posix.listdir(grants.directory(base))
+        ]
         if not bases:
             return False
         from shim.state import records
+
         # an older Chandler's records have no token, and do not say which process made the container
-        return any(damaged if record is None else "token" in record or not {"pid", "owner"} & record.keys() and bool(record.get("physical"))
-                   for base in bases for _, record in records.every(base))
+        return any(
+            damaged
+            if record is None
+            else "token" in record or not {"pid", "owner"} & record.keys() and bool(record.get("physical"))
+            for base in bases
+            for _, record in records.every(base)
+        )
 
     def write(self, found: List[Lease]) -> None:
         """Writes the copy, then the file; whoever calls holds the lock.  Raises OSError."""
@@ -161,6 +174,7 @@ class Ledger:
         Raises HostError, the ledger then being as it was, or OSError.
         """
         from shim.state import rebuild
+
         with Lock(self.path + ".creating"), Lock(self.path + ".lock"):
             present: List[Lease] = []
             was_there = files.exists(self.path)
@@ -174,9 +188,12 @@ class Ledger:
             if not asked:
                 made.doubts.extend(rebuild.unknown(self._state_dir, was_there))
             if made.doubts and not force:
-                raise errors.HostError(f"the ledger of leases {self.path} is damaged, and who holds which GPU is not certain: {'; '.join(made.doubts)}",
-                                       "delete these containers, or make the ledger without them: `chandler leases rebuild --force`" if asked
-                                       else "`chandler leases rebuild`")
+                raise errors.HostError(
+                    f"the ledger of leases {self.path} is damaged, and who holds which GPU is not certain: {'; '.join(made.doubts)}",
+                    "delete these containers, or make the ledger without them: `chandler leases rebuild --force`"
+                    if asked
+                    else "`chandler leases rebuild`",
+                )
             self.write(made.leases)
             for path in made.damaged:
                 posix.unlink(path)
@@ -188,7 +205,9 @@ class Ledger:
             present = self.read()
             own = leases.of_container(present, lease["owner"], lease.get("root", ""), lease["id"])
             if own is not None:
-                raise errors.LeaseError(f"a container of this name is there already: {leases.words(own)}", "delete it first")
+                raise errors.LeaseError(
+                    f"a container of this name is there already: {leases.words(own)}", "delete it first"
+                )
             others = [one for one in present if not leases.gives_way(one, lease)]
             made = plan(others)
             if made.keys:
@@ -223,18 +242,32 @@ class Ledger:
         """Ends what was set up for sharing these devices, or parts of them, and nobody needs any more.  Raises HostError."""
         if keys and files.exists(self._state_dir + "/shared"):
             from shim.sharing import setup
+
             setup.settle(self._state_dir, self.read, keys)
 
     def settle_all(self) -> None:
         """The same for any device: a hook that was killed after it had ended its lease leaves some.  Raises HostError."""
         if files.exists(self._state_dir + "/shared"):
             from shim.sharing import setup
+
             setup.settle(self._state_dir, self.read, None)
 
     def hook(self, lease: Lease) -> Edits:
         """The poststop hook that releases a lease; the environment is its own, never the container's."""
-        return Edits([(HOOK, "poststop", {"path": runtimes.hook_program(), "args": ["chandler-hook", "release", self._state_dir, lease["token"]],
-                                          "env": ["PATH=" + paths.SAFE_PATH]}, LEASE)])
+        return Edits(
+            [
+                (
+                    HOOK,
+                    "poststop",
+                    {
+                        "path": runtimes.hook_program(),
+                        "args": ["chandler-hook", "release", self._state_dir, lease["token"]],
+                        "env": ["PATH=" + paths.SAFE_PATH],
+                    },
+                    LEASE,
+                )
+            ]
+        )
 
     def take_back(self) -> int:
         """Ends the leases that nobody holds any longer; how many there were.  Raises HostError.
@@ -243,6 +276,7 @@ class Ledger:
         its device taken again under another token; by its token none but the lease that was asked about is ended.
         """
         from shim.state import stale
+
         gone = [lease for lease in self.read() if stale.is_stale(lease)]
         for lease in gone:
             self.forget(lease)
@@ -252,6 +286,7 @@ class Ledger:
         """Removes the grant record of a container that is gone; before its lease ends, since then its name is free."""
         if lease["owner"] == "oci":
             from shim.state import records
+
             records.forget(self._state_dir, lease["root"], lease["id"], lease["token"])
 
 
@@ -260,8 +295,15 @@ def oci_lease(container: str, root: str, runtime: str, now: int, creation: Optio
 
     `creation`: what host.creation said of that.
     """
-    return {"token": posix.urandom(12).hex(), "owner": "oci", "id": container, "root": root, "runtime": runtime,
-            **(kernel.creation(root) if creation is None else creation), "since": now}
+    return {
+        "token": posix.urandom(12).hex(),
+        "owner": "oci",
+        "id": container,
+        "root": root,
+        "runtime": runtime,
+        **(kernel.creation(root) if creation is None else creation),
+        "since": now,
+    }
 
 
 def nri_lease(container: str, pod: str, now: int) -> Lease:

@@ -18,8 +18,12 @@ if TYPE_CHECKING:
 
     Entry = Dict[str, Any]
 
-NO_GROUP = "//"  # as `group`: the runtime was told to make none (crun's --cgroup-manager=disabled), so there is nothing to see
-_INITIAL = "pid:[4026531836]"  # PROC_PID_INIT_INO in the kernel's include/linux/proc_ns.h; from there every process is seen
+NO_GROUP = (
+    "//"  # as `group`: the runtime was told to make none (crun's --cgroup-manager=disabled), so there is nothing to see
+)
+_INITIAL = (
+    "pid:[4026531836]"  # PROC_PID_INIT_INO in the kernel's include/linux/proc_ns.h; from there every process is seen
+)
 _INITIAL_USER = "user:[4026531837]"  # PROC_USER_INIT_INO, the same
 _PAGE, _MAX = 4095, 64 << 20  # bytes of a file in /proc: what most have at the most, and a bound
 
@@ -39,7 +43,12 @@ def sees(entry: Entry) -> bool:
 def _hidden(entry: Entry) -> bool:
     """Whether /proc may hide the container's processes from us: where it is mounted with hidepid, a user namespace shows
     its own and those of the namespaces below it.  Source: proc(5), ptrace(2)."""
-    if not any(word in line for line in _read("/proc/self/mountinfo").splitlines() if " /proc " in line for word in ("hidepid=", "subset=")):
+    if not any(
+        word in line
+        for line in _read("/proc/self/mountinfo").splitlines()
+        if " /proc " in line
+        for word in ("hidepid=", "subset=")
+    ):
         return False
     own = kernel.namespace("user")
     return bool(own != entry.get("userns")) and not (own == _INITIAL_USER and posix.geteuid() == 0)
@@ -51,7 +60,9 @@ def creating(entry: Entry) -> bool:
     if theirs in ("", kernel.namespace("pid")):
         now = kernel.started(entry["pid"])
         # start times are those of the reader's time namespace
-        return bool(now) and (now == entry["started"] or entry.get("timens", kernel.namespace("time")) != kernel.namespace("time"))
+        return bool(now) and (
+            now == entry["started"] or entry.get("timens", kernel.namespace("time")) != kernel.namespace("time")
+        )
     return any(kernel.namespace("pid", pid) == theirs and _inner_pid(pid) == entry["pid"] for pid in _processes())
 
 
@@ -101,7 +112,13 @@ def patterns(group: str, container: str) -> List[List[str]]:
     if group == NO_GROUP:
         return []
     if not names:
-        return [[container], *([f"{prefix}-{container}.scope"] for prefix in ("runc", "crun", "youki", "libpod", "docker", "crio", "cri-containerd"))]
+        return [
+            [container],
+            *(
+                [f"{prefix}-{container}.scope"]
+                for prefix in ("runc", "crun", "youki", "libpod", "docker", "crio", "cri-containerd")
+            ),
+        ]
     found = [names, [*names[:-1], names[-1] + ".scope"]]
     if group.count(":") == 2:
         _, prefix, name = group.split(":")
@@ -132,7 +149,7 @@ def _components(path: str) -> List[str]:
 def _within(path: List[str], pattern: List[str]) -> bool:
     """Whether the names of `pattern` follow one another somewhere in `path`."""
     length = len(pattern)
-    return any(path[at:at + length] == pattern for at in range(len(path) - length + 1))
+    return any(path[at : at + length] == pattern for at in range(len(path) - length + 1))
 
 
 def _processes() -> Iterator[str]:
@@ -208,7 +225,11 @@ def visible(entry: Entry) -> bool:
 
 def _mounts() -> List[Tuple[str, str]]:
     """Every mount: where, and which directory of its file system.  Source: proc(5), /proc/pid/mountinfo."""
-    return [(_unescaped(fields[4]), fields[3]) for fields in (line.split(" ", 5) for line in _read("/proc/self/mountinfo").splitlines()) if len(fields) > 5]
+    return [
+        (_unescaped(fields[4]), fields[3])
+        for fields in (line.split(" ", 5) for line in _read("/proc/self/mountinfo").splitlines())
+        if len(fields) > 5
+    ]
 
 
 def _unescaped(path: str) -> str:

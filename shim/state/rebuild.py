@@ -61,8 +61,14 @@ def gather(state_dir: str, present: List[Dict[str, Any]]) -> Rebuilt:
                 found.setdefault(of_state["token"], {**of_record, "root": root, "token": of_state["token"]})
     found.update((lease["token"], lease) for lease in older.values())
     # one that is not known may be on its way: its runtime has written nothing yet
-    doubts = [f"the grant record {path} is damaged, and its container is unknown" for path in damaged if path not in known]
-    return Rebuilt(sorted((lease for lease in found.values() if not stale.is_stale(lease)), key=lambda lease: int(lease["since"])), doubts, damaged)
+    doubts = [
+        f"the grant record {path} is damaged, and its container is unknown" for path in damaged if path not in known
+    ]
+    return Rebuilt(
+        sorted((lease for lease in found.values() if not stale.is_stale(lease)), key=lambda lease: int(lease["since"])),
+        doubts,
+        damaged,
+    )
 
 
 def unknown(state_dir: str, was_there: bool) -> List[str]:
@@ -77,14 +83,44 @@ def unknown(state_dir: str, was_there: bool) -> List[str]:
 
 def _of_record(record: Dict[str, Any]) -> Dict[str, Any]:
     """The lease that a grant record tells of."""
-    kept = ("id", "root", "runtime", "pid", "started", "boot", "pidns", "timens", "userns", "place", "group", "token", "pod")
-    lease = {"token": os.urandom(12).hex(), "owner": record.get("owner", "oci"), "runtime": "", "pid": 0, "started": 0,
-             **{key: record[key] for key in kept if key in record}, **record.get("sharing", {})}
+    kept = (
+        "id",
+        "root",
+        "runtime",
+        "pid",
+        "started",
+        "boot",
+        "pidns",
+        "timens",
+        "userns",
+        "place",
+        "group",
+        "token",
+        "pod",
+    )
+    lease = {
+        "token": os.urandom(12).hex(),
+        "owner": record.get("owner", "oci"),
+        "runtime": "",
+        "pid": 0,
+        "started": 0,
+        **{key: record[key] for key in kept if key in record},
+        **record.get("sharing", {}),
+    }
     if lease["root"].startswith("/"):
         lease["root"] = runtimes.resolved(lease["root"])
     if lease["owner"] == "nri":
-        lease = {"pod": "", "container": record.get("name", ""), **{key: value for key, value in lease.items() if key not in ("runtime", "pid", "started")}}
-    return {**lease, "since": record.get("time", 0), "names": record.get("devices", []), "keys": record.get("physical", [])}
+        lease = {
+            "pod": "",
+            "container": record.get("name", ""),
+            **{key: value for key, value in lease.items() if key not in ("runtime", "pid", "started")},
+        }
+    return {
+        **lease,
+        "since": record.get("time", 0),
+        "names": record.get("devices", []),
+        "keys": record.get("physical", []),
+    }
 
 
 def _containers(root: str) -> Iterator[Tuple[str, Dict[str, Any]]]:
@@ -104,14 +140,30 @@ def _of_state(root: str, container: str, config: Dict[str, Any], state_dir: str)
     devices = _devices(config)
     for hook in _hooks(config):
         words = hook.get("args") if isinstance(hook, dict) else None
-        if isinstance(words, list) and len(words) == 4 and words[:3] == ["chandler-hook", "release", state_dir] and isinstance(words[3], str) and devices:
+        if (
+            isinstance(words, list)
+            and len(words) == 4
+            and words[:3] == ["chandler-hook", "release", state_dir]
+            and isinstance(words[3], str)
+            and devices
+        ):
             kind = runtimes.owner(root, [container], False, {})
             try:
                 runtime = runtimes.find(kind, userns.trusted_owners(userns.user_namespace()))[1]
             except ChandlerError:
                 runtime = kind
-            return {"token": words[3], "owner": "oci", "id": container, "root": root, "runtime": runtime, "pid": 0, "started": 0,
-                    "since": int(time.time()), "names": devices, "keys": devices}
+            return {
+                "token": words[3],
+                "owner": "oci",
+                "id": container,
+                "root": root,
+                "runtime": runtime,
+                "pid": 0,
+                "started": 0,
+                "since": int(time.time()),
+                "names": devices,
+                "keys": devices,
+            }
     return None
 
 
@@ -123,7 +175,10 @@ def _config(kind: str, directory: str) -> Dict[str, Any]:
     if kind == "crun":
         return _object(os.path.join(directory, "config.json"))
     bundle = _object(os.path.join(directory, "state.json")).get("bundle")
-    return {**_object(os.path.join(str(bundle), "config.json")), **_object(os.path.join(directory, "youki_config.json"))}
+    return {
+        **_object(os.path.join(str(bundle), "config.json")),
+        **_object(os.path.join(directory, "youki_config.json")),
+    }
 
 
 def _object(path: str) -> Dict[str, Any]:

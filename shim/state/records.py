@@ -20,17 +20,55 @@ _LARGEST = 1 << 62
 _MARKS = frozenset(("mode", "words", "uid", "slice", "limits", "held"))
 # What the members of records and of leases are; a list of one type stands for lists of such items.
 MEMBERS: Dict[str, Any] = {
-    "id": str, "root": str, "runtime": str, "owner": str, "pid": int, "started": int, "boot": str, "pidns": str, "timens": str, "userns": str,
-    "place": list, "group": str, "token": str, "config": str, "source": str, "devices": [str], "physical": [str], "before": str,
-    "after": str, "time": int, "rules": [dict], "grant": str, "sharing": dict, "pod": str, "namespace": str, "name": str, "nodes": [list],
-    "mark": [str], "engine": str}
+    "id": str,
+    "root": str,
+    "runtime": str,
+    "owner": str,
+    "pid": int,
+    "started": int,
+    "boot": str,
+    "pidns": str,
+    "timens": str,
+    "userns": str,
+    "place": list,
+    "group": str,
+    "token": str,
+    "config": str,
+    "source": str,
+    "devices": [str],
+    "physical": [str],
+    "before": str,
+    "after": str,
+    "time": int,
+    "rules": [dict],
+    "grant": str,
+    "sharing": dict,
+    "pod": str,
+    "namespace": str,
+    "name": str,
+    "nodes": [list],
+    "mark": [str],
+    "engine": str,
+}
 # Of a lease, beyond those of a record.
 _OF_LEASES: Dict[str, Any] = {**MEMBERS, "names": [str], "keys": [str], "since": int, "container": str}
 _NEEDED = frozenset(("token", "owner", "id", "names", "keys", "since"))
 _NEEDED_OF_OCI = frozenset(("root", "runtime", "pid", "started"))
 _LAST = 253402300799  # the last second of the year 9999
 # What an older Chandler wrote, without a checksum: a name that is not among these is a damaged one.
-_UNSEALED = MEMBERS.keys() - {"pid", "started", "boot", "pidns", "timens", "userns", "place", "group", "token", "mark", "engine"}
+_UNSEALED = MEMBERS.keys() - {
+    "pid",
+    "started",
+    "boot",
+    "pidns",
+    "timens",
+    "userns",
+    "place",
+    "group",
+    "token",
+    "mark",
+    "engine",
+}
 
 
 def load(state_dir: str, root: str, container: str, spelled: str = "") -> Optional[Dict[str, Any]]:
@@ -90,7 +128,12 @@ def parse(data: bytes) -> Optional[Dict[str, Any]]:
         record = jsontext.loads(data if text is None else text)
     except ChandlerError:
         return None
-    if type(record) is not dict or not {"id", "root"} <= record.keys() or text is None and not record.keys() <= _UNSEALED:
+    if (
+        type(record) is not dict
+        or not {"id", "root"} <= record.keys()
+        or text is None
+        and not record.keys() <= _UNSEALED
+    ):
         return None
     return record if fits(record, MEMBERS) else None
 
@@ -108,8 +151,11 @@ def fits(value: Dict[str, Any], members: Dict[str, Any]) -> bool:
         elif type(found) is not kind or kind is int and not 0 <= found <= _LARGEST:
             return False
     nodes, place, marks = value.get("nodes", ()), value.get("place", ("", 0, 0)), value.get("sharing", value)
-    return (all([type(part) for part in node] == [str, str, int, int] for node in nodes)
-            and [type(part) for part in place] == [str, int, int] and _fit_marks(marks))
+    return (
+        all([type(part) for part in node] == [str, str, int, int] for node in nodes)
+        and [type(part) for part in place] == [str, int, int]
+        and _fit_marks(marks)
+    )
 
 
 def _fit_marks(marks: Dict[str, Any]) -> bool:
@@ -118,15 +164,25 @@ def _fit_marks(marks: Dict[str, Any]) -> bool:
     if mode is None:
         return marks.keys().isdisjoint(_MARKS)
     limits = marks.get("limits", {})
-    return (type(marks.get("words")) is str and type(marks.get("held", "")) is str and type(limits) is dict
-            and all(type(limit) is int and 0 <= limit <= _LARGEST for limit in limits.values())
-            and (type(marks.get("uid")) is int if mode == "mps" else mode == "time-slice" and type(marks.get("slice", 0)) in (str, type(None))))
+    return (
+        type(marks.get("words")) is str
+        and type(marks.get("held", "")) is str
+        and type(limits) is dict
+        and all(type(limit) is int and 0 <= limit <= _LARGEST for limit in limits.values())
+        and (
+            type(marks.get("uid")) is int
+            if mode == "mps"
+            else mode == "time-slice" and type(marks.get("slice", 0)) in (str, type(None))
+        )
+    )
 
 
 def restorable(record: Dict[str, Any]) -> bool:
     """Whether podman has checkpointed the container of a record into its bundle: `podman container restore` asks what it
     had.  Source: podman-container-checkpoint(1), the directory of its files."""
-    return record.get("engine") == "podman" and files.exists(record.get("config", "").rpartition("/")[0] + "/checkpoint")
+    return record.get("engine") == "podman" and files.exists(
+        record.get("config", "").rpartition("/")[0] + "/checkpoint"
+    )
 
 
 def forget(state_dir: str, root: str, container: str, token: str) -> None:
@@ -142,4 +198,8 @@ def is_lease(lease: Any) -> bool:
     if type(lease) is not dict or not lease.keys() >= _NEEDED or not fits(lease, _OF_LEASES):
         return False
     owner = lease["owner"]
-    return (owner == "oci" and lease.keys() >= _NEEDED_OF_OCI or owner == "nri" and "pod" in lease) and bool(lease["keys"]) and lease["since"] <= _LAST
+    return (
+        (owner == "oci" and lease.keys() >= _NEEDED_OF_OCI or owner == "nri" and "pod" in lease)
+        and bool(lease["keys"])
+        and lease["since"] <= _LAST
+    )

@@ -75,7 +75,11 @@ def _init(directory: str) -> int:
 
     Source: what crun (status), youki (state.json) and runc (state.json) write.
     """
-    pids = [state.get(key) for state in (state_file(directory), _object(os.path.join(directory, "state.json"))) for key in ("pid", "init_process_pid")]
+    pids = [
+        state.get(key)
+        for state in (state_file(directory), _object(os.path.join(directory, "state.json")))
+        for key in ("pid", "init_process_pid")
+    ]
     return next((pid for pid in pids if type(pid) is int), 0)
 
 
@@ -93,9 +97,15 @@ def groups(directory: str) -> List[str]:
 def _status(entry: Dict[str, Any]) -> str:
     """What the runtime says of the container, '' when it gives no answer."""
     try:
-        done = subprocess.run([entry["runtime"], "--root", entry["root"], "state", entry["id"]], check=False, cwd="/",
-                              env={"PATH": paths.SAFE_PATH}, stdin=subprocess.DEVNULL, capture_output=True,
-                              timeout=_PATIENCE)
+        done = subprocess.run(
+            [entry["runtime"], "--root", entry["root"], "state", entry["id"]],
+            check=False,
+            cwd="/",
+            env={"PATH": paths.SAFE_PATH},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_PATIENCE,
+        )
         return str(json.loads(done.stdout)["status"]) if done.returncode == 0 else ""
     except (OSError, ValueError, KeyError, TypeError, subprocess.TimeoutExpired):
         return ""
@@ -117,7 +127,11 @@ def prune(state_dir: str, minimum_age: float) -> List[str]:
                 gone = is_gone(record)
             else:
                 age = time.time() - os.stat(path).st_mtime
-                gone = record["root"].startswith("/") and not os.path.exists(f"{record['root']}/{record['id']}") and age > minimum_age
+                gone = (
+                    record["root"].startswith("/")
+                    and not os.path.exists(f"{record['root']}/{record['id']}")
+                    and age > minimum_age
+                )
             if gone:
                 os.unlink(path)
                 removed.append(record["id"])

@@ -59,7 +59,7 @@ class Decoder:
                 end = at + HEADER.size + length
                 if len(self._buffer) < end:
                     break
-                frames.append(Frame(stream, kind, flags, bytes(self._buffer[at + HEADER.size:end])))
+                frames.append(Frame(stream, kind, flags, bytes(self._buffer[at + HEADER.size : end])))
                 at = end
         except ProtocolError as error:
             self._broken = error

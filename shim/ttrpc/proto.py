@@ -19,8 +19,13 @@ Fields = Mapping[str, Tuple[int, str]]
 
 _FIELD = descriptor_pb2.FieldDescriptorProto
 _SCALARS = {
-    "string": _FIELD.TYPE_STRING, "bytes": _FIELD.TYPE_BYTES, "bool": _FIELD.TYPE_BOOL, "int32": _FIELD.TYPE_INT32,
-    "int64": _FIELD.TYPE_INT64, "uint32": _FIELD.TYPE_UINT32, "uint64": _FIELD.TYPE_UINT64,
+    "string": _FIELD.TYPE_STRING,
+    "bytes": _FIELD.TYPE_BYTES,
+    "bool": _FIELD.TYPE_BOOL,
+    "int32": _FIELD.TYPE_INT32,
+    "int64": _FIELD.TYPE_INT64,
+    "uint32": _FIELD.TYPE_UINT32,
+    "uint64": _FIELD.TYPE_UINT64,
 }
 
 
@@ -38,8 +43,9 @@ def build(package: str, table: Mapping[str, Fields]) -> Dict[str, Any]:
 
 def _add(message: Any, package: str, owner: str, field: str, number: int, kind: str) -> None:
     repeated = kind[0] in "*{"
-    made = message.field.add(name=field, number=number,
-                             label=_FIELD.LABEL_REPEATED if repeated else _FIELD.LABEL_OPTIONAL)
+    made = message.field.add(
+        name=field, number=number, label=_FIELD.LABEL_REPEATED if repeated else _FIELD.LABEL_OPTIONAL
+    )
     if kind.startswith("{"):
         entry = message.nested_type.add(name="".join(part.capitalize() for part in field.split("_")) + "Entry")
         entry.options.map_entry = True

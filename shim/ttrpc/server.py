@@ -22,7 +22,7 @@ from shim.ttrpc.errors import ProtocolError, UsageError
 from shim.ttrpc.frame import Decoder, Frame
 from shim.ttrpc.messages import Request, Response
 
-MAX_CALLS = 1024       # unanswered at one time
+MAX_CALLS = 1024  # unanswered at one time
 _REMOTE_CLOSED = 0x01  # flag: the caller sends nothing after this frame
 
 
@@ -74,7 +74,11 @@ class Server:
         self._close(call)
         data = Response(payload=payload).SerializeToString()
         if len(data) > frame.MAX_MESSAGE:
-            self._send(call.stream, errors.RESOURCE_EXHAUSTED, f"the answer has {len(payload)} bytes, more than a message holds")
+            self._send(
+                call.stream,
+                errors.RESOURCE_EXHAUSTED,
+                f"the answer has {len(payload)} bytes, more than a message holds",
+            )
         else:
             self._outgoing += frame.encode(Frame(call.stream, frame.RESPONSE, 0, data))
 
@@ -100,5 +104,5 @@ class Server:
 
     def _send(self, stream: int, code: int, message: str) -> None:
         response = Response()
-        response.status.code, response.status.message = code, message[:64 << 10]
+        response.status.code, response.status.message = code, message[: 64 << 10]
         self._outgoing += frame.encode(Frame(stream, frame.RESPONSE, 0, response.SerializeToString()))

@@ -2,6 +2,7 @@
 
 Each is an attack that was tried by hand; create-symlinks, update-ldcache and enable-cuda-compat run in every one.
 """
+
 from __future__ import annotations
 
 import functools
@@ -58,10 +59,30 @@ def equipped(lab: str, runtime: Runtime) -> tuple[Installation, str, str]:
     put(place + "/libfoo.so.1", ELF)
     put(measure, MEASURE.format(hook=installation.program("chandler-hook"), log=peaks).encode())
     os.chmod(measure, 0o755)
-    hooks = ["--link", "libfoo.so.1::/usr/lib/libfoo.so", "--", "update-ldcache", "--folder", "/usr/lib", "--", "enable-cuda-compat", "--host-driver-version", "550.1"]
-    edits = {"mounts": [{"hostPath": place + "/libfoo.so.1", "containerPath": LIBRARY, "options": ["ro", "bind"]}],
-             "hooks": [{"hookName": "createContainer", "path": measure, "args": ["chandler-hook", "create-symlinks", *hooks]}]}
-    file = {"cdiVersion": "0.6.0", "kind": KIND, "containerEdits": edits, "devices": [{"name": "0", "containerEdits": {"env": ["X=1"]}}]}
+    hooks = [
+        "--link",
+        "libfoo.so.1::/usr/lib/libfoo.so",
+        "--",
+        "update-ldcache",
+        "--folder",
+        "/usr/lib",
+        "--",
+        "enable-cuda-compat",
+        "--host-driver-version",
+        "550.1",
+    ]
+    edits = {
+        "mounts": [{"hostPath": place + "/libfoo.so.1", "containerPath": LIBRARY, "options": ["ro", "bind"]}],
+        "hooks": [
+            {"hookName": "createContainer", "path": measure, "args": ["chandler-hook", "create-symlinks", *hooks]}
+        ],
+    }
+    file = {
+        "cdiVersion": "0.6.0",
+        "kind": KIND,
+        "containerEdits": edits,
+        "devices": [{"name": "0", "containerEdits": {"env": ["X=1"]}}],
+    }
     os.makedirs(place + "/cdi")
     put(place + "/cdi/hooks.json", json.dumps(file).encode())
     installation.configure([runtime.path], [place + "/cdi"], f'[policy]\nkinds = ["{KIND}"]\nallow = ["gpu"]\n')
@@ -317,7 +338,13 @@ def test_the_host_stays_as_it_is(world: Lab, name: str) -> None:
     os.makedirs(root + "/etc/ld.so.conf.d")
     put(root + "/etc/ld.so.cache", cache())
     CASES[name](root, world.victim)
-    made = bundle.make(os.path.join(world.place, "b"), ["echo", "it runs"], bundle.request(resources={"gpu": {"vendor": KIND, "devices": ["0"]}}), ENV, root)
+    made = bundle.make(
+        os.path.join(world.place, "b"),
+        ["echo", "it runs"],
+        bundle.request(resources={"gpu": {"vendor": KIND, "devices": ["0"]}}),
+        ENV,
+        root,
+    )
     before = snapshot(world.victim)
     done = world.engine.run(made, "hostile", check=False)
     assert snapshot(world.victim) == before

@@ -1,4 +1,5 @@
 """An image never asks: not by its manifest's annotations, not by its labels, not through whatever engine starts it."""
+
 from __future__ import annotations
 
 import json
@@ -53,9 +54,15 @@ class Scene:
         return name
 
     def pull(self, name: str, annotations: Any, **configured: Any) -> None:
-        self.podman.cli("load", "--input", image.make(os.path.join(self.place, "evil.tar"), name, annotations=annotations, **configured))
+        self.podman.cli(
+            "load",
+            "--input",
+            image.make(os.path.join(self.place, "evil.tar"), name, annotations=annotations, **configured),
+        )
 
-    def run(self, low: str, name: str, *options: str, command: tuple[str, ...] = SEE) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, low: str, name: str, *options: str, command: tuple[str, ...] = SEE
+    ) -> subprocess.CompletedProcess[str]:
         program = self.installation.program(f"chandler-{low}")
         return self.podman.cli(f"--runtime={program}", "run", "--rm", *options, name, *command, check=False)
 
@@ -94,7 +101,11 @@ def clean(request: pytest.FixtureRequest) -> Iterator[None]:
 
 def of_image(done: subprocess.CompletedProcess[str], key: str) -> bool:
     """Whether this is the refusal that names the image's key, and nothing ran."""
-    return done.returncode == 126 and not done.stdout and f"annotation {key}: it comes from the image, whose manifest has it" in done.stderr
+    return (
+        done.returncode == 126
+        and not done.stdout
+        and f"annotation {key}: it comes from the image, whose manifest has it" in done.stderr
+    )
 
 
 def refused(scene: Scene, done: subprocess.CompletedProcess[str], key: str) -> bool:
@@ -102,7 +113,12 @@ def refused(scene: Scene, done: subprocess.CompletedProcess[str], key: str) -> b
     if scene.release.label == "podman-4":
         return of_image(done, key)
     gpus = [os.path.basename(gpu.inside) for gpu in scene.node.gpus]
-    return "PATH=" in done.stdout and "EVIL" not in done.stdout and "root:" not in done.stdout and not set(gpus) & set(done.stdout.split())
+    return (
+        "PATH=" in done.stdout
+        and "EVIL" not in done.stdout
+        and "root:" not in done.stdout
+        and not set(gpus) & set(done.stdout.split())
+    )
 
 
 @pytest.mark.parametrize("low", ["runc", "crun"])
@@ -117,11 +133,22 @@ def test_gpus_and_variables(scene: Scene, low: str, warm: bool) -> None:
 @pytest.mark.parametrize("low", ["runc", "crun"])
 def test_the_host_under_a_policy_that_trusts_every_caller(scene: Scene, low: str) -> None:
     scene.configure('[policy]\ntrust = "all"\n')
-    done = scene.run(low, scene.load({P + "service": json.dumps({"privileged": True, "storage": [{"type": "bind", "source": "/etc", "target": "/h"}]})}))
+    done = scene.run(
+        low,
+        scene.load(
+            {
+                P + "service": json.dumps(
+                    {"privileged": True, "storage": [{"type": "bind", "source": "/etc", "target": "/h"}]}
+                )
+            }
+        ),
+    )
     assert refused(scene, done, P + "service"), done.stderr
 
 
-@pytest.mark.parametrize("key", [P + "resources.gpu.count", P + "env.EVIL", P + "services", P + "no-such-key", P + "x.nerdctl/y"])
+@pytest.mark.parametrize(
+    "key", [P + "resources.gpu.count", P + "env.EVIL", P + "services", P + "no-such-key", P + "x.nerdctl/y"]
+)
 def test_every_key_of_ours(scene: Scene, key: str) -> None:
     assert refused(scene, scene.run("runc", scene.load({key: "1"})), key)
 
@@ -129,11 +156,15 @@ def test_every_key_of_ours(scene: Scene, key: str) -> None:
 def test_cdi_s_annotations_where_they_are_honoured(scene: Scene) -> None:
     name = scene.load({"cdi.k8s.io/x": f"{KIND}=0"})
     plain = scene.run("runc", name, command=("ls", "/dev"))
-    assert plain.returncode == 0 and scene.node.gpus[0].inside.rpartition("/")[2] not in plain.stdout, "nothing is asked, nothing is touched"
+    assert plain.returncode == 0 and scene.node.gpus[0].inside.rpartition("/")[2] not in plain.stdout, (
+        "nothing is asked, nothing is touched"
+    )
     scene.configure("annotations = true\n")
     assert refused(scene, scene.run("runc", name), "cdi.k8s.io/x")
     asked = scene.run("runc", name, scene.podman.annotation(f"cdi.k8s.io/x={KIND}=1"), command=("ls", "/dev"))
-    assert asked.returncode == 0 and [gpu.inside for gpu in scene.node.gpus if os.path.basename(gpu.inside) in asked.stdout.split()] == [scene.node.gpus[1].inside]
+    assert asked.returncode == 0 and [
+        gpu.inside for gpu in scene.node.gpus if os.path.basename(gpu.inside) in asked.stdout.split()
+    ] == [scene.node.gpus[1].inside]
 
 
 @pytest.mark.parametrize("low", ["runc", "crun"])
@@ -143,13 +174,18 @@ def test_the_caller_s_own_word_counts(scene: Scene, low: str) -> None:
     own = scene.podman.annotation(f"{P}service={json.dumps({'env': {'GOOD': 'caller'}})}")
     done = scene.run(low, name, own, command=("env",))
     assert done.returncode == 0 and "GOOD=caller" in done.stdout and "EVIL" not in done.stdout
-    assert of_image(scene.run(low, name, scene.podman.annotation(f"{P}service={json.dumps({'env': {'EVIL': 'image'}})}")), P + "service")
+    assert of_image(
+        scene.run(low, name, scene.podman.annotation(f"{P}service={json.dumps({'env': {'EVIL': 'image'}})}")),
+        P + "service",
+    )
 
 
 def test_nothing_of_the_image_s_beside_the_caller_s(scene: Scene) -> None:
     name = scene.load({P + "env.EVIL": "image"})
     done = scene.run("runc", name, scene.podman.annotation(P + "resources.gpu.count=1"))
-    assert "EVIL" not in done.stdout and (of_image(done, P + "env.EVIL") or scene.release.label == "podman-5" and "CUDA_VISIBLE_DEVICES=0" in done.stdout)
+    assert "EVIL" not in done.stdout and (
+        of_image(done, P + "env.EVIL") or scene.release.label == "podman-5" and "CUDA_VISIBLE_DEVICES=0" in done.stdout
+    )
     assert scene.leases() == {}
 
 
@@ -162,17 +198,25 @@ def test_an_image_that_asks_nothing(scene: Scene) -> None:
     assert asked.returncode == 0 and "CUDA_VISIBLE_DEVICES=0" in asked.stdout
 
 
-@pytest.mark.parametrize("members", [
-    '"ANNOTATIONS": {"chandler.oci/env.EVIL": "image"}', '"annotation\\u017f": {"chandler.oci/env.EVIL": "image"}',
-    '"annotations": {}, "annotations": {"chandler.oci/env.EVIL": "image"}', '"annotations": {"chandler.oci/env.EVIL": "\\ud800"}',
-    '"annotations": {"chandler\\u002eoci/env.EVIL": "im\\u0061ge"}', '"annotations": {"chandler.oci/env.EVIL": "x", "chandler.oci/env.EVIL": "image"}',
-])
+@pytest.mark.parametrize(
+    "members",
+    [
+        '"ANNOTATIONS": {"chandler.oci/env.EVIL": "image"}',
+        '"annotation\\u017f": {"chandler.oci/env.EVIL": "image"}',
+        '"annotations": {}, "annotations": {"chandler.oci/env.EVIL": "image"}',
+        '"annotations": {"chandler.oci/env.EVIL": "\\ud800"}',
+        '"annotations": {"chandler\\u002eoci/env.EVIL": "im\\u0061ge"}',
+        '"annotations": {"chandler.oci/env.EVIL": "x", "chandler.oci/env.EVIL": "image"}',
+    ],
+)
 def test_spellings_of_a_manifest_that_podman_reads(scene: Scene, members: str) -> None:
     """Go takes keys in any case, some letters for others, and of two the last: what it reads is refused, too."""
     name = scene.load(members)
     done = scene.run("runc", name, command=("env",))
     assert "EVIL" not in done.stdout, "the image has asked"
-    assert done.returncode == 0 or "annotation chandler.oci/env.EVIL: " in done.stderr and "image" in done.stderr, done.stderr
+    assert done.returncode == 0 or "annotation chandler.oci/env.EVIL: " in done.stderr and "image" in done.stderr, (
+        done.stderr
+    )
 
 
 def test_an_image_that_was_pulled_anew_since(scene: Scene) -> None:
@@ -183,7 +227,12 @@ def test_an_image_that_was_pulled_anew_since(scene: Scene) -> None:
     scene.pull(name, None, Env=["PATH=/bin", "A=1"])
     done = scene.podman.cli(f"--runtime={program}", "start", "--attach", container, check=False)
     assert scene.leases() == {}
-    assert done.returncode and "it comes from the image" in done.stderr or scene.release.label == "podman-5" and "EVIL" not in done.stdout
+    assert (
+        done.returncode
+        and "it comes from the image" in done.stderr
+        or scene.release.label == "podman-5"
+        and "EVIL" not in done.stdout
+    )
 
 
 @pytest.mark.parametrize("gone", ["manifest", "records", "image"])
@@ -193,19 +242,28 @@ def test_what_cannot_be_read_decides_nothing(scene: Scene, gone: str) -> None:
     store = os.path.join(scene.podman.home, "images")
     wrapper = os.path.join(scene.place, f"chandler-without-{gone}")
     identity = scene.podman.cli("image", "inspect", "--format", "{{.Id}}", name).stdout.strip()
-    path = {"manifest": f"{store}/vfs-images/{identity}/manifest", "image": f"{store}/vfs-images/{identity}", "records": f"{store}/vfs-containers/containers.json"}[gone]
+    path = {
+        "manifest": f"{store}/vfs-images/{identity}/manifest",
+        "image": f"{store}/vfs-images/{identity}",
+        "records": f"{store}/vfs-containers/containers.json",
+    }[gone]
     spoil = f'cp "{path}" "{path}.aside"; echo "{{" >"{path}"' if gone == "manifest" else f'mv "{path}" "{path}.aside"'
     mend = f'rm -f "{path}"; mv "{path}.aside" "{path}"'
     # podman reads its own store before it calls: what is missing goes while Chandler looks, and comes back
     with open(wrapper, "w", encoding="utf-8") as file:
-        file.write(f'#!/bin/sh\ncase " $* " in *" create "*) {spoil}; "{scene.installation.program("chandler-runc")}" "$@"; status=$?; {mend}; exit $status ;; esac\n'
-                   f'exec "{scene.installation.program("chandler-runc")}" "$@"\n')
+        file.write(
+            f'#!/bin/sh\ncase " $* " in *" create "*) {spoil}; "{scene.installation.program("chandler-runc")}" "$@"; status=$?; {mend}; exit $status ;; esac\n'
+            f'exec "{scene.installation.program("chandler-runc")}" "$@"\n'
+        )
     os.chmod(wrapper, 0o755)
 
     def run(*options: str) -> subprocess.CompletedProcess[str]:
         return scene.podman.cli(f"--runtime={wrapper}", "run", "--network=host", *options, name, "env", check=False)
+
     done = run(scene.podman.annotation(P + "env.A=b"))
-    assert done.returncode == 126 and f"annotation {P}env.A: whether it comes from the image is not known: " in done.stderr, done.stderr
+    assert (
+        done.returncode == 126 and f"annotation {P}env.A: whether it comes from the image is not known: " in done.stderr
+    ), done.stderr
     assert run().returncode == 0
 
 
@@ -213,7 +271,16 @@ def test_a_root_file_system_without_an_image(scene: Scene) -> None:
     root = bundle.rootfs(os.path.join(scene.place, "rootfs"))
     program = scene.installation.program("chandler-runc")
     try:
-        done = scene.podman.cli(f"--runtime={program}", "run", "--rm", scene.podman.annotation(P + "env.GOOD=caller"), "--rootfs", root, "env", check=False)
+        done = scene.podman.cli(
+            f"--runtime={program}",
+            "run",
+            "--rm",
+            scene.podman.annotation(P + "env.GOOD=caller"),
+            "--rootfs",
+            root,
+            "env",
+            check=False,
+        )
         assert done.returncode == 0 and "GOOD=caller" in done.stdout, done.stderr
     finally:
         shutil.rmtree(root)
@@ -224,8 +291,25 @@ def test_a_pod_of_kube_play(scene: Scene) -> None:
     name = scene.load({P + "env.EVIL": "image"})
     file = os.path.join(scene.place, "pod.yaml")
     with open(file, "w", encoding="utf-8") as out:
-        json.dump({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "annotations": {P + "env.GOOD": "pod"}}, "spec": {"hostNetwork": True, "restartPolicy": "Never", "containers": [
-            {"name": "c", "image": name, "command": ["sh", "-c", "echo EVIL=$EVIL; echo GOOD=$GOOD; echo END"]}]}}, out)
+        json.dump(
+            {
+                "apiVersion": "v1",
+                "kind": "Pod",
+                "metadata": {"name": "p", "annotations": {P + "env.GOOD": "pod"}},
+                "spec": {
+                    "hostNetwork": True,
+                    "restartPolicy": "Never",
+                    "containers": [
+                        {
+                            "name": "c",
+                            "image": name,
+                            "command": ["sh", "-c", "echo EVIL=$EVIL; echo GOOD=$GOOD; echo END"],
+                        }
+                    ],
+                },
+            },
+            out,
+        )
     scene.podman.cli(f"--runtime={scene.installation.program('chandler-runc')}", "kube", "play", "--network=host", file)
     assert {"EVIL=", "GOOD=pod"} <= set(scene.podman.logs("p-c", "END"))
 
@@ -236,7 +320,9 @@ def test_a_build_from_the_image(scene: Scene) -> None:
     os.makedirs(context)
     with open(os.path.join(context, "Containerfile"), "w", encoding="utf-8") as file:
         file.write(f"FROM {scene.load(GPUS)}\nRUN echo seen=$EVIL=\n")
-    done = scene.podman.cli(f"--runtime={scene.installation.program('chandler-runc')}", "build", "--network=host", "--no-cache", context)
+    done = scene.podman.cli(
+        f"--runtime={scene.installation.program('chandler-runc')}", "build", "--network=host", "--no-cache", context
+    )
     assert "seen==" in done.stdout + done.stderr and scene.leases() == {}
     shutil.rmtree(context)
 
@@ -247,15 +333,32 @@ def test_a_transient_store_and_images_elsewhere(scene: Scene) -> None:
     clean, evil = scene.load(None), scene.load({P + "env.EVIL": "image"})
     program = f"--runtime={scene.installation.program('chandler-runc')}"
     asks = scene.podman.annotation(P + "env.GOOD=caller")
-    done = scene.podman.cli("--transient-store", program, "run", "--rm", scene.podman.annotation(P + "env.EVIL=image"), evil, "env", check=False)
+    done = scene.podman.cli(
+        "--transient-store",
+        program,
+        "run",
+        "--rm",
+        scene.podman.annotation(P + "env.EVIL=image"),
+        evil,
+        "env",
+        check=False,
+    )
     assert of_image(done, P + "env.EVIL")
     done = scene.podman.cli("--transient-store", program, "run", "--rm", asks, clean, "env", check=False)
     assert done.returncode == 0 and "GOOD=caller" in done.stdout, done.stderr
     # images in a store that the container's paths do not name
     elsewhere = f"--imagestore={scene.place}/elsewhere"
-    scene.podman.cli(elsewhere, "load", "--input", image.make(os.path.join(scene.place, "other.tar"), EVIL.replace("evil", "other"), Env=["PATH=/bin", "B=1"]))
+    scene.podman.cli(
+        elsewhere,
+        "load",
+        "--input",
+        image.make(os.path.join(scene.place, "other.tar"), EVIL.replace("evil", "other"), Env=["PATH=/bin", "B=1"]),
+    )
     done = scene.podman.cli(elsewhere, program, "run", "--rm", asks, EVIL.replace("evil", "other"), "env", check=False)
-    assert done.returncode == 126 and f"annotation {P}env.GOOD: whether it comes from the image is not known" in done.stderr
+    assert (
+        done.returncode == 126
+        and f"annotation {P}env.GOOD: whether it comes from the image is not known" in done.stderr
+    )
 
 
 @pytest.mark.parametrize("low", ["runc", "crun"])
@@ -269,6 +372,7 @@ def test_podman_without_root(rootless: Scene, low: str) -> None:
 
 # --- other engines ----------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("release", CONTAINERDS, ids=lambda release: release.label)
 def test_containerd_and_its_clients(release: Any, lab: str, node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     if release.missing:
@@ -279,27 +383,59 @@ def test_containerd_and_its_clients(release: Any, lab: str, node: Node, monkeypa
         containerd = Containerd(release, os.path.join(place, "c"), {"chandler": installation.program()}, node.cdi)
         containerd.start()
         try:
-            evil = image.make(os.path.join(place, "evil.tar"), EVIL, annotations=GPUS, Labels={**GPUS, P + "env.EVIL.nerdctl/": "x"}, Env=["PATH=/bin"])
+            evil = image.make(
+                os.path.join(place, "evil.tar"),
+                EVIL,
+                annotations=GPUS,
+                Labels={**GPUS, P + "env.EVIL.nerdctl/": "x"},
+                Env=["PATH=/bin"],
+            )
             for namespace in ("k8s.io", "default"):
                 containerd.ctr("-n", namespace, "images", "import", evil)
             with CRI(containerd.socket) as cri:
                 cri.ready()
                 monkeypatch.setattr("lab.cri.IMAGE", EVIL)
-                assert "EVIL" not in cri.env(cri.run(cri.pod("nothing", handler="chandler"))) and installation.leases() == {}
+                assert (
+                    "EVIL" not in cri.env(cri.run(cri.pod("nothing", handler="chandler")))
+                    and installation.leases() == {}
+                )
                 asking = cri.run(cri.pod("asks", {P + "env.GOOD": "pod"}, "chandler"))
                 assert cri.env(asking)["GOOD"] == "pod" and "EVIL" not in cri.env(asking)
                 monkeypatch.undo()
 
             def ctr(namespace: str, *annotations: str) -> subprocess.CompletedProcess[str]:
                 options = [word for annotation in annotations for word in ("--annotation", annotation)]
-                return containerd.ctr("-n", namespace, "run", "--rm", "--net-host", "--runc-binary", installation.program(), *options, EVIL, "x", "env", check=False)
+                return containerd.ctr(
+                    "-n",
+                    namespace,
+                    "run",
+                    "--rm",
+                    "--net-host",
+                    "--runc-binary",
+                    installation.program(),
+                    *options,
+                    EVIL,
+                    "x",
+                    "env",
+                    check=False,
+                )
+
             plain = ctr("default")
             assert plain.returncode == 0 and "EVIL" not in plain.stdout, plain.stderr
             stranger = ctr("default", P + "env.EVIL=x")
-            assert stranger.returncode and "since Chandler does not know who calls (containerd's namespace default is neither CRI's nor Docker's" in stranger.stderr
+            assert (
+                stranger.returncode
+                and "since Chandler does not know who calls (containerd's namespace default is neither CRI's nor Docker's"
+                in stranger.stderr
+            )
             for namespace in ("default", "k8s.io"):
                 # what nerdctl leaves in every container of its, beside labels of images
-                nerdctl = ctr(namespace, f"nerdctl/namespace={namespace}", "io.kubernetes.cri.container-type=container", P + "env.EVIL=x")
+                nerdctl = ctr(
+                    namespace,
+                    f"nerdctl/namespace={namespace}",
+                    "io.kubernetes.cri.container-type=container",
+                    P + "env.EVIL=x",
+                )
                 assert nerdctl.returncode and "nerdctl makes annotations of an image's labels" in nerdctl.stderr
         finally:
             containerd.stop()
@@ -317,7 +453,11 @@ def test_docker(release: Any, lab: str, node: Node) -> None:
             json.dump({"runtimes": {"chandler": {"path": installation.program()}}, "default-runtime": "chandler"}, file)
         docker.start()
         try:
-            docker.cli("load", "--input", image.make(os.path.join(place, "evil.tar"), EVIL, annotations=GPUS, Labels=GPUS, Env=["PATH=/bin"]))
+            docker.cli(
+                "load",
+                "--input",
+                image.make(os.path.join(place, "evil.tar"), EVIL, annotations=GPUS, Labels=GPUS, Env=["PATH=/bin"]),
+            )
             plain = docker.cli("run", "--rm", "--network=none", EVIL, "env")
             assert "EVIL" not in plain.stdout and installation.leases() == {}
             asked = docker.cli("run", "--rm", "--network=none", f"--annotation={P}env.GOOD=caller", EVIL, "env")
@@ -328,15 +468,20 @@ def test_docker(release: Any, lab: str, node: Node) -> None:
 
 
 @pytest.fixture
-def by_hand(runtime: runtimes.Runtime, lab: str, place: str, node: Node) -> Iterator[Callable[..., tuple[Installation, Engine]]]:
+def by_hand(
+    runtime: runtimes.Runtime, lab: str, place: str, node: Node
+) -> Iterator[Callable[..., tuple[Installation, Engine]]]:
     """Somebody who calls the runtime himself."""
     engines = []
 
     def make(engine: str) -> tuple[Installation, Engine]:
         installation = Installation(os.path.join(lab, "asks-" + runtime.label))
         installation.configure([runtime.path], [node.cdi], engine=engine)
-        engines.append(Engine([*runtime.wrap, installation.program()], os.path.join(place, "root"), hangs=runtime.kind == "youki"))
+        engines.append(
+            Engine([*runtime.wrap, installation.program()], os.path.join(place, "root"), hangs=runtime.kind == "youki")
+        )
         return installation, engines[-1]
+
     yield make
     for each in engines:
         each.clean()
@@ -353,25 +498,48 @@ def test_a_bundle_that_somebody_unpacked(by_hand: Callable[..., tuple[Installati
         made = bundle.make(os.path.join(place, f"b-{warm}"), ["env"], {P + "env.EVIL": "image"})
         before = made.bytes
         done = engine.run(made, "c1", check=False)
-        assert done.returncode == 1 and made.bytes == before and "does not know who calls (neither --root nor the bundle's path" in done.stderr
+        assert (
+            done.returncode == 1
+            and made.bytes == before
+            and "does not know who calls (neither --root nor the bundle's path" in done.stderr
+        )
         assert 'list "other" in engines' in done.stderr
         plain = bundle.make(os.path.join(place, f"p-{warm}"), ["env"])
         assert engine.run(plain, "c1").returncode == 0
     _, engine = by_hand("containerd")
-    assert "EVIL=image" in engine.run(bundle.make(os.path.join(place, "vouched"), ["env"], {P + "env.EVIL": "image"}), "c1").stdout
+    assert (
+        "EVIL=image"
+        in engine.run(bundle.make(os.path.join(place, "vouched"), ["env"], {P + "env.EVIL": "image"}), "c1").stdout
+    )
 
 
-def test_a_bundle_of_our_own_builder(runtime: runtimes.Runtime, by_hand: Callable[..., tuple[Installation, Engine]], place: str) -> None:
+def test_a_bundle_of_our_own_builder(
+    runtime: runtimes.Runtime, by_hand: Callable[..., tuple[Installation, Engine]], place: str
+) -> None:
     """Its request is known for the builder's, until somebody changes it; a mark that a root file system brings is none."""
     installation, engine = by_hand("")
     installation.refresh()
     root = bundle.rootfs(os.path.join(place, "rootfs"))
     spec = os.path.join(place, "deployment.yaml")
     with open(spec, "w", encoding="utf-8") as file:
-        json.dump({"version": "v1", "deployment": "d", "services": {"web": {"command": {"entrypoint": ["env"]}, "resources": {"gpu": {"count": 1}}}}}, file)
+        json.dump(
+            {
+                "version": "v1",
+                "deployment": "d",
+                "services": {"web": {"command": {"entrypoint": ["env"]}, "resources": {"gpu": {"count": 1}}}},
+            },
+            file,
+        )
 
     def chandler(*words: str) -> None:
-        subprocess.run([installation.program("chandler"), "bundle", *words], check=True, stdin=subprocess.DEVNULL, capture_output=True, env={"PATH": "/usr/bin:/bin"})
+        subprocess.run(
+            [installation.program("chandler"), "bundle", *words],
+            check=True,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            env={"PATH": "/usr/bin:/bin"},
+        )
+
     directory = os.path.join(place, "built")
     chandler("create", "--spec", spec, "--rootfs", root, directory)
     made = bundle.Bundle(directory)
@@ -389,10 +557,18 @@ def test_a_bundle_of_our_own_builder(runtime: runtimes.Runtime, by_hand: Callabl
     os.makedirs(inside)
     made = bundle.Bundle(inside)
     made.config = config
-    digest = subprocess.run(["/usr/bin/python3", "-c", f"import sys; sys.path.insert(0, {os.path.dirname(os.path.dirname(installation.program())) + '/lib/chandler'!r}); "
-                             "from shim.host import files; print(files.digest(open(sys.argv[1], 'rb').read()))", made.path], check=True, capture_output=True, text=True).stdout.strip()
+    digest = subprocess.run(
+        [
+            "/usr/bin/python3",
+            "-c",
+            f"import sys; sys.path.insert(0, {os.path.dirname(os.path.dirname(installation.program())) + '/lib/chandler'!r}); "
+            "from shim.host import files; print(files.digest(open(sys.argv[1], 'rb').read()))",
+            made.path,
+        ],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.strip()
     os.symlink(digest, made.path + ".chandler-built")
     done = engine.run(made, "c1", check=False)
     assert done.returncode == 1 and "does not know who calls" in done.stderr
-
-

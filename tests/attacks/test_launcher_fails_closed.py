@@ -17,6 +17,7 @@
 
 What Python itself does with what it is handed is held in tests/real/test_faults.py.
 """
+
 from __future__ import annotations
 
 import json
@@ -106,16 +107,32 @@ def replaced(scene: Scene, program: str, text: str, mode: int = 0o755) -> Engine
     with open(fake, "w", encoding="utf-8") as file:
         file.write(text)
     os.chmod(fake, mode)
-    wrap = ["unshare", "-m", "--propagation", "private", "sh", "-c", f'mount --bind {fake} {os.path.realpath(program)} && exec "$@"', "sh"]
+    wrap = [
+        "unshare",
+        "-m",
+        "--propagation",
+        "private",
+        "sh",
+        "-c",
+        f'mount --bind {fake} {os.path.realpath(program)} && exec "$@"',
+        "sh",
+    ]
     return Engine([*wrap, *scene.engine.command], scene.engine.root, hangs=scene.engine.hangs)
 
 
 # --- grep: only status 1 says that there is no request -----------------------------------------------------------
 
 GREPS = {
-    "missing": "#!/nonexistent\n", "not executable": "", "status 2": "#!/bin/dash\nexit 2\n", "status 10": "#!/bin/dash\nexit 10\n",
-    "status 126": "#!/bin/dash\nexit 126\n", "status 127": "#!/bin/dash\nexit 127\n", "status 255": "#!/bin/dash\nexit 255\n",
-    "killed (out of memory)": "#!/bin/dash\nkill -KILL $$\n", "a fault": "#!/bin/dash\nkill -SEGV $$\n", "the limit of CPU time": "#!/bin/dash\nkill -XCPU $$\n",
+    "missing": "#!/nonexistent\n",
+    "not executable": "",
+    "status 2": "#!/bin/dash\nexit 2\n",
+    "status 10": "#!/bin/dash\nexit 10\n",
+    "status 126": "#!/bin/dash\nexit 126\n",
+    "status 127": "#!/bin/dash\nexit 127\n",
+    "status 255": "#!/bin/dash\nexit 255\n",
+    "killed (out of memory)": "#!/bin/dash\nkill -KILL $$\n",
+    "a fault": "#!/bin/dash\nkill -SEGV $$\n",
+    "the limit of CPU time": "#!/bin/dash\nkill -XCPU $$\n",
     "ended from outside": "#!/bin/dash\nkill -TERM $$\n",
 }
 
@@ -211,10 +228,16 @@ def rename_drop_in(etc: str) -> None:
 OFF = ("z.toml", "[cdi]\nannotations = false\n")
 ON = ("m.toml", "[cdi]\nannotations = true\n")
 CHANGES: dict[str, tuple[list[tuple[str, str]], Callable[[str], None]]] = {
-    "an older file is moved there": ([], move_config), "an older file is copied over it": ([], copy_config),
-    "an older drop-in comes": ([], add_drop_in), "an older config.d takes its place": ([], swap_directory),
-    "a drop-in goes": ([ON, OFF], remove_drop_in), "a drop-in gets another name": ([ON, OFF], rename_drop_in),
-    "a drop-in becomes an older one": ([("a.toml", OFF[1])], lambda etc: drop_in(f"{etc}/config.d/a.toml", time=OLD - 1)),
+    "an older file is moved there": ([], move_config),
+    "an older file is copied over it": ([], copy_config),
+    "an older drop-in comes": ([], add_drop_in),
+    "an older config.d takes its place": ([], swap_directory),
+    "a drop-in goes": ([ON, OFF], remove_drop_in),
+    "a drop-in gets another name": ([ON, OFF], rename_drop_in),
+    "a drop-in becomes an older one": (
+        [("a.toml", OFF[1])],
+        lambda etc: drop_in(f"{etc}/config.d/a.toml", time=OLD - 1),
+    ),
 }
 
 
@@ -243,6 +266,7 @@ def test_a_configuration_that_is_not_newer_counts(scene: Scene, node: Node, chan
 
 # --- what is on the launch line, and what the process may have ------------------------------------------------------
 
+
 class Bench:
     """Chandler in one shell over a runtime that only notes that it was started, with what its config.json said then."""
 
@@ -260,13 +284,22 @@ class Bench:
         with open(f"{self.etc}/launch", encoding="utf-8") as file:
             self.line = file.read()
 
-    def call(self, *arguments: str, wrap: tuple[str, ...] = (), **options: object) -> tuple[subprocess.CompletedProcess[str], str]:
+    def call(
+        self, *arguments: str, wrap: tuple[str, ...] = (), **options: object
+    ) -> tuple[subprocess.CompletedProcess[str], str]:
         """What became of it, and what the runtime noted."""
         with open(self.bundle.path, "wb") as file:
             file.write(self.text)
         if os.path.exists(self.note):
             os.unlink(self.note)
-        settings = {"env": {"PATH": "/usr/bin:/bin"}, "stdin": subprocess.DEVNULL, "capture_output": True, "text": True, "timeout": 60, **options}
+        settings = {
+            "env": {"PATH": "/usr/bin:/bin"},
+            "stdin": subprocess.DEVNULL,
+            "capture_output": True,
+            "text": True,
+            "timeout": 60,
+            **options,
+        }
         done = subprocess.run([*wrap, self.installation.program(), *arguments], check=False, **settings)  # type: ignore[call-overload]
         noted = ""
         if os.path.exists(self.note):
@@ -290,11 +323,24 @@ def bench(shell: str, lab: str, node: Node) -> Bench:
 
 
 LINES = {
-    "nothing": "", "one word": "2", "no mark": "2  chandler.oci crun={r}\n", "an older version": "1 c x.org crun={r}\n",
-    "a newer version": "3 {m} x.org crun={r}\n", "an unknown mark": "2 0 x.org crun={r}\n", "the mark of a change": "2 - x.org crun={r}\n",
-    "a pattern for a mark": "2 * x.org crun={r}\n", "a way out for a mark": "2 ../launch.d/{m} x.org crun={r}\n", "cut short": "2 {m} x.org crun={r}",
-    "no runtime": "2 {m} x.org\n", "a runtime without a path": "2 {m} x.org crun=\n", "a runtime that is not there": "2 {m} x.org crun=/nonexistent\n",
-    "a relative path": "2 {m} x.org crun=crun\n", "zeros": "\0" * 100, "no text": "\x80\xff\n", "blanks": " \n", "very long": "2 0 " + "x" * 200_000 + "\n",
+    "nothing": "",
+    "one word": "2",
+    "no mark": "2  chandler.oci crun={r}\n",
+    "an older version": "1 c x.org crun={r}\n",
+    "a newer version": "3 {m} x.org crun={r}\n",
+    "an unknown mark": "2 0 x.org crun={r}\n",
+    "the mark of a change": "2 - x.org crun={r}\n",
+    "a pattern for a mark": "2 * x.org crun={r}\n",
+    "a way out for a mark": "2 ../launch.d/{m} x.org crun={r}\n",
+    "cut short": "2 {m} x.org crun={r}",
+    "no runtime": "2 {m} x.org\n",
+    "a runtime without a path": "2 {m} x.org crun=\n",
+    "a runtime that is not there": "2 {m} x.org crun=/nonexistent\n",
+    "a relative path": "2 {m} x.org crun=crun\n",
+    "zeros": "\0" * 100,
+    "no text": "\x80\xff\n",
+    "blanks": " \n",
+    "very long": "2 0 " + "x" * 200_000 + "\n",
     "everything is sought": "2 {m} | crun={r}\n",
 }
 
@@ -327,20 +373,41 @@ def test_a_launch_line_that_is_no_file(bench: Bench) -> None:
             file.write(bench.line)
 
 
-@pytest.mark.parametrize("limit, values", [(resource.RLIMIT_NOFILE, range(13)), (resource.RLIMIT_AS, range(1 << 20, 40 << 20, 1 << 20)),
-                                           (resource.RLIMIT_DATA, range(64 << 10, 12 << 20, 1 << 20)), (resource.RLIMIT_STACK, range(0, 256 << 10, 32 << 10)),
-                                           (resource.RLIMIT_FSIZE, (0, 1, 4096))], ids=["descriptors", "memory", "data", "stack", "size of files"])
+@pytest.mark.parametrize(
+    "limit, values",
+    [
+        (resource.RLIMIT_NOFILE, range(13)),
+        (resource.RLIMIT_AS, range(1 << 20, 40 << 20, 1 << 20)),
+        (resource.RLIMIT_DATA, range(64 << 10, 12 << 20, 1 << 20)),
+        (resource.RLIMIT_STACK, range(0, 256 << 10, 32 << 10)),
+        (resource.RLIMIT_FSIZE, (0, 1, 4096)),
+    ],
+    ids=["descriptors", "memory", "data", "stack", "size of files"],
+)
 def test_limits_of_the_process(bench: Bench, limit: int, values: range) -> None:
     for value in values:
+
         def bounded(value: int = value) -> None:
             resource.setrlimit(limit, (value, value))
+
         try:
             bench.served(preexec_fn=bounded)
         except (OSError, subprocess.SubprocessError):
             continue  # not even the shell
 
 
-OPTIONS = ("failglob", "nullglob", "dotglob", "extglob", "nocasematch", "execfail", "globstar", "noglob", "errexit", "nounset")
+OPTIONS = (
+    "failglob",
+    "nullglob",
+    "dotglob",
+    "extglob",
+    "nocasematch",
+    "execfail",
+    "globstar",
+    "noglob",
+    "errexit",
+    "nounset",
+)
 
 
 @pytest.mark.parametrize("option", OPTIONS)
@@ -379,14 +446,25 @@ def test_signals_that_are_ignored(bench: Bench) -> None:
     def ignore() -> None:
         for number in (signal.SIGCHLD, signal.SIGPIPE, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
+
     assert bench.served(preexec_fn=ignore)
 
 
 # --- Python, and the programs beside it ----------------------------------------------------------------------------
 
+
 def hidden(program: str, by: str) -> tuple[str, ...]:
     """A mount namespace in which a program is another file."""
-    return ("unshare", "-m", "--propagation", "private", "sh", "-c", f'mount --bind {by} {os.path.realpath(program)} && exec "$@"', "sh")
+    return (
+        "unshare",
+        "-m",
+        "--propagation",
+        "private",
+        "sh",
+        "-c",
+        f'mount --bind {by} {os.path.realpath(program)} && exec "$@"',
+        "sh",
+    )
 
 
 @pytest.fixture(params=["empty", "not executable", "broken", "not found"])
@@ -394,7 +472,11 @@ def broken(request: pytest.FixtureRequest, bench: Bench) -> str:
     """A file to take a program's place."""
     path = os.path.join(bench.place, "broken")
     with open(path, "w", encoding="utf-8") as file:
-        file.write({"empty": "", "not executable": "", "broken": "#!/bin/false\n", "not found": "#!/nonexistent\n"}[request.param])
+        file.write(
+            {"empty": "", "not executable": "", "broken": "#!/bin/false\n", "not found": "#!/nonexistent\n"}[
+                request.param
+            ]
+        )
     os.chmod(path, 0o644 if request.param == "not executable" else 0o755)
     return path
 
@@ -419,7 +501,9 @@ def test_a_refusal_without_date_is_a_record_that_engines_read(bench: Bench, brok
     empty = os.path.join(bench.place, "empty")
     open(empty, "w").close()
     wrap = (*hidden("/usr/bin/python3", by=empty), *hidden("/bin/date", by=broken))
-    done, noted = bench.call("--log", log, "--log-format", "json", "create", "--bundle", bench.bundle.directory, "c1", wrap=wrap)
+    done, noted = bench.call(
+        "--log", log, "--log-format", "json", "create", "--bundle", bench.bundle.directory, "c1", wrap=wrap
+    )
     assert done.returncode == 1 and not noted and "/usr/bin/python3" in done.stderr
     (record,) = records(log)
     assert record["level"] == "error" and len(record["time"]) in (0, 20) and json.dumps(record["msg"])
@@ -431,5 +515,7 @@ def test_a_log_that_is_a_pipe_nobody_reads(bench: Bench) -> None:
         os.mkfifo(log)
     empty = os.path.join(bench.place, "empty")
     open(empty, "w").close()
-    done, _ = bench.call("--log", log, "create", "--bundle", bench.bundle.directory, "c1", wrap=hidden("/usr/bin/python3", by=empty))
+    done, _ = bench.call(
+        "--log", log, "create", "--bundle", bench.bundle.directory, "c1", wrap=hidden("/usr/bin/python3", by=empty)
+    )
     assert done.returncode == 1 and "interpreter" in done.stderr

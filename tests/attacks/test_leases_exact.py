@@ -1,4 +1,5 @@
 """Leases against spellings of a root, namespaces, processes that outlive their container, and hooks that fail."""
+
 from __future__ import annotations
 
 import json
@@ -28,27 +29,60 @@ class Attack:
         self.installation = Installation(os.path.join(place, "installed"))
         self.installation.configure([program or runtime.path], [node.cdi])
         self.installation.refresh()
-        self.engine = Engine([*runtime.wrap, self.installation.program()], os.path.join(place, "root"), hangs=runtime.kind == "youki")
+        self.engine = Engine(
+            [*runtime.wrap, self.installation.program()], os.path.join(place, "root"), hangs=runtime.kind == "youki"
+        )
         self.image = bundle.rootfs(os.path.join(place, "image"))
         self.made: list[tuple[str, str, str]] = []  # to be deleted: root, container, working directory
 
     def bundle(self, name: str, count: int = 8, args: tuple[str, ...] = ("sleep", "60")) -> bundle.Bundle:
-        return bundle.make(os.path.join(self.place, name), args, bundle.request(resources={"gpu": {"count": count}}), root=self.image)
+        return bundle.make(
+            os.path.join(self.place, name), args, bundle.request(resources={"gpu": {"count": count}}), root=self.image
+        )
 
-    def create(self, name: str, root: str, container: str, count: int = 8, cwd: str = "/", before: tuple[str, ...] = ()) -> str:
+    def create(
+        self, name: str, root: str, container: str, count: int = 8, cwd: str = "/", before: tuple[str, ...] = ()
+    ) -> str:
         """What a create says, '' when it succeeds; `before`: in which namespaces it runs."""
         return self.run(self.bundle(name, count), root, container, cwd, before)
 
     def run(self, made: Bundle, root: str, container: str, cwd: str = "/", before: tuple[str, ...] = ()) -> str:
-        self.made += [(root, container, cwd), (root, container, made.directory)]  # crun counts a relative root from the bundle
+        self.made += [
+            (root, container, cwd),
+            (root, container, made.directory),
+        ]  # crun counts a relative root from the bundle
         with open(made.out, "ab") as out:
-            status = subprocess.run([*before, *self.runtime.wrap, self.installation.program(), "--root", root, "create", "--bundle", made.directory,
-                                     container], check=False, cwd=cwd, env=ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
-                                    timeout=PATIENCE).returncode
+            status = subprocess.run(
+                [
+                    *before,
+                    *self.runtime.wrap,
+                    self.installation.program(),
+                    "--root",
+                    root,
+                    "create",
+                    "--bundle",
+                    made.directory,
+                    container,
+                ],
+                check=False,
+                cwd=cwd,
+                env=ENVIRONMENT,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                timeout=PATIENCE,
+            ).returncode
         return made.output() or "refused" if status else ""
 
     def chandler(self, *words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([self.installation.program("chandler"), *words], check=False, env={}, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        return subprocess.run(
+            [self.installation.program("chandler"), *words],
+            check=False,
+            env={},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+        )
 
     def leases(self) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = json.loads(self.chandler("leases", "--format", "json").stdout)
@@ -56,7 +90,11 @@ class Attack:
 
     def records(self) -> list[str]:
         directory = os.path.join(self.installation.state, "grants")
-        return sorted(name.partition("-")[2].removesuffix(".json") for name in os.listdir(directory)) if os.path.isdir(directory) else []
+        return (
+            sorted(name.partition("-")[2].removesuffix(".json") for name in os.listdir(directory))
+            if os.path.isdir(directory)
+            else []
+        )
 
     def lose_hooks(self) -> Callable[[], None]:
         """Poststop hooks do nothing until the function that this gives is called."""
@@ -69,8 +107,13 @@ class Attack:
 
     def close(self) -> None:
         for root, container, cwd in self.made:
-            subprocess.run([*self.runtime.wrap, self.runtime.path, "--root", root, "delete", "--force", container], check=False, cwd=cwd,
-                           capture_output=True, timeout=PATIENCE)
+            subprocess.run(
+                [*self.runtime.wrap, self.runtime.path, "--root", root, "delete", "--force", container],
+                check=False,
+                cwd=cwd,
+                capture_output=True,
+                timeout=PATIENCE,
+            )
         self.engine.clean()
 
 
@@ -118,8 +161,20 @@ def test_every_spelling_of_a_root_is_the_same(attack: Attack) -> None:
     root = os.path.join(attack.place, "root")
     os.symlink("root", attack.place + "/link")
     assert attack.create("b0", root, "same", 1) == ""
-    for number, spelled in enumerate((root + "/", root + "/.", "/" + root, f"{attack.place}/./root//", attack.place + "/link", attack.place + "/installed/../root", "root")):
-        said = attack.create(f"b{number + 1}", spelled, "same", 1, cwd=attack.place if attack.runtime.kind != "crun" else attack.place)
+    for number, spelled in enumerate(
+        (
+            root + "/",
+            root + "/.",
+            "/" + root,
+            f"{attack.place}/./root//",
+            attack.place + "/link",
+            attack.place + "/installed/../root",
+            "root",
+        )
+    ):
+        said = attack.create(
+            f"b{number + 1}", spelled, "same", 1, cwd=attack.place if attack.runtime.kind != "crun" else attack.place
+        )
         if attack.runtime.kind != "crun" or spelled != "root":  # to crun that is another root, in the bundle
             assert "a container of this name is there already" in said, spelled
     assert len({lease["root"] for lease in attack.leases() if lease["root"] == root}) == 1
@@ -131,10 +186,29 @@ def test_an_update_with_another_spelling_keeps_the_devices(attack: Attack) -> No
     os.symlink("root", attack.place + "/link")
     made = attack.bundle("b1", 1)
     attack.engine.create(made, "c1")
-    deny = {"devices": [{"allow": False, "access": "rwm"}, {"allow": True, "type": "c", "major": 1, "minor": 3, "access": "rwm"}]}
+    deny = {
+        "devices": [
+            {"allow": False, "access": "rwm"},
+            {"allow": True, "type": "c", "major": 1, "minor": 3, "access": "rwm"},
+        ]
+    }
     for spelled in (attack.place + "/link", root + "/"):
-        subprocess.run([*attack.runtime.wrap, attack.installation.program(), "--root", spelled, "update", "--resources", "-", "c1"], check=True,
-                       env=ENVIRONMENT, input=json.dumps(deny).encode(), capture_output=True)
+        subprocess.run(
+            [
+                *attack.runtime.wrap,
+                attack.installation.program(),
+                "--root",
+                spelled,
+                "update",
+                "--resources",
+                "-",
+                "c1",
+            ],
+            check=True,
+            env=ENVIRONMENT,
+            input=json.dumps(deny).encode(),
+            capture_output=True,
+        )
         attack.engine.call("state", "c1")
     gpu = attack.node.gpus[0]
     pid = attack.engine.state("c1")["pid"]
@@ -148,8 +222,11 @@ def test_an_update_with_another_spelling_keeps_the_devices(attack: Attack) -> No
 
 # --- what cannot be seen is alive -----------------------------------------------------------------------------------
 
-ELSEWHERE = {"the same namespaces": (), "another PID namespace": ("unshare", "-m", "-p", "--fork", "--mount-proc"),
-             "another time namespace": ("unshare", "-T", "--boottime", "100000", "--fork")}
+ELSEWHERE = {
+    "the same namespaces": (),
+    "another PID namespace": ("unshare", "-m", "-p", "--fork", "--mount-proc"),
+    "another time namespace": ("unshare", "-T", "--boottime", "100000", "--fork"),
+}
 
 
 @pytest.mark.parametrize("where", ELSEWHERE)
@@ -158,10 +235,20 @@ def test_a_create_that_goes_on_is_alive(slow: Attack, where: str) -> None:
     """From another PID or time namespace its process has another number or start time, and the runtime knows no container yet."""
     first = slow.bundle("b1")
     slow.engine.started["c1"] = first
-    with open(first.out, "ab") as out, subprocess.Popen(slow.engine.argv("create", "--bundle", first.directory, "c1"), env=ENVIRONMENT,
-                                                        stdin=subprocess.DEVNULL, stdout=out, stderr=out) as creating:
+    with (
+        open(first.out, "ab") as out,
+        subprocess.Popen(
+            slow.engine.argv("create", "--bundle", first.directory, "c1"),
+            env=ENVIRONMENT,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+        ) as creating,
+    ):
         try:
-            with open(slow.place + "/go", "w", encoding="ascii") as go:  # opens when the runtime reads: the lease is taken
+            with open(
+                slow.place + "/go", "w", encoding="ascii"
+            ) as go:  # opens when the runtime reads: the lease is taken
                 assert HELD in slow.create("b2", slow.engine.root, "c2", before=ELSEWHERE[where])
                 assert [lease["id"] for lease in slow.leases()] == ["c1"]
                 go.write("\n")
@@ -174,9 +261,24 @@ def test_a_create_that_goes_on_is_alive(slow: Attack, where: str) -> None:
 def test_a_create_in_a_pid_namespace_of_its_own_is_seen_from_the_host(slow: Attack) -> None:
     """And once it is killed there, its lease is nobody's."""
     first = slow.bundle("b1")
-    with open(first.out, "ab") as out, subprocess.Popen(["unshare", "-m", "-p", "--fork", "--kill-child", "--mount-proc",
-                                                         *slow.engine.argv("create", "--bundle", first.directory, "c1")], env=ENVIRONMENT,
-                                                        stdin=subprocess.DEVNULL, stdout=out, stderr=out) as creating:
+    with (
+        open(first.out, "ab") as out,
+        subprocess.Popen(
+            [
+                "unshare",
+                "-m",
+                "-p",
+                "--fork",
+                "--kill-child",
+                "--mount-proc",
+                *slow.engine.argv("create", "--bundle", first.directory, "c1"),
+            ],
+            env=ENVIRONMENT,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+        ) as creating,
+    ):
         try:
             with open(slow.place + "/go", "w", encoding="ascii"):
                 assert HELD in slow.create("b2", slow.engine.root, "c2")
@@ -211,8 +313,18 @@ def test_a_hidden_state_directory_is_no_missing_one(attack: Attack) -> None:
 
 def write_leases(attack: Attack, leases: list[dict[str, Any]]) -> None:
     program = "import sys; sys.path.insert(0, sys.argv[1])\nfrom shim.state.ledger import Ledger\nimport json\nLedger(sys.argv[2]).write(json.load(sys.stdin))"
-    subprocess.run(["/usr/bin/python3", "-I", "-c", program, attack.installation.prefix + "/lib/chandler", attack.installation.state], check=True,
-                   input=json.dumps(leases).encode())
+    subprocess.run(
+        [
+            "/usr/bin/python3",
+            "-I",
+            "-c",
+            program,
+            attack.installation.prefix + "/lib/chandler",
+            attack.installation.state,
+        ],
+        check=True,
+        input=json.dumps(leases).encode(),
+    )
 
 
 @pytest.mark.parametrize("how", ["missing", "another program"])
@@ -233,7 +345,9 @@ def test_a_runtime_that_cannot_be_asked_is_doubt(runtime: runtimes.Runtime, node
         assert attack.chandler("leases", "release", "--stale").stdout.startswith("0 stale")
         assert "may still be using" in attack.chandler("leases", "release", "c1").stderr
         os.rename(program + ".away", program)
-        assert attack.chandler("leases", "release", "--stale").stdout.startswith("1 stale"), "stopped, and nobody is left in its group"
+        assert attack.chandler("leases", "release", "--stale").stdout.startswith("1 stale"), (
+            "stopped, and nobody is left in its group"
+        )
         assert attack.records() == []
     finally:
         attack.close()
@@ -269,7 +383,9 @@ def test_a_thread_that_outlives_the_first_one_keeps_the_gpus(attack: Attack, gro
     if not grouped and attack.runtime.kind != "crun":
         pytest.skip("only crun makes no control group when it is told so")
     program = os.path.join(attack.image, "bin/thread")
-    subprocess.run(["gcc", "-static", "-pthread", "-o", program, os.path.join(REPOSITORY, "tests/lab/thread.c")], check=True)
+    subprocess.run(
+        ["gcc", "-static", "-pthread", "-o", program, os.path.join(REPOSITORY, "tests/lab/thread.c")], check=True
+    )
     options = [] if grouped else ["--cgroup-manager=disabled"]
     made = attack.bundle("b1", args=("/bin/thread",))
     if not grouped:
@@ -277,7 +393,11 @@ def test_a_thread_that_outlives_the_first_one_keeps_the_gpus(attack: Attack, gro
         del config["linux"]["cgroupsPath"]
         config["mounts"] = [each for each in config["mounts"] if each["type"] != "cgroup"]
         made.config = config
-    engine = Engine([*attack.runtime.wrap, attack.installation.program(), *options], attack.engine.root, hangs=attack.runtime.kind == "youki")
+    engine = Engine(
+        [*attack.runtime.wrap, attack.installation.program(), *options],
+        attack.engine.root,
+        hangs=attack.runtime.kind == "youki",
+    )
     engine.create(made, "c1")
     pid = engine.state("c1")["pid"]
     engine.call("start", "c1")
@@ -300,8 +420,14 @@ def test_a_stopped_container_as_another_time_namespace_sees_it(attack: Attack) -
     engine.call("start", "c1")
     elsewhere = ("unshare", "--time", "--boottime", "100000", "--fork")
     assert HELD in attack.create("b2", attack.engine.root, "c2", before=elsewhere)
-    done = subprocess.run([*elsewhere, attack.installation.program("chandler"), "leases", "release", "--stale"], check=True, env={},
-                          stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    done = subprocess.run(
+        [*elsewhere, attack.installation.program("chandler"), "leases", "release", "--stale"],
+        check=True,
+        env={},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
     assert done.stdout.startswith("0 stale leases ended")
     engine.call("delete", "--force", "c1")
     until_gone(attack)
@@ -312,8 +438,14 @@ def living(group: str) -> list[int]:
     found = []
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
-            with open(f"/proc/{pid}/cgroup", encoding="utf-8") as file, open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stat:
-                if any(line.rstrip("\n").endswith(group) for line in file) and stat.read().rpartition(")")[2].split()[0] not in "ZX":
+            with (
+                open(f"/proc/{pid}/cgroup", encoding="utf-8") as file,
+                open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stat,
+            ):
+                if (
+                    any(line.rstrip("\n").endswith(group) for line in file)
+                    and stat.read().rpartition(")")[2].split()[0] not in "ZX"
+                ):
                     found.append(int(pid))
         except OSError:
             continue
@@ -331,15 +463,21 @@ def test_the_hook_waits_for_what_is_left_in_the_group(attack: Attack) -> None:
         pid = attack.engine.state("c1")["pid"]
         with open(f"/proc/{pid}/cgroup", encoding="utf-8") as file:
             group = next(line.rstrip("\n").split(":", 2) for line in file if lease["group"] in line)
-        point = f"/sys/fs/cgroup/{group[1].removeprefix('name=')}{group[2]}" if group[1] else f"/sys/fs/cgroup{group[2]}"
+        point = (
+            f"/sys/fs/cgroup/{group[1].removeprefix('name=')}{group[2]}" if group[1] else f"/sys/fs/cgroup{group[2]}"
+        )
         try:
             with open(point + "/cgroup.procs", "w", encoding="ascii") as procs:
                 procs.write(str(other.pid))
         except OSError:
             other.kill()
             pytest.skip("this control group is not to be seen from here")
-        done = subprocess.run([attack.installation.program("chandler-hook"), "release", attack.installation.state, lease["token"]], check=True,
-                              input=b"{}", capture_output=True)
+        done = subprocess.run(
+            [attack.installation.program("chandler-hook"), "release", attack.installation.state, lease["token"]],
+            check=True,
+            input=b"{}",
+            capture_output=True,
+        )
         assert b"c1 keeps its lease" in done.stderr and len(attack.leases()) == 1 and os.path.isdir(state)
         other.kill()
     attack.engine.delete("c1", "--force")
@@ -362,7 +500,11 @@ def test_a_failing_hook_of_somebody_else_s_does_not_keep_the_lease(label: str, n
         config["hooks"] = {"poststop": [{"path": "/bin/false"}, {"path": "/bin/true"}]}
         made.config = config
         attack.engine.create(made, "c1")
-        assert [hook["path"].rpartition("/")[2] for hook in made.config["hooks"]["poststop"]] == ["chandler-hook", "false", "true"]
+        assert [hook["path"].rpartition("/")[2] for hook in made.config["hooks"]["poststop"]] == [
+            "chandler-hook",
+            "false",
+            "true",
+        ]
         attack.engine.call("delete", "--force", "c1", check=False)
         assert attack.leases() == [] and attack.records() == []
     finally:
@@ -374,12 +516,20 @@ def test_records_go_with_their_containers(attack: Attack) -> None:
     """With the lease where there is one, and by the timer's sweep where not; the living and the young keep theirs."""
     attack.engine.create(attack.bundle("b1", 1), "leased")
     for name in ("plain", "lives"):
-        attack.engine.create(bundle.make(os.path.join(attack.place, name), ["sleep", "60"], bundle.request(env={"A": "b"}), root=attack.image), name)
+        attack.engine.create(
+            bundle.make(
+                os.path.join(attack.place, name), ["sleep", "60"], bundle.request(env={"A": "b"}), root=attack.image
+            ),
+            name,
+        )
     assert attack.records() == ["leased", "lives", "plain"]
     for name in ("leased", "plain"):
         attack.engine.delete(name, "--force")
     assert attack.records() == ["lives", "plain"]
-    assert attack.chandler("leases", "release", "--stale").stdout == "0 stale leases ended, 1 grants of containers that are gone forgotten\n"
+    assert (
+        attack.chandler("leases", "release", "--stale").stdout
+        == "0 stale leases ended, 1 grants of containers that are gone forgotten\n"
+    )
     assert attack.records() == ["lives"] and attack.chandler("leases", "release", "--stale", "--quiet").stdout == ""
 
 
@@ -387,8 +537,16 @@ def test_records_go_with_their_containers(attack: Attack) -> None:
 def test_a_sweep_keeps_the_record_of_a_create_that_goes_on(slow: Attack) -> None:
     made = bundle.make(os.path.join(slow.place, "b1"), ["sleep", "60"], bundle.request(env={"A": "b"}), root=slow.image)
     slow.engine.started["c1"] = made
-    with open(made.out, "ab") as out, subprocess.Popen(slow.engine.argv("create", "--bundle", made.directory, "c1"), env=ENVIRONMENT,
-                                                       stdin=subprocess.DEVNULL, stdout=out, stderr=out) as creating:
+    with (
+        open(made.out, "ab") as out,
+        subprocess.Popen(
+            slow.engine.argv("create", "--bundle", made.directory, "c1"),
+            env=ENVIRONMENT,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+        ) as creating,
+    ):
         try:
             with open(slow.place + "/go", "w", encoding="ascii") as go:
                 assert slow.chandler("leases", "release", "--stale").returncode == 0
@@ -413,7 +571,11 @@ def test_the_same_id_under_another_root_is_another_container(attack: Attack) -> 
     other = attack.place + "/other"
     assert attack.create("b1", attack.engine.root, "c", 3) == "" and attack.create("b2", other, "c", 3) == ""
     assert len(attack.leases()) == 2 and len(attack.records()) == 2
-    subprocess.run([*attack.runtime.wrap, attack.installation.program(), "--root", other, "delete", "--force", "c"], check=True, env=ENVIRONMENT)
+    subprocess.run(
+        [*attack.runtime.wrap, attack.installation.program(), "--root", other, "delete", "--force", "c"],
+        check=True,
+        env=ENVIRONMENT,
+    )
     assert [lease["root"] for lease in attack.leases()] == [attack.engine.root] and attack.records() == ["c"]
 
 
@@ -430,13 +592,32 @@ def test_a_device_that_has_another_number_by_now(attack: Attack, cold: bool) -> 
     for place, gpu in enumerate(gpus):
         os.mknod(f"{directory}/gpu{place}", 0o20666, os.makedev(gpu.major, gpu.minor))
     with open(directory + "/cdi/gpu.json", "w", encoding="utf-8") as file:
-        json.dump({"cdiVersion": "0.6.0", "kind": "nvidia.com/gpu", "devices": [
-            {"name": str(place), "containerEdits": {"deviceNodes": [{"path": f"/dev/gpu{place}", "hostPath": f"{directory}/gpu{place}"}]}} for place in range(2)]}, file)
+        json.dump(
+            {
+                "cdiVersion": "0.6.0",
+                "kind": "nvidia.com/gpu",
+                "devices": [
+                    {
+                        "name": str(place),
+                        "containerEdits": {
+                            "deviceNodes": [{"path": f"/dev/gpu{place}", "hostPath": f"{directory}/gpu{place}"}]
+                        },
+                    }
+                    for place in range(2)
+                ],
+            },
+            file,
+        )
     attack.installation.configure([attack.runtime.path], [directory + "/cdi"])
     attack.installation.refresh()
 
     def ask(name: str, device: str) -> str:
-        made = bundle.make(os.path.join(attack.place, name), ("sleep", "60"), bundle.request(resources={"gpu": {"devices": [device]}}), root=attack.image)
+        made = bundle.make(
+            os.path.join(attack.place, name),
+            ("sleep", "60"),
+            bundle.request(resources={"gpu": {"devices": [device]}}),
+            root=attack.image,
+        )
         return attack.run(made, os.path.join(attack.place, "root"), name)
 
     assert ask("one", "1") == ""
@@ -455,13 +636,29 @@ def test_a_gpu_that_every_device_of_a_file_brings(attack: Attack) -> None:
     os.makedirs(directory)
     first = attack.node.gpus[0]
     with open(directory + "/x.json", "w", encoding="utf-8") as file:
-        json.dump({"cdiVersion": "0.6.0", "kind": "x.com/gpu", "containerEdits": {"deviceNodes": [{"path": first.inside, "hostPath": first.host}]},
-                   "devices": [{"name": name, "containerEdits": {"env": ["X=1"]}} for name in ("0", "GPU-a")]}, file)
-    attack.installation.configure([attack.runtime.path], [attack.node.cdi, directory], '[policy]\nallow = ["gpu"]\nkinds = ["x.com/gpu", "nvidia.com/gpu"]\n')
+        json.dump(
+            {
+                "cdiVersion": "0.6.0",
+                "kind": "x.com/gpu",
+                "containerEdits": {"deviceNodes": [{"path": first.inside, "hostPath": first.host}]},
+                "devices": [{"name": name, "containerEdits": {"env": ["X=1"]}} for name in ("0", "GPU-a")],
+            },
+            file,
+        )
+    attack.installation.configure(
+        [attack.runtime.path],
+        [attack.node.cdi, directory],
+        '[policy]\nallow = ["gpu"]\nkinds = ["x.com/gpu", "nvidia.com/gpu"]\n',
+    )
     attack.installation.refresh()
 
     def ask(name: str, *devices: str) -> str:
-        made = bundle.make(os.path.join(attack.place, name), ("sleep", "60"), bundle.request(resources={"gpu": {"devices": list(devices)}}), root=attack.image)
+        made = bundle.make(
+            os.path.join(attack.place, name),
+            ("sleep", "60"),
+            bundle.request(resources={"gpu": {"devices": list(devices)}}),
+            root=attack.image,
+        )
         return attack.run(made, os.path.join(attack.place, "root"), name)
 
     assert ask("one", "x.com/gpu=0") == ""

@@ -2,6 +2,7 @@
 
 CHANDLER_FUZZ=5000 tries as many damages through an installation, and as many in this process for each way to choose files.
 """
+
 from __future__ import annotations
 
 import json
@@ -39,11 +40,25 @@ def mutated(data: bytes, rng: random.Random) -> bytes:
     if how == 2:
         return data[:at] + rng.randbytes(rng.randrange(1, 40)) + data[at:]
     if how == 3:
-        return data[:at] + data[min(len(data), at + rng.randrange(1, 60)):]
+        return data[:at] + data[min(len(data), at + rng.randrange(1, 60)) :]
     if how == 4:
         return data[at:] + data[:at]
     if how == 5:
-        return rng.choice([b"", b"[]", b"{}", b"null", b"[[]]", b"[null]", b'{"leases":[]}', b'{"leases":null}', b"[" * 100000, b'{"checksum":"', b"9" * 10000])
+        return rng.choice(
+            [
+                b"",
+                b"[]",
+                b"{}",
+                b"null",
+                b"[[]]",
+                b"[null]",
+                b'{"leases":[]}',
+                b'{"leases":null}',
+                b"[" * 100000,
+                b'{"checksum":"',
+                b"9" * 10000,
+            ]
+        )
     if how < 8:
         return json_mutated(data, rng)
     flipped = bytearray(data)
@@ -92,6 +107,7 @@ def take(count: int) -> Any:
         if len(free) < count:
             raise LeaseError("short of devices")
         return Taken(free[:count])
+
     return plan
 
 
@@ -103,13 +119,21 @@ class Kept:
         os.mkdir(self.root)
         os.makedirs(grants.nri(self.state), mode=0o755)
         self.ledger = Ledger(self.state)
-        lives, gone = ledger.oci_lease("lives", self.root, "/bin/false", 1_700_000_000), ledger.oci_lease("gone", self.root, "/bin/false", 1_700_000_000)
+        lives, gone = (
+            ledger.oci_lease("lives", self.root, "/bin/false", 1_700_000_000),
+            ledger.oci_lease("gone", self.root, "/bin/false", 1_700_000_000),
+        )
         gone["started"] += 1
         self.holds = {}
         for lease, count in ((lives, 2), (gone, 2), (ledger.nri_lease("nri", "pod", 1_700_000_000), 2)):
             self.holds[lease["id"]] = self.ledger.allocate(lease, take(count)).keys
-            record = {"time": lease["since"], "devices": lease["names"], "physical": lease["keys"], "source": "a test",
-                      **{key: value for key, value in lease.items() if key not in ("names", "keys", "since")}}
+            record = {
+                "time": lease["since"],
+                "devices": lease["names"],
+                "physical": lease["keys"],
+                "source": "a test",
+                **{key: value for key, value in lease.items() if key not in ("names", "keys", "since")},
+            }
             grants.write(self.state if lease["owner"] == "oci" else grants.nri(self.state), record)
         self.files = {str(path): path.read_bytes() for path in Path(self.state).rglob("*") if path.is_file()}
         self.names = sorted(path for path in self.files if not path.endswith(".lock"))
@@ -142,8 +166,13 @@ def test_thousands_of_damages(kept: Kept, which: str, nri: bool) -> None:
         kept.ledger.release({lease["token"] for lease in kept.ledger.read() if lease["owner"] == "nri"})
         kept.files = {path: Path(path).read_bytes() for path in kept.files if os.path.exists(path)}
         kept.names = sorted(path for path in kept.files if not path.endswith(".lock"))
-    chosen = {"leases": [kept.ledger.path], "leases.copy": [kept.ledger.path + ".copy"], "both": [kept.ledger.path, kept.ledger.path + ".copy"],
-              "records": [path for path in kept.names if path.endswith(".json")], "all": kept.names}[which]
+    chosen = {
+        "leases": [kept.ledger.path],
+        "leases.copy": [kept.ledger.path + ".copy"],
+        "both": [kept.ledger.path, kept.ledger.path + ".copy"],
+        "records": [path for path in kept.names if path.endswith(".json")],
+        "all": kept.names,
+    }[which]
     served = refused = 0
     for turn in range(TRIES):
         kept.restore()
@@ -181,7 +210,11 @@ def test_a_ledger_of_before_this_format_is_read(kept: Kept) -> None:
     for path in kept.names:
         if path.endswith(".json"):
             record = json.loads(kept.files[path])
-            old = {key: record[key] for key in ("id", "root", "owner", "runtime", "devices", "physical", "source", "time") if key in record}
+            old = {
+                key: record[key]
+                for key in ("id", "root", "owner", "runtime", "devices", "physical", "source", "time")
+                if key in record
+            }
             Path(path).write_text(json.dumps(old))
             assert records.read(os.path.dirname(os.path.dirname(path)), record["root"], record["id"]) == old
     Path(kept.ledger.path).write_text(json.dumps(held) + "\n")
@@ -234,13 +267,26 @@ def test_the_copy_has_what_the_ledger_has(kept: Kept) -> None:
 
 def test_a_rebuild_waits_for_creates_that_go_on(kept: Kept) -> None:
     """A create that has its lease and not yet its record: who makes the ledger anew waits until it has, or has ended."""
-    program = ("import sys; sys.path.insert(0, sys.argv[1])\nfrom shim.state.ledger import Ledger\n"
-               "Ledger(sys.argv[2]).announce(); print('announced', flush=True); sys.stdin.read()")
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1])\nfrom shim.state.ledger import Ledger\n"
+        "Ledger(sys.argv[2]).announce(); print('announced', flush=True); sys.stdin.read()"
+    )
     here = REPOSITORY
-    with subprocess.Popen(["/usr/bin/python3", "-I", "-c", program, here, kept.state], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as creating:
+    with subprocess.Popen(
+        ["/usr/bin/python3", "-I", "-c", program, here, kept.state], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as creating:
         assert creating.stdout is not None and creating.stdout.readline() == b"announced\n"
-        waiting = subprocess.Popen(["/usr/bin/python3", "-I", "-c", "import sys; sys.path.insert(0, sys.argv[1])\nfrom shim.state.ledger import Ledger\n"
-                                    "Ledger(sys.argv[2]).make_anew(asked=True)", here, kept.state])
+        waiting = subprocess.Popen(
+            [
+                "/usr/bin/python3",
+                "-I",
+                "-c",
+                "import sys; sys.path.insert(0, sys.argv[1])\nfrom shim.state.ledger import Ledger\n"
+                "Ledger(sys.argv[2]).make_anew(asked=True)",
+                here,
+                kept.state,
+            ]
+        )
         for _ in range(1000):  # the lock that it waits for is in the kernel's table
             inode = os.stat(kept.ledger.path + ".creating").st_ino
             with open("/proc/locks", encoding="ascii") as file:
@@ -258,19 +304,40 @@ def as_an_older_release_left_it(kept: Kept) -> str:
     for name in os.listdir(kept.state):
         if name.startswith("leases"):
             os.unlink(os.path.join(kept.state, name))
-    old = {key: value for key, value in lease.items() if key in ("token", "owner", "id", "root", "runtime", "pid", "started", "names", "keys", "since")}
+    old = {
+        key: value
+        for key, value in lease.items()
+        if key in ("token", "owner", "id", "root", "runtime", "pid", "started", "names", "keys", "since")
+    }
     old["pid"], old["started"] = 4194000, 1  # the wrapper has become the runtime, and has ended
     Path(kept.ledger.path).write_text(json.dumps([old]))
     grants_dir = Path(grants.directory(kept.state))
     for record in grants_dir.iterdir():
         record.unlink()
-    Path(grants.record_path(kept.state, kept.root, "lives")).write_text(json.dumps({
-        "id": "lives", "root": kept.root, "runtime": "/bin/false", "config": "/b/config.json", "source": "a test", "devices": lease["names"], "physical": lease["keys"],
-        "before": "0", "after": "1", "time": 1_700_000_000, "rules": [], "grant": "2"}))
+    Path(grants.record_path(kept.state, kept.root, "lives")).write_text(
+        json.dumps(
+            {
+                "id": "lives",
+                "root": kept.root,
+                "runtime": "/bin/false",
+                "config": "/b/config.json",
+                "source": "a test",
+                "devices": lease["names"],
+                "physical": lease["keys"],
+                "before": "0",
+                "after": "1",
+                "time": 1_700_000_000,
+                "rules": [],
+                "grant": "2",
+            }
+        )
+    )
     os.mkdir(os.path.join(kept.root, "lives"))
     hook = {"path": "/usr/bin/chandler-hook", "args": ["chandler-hook", "release", kept.state, lease["token"]]}
     devices = [{"path": f"/dev/x{n}", "type": "c", "major": 195, "minor": n} for n in (255, *range(2))]
-    Path(kept.root, "lives/state.json").write_text(json.dumps({"config": {"hooks": {"poststop": [hook]}, "devices": devices}}))
+    Path(kept.root, "lives/state.json").write_text(
+        json.dumps({"config": {"hooks": {"poststop": [hook]}, "devices": devices}})
+    )
     return str(lease["token"])
 
 
@@ -322,17 +389,37 @@ class Installed:
         self.held = subprocess.Popen(self.argv("held", 3), env=ENVIRONMENT, stdin=subprocess.DEVNULL)
         with open(place + "/created", encoding="ascii") as file:
             file.read()
-        self.files = {str(path): path.read_bytes() for path in Path(self.installation.state).rglob("*") if path.is_file() and path.stat().st_size}
+        self.files = {
+            str(path): path.read_bytes()
+            for path in Path(self.installation.state).rglob("*")
+            if path.is_file() and path.stat().st_size
+        }
 
     def argv(self, name: str, count: int, **more: Any) -> list[str]:
         self.number += 1
         made = os.path.join(self.place, f"b{self.number}")
         asked = bundle.request(**more) if more else bundle.request(resources={"gpu": {"count": count}})
         self.made = bundle.make(made, ["true"], asked, root=self.image)
-        return [self.installation.program(), "--root", os.path.join(self.place, "root"), "create", "--bundle", made, name]
+        return [
+            self.installation.program(),
+            "--root",
+            os.path.join(self.place, "root"),
+            "create",
+            "--bundle",
+            made,
+            name,
+        ]
 
     def call(self, argv: list[str], **more: Any) -> tuple[int, str]:
-        done = subprocess.run(argv, check=False, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PATIENCE, **{"env": ENVIRONMENT, **more})
+        done = subprocess.run(
+            argv,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            **{"env": ENVIRONMENT, **more},
+        )
         said = done.stdout + done.stderr
         assert "Traceback" not in said and "internal error" not in said, (argv, said)
         return done.returncode, said
@@ -362,14 +449,24 @@ def installed(place: str, node: Node) -> Iterator[Installed]:
 def test_damages_through_an_installation(installed: Installed) -> None:
     rng = random.Random(SEED)
     served = 0
-    commands = [["leases"], ["leases", "release", "--stale"], ["ps"], ["doctor"], ["leases", "rebuild"], ["leases", "release", "held"], ["refresh", "--quiet"]]
+    commands = [
+        ["leases"],
+        ["leases", "release", "--stale"],
+        ["ps"],
+        ["doctor"],
+        ["leases", "rebuild"],
+        ["leases", "release", "held"],
+        ["refresh", "--quiet"],
+    ]
     for turn in range(TRIES):
         damaged = installed.damage(rng)
         status, said = installed.call(installed.argv(f"c{turn}", count := rng.choice([1, 5, 6])))
         granted = installed.made.config["annotations"].get("chandler.oci/granted", "")
         if status == 0:
             served += 1
-            assert count < 6 and not {"nvidia.com/gpu=0", "nvidia.com/gpu=1", "nvidia.com/gpu=2"} & set(granted.split(",")), (turn, damaged)
+            assert count < 6 and not {"nvidia.com/gpu=0", "nvidia.com/gpu=1", "nvidia.com/gpu=2"} & set(
+                granted.split(",")
+            ), (turn, damaged)
         else:
             assert said and granted == "", (turn, damaged)
         if turn % 5 == 0:

@@ -1,4 +1,5 @@
 """CDI edits as real runtimes carry them out: which mount covers which, whose a file is, and numbers that would be other devices."""
+
 from __future__ import annotations
 
 import functools
@@ -38,7 +39,9 @@ def serve(request: pytest.FixtureRequest, runtime: Runtime, lab: str, place: str
         installation.forget()
         if request.param == "warm":
             installation.refresh()
-        engines.append(Engine([*runtime.wrap, installation.program()], os.path.join(place, "root"), hangs=runtime.kind == "youki"))
+        engines.append(
+            Engine([*runtime.wrap, installation.program()], os.path.join(place, "root"), hangs=runtime.kind == "youki")
+        )
         return engines[-1]
 
     yield make
@@ -47,7 +50,9 @@ def serve(request: pytest.FixtureRequest, runtime: Runtime, lab: str, place: str
 
 
 def asking(place: str, *args: str) -> bundle.Bundle:
-    return bundle.make(os.path.join(place, "b"), list(args), bundle.request(resources={"gpu": {"vendor": KIND, "devices": ["0"]}}))
+    return bundle.make(
+        os.path.join(place, "b"), list(args), bundle.request(resources={"gpu": {"vendor": KIND, "devices": ["0"]}})
+    )
 
 
 def folder(place: str, name: str) -> str:
@@ -69,7 +74,11 @@ ORDERS: dict[str, tuple[list[str], list[str], dict[str, str]]] = {
     "ours in the place of one": (["/a", "/a/b"], ["/a"], {"/a": "own0", "/a/b": "engine1"}),
     "the engine covers its own": (["/a/b", "/a"], ["/z"], {"/a": "engine1", "/a/b": "engine1", "/z": "own0"}),
     "ours where the engine covered its own": (["/a/b", "/a"], ["/a/b"], {"/a": "engine1", "/a/b": "own0"}),
-    "the engine covers its own below ours": (["/a/b/c", "/a"], ["/a/b"], {"/a": "engine1", "/a/b": "own0", "/a/b/c": "own0"}),
+    "the engine covers its own below ours": (
+        ["/a/b/c", "/a"],
+        ["/a/b"],
+        {"/a": "engine1", "/a/b": "own0", "/a/b/c": "own0"},
+    ),
     "two of ours, the deeper one first": ([], ["/a/b", "/a"], {"/a": "own1", "/a/b": "own0"}),
     "through a link of the image": (["/a"], ["/link/b"], {"/a": "engine0", "/a/b": "own0"}),
 }
@@ -77,13 +86,21 @@ ORDERS: dict[str, tuple[list[str], list[str], dict[str, str]]] = {
 
 @pytest.mark.parametrize("runtime", ["runc", "crun", "newer-runc", "newer-crun"], indirect=True)
 @pytest.mark.parametrize(("engine", "ours", "read"), ORDERS.values(), ids=ORDERS)
-def test_what_a_container_sees(serve: Serve, place: str, engine: list[str], ours: list[str], read: dict[str, str]) -> None:
-    mounts = [{"hostPath": folder(place, f"own{number}"), "containerPath": path, "options": ["rbind", "ro"]} for number, path in enumerate(ours)]
+def test_what_a_container_sees(
+    serve: Serve, place: str, engine: list[str], ours: list[str], read: dict[str, str]
+) -> None:
+    mounts = [
+        {"hostPath": folder(place, f"own{number}"), "containerPath": path, "options": ["rbind", "ro"]}
+        for number, path in enumerate(ours)
+    ]
     chandler = serve({"mounts": mounts})
     made = asking(place, "cat", *(f"{path}/who" for path in read))
     os.symlink("a", made.directory + "/rootfs/link")
     config = made.config
-    own = [{"destination": path, "type": "bind", "source": folder(place, f"engine{number}"), "options": ["rbind", "ro"]} for number, path in enumerate(engine)]
+    own = [
+        {"destination": path, "type": "bind", "source": folder(place, f"engine{number}"), "options": ["rbind", "ro"]}
+        for number, path in enumerate(engine)
+    ]
     config["mounts"] += own
     made.config = config
     assert chandler.run(made, "c1").stdout == "".join(read.values())
@@ -108,7 +125,9 @@ SEEN: dict[str, dict[str, dict[str, str | None]]] = {
 @pytest.fixture
 def namespace() -> Iterator[str]:
     """The path of a user namespace with the mapping, which a container can join."""
-    holder = subprocess.Popen(["unshare", "--user", "sh", "-c", "echo; exec cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    holder = subprocess.Popen(
+        ["unshare", "--user", "sh", "-c", "echo; exec cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     try:
         assert holder.stdout is not None and holder.stdout.readline() == "\n"
         for table in ("uid_map", "gid_map"):
@@ -141,13 +160,30 @@ def test_whose_a_file_is(serve: Serve, runtime: Runtime, place: str, namespace: 
 
 # --- numbers ----------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("runtime", ["runc", "crun"], indirect=True)
 @pytest.mark.parametrize("serve", ["cold"], indirect=True)  # such a file is not compiled, and a refresh says so
-@pytest.mark.parametrize(("field", "value"), [("major", -1), ("minor", -1), ("major", 4096 + 1), ("minor", (1 << 20) + 3), ("minor", 3.5),
-                                              ("fileMode", 0o60666), ("uid", (1 << 32) - 1)])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("major", -1),
+        ("minor", -1),
+        ("major", 4096 + 1),
+        ("minor", (1 << 20) + 3),
+        ("minor", 3.5),
+        ("fileMode", 0o60666),
+        ("uid", (1 << 32) - 1),
+    ],
+)
 def test_a_number_that_would_be_another_device(serve: Serve, place: str, field: str, value: float) -> None:
     """-1 in a rule of a control group stands for every device; the kernel cuts what is too large."""
-    chandler = serve({"deviceNodes": [{"path": "/dev/x", "hostPath": "/dev/null", "type": "c", "major": 1, "minor": 3, field: value}]})
+    chandler = serve(
+        {
+            "deviceNodes": [
+                {"path": "/dev/x", "hostPath": "/dev/null", "type": "c", "major": 1, "minor": 3, field: value}
+            ]
+        }
+    )
     made = asking(place, "sh", "-c", "echo started")
     before = made.bytes
     done = chandler.run(made, "c1", check=False)

@@ -1,5 +1,6 @@
 """chandler-nri held up for longer than containerd waits: a grant whose answer never arrived holds nothing, and a container
 that runs without what it asked for is not taken for a served one."""
+
 from __future__ import annotations
 
 import os
@@ -137,7 +138,9 @@ def test_a_running_container_whose_create_was_not_answered(stage: Stage, cri: CR
         container = cri.run(pod)
         assert opened(cri, container) == []
         wake(plugin)
-        assert plugin.record(container=container, evicted=evict)["unadjusted"].startswith("it runs without what it asked for")
+        assert plugin.record(container=container, evicted=evict)["unadjusted"].startswith(
+            "it runs without what it asked for"
+        )
         nothing_held(stage)
         until(lambda: cri.running(container) != evict, "what the policy says")
     # whoever asks now is served: on every device
@@ -183,7 +186,11 @@ def test_a_container_that_was_served_stays(stage: Stage, cri: CRI) -> None:
 
 def test_a_short_stall_harms_nothing(stage: Stage, cri: CRI) -> None:
     plugin = stall(stage, "recorded")
-    pid = os.posix_spawn("/bin/sh", ["sh", "-c", f"until grep -q '^State:.T' /proc/{plugin.pid}/status; do :; done; kill -CONT {plugin.pid}"], {"PATH": "/usr/bin:/bin"})
+    pid = os.posix_spawn(
+        "/bin/sh",
+        ["sh", "-c", f"until grep -q '^State:.T' /proc/{plugin.pid}/status; do :; done; kill -CONT {plugin.pid}"],
+        {"PATH": "/usr/bin:/bin"},
+    )
     container = cri.run(cri.pod("served", ask(resources=gpus(2))))
     os.waitpid(pid, 0)
     assert opened(cri, container) == [0, 1] and stage.records() == [container]
@@ -196,7 +203,11 @@ def test_a_plugin_killed_before_its_answer(stage: Stage, cri: CRI) -> None:
     plugin = stall(stage, "recorded")
     made: list[str] = []
     pod = cri.pod("unserved", ask(resources=gpus(8)))
-    pid = os.posix_spawn("/bin/sh", ["sh", "-c", f"until grep -q '^State:.T' /proc/{plugin.pid}/status; do :; done; kill -KILL {plugin.pid}"], {"PATH": "/usr/bin:/bin"})
+    pid = os.posix_spawn(
+        "/bin/sh",
+        ["sh", "-c", f"until grep -q '^State:.T' /proc/{plugin.pid}/status; do :; done; kill -KILL {plugin.pid}"],
+        {"PATH": "/usr/bin:/bin"},
+    )
     if stage.fails_requests:
         with pytest.raises(Refused):
             cri.create(pod)

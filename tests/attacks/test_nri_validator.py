@@ -1,5 +1,6 @@
 """What only a containerd with NRI's validator can close: an absent plugin fails the create, a GPU that another plugin adds is looked
 at, and, where OCI hooks of plugins are rejected, leases are kept without one."""
+
 from __future__ import annotations
 
 import os
@@ -65,9 +66,22 @@ def cri(scene: Scene) -> Iterator[CRI]:
 
 def test_nothing_is_created_while_a_required_plugin_is_not_there(scene: Scene, cri: CRI) -> None:
     """As `chandler configure` writes it."""
-    command = [scene.installation.program("chandler"), "configure", "containerd", "--config", scene.containerd.config, "--nri-required",
-               "--engine-version", "2.4.2", "--handler", "required", "--keep-engine"]
-    subprocess.run(command, check=True, stdin=subprocess.DEVNULL, capture_output=True, env={"PATH": "/usr/sbin:/usr/bin"})
+    command = [
+        scene.installation.program("chandler"),
+        "configure",
+        "containerd",
+        "--config",
+        scene.containerd.config,
+        "--nri-required",
+        "--engine-version",
+        "2.4.2",
+        "--handler",
+        "required",
+        "--keep-engine",
+    ]
+    subprocess.run(
+        command, check=True, stdin=subprocess.DEVNULL, capture_output=True, env={"PATH": "/usr/sbin:/usr/bin"}
+    )
     scene.containerd.stop()
     scene.containerd.start()
     assert cri.ready()
@@ -93,7 +107,13 @@ def test_nothing_is_created_while_a_required_plugin_is_not_there(scene: Scene, c
     plugin.stop(signal.SIGKILL)
     with pytest.raises(Refused):
         cri.create(pods[0], "last")
-    subprocess.run([*command[:5], "--remove"], check=True, stdin=subprocess.DEVNULL, capture_output=True, env={"PATH": "/usr/sbin:/usr/bin"})
+    subprocess.run(
+        [*command[:5], "--remove"],
+        check=True,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        env={"PATH": "/usr/sbin:/usr/bin"},
+    )
 
 
 def test_leases_without_a_hook(scene: Scene, cri: CRI) -> None:
@@ -118,7 +138,16 @@ def test_leases_without_a_hook(scene: Scene, cri: CRI) -> None:
 
 def giving(scene: Scene, gpu: Any) -> Plugin:
     made = scene.plugin("--name", "theirs", "--idx", "90")
-    made.command[:1] = [PYTHON, "-I", "-B", "-c", GIVING, scene.installation.prefix + "/lib/chandler", str(gpu.major), str(gpu.minor)]
+    made.command[:1] = [
+        PYTHON,
+        "-I",
+        "-B",
+        "-c",
+        GIVING,
+        scene.installation.prefix + "/lib/chandler",
+        str(gpu.major),
+        str(gpu.minor),
+    ]
     return made.start()
 
 

@@ -1,4 +1,5 @@
 """What somebody else could have written is neither run nor read: runtimes, the launch line, the state directory and its way."""
+
 from __future__ import annotations
 
 import json
@@ -68,17 +69,38 @@ class Scene:
         os.chmod(path, 0o755)
         return path
 
-    def call(self, *arguments: str, wrap: list[str] | None = None, env: dict[str, str] | None = None,
-             python: bool = True) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+    def call(
+        self, *arguments: str, wrap: list[str] | None = None, env: dict[str, str] | None = None, python: bool = True
+    ) -> tuple[subprocess.CompletedProcess[str], list[str]]:
         """What became of it, and which programs noted that they ran."""
         with open(self.asked.path, "wb") as file:
             file.write(self.text)
         for name in os.listdir(self.notes):
             os.unlink(os.path.join(self.notes, name))
-        hidden = [] if python else ["unshare", "-m", "--propagation", "private", "sh", "-c",
-                                    f'mount --bind {self.broken} {os.path.realpath("/usr/bin/python3")} && exec "$@"', "sh"]
-        done = subprocess.run([*hidden, *(wrap or []), self.program, *arguments], check=False, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-                              timeout=60, cwd="/", env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", **(env or {})})
+        hidden = (
+            []
+            if python
+            else [
+                "unshare",
+                "-m",
+                "--propagation",
+                "private",
+                "sh",
+                "-c",
+                f'mount --bind {self.broken} {os.path.realpath("/usr/bin/python3")} && exec "$@"',
+                "sh",
+            ]
+        )
+        done = subprocess.run(
+            [*hidden, *(wrap or []), self.program, *arguments],
+            check=False,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            cwd="/",
+            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", **(env or {})},
+        )
         noted = []
         for name in os.listdir(self.notes):
             with open(os.path.join(self.notes, name), encoding="utf-8") as file:
@@ -86,10 +108,19 @@ class Scene:
         return done, noted
 
     def verbs(self) -> list[tuple[str, ...]]:
-        return [("state", "c1"), ("kill", "c1", "9"), ("delete", "--force", "c1"), ("start", "--new-option", "c1"), ("--new-option", "state", "c1"),
-                ("features",), ("--version",), ("update", "--resources", "-", "c1"),
-                ("create", "--bundle", self.plain.directory, "c1"), ("run", "--bundle", self.plain.directory, "--new-option", "c1"),
-                ("create", "--bundle", self.asked.directory, "c1")]
+        return [
+            ("state", "c1"),
+            ("kill", "c1", "9"),
+            ("delete", "--force", "c1"),
+            ("start", "--new-option", "c1"),
+            ("--new-option", "state", "c1"),
+            ("features",),
+            ("--version",),
+            ("update", "--resources", "-", "c1"),
+            ("create", "--bundle", self.plain.directory, "c1"),
+            ("run", "--bundle", self.plain.directory, "--new-option", "c1"),
+            ("create", "--bundle", self.asked.directory, "c1"),
+        ]
 
 
 @pytest.fixture(scope="module", params=SHELLS)
@@ -104,6 +135,7 @@ def scene(request: pytest.FixtureRequest, lab: str, node: Node) -> Scene:
 
 # --- runtimes and the launch line --------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("python", [True, False], ids=["", "without Python"])
 @pytest.mark.parametrize("link", ["", "chandler-runc"])
 def test_a_runtime_that_was_given_away_is_not_run(scene: Scene, python: bool, link: str) -> None:
@@ -115,7 +147,9 @@ def test_a_runtime_that_was_given_away_is_not_run(scene: Scene, python: bool, li
             done, noted = scene.call(*verb, python=python)
             assert scene.runtime not in noted and done.returncode, verb
             if python:
-                assert f"the runtime {scene.runtime} is not used: {scene.runtime} belongs to uid {OTHER}" in done.stderr, verb
+                assert (
+                    f"the runtime {scene.runtime} is not used: {scene.runtime} belongs to uid {OTHER}" in done.stderr
+                ), verb
     finally:
         os.chown(scene.runtime, 0, 0)
         scene.program = program
@@ -164,7 +198,13 @@ def test_a_launch_line_of_somebody_else_is_not_read(scene: Scene, python: bool) 
 def test_without_root(scene: Scene, inside: list[str], python: bool) -> None:
     """Root's files are believed, in a user namespace too, and nobody else's; with Python and without."""
     wrap = [*as_user(USER), *inside]
-    for verb in (("state", "c1"), ("kill", "c1", "9"), ("delete", "--force", "c1"), ("features",), ("create", "--bundle", scene.plain.directory, "c1")):
+    for verb in (
+        ("state", "c1"),
+        ("kill", "c1", "9"),
+        ("delete", "--force", "c1"),
+        ("features",),
+        ("create", "--bundle", scene.plain.directory, "c1"),
+    ):
         done, noted = scene.call(*verb, wrap=wrap, python=python)
         assert noted == [scene.runtime], (verb, done)
     for uid, mode in ((OTHER, 0o755), (0, 0o777), (0, 0o775), (USER, 0o757)):
@@ -183,7 +223,16 @@ def test_without_root(scene: Scene, inside: list[str], python: bool) -> None:
 
 def test_without_root_and_without_stat(scene: Scene) -> None:
     """Python knows, too."""
-    hidden = ["unshare", "-m", "--propagation", "private", "sh", "-c", f'mount --bind {scene.broken} {os.path.realpath("/usr/bin/stat")} && exec "$@"', "sh"]
+    hidden = [
+        "unshare",
+        "-m",
+        "--propagation",
+        "private",
+        "sh",
+        "-c",
+        f'mount --bind {scene.broken} {os.path.realpath("/usr/bin/stat")} && exec "$@"',
+        "sh",
+    ]
     for verb in (("state", "c1"), ("kill", "c1", "9"), ("create", "--bundle", scene.plain.directory, "c1")):
         assert scene.call(*verb, wrap=[*hidden, *as_user(USER)])[1] == [scene.runtime], verb
 
@@ -199,6 +248,7 @@ def test_a_configuration_that_may_not_be_read_is_not_taken_for_none(scene: Scene
 
 
 # --- the state directory -------------------------------------------------------------------------------------------
+
 
 def poisoned(inventory: str, runtime: str, evil: str) -> None:
     """A stored inventory that names another runtime."""
@@ -222,25 +272,39 @@ def test_a_directory_in_tmp_that_was_there_first_is_not_used(scene: Scene) -> No
     give(home, USER)
     trap = f"/tmp/chandler-{USER}"
     try:
-        subprocess.run([*as_user(USER), scene.installation.program("chandler"), "refresh", "--quiet"], check=True, stdin=subprocess.DEVNULL,
-                       env={"XDG_RUNTIME_DIR": home})
+        subprocess.run(
+            [*as_user(USER), scene.installation.program("chandler"), "refresh", "--quiet"],
+            check=True,
+            stdin=subprocess.DEVNULL,
+            env={"XDG_RUNTIME_DIR": home},
+        )
         shutil.copytree(f"{home}/chandler/inventory", f"{trap}/inventory")
         poisoned(f"{trap}/inventory", scene.runtime, evil)
         give(trap, USER)
         os.chown(trap, OTHER, OTHER)
         for runtime_dir in ({}, {"XDG_RUNTIME_DIR": trap}, {"XDG_RUNTIME_DIR": os.path.dirname(trap)}):
             for words in PYTHONS:
-                done, noted = scene.call(*(word.format(plain=scene.plain.directory) for word in words), wrap=as_user(USER), env=runtime_dir)
+                done, noted = scene.call(
+                    *(word.format(plain=scene.plain.directory) for word in words), wrap=as_user(USER), env=runtime_dir
+                )
                 assert noted == [scene.runtime], (words, done)
-            done, noted = scene.call("create", "--bundle", scene.asked.directory, "c1", wrap=as_user(USER), env=runtime_dir)
+            done, noted = scene.call(
+                "create", "--bundle", scene.asked.directory, "c1", wrap=as_user(USER), env=runtime_dir
+            )
             assert not noted and "set XDG_RUNTIME_DIR to a directory of your own" in done.stderr
     finally:
         shutil.rmtree(trap, ignore_errors=True)
         shutil.rmtree(home)
 
 
-WAYS = {"the directory's owner": (0, OTHER, 0o755), "the directory's mode": (0, 0, 0o777), "a group": (0, 0, 0o775),
-        "a directory above": (1, OTHER, 0o755), "one above for all": (1, 0, 0o777), "one above for a group": (1, 0, 0o775)}
+WAYS = {
+    "the directory's owner": (0, OTHER, 0o755),
+    "the directory's mode": (0, 0, 0o777),
+    "a group": (0, 0, 0o775),
+    "a directory above": (1, OTHER, 0o755),
+    "one above for all": (1, 0, 0o777),
+    "one above for a group": (1, 0, 0o775),
+}
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -256,17 +320,32 @@ def test_a_state_directory_that_others_may_write(scene: Scene, way: str) -> None
     poisoned(f"{scene.state}/inventory", scene.runtime, evil)
     try:
         for words in PYTHONS:
-            assert scene.call(*(word.format(plain=scene.plain.directory) for word in words))[1] == [evil], "the attack is one"
+            assert scene.call(*(word.format(plain=scene.plain.directory) for word in words))[1] == [evil], (
+                "the attack is one"
+            )
         os.chown(path, uid, uid)
         os.chmod(path, mode)
         for words in PYTHONS:
-            assert scene.call(*(word.format(plain=scene.plain.directory) for word in words))[1] == [scene.runtime], words
+            assert scene.call(*(word.format(plain=scene.plain.directory) for word in words))[1] == [scene.runtime], (
+                words
+            )
         before = os.listdir(scene.state)
         done, noted = scene.call("create", "--bundle", scene.asked.directory, "c1")
-        assert not noted and done.returncode == 1 and f"the state directory {scene.state} is not used: {path} " in done.stderr
+        assert (
+            not noted
+            and done.returncode == 1
+            and f"the state directory {scene.state} is not used: {path} " in done.stderr
+        )
         assert scene.asked.bytes == scene.text and os.listdir(scene.state) == before
         for command in (("leases",), ("ps",), ("leases", "release", "--stale")):
-            said = subprocess.run([scene.installation.program("chandler"), *command], check=False, stdin=subprocess.DEVNULL, capture_output=True, text=True, env={})
+            said = subprocess.run(
+                [scene.installation.program("chandler"), *command],
+                check=False,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                env={},
+            )
             assert said.returncode == 1 and "is not used" in said.stderr, command
     finally:
         os.chown(path, 0, 0)
@@ -308,7 +387,9 @@ def real(request: pytest.FixtureRequest, place: str, node: Node) -> Iterator[tup
     engine.clean()
 
 
-def test_places_of_the_configuration_that_others_may_write(real: tuple[Installation, Engine, Bundle], place: str, node: Node) -> None:
+def test_places_of_the_configuration_that_others_may_write(
+    real: tuple[Installation, Engine, Bundle], place: str, node: Node
+) -> None:
     """state-dir and log.file, cold and on a real runtime."""
     installation, engine, made = real
     with open(f"{installation.etc}/config.toml", encoding="utf-8") as file:
@@ -325,7 +406,10 @@ def test_places_of_the_configuration_that_others_may_write(real: tuple[Installat
     engine.delete("c1", "--force")
     with open(f"{place}/victim", encoding="utf-8") as file:
         assert file.read() == "before"
-    for directory, reason in ((f"{open_to_all}/state", "is not there yet, and somebody else could make it"), (open_to_all, "can be written by others")):
+    for directory, reason in (
+        (f"{open_to_all}/state", "is not there yet, and somebody else could make it"),
+        (open_to_all, "can be written by others"),
+    ):
         made.config = json.loads(text)
         with open(f"{installation.etc}/config.toml", "w", encoding="utf-8") as file:
             file.write(f'runtimes = ["{runtime}"]\nstate-dir = "{directory}"\n[cdi]\nspec-dirs = ["{node.cdi}"]\n')

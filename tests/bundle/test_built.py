@@ -2,6 +2,7 @@
 
 Each row is one situation or one branch of the builder; every configuration is checked against the OCI schema.
 """
+
 from __future__ import annotations
 
 import json
@@ -36,9 +37,19 @@ def fixed(text: bytes | None = None, **more: Any) -> Inventory:
     return served.inventory(text, gpu__allocator="fixed", **more)
 
 
-def made(document: dict[str, Any], found: image.Image | None = None, inventory: Inventory | None = None, id: str = "web-1", **options: Any) -> build.Built:
-    service = deployment.service(json.dumps({"version": "v1", "deployment": "test", "services": {"web": document}}), "d.yaml", "web")
-    built = build.build(service, found or image.Image(), build.Options(id, **options), inventory or fixed(), Place({}))
+def made(
+    document: dict[str, Any],
+    found: image.Image | None = None,
+    inventory: Inventory | None = None,
+    id: str = "web-1",
+    **options: Any,
+) -> build.Built:
+    service = deployment.service(
+        json.dumps({"version": "v1", "deployment": "test", "services": {"web": document}}), "d.yaml", "web"
+    )
+    built = build.build(
+        service, found or image.Image(), build.BuildOptions(id, **options), inventory or fixed(), Place({})
+    )
     ocischema.check(built.config)
     json.dumps(built.config)
     return built
@@ -65,15 +76,26 @@ def at(found: dict[str, Any], path: str) -> Any:
         return next((device for device in found["linux"].get("devices", ()) if device["path"] == name), None)
     if kind == "rule":
         kind, numbers = name.split(" ")
-        return next((rule.get("access") for rule in found["linux"]["resources"]["devices"]
-                     if rule["allow"] and f"{rule.get('type')} {rule.get('major')}:{rule.get('minor', '*')}" == f"{kind} {numbers}"), None)
+        return next(
+            (
+                rule.get("access")
+                for rule in found["linux"]["resources"]["devices"]
+                if rule["allow"]
+                and f"{rule.get('type')} {rule.get('major')}:{rule.get('minor', '*')}" == f"{kind} {numbers}"
+            ),
+            None,
+        )
     value: Any = found
     for key in path.split("."):
         value = value.get(key) if isinstance(value, dict) else None
     return value
 
 
-MINIMAL: dict[str, Any] = {"rtype": "service", "image": {"name": "test:latest"}, "endpoints": [{"name": "http", "protocol": "http", "port": 8080}]}
+MINIMAL: dict[str, Any] = {
+    "rtype": "service",
+    "image": {"name": "test:latest"},
+    "endpoints": [{"name": "http", "protocol": "http", "port": 8080}],
+}
 DEFAULT_CAPABILITIES = sorted(base.CAPABILITIES)
 
 BUILDER: list[tuple[str, dict[str, Any], dict[str, Any], image.Image, dict[str, Any]]] = [
@@ -86,43 +108,209 @@ BUILDER: list[tuple[str, dict[str, Any], dict[str, Any], image.Image, dict[str, 
     ("shell", MINIMAL, {}, image.Image(), {"process.args": ["/bin/sh"]}),
     ("hostname is the id", MINIMAL, {}, image.Image(), {"hostname": "web-1"}),
     ("propagation", MINIMAL, {}, image.Image(), {"linux.rootfsPropagation": "private"}),
-    ("masked", MINIMAL, {}, image.Image(), {"linux.maskedPaths": list(base.MASKED), "linux.readonlyPaths": list(base.READONLY)}),
+    (
+        "masked",
+        MINIMAL,
+        {},
+        image.Image(),
+        {"linux.maskedPaths": list(base.MASKED), "linux.readonlyPaths": list(base.READONLY)},
+    ),
     ("no new privileges", MINIMAL, {}, image.Image(), {"process.noNewPrivileges": True}),
-    ("default rules", MINIMAL, {}, image.Image(), {"rule c 1:3": "rwm", "rule c 136:*": "rwm", "rule c 5:2": "rwm", "rule c 10:237": None}),
+    (
+        "default rules",
+        MINIMAL,
+        {},
+        image.Image(),
+        {"rule c 1:3": "rwm", "rule c 136:*": "rwm", "rule c 5:2": "rwm", "rule c 10:237": None},
+    ),
     ("no annotations", MINIMAL, {}, image.Image(), {"annotations": None, "hooks": None, "linux.devices": None}),
     ("no group of one's own", MINIMAL, {}, image.Image(), {"linux.cgroupsPath": None, "linux.uidMappings": None}),
     # namespaces
-    ("namespaces", MINIMAL, {}, image.Image(), {"linux.namespaces": [{"type": kind} for kind in ("pid", "ipc", "uts", "mount", "network")]}),
-    ("host network by the caller", MINIMAL, {"host_network": True}, image.Image(), {"linux.namespaces": [{"type": kind} for kind in ("pid", "ipc", "uts", "mount")]}),
-    ("host network by the service", {"host_network": True}, {}, image.Image(), {"linux.namespaces": [{"type": kind} for kind in ("pid", "ipc", "uts", "mount")]}),
-    ("no host network", {"host_network": False}, {}, image.Image(), {"linux.namespaces": [{"type": kind} for kind in ("pid", "ipc", "uts", "mount", "network")]}),
+    (
+        "namespaces",
+        MINIMAL,
+        {},
+        image.Image(),
+        {"linux.namespaces": [{"type": kind} for kind in ("pid", "ipc", "uts", "mount", "network")]},
+    ),
+    (
+        "host network by the caller",
+        MINIMAL,
+        {"host_network": True},
+        image.Image(),
+        {"linux.namespaces": [{"type": kind} for kind in ("pid", "ipc", "uts", "mount")]},
+    ),
+    (
+        "host network by the service",
+        {"host_network": True},
+        {},
+        image.Image(),
+        {"linux.namespaces": [{"type": kind} for kind in ("pid", "ipc", "uts", "mount")]},
+    ),
+    (
+        "no host network",
+        {"host_network": False},
+        {},
+        image.Image(),
+        {"linux.namespaces": [{"type": kind} for kind in ("pid", "ipc", "uts", "mount", "network")]},
+    ),
     # mounts
-    ("proc", MINIMAL, {}, image.Image(), {"mount /proc": {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]}}),
-    ("dev", MINIMAL, {}, image.Image(), {"mount /dev": {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "strictatime", "mode=755", "size=65536k"]}}),
-    ("pts", MINIMAL, {}, image.Image(), {"mount /dev/pts": {"destination": "/dev/pts", "type": "devpts", "source": "devpts",
-                                                            "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]}}),
-    ("shm", MINIMAL, {}, image.Image(), {"mount /dev/shm": {"destination": "/dev/shm", "type": "tmpfs", "source": "shm",
-                                                            "options": ["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]}}),
-    ("mqueue", MINIMAL, {}, image.Image(), {"mount /dev/mqueue": {"destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue", "options": ["nosuid", "noexec", "nodev"]}}),
-    ("sys", MINIMAL, {}, image.Image(), {"mount /sys": {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["nosuid", "noexec", "nodev", "ro"]}}),
+    (
+        "proc",
+        MINIMAL,
+        {},
+        image.Image(),
+        {
+            "mount /proc": {
+                "destination": "/proc",
+                "type": "proc",
+                "source": "proc",
+                "options": ["nosuid", "noexec", "nodev"],
+            }
+        },
+    ),
+    (
+        "dev",
+        MINIMAL,
+        {},
+        image.Image(),
+        {
+            "mount /dev": {
+                "destination": "/dev",
+                "type": "tmpfs",
+                "source": "tmpfs",
+                "options": ["nosuid", "strictatime", "mode=755", "size=65536k"],
+            }
+        },
+    ),
+    (
+        "pts",
+        MINIMAL,
+        {},
+        image.Image(),
+        {
+            "mount /dev/pts": {
+                "destination": "/dev/pts",
+                "type": "devpts",
+                "source": "devpts",
+                "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+            }
+        },
+    ),
+    (
+        "shm",
+        MINIMAL,
+        {},
+        image.Image(),
+        {
+            "mount /dev/shm": {
+                "destination": "/dev/shm",
+                "type": "tmpfs",
+                "source": "shm",
+                "options": ["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"],
+            }
+        },
+    ),
+    (
+        "mqueue",
+        MINIMAL,
+        {},
+        image.Image(),
+        {
+            "mount /dev/mqueue": {
+                "destination": "/dev/mqueue",
+                "type": "mqueue",
+                "source": "mqueue",
+                "options": ["nosuid", "noexec", "nodev"],
+            }
+        },
+    ),
+    (
+        "sys",
+        MINIMAL,
+        {},
+        image.Image(),
+        {
+            "mount /sys": {
+                "destination": "/sys",
+                "type": "sysfs",
+                "source": "sysfs",
+                "options": ["nosuid", "noexec", "nodev", "ro"],
+            }
+        },
+    ),
     # environment: image, PATH and TERM, service, caller
     ("PATH and TERM", MINIMAL, {}, image.Image(), {"env PATH": PATH, "env TERM": "xterm"}),
-    ("the image's PATH", MINIMAL, {}, IMAGE, {"env PATH": "/img", "env TERM": "xterm", "env LANG": "C", "env A": "image"}),
-    ("the service's over the image's", {"env": {"A": "service", "PATH": "/own"}}, {}, IMAGE, {"env A": "service", "env PATH": "/own", "env LANG": "C"}),
-    ("the caller's over all", {"env": {"A": "service"}}, {"env": {"A": "caller", "LANG": "de"}}, IMAGE, {"env A": "caller", "env LANG": "de"}),
-    ("the caller's is no reference", MINIMAL, {"env": {"A": "$E:HOME", "B": "$S:x"}}, image.Image(), {"env A": "$E:HOME", "env B": "$S:x"}),
-    ("the caller's stands for a reference", {"env": {"A": "$E:NOT_THERE"}}, {"env": {"A": "1"}}, image.Image(), {"env A": "1"}),
-    ("a reference to the host", {"env": {"A": "$E:CHANDLER_TEST_VALUE"}}, {}, image.Image(), {"env A": "from the host"}),
-    ("a reference that is shown", {"env": {"A": "$E:CHANDLER_TEST_VALUE", "B": "b"}}, {"hidden": True}, image.Image(), {"env A": "***", "env B": "b"}),
+    (
+        "the image's PATH",
+        MINIMAL,
+        {},
+        IMAGE,
+        {"env PATH": "/img", "env TERM": "xterm", "env LANG": "C", "env A": "image"},
+    ),
+    (
+        "the service's over the image's",
+        {"env": {"A": "service", "PATH": "/own"}},
+        {},
+        IMAGE,
+        {"env A": "service", "env PATH": "/own", "env LANG": "C"},
+    ),
+    (
+        "the caller's over all",
+        {"env": {"A": "service"}},
+        {"env": {"A": "caller", "LANG": "de"}},
+        IMAGE,
+        {"env A": "caller", "env LANG": "de"},
+    ),
+    (
+        "the caller's is no reference",
+        MINIMAL,
+        {"env": {"A": "$E:HOME", "B": "$S:x"}},
+        image.Image(),
+        {"env A": "$E:HOME", "env B": "$S:x"},
+    ),
+    (
+        "the caller's stands for a reference",
+        {"env": {"A": "$E:NOT_THERE"}},
+        {"env": {"A": "1"}},
+        image.Image(),
+        {"env A": "1"},
+    ),
+    (
+        "a reference to the host",
+        {"env": {"A": "$E:CHANDLER_TEST_VALUE"}},
+        {},
+        image.Image(),
+        {"env A": "from the host"},
+    ),
+    (
+        "a reference that is shown",
+        {"env": {"A": "$E:CHANDLER_TEST_VALUE", "B": "b"}},
+        {"hidden": True},
+        image.Image(),
+        {"env A": "***", "env B": "b"},
+    ),
     ("an image that repeats a variable", MINIMAL, {}, image.Image(env=["A=1", "B=2", "A=3"]), {"env A": "3"}),
     # command
     ("the image's command", MINIMAL, {}, IMAGE, {"process.args": ["/entry", "serve"]}),
     ("the service's entrypoint", {"command": {"entrypoint": ["/own"]}}, {}, IMAGE, {"process.args": ["/own"]}),
     ("the service's args", {"command": {"args": ["x"]}}, {}, IMAGE, {"process.args": ["/entry", "x"]}),
-    ("the service's args without an image", {"command": {"args": ["x", "y"]}}, {}, image.Image(), {"process.args": ["x", "y"]}),
+    (
+        "the service's args without an image",
+        {"command": {"args": ["x", "y"]}},
+        {},
+        image.Image(),
+        {"process.args": ["x", "y"]},
+    ),
     ("both", {"command": {"entrypoint": ["/own"], "args": ["x"]}}, {}, IMAGE, {"process.args": ["/own", "x"]}),
     ("no args are none", {"command": {"args": []}}, {}, IMAGE, {"process.args": ["/entry", "serve"]}),
-    ("the caller's args", {"command": {"entrypoint": ["/own"], "args": ["x"]}}, {"args": ["sleep", "1"]}, IMAGE, {"process.args": ["sleep", "1"]}),
+    (
+        "the caller's args",
+        {"command": {"entrypoint": ["/own"], "args": ["x"]}},
+        {"args": ["sleep", "1"]},
+        IMAGE,
+        {"process.args": ["sleep", "1"]},
+    ),
     # directory
     ("the image's directory", MINIMAL, {}, IMAGE, {"process.cwd": "/srv"}),
     ("the service's directory", {"command": {"workdir": "/own"}}, {}, IMAGE, {"process.cwd": "/own"}),
@@ -136,90 +324,366 @@ BUILDER: list[tuple[str, dict[str, Any], dict[str, Any], image.Image, dict[str, 
     ("the service's hostname", {"hostname": "own"}, {}, image.Image(), {"hostname": "own"}),
     ("the caller's hostname", {"hostname": "own"}, {"hostname": "caller"}, image.Image(), {"hostname": "caller"}),
     # capabilities
-    ("default capabilities", MINIMAL, {}, image.Image(), {"process.capabilities": {kind: list(base.CAPABILITIES) for kind in ("bounding", "effective", "permitted")}}),
-    ("privileged", {"privileged": True}, {}, image.Image(), {"process.noNewPrivileges": False, "linux.maskedPaths": [], "linux.readonlyPaths": []}),
-    ("privileged devices", {"privileged": True}, {}, image.Image(), {"linux.resources.devices": [{"allow": True, "access": "rwm"}]}),
-    ("privileged sys", {"privileged": True}, {}, image.Image(), {"mount /sys": {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["nosuid", "noexec", "nodev"]}}),
+    (
+        "default capabilities",
+        MINIMAL,
+        {},
+        image.Image(),
+        {"process.capabilities": {kind: list(base.CAPABILITIES) for kind in ("bounding", "effective", "permitted")}},
+    ),
+    (
+        "privileged",
+        {"privileged": True},
+        {},
+        image.Image(),
+        {"process.noNewPrivileges": False, "linux.maskedPaths": [], "linux.readonlyPaths": []},
+    ),
+    (
+        "privileged devices",
+        {"privileged": True},
+        {},
+        image.Image(),
+        {"linux.resources.devices": [{"allow": True, "access": "rwm"}]},
+    ),
+    (
+        "privileged sys",
+        {"privileged": True},
+        {},
+        image.Image(),
+        {
+            "mount /sys": {
+                "destination": "/sys",
+                "type": "sysfs",
+                "source": "sysfs",
+                "options": ["nosuid", "noexec", "nodev"],
+            }
+        },
+    ),
     ("a capability asked for", {"capabilities": ["NET_ADMIN"]}, {}, image.Image(), {"process.noNewPrivileges": False}),
     # resources
-    ("cpu", {"resources": {"cpu": 0.5}}, {}, image.Image(), {"linux.resources.cpu": {"period": 100000, "quota": 50000}}),
+    (
+        "cpu",
+        {"resources": {"cpu": 0.5}},
+        {},
+        image.Image(),
+        {"linux.resources.cpu": {"period": 100000, "quota": 50000}},
+    ),
     ("cpu in thousandths", {"resources": {"cpu": "1500m"}}, {}, image.Image(), {"linux.resources.cpu.quota": 150000}),
     ("memory", {"resources": {"memory": "512Mi"}}, {}, image.Image(), {"linux.resources.memory.limit": 512 << 20}),
     ("Gi", {"resources": {"memory": "1Gi"}}, {}, image.Image(), {"linux.resources.memory.limit": 1 << 30}),
-    ("G", {"resources": {"memory": "2G"}}, {}, image.Image(), {"linux.resources.memory.limit": 2 * 10 ** 9}),
+    ("G", {"resources": {"memory": "2G"}}, {}, image.Image(), {"linux.resources.memory.limit": 2 * 10**9}),
     ("bytes", {"resources": {"memory": 1024}}, {}, image.Image(), {"linux.resources.memory.limit": 1024}),
     ("Ki", {"resources": {"memory": "512Ki"}}, {}, image.Image(), {"linux.resources.memory.limit": 512 << 10}),
     ("a fraction", {"resources": {"memory": "12.5Mi"}}, {}, image.Image(), {"linux.resources.memory.limit": 13107200}),
-    ("the rest", {"resources": {"memory": "1Gi", "memory_swap": "2Gi", "memory_reservation": "512Mi", "cpu_shares": 512, "cpuset": "0-1", "pids_limit": 64,
-                                "oom_score_adj": 100, "blkio_weight": 300}}, {}, image.Image(),
-     {"linux.resources.memory": {"limit": 1 << 30, "swap": 2 << 30, "reservation": 512 << 20}, "linux.resources.cpu": {"shares": 512, "cpus": "0-1"},
-      "linux.resources.pids.limit": 64, "process.oomScoreAdj": 100, "linux.resources.blockIO.weight": 300}),
-    ("limits of processes", {"ulimits": {"nofile": 1024}}, {}, image.Image(), {"process.rlimits": [{"type": "RLIMIT_NOFILE", "soft": 1024, "hard": 1024}]}),
-    ("sysctls", {"sysctls": {"net.core.somaxconn": "1024"}}, {}, image.Image(), {"linux.sysctl": {"net.core.somaxconn": "1024"}}),
+    (
+        "the rest",
+        {
+            "resources": {
+                "memory": "1Gi",
+                "memory_swap": "2Gi",
+                "memory_reservation": "512Mi",
+                "cpu_shares": 512,
+                "cpuset": "0-1",
+                "pids_limit": 64,
+                "oom_score_adj": 100,
+                "blkio_weight": 300,
+            }
+        },
+        {},
+        image.Image(),
+        {
+            "linux.resources.memory": {"limit": 1 << 30, "swap": 2 << 30, "reservation": 512 << 20},
+            "linux.resources.cpu": {"shares": 512, "cpus": "0-1"},
+            "linux.resources.pids.limit": 64,
+            "process.oomScoreAdj": 100,
+            "linux.resources.blockIO.weight": 300,
+        },
+    ),
+    (
+        "limits of processes",
+        {"ulimits": {"nofile": 1024}},
+        {},
+        image.Image(),
+        {"process.rlimits": [{"type": "RLIMIT_NOFILE", "soft": 1024, "hard": 1024}]},
+    ),
+    (
+        "sysctls",
+        {"sysctls": {"net.core.somaxconn": "1024"}},
+        {},
+        image.Image(),
+        {"linux.sysctl": {"net.core.somaxconn": "1024"}},
+    ),
     ("a read-only root", {"read_only_root_fs": True}, {}, image.Image(), {"root.readonly": True}),
     ("extra groups", {"extra_groups": [44]}, {}, image.Image(), {"process.user.additionalGids": [44]}),
     # devices
     ("a device", {"devices": [{"path": "/dev/kmsg", "mknod": True}]}, {}, image.Image(), {"rule c 1:11": "rwm"}),
     ("a device to read", {"devices": [{"path": "/dev/kmsg", "write": False}]}, {}, image.Image(), {"rule c 1:11": "r"}),
     # storage
-    ("bind", {"storage": [{"type": "bind", "source": "/etc", "target": "/app/config", "readonly": True}]}, {}, image.Image(),
-     {"mount /app/config": {"destination": "/app/config", "type": "bind", "source": "/etc", "options": ["rbind", "rprivate", "ro"]}}),
-    ("named", {"storage": [{"type": "named", "name": "my-volume", "target": "/app/data"}]}, {"volumes": {"my-volume": "/var"}}, image.Image(),
-     {"mount /app/data": {"destination": "/app/data", "type": "bind", "source": "/var", "options": ["rbind", "rprivate", "rw"]}}),
-    ("anonymous", {"storage": [{"type": "anonymous", "target": "/app/cache"}]}, {"volumes": {"/app/cache": "/tmp"}}, image.Image(),
-     {"mount /app/cache": {"destination": "/app/cache", "type": "bind", "source": "/tmp", "options": ["rbind", "rprivate", "rw"]}}),
-    ("anonymous by its generated name", {"storage": [{"type": "anonymous", "target": "/app/cache"}]}, {"volumes": {"_anon_app_cache": "/tmp"}}, image.Image(),
-     {"mount /app/cache": {"destination": "/app/cache", "type": "bind", "source": "/tmp", "options": ["rbind", "rprivate", "rw"]}}),
-    ("s3", {"storage": [{"type": "s3", "bucket": "b", "prefix": "p/q", "target": "/s3", "readonly": True}]}, {"volumes": {"s3://b/p/q": "/var"}}, image.Image(),
-     {"mount /s3": {"destination": "/s3", "type": "bind", "source": "/var", "options": ["rbind", "rprivate", "ro"]}}),
-    ("tmpfs", {"storage": [{"type": "tmpfs", "target": "/app/tmp", "size": "256Mi", "mode": "1777"}]}, {}, image.Image(),
-     {"mount /app/tmp": {"destination": "/app/tmp", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "nodev", "size=268435456", "mode=1777"]}}),
-    ("several", {"storage": [{"type": "bind", "source": "/etc", "target": "/app/config"}, {"type": "named", "name": "d", "target": "/app/data"},
-                             {"type": "tmpfs", "target": "/app/tmp"}]}, {"volumes": {"d": "/var"}}, image.Image(),
-     {"mount /app/config.type": None, "mount /proc": {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]},
-      "mount /app/tmp": {"destination": "/app/tmp", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "nodev"]}}),
+    (
+        "bind",
+        {"storage": [{"type": "bind", "source": "/etc", "target": "/app/config", "readonly": True}]},
+        {},
+        image.Image(),
+        {
+            "mount /app/config": {
+                "destination": "/app/config",
+                "type": "bind",
+                "source": "/etc",
+                "options": ["rbind", "rprivate", "ro"],
+            }
+        },
+    ),
+    (
+        "named",
+        {"storage": [{"type": "named", "name": "my-volume", "target": "/app/data"}]},
+        {"volumes": {"my-volume": "/var"}},
+        image.Image(),
+        {
+            "mount /app/data": {
+                "destination": "/app/data",
+                "type": "bind",
+                "source": "/var",
+                "options": ["rbind", "rprivate", "rw"],
+            }
+        },
+    ),
+    (
+        "anonymous",
+        {"storage": [{"type": "anonymous", "target": "/app/cache"}]},
+        {"volumes": {"/app/cache": "/tmp"}},
+        image.Image(),
+        {
+            "mount /app/cache": {
+                "destination": "/app/cache",
+                "type": "bind",
+                "source": "/tmp",
+                "options": ["rbind", "rprivate", "rw"],
+            }
+        },
+    ),
+    (
+        "anonymous by its generated name",
+        {"storage": [{"type": "anonymous", "target": "/app/cache"}]},
+        {"volumes": {"_anon_app_cache": "/tmp"}},
+        image.Image(),
+        {
+            "mount /app/cache": {
+                "destination": "/app/cache",
+                "type": "bind",
+                "source": "/tmp",
+                "options": ["rbind", "rprivate", "rw"],
+            }
+        },
+    ),
+    (
+        "s3",
+        {"storage": [{"type": "s3", "bucket": "b", "prefix": "p/q", "target": "/s3", "readonly": True}]},
+        {"volumes": {"s3://b/p/q": "/var"}},
+        image.Image(),
+        {"mount /s3": {"destination": "/s3", "type": "bind", "source": "/var", "options": ["rbind", "rprivate", "ro"]}},
+    ),
+    (
+        "tmpfs",
+        {"storage": [{"type": "tmpfs", "target": "/app/tmp", "size": "256Mi", "mode": "1777"}]},
+        {},
+        image.Image(),
+        {
+            "mount /app/tmp": {
+                "destination": "/app/tmp",
+                "type": "tmpfs",
+                "source": "tmpfs",
+                "options": ["nosuid", "nodev", "size=268435456", "mode=1777"],
+            }
+        },
+    ),
+    (
+        "several",
+        {
+            "storage": [
+                {"type": "bind", "source": "/etc", "target": "/app/config"},
+                {"type": "named", "name": "d", "target": "/app/data"},
+                {"type": "tmpfs", "target": "/app/tmp"},
+            ]
+        },
+        {"volumes": {"d": "/var"}},
+        image.Image(),
+        {
+            "mount /app/config.type": None,
+            "mount /proc": {
+                "destination": "/proc",
+                "type": "proc",
+                "source": "proc",
+                "options": ["nosuid", "noexec", "nodev"],
+            },
+            "mount /app/tmp": {
+                "destination": "/app/tmp",
+                "type": "tmpfs",
+                "source": "tmpfs",
+                "options": ["nosuid", "nodev"],
+            },
+        },
+    ),
     # control groups
-    ("a parent of the service's", {"cgroup_parent": "/team"}, {"cgroup_parent": "/env"}, image.Image(), {"linux.cgroupsPath": "/team/web-1"}),
-    ("a parent of the environment's", MINIMAL, {"cgroup_parent": "/env"}, image.Image(), {"linux.cgroupsPath": "/env/web-1"}),
-    ("systemd's form", {"cgroup_parent": "team.slice"}, {"systemd": True}, image.Image(), {"linux.cgroupsPath": "team.slice:chandler:web-1"}),
-    ("systemd's own slice", MINIMAL, {"systemd": True}, image.Image(), {"linux.cgroupsPath": "system.slice:chandler:web-1"}),
+    (
+        "a parent of the service's",
+        {"cgroup_parent": "/team"},
+        {"cgroup_parent": "/env"},
+        image.Image(),
+        {"linux.cgroupsPath": "/team/web-1"},
+    ),
+    (
+        "a parent of the environment's",
+        MINIMAL,
+        {"cgroup_parent": "/env"},
+        image.Image(),
+        {"linux.cgroupsPath": "/env/web-1"},
+    ),
+    (
+        "systemd's form",
+        {"cgroup_parent": "team.slice"},
+        {"systemd": True},
+        image.Image(),
+        {"linux.cgroupsPath": "team.slice:chandler:web-1"},
+    ),
+    (
+        "systemd's own slice",
+        MINIMAL,
+        {"systemd": True},
+        image.Image(),
+        {"linux.cgroupsPath": "system.slice:chandler:web-1"},
+    ),
     # GPUs
-    ("a GPU", {"resources": {"gpu": {"count": 1}}}, {}, image.Image(), {"env NVIDIA_VISIBLE_DEVICES": "void", "rule c 195:0": "rwm", "rule c 195:1": None, "annotations": None}),
-    ("two GPUs", {"resources": {"gpu": {"count": 2}}}, {}, image.Image(), {"rule c 195:0": "rwm", "rule c 195:1": "rwm", "rule c 195:2": None}),
-    ("all GPUs", {"resources": {"gpu": {"devices": ["all"]}}}, {}, image.Image(), {"rule c 195:0": "rwm", "rule c 195:7": "rwm"}),
-    ("GPUs over the caller's and the service's", {"resources": {"gpu": {}}}, {"env": {"NVIDIA_VISIBLE_DEVICES": "all"}}, image.Image(env=["CUDA_VISIBLE_DEVICES=9"]),
-     {"env NVIDIA_VISIBLE_DEVICES": "void", "env CUDA_VISIBLE_DEVICES": "0"}),
-    ("training", {"resources": {"gpu": {"distributed": {}}}}, {}, image.Image(),
-     {"env MASTER_PORT": "29500", "env MASTER_ADDR": "web", "env NCCL_SOCKET_IFNAME": "eth0", "env RANK": None}),
-    ("training with gloo", {"resources": {"gpu": {"distributed": {"backend": "gloo", "master_port": 1, "rank": 1, "world_size": 2, "master_addr": "zero"}}}}, {}, image.Image(),
-     {"env MASTER_PORT": "1", "env MASTER_ADDR": "zero", "env GLOO_SOCKET_IFNAME": "eth0", "env NCCL_SOCKET_IFNAME": None, "env RANK": "1", "env WORLD_SIZE": "2"}),
-    ("a time slice", {"resources": {"gpu": {"count": 3, "sharing": "time-slice", "time_slice_index": 2}}}, {}, image.Image(), {"env CUDA_VISIBLE_DEVICES": "2"}),
-    ("no sharing", {"resources": {"gpu": {}}}, {}, image.Image(), {"env CUDA_MPS_PIPE_DIRECTORY": None, "mount /tmp/nvidia-mps": None}),
-    ("a GPU's node belongs to the user", {"user": "7:8", "resources": {"gpu": {}}}, {}, image.Image(),
-     {"device /dev/nvidia0": {"path": "/dev/nvidia0", "type": "c", "major": 195, "minor": 0, "fileMode": 0o666, "uid": 7, "gid": 8}}),
+    (
+        "a GPU",
+        {"resources": {"gpu": {"count": 1}}},
+        {},
+        image.Image(),
+        {"env NVIDIA_VISIBLE_DEVICES": "void", "rule c 195:0": "rwm", "rule c 195:1": None, "annotations": None},
+    ),
+    (
+        "two GPUs",
+        {"resources": {"gpu": {"count": 2}}},
+        {},
+        image.Image(),
+        {"rule c 195:0": "rwm", "rule c 195:1": "rwm", "rule c 195:2": None},
+    ),
+    (
+        "all GPUs",
+        {"resources": {"gpu": {"devices": ["all"]}}},
+        {},
+        image.Image(),
+        {"rule c 195:0": "rwm", "rule c 195:7": "rwm"},
+    ),
+    (
+        "GPUs over the caller's and the service's",
+        {"resources": {"gpu": {}}},
+        {"env": {"NVIDIA_VISIBLE_DEVICES": "all"}},
+        image.Image(env=["CUDA_VISIBLE_DEVICES=9"]),
+        {"env NVIDIA_VISIBLE_DEVICES": "void", "env CUDA_VISIBLE_DEVICES": "0"},
+    ),
+    (
+        "training",
+        {"resources": {"gpu": {"distributed": {}}}},
+        {},
+        image.Image(),
+        {"env MASTER_PORT": "29500", "env MASTER_ADDR": "web", "env NCCL_SOCKET_IFNAME": "eth0", "env RANK": None},
+    ),
+    (
+        "training with gloo",
+        {
+            "resources": {
+                "gpu": {
+                    "distributed": {
+                        "backend": "gloo",
+                        "master_port": 1,
+                        "rank": 1,
+                        "world_size": 2,
+                        "master_addr": "zero",
+                    }
+                }
+            }
+        },
+        {},
+        image.Image(),
+        {
+            "env MASTER_PORT": "1",
+            "env MASTER_ADDR": "zero",
+            "env GLOO_SOCKET_IFNAME": "eth0",
+            "env NCCL_SOCKET_IFNAME": None,
+            "env RANK": "1",
+            "env WORLD_SIZE": "2",
+        },
+    ),
+    (
+        "a time slice",
+        {"resources": {"gpu": {"count": 3, "sharing": "time-slice", "time_slice_index": 2}}},
+        {},
+        image.Image(),
+        {"env CUDA_VISIBLE_DEVICES": "2"},
+    ),
+    (
+        "no sharing",
+        {"resources": {"gpu": {}}},
+        {},
+        image.Image(),
+        {"env CUDA_MPS_PIPE_DIRECTORY": None, "mount /tmp/nvidia-mps": None},
+    ),
+    (
+        "a GPU's node belongs to the user",
+        {"user": "7:8", "resources": {"gpu": {}}},
+        {},
+        image.Image(),
+        {
+            "device /dev/nvidia0": {
+                "path": "/dev/nvidia0",
+                "type": "c",
+                "major": 195,
+                "minor": 0,
+                "fileMode": 0o666,
+                "uid": 7,
+                "gid": 8,
+            }
+        },
+    ),
 ]
 
 
-@pytest.mark.parametrize(("document", "options", "found", "expected"), [row[1:] for row in BUILDER], ids=[row[0] for row in BUILDER])
-def test_builder(monkeypatch: pytest.MonkeyPatch, document: dict[str, Any], options: dict[str, Any], found: image.Image, expected: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("document", "options", "found", "expected"), [row[1:] for row in BUILDER], ids=[row[0] for row in BUILDER]
+)
+def test_builder(
+    monkeypatch: pytest.MonkeyPatch,
+    document: dict[str, Any],
+    options: dict[str, Any],
+    found: image.Image,
+    expected: dict[str, Any],
+) -> None:
     monkeypatch.setattr("posix.environ", {b"CHANDLER_TEST_VALUE": b"from the host"})
     built = config(document, found, **options)
     assert {path: at(built, path) for path in expected} == expected
 
 
 def test_what_an_orchestrator_honours_is_told() -> None:
-    assert made(MINIMAL).notes == ["d.yaml: service web: left to an orchestrator: services.web.rtype, services.web.image, services.web.endpoints"]
+    assert made(MINIMAL).notes == [
+        "d.yaml: service web: left to an orchestrator: services.web.rtype, services.web.image, services.web.endpoints"
+    ]
 
 
 @pytest.mark.parametrize("privileged", [True, False])
 def test_capabilities(privileged: bool) -> None:
     """Privileged is all that this process may hand on; one that is asked for comes to the others."""
-    found = config({"privileged": True} if privileged else {"capabilities": ["net_admin"], "cap_drop": ["CAP_MKNOD"]})["process"]["capabilities"]
+    found = config({"privileged": True} if privileged else {"capabilities": ["net_admin"], "cap_drop": ["CAP_MKNOD"]})[
+        "process"
+    ]["capabilities"]
     if privileged:
         assert {"CAP_SYS_ADMIN", "CAP_NET_ADMIN"} <= set(found["bounding"])
     else:
         assert sorted(found["bounding"]) == sorted({*DEFAULT_CAPABILITIES, "CAP_NET_ADMIN"} - {"CAP_MKNOD"})
-    assert found["bounding"] == found["effective"] == found["permitted"] and not found.get("ambient") and not found.get("inheritable")
+    assert (
+        found["bounding"] == found["effective"] == found["permitted"]
+        and not found.get("ambient")
+        and not found.get("inheritable")
+    )
 
 
 @pytest.mark.parametrize("seed", range(60))
@@ -228,7 +692,9 @@ def test_any_rows_together(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     monkeypatch.setattr("posix.environ", {b"CHANDLER_TEST_VALUE": b"from the host"})
     picked = random.Random(seed).sample(BUILDER, 6)
     document: dict[str, Any] = {}
-    options: dict[str, Any] = {"volumes": {"my-volume": "/var", "d": "/var", "/app/cache": "/tmp", "s3://b/p/q": "/var"}}
+    options: dict[str, Any] = {
+        "volumes": {"my-volume": "/var", "d": "/var", "/app/cache": "/tmp", "s3://b/p/q": "/var"}
+    }
     for _, own, more, _, _ in picked:
         for key, value in own.items():
             document[key] = {**document[key], **value} if key == "resources" and key in document else value
@@ -244,11 +710,21 @@ def test_any_rows_together(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
 
 
 WRONG: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
-    ("an unprepared volume", {"storage": [{"type": "named", "name": "data", "target": "/d"}]}, {}, "the volume 'data' (for /d) is not prepared"),
+    (
+        "an unprepared volume",
+        {"storage": [{"type": "named", "name": "data", "target": "/d"}]},
+        {},
+        "the volume 'data' (for /d) is not prepared",
+    ),
     ("an unprepared anonymous one", {"storage": [{"type": "anonymous", "target": "/app/cache"}]}, {}, "not prepared"),
     ("an unmounted bucket", {"storage": [{"type": "s3", "bucket": "b", "target": "/s3"}]}, {}, "not prepared"),
     ("a volume somewhere", {}, {"volumes": {"a": "relative"}}, "'relative', which is no absolute path"),
-    ("a source that is not there", {"storage": [{"type": "bind", "source": "/no/such", "target": "/d"}]}, {}, "/no/such"),
+    (
+        "a source that is not there",
+        {"storage": [{"type": "bind", "source": "/no/such", "target": "/d"}]},
+        {},
+        "/no/such",
+    ),
     ("a device that is not there", {"devices": [{"path": "/dev/no-such"}]}, {}, "/dev/no-such"),
     ("an unknown capability", {"capabilities": ["FLY"]}, {}, "'FLY' is no capability"),
     ("an unknown user", {"user": "nobody-knows"}, {}, "nobody-knows"),
@@ -256,13 +732,23 @@ WRONG: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("too large", {"resources": {"memory": "9000000Ti"}}, {}, "too large"),
     ("a reference that leads nowhere", {"env": {"A": "$E:NO_SUCH_VARIABLE"}}, {}, "NO_SUCH_VARIABLE"),
     ("a secret without a provider", {"env": {"A": "$S:token"}}, {}, "env.A"),
-    ("nine GPUs", {"resources": {"gpu": {"count": 9}}}, {}, "resources.gpu asks for 9 devices of nvidia.com/gpu; this node has 8"),
+    (
+        "nine GPUs",
+        {"resources": {"gpu": {"count": 9}}},
+        {},
+        "resources.gpu asks for 9 devices of nvidia.com/gpu; this node has 8",
+    ),
     ("an unknown GPU", {"resources": {"gpu": {"devices": ["nvidia.com/gpu=99"]}}}, {}, "nvidia.com/gpu=99"),
     ("an unknown vendor", {"resources": {"gpu": {"vendor": "apple"}}}, {}, "apple"),
     ("what Chandler sets itself", {"env": {"CUDA_VISIBLE_DEVICES": "0"}}, {}, "is set by Chandler"),
     ("a long hostname", {}, {"id": "x" * 65}, "more than 64 characters"),
     ("no program", {"command": {"entrypoint": [""]}}, {}, "the name of the program"),
-    ("a sysctl of the host's network", {"host_network": True, "sysctls": {"net.core.somaxconn": "1"}}, {}, "net.core.somaxconn"),
+    (
+        "a sysctl of the host's network",
+        {"host_network": True, "sysctls": {"net.core.somaxconn": "1"}},
+        {},
+        "net.core.somaxconn",
+    ),
     ("no cgroup", {"cgroup_parent": "a.slice"}, {}, "cgroup_parent"),
     ("a hostname that is none", {}, {"hostname": "a b"}, "--hostname: hostname: 'a b'"),
     ("a directory that is none", {}, {"cwd": "relative"}, "command.workdir: 'relative' is not a plain absolute path"),
@@ -285,10 +771,18 @@ def test_an_image_begins_in_no_descriptor_of_the_host() -> None:
 
 def test_with_leases_a_bundle_holds_no_gpu() -> None:
     """The request stays an annotation, in the form that the wrapper reads; everything else is done."""
-    built = made({"env": {"A": "b"}, "resources": {"cpu": 1, "gpu": {"count": 2, "distributed": {"rank": 0}}}}, inventory=served.inventory())
+    built = made(
+        {"env": {"A": "b"}, "resources": {"cpu": 1, "gpu": {"count": 2, "distributed": {"rank": 0}}}},
+        inventory=served.inventory(),
+    )
     assert json.loads(built.config["annotations"]["chandler.oci/service"]) == {
-        "resources": {"gpu": {"count": 2, "distributed": {"rank": 0, "master_addr": "web"}}}}
-    assert "devices" not in built.config["linux"] and env(built.config)["A"] == "b" and "NVIDIA_VISIBLE_DEVICES" not in env(built.config)
+        "resources": {"gpu": {"count": 2, "distributed": {"rank": 0, "master_addr": "web"}}}
+    }
+    assert (
+        "devices" not in built.config["linux"]
+        and env(built.config)["A"] == "b"
+        and "NVIDIA_VISIBLE_DEVICES" not in env(built.config)
+    )
     assert built.config["linux"]["resources"]["cpu"]["quota"] == 100000
     assert built.notes == ["d.yaml: service web: GPUs are chosen when chandler-runtime creates the container"]
 
@@ -301,30 +795,57 @@ def test_with_leases_what_no_create_could_have_is_refused_at_once(gpu: dict[str,
 
 def cdi(*names: str) -> bytes:
     """A CDI file with a hook and a mount."""
-    devices = [{"name": name, "containerEdits": {"deviceNodes": [served.node(f"/dev/nvidia{name}", int(name))], "env": [f"NVIDIA_VISIBLE_DEVICES={name}"]}} for name in names]
-    common = {"hooks": [{"hookName": "createContainer", "path": "/bin/true", "args": ["true", "prestart"]}],
-              "mounts": [{"hostPath": "/etc", "containerPath": "/usr/lib/driver", "options": ["ro", "rbind"]}]}
-    return json.dumps({"cdiVersion": "0.6.0", "kind": "nvidia.com/gpu", "devices": devices, "containerEdits": common}).encode()
+    devices = [
+        {
+            "name": name,
+            "containerEdits": {
+                "deviceNodes": [served.node(f"/dev/nvidia{name}", int(name))],
+                "env": [f"NVIDIA_VISIBLE_DEVICES={name}"],
+            },
+        }
+        for name in names
+    ]
+    common = {
+        "hooks": [{"hookName": "createContainer", "path": "/bin/true", "args": ["true", "prestart"]}],
+        "mounts": [{"hostPath": "/etc", "containerPath": "/usr/lib/driver", "options": ["ro", "rbind"]}],
+    }
+    return json.dumps(
+        {"cdiVersion": "0.6.0", "kind": "nvidia.com/gpu", "devices": devices, "containerEdits": common}
+    ).encode()
 
 
 def test_what_a_cdi_file_brings() -> None:
     found = config({"resources": {"gpu": {"count": 1, "vendor": "nvidia"}}}, inventory=fixed(cdi("0")))
     assert at(found, "device /dev/nvidia0")["major"] == 195 and env(found)["NVIDIA_VISIBLE_DEVICES"] == "0"
-    assert found["hooks"]["createContainer"] == [{"path": "/bin/true", "args": ["true", "prestart"], "env": found["hooks"]["createContainer"][0]["env"]}]
-    assert at(found, "mount /usr/lib/driver")["source"] == "/etc" and found["mounts"][-1]["destination"] == "/usr/lib/driver"
+    assert found["hooks"]["createContainer"] == [
+        {"path": "/bin/true", "args": ["true", "prestart"], "env": found["hooks"]["createContainer"][0]["env"]}
+    ]
+    assert (
+        at(found, "mount /usr/lib/driver")["source"] == "/etc"
+        and found["mounts"][-1]["destination"] == "/usr/lib/driver"
+    )
 
 
 def test_two_devices_bring_the_file_s_own_edits_once() -> None:
     found = config({"resources": {"gpu": {"count": 2}}}, inventory=fixed(cdi("0", "1")))
-    assert at(found, "device /dev/nvidia0") and at(found, "device /dev/nvidia1") and len(found["hooks"]["createContainer"]) == 1
+    assert (
+        at(found, "device /dev/nvidia0")
+        and at(found, "device /dev/nvidia1")
+        and len(found["hooks"]["createContainer"]) == 1
+    )
     with pytest.raises(ChandlerError, match="asks for 2 devices of nvidia.com/gpu; this node has 1"):
         made({"resources": {"gpu": {"count": 2}}}, inventory=fixed(cdi("0")))
 
 
 def test_without_a_cdi_file_and_without_a_fallback_there_is_no_gpu() -> None:
     with pytest.raises(ChandlerError, match="nvidia.com/gpu"):
-        made({"resources": {"gpu": {}}}, inventory=fixed(b'{"cdiVersion": "0.6.0", "kind": "other.com/x", "devices": [{"name": "0", "containerEdits": {"env": ["A=b"]}}]}',
-                                                                    gpu__fallback="off"))
+        made(
+            {"resources": {"gpu": {}}},
+            inventory=fixed(
+                b'{"cdiVersion": "0.6.0", "kind": "other.com/x", "devices": [{"name": "0", "containerEdits": {"env": ["A=b"]}}]}',
+                gpu__fallback="off",
+            ),
+        )
 
 
 def test_mps(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -332,14 +853,33 @@ def test_mps(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ChandlerError, match="this node runs no MPS"):
         made({"resources": {"gpu": {"sharing": "mps"}}})
     from shim.sharing import mps
+
     asked = []
     monkeypatch.setattr(mps, "check_external", lambda share: asked.append(share.uid))
-    found = config({"user": "7:8", "resources": {"gpu": {"sharing": "mps", "mps_pipe_dir": "/run/mps", "mps_log_dir": "/var/log", "mps_active_thread_percentage": 30}}},
-                   inventory=fixed(gpu__mps="external"))
+    found = config(
+        {
+            "user": "7:8",
+            "resources": {
+                "gpu": {
+                    "sharing": "mps",
+                    "mps_pipe_dir": "/run/mps",
+                    "mps_log_dir": "/var/log",
+                    "mps_active_thread_percentage": 30,
+                }
+            },
+        },
+        inventory=fixed(gpu__mps="external"),
+    )
     assert asked == [7], "the server would be the container's user's"
-    assert at(found, "mount /tmp/nvidia-mps")["source"] == "/run/mps" and at(found, "mount /var/log")["source"] == "/var/log"
+    assert (
+        at(found, "mount /tmp/nvidia-mps")["source"] == "/run/mps"
+        and at(found, "mount /var/log")["source"] == "/var/log"
+    )
     assert {name: value for name, value in env(found).items() if name.startswith("CUDA_MPS")} == {
-        "CUDA_MPS_PIPE_DIRECTORY": "/tmp/nvidia-mps", "CUDA_MPS_LOG_DIRECTORY": "/var/log", "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE": "30"}
+        "CUDA_MPS_PIPE_DIRECTORY": "/tmp/nvidia-mps",
+        "CUDA_MPS_LOG_DIRECTORY": "/var/log",
+        "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE": "30",
+    }
     with pytest.raises(ChandlerError, match="leases"):
         made({"resources": {"gpu": {"sharing": "mps"}}}, inventory=fixed(gpu__mps="managed"))
 
@@ -351,7 +891,10 @@ def test_a_time_slicing_file(tmp_path: Path) -> None:
         made({"resources": {"gpu": {"sharing": "time-slice", "time_slicing_config_path": str(file)}}})
     file.write_text("version: v1\n")
     found = config({"resources": {"gpu": {"sharing": "time-slice", "time_slicing_config_path": str(file)}}})
-    assert at(found, "mount /etc/nvidia/gpu-time-slicing.yaml")["source"] == str(file) and "ro" in at(found, "mount /etc/nvidia/gpu-time-slicing.yaml")["options"]
+    assert (
+        at(found, "mount /etc/nvidia/gpu-time-slicing.yaml")["source"] == str(file)
+        and "ro" in at(found, "mount /etc/nvidia/gpu-time-slicing.yaml")["options"]
+    )
 
 
 def test_the_policy_s_allow_lists_are_for_annotations_and_its_deny_is_for_all() -> None:
@@ -371,15 +914,25 @@ def test_names_of_the_image_are_looked_up_in_it(tmp_path: Path) -> None:
     (tmp_path / "etc").mkdir()
     (tmp_path / "etc/passwd").write_text("root:x:0:0::/:/bin/sh\napp:x:1234:99::/:/bin/sh\n")
     (tmp_path / "etc/group").write_text("root:x:0:\nvideo:x:44:app\n")
-    assert config({}, image.Image(user="app"), rootfs=str(tmp_path))["process"]["user"] == {"uid": 1234, "gid": 99, "additionalGids": [44]}
+    assert config({}, image.Image(user="app"), rootfs=str(tmp_path))["process"]["user"] == {
+        "uid": 1234,
+        "gid": 99,
+        "additionalGids": [44],
+    }
     assert config({"extra_groups": ["video"]}, rootfs=str(tmp_path))["process"]["user"]["additionalGids"] == [44]
 
 
 # --- rootless -------------------------------------------------------------------------------------------------
 
+
 def rootless(monkeypatch: pytest.MonkeyPatch, lent: str = "", unified: bool = True) -> None:
-    uids, gids = ([{"containerID": 0, "hostID": 1000, "size": 1}] + ([{"containerID": 1, "hostID": 100000, "size": 65536}] if lent else []) for _ in range(2))
+    uids, gids = (
+        [{"containerID": 0, "hostID": 1000, "size": 1}]
+        + ([{"containerID": 1, "hostID": 100000, "size": 65536}] if lent else [])
+        for _ in range(2)
+    )
     from shim.bundle.rootless import Ids
+
     monkeypatch.setattr(build, "node", lambda place: base.Node(unified, True, uids, gids, Ids(uids), Ids(gids)))
 
 
@@ -387,8 +940,18 @@ def rootless(monkeypatch: pytest.MonkeyPatch, lent: str = "", unified: bool = Tr
 def test_a_rootless_container(monkeypatch: pytest.MonkeyPatch, lent: str) -> None:
     rootless(monkeypatch, lent)
     found = config({})
-    assert [entry["type"] for entry in found["linux"]["namespaces"]] == ["pid", "ipc", "uts", "mount", "network", "user", "cgroup"]
-    assert found["linux"]["uidMappings"] == found["linux"]["gidMappings"] and len(found["linux"]["uidMappings"]) == (2 if lent else 1)
+    assert [entry["type"] for entry in found["linux"]["namespaces"]] == [
+        "pid",
+        "ipc",
+        "uts",
+        "mount",
+        "network",
+        "user",
+        "cgroup",
+    ]
+    assert found["linux"]["uidMappings"] == found["linux"]["gidMappings"] and len(found["linux"]["uidMappings"]) == (
+        2 if lent else 1
+    )
     assert "resources" not in found["linux"], "devices are not his to allow"
     pts = at(found, "mount /dev/pts")["options"]
     assert ("gid=5" in pts) == bool(lent), "a group that is not mapped cannot be mounted with"
@@ -399,7 +962,13 @@ def test_a_rootless_container_s_gpu_is_the_host_s_node(monkeypatch: pytest.Monke
     rootless(monkeypatch)
     for host_path, said in (("/dev/null", ""), ("/dev/none-such", "/dev/none-such is not on this host")):
         node = {"path": "/dev/nvidia0", "hostPath": host_path, "type": "c", "major": 1, "minor": 3}
-        text = json.dumps({"cdiVersion": "0.5.0", "kind": "nvidia.com/gpu", "devices": [{"name": "0", "containerEdits": {"deviceNodes": [node]}}]})
+        text = json.dumps(
+            {
+                "cdiVersion": "0.5.0",
+                "kind": "nvidia.com/gpu",
+                "devices": [{"name": "0", "containerEdits": {"deviceNodes": [node]}}],
+            }
+        )
         if said:
             with pytest.raises(ChandlerError, match=said):
                 config({"resources": {"gpu": {"count": 1}}}, inventory=fixed(text.encode()))
@@ -419,7 +988,12 @@ def test_a_user_that_is_not_mapped_is_named(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_rootless_container_in_the_host_s_network_has_the_host_s_sys(monkeypatch: pytest.MonkeyPatch) -> None:
     rootless(monkeypatch)
-    assert at(config({"host_network": True}), "mount /sys") == {"destination": "/sys", "type": "none", "source": "/sys", "options": ["rbind", "nosuid", "noexec", "nodev", "ro"]}
+    assert at(config({"host_network": True}), "mount /sys") == {
+        "destination": "/sys",
+        "type": "none",
+        "source": "/sys",
+        "options": ["rbind", "nosuid", "noexec", "nodev", "ro"],
+    }
 
 
 def test_version_2_hides_the_host_s_groups(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,5 @@
 """Deployment files: which keys are a service's own, which an orchestrator's, and which are errors."""
+
 from __future__ import annotations
 
 import pytest
@@ -33,24 +34,55 @@ def test_the_only_service_needs_no_name() -> None:
     assert deployment.service('{"services": {"a": {}}}', "d.yaml", "").document == {}
 
 
-@pytest.mark.parametrize("key", ["depends", "dns", "endpoints", "errors", "extra_hosts", "health", "init", "logs", "network", "node_mode",
-                                 "node_selector", "replicas", "restart_policy", "scale", "schedule", "service_type", "wasm"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "depends",
+        "dns",
+        "endpoints",
+        "errors",
+        "extra_hosts",
+        "health",
+        "init",
+        "logs",
+        "network",
+        "node_mode",
+        "node_selector",
+        "replicas",
+        "restart_policy",
+        "scale",
+        "schedule",
+        "service_type",
+        "wasm",
+    ],
+)
 def test_an_orchestrator_s_keys_are_passed_over(key: str) -> None:
     found = deployment.service(f"services: {{a: {{{key}: [1, {{b: c}}]}}}}", "d.yaml", "a")
     assert found.document == {} and found.ignored == [f"services.a.{key}"]
     assert key not in schema.SCHEMA
 
 
-@pytest.mark.parametrize(("text", "said"), [
-    ("", "d.yaml is empty"), ("[]", "d.yaml is not an object"), ("7", "d.yaml is not an object"), ("a: [", "d.yaml: line"),
-    ("services: {a: {}}\nservices: {a: {}}", "d.yaml: line"),
-    ("version: v2\nservices: {a: {}}", "version: 'v2'"), ("deployment: 7\nservices: {a: {}}", "deployment: 7 is not a text"),
-    ("version: v1", "services is empty"), ("services: []", "services is not an object"), ("services: {b: {}}", "no service 'a'; it has b"),
-    ("services: {}", "no service 'a'; it has none"),
-    ("services: {a: {}}\nsrvices: {}", "unknown key 'srvices'"),
-    ("services: {a: {imgae: {}}}", "d.yaml: service a: unknown key 'imgae'"), ("services: {a: 7}", "service a is not an object"),
-    ("services: {a: null}", "service a is empty"), ("services: {a: {env: {}, env: {}}}", "d.yaml: line"),
-])
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "d.yaml is empty"),
+        ("[]", "d.yaml is not an object"),
+        ("7", "d.yaml is not an object"),
+        ("a: [", "d.yaml: line"),
+        ("services: {a: {}}\nservices: {a: {}}", "d.yaml: line"),
+        ("version: v2\nservices: {a: {}}", "version: 'v2'"),
+        ("deployment: 7\nservices: {a: {}}", "deployment: 7 is not a text"),
+        ("version: v1", "services is empty"),
+        ("services: []", "services is not an object"),
+        ("services: {b: {}}", "no service 'a'; it has b"),
+        ("services: {}", "no service 'a'; it has none"),
+        ("services: {a: {}}\nsrvices: {}", "unknown key 'srvices'"),
+        ("services: {a: {imgae: {}}}", "d.yaml: service a: unknown key 'imgae'"),
+        ("services: {a: 7}", "service a is not an object"),
+        ("services: {a: null}", "service a is empty"),
+        ("services: {a: {env: {}, env: {}}}", "d.yaml: line"),
+    ],
+)
 def test_what_is_wrong_with_a_file(text: str, said: str) -> None:
     with pytest.raises(RequestError) as failed:
         deployment.service(text, "d.yaml", "a")

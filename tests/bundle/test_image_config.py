@@ -1,4 +1,5 @@
 """Image configurations, and how entrypoint and cmd meet those of a service."""
+
 from __future__ import annotations
 
 import json
@@ -9,29 +10,51 @@ import pytest
 from shim.bundle import image
 from shim.errors import BundleError
 
-FULL = {"Entrypoint": ["/entry"], "Cmd": ["serve", "-v"], "Env": ["PATH=/bin", "A=1"], "WorkingDir": "/srv", "User": "1000:1000",
-        "ExposedPorts": {"80/tcp": {}}, "Labels": {"chandler.oci/service": "{}"}}
+FULL = {
+    "Entrypoint": ["/entry"],
+    "Cmd": ["serve", "-v"],
+    "Env": ["PATH=/bin", "A=1"],
+    "WorkingDir": "/srv",
+    "User": "1000:1000",
+    "ExposedPorts": {"80/tcp": {}},
+    "Labels": {"chandler.oci/service": "{}"},
+}
 IMAGE = image.Image(["/entry"], ["serve", "-v"], ["PATH=/bin", "A=1"], "/srv", "1000:1000")
 
 
-@pytest.mark.parametrize(("document", "found"), [
-    (FULL, IMAGE),
-    ({"architecture": "amd64", "os": "linux", "config": FULL, "rootfs": {}}, IMAGE),
-    ([{"Id": "sha256:0", "Config": FULL}], IMAGE),
-    ({"config": None}, image.Image()),
-    ({"config": {}}, image.Image([], [], [], "", "")),
-    ({"config": {"Entrypoint": None, "Cmd": None, "Env": None, "User": None, "WorkingDir": None}}, image.Image([], [], [], "", "")),
-])
+@pytest.mark.parametrize(
+    ("document", "found"),
+    [
+        (FULL, IMAGE),
+        ({"architecture": "amd64", "os": "linux", "config": FULL, "rootfs": {}}, IMAGE),
+        ([{"Id": "sha256:0", "Config": FULL}], IMAGE),
+        ({"config": None}, image.Image()),
+        ({"config": {}}, image.Image([], [], [], "", "")),
+        (
+            {"config": {"Entrypoint": None, "Cmd": None, "Env": None, "User": None, "WorkingDir": None}},
+            image.Image([], [], [], "", ""),
+        ),
+    ],
+)
 def test_what_a_file_may_hold(document: Any, found: image.Image) -> None:
     assert image.parse(json.dumps(document).encode(), "image.json") == found
 
 
-@pytest.mark.parametrize(("data", "said"), [
-    (b"{", "image.json"), (b"[]", "no image configuration"), (b"7", "no image configuration"),
-    (b'{"Cmd": "sh"}', "image.json: Cmd is not a list of texts"), (b'{"Cmd": [1]}', "Cmd is not a list"),
-    (b'{"Entrypoint": ["a\\u0000b"]}', "Entrypoint is not a list"), (b'{"User": 7}', "User is not a text"),
-    (b'{"WorkingDir": []}', "WorkingDir is not a text"), (b'{"Env": ["A"]}', "Env: 'A' is no NAME=VALUE"), (b'{"Env": ["=x"]}', "Env: '=x'"),
-])
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"{", "image.json"),
+        (b"[]", "no image configuration"),
+        (b"7", "no image configuration"),
+        (b'{"Cmd": "sh"}', "image.json: Cmd is not a list of texts"),
+        (b'{"Cmd": [1]}', "Cmd is not a list"),
+        (b'{"Entrypoint": ["a\\u0000b"]}', "Entrypoint is not a list"),
+        (b'{"User": 7}', "User is not a text"),
+        (b'{"WorkingDir": []}', "WorkingDir is not a text"),
+        (b'{"Env": ["A"]}', "Env: 'A' is no NAME=VALUE"),
+        (b'{"Env": ["=x"]}', "Env: '=x'"),
+    ],
+)
 def test_what_it_may_not(data: bytes, said: str) -> None:
     with pytest.raises(BundleError) as failed:
         image.parse(data, "image.json")
@@ -41,15 +64,27 @@ def test_what_it_may_not(data: bytes, said: str) -> None:
 BOTH, ENTRY, CMD, NONE = image.Image(["/e"], ["c"]), image.Image(["/e"]), image.Image((), ["c"]), image.Image()
 
 
-@pytest.mark.parametrize(("entrypoint", "args", "found", "runs"), [
-    # nothing said: the image's
-    (None, None, BOTH, ["/e", "c"]), (None, None, ENTRY, ["/e"]), (None, None, CMD, ["c"]), (None, None, NONE, ["/bin/sh"]),
-    # an entrypoint puts both of the image's out of force
-    (["/own"], None, BOTH, ["/own"]), (["/own", "-x"], None, NONE, ["/own", "-x"]), (["/own"], ["a"], BOTH, ["/own", "a"]),
-    ([], ["a"], BOTH, ["a"]), ([], None, BOTH, ["/bin/sh"]),
-    # args replace the cmd alone
-    (None, ["a"], BOTH, ["/e", "a"]), (None, ["a"], CMD, ["a"]), (None, ["a"], NONE, ["a"]), (None, [], BOTH, ["/e", "c"]),
-    (["/own"], [], BOTH, ["/own"]),
-])
+@pytest.mark.parametrize(
+    ("entrypoint", "args", "found", "runs"),
+    [
+        # nothing said: the image's
+        (None, None, BOTH, ["/e", "c"]),
+        (None, None, ENTRY, ["/e"]),
+        (None, None, CMD, ["c"]),
+        (None, None, NONE, ["/bin/sh"]),
+        # an entrypoint puts both of the image's out of force
+        (["/own"], None, BOTH, ["/own"]),
+        (["/own", "-x"], None, NONE, ["/own", "-x"]),
+        (["/own"], ["a"], BOTH, ["/own", "a"]),
+        ([], ["a"], BOTH, ["a"]),
+        ([], None, BOTH, ["/bin/sh"]),
+        # args replace the cmd alone
+        (None, ["a"], BOTH, ["/e", "a"]),
+        (None, ["a"], CMD, ["a"]),
+        (None, ["a"], NONE, ["a"]),
+        (None, [], BOTH, ["/e", "c"]),
+        (["/own"], [], BOTH, ["/own"]),
+    ],
+)
 def test_docker_s_rules(entrypoint: Any, args: Any, found: image.Image, runs: list[str]) -> None:
     assert image.command(entrypoint, args, found) == runs

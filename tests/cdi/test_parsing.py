@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from shim.cdi import document, spec, yamltext
+from shim.cdi import decoder, spec, yamltext
 from shim.errors import CdiError
 
 FILE = """cdiVersion: 1.1.0
@@ -29,7 +29,7 @@ devices:
 def parser(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Every test of this module runs as in production, and with each of PyYAML's parsers for all YAML."""
     if request.param != "plain":
-        monkeypatch.setattr(document, "_yaml", yamltext.load)
+        monkeypatch.setattr(decoder, "_yaml", yamltext.load)
     if request.param == "pure":
         monkeypatch.delattr(yaml, "CBaseLoader", raising=False)
     elif not hasattr(yaml, "CBaseLoader"):
@@ -60,7 +60,14 @@ y Y yes on True true TRUE n no NO off false tRUE yeS
 1:0 1:0:0 12:30:45 2001-01-01 2001-01-01T00:00:00Z << = 1١
 """
 PAIRS = [(text, text) for text in OWN_TEXTS.split()] + [
-    ("'010'", "010"), ('"yes"', "yes"), ("!!str 010", "010"), ("!!int 0x3", "0x3"), ('!!int "3"', "3"), ("!!float 1e3", "1e3"), ("! 010", "010")]
+    ("'010'", "010"),
+    ('"yes"', "yes"),
+    ("!!str 010", "010"),
+    ("!!int 0x3", "0x3"),
+    ('!!int "3"', "3"),
+    ("!!float 1e3", "1e3"),
+    ("! 010", "010"),
+]
 
 
 def test_scalars_in_a_string_field() -> None:
@@ -118,8 +125,13 @@ def test_valid_numbers(scalar: str, number: int) -> None:
 
 
 # What each number of a device node may be, and what the kernel or a runtime would take for something else.
-RANGES = [("major", 4095, [-1, 4096, 1 << 32]), ("minor", 1048575, [-1, 1048576, 1 << 32]), ("fileMode", 0o7777, [-1, 0o10000, 0o60666]),
-          ("uid", (1 << 32) - 2, [-1, (1 << 32) - 1]), ("gid", (1 << 32) - 2, [-1, (1 << 32) - 1])]
+RANGES = [
+    ("major", 4095, [-1, 4096, 1 << 32]),
+    ("minor", 1048575, [-1, 1048576, 1 << 32]),
+    ("fileMode", 0o7777, [-1, 0o10000, 0o60666]),
+    ("uid", (1 << 32) - 2, [-1, (1 << 32) - 1]),
+    ("gid", (1 << 32) - 2, [-1, (1 << 32) - 1]),
+]
 
 
 @pytest.mark.parametrize(("field", "most", "beyond"), RANGES)
@@ -128,7 +140,10 @@ def test_numbers_of_a_device(field: str, most: int, beyond: list[int]) -> None:
     for number in (0, most):
         assert decoded_edits(with_scalar(text, str(number)))["deviceNodes"][0][field] == number
     for scalar in (*map(str, beyond), "-1.0", "1.5", "-0.5"):
-        with pytest.raises(CdiError, match=rf"deviceNodes\[0\].{field}: must be (from 0 to {most}, not -?[0-9]+|a whole number, not .*\.5)$"):
+        with pytest.raises(
+            CdiError,
+            match=rf"deviceNodes\[0\].{field}: must be (from 0 to {most}, not -?[0-9]+|a whole number, not .*\.5)$",
+        ):
             decoded_edits(with_scalar(text, scalar))
 
 
@@ -257,7 +272,7 @@ def test_invalid_files(text: str, sentence: str) -> None:
 @pytest.mark.parametrize("data", [b"\xff", b"a: \xc3\n", b"\x80abc", b"\xff\xfea"])
 def test_what_is_not_text_is_an_error(data: bytes) -> None:
     with pytest.raises(CdiError, match="line 1: not UTF"):
-        document.load(data)
+        decoder.load(data)
 
 
 def test_anchors_and_merges() -> None:
@@ -296,12 +311,12 @@ def test_depth_is_limited() -> None:
         with pytest.raises(CdiError):
             yamltext.load(text)
     with pytest.raises(CdiError):
-        document.load(b'{"a":' * 100_000)
+        decoder.load(b'{"a":' * 100_000)
 
 
 def test_size_is_limited(parser: str) -> None:
     with pytest.raises(CdiError, match="larger than 16777216 bytes"):
-        document.load(b" " * (document.MAX_SIZE + 1))
+        decoder.load(b" " * (decoder.MAX_SIZE + 1))
     if parser == "pure":
         with pytest.raises(CdiError, match="install python3-yaml with libyaml"):
             yamltext.load("# " + "x" * yamltext.MAX_PURE)
@@ -310,19 +325,19 @@ def test_size_is_limited(parser: str) -> None:
 def test_numbers_too_long_for_a_number_cost_nothing() -> None:
     digits = "9" * 200_000
     assert yamltext.load(f"a: {digits}") == {"a": digits}
-    assert math.isinf(document.load(with_scalar('{"a": SCALAR}', digits).encode())["a"])
+    assert math.isinf(decoder.load(with_scalar('{"a": SCALAR}', digits).encode())["a"])
 
 
 def test_without_pyyaml_json_still_works_and_yaml_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "yaml", None)
-    assert document.load(b'{"a": 1}') == {"a": 1}
+    assert decoder.load(b'{"a": 1}') == {"a": 1}
     with pytest.raises(CdiError, match="install python3-yaml"):
-        document.load(b"a: [1]")
+        decoder.load(b"a: [1]")
     with pytest.raises(CdiError, match="not JSON: .* line 1"):
-        document.load(b'{"a": 1')
+        decoder.load(b'{"a": 1')
 
 
 def test_json_and_yaml_give_the_same(parser: str) -> None:
     value = {"a": [1, "x", None, True, 1.5], "b": {"c": "1:0", "d": ["010", "yes"]}}
     text = json.dumps(value)
-    assert document.load(text.encode()) == yamltext.load(text) == value
+    assert decoder.load(text.encode()) == yamltext.load(text) == value

@@ -93,10 +93,15 @@ def test_unknown_names_are_an_error_that_names_them(names: list[str]) -> None:
     assert all(" ".join(name.split("\n")) in str(caught.value) for name in names)
 
 
-@pytest.mark.parametrize(("one", "other", "words"), [
-    (("eth0", "net0"), ("eth1", "net0"), r"interfaces eth0 \(one\) and eth1 \(other\) cannot both be net0"),
-    (("eth0", "net0"), ("eth0", "net1"), r"interface eth0 cannot be both net0 \(one\) and net1 \(other\)"),
-    (("eth0", "net0"), ("eth1", "net1"), ""), (("eth0", "net0"), ("eth0", "net0"), "")])
+@pytest.mark.parametrize(
+    ("one", "other", "words"),
+    [
+        (("eth0", "net0"), ("eth1", "net0"), r"interfaces eth0 \(one\) and eth1 \(other\) cannot both be net0"),
+        (("eth0", "net0"), ("eth0", "net1"), r"interface eth0 cannot be both net0 \(one\) and net1 \(other\)"),
+        (("eth0", "net0"), ("eth1", "net1"), ""),
+        (("eth0", "net0"), ("eth0", "net0"), ""),
+    ],
+)
 def test_network_devices_that_exclude_each_other(one: tuple[str, str], other: tuple[str, str], words: str) -> None:
     files = {name: (name, (), (("netDevice", *device, name),)) for name, device in (("one", one), ("other", other))}
     assert resolve(["one"], files.get).items and resolve(["other"], files.get).items

@@ -1,4 +1,5 @@
 """`chandler doctor` on hosts that are only files: every problem has a remedy, and a healthy host has none."""
+
 from __future__ import annotations
 
 import json
@@ -12,7 +13,9 @@ from shim.cli import doctor, main
 from shim.node.inventory import Place
 from shim.state import ledger
 
-CDI = '{"cdiVersion": "0.6.0", "kind": "nvidia.com/gpu", "devices": [{"name": "0", "containerEdits": {"env": ["A=b"]}}]}'
+CDI = (
+    '{"cdiVersion": "0.6.0", "kind": "nvidia.com/gpu", "devices": [{"name": "0", "containerEdits": {"env": ["A=b"]}}]}'
+)
 
 
 class Machine:
@@ -20,8 +23,13 @@ class Machine:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory / "host"
-        self.host = doctor.Host(str(self.directory))
-        self.settings = {"runtimes": '["runc"]', "engine": '"containerd"', "cdi": f'{{spec-dirs = ["{directory}/cdi"]}}', "state-dir": f'"{directory}/state"'}
+        self.host = doctor.Examined(str(self.directory))
+        self.settings = {
+            "runtimes": '["runc"]',
+            "engine": '"containerd"',
+            "cdi": f'{{spec-dirs = ["{directory}/cdi"]}}',
+            "state-dir": f'"{directory}/state"',
+        }
         self.config = directory / "config.toml"
         self.place = Place({})
         self.place.config_path = str(self.config)
@@ -63,7 +71,11 @@ class Machine:
         return {check.name: check for check in doctor.examine(self.host, self.place)}
 
     def problems(self) -> list[tuple[str, str, str]]:
-        return [(check.name, problem["problem"], problem["remedy"]) for check in self.checks().values() for problem in check.problems]
+        return [
+            (check.name, problem["problem"], problem["remedy"])
+            for check in self.checks().values()
+            for problem in check.problems
+        ]
 
 
 @pytest.fixture
@@ -71,8 +83,14 @@ def machine(tmp_path: Path) -> Machine:
     return Machine(tmp_path)
 
 
-@pytest.mark.parametrize(("validator", "rejected"), [("enable = true\nreject_oci_hook_adjustment = true\n", True), ("reject_oci_hook_adjustment = true\n", False),
-                                                     ("enable = true\n", False)])
+@pytest.mark.parametrize(
+    ("validator", "rejected"),
+    [
+        ("enable = true\nreject_oci_hook_adjustment = true\n", True),
+        ("reject_oci_hook_adjustment = true\n", False),
+        ("enable = true\n", False),
+    ],
+)
 @pytest.mark.parametrize("imported", [False, True])
 def test_hooks_that_containerd_rejects(machine: Machine, validator: str, rejected: bool, imported: bool) -> None:
     text = f"version = 3\n[plugins.'io.containerd.nri.v1.nri'.default_validator]\n{validator}"
@@ -82,19 +100,46 @@ def test_hooks_that_containerd_rejects(machine: Machine, validator: str, rejecte
         text = "version = 3\nimports = ['/etc/containerd/conf.d/*.toml']\n"
     machine.put("/etc/containerd/config.toml", text + handler)
     check = machine.checks()["nri"]
-    assert (check.data.get("hooks") == "rejected") == ("reject_oci_hook_adjustment" in check.text) == rejected and not check.problems
+    assert (check.data.get("hooks") == "rejected") == (
+        "reject_oci_hook_adjustment" in check.text
+    ) == rejected and not check.problems
 
 
 def test_a_healthy_host(machine: Machine) -> None:
     found = machine.checks()
     assert [check.problems for check in found.values()] == [[]] * len(found)
-    assert list(found) == ["configuration", "caller", "cgroups", "runtimes", "cdi", "gpu drivers", "nri", "engines", "state", "leases"]
+    assert list(found) == [
+        "configuration",
+        "caller",
+        "cgroups",
+        "runtimes",
+        "cdi",
+        "gpu drivers",
+        "nri",
+        "engines",
+        "state",
+        "leases",
+    ]
     assert found["runtimes"].data == [{"kind": "runc", "path": "/usr/bin/runc", "version": "1.3.6", "configured": True}]
     assert found["cdi"].data["devices"] == {"nvidia.com/gpu": 1}
-    assert found["gpu drivers"].data == {"nvidia": {"on_bus": 1, "modules": ["nvidia", "nvidia_uvm"], "nodes": ["/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools"], "version": "550.54.15"},
-                                         "intel": {"on_bus": 1, "modules": [], "nodes": [], "version": ""}}
-    assert found["engines"].data == {"containerd": {"installed": True, "configured": True, "identity": True, "from_image": "nothing",
-                                                    "known_by": "--root and bundle are of containerd's namespace k8s.io"}}
+    assert found["gpu drivers"].data == {
+        "nvidia": {
+            "on_bus": 1,
+            "modules": ["nvidia", "nvidia_uvm"],
+            "nodes": ["/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools"],
+            "version": "550.54.15",
+        },
+        "intel": {"on_bus": 1, "modules": [], "nodes": [], "version": ""},
+    }
+    assert found["engines"].data == {
+        "containerd": {
+            "installed": True,
+            "configured": True,
+            "identity": True,
+            "from_image": "nothing",
+            "known_by": "--root and bundle are of containerd's namespace k8s.io",
+        }
+    }
     assert found["nri"].data == {"socket": "/var/run/nri/nri.sock"}
     assert "delegated memory pids" in found["cgroups"].text
 
@@ -117,7 +162,10 @@ def spoil(machine: Machine, what: str) -> None:
     elif what == "crun on hybrid":
         machine.settings["runtimes"] = '["crun", "runc"]'
         machine.runtime("crun", "crun version 1.28")
-        machine.put("/proc/self/mountinfo", "31 29 0:31 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory,cpu,pids\n45 29 0:41 / /sys/fs/cgroup/unified rw - cgroup2 c rw\n")
+        machine.put(
+            "/proc/self/mountinfo",
+            "31 29 0:31 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory,cpu,pids\n45 29 0:41 / /sys/fs/cgroup/unified rw - cgroup2 c rw\n",
+        )
         (machine.directory / "sys/fs/cgroup/memory/system.slice/x.service").mkdir(parents=True)
     elif what == "no cgroups":
         machine.put("/proc/self/mountinfo", "")
@@ -156,27 +204,41 @@ def spoil(machine: Machine, what: str) -> None:
         raise AssertionError(what)
 
 
-
-
-@pytest.mark.parametrize(("what", "check", "problem", "remedy"), [
-    ("no runtime", "runtimes", "none of the configured runtimes (runc)", "install runc"),
-    ("old runc", "runtimes", "/usr/bin/runc 1.1.5: a container can reach the host", "runc 1.1.12"),
-    ("newer runc", "runtimes", "CVE-2025-31133", "runc 1.2.8"), ("runc 1.3", "runtimes", "CVE-2025-31133", "runc 1.3.3"),
-    ("silent runc", "runtimes", "does not say its version", "starts at all"),
-    ("crun", "runtimes", "refuses ociVersion 1.2", "a newer crun"),
-    ("crun on hybrid", "runtimes", "refuses control groups of version 1 and 2", "runc or youki first"),
-    ("no cgroups", "cgroups", "no control groups are mounted", "mount -t cgroup2"),
-    ("bad cdi", "cdi", "broken.json", "mend "), ("conflict", "cdi", "is defined by", "keep one of them"),
-    ("no driver", "gpu drivers", "1 devices of nvidia are on the bus", "nvidia-modprobe"), ("no uvm", "gpu drivers", "/dev/nvidia-uvm is not there", "nvidia-modprobe"),
-    ("no cdi", "gpu drivers", "no CDI file describes nvidia.com/gpu", "chandler cdi generate"),
-    ("no nri", "nri", "require-grant is set", "enable NRI"),
-    ("containerd's configuration is no TOML", "nri", "/etc/containerd/config.toml", "mend it"),
-    ("engine elsewhere", "engines", 'engines of the configuration has "containerd"', "chandler configure containerd"),
-    ("no engine", "engines", 'engines of the configuration does not have "containerd"', "chandler configure containerd"),
-    ("bad configuration", "configuration", "unknown key 'nonsense'", "remove it"),
-    ("leases", "leases", "is damaged", "`chandler leases rebuild`"),
-    ("state", "state", "can be written by others", "chmod go-w"),
-])
+@pytest.mark.parametrize(
+    ("what", "check", "problem", "remedy"),
+    [
+        ("no runtime", "runtimes", "none of the configured runtimes (runc)", "install runc"),
+        ("old runc", "runtimes", "/usr/bin/runc 1.1.5: a container can reach the host", "runc 1.1.12"),
+        ("newer runc", "runtimes", "CVE-2025-31133", "runc 1.2.8"),
+        ("runc 1.3", "runtimes", "CVE-2025-31133", "runc 1.3.3"),
+        ("silent runc", "runtimes", "does not say its version", "starts at all"),
+        ("crun", "runtimes", "refuses ociVersion 1.2", "a newer crun"),
+        ("crun on hybrid", "runtimes", "refuses control groups of version 1 and 2", "runc or youki first"),
+        ("no cgroups", "cgroups", "no control groups are mounted", "mount -t cgroup2"),
+        ("bad cdi", "cdi", "broken.json", "mend "),
+        ("conflict", "cdi", "is defined by", "keep one of them"),
+        ("no driver", "gpu drivers", "1 devices of nvidia are on the bus", "nvidia-modprobe"),
+        ("no uvm", "gpu drivers", "/dev/nvidia-uvm is not there", "nvidia-modprobe"),
+        ("no cdi", "gpu drivers", "no CDI file describes nvidia.com/gpu", "chandler cdi generate"),
+        ("no nri", "nri", "require-grant is set", "enable NRI"),
+        ("containerd's configuration is no TOML", "nri", "/etc/containerd/config.toml", "mend it"),
+        (
+            "engine elsewhere",
+            "engines",
+            'engines of the configuration has "containerd"',
+            "chandler configure containerd",
+        ),
+        (
+            "no engine",
+            "engines",
+            'engines of the configuration does not have "containerd"',
+            "chandler configure containerd",
+        ),
+        ("bad configuration", "configuration", "unknown key 'nonsense'", "remove it"),
+        ("leases", "leases", "is damaged", "`chandler leases rebuild`"),
+        ("state", "state", "can be written by others", "chmod go-w"),
+    ],
+)
 def test_a_problem_and_its_remedy(machine: Machine, what: str, check: str, problem: str, remedy: str) -> None:
     spoil(machine, what)
     found = machine.problems()
@@ -186,18 +248,42 @@ def test_a_problem_and_its_remedy(machine: Machine, what: str, check: str, probl
         assert {name for name, _, _ in found} == {check}
 
 
-@pytest.mark.parametrize(("text", "version"), [
-    ("runc version 1.1.5+ds1", (1, 1, 5)), ("crun version 1.28", (1, 28)), ("youki version: 0.7.0", (0, 7, 0)), ("runc version 1.2.0-rc.1", (1, 2, 0)),
-    ("crun 1.14.1~deb", (1, 14, 1)), ("", ()), ("hello", ()), ("version x.y", ()), ("1", ()),
-])
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [
+        ("runc version 1.1.5+ds1", (1, 1, 5)),
+        ("crun version 1.28", (1, 28)),
+        ("youki version: 0.7.0", (0, 7, 0)),
+        ("runc version 1.2.0-rc.1", (1, 2, 0)),
+        ("crun 1.14.1~deb", (1, 14, 1)),
+        ("", ()),
+        ("hello", ()),
+        ("version x.y", ()),
+        ("1", ()),
+    ],
+)
 def test_versions(text: str, version: tuple[int, ...]) -> None:
     assert doctor.numbers(text) == version
 
 
-@pytest.mark.parametrize(("kind", "version", "bad"), [
-    ("runc", (1, 1, 11), 1), ("runc", (1, 1, 12), 1), ("runc", (1, 2, 7), 1), ("runc", (1, 2, 8), 0), ("runc", (1, 3, 2), 1), ("runc", (1, 3, 3), 0), ("runc", (1, 4, 0), 0),
-    ("crun", (1, 8, 1), 2), ("crun", (1, 21), 1), ("crun", (1, 28), 0), ("youki", (0, 7, 0), 1), ("runc", (), 0), ("other", (0, 1), 0),
-])
+@pytest.mark.parametrize(
+    ("kind", "version", "bad"),
+    [
+        ("runc", (1, 1, 11), 1),
+        ("runc", (1, 1, 12), 1),
+        ("runc", (1, 2, 7), 1),
+        ("runc", (1, 2, 8), 0),
+        ("runc", (1, 3, 2), 1),
+        ("runc", (1, 3, 3), 0),
+        ("runc", (1, 4, 0), 0),
+        ("crun", (1, 8, 1), 2),
+        ("crun", (1, 21), 1),
+        ("crun", (1, 28), 0),
+        ("youki", (0, 7, 0), 1),
+        ("runc", (), 0),
+        ("other", (0, 1), 0),
+    ],
+)
 def test_known_bad_versions(kind: str, version: tuple[int, ...], bad: int) -> None:
     assert len(doctor.known_bad(kind, version)) == bad
 
@@ -206,7 +292,9 @@ def test_an_unprivileged_user(machine: Machine) -> None:
     machine.place.rootless, machine.place.euid = True, 54321
     os.chmod(machine.directory / "sys/fs/cgroup", 0o755)
     found = [problem for check, problem, _ in machine.problems() if check == "caller"]
-    assert any("no range in /etc/subuid" in each for each in found) and any("newuidmap is not installed" in each for each in found)
+    assert any("no range in /etc/subuid" in each for each in found) and any(
+        "newuidmap is not installed" in each for each in found
+    )
     for path in ("/etc/subuid", "/etc/subgid"):
         machine.put(path, "54321:100000:65536\n")
     for program in ("newuidmap", "newgidmap"):
@@ -215,7 +303,9 @@ def test_an_unprivileged_user(machine: Machine) -> None:
     assert caller.problems == [] and caller.data == {"uid": 54321, "rootless": True, "ranges": 2}
 
 
-def run(machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+def run(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str
+) -> tuple[int, str]:
     machine.checks()  # writes the configuration
     monkeypatch.setattr(doctor, "Host", lambda: machine.host)
     monkeypatch.setattr(doctor, "Place", lambda _: machine.place)
@@ -227,7 +317,12 @@ def test_the_command(machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: 
     assert status == 0 and text.endswith("nothing is wrong\n")
     spoil(machine, "old runc")
     status, text = run(machine, monkeypatch, capsys)
-    assert status == 1 and "problem: /usr/bin/runc" in text and "remedy:  runc 1.1.12" in text and text.endswith("1 problem\n")
+    assert (
+        status == 1
+        and "problem: /usr/bin/runc" in text
+        and "remedy:  runc 1.1.12" in text
+        and text.endswith("1 problem\n")
+    )
     status, text = run(machine, monkeypatch, capsys, "--format", "json")
     document: dict[str, Any] = json.loads(text)
     assert status == 1 and [problem["check"] for problem in document["problems"]] == ["runtimes"]
@@ -243,10 +338,20 @@ def test_this_very_machine(capsys: pytest.CaptureFixture[str]) -> None:
 def test_who_holds_gpus(machine: Machine) -> None:
     assert machine.checks()["leases"].text == "0 held"
     (machine.directory.parent / "state").mkdir()
-    leases = [{**ledger.oci_lease("gone", str(machine.directory), "/bin/false", 0), "started": 0, "names": ["0"], "keys": ["c195:0"]},
-              {**ledger.nri_lease("there", "pod", 0), "names": ["1"], "keys": ["c195:1"]}]
+    leases = [
+        {
+            **ledger.oci_lease("gone", str(machine.directory), "/bin/false", 0),
+            "started": 0,
+            "names": ["0"],
+            "keys": ["c195:0"],
+        },
+        {**ledger.nri_lease("there", "pod", 0), "names": ["1"], "keys": ["c195:1"]},
+    ]
     (machine.directory.parent / "state/leases").write_text(json.dumps(leases))
     found = machine.checks()["leases"]
-    assert found.text == "2 held, 1 of them by containers that are gone (`chandler leases release --stale`)" and not found.problems
+    assert (
+        found.text == "2 held, 1 of them by containers that are gone (`chandler leases release --stale`)"
+        and not found.problems
+    )
     machine.settings["gpu"] = '{allocator = "fixed"}'
     assert machine.checks()["leases"].text == 'none are kept (allocator = "fixed")'

@@ -40,8 +40,19 @@ def test_nothing_is_done(node: Node, capsys: pytest.CaptureFixture[str]) -> None
     assert (status, err) == (0, "")
     assert path.read_bytes() == before and os.listdir(path.parent) == ["config.json"]
     assert not (node.directory / "state/grants").exists()
-    for words in ("asked by    annotation chandler.oci/service", f"granted     {NVIDIA}=1  (c195:1)", "from annotation chandler.oci/service", f"{node.directory}/etc/cdi/nvidia.json {NVIDIA}=0",
-                  "from vendor table, nvidia.com/gpu", "A=b", "/dev/nvidia1 (c 195:1, rwm)", "CUDA_VISIBLE_DEVICES=0,1", '+        "path": "/dev/nvidia0"', "note: The environment", "note: A later update"):
+    for words in (
+        "asked by    annotation chandler.oci/service",
+        f"granted     {NVIDIA}=1  (c195:1)",
+        "from annotation chandler.oci/service",
+        f"{node.directory}/etc/cdi/nvidia.json {NVIDIA}=0",
+        "from vendor table, nvidia.com/gpu",
+        "A=b",
+        "/dev/nvidia1 (c 195:1, rwm)",
+        "CUDA_VISIBLE_DEVICES=0,1",
+        '+        "path": "/dev/nvidia0"',
+        "note: The environment",
+        "note: A later update",
+    ):
         assert words in out, words
 
 
@@ -61,21 +72,46 @@ def test_the_diff_is_what_a_create_writes(node: Node, capsys: pytest.CaptureFixt
     asked = service({"env": {"A": "b"}})
     bundle(node, asked)
     _, out, _ = ran(node, capsys, "--bundle", str(node.directory / "bundle"), "--format", "json")
-    added = [line[1:].strip().rstrip(",") for line in json.loads(out)["diff"].splitlines() if line.startswith("+") and not line.startswith("+++")]
+    added = [
+        line[1:].strip().rstrip(",")
+        for line in json.loads(out)["diff"].splitlines()
+        if line.startswith("+") and not line.startswith("+++")
+    ]
     assert '"A=b"' in added and f'"{P}granted": ""' in added
 
 
-@pytest.mark.parametrize("annotations", [{}, {"other": "x"}, {P + "services": '{"side": {}}', "io.kubernetes.cri.container-type": "container", "io.kubernetes.cri.container-name": "main"}])
+@pytest.mark.parametrize(
+    "annotations",
+    [
+        {},
+        {"other": "x"},
+        {
+            P + "services": '{"side": {}}',
+            "io.kubernetes.cri.container-type": "container",
+            "io.kubernetes.cri.container-name": "main",
+        },
+    ],
+)
 def test_nothing_asked(node: Node, capsys: pytest.CaptureFixture[str], annotations: dict[str, Any]) -> None:
     bundle(node, annotations)
     assert ran(node, capsys)[:2] == (0, "nothing is asked for: the create goes to the runtime as it is\n")
-    assert json.loads(ran(node, capsys, "--bundle", str(node.directory / "bundle"), "--format", "json")[1])["request"] is None
+    assert (
+        json.loads(ran(node, capsys, "--bundle", str(node.directory / "bundle"), "--format", "json")[1])["request"]
+        is None
+    )
 
 
-@pytest.mark.parametrize(("annotations", "words"), [
-    (service({"x": 1}), "annotation chandler.oci/service: unknown key 'x'"), (service({"resources": {"gpu": {"count": 9}}}), "this node has 4"), (service({"env": {"LD_PRELOAD": "x"}}), "env.LD_PRELOAD"),
-])
-def test_a_refusal_is_that_of_the_create(node: Node, capsys: pytest.CaptureFixture[str], annotations: dict[str, Any], words: str) -> None:
+@pytest.mark.parametrize(
+    ("annotations", "words"),
+    [
+        (service({"x": 1}), "annotation chandler.oci/service: unknown key 'x'"),
+        (service({"resources": {"gpu": {"count": 9}}}), "this node has 4"),
+        (service({"env": {"LD_PRELOAD": "x"}}), "env.LD_PRELOAD"),
+    ],
+)
+def test_a_refusal_is_that_of_the_create(
+    node: Node, capsys: pytest.CaptureFixture[str], annotations: dict[str, Any], words: str
+) -> None:
     bundle(node, annotations)
     status, out, err = ran(node, capsys)
     assert (status, out) == (1, "")

@@ -21,17 +21,34 @@ def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     monkeypatch.setattr(main, "parser", lambda: parser)
 
 
-@pytest.mark.parametrize(("error", "status", "said"), [
-    (HostError("it is\nwrong", "mend it"), 1, "chandler: it is wrong; mend it\n"), (FileNotFoundError(2, "No such file or directory", "/x"), 1, "chandler: /x: No such file or directory\n"),
-    (OSError(28, "No space left on device"), 1, "chandler: : No space left on device\n"), (KeyboardInterrupt(), 130, ""),
-])
-def test_errors(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: BaseException, status: int, said: str) -> None:
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (HostError("it is\nwrong", "mend it"), 1, "chandler: it is wrong; mend it\n"),
+        (FileNotFoundError(2, "No such file or directory", "/x"), 1, "chandler: /x: No such file or directory\n"),
+        (OSError(28, "No space left on device"), 1, "chandler: : No space left on device\n"),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+)
+def test_errors(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: BaseException, status: int, said: str
+) -> None:
     failing(monkeypatch, error)
     assert main.main([]) == status
     assert capsys.readouterr() == ("", said)
 
 
-@pytest.mark.parametrize("arguments", [[], ["nonsense"], ["explain"], ["explain", "--bundle", "a", "--config", "b"], ["explain", "--format", "xml", "--bundle", "a"], ["--nonsense"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["nonsense"],
+        ["explain"],
+        ["explain", "--bundle", "a", "--config", "b"],
+        ["explain", "--format", "xml", "--bundle", "a"],
+        ["--nonsense"],
+    ],
+)
 def test_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main.main(arguments)

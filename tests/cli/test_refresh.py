@@ -35,6 +35,7 @@ def test_refresh(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
 def test_removing_undoes_it(node: Node) -> None:
     def files() -> list[str]:
         return sorted(str(path) for path in node.directory.rglob("*"))
+
     before = files()
     assert main.main(["refresh", "--quiet"]) == 0
     assert any(path.endswith("/launch") for path in files()) and any(path.endswith("/index") for path in files())

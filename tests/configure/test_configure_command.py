@@ -1,4 +1,5 @@
 """`chandler configure` as a person meets it: what it says, what it refuses, and that it leaves nothing half done."""
+
 from __future__ import annotations
 
 import json
@@ -37,7 +38,11 @@ def refused(world: World, capsys: Said, *options: str) -> str:
 
 # --- containerd -----------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize(("version", "schema", "drop_in"), [("1.6.20", 2, False), ("1.7.24", 2, False), ("2.0.5", 3, False), ("2.1.9", 3, False), ("2.2.0", 3, False)])
+
+@pytest.mark.parametrize(
+    ("version", "schema", "drop_in"),
+    [("1.6.20", 2, False), ("1.7.24", 2, False), ("2.0.5", 3, False), ("2.1.9", 3, False), ("2.2.0", 3, False)],
+)
 def test_no_file_at_all(world: Make, version: str, schema: int, drop_in: bool) -> None:
     """The file is made, of the version that this containerd writes itself; 1.x keeps its own handler beside ours."""
     made = world("containerd", version)
@@ -49,8 +54,17 @@ def test_no_file_at_all(world: Make, version: str, schema: int, drop_in: bool) -
     assert made.run("--remove") == 0 and not made.file.exists()
 
 
-@pytest.mark.parametrize(("version", "options", "drops"), [
-    ("1.7.24", (), False), ("2.0.5", (), False), ("2.1.9", (), True), ("2.1.9", ("--in-place",), False), ("", (), False), ("2.1.9", ("--drop-in",), True)])
+@pytest.mark.parametrize(
+    ("version", "options", "drops"),
+    [
+        ("1.7.24", (), False),
+        ("2.0.5", (), False),
+        ("2.1.9", (), True),
+        ("2.1.9", ("--in-place",), False),
+        ("", (), False),
+        ("2.1.9", ("--drop-in",), True),
+    ],
+)
 def test_a_drop_in_where_the_version_merges(world: Make, version: str, options: tuple[str, ...], drops: bool) -> None:
     made = world("containerd", version)
     made.file.write_text(V2 + RUNC)
@@ -75,14 +89,19 @@ def test_a_directory_that_is_imported_already_needs_no_word(world: Make, name: s
     assert made.run("--remove") == 0 and made.tree() == before
 
 
-@pytest.mark.parametrize("imports", ['[\n  "a.toml"\n# a remark\n]', '[ "a.toml", # one\n]', '["a.toml"]', "[]", "[\n]", "['a.toml',\n 'b.toml',\n]"])
+@pytest.mark.parametrize(
+    "imports",
+    ['[\n  "a.toml"\n# a remark\n]', '[ "a.toml", # one\n]', '["a.toml"]', "[]", "[\n]", "['a.toml',\n 'b.toml',\n]"],
+)
 def test_a_list_of_imports_in_any_spelling(world: Make, imports: str) -> None:
     made = world("containerd", "2.1.9")
     text = f"version = 2\nimports = {imports}\n" + RUNC
     made.file.write_text(text)
     assert made.run() == 0
     found = tomledit.parse(made.file.read_text())["imports"]
-    assert str(made.file.parent / "conf.d/99-chandler.toml") in found and set(tomledit.parse(text)["imports"]) <= set(found)
+    assert str(made.file.parent / "conf.d/99-chandler.toml") in found and set(tomledit.parse(text)["imports"]) <= set(
+        found
+    )
     made.file.write_text(made.file.read_text() + "# theirs\n")
     assert made.run("--remove") == 0
     assert made.file.read_text().split() == (text + "# theirs\n").split()
@@ -91,26 +110,48 @@ def test_a_list_of_imports_in_any_spelling(world: Make, imports: str) -> None:
 def test_runc_in_an_imported_file_is_where_the_options_come_from(world: Make) -> None:
     made = world("containerd", "2.1.9")
     (made.file.parent / "conf.d").mkdir()
-    (made.file.parent / "conf.d/10-runc.toml").write_text("version = 2\n" + RUNC + RUNC.splitlines()[0].replace("runc]", "runc.options]") + "\nSystemdCgroup = true\n")
+    (made.file.parent / "conf.d/10-runc.toml").write_text(
+        "version = 2\n" + RUNC + RUNC.splitlines()[0].replace("runc]", "runc.options]") + "\nSystemdCgroup = true\n"
+    )
     made.file.write_text(f'version = 2\nimports = ["{made.file.parent}/conf.d/*.toml"]\n')
     assert made.run("--default") == 0
-    ours = tomledit.parse((made.file.parent / "conf.d/99-chandler.toml").read_text())["plugins"]["io.containerd.grpc.v1.cri"]["containerd"]
-    assert ours["runtimes"]["chandler"]["options"]["SystemdCgroup"] is True and ours["default_runtime_name"] == "chandler"
+    ours = tomledit.parse((made.file.parent / "conf.d/99-chandler.toml").read_text())["plugins"][
+        "io.containerd.grpc.v1.cri"
+    ]["containerd"]
+    assert (
+        ours["runtimes"]["chandler"]["options"]["SystemdCgroup"] is True and ours["default_runtime_name"] == "chandler"
+    )
 
 
-@pytest.mark.parametrize(("path", "options"), [
-    ("runc", {"BinaryName": "/usr/sbin/runc", "SystemdCgroup": True, "Root": "/r"}), ("nvidia", {"BinaryName": "nvidia-container-runtime", "SystemdCgroup": True})])
+@pytest.mark.parametrize(
+    ("path", "options"),
+    [
+        ("runc", {"BinaryName": "/usr/sbin/runc", "SystemdCgroup": True, "Root": "/r"}),
+        ("nvidia", {"BinaryName": "nvidia-container-runtime", "SystemdCgroup": True}),
+    ],
+)
 def test_options_of_the_handler_that_was_there(world: Make, path: str, options: dict[str, Any]) -> None:
     made = world("containerd")
     lines = "".join(f"{key} = {json.dumps(value)}\n" for key, value in options.items())
     head = f'[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.{path}'
-    made.file.write_text(V2.replace('"runc"', f'"{path}"') + head + ']\nruntime_type = "io.containerd.runc.v2"\nprivileged_without_host_devices = true\n'
-                         + f'snapshotter = "devmapper"\npod_annotations = ["a/*"]\n{head}.options]\n{lines}')
+    made.file.write_text(
+        V2.replace('"runc"', f'"{path}"')
+        + head
+        + ']\nruntime_type = "io.containerd.runc.v2"\nprivileged_without_host_devices = true\n'
+        + f'snapshotter = "devmapper"\npod_annotations = ["a/*"]\n{head}.options]\n{lines}'
+    )
     assert made.run() == 0
-    ours = tomledit.parse(made.file.read_text())["plugins"]["io.containerd.grpc.v1.cri"]["containerd"]["runtimes"]["chandler"]
-    assert ours == {"runtime_type": "io.containerd.runc.v2", "privileged_without_host_devices": True, "snapshotter": "devmapper",
-                    "pod_annotations": ["a/*", "chandler.oci/*"], "container_annotations": ["chandler.oci/*"],
-                    "options": {**options, "BinaryName": str(made.root / "usr/bin/chandler-runtime")}}
+    ours = tomledit.parse(made.file.read_text())["plugins"]["io.containerd.grpc.v1.cri"]["containerd"]["runtimes"][
+        "chandler"
+    ]
+    assert ours == {
+        "runtime_type": "io.containerd.runc.v2",
+        "privileged_without_host_devices": True,
+        "snapshotter": "devmapper",
+        "pod_annotations": ["a/*", "chandler.oci/*"],
+        "container_annotations": ["chandler.oci/*"],
+        "options": {**options, "BinaryName": str(made.root / "usr/bin/chandler-runtime")},
+    }
 
 
 def test_without_tomlkit(world: Make, capsys: Said, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,28 +163,75 @@ def test_without_tomlkit(world: Make, capsys: Said, monkeypatch: pytest.MonkeyPa
     assert "install python3-tomlkit" in refused(made, capsys, "--default")
 
 
-@pytest.mark.parametrize(("text", "version", "options", "words"), [
-    ('disabled_plugins = ["cri"]\n', "1.7.24", (), "containerd config migrate"), ("version = 1\n", "2.1.9", (), "version 1"), ("version = 4\n", "2.1.9", (), "version 4"),
-    ("version = 3\n", "1.7.24", (), "1.7.24 does not read"), ("version = [\n", "1.7.24", (), "not TOML"), ("version = 2\nversion = 2\n", "1.7.24", (), "not TOML"),
-    (V2, "1.7.24", ("--drop-in",), "leave out --drop-in"), (V2, "2.0.9", ("--drop-in",), "leave out --drop-in"),
-    (V2 + RUNC.replace("runc]", "chandler]"), "1.7.24", (), "'chandler' already"), (V2, "1.7.24", ("--engine-version", "new"), "no version"),
-    (V2, "1.7.24", ("--handler", "No Name"), "RuntimeClass"), (V2, "1.7.24", ("--handler", "a", "--runtime", "runc", "--runtime", "crun"), "2 runtimes"),
-    (V2, "1.7.24", ("--config", "relative.toml"), "no absolute path"), (V2, "1.7.24", ("--verify", "--remove"), "opposite"),
-])
-def test_containerd_refusals(world: Make, capsys: Said, text: str, version: str, options: tuple[str, ...], words: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "version", "options", "words"),
+    [
+        ('disabled_plugins = ["cri"]\n', "1.7.24", (), "containerd config migrate"),
+        ("version = 1\n", "2.1.9", (), "version 1"),
+        ("version = 4\n", "2.1.9", (), "version 4"),
+        ("version = 3\n", "1.7.24", (), "1.7.24 does not read"),
+        ("version = [\n", "1.7.24", (), "not TOML"),
+        ("version = 2\nversion = 2\n", "1.7.24", (), "not TOML"),
+        (V2, "1.7.24", ("--drop-in",), "leave out --drop-in"),
+        (V2, "2.0.9", ("--drop-in",), "leave out --drop-in"),
+        (V2 + RUNC.replace("runc]", "chandler]"), "1.7.24", (), "'chandler' already"),
+        (V2, "1.7.24", ("--engine-version", "new"), "no version"),
+        (V2, "1.7.24", ("--handler", "No Name"), "RuntimeClass"),
+        (V2, "1.7.24", ("--handler", "a", "--runtime", "runc", "--runtime", "crun"), "2 runtimes"),
+        (V2, "1.7.24", ("--config", "relative.toml"), "no absolute path"),
+        (V2, "1.7.24", ("--verify", "--remove"), "opposite"),
+    ],
+)
+def test_containerd_refusals(
+    world: Make, capsys: Said, text: str, version: str, options: tuple[str, ...], words: str
+) -> None:
     made = world("containerd", version)
     made.file.write_text(text)
     assert words in refused(made, capsys, *options)
 
 
-@pytest.mark.parametrize(("engine", "text"), [
-    *(("containerd", text) for text in ("version = []\n", "version = 2\nplugins = 3\n", "version = 2\nimports = 3\n", "version = 2\ndisabled_plugins = 5\n",
-                                        V2.replace('"runc"', "7"), 'version = 2\n[plugins."io.containerd.grpc.v1.cri".containerd]\nruntimes = 3\n',
-                                        V2 + RUNC.replace('"io.containerd.runc.v2"', '"io.containerd.runc.v2"\noptions = []\npod_annotations = 1'))),
-    *(("docker", text) for text in ('{"runtimes": 3}', '{"runtimes": {"chandler": null}}', '{"features": [], "runtimes": {"x": 1}}', '{"a": NaN}', "null", '"x"', "[" * 100)),
-    *(("crio", text) for text in ("crio = 1\n", "[crio.runtime]\nruntimes = 1\n", "[crio.runtime]\ndefault_runtime = 1\n")),
-    *(("podman", text) for text in ("engine = 1\n", "[engine]\nruntime_supports_json = 1\nruntimes = []\n", '[engine]\nruntime_supports_json = ["crun", {append = true}]\n')),
-])
+@pytest.mark.parametrize(
+    ("engine", "text"),
+    [
+        *(
+            ("containerd", text)
+            for text in (
+                "version = []\n",
+                "version = 2\nplugins = 3\n",
+                "version = 2\nimports = 3\n",
+                "version = 2\ndisabled_plugins = 5\n",
+                V2.replace('"runc"', "7"),
+                'version = 2\n[plugins."io.containerd.grpc.v1.cri".containerd]\nruntimes = 3\n',
+                V2
+                + RUNC.replace('"io.containerd.runc.v2"', '"io.containerd.runc.v2"\noptions = []\npod_annotations = 1'),
+            )
+        ),
+        *(
+            ("docker", text)
+            for text in (
+                '{"runtimes": 3}',
+                '{"runtimes": {"chandler": null}}',
+                '{"features": [], "runtimes": {"x": 1}}',
+                '{"a": NaN}',
+                "null",
+                '"x"',
+                "[" * 100,
+            )
+        ),
+        *(
+            ("crio", text)
+            for text in ("crio = 1\n", "[crio.runtime]\nruntimes = 1\n", "[crio.runtime]\ndefault_runtime = 1\n")
+        ),
+        *(
+            ("podman", text)
+            for text in (
+                "engine = 1\n",
+                "[engine]\nruntime_supports_json = 1\nruntimes = []\n",
+                '[engine]\nruntime_supports_json = ["crun", {append = true}]\n',
+            )
+        ),
+    ],
+)
 def test_files_of_another_shape(world: Make, capsys: Said, engine: str, text: str) -> None:
     """Refused in one sentence, or written and taken back; nothing between."""
     made = world(engine, "2.1.9")
@@ -162,8 +250,11 @@ def test_a_version_is_never_guessed(world: Make, capsys: Said, monkeypatch: pyte
     made.file.write_text(V2)
     assert "--engine-version" in refused(made, capsys, "--programs", empty, "--drop-in")
     assert made.run("--programs", empty) == 0 and "version is not known" in capsys.readouterr().out
-    for said, known in (("containerd github.com/containerd/containerd v1.7.27 05044ec0", (1, 7, 27)), ("containerd github.com/containerd/containerd/v2 2.1.9+unknown ", (2, 1, 9)),
-                        ("containerd containerd.io 1.7.24~ds1 1.7.24~ds1-6+deb13u1", (1, 7, 24))):
+    for said, known in (
+        ("containerd github.com/containerd/containerd v1.7.27 05044ec0", (1, 7, 27)),
+        ("containerd github.com/containerd/containerd/v2 2.1.9+unknown ", (2, 1, 9)),
+        ("containerd containerd.io 1.7.24~ds1 1.7.24~ds1-6+deb13u1", (1, 7, 24)),
+    ):
         assert doctor.numbers(said) == known
 
 
@@ -186,8 +277,14 @@ def test_who_is_read_later_is_named(world: Make, capsys: Said) -> None:
 
 # --- k3s and rke2 ---------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize(("name", "plugin", "service"), [("k3s/agent/etc/containerd/config-v3.toml.tmpl", "io.containerd.cri.v1.runtime", "k3s"),
-                                                        ("rke2/agent/etc/containerd/config.toml.tmpl", "io.containerd.grpc.v1.cri", "rke2-server")])
+
+@pytest.mark.parametrize(
+    ("name", "plugin", "service"),
+    [
+        ("k3s/agent/etc/containerd/config-v3.toml.tmpl", "io.containerd.cri.v1.runtime", "k3s"),
+        ("rke2/agent/etc/containerd/config.toml.tmpl", "io.containerd.grpc.v1.cri", "rke2-server"),
+    ],
+)
 def test_templates(world: Make, capsys: Said, name: str, plugin: str, service: str) -> None:
     made = world("containerd")
     made.file = made.root / "etc/rancher" / name
@@ -197,7 +294,9 @@ def test_templates(world: Make, capsys: Said, name: str, plugin: str, service: s
     text = made.file.read_text()
     assert text.startswith('{{ template "base" . }}\n') and "SystemdCgroup = {{ .SystemdCgroup }}\n" in text
     assert f"now: systemctl restart {service}" in capsys.readouterr().out
-    filled = tomledit.parse(text.replace('{{ template "base" . }}', "version = 3").replace("{{ .SystemdCgroup }}", "true"))
+    filled = tomledit.parse(
+        text.replace('{{ template "base" . }}', "version = 3").replace("{{ .SystemdCgroup }}", "true")
+    )
     assert set(filled["plugins"][plugin]["containerd"]["runtimes"]) == {"chandler", "chandler-crun"}
     after = made.tree()
     assert made.run("--runtime", "crun") == 0 and made.tree() == after
@@ -221,7 +320,19 @@ def test_what_k3s_makes_anew_is_not_edited(world: Make, capsys: Said) -> None:
 
 
 def test_a_node_of_k3s_is_told_which_file_to_name() -> None:
-    wish = Wish("containerd", [("chandler", "/usr/bin/chandler-runtime")], ["chandler.oci/*"], False, False, False, "", None, False, (2, 1, 9), "")
+    wish = Wish(
+        "containerd",
+        [("chandler", "/usr/bin/chandler-runtime")],
+        ["chandler.oci/*"],
+        False,
+        False,
+        False,
+        "",
+        None,
+        False,
+        (2, 1, 9),
+        "",
+    )
     directory = "/var/lib/rancher/k3s/agent/etc/containerd"
     with pytest.raises(ConfigError, match=f"--config {directory}/config-v3.toml.tmpl"):
         containerd.plan(wish, Read(lambda _: None, lambda _: None, lambda _: [directory]))
@@ -241,14 +352,27 @@ def test_a_required_nri_plugin(world: Make) -> None:
             whole = tomledit.parse(made.file.read_text())
             for name in made.file.parent.glob("conf.d/*.toml"):
                 whole = merged(whole, tomledit.parse(name.read_text()))
-            assert lookup(whole, VALIDATOR) == {"enable": True, "required_plugins": plugins, "tolerate_missing_plugins_annotation": annotation}
+            assert lookup(whole, VALIDATOR) == {
+                "enable": True,
+                "required_plugins": plugins,
+                "tolerate_missing_plugins_annotation": annotation,
+            }
             assert lookup(whole, (*VALIDATOR[:2], "disable")) is False
             assert made.run("--remove") == 0 and made.file.read_text() == text
 
 
-@pytest.mark.parametrize(("engine", "version", "words"), [("containerd", "2.1.9", "containerd 2.1.9 cannot require an NRI plugin"), ("containerd", "1.7.24", "before 2.2"),
-                                                          ("crio", "", "--nri-required is for containerd"), ("podman", "", "--nri-required is for containerd")])
-def test_a_required_nri_plugin_where_nothing_can_require_one(world: Make, capsys: Said, engine: str, version: str, words: str) -> None:
+@pytest.mark.parametrize(
+    ("engine", "version", "words"),
+    [
+        ("containerd", "2.1.9", "containerd 2.1.9 cannot require an NRI plugin"),
+        ("containerd", "1.7.24", "before 2.2"),
+        ("crio", "", "--nri-required is for containerd"),
+        ("podman", "", "--nri-required is for containerd"),
+    ],
+)
+def test_a_required_nri_plugin_where_nothing_can_require_one(
+    world: Make, capsys: Said, engine: str, version: str, words: str
+) -> None:
     made = world(engine, version)
     made.file.write_text("version = 2\n" if engine == "containerd" else "")
     assert words in refused(made, capsys, "--nri-required")
@@ -256,24 +380,53 @@ def test_a_required_nri_plugin_where_nothing_can_require_one(world: Make, capsys
 
 # --- docker, CRI-O, podman ------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize(("text", "options", "words"), [
-    ('{"a": 1, "a": 2}', (), "twice"), ('{"a": 1 // remark\n}', (), "comments"), ("[]", (), "not a JSON object"), ("{", (), "not JSON"), ('{"runtimes": []}', (), "runtimes"),
-    ('{"runtimes": {"chandler": {"path": "/elsewhere"}}}', (), "'chandler' already"), ("{}", ("--nri",), "no NRI"), ("{}", ("--drop-in",), "no drop-ins"),
-])
+
+@pytest.mark.parametrize(
+    ("text", "options", "words"),
+    [
+        ('{"a": 1, "a": 2}', (), "twice"),
+        ('{"a": 1 // remark\n}', (), "comments"),
+        ("[]", (), "not a JSON object"),
+        ("{", (), "not JSON"),
+        ('{"runtimes": []}', (), "runtimes"),
+        ('{"runtimes": {"chandler": {"path": "/elsewhere"}}}', (), "'chandler' already"),
+        ("{}", ("--nri",), "no NRI"),
+        ("{}", ("--drop-in",), "no drop-ins"),
+    ],
+)
 def test_docker_refusals(world: Make, capsys: Said, text: str, options: tuple[str, ...], words: str) -> None:
     made = world("docker")
     made.file.write_text(text)
     assert words in refused(made, capsys, *options)
 
 
-@pytest.mark.parametrize(("text", "options", "result"), [
-    ('{\n  "a": {"b": [1, 2]},\n\n  "c": 1.50\n}\n', (), '{\n  "a": {"b": [1, 2]},\n\n  "c": 1.50,\n\n  "runtimes": {\n    "chandler": {\n      "path": "P"\n    }\n  }\n}\n'),
-    ('{"a":1}', (), '{"a":1, "runtimes": {"chandler": {"path": "P"}}}'),
-    ('{\n\t"runtimes": {"x": {"path": "y"}}\n}', ("--default",), '{\n\t"runtimes": {"x": {"path": "y"}, "chandler": {\n\t\t\t"path": "P"\n\t\t}},\n\t"default-runtime": "chandler"\n}'),
-    ('{"default-runtime": "nvidia", "features": {"cdi": false}}', ("--default", "--cdi"), '{"default-runtime": "chandler", "features": {"cdi": true}, "runtimes": {"chandler": {"path": "P"}}}'),
-    ("", (), '{\n    "runtimes": {\n        "chandler": {\n            "path": "P"\n        }\n    }\n}\n'),
-    ('\ufeff{}', (), '\ufeff{\n    "runtimes": {\n        "chandler": {\n            "path": "P"\n        }\n    }\n}'),
-])
+@pytest.mark.parametrize(
+    ("text", "options", "result"),
+    [
+        (
+            '{\n  "a": {"b": [1, 2]},\n\n  "c": 1.50\n}\n',
+            (),
+            '{\n  "a": {"b": [1, 2]},\n\n  "c": 1.50,\n\n  "runtimes": {\n    "chandler": {\n      "path": "P"\n    }\n  }\n}\n',
+        ),
+        ('{"a":1}', (), '{"a":1, "runtimes": {"chandler": {"path": "P"}}}'),
+        (
+            '{\n\t"runtimes": {"x": {"path": "y"}}\n}',
+            ("--default",),
+            '{\n\t"runtimes": {"x": {"path": "y"}, "chandler": {\n\t\t\t"path": "P"\n\t\t}},\n\t"default-runtime": "chandler"\n}',
+        ),
+        (
+            '{"default-runtime": "nvidia", "features": {"cdi": false}}',
+            ("--default", "--cdi"),
+            '{"default-runtime": "chandler", "features": {"cdi": true}, "runtimes": {"chandler": {"path": "P"}}}',
+        ),
+        ("", (), '{\n    "runtimes": {\n        "chandler": {\n            "path": "P"\n        }\n    }\n}\n'),
+        (
+            "\ufeff{}",
+            (),
+            '\ufeff{\n    "runtimes": {\n        "chandler": {\n            "path": "P"\n        }\n    }\n}',
+        ),
+    ],
+)
 def test_daemon_json_to_the_letter(world: Make, text: str, options: tuple[str, ...], result: str) -> None:
     made = world("docker")
     made.file.write_text(text, newline="")
@@ -289,7 +442,16 @@ def test_podman_keeps_what_supports_json(world: Make, capsys: Said) -> None:
     made.file.write_text('[engine]\nruntime_supports_json = ["runc"]\n')
     assert made.run() == 0
     engine = tomledit.parse((made.root / "etc/containers/containers.conf.d/99-chandler.conf").read_text())["engine"]
-    assert engine["runtime_supports_json"] == ["crun", "special", "runc", "chandler", "chandler-runtime", "chandler-runc", "chandler-youki", "chandler-crun"]
+    assert engine["runtime_supports_json"] == [
+        "crun",
+        "special",
+        "runc",
+        "chandler",
+        "chandler-runtime",
+        "chandler-runc",
+        "chandler-youki",
+        "chandler-crun",
+    ]
     assert engine["runtimes"] == {"chandler": [str(made.root / "usr/bin/chandler-runtime")]}
     assert "now:" not in capsys.readouterr().out, "podman reads it at every call"
     assert "no NRI" in refused(made, capsys, "--nri")
@@ -301,12 +463,18 @@ def test_crio_drop_in_is_like_the_default_handler(world: Make, capsys: Said) -> 
     made = world("crio")
     directory = made.root / "etc/crio/crio.conf.d"
     directory.mkdir()
-    (directory / "10-crio.conf").write_bytes(next(path for path in corpus("crio") if path.name == "packaged-crun.conf").read_bytes())
+    (directory / "10-crio.conf").write_bytes(
+        next(path for path in corpus("crio") if path.name == "packaged-crun.conf").read_bytes()
+    )
     assert made.run("--nri", "--cdi") == 0
     ours = tomledit.parse((directory / "99-chandler.conf").read_text())["crio"]
     assert ours["runtime"]["runtimes"]["chandler"] == {
-        "runtime_path": str(made.root / "usr/bin/chandler-runtime"), "runtime_type": "oci", "runtime_root": "/run/crun", "monitor_path": "/usr/libexec/crio/conmon",
-        "allowed_annotations": ["io.containers.trace-syscall", "io.kubernetes.cri-o.Devices"]}
+        "runtime_path": str(made.root / "usr/bin/chandler-runtime"),
+        "runtime_type": "oci",
+        "runtime_root": "/run/crun",
+        "monitor_path": "/usr/libexec/crio/conmon",
+        "allowed_annotations": ["io.containers.trace-syscall", "io.kubernetes.cri-o.Devices"],
+    }
     assert ours["nri"] == {"enable_nri": True}
     assert "note: CRI-O injects CDI devices by itself" in capsys.readouterr().out
     # its directory is read whole, whatever a file is called: nothing but the drop-in may be in it
@@ -331,17 +499,21 @@ def test_a_drop_in_that_somebody_has_added_to(world: Make) -> None:
     assert made.run() == 0  # what was added stays, also when configured otherwise
     assert "runtime" not in tomledit.parse(path.read_text())["engine"] and "# mine" in path.read_text()
     assert made.run("--remove") == 0
-    assert tomledit.parse(path.read_text()) == {"network": {"network_backend": "netavark"}, "engine": {"runtimes": {}}} or path.read_text().strip() == "[network]\nnetwork_backend = 'netavark' # mine"
+    assert (
+        tomledit.parse(path.read_text()) == {"network": {"network_backend": "netavark"}, "engine": {"runtimes": {}}}
+        or path.read_text().strip() == "[network]\nnetwork_backend = 'netavark' # mine"
+    )
 
 
 # --- Chandler's own key ---------------------------------------------------------------------------------------------
+
 
 def test_each_engine_is_said_to_chandler(world: Make) -> None:
     """Beside each other; of those whose callers write every annotation there is nothing to believe."""
     made = world("crio")
     keys = made.root / "etc/chandler/config.d"
     assert made.run() == 0 and tomledit.parse((keys / "50-engine-crio.toml").read_text()) == {"engines": ["crio"]}
-    found = doctor._engines(doctor.Host(str(made.root)), {"engines": ["crio"]})
+    found = doctor._engines(doctor.Examined(str(made.root)), {"engines": ["crio"]})
     assert found.data["crio"]["configured"] is True and found.data["crio"]["identity"] is True and found.problems == []
     for engine in ("docker", "podman"):
         assert world(engine).run() == 0
@@ -355,7 +527,9 @@ def test_each_engine_is_said_to_chandler(world: Make) -> None:
     assert made.run("--remove") == 0 and not keys.exists()
 
 
-@pytest.mark.parametrize("says", ['engine = "containerd"', 'engines = ["crio", "containerd"]', 'engine = "docker"', 'engines = []'])
+@pytest.mark.parametrize(
+    "says", ['engine = "containerd"', 'engines = ["crio", "containerd"]', 'engine = "docker"', "engines = []"]
+)
 def test_the_engine_that_the_administrator_has_written(world: Make, says: str) -> None:
     made = world("containerd", "2.1.9")
     (made.root / "etc/chandler/config.toml").write_text(f"{says}\n")
@@ -369,12 +543,21 @@ def test_the_file_of_an_earlier_release(world: Make, engine: str) -> None:
     old = made.root / "etc/chandler/config.d/50-engine.toml"
 
     def earlier() -> None:
-        change = store.change(store.look(str(old), {0: "root", os.geteuid(): "the caller"}), Edit(str(old), TOML, [Setting(VALUE, ("engine",), engine)], own=True), engine)
+        change = store.change(
+            store.look(str(old), {0: "root", os.geteuid(): "the caller"}),
+            Edit(str(old), TOML, [Setting(VALUE, ("engine",), engine)], own=True),
+            engine,
+        )
         store.apply([change])
+
     earlier()
     assert tomledit.parse(old.read_text()) == {"engine": engine}
     assert world("crio").run() == 0 and old.exists()
-    assert made.run() == 0 and not old.exists() and (old.parent / "50-engine-containerd.toml").exists() is (engine == "containerd")
+    assert (
+        made.run() == 0
+        and not old.exists()
+        and (old.parent / "50-engine-containerd.toml").exists() is (engine == "containerd")
+    )
     earlier()
     assert made.run("--remove") == 0 and os.listdir(old.parent) == ["50-engine-crio.toml"]
 
@@ -390,14 +573,19 @@ def test_a_configuration_that_is_wrong(world: Make, capsys: Said) -> None:
 
 def test_what_is_let_through_follows_the_prefix(world: Make) -> None:
     made = world("containerd")
-    (made.root / "etc/chandler/config.toml").write_text('annotation-prefix = "example.com/"\n[cdi]\nannotations = true\n')
+    (made.root / "etc/chandler/config.toml").write_text(
+        'annotation-prefix = "example.com/"\n[cdi]\nannotations = true\n'
+    )
     made.file.write_text(V2)
     assert made.run() == 0
-    ours = tomledit.parse(made.file.read_text())["plugins"]["io.containerd.grpc.v1.cri"]["containerd"]["runtimes"]["chandler"]
+    ours = tomledit.parse(made.file.read_text())["plugins"]["io.containerd.grpc.v1.cri"]["containerd"]["runtimes"][
+        "chandler"
+    ]
     assert ours["pod_annotations"] == ours["container_annotations"] == ["example.com/*", "cdi.k8s.io/*"]
 
 
 # --- files ----------------------------------------------------------------------------------------------------------
+
 
 def test_a_dry_run_writes_nothing_and_shows_everything(world: Make, capsys: Said) -> None:
     made = world("docker")
@@ -405,7 +593,10 @@ def test_a_dry_run_writes_nothing_and_shows_everything(world: Make, capsys: Said
     before = made.tree()
     assert made.run("--dry-run", "--restart") == 0 and made.tree() == before
     said = capsys.readouterr().out
-    assert f"--- {made.file}\n+++ {made.file}\n" in said and '-{"a": 1}\n\\ No newline at end of file\n+{"a": 1, "runtimes"' in said
+    assert (
+        f"--- {made.file}\n+++ {made.file}\n" in said
+        and '-{"a": 1}\n\\ No newline at end of file\n+{"a": 1, "runtimes"' in said
+    )
     assert made.run() == 0
     capsys.readouterr()
     assert made.run("--dry-run") == 0 and capsys.readouterr().out == ""
@@ -474,6 +665,7 @@ def test_killed_in_the_middle(world: Make, when: int) -> None:
                 os._exit(9)
             left[0] -= 1
             rename(*arguments)
+
         os.rename = dying  # type: ignore[assignment]
         made.run()
         os._exit(0)
@@ -483,12 +675,16 @@ def test_killed_in_the_middle(world: Make, when: int) -> None:
             tomledit.parse(data.decode())
     assert made.run("--remove") == 0
     unfinished = {name for name in made.tree() if ".chandler-" in name and name not in before}
-    assert {name: seen for name, seen in made.tree().items() if name not in unfinished and not name.endswith(".d")} == before
+    assert {
+        name: seen for name, seen in made.tree().items() if name not in unfinished and not name.endswith(".d")
+    } == before
     assert made.run() == 0 and (made.file.parent / "conf.d/99-chandler.toml").exists()
 
 
 @pytest.mark.parametrize("name", ["config.toml", "config.toml.chandler-record", "50-engine-containerd.toml"])
-def test_what_cannot_be_written_takes_the_rest_back(world: Make, capsys: Said, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_what_cannot_be_written_takes_the_rest_back(
+    world: Make, capsys: Said, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     made = world("containerd", "2.1.9")
     made.file.write_text(V2 + RUNC)
     rename = os.rename
@@ -497,6 +693,7 @@ def test_what_cannot_be_written_takes_the_rest_back(world: Make, capsys: Said, m
         if str(target).endswith("/" + name):
             raise OSError(28, "No space left on device")
         rename(source, target)
+
     monkeypatch.setattr(os, "rename", full)
     assert "cannot be written: No space left on device; nothing was changed" in refused(made, capsys)
 
@@ -521,22 +718,33 @@ def test_a_handler_that_somebody_has_tuned_goes_all_the_same(world: Make) -> Non
     made = world("containerd")
     made.file.write_text(V2 + RUNC)
     assert made.run("--default") == 0
-    made.file.write_text(made.file.read_text().replace('container_annotations = ["chandler.oci/*"]', 'container_annotations = ["*"]\nsnapshotter = "x"'))
+    made.file.write_text(
+        made.file.read_text().replace(
+            'container_annotations = ["chandler.oci/*"]', 'container_annotations = ["*"]\nsnapshotter = "x"'
+        )
+    )
     assert made.run("--remove") == 0
     assert tomledit.parse(made.file.read_text()) == tomledit.parse(V2 + RUNC)
     # but a default that somebody has chosen since stays
     assert made.run("--default") == 0
-    made.file.write_text(made.file.read_text().replace('default_runtime_name = "chandler"', 'default_runtime_name = "kata"'))
+    made.file.write_text(
+        made.file.read_text().replace('default_runtime_name = "chandler"', 'default_runtime_name = "kata"')
+    )
     assert made.run("--remove") == 0
     assert made.file.read_text().rstrip() == (V2 + RUNC).replace('"runc"', '"kata"').rstrip()
 
 
 # --- around it ------------------------------------------------------------------------------------------------------
 
+
 def test_selinux(tmp_path: Path) -> None:
     (tmp_path / "booleans").mkdir()
     assert selinux.notes(str(tmp_path)) == []
-    for enforce, boolean, words in (("1", "0 0", "setsebool -P container_use_devices on"), ("0", "0 0", "once SELinux is enforcing"), ("1", "1 1", "")):
+    for enforce, boolean, words in (
+        ("1", "0 0", "setsebool -P container_use_devices on"),
+        ("0", "0 0", "once SELinux is enforcing"),
+        ("1", "1 1", ""),
+    ):
         (tmp_path / "enforce").write_text(enforce)
         (tmp_path / "booleans/container_use_devices").write_text(boolean)
         said = selinux.notes(str(tmp_path))
@@ -554,8 +762,12 @@ def test_restart(world: Make, capsys: Said, monkeypatch: pytest.MonkeyPatch) -> 
             return subprocess.CompletedProcess(command, 0, f"{os.getpid()}\n", "")
         called.append(command)
         return subprocess.CompletedProcess(command, len(failing), "", "Job for docker.service failed\n")
+
     monkeypatch.setattr("shim.cli.configure.subprocess.run", run)
-    monkeypatch.setattr("shim.cli.configure.os.path.isdir", lambda path, known=os.path.isdir: path == "/run/systemd/system" or known(path))
+    monkeypatch.setattr(
+        "shim.cli.configure.os.path.isdir",
+        lambda path, known=os.path.isdir: path == "/run/systemd/system" or known(path),
+    )
     assert made.run("--restart") == 0 and called == [("systemctl", "restart", "docker")]
     said = capsys.readouterr().out
     assert "restarted docker" in said and "now:" not in said
@@ -567,6 +779,9 @@ def test_restart(world: Make, capsys: Said, monkeypatch: pytest.MonkeyPatch) -> 
     failing.append(1)
     assert made.run("--restart") == 1
     assert "Job for docker.service failed" in capsys.readouterr().err
-    monkeypatch.setattr("shim.cli.configure.os.path.isdir", lambda path, known=os.path.isdir: path != "/run/systemd/system" and known(path))
+    monkeypatch.setattr(
+        "shim.cli.configure.os.path.isdir",
+        lambda path, known=os.path.isdir: path != "/run/systemd/system" and known(path),
+    )
     assert made.run("--cdi", "--restart") == 1
     assert "systemd does not run here" in capsys.readouterr().err

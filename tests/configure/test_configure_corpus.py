@@ -1,4 +1,5 @@
 """Configuration files as distributions, vendors and people write them: configured, configured again, changed by others, and brought back."""
+
 from __future__ import annotations
 
 import contextlib
@@ -23,9 +24,24 @@ from shim.configure.containerd import CRI
 CASES = [(engine, path) for engine in ("containerd", "docker", "crio", "podman") for path in corpus(engine)]
 NAMES = [f"{engine}-{path.name}" for engine, path in CASES]
 OPTIONS: dict[str, list[tuple[str, ...]]] = {
-    "containerd": [(), ("--default", "--cdi", "--nri"), ("--runtime", "youki", "--runtime", "crun"), ("--handler", "gpu", "--runtime", "runc", "--default")],
-    "docker": [(), ("--default", "--cdi"), ("--runtime", "youki", "--runtime", "crun"), ("--handler", "gpu", "--runtime", "runc", "--default")],
-    "crio": [(), ("--default", "--nri"), ("--runtime", "youki"), ("--handler", "gpu", "--runtime", "runc", "--default")],
+    "containerd": [
+        (),
+        ("--default", "--cdi", "--nri"),
+        ("--runtime", "youki", "--runtime", "crun"),
+        ("--handler", "gpu", "--runtime", "runc", "--default"),
+    ],
+    "docker": [
+        (),
+        ("--default", "--cdi"),
+        ("--runtime", "youki", "--runtime", "crun"),
+        ("--handler", "gpu", "--runtime", "runc", "--default"),
+    ],
+    "crio": [
+        (),
+        ("--default", "--nri"),
+        ("--runtime", "youki"),
+        ("--handler", "gpu", "--runtime", "runc", "--default"),
+    ],
     "podman": [(), ("--default",), ("--runtime", "youki"), ("--handler", "gpu", "--runtime", "runc", "--default")],
 }
 Make = Callable[..., World]
@@ -38,6 +54,7 @@ def parse(engine: str, text: str) -> dict[str, Any]:
 def whole(world: World) -> dict[str, Any]:
     """The main file with our drop-in, as the engine merges them."""
     from shim.configure.model import merged
+
     document = parse(world.engine, world.file.read_bytes().decode())
     for name in ("conf.d/99-chandler.toml", f"{world.file.name}.d/99-chandler.conf"):
         path = world.file.parent / name
@@ -103,11 +120,19 @@ def check_kept(engine: str, before: bytes, after: bytes) -> None:
             assert new.get(path) == value, path
     lost = Counter(before.decode().splitlines()) - Counter(after.decode().splitlines())
     if engine != "docker":
-        changed = [line for line in lost if not any(word in line for word in own) and line + "," not in after.decode().splitlines()]
+        changed = [
+            line
+            for line in lost
+            if not any(word in line for word in own) and line + "," not in after.decode().splitlines()
+        ]
         assert not changed or b"{" in before, changed
 
 
-@pytest.mark.parametrize(("engine", "path"), [case for case in CASES if case[0] in ("containerd", "docker")], ids=[name for name in NAMES if name.startswith(("c", "d")) and "crio" not in name])
+@pytest.mark.parametrize(
+    ("engine", "path"),
+    [case for case in CASES if case[0] in ("containerd", "docker")],
+    ids=[name for name in NAMES if name.startswith(("c", "d")) and "crio" not in name],
+)
 def test_somebody_else_was_at_work_since(world: Make, engine: str, path: Path) -> None:
     """Then what is ours goes and theirs stays, character by character."""
     if not imports_are_readable(path.read_bytes()):
@@ -134,7 +159,9 @@ def test_somebody_else_was_at_work_since(world: Make, engine: str, path: Path) -
     assert not list(made.file.parent.glob("*chandler*"))
 
 
-@pytest.mark.parametrize("name", ["default", "debian-package.toml", "kubeadm.toml", "out-of-order.toml", "quoted-keys.toml"])
+@pytest.mark.parametrize(
+    "name", ["default", "debian-package.toml", "kubeadm.toml", "out-of-order.toml", "quoted-keys.toml"]
+)
 @pytest.mark.parametrize("release", RELEASES, ids=lambda release: release.label)
 def test_containerd_understands_the_same_and_our_handler(world: Make, release: Any, name: str) -> None:
     """Of what it writes itself by `config default`, and of others: version 2 in a drop-in of 2.1, too."""
@@ -143,9 +170,16 @@ def test_containerd_understands_the_same_and_our_handler(world: Make, release: A
     binary = release.binary("containerd")
 
     def said(*arguments: str) -> str:
-        return subprocess.run([binary, *arguments], check=True, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60).stdout
+        return subprocess.run(
+            [binary, *arguments], check=True, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60
+        ).stdout
+
     made = world("containerd", said("--version").split()[2].split("~")[0].split("+")[0])
-    made.file.write_text(said("config", "default") if name == "default" else next(path for path in corpus("containerd") if path.name == name).read_text())
+    made.file.write_text(
+        said("config", "default")
+        if name == "default"
+        else next(path for path in corpus("containerd") if path.name == name).read_text()
+    )
     before = tomledit.parse(said("--config", str(made.file), "config", "dump"))
     text = made.file.read_text()
     assert made.run("--runtime", "crun") == 0
@@ -156,7 +190,11 @@ def test_containerd_understands_the_same_and_our_handler(world: Make, release: A
         ours = runtimes.pop(name)
         program = "chandler-runtime" if name == "chandler" else name
         assert ours["options"].pop("BinaryName") == str(made.root / "usr/bin" / program)
-        assert all(ours["options"].get(key, type(value)()) == value for key, value in runc["options"].items() if key != "BinaryName")
+        assert all(
+            ours["options"].get(key, type(value)()) == value
+            for key, value in runc["options"].items()
+            if key != "BinaryName"
+        )
         assert ours.pop("pod_annotations") == ours.pop("container_annotations") == ["chandler.oci/*"]
         assert all(ours[key] == runc[key] for key in ours if key != "options" and ours[key])
     after["imports"] = before["imports"]
@@ -191,7 +229,16 @@ def varied(draw: st.DrawFn) -> tuple[str, bytes, str, tuple[str, ...]]:
             if same("\n".join(candidate), text):
                 lines = candidate
         for number in range(draw(st.integers(0, 2))):
-            name = draw(st.sampled_from(["plugins.'io.example.v1.one'", "proxy_plugins.\"a b\"", "x", "plugins.\"io.containerd.grpc.v1.cri\".x_of_others"]))
+            name = draw(
+                st.sampled_from(
+                    [
+                        "plugins.'io.example.v1.one'",
+                        'proxy_plugins."a b"',
+                        "x",
+                        'plugins."io.containerd.grpc.v1.cri".x_of_others',
+                    ]
+                )
+            )
             value = draw(st.sampled_from(["1", "[1, 2]", "{a = 1}", "true # yes", "1979-05-27", '"äö"']))
             candidate = [*lines, f"[{name}.n{number}]", f"k = {value}"]
             with contextlib.suppress(Exception):
@@ -201,7 +248,11 @@ def varied(draw: st.DrawFn) -> tuple[str, bytes, str, tuple[str, ...]]:
     elif text.strip():
         text = draw(st.sampled_from(["", " ", "\n\n"])) + text.rstrip("\n") + draw(st.sampled_from(["", "\n", " \n"]))
         if draw(st.booleans()):
-            text = json.dumps(jsonedit.parse(path.read_text()), indent=draw(st.sampled_from([None, 1, 3, "\t"])), default=lambda number: 15)
+            text = json.dumps(
+                jsonedit.parse(path.read_text()),
+                indent=draw(st.sampled_from([None, 1, 3, "\t"])),
+                default=lambda number: 15,
+            )
     if draw(st.booleans()):
         text = text.replace("\n", "\r\n")
     chosen = draw(st.sampled_from(OPTIONS[engine]))

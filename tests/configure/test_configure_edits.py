@@ -1,4 +1,5 @@
 """Putting settings into texts and taking them out again, without the backup's help: the very same characters."""
+
 from __future__ import annotations
 
 import json
@@ -14,14 +15,22 @@ from shim.configure.containerd import CRI
 from shim.configure.model import ELEMENT, TABLE, VALUE, Setting, lookup, with_setting
 from shim.errors import ConfigError
 
-HANDLER = {"runtime_type": "io.containerd.runc.v2", "pod_annotations": ["chandler.oci/*"], "options": {"BinaryName": "/usr/bin/chandler-runtime", "SystemdCgroup": True}}
+HANDLER = {
+    "runtime_type": "io.containerd.runc.v2",
+    "pod_annotations": ["chandler.oci/*"],
+    "options": {"BinaryName": "/usr/bin/chandler-runtime", "SystemdCgroup": True},
+}
 
 
 def settings_of(text: str) -> list[Setting]:
     cri = ("plugins", CRI[tomledit.parse(text)["version"]])
-    return [Setting(TABLE, (*cri, "containerd", "runtimes", "chandler"), HANDLER), Setting(VALUE, (*cri, "containerd", "default_runtime_name"), "chandler"),
-            Setting(VALUE, (*cri, "enable_cdi"), True), Setting(VALUE, ("plugins", "io.containerd.nri.v1.nri", "disable"), False),
-            Setting(ELEMENT, ("imports",), "/etc/containerd/conf.d/99-chandler.toml")]
+    return [
+        Setting(TABLE, (*cri, "containerd", "runtimes", "chandler"), HANDLER),
+        Setting(VALUE, (*cri, "containerd", "default_runtime_name"), "chandler"),
+        Setting(VALUE, (*cri, "enable_cdi"), True),
+        Setting(VALUE, ("plugins", "io.containerd.nri.v1.nri", "disable"), False),
+        Setting(ELEMENT, ("imports",), "/etc/containerd/conf.d/99-chandler.toml"),
+    ]
 
 
 @pytest.mark.parametrize("path", corpus("containerd"), ids=lambda path: path.name)
@@ -50,7 +59,9 @@ def test_toml_keeps_the_comment_above_the_next_table() -> None:
     """Also when somebody has changed our block: tomlkit takes that comment for a part of the table before."""
     text = "[a]\n  x = 1 # one\n\n# about b\n[b]\n"
     result, record = tomledit.put(text, [IN_PLACE, Setting(TABLE, ("c",), {"y": {"z": 1}})])
-    assert result.startswith("[a]\n  x = 1 # one\n  ours = true\n\n# about b\n[b]\n") and result.endswith("[c.y]\nz = 1\n")
+    assert result.startswith("[a]\n  x = 1 # one\n  ours = true\n\n# about b\n[b]\n") and result.endswith(
+        "[c.y]\nz = 1\n"
+    )
     result = result.replace("z = 1", "z = 2") + "# about d\n[d]\n"
     assert tomledit.take(result, record) == text + "\n# about d\n[d]\n"
 
@@ -62,9 +73,18 @@ def test_toml_with_the_parts_of_a_table_apart() -> None:
     assert tomledit.take(result, record) == text
 
 
-@pytest.mark.parametrize(("array", "result"), [
-    ("[]", '["v"]'), ("['a']", "['a', \"v\"]"), ("['a',]", "['a', \"v\"]"), ("[\n]", '["v"\n]'), ("[\n\t'a',\n]", "[\n\t'a',\n\t\"v\"\n]"),
-    ("['a', # one\n]", "['a', # one\n\"v\"\n]"), ("[\n 'a' # one\n]", "[\n 'a' # one\n , \"v\"\n]")])
+@pytest.mark.parametrize(
+    ("array", "result"),
+    [
+        ("[]", '["v"]'),
+        ("['a']", "['a', \"v\"]"),
+        ("['a',]", "['a', \"v\"]"),
+        ("[\n]", '["v"\n]'),
+        ("[\n\t'a',\n]", "[\n\t'a',\n\t\"v\"\n]"),
+        ("['a', # one\n]", "['a', # one\n\"v\"\n]"),
+        ("[\n 'a' # one\n]", "[\n 'a' # one\n , \"v\"\n]"),
+    ],
+)
 def test_toml_array(array: str, result: str) -> None:
     text = f"x = {array} # ours?\n"
     edited, record = tomledit.put(text, [Setting(ELEMENT, ("x",), "v")])
@@ -75,16 +95,39 @@ def test_toml_array(array: str, result: str) -> None:
     assert tomledit.parse(tomledit.take('x = ["v", "b"]\n', record)) == {"x": ["b"]}
 
 
-NAMES = st.sampled_from(["runtimes", "features", "default-runtime", "a", "ä\"\\", "", "{", "chandler"])
-VALUES = st.recursive(st.sampled_from([1, 1.5, True, None, "x", "}{", "\"runtimes\": {", "é"]), lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=4), max_leaves=12)
-SPELLING = st.sampled_from([{"indent": 2}, {"indent": 4}, {"indent": "\t"}, {"indent": 0}, {}, {"separators": (",", ":")}, {"indent": 1, "ensure_ascii": False}])
+NAMES = st.sampled_from(["runtimes", "features", "default-runtime", "a", 'ä"\\', "", "{", "chandler"])
+VALUES = st.recursive(
+    st.sampled_from([1, 1.5, True, None, "x", "}{", '"runtimes": {', "é"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=4),
+    max_leaves=12,
+)
+SPELLING = st.sampled_from(
+    [
+        {"indent": 2},
+        {"indent": 4},
+        {"indent": "\t"},
+        {"indent": 0},
+        {},
+        {"separators": (",", ":")},
+        {"indent": 1, "ensure_ascii": False},
+    ]
+)
 
 
 @example({"runtimes": {"chandler": None}}, {"indent": 2}, "", "")
-@given(st.dictionaries(NAMES, VALUES, max_size=5), SPELLING, st.sampled_from(["", "\n", "\n\n", " "]), st.sampled_from(["", " ", "\n"]))
+@given(
+    st.dictionaries(NAMES, VALUES, max_size=5),
+    SPELLING,
+    st.sampled_from(["", "\n", "\n\n", " "]),
+    st.sampled_from(["", " ", "\n"]),
+)
 def test_json(document: dict[str, Any], spelling: dict[str, Any], end: str, start: str) -> None:
     text = start + json.dumps(document, **spelling) + end
-    settings = [Setting(TABLE, ("runtimes", "chandler"), {"path": "/usr/bin/chandler-runtime"}), Setting(VALUE, ("default-runtime",), "chandler"), Setting(VALUE, ("features", "cdi"), True)]
+    settings = [
+        Setting(TABLE, ("runtimes", "chandler"), {"path": "/usr/bin/chandler-runtime"}),
+        Setting(VALUE, ("default-runtime",), "chandler"),
+        Setting(VALUE, ("features", "cdi"), True),
+    ]
     try:
         result, record = jsonedit.put(text, settings)
     except ConfigError:

@@ -1,4 +1,5 @@
 """A machine whose configuration is below one directory, to run `chandler configure` on in this process."""
+
 from __future__ import annotations
 
 import os
@@ -14,7 +15,12 @@ from shim.configure import podman
 
 CORPUS = Path(__file__).parent / "corpus"
 # Engine: where its main file is, and the versions that treat it differently.
-FILES = {"containerd": "etc/containerd/config.toml", "docker": "etc/docker/daemon.json", "crio": "etc/crio/crio.conf", "podman": "etc/containers/containers.conf"}
+FILES = {
+    "containerd": "etc/containerd/config.toml",
+    "docker": "etc/docker/daemon.json",
+    "crio": "etc/crio/crio.conf",
+    "podman": "etc/containers/containers.conf",
+}
 
 
 def corpus(engine: str) -> list[Path]:
@@ -37,7 +43,10 @@ class World:
         """Every file with its bytes and mode, and every directory."""
         found: dict[str, tuple[bytes, int]] = {}
         for path in sorted((self.root / "etc").rglob("*")):
-            found[str(path.relative_to(self.root))] = (path.read_bytes() if path.is_file() else b"", path.lstat().st_mode)
+            found[str(path.relative_to(self.root))] = (
+                path.read_bytes() if path.is_file() else b"",
+                path.lstat().st_mode,
+            )
         return found
 
 

@@ -54,8 +54,18 @@ def comparable(config: dict[str, Any]) -> dict[str, Any]:
 def seen(mounts: list[Any], probes: list[str]) -> dict[str, Any]:
     """What a container sees at some paths and below them: the mount made last at it or above it."""
     paths = [pathtext.absolute(mount["destination"]) for mount in mounts]
-    return {probe: next((mount for mount, path in zip(reversed(mounts), reversed(paths)) if f"{probe}/".startswith(f"{path.rstrip('/')}/")), None)
-            for path in probes for probe in (path, f"{path.rstrip('/')}/below")}
+    return {
+        probe: next(
+            (
+                mount
+                for mount, path in zip(reversed(mounts), reversed(paths))
+                if f"{probe}/".startswith(f"{path.rstrip('/')}/")
+            ),
+            None,
+        )
+        for path in probes
+        for probe in (path, f"{path.rstrip('/')}/below")
+    }
 
 
 def same_but_for_the_order_of_mounts(one: dict[str, Any], other: dict[str, Any]) -> bool:
@@ -78,9 +88,13 @@ def test_injection_is_that_of_the_reference(case: dict[str, Any]) -> None:
         else:
             assert same_but_for_the_order_of_mounts(comparable(result), comparable(expected))
         own = [mount for mount in result["mounts"] if mount in case["config"]["mounts"]]
-        assert own == [mount for mount in case["config"]["mounts"] if mount in own], "the engine's mounts keep their order"
+        assert own == [mount for mount in case["config"]["mounts"] if mount in own], (
+            "the engine's mounts keep their order"
+        )
         ours = {pathtext.absolute(mount["destination"]) for mount in result["mounts"] if mount not in own}
-        assert all(mount in own or pathtext.absolute(mount["destination"]) in ours for mount in case["config"]["mounts"])
+        assert all(
+            mount in own or pathtext.absolute(mount["destination"]) in ours for mount in case["config"]["mounts"]
+        )
         assert inject({**case, "config": result}) == result, "injecting twice is injecting once"
     assert case["config"] == before, "the input is not changed"
 

@@ -1,4 +1,5 @@
 """What the engines' tests have in common; each module has a `scene` of its own."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ import pytest
 @pytest.fixture
 def strict(scene: Any) -> Iterator[None]:
     """A policy by which `env` is for one namespace alone."""
-    scene.configure('[policy]\nallow = ["gpu"]\n[[policy.rule]]\nname = "prod"\nmatch = {namespace = ["prod"]}\nallow = ["gpu", "env"]\n')
+    scene.configure(
+        '[policy]\nallow = ["gpu"]\n[[policy.rule]]\nname = "prod"\nmatch = {namespace = ["prod"]}\nallow = ["gpu", "env"]\n'
+    )
     yield
     scene.configure()

@@ -1,4 +1,5 @@
 """Containers of a real dockerd that ask by annotation, on each low-level runtime, as `chandler configure docker` sets it up."""
+
 from __future__ import annotations
 
 import json
@@ -30,20 +31,47 @@ class Scene:
         self.low = {handler: found for handler, label in LOW.items() if not (found := runtimes.named(label)).missing}
         self.configure()
         with open(self.docker.config, "w", encoding="utf-8") as file:
-            json.dump({"runtimes": {f"{found.kind}-direct": {"path": found.path} for found in self.low.values()}, "cdi-spec-dirs": [node.cdi]}, file)
-        subprocess.run([self.installation.program("chandler"), "configure", "docker", "--config", self.docker.config, "--cdi",
-                        *(f"--runtime={found.kind}" for found in self.low.values())], check=True, stdin=subprocess.DEVNULL, env={})
+            json.dump(
+                {
+                    "runtimes": {f"{found.kind}-direct": {"path": found.path} for found in self.low.values()},
+                    "cdi-spec-dirs": [node.cdi],
+                },
+                file,
+            )
+        subprocess.run(
+            [
+                self.installation.program("chandler"),
+                "configure",
+                "docker",
+                "--config",
+                self.docker.config,
+                "--cdi",
+                *(f"--runtime={found.kind}" for found in self.low.values()),
+            ],
+            check=True,
+            stdin=subprocess.DEVNULL,
+            env={},
+        )
         self.docker.start()
 
     def configure(self, more: str = "") -> None:
-        self.installation.configure([found.path for found in self.low.values()], [self.node.cdi],
-                                    f'[gpu]\nallocator = "leases"\n{more}', engine="")
+        self.installation.configure(
+            [found.path for found in self.low.values()],
+            [self.node.cdi],
+            f'[gpu]\nallocator = "leases"\n{more}',
+            engine="",
+        )
         self.installation.refresh()
 
     def left(self) -> list[str]:
         """What runtimes and shims have of any container (crun's own files begin with a dot)."""
-        return [name for directory in (self.docker.root, self.docker.tasks) if os.path.isdir(directory) for name in os.listdir(directory)
-                if not name.startswith(".")]
+        return [
+            name
+            for directory in (self.docker.root, self.docker.tasks)
+            if os.path.isdir(directory)
+            for name in os.listdir(directory)
+            if not name.startswith(".")
+        ]
 
 
 @pytest.fixture(scope="module", params=RELEASES, ids=lambda release: release.label)
@@ -77,7 +105,9 @@ def ask(**document: Any) -> dict[str, str]:
 def test_a_container_s_life(scene: Scene, docker: Docker, handler: str) -> None:
     """Its own process has what it asked for, what exec starts opens the GPU and no other, and an update changes nothing about that."""
     asked = ask(resources={"gpu": {"count": 2}, "memory": "64Mi", "pids_limit": 64}, env={"EPOCHS": "3"})
-    container = docker.run(handler, "--detach", annotations=asked, command=["sh", "-c", "env; echo END; sleep 3600"]).stdout.strip()
+    container = docker.run(
+        handler, "--detach", annotations=asked, command=["sh", "-c", "env; echo END; sleep 3600"]
+    ).stdout.strip()
     assert scene.installation.leases() == {container: [f"{KIND}=0", f"{KIND}=1"]}
     assert {"EPOCHS=3", "CUDA_VISIBLE_DEVICES=0,1"} <= set(docker.logs(container, "END"))
     pid = docker.inspect(container)["State"]["Pid"]
@@ -86,7 +116,14 @@ def test_a_container_s_life(scene: Scene, docker: Docker, handler: str) -> None:
     def opened() -> None:
         for gpu in scene.node.gpus[:2]:
             docker.cli("exec", container, "sh", "-c", f"exec 3<{gpu.inside}")
-        other = docker.cli("exec", container, "sh", "-c", f"test -e /tmp/g || mknod /tmp/g c {third.major} {third.minor}; exec 3</tmp/g", check=False)
+        other = docker.cli(
+            "exec",
+            container,
+            "sh",
+            "-c",
+            f"test -e /tmp/g || mknod /tmp/g c {third.major} {third.minor}; exec 3</tmp/g",
+            check=False,
+        )
         assert other.returncode and "not permitted" in other.stderr
 
     opened()
@@ -113,7 +150,9 @@ def test_without_a_request_nothing_is_touched(scene: Scene, docker: Docker, hand
     """config.json is what docker's own runc gets, but for names that are each container's own."""
     seen = []
     for runtime in (handler, "runc"):
-        container = docker.run(runtime, "--detach", "--hostname=h", "--annotation=example.com/note=chandler").stdout.strip()
+        container = docker.run(
+            runtime, "--detach", "--hostname=h", "--annotation=example.com/note=chandler"
+        ).stdout.strip()
         bundle = os.path.join(docker.tasks, container)
         assert not [name for name in os.listdir(bundle) if "chandler" in name]
         with open(os.path.join(bundle, "config.json"), encoding="utf-8") as file:
@@ -130,7 +169,9 @@ def test_a_refused_container(scene: Scene, docker: Docker, handler: str) -> None
     """One sentence for who typed the command, nothing left of it, and it starts once what it asks for is free."""
     first = docker.run(handler, "--detach", annotations={PREFIX + "resources.gpu.count": "1"}).stdout.strip()
     before = scene.left()
-    second = docker.run(handler, "--detach", "--name=second", annotations={PREFIX + "resources.gpu.count": "8"}, check=False)
+    second = docker.run(
+        handler, "--detach", "--name=second", annotations={PREFIX + "resources.gpu.count": "8"}, check=False
+    )
     said = f"annotation {PREFIX}resources.gpu.count: resources.gpu asks for 8 devices of {KIND}; 7 of 8 are free: {first} holds {KIND}=0 since "
     assert second.returncode == 125 and said in second.stderr and "retrieve OCI runtime error" not in second.stderr
     assert said in docker.inspect("second")["State"]["Error"]
@@ -141,10 +182,14 @@ def test_a_refused_container(scene: Scene, docker: Docker, handler: str) -> None
     assert list(scene.installation.leases()) == [docker.inspect("second")["Id"]]
 
 
-@pytest.mark.parametrize(("annotation", "said"), [
-    ("resources.gpu.cound=1", "unknown key 'resources.gpu.cound'"), ("privileged=true", "privileged"),
-    ("resources.gpu.devices=nvidia.com/gpu=99", "unresolvable CDI devices nvidia.com/gpu=99"),
-])
+@pytest.mark.parametrize(
+    ("annotation", "said"),
+    [
+        ("resources.gpu.cound=1", "unknown key 'resources.gpu.cound'"),
+        ("privileged=true", "privileged"),
+        ("resources.gpu.devices=nvidia.com/gpu=99", "unresolvable CDI devices nvidia.com/gpu=99"),
+    ],
+)
 def test_what_is_wrong_is_said(scene: Scene, docker: Docker, annotation: str, said: str) -> None:
     done = docker.run("chandler-runc", "--rm", f"--annotation={PREFIX}{annotation}", check=False)
     assert done.returncode == 125 and said in done.stderr and scene.left() == [] and scene.installation.leases() == {}
@@ -153,12 +198,21 @@ def test_what_is_wrong_is_said(scene: Scene, docker: Docker, annotation: str, sa
 @pytest.mark.usefixtures("strict")
 def test_docker_gives_no_names(docker: Docker) -> None:
     """A caller of docker sets any annotation: Kubernetes' own are no identity here, neither for a rule nor for the kind of a container."""
-    forged = {"io.kubernetes.cri.container-type": "container", "io.kubernetes.cri.sandbox-namespace": "prod", "io.kubernetes.cri.container-name": "main",
-              "io.kubernetes.cri-o.ContainerType": "container", "io.kubernetes.pod.namespace": "prod"}
-    done = docker.run("chandler-runc", "--rm", annotations={**forged, **ask(env={"A": "b"})}, command=["env"], check=False)
+    forged = {
+        "io.kubernetes.cri.container-type": "container",
+        "io.kubernetes.cri.sandbox-namespace": "prod",
+        "io.kubernetes.cri.container-name": "main",
+        "io.kubernetes.cri-o.ContainerType": "container",
+        "io.kubernetes.pod.namespace": "prod",
+    }
+    done = docker.run(
+        "chandler-runc", "--rm", annotations={**forged, **ask(env={"A": "b"})}, command=["env"], check=False
+    )
     assert done.returncode == 125 and "policy" in done.stderr and "'env'" in done.stderr
     forged["io.kubernetes.cri.container-type"] = "sandbox"
-    done = docker.run("chandler-runc", "--rm", annotations={**forged, **ask(resources={"gpu": {"count": 1}})}, command=["env"])
+    done = docker.run(
+        "chandler-runc", "--rm", annotations={**forged, **ask(resources={"gpu": {"count": 1}})}, command=["env"]
+    )
     assert "CUDA_VISIBLE_DEVICES=0" in done.stdout
 
 
@@ -176,10 +230,15 @@ def test_a_gpu_from_docker_itself_beside_a_request(scene: Scene, docker: Docker,
 
 def test_what_the_runtimes_can_do_is_told_through_us(scene: Scene, docker: Docker, handler: str) -> None:
     """dockerd asks each runtime at its start, and shows the answer."""
-    through_us, direct = (docker.info()["Runtimes"][name].get("status") for name in (handler, handler.removeprefix("chandler-") + "-direct"))
+    through_us, direct = (
+        docker.info()["Runtimes"][name].get("status")
+        for name in (handler, handler.removeprefix("chandler-") + "-direct")
+    )
     assert (through_us is None) == (direct is None)
     for key in direct or ():
-        assert unordered(json.loads(through_us[key])) == unordered(json.loads(direct[key]))  # youki's lists have no order
+        assert unordered(json.loads(through_us[key])) == unordered(
+            json.loads(direct[key])
+        )  # youki's lists have no order
 
 
 def unordered(value: Any) -> Any:
@@ -189,7 +248,9 @@ def unordered(value: Any) -> Any:
 
 
 def test_a_daemon_that_ends_takes_its_containers_along(scene: Scene, docker: Docker) -> None:
-    container = docker.run("chandler-runc", "--detach", "--stop-signal=KILL", annotations={PREFIX + "resources.gpu.count": "1"}).stdout.strip()
+    container = docker.run(
+        "chandler-runc", "--detach", "--stop-signal=KILL", annotations={PREFIX + "resources.gpu.count": "1"}
+    ).stdout.strip()
     pid = docker.inspect(container)["State"]["Pid"]
     assert list(scene.installation.leases()) == [container]
     docker.stop()

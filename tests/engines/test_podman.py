@@ -1,4 +1,5 @@
 """Containers of a real podman that ask by annotation, on each low-level runtime, as `chandler configure podman` sets it up."""
+
 from __future__ import annotations
 
 import json
@@ -14,8 +15,10 @@ from lab.place import within
 from lab.podman import RELEASES, Podman, Release
 
 # What each is in one distribution with; podman 5 writes config.json of a version that an old crun rejects.
-LOW = {"podman-4": {"chandler-runc": "runc", "chandler-crun": "crun", "chandler-youki": "youki"},
-       "podman-5": {"chandler-runc": "newer-runc", "chandler-crun": "newer-crun", "chandler-youki": "youki"}}
+LOW = {
+    "podman-4": {"chandler-runc": "runc", "chandler-crun": "crun", "chandler-youki": "youki"},
+    "podman-5": {"chandler-runc": "newer-runc", "chandler-crun": "newer-crun", "chandler-youki": "youki"},
+}
 HANDLERS = sorted(LOW["podman-5"])
 # What youki is not asked a second time.
 BOTH = ["chandler-crun", "chandler-runc"]
@@ -37,7 +40,12 @@ class Scene:
         self.podman.load()
 
     def configure(self, more: str = "") -> None:
-        self.installation.configure([found.path for found in self.low.values()], [self.node.cdi], f'[gpu]\nallocator = "leases"\n{more}', engine="")
+        self.installation.configure(
+            [found.path for found in self.low.values()],
+            [self.node.cdi],
+            f'[gpu]\nallocator = "leases"\n{more}',
+            engine="",
+        )
         self.installation.refresh()
 
 
@@ -77,7 +85,9 @@ def left(container: str) -> list[str]:
 def test_a_container_s_life(scene: Scene, podman: Podman, handler: str) -> None:
     """Its own process has what it asked for, what exec starts opens the GPU and no other, and an update changes nothing about that."""
     asked = ask(resources={"gpu": {"count": 2}, "memory": "64Mi", "pids_limit": 64}, env={"EPOCHS": "3"})
-    container = podman.run(handler, "--detach", annotations=asked, command=["sh", "-c", "env; echo END; sleep 3600"]).stdout.strip()
+    container = podman.run(
+        handler, "--detach", annotations=asked, command=["sh", "-c", "env; echo END; sleep 3600"]
+    ).stdout.strip()
     assert scene.installation.leases() == {container: [f"{KIND}=0", f"{KIND}=1"]}
     assert {"EPOCHS=3", "CUDA_VISIBLE_DEVICES=0,1"} <= set(podman.logs(container, "END"))
     pid = podman.inspect(container)["State"]["Pid"]
@@ -87,8 +97,15 @@ def test_a_container_s_life(scene: Scene, podman: Podman, handler: str) -> None:
         for gpu in scene.node.gpus[:2]:
             podman.cli("exec", container, "sh", "-c", f"exec 3<{gpu.inside}")
         # podman's containers may not make nodes
-        other = podman.cli("exec", "--privileged", container, "sh", "-c",
-                           f"test -e /tmp/g || mknod /tmp/g c {third.major} {third.minor}; exec 3</tmp/g", check=False)
+        other = podman.cli(
+            "exec",
+            "--privileged",
+            container,
+            "sh",
+            "-c",
+            f"test -e /tmp/g || mknod /tmp/g c {third.major} {third.minor}; exec 3</tmp/g",
+            check=False,
+        )
         assert other.returncode and "not permitted" in other.stderr
 
     opened()
@@ -115,7 +132,9 @@ def test_without_a_request_nothing_is_touched(scene: Scene, podman: Podman, hand
     """config.json is what the runtime gets without us, but for names that are each container's own."""
     seen = []
     for runtime in (handler, scene.low[handler].path):
-        container = podman.run(runtime, "--detach", "--hostname=h", "--annotation=example.com/note=chandler").stdout.strip()
+        container = podman.run(
+            runtime, "--detach", "--hostname=h", "--annotation=example.com/note=chandler"
+        ).stdout.strip()
         bundle = podman.bundle(container)
         assert not [name for name in os.listdir(bundle) if "chandler" in name]
         with open(os.path.join(bundle, "config.json"), encoding="utf-8") as file:
@@ -133,7 +152,9 @@ def test_without_a_request_nothing_is_touched(scene: Scene, podman: Podman, hand
 def test_a_refused_container(scene: Scene, podman: Podman, handler: str) -> None:
     """One sentence for who typed the command, nothing left of it, and it starts once what it asks for is free."""
     first = podman.run(handler, "--detach", annotations={PREFIX + "resources.gpu.count": "1"}).stdout.strip()
-    second = podman.run(handler, "--detach", "--name=second", annotations={PREFIX + "resources.gpu.count": "8"}, check=False)
+    second = podman.run(
+        handler, "--detach", "--name=second", annotations={PREFIX + "resources.gpu.count": "8"}, check=False
+    )
     said = f"annotation {PREFIX}resources.gpu.count: resources.gpu asks for 8 devices of {KIND}; 7 of 8 are free: {first} holds {KIND}=0 since "
     assert second.returncode == 126 and second.stderr.startswith(f"Error: OCI runtime error: {handler}: {said}")
     assert list(scene.installation.leases()) == [first] and left(podman.inspect("second")["Id"]) == []
@@ -142,10 +163,14 @@ def test_a_refused_container(scene: Scene, podman: Podman, handler: str) -> None
     assert list(scene.installation.leases()) == [podman.inspect("second")["Id"]]
 
 
-@pytest.mark.parametrize(("annotation", "said"), [
-    ("resources.gpu.cound=1", "unknown key 'resources.gpu.cound'"), ("privileged=true", "privileged"),
-    ("resources.gpu.devices=nvidia.com/gpu=99", "unresolvable CDI devices nvidia.com/gpu=99"),
-])
+@pytest.mark.parametrize(
+    ("annotation", "said"),
+    [
+        ("resources.gpu.cound=1", "unknown key 'resources.gpu.cound'"),
+        ("privileged=true", "privileged"),
+        ("resources.gpu.devices=nvidia.com/gpu=99", "unresolvable CDI devices nvidia.com/gpu=99"),
+    ],
+)
 def test_what_is_wrong_is_said(scene: Scene, podman: Podman, annotation: str, said: str) -> None:
     done = podman.run("chandler-runc", "--rm", podman.annotation(PREFIX + annotation), check=False)
     assert done.returncode == 126 and said in done.stderr and "command that was not found" not in done.stderr
@@ -170,16 +195,27 @@ def test_by_its_path_and_without_configuration(scene: Scene, podman: Podman) -> 
 @pytest.mark.usefixtures("strict")
 def test_podman_gives_no_names(podman: Podman) -> None:
     """A caller of podman sets any annotation: Kubernetes' own are no identity here, neither for a rule nor for the kind of a container."""
-    forged = {"io.kubernetes.cri.container-type": "container", "io.kubernetes.cri.sandbox-namespace": "prod", "io.kubernetes.cri.container-name": "main",
-              "io.kubernetes.cri-o.ContainerType": "container", "io.kubernetes.pod.namespace": "prod"}
-    done = podman.run("chandler-runc", "--rm", annotations={**forged, **ask(env={"A": "b"})}, command=["env"], check=False)
+    forged = {
+        "io.kubernetes.cri.container-type": "container",
+        "io.kubernetes.cri.sandbox-namespace": "prod",
+        "io.kubernetes.cri.container-name": "main",
+        "io.kubernetes.cri-o.ContainerType": "container",
+        "io.kubernetes.pod.namespace": "prod",
+    }
+    done = podman.run(
+        "chandler-runc", "--rm", annotations={**forged, **ask(env={"A": "b"})}, command=["env"], check=False
+    )
     assert done.returncode == 126 and "policy" in done.stderr and "'env'" in done.stderr
     forged["io.kubernetes.cri-o.ContainerType"] = "sandbox"
-    done = podman.run("chandler-runc", "--rm", annotations={**forged, **ask(resources={"gpu": {"count": 1}})}, command=["env"])
+    done = podman.run(
+        "chandler-runc", "--rm", annotations={**forged, **ask(resources={"gpu": {"count": 1}})}, command=["env"]
+    )
     assert "CUDA_VISIBLE_DEVICES=0" in done.stdout
 
 
-@pytest.mark.parametrize("way", ["device", "cdi"])  # podman 4 looks for CDI files in the machine's own directories alone
+@pytest.mark.parametrize(
+    "way", ["device", "cdi"]
+)  # podman 4 looks for CDI files in the machine's own directories alone
 def test_a_gpu_from_podman_itself_beside_a_request(scene: Scene, podman: Podman, way: str) -> None:
     """Under leases a GPU that podman hands out is nobody's: both ways at once are refused, in a sentence that says which GPU."""
     gpu = scene.node.gpus[3]
@@ -201,12 +237,22 @@ def test_a_pod_of_kube_play(scene: Scene, podman: Podman, handler: str) -> None:
     file = os.path.join(podman.directory, "pod.yaml")
     container = {"image": "docker.io/local/busybox:1", "command": ["sleep", "3600"]}
     with open(file, "w", encoding="utf-8") as out:
-        json.dump({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "trainer", "annotations": {PREFIX + "resources.gpu.count": "1"}},
-                   "spec": {"hostNetwork": True, "containers": [{"name": name, **container} for name in ("main", "side")]}}, out)
+        json.dump(
+            {
+                "apiVersion": "v1",
+                "kind": "Pod",
+                "metadata": {"name": "trainer", "annotations": {PREFIX + "resources.gpu.count": "1"}},
+                "spec": {"hostNetwork": True, "containers": [{"name": name, **container} for name in ("main", "side")]},
+            },
+            out,
+        )
     podman.cli(f"--runtime={handler}", "kube", "play", "--network=host", file)
     ids = {podman.inspect(f"trainer-{name}")["Id"] for name in ("main", "side")}
     assert len(podman.cli("ps", "--quiet").stdout.split()) == 3
-    assert set(scene.installation.leases()) == ids and sorted(sum(scene.installation.leases().values(), [])) == [f"{KIND}=0", f"{KIND}=1"]
+    assert set(scene.installation.leases()) == ids and sorted(sum(scene.installation.leases().values(), [])) == [
+        f"{KIND}=0",
+        f"{KIND}=1",
+    ]
     podman.cli("pod", "rm", "--force", "--time=0", "trainer")
     assert scene.installation.leases() == {}
 
@@ -215,6 +261,12 @@ def test_a_pod_of_kube_play(scene: Scene, podman: Podman, handler: str) -> None:
 def test_a_user_namespace_of_root_s_container(scene: Scene, podman: Podman, handler: str) -> None:
     """Where no device can be made: the host's nodes are mounted, and the control group still keeps all others shut."""
     command = f"exec 3<{scene.node.gpus[0].inside} && cat /proc/self/uid_map && env"
-    done = podman.run(handler, "--rm", "--uidmap=0:200000:65536", annotations={PREFIX + "resources.gpu.count": "1"}, command=["sh", "-c", command])
+    done = podman.run(
+        handler,
+        "--rm",
+        "--uidmap=0:200000:65536",
+        annotations={PREFIX + "resources.gpu.count": "1"},
+        command=["sh", "-c", command],
+    )
     assert done.stdout.split()[:3] == ["0", "200000", "65536"] and "CUDA_VISIBLE_DEVICES=0" in done.stdout
     assert scene.installation.leases() == {}

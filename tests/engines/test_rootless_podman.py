@@ -1,4 +1,5 @@
 """podman of a user without rights: user namespaces with ids lent to him, state of his own, and what cannot be had there."""
+
 from __future__ import annotations
 
 import contextlib
@@ -15,8 +16,10 @@ from lab.node import KIND, Node
 from lab.place import within
 from lab.podman import LENT, RELEASES, UID, Podman, Release
 
-LOW = {"podman-4": {"chandler-runc": "runc", "chandler-crun": "crun"},
-       "podman-5": {"chandler-runc": "newer-runc", "chandler-crun": "newer-crun"}}
+LOW = {
+    "podman-4": {"chandler-runc": "runc", "chandler-crun": "crun"},
+    "podman-5": {"chandler-runc": "newer-runc", "chandler-crun": "newer-crun"},
+}
 PREFIX = "chandler.oci/"
 
 
@@ -32,7 +35,9 @@ class Scene:
         os.mkdir(self.cdi)
         os.chmod(self.cdi, 0o755)
         shutil.copy(node.spec, self.cdi)
-        self.installation.configure([found.path for found in self.low], [self.cdi], '[gpu]\nallocator = "leases"\n', engine="")
+        self.installation.configure(
+            [found.path for found in self.low], [self.cdi], '[gpu]\nallocator = "leases"\n', engine=""
+        )
         self.installation.refresh()
         self.chandler("configure", "podman", *(f"--runtime={found.kind}" for found in self.low))
         self.podman.load()
@@ -45,7 +50,14 @@ class Scene:
         """More devices of the node, NAME0, NAME1…; the path of their CDI file."""
         path = os.path.join(self.cdi, name + ".json")
         with open(path, "w", encoding="utf-8") as file:
-            json.dump({"cdiVersion": "0.5.0", "kind": KIND, "devices": [{"name": f"{name}{n}", "containerEdits": made} for n, made in enumerate(edits)]}, file)
+            json.dump(
+                {
+                    "cdiVersion": "0.5.0",
+                    "kind": KIND,
+                    "devices": [{"name": f"{name}{n}", "containerEdits": made} for n, made in enumerate(edits)],
+                },
+                file,
+            )
         yield path
         os.unlink(path)
 
@@ -56,7 +68,10 @@ class Scene:
 
 @pytest.fixture(scope="module", params=RELEASES, ids=lambda release: release.label)
 def scene(request: pytest.FixtureRequest, lab: str, node: Node) -> Iterator[Scene]:
-    for missing in (request.param.missing, *(runtimes.named(label).missing for label in LOW[request.param.label].values())):
+    for missing in (
+        request.param.missing,
+        *(runtimes.named(label).missing for label in LOW[request.param.label].values()),
+    ):
         if missing:
             pytest.skip(missing)
     with within(lab) as directory:
@@ -82,12 +97,20 @@ def ask(**document: Any) -> dict[str, str]:
 
 def test_a_container_s_life(scene: Scene, podman: Podman, handler: str) -> None:
     asked = ask(resources={"gpu": {"count": 2}}, env={"EPOCHS": "3"})
-    container = podman.run(handler, "--detach", annotations=asked, command=["sh", "-c", "env; cat /proc/self/uid_map; echo END; sleep 3600"]).stdout.strip()
+    container = podman.run(
+        handler,
+        "--detach",
+        annotations=asked,
+        command=["sh", "-c", "env; cat /proc/self/uid_map; echo END; sleep 3600"],
+    ).stdout.strip()
     assert scene.leases() == {container: [f"{KIND}=0", f"{KIND}=1"]} and scene.installation.leases() == {}
     seen = podman.logs(container, "END")
     assert {"EPOCHS=3", "CUDA_VISIBLE_DEVICES=0,1"} <= set(seen)
     assert [line.split() for line in seen[-3:-1]] == [["0", str(UID), "1"], ["1", str(LENT), "65536"]]
-    opened = "; ".join(f"exec 3<{gpu.inside} || exit 1" for gpu in scene.node.gpus[:2]) + f"; ! test -e {scene.node.gpus[2].inside}"
+    opened = (
+        "; ".join(f"exec 3<{gpu.inside} || exit 1" for gpu in scene.node.gpus[:2])
+        + f"; ! test -e {scene.node.gpus[2].inside}"
+    )
     podman.cli("exec", container, "sh", "-c", opened)
     # what Chandler keeps is his, where his other programs keep theirs
     kept = os.path.join(podman.state, "chandler")
@@ -108,10 +131,13 @@ def test_a_user_namespace_within_his_own(scene: Scene, podman: Podman, handler: 
     assert "CUDA_VISIBLE_DEVICES=0" in done.stdout and scene.leases() == {}
 
 
-@pytest.mark.parametrize(("document", "said"), [
-    ({"resources": {"gpu": {"count": 9}}}, "resources.gpu asks for 9 devices of nvidia.com/gpu; this node has 8"),
-    ({"resources": {"gpu": {"devices": ["nvidia.com/gpu=77"]}}}, "unresolvable CDI devices nvidia.com/gpu=77"),
-])
+@pytest.mark.parametrize(
+    ("document", "said"),
+    [
+        ({"resources": {"gpu": {"count": 9}}}, "resources.gpu asks for 9 devices of nvidia.com/gpu; this node has 8"),
+        ({"resources": {"gpu": {"devices": ["nvidia.com/gpu=77"]}}}, "unresolvable CDI devices nvidia.com/gpu=77"),
+    ],
+)
 def test_a_refused_container(scene: Scene, podman: Podman, handler: str, document: dict[str, Any], said: str) -> None:
     done = podman.run(handler, "--rm", annotations=ask(**document), check=False)
     assert done.returncode == 126 and said in done.stderr and f"Error: OCI runtime error: {handler}: " in done.stderr
@@ -122,8 +148,15 @@ def test_a_device_that_cannot_be_made(scene: Scene, podman: Podman, handler: str
     """root's runtime makes any node; here the host must have it, and it must be the one that was chosen."""
     nodes = ({"path": path, "type": "c", "major": 7, "minor": 60} for path in ("/dev/gone", "/dev/zero"))
     with scene.described("other", *({"deviceNodes": [node]} for node in nodes)):
-        for number, said in enumerate(("/dev/gone is not on this host, and in a user namespace no device can be made", "/dev/zero is c 1:5 on this host, not c 7:60")):
-            done = podman.run(handler, "--rm", annotations={PREFIX + "resources.gpu.devices": f"{KIND}=other{number}"}, check=False)
+        for number, said in enumerate(
+            (
+                "/dev/gone is not on this host, and in a user namespace no device can be made",
+                "/dev/zero is c 1:5 on this host, not c 7:60",
+            )
+        ):
+            done = podman.run(
+                handler, "--rm", annotations={PREFIX + "resources.gpu.devices": f"{KIND}=other{number}"}, check=False
+            )
             assert done.returncode == 126 and said in done.stderr and scene.leases() == {}
 
 

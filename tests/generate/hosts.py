@@ -2,6 +2,7 @@
 
 Device nodes are entries of a table, since a test may not make them; a Tree answers for them from that table.
 """
+
 from __future__ import annotations
 
 import os
@@ -11,14 +12,22 @@ from typing import Any
 from lab import ldsocache
 
 from shim.errors import HostError
-from shim.generate.model import Unanswered
-from shim.generate.tree import Tree
+from shim.generate.answers import Unanswered
+from shim.generate.tree import HostTree
 
 VERSION = "550.54.15"
 PARAMS = "EnableMSI: 1\nModifyDeviceFiles: 1\nDeviceFileUID: 0\nDeviceFileGID: 0\nDeviceFileMode: 438\n"
-DEVICES = ("Character devices:\n  1 mem\n195 nvidia\n195 nvidia-modeset\n195 nvidiactl\n226 drm\n234 nvidia-caps\n"
-           "510 nvidia-uvm\n\nBlock devices:\n  8 sd\n")
-LIBRARIES = ("libcuda.so", "libnvidia-ml.so", "libnvidia-ptxjitcompiler.so", "libGLX_nvidia.so", "libnvidia-opticalflow.so")
+DEVICES = (
+    "Character devices:\n  1 mem\n195 nvidia\n195 nvidia-modeset\n195 nvidiactl\n226 drm\n234 nvidia-caps\n"
+    "510 nvidia-uvm\n\nBlock devices:\n  8 sd\n"
+)
+LIBRARIES = (
+    "libcuda.so",
+    "libnvidia-ml.so",
+    "libnvidia-ptxjitcompiler.so",
+    "libGLX_nvidia.so",
+    "libnvidia-opticalflow.so",
+)
 
 
 class Host:
@@ -51,7 +60,7 @@ class Host:
         self.nvml = self.nvml or other.nvml
         return self
 
-    def build(self, directory: str) -> Tree:
+    def build(self, directory: str) -> HostTree:
         """The tree on disk.  Called again, it makes what was added since."""
         self.prefix = directory
         for path, text in {**self.files, **dict.fromkeys(self.nodes, "")}.items():
@@ -69,7 +78,7 @@ class Host:
                 os.chdir(os.path.dirname(directory + path))  # a socket's path is short
                 server.bind(os.path.basename(path))
                 os.chdir(here)
-        return Tree(directory, self.look)
+        return HostTree(directory, self.look)
 
     def _parents(self, path: str) -> None:
         os.makedirs(os.path.dirname(self.prefix + path), exist_ok=True)
@@ -89,12 +98,13 @@ class Host:
 
 # --- NVIDIA ---------------------------------------------------------------------------------------------------
 
+
 def uuid(index: int) -> str:
     return f"GPU-{index:08x}-5eed-4bad-8ace-0123456789ab"
 
 
 def address(index: int) -> str:
-    return f"0000:{0x1b + index * 0x10:02x}:00.0"
+    return f"0000:{0x1B + index * 0x10:02x}:00.0"
 
 
 def libraries(host: Host, directory: str, root: str = "", version: str = VERSION) -> Host:
@@ -104,31 +114,48 @@ def libraries(host: Host, directory: str, root: str = "", version: str = VERSION
         host.file(f"{place}/{name}.{version}", "\x7fELF")
         host.link(f"{place}/{name}.{0 if 'GLX' in name else 1}", f"{name}.{version}")
     host.link(f"{place}/libcuda.so", "libcuda.so.1")
-    host.file(f"{place}/libnvidia-egl-gbm.so.1.1.1", "\x7fELF").link(f"{place}/libnvidia-egl-gbm.so.1", "libnvidia-egl-gbm.so.1.1.1")
-    host.file(f"{place}/vdpau/libvdpau_nvidia.so.{version}", "\x7fELF").link(f"{place}/vdpau/libvdpau_nvidia.so.1", f"libvdpau_nvidia.so.{version}")
+    host.file(f"{place}/libnvidia-egl-gbm.so.1.1.1", "\x7fELF").link(
+        f"{place}/libnvidia-egl-gbm.so.1", "libnvidia-egl-gbm.so.1.1.1"
+    )
+    host.file(f"{place}/vdpau/libvdpau_nvidia.so.{version}", "\x7fELF").link(
+        f"{place}/vdpau/libvdpau_nvidia.so.1", f"libvdpau_nvidia.so.{version}"
+    )
     host.file(f"{place}/libc.so.6", "\x7fELF").file(f"{place}/libGL.so.1.7.0", "\x7fELF")  # not the driver's
     return host
 
 
-def nvidia(count: int = 1, directory: str = "/usr/lib/x86_64-linux-gnu", root: str = "", version: str = VERSION) -> Host:
+def nvidia(
+    count: int = 1, directory: str = "/usr/lib/x86_64-linux-gnu", root: str = "", version: str = VERSION
+) -> Host:
     """A server with `count` GPUs, its driver below `root`."""
     host = libraries(Host(), directory, root, version)
-    host.file("/proc/driver/nvidia/version", f"NVRM version: NVIDIA UNIX x86_64 Kernel Module  {version}  Tue Mar  5 22:23:56 UTC 2024\n"
-              "GCC version:  gcc version 12.2.0 (Debian 12.2.0-14)\n")
-    host.file("/proc/driver/nvidia/params", PARAMS).file("/proc/devices", DEVICES).file("/proc/sys/kernel/osrelease", "6.1.0-18-amd64\n")
+    host.file(
+        "/proc/driver/nvidia/version",
+        f"NVRM version: NVIDIA UNIX x86_64 Kernel Module  {version}  Tue Mar  5 22:23:56 UTC 2024\n"
+        "GCC version:  gcc version 12.2.0 (Debian 12.2.0-14)\n",
+    )
+    host.file("/proc/driver/nvidia/params", PARAMS).file("/proc/devices", DEVICES).file(
+        "/proc/sys/kernel/osrelease", "6.1.0-18-amd64\n"
+    )
     for name, minor in (("nvidiactl", 255), ("nvidia-modeset", 254)):
         host.node(f"/dev/{name}", 195, minor)
     host.node("/dev/nvidia-uvm", 510, 0).node("/dev/nvidia-uvm-tools", 510, 1)
     for index in range(count):
         bdf = address(index)
-        host.file(f"/proc/driver/nvidia/gpus/{bdf}/information",
-                  f"Model: \t\t NVIDIA H100 80GB HBM3\nIRQ:   \t\t 6{index}\nGPU UUID: \t {uuid(index)}\nVideo BIOS: \t 96.00.74.00.01\n"
-                  f"Bus Type: \t PCIe\nBus Location: \t {bdf}\nDevice Minor: \t {index}\nGPU Excluded:\t No\n")
+        host.file(
+            f"/proc/driver/nvidia/gpus/{bdf}/information",
+            f"Model: \t\t NVIDIA H100 80GB HBM3\nIRQ:   \t\t 6{index}\nGPU UUID: \t {uuid(index)}\nVideo BIOS: \t 96.00.74.00.01\n"
+            f"Bus Type: \t PCIe\nBus Location: \t {bdf}\nDevice Minor: \t {index}\nGPU Excluded:\t No\n",
+        )
         host.node(f"/dev/nvidia{index}", 195, index)
         drm(host, f"/sys/bus/pci/devices/{bdf}", index + 1, bdf)
-    host.file(f"{root}/usr/bin/nvidia-smi").file(f"{root}/usr/bin/nvidia-persistenced").file(f"{root}/usr/bin/nvidia-cuda-mps-control")
+    host.file(f"{root}/usr/bin/nvidia-smi").file(f"{root}/usr/bin/nvidia-persistenced").file(
+        f"{root}/usr/bin/nvidia-cuda-mps-control"
+    )
     host.file(f"{root}/usr/share/glvnd/egl_vendor.d/10_nvidia.json").file(f"{root}/etc/OpenCL/vendors/nvidia.icd")
-    host.file(f"{root}/lib/firmware/nvidia/{version}/gsp_ga10x.bin").file(f"{root}/lib/firmware/nvidia/{version}/gsp_tu10x.bin")
+    host.file(f"{root}/lib/firmware/nvidia/{version}/gsp_ga10x.bin").file(
+        f"{root}/lib/firmware/nvidia/{version}/gsp_tu10x.bin"
+    )
     return host
 
 
@@ -145,10 +172,22 @@ def nvml(count: int, mig: dict[int, int] | None = None, version: str = VERSION) 
     """What nvml.read answers on such a server; `mig` says how many instances a GPU in MIG mode has."""
     gpus = []
     for index in range(count):
-        parts = [{"index": part, "uuid": f"MIG-{index:08x}-{part:04x}-5bad-8ace-0123456789ab", "gi": part + 7, "ci": 0}
-                 for part in range((mig or {}).get(index, 0))]
-        gpus.append({"index": index, "minor": index, "uuid": uuid(index), "bdf": "0000" + address(index).upper(), "name": "NVIDIA H100 80GB HBM3",
-                     "mig": index in (mig or {}), "coherent": False, "parts": parts})
+        parts = [
+            {"index": part, "uuid": f"MIG-{index:08x}-{part:04x}-5bad-8ace-0123456789ab", "gi": part + 7, "ci": 0}
+            for part in range((mig or {}).get(index, 0))
+        ]
+        gpus.append(
+            {
+                "index": index,
+                "minor": index,
+                "uuid": uuid(index),
+                "bdf": "0000" + address(index).upper(),
+                "name": "NVIDIA H100 80GB HBM3",
+                "mig": index in (mig or {}),
+                "coherent": False,
+                "parts": parts,
+            }
+        )
     return {"driver": version, "gpus": gpus}
 
 
@@ -164,7 +203,10 @@ def mig(count: int, instances: dict[int, int]) -> Host:
                 lines.append(f"{name} {cap}")
                 if instance - 7 < instances.get(gpu, 0):
                     host.node(f"/dev/nvidia-caps/nvidia-cap{cap}", 234, cap, 0o444)
-                    host.file(f"/proc/driver/nvidia/capabilities/gpu{gpu}/mig/{name.partition('/')[2]}", f"DeviceFileMinor: {cap}\n")
+                    host.file(
+                        f"/proc/driver/nvidia/capabilities/gpu{gpu}/mig/{name.partition('/')[2]}",
+                        f"DeviceFileMinor: {cap}\n",
+                    )
     return host.file("/proc/driver/nvidia-caps/mig-minors", "\n".join(lines) + "\n")
 
 
@@ -177,7 +219,9 @@ def nixos() -> Host:
         host.link(f"/run/opengl-driver/lib/{name}.1", f"{store}/lib/{name}.1")
     for path in [path for path in host.files if path.startswith(("/usr/", "/etc/OpenCL", "/lib/"))]:
         del host.files[path]
-    host.file(f"{store}-bin/bin/nvidia-smi").link("/run/current-system/sw/bin/nvidia-smi", f"{store}-bin/bin/nvidia-smi")
+    host.file(f"{store}-bin/bin/nvidia-smi").link(
+        "/run/current-system/sw/bin/nvidia-smi", f"{store}-bin/bin/nvidia-smi"
+    )
     return host.file("/proc/devices", DEVICES)
 
 
@@ -193,10 +237,14 @@ def container_driver() -> Host:
 def cached() -> Host:
     """Libraries where only the loader's cache says that they are."""
     host = nvidia(1, "/opt/nvidia/lib")
-    return host.file("/etc/ld.so.cache", ldsocache.write([(0x0303, b"libcuda.so.1", b"/opt/nvidia/lib/libcuda.so.1", 0, 0)]).decode("latin-1"))
+    return host.file(
+        "/etc/ld.so.cache",
+        ldsocache.write([(0x0303, b"libcuda.so.1", b"/opt/nvidia/lib/libcuda.so.1", 0, 0)]).decode("latin-1"),
+    )
 
 
 # --- AMD ------------------------------------------------------------------------------------------------------
+
 
 def amd(count: int = 1, partitions: int = 1, kfd: bool = True) -> Host:
     """Servers with amdgpu, each GPU in `partitions` parts; and the processor's two KFD nodes."""
@@ -205,10 +253,13 @@ def amd(count: int = 1, partitions: int = 1, kfd: bool = True) -> Host:
         host.node("/dev/kfd", 235, 0, 0o660, 105)
     nodes = "/sys/class/kfd/kfd/topology/nodes"
     for number in (0, 1):
-        host.file(f"{nodes}/{number}/properties", "cpu_cores_count 64\nsimd_count 0\ndrm_render_minor 0\nlocation_id 0\ndomain 0\nunique_id 0\n")
+        host.file(
+            f"{nodes}/{number}/properties",
+            "cpu_cores_count 64\nsimd_count 0\ndrm_render_minor 0\nlocation_id 0\ndomain 0\nunique_id 0\n",
+        )
     platform, number = 0, 2
     for index in range(count):
-        bus = 0x0c + index * 0x10
+        bus = 0x0C + index * 0x10
         bdf = f"0000:{bus:02x}:00.0"
         for part in range(partitions):
             minor = index * partitions + part
@@ -219,25 +270,35 @@ def amd(count: int = 1, partitions: int = 1, kfd: bool = True) -> Host:
                 directory = f"/sys/devices/platform/amdgpu_xcp_{platform}"
                 platform += 1
                 drm(host, directory, minor)
-            host.file(f"{nodes}/{number}/properties", f"cpu_cores_count 0\nsimd_count 1216\ndrm_render_minor {128 + minor}\n"
-                      f"location_id {bus << 8}\ndomain 0\nunique_id {0x1f2e3d4c5b6a0000 + index}\n")
+            host.file(
+                f"{nodes}/{number}/properties",
+                f"cpu_cores_count 0\nsimd_count 1216\ndrm_render_minor {128 + minor}\n"
+                f"location_id {bus << 8}\ndomain 0\nunique_id {0x1F2E3D4C5B6A0000 + index}\n",
+            )
             number += 1
     return host
 
 
 # --- Intel ----------------------------------------------------------------------------------------------------
 
+
 def intel(driver: str, *cards: tuple[str, str, int]) -> Host:
     """GPUs as (PCI address, model, number of the card)."""
     host = Host()
     for bdf, model, number in cards:
         directory = f"/sys/bus/pci/devices/{bdf}"
-        host.file(f"{directory}/vendor", "0x8086\n").file(f"{directory}/class", "0x038000\n").file(f"{directory}/device", model + "\n")
+        host.file(f"{directory}/vendor", "0x8086\n").file(f"{directory}/class", "0x038000\n").file(
+            f"{directory}/device", model + "\n"
+        )
         host.link(f"{directory}/driver", f"../../../bus/pci/drivers/{driver}")
         drm(host, directory, number, bdf)
     # a network card of the same maker, and a GPU that is passed to a virtual machine
-    host.file("/sys/bus/pci/devices/0000:01:00.0/vendor", "0x8086\n").file("/sys/bus/pci/devices/0000:01:00.0/class", "0x020000\n")
-    host.file("/sys/bus/pci/devices/0000:02:00.0/vendor", "0x8086\n").file("/sys/bus/pci/devices/0000:02:00.0/class", "0x030000\n")
+    host.file("/sys/bus/pci/devices/0000:01:00.0/vendor", "0x8086\n").file(
+        "/sys/bus/pci/devices/0000:01:00.0/class", "0x020000\n"
+    )
+    host.file("/sys/bus/pci/devices/0000:02:00.0/vendor", "0x8086\n").file(
+        "/sys/bus/pci/devices/0000:02:00.0/class", "0x030000\n"
+    )
     return host.link("/sys/bus/pci/devices/0000:02:00.0/driver", "../../../bus/pci/drivers/vfio-pci")
 
 
@@ -245,15 +306,24 @@ def gaudi(count: int) -> Host:
     host = Host()
     for index in range(count):
         directory = f"/sys/bus/pci/drivers/habanalabs/0000:{0x19 + index:02x}:00.0"
-        host.file(f"{directory}/accel/accel{index}/dev", f"261:{index}\n").file(f"{directory}/accel/accel_controlD{index}/dev", f"261:{64 + index}\n")
+        host.file(f"{directory}/accel/accel{index}/dev", f"261:{index}\n").file(
+            f"{directory}/accel/accel_controlD{index}/dev", f"261:{64 + index}\n"
+        )
         host.file(f"{directory}/device", "0x1020\n").file(f"{directory}/module_id", f"{7 - index}\n")
         host.file(f"{directory}/infiniband_verbs/uverbs{index}/dev", f"231:{192 + index}\n")
-        host.node(f"/dev/accel/accel{index}", 261, index, 0o660, 105).node(f"/dev/accel/accel_controlD{index}", 261, 64 + index, 0o660, 105)
+        host.node(f"/dev/accel/accel{index}", 261, index, 0o660, 105).node(
+            f"/dev/accel/accel_controlD{index}", 261, 64 + index, 0o660, 105
+        )
         host.node(f"/dev/infiniband/uverbs{index}", 231, 192 + index)
     return host
 
 
 def npu() -> Host:
     directory = "/sys/bus/pci/drivers/intel_vpu/0000:00:0b.0"
-    host = Host().file(f"{directory}/accel/accel0/dev", "261:0\n").file(f"{directory}/device", "0x7d1d\n").file(f"{directory}/module")
+    host = (
+        Host()
+        .file(f"{directory}/accel/accel0/dev", "261:0\n")
+        .file(f"{directory}/device", "0x7d1d\n")
+        .file(f"{directory}/module")
+    )
     return host.node("/dev/accel/accel0", 261, 0, 0o660, 105)

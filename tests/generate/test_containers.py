@@ -1,4 +1,5 @@
 """What generated files inject, in real containers: nodes that open, libraries that are found, links, and no other GPU."""
+
 from __future__ import annotations
 
 import os
@@ -15,13 +16,15 @@ from lab import node as lab_node
 from lab.engine import Engine
 from lab.runtimes import Runtime
 
-from shim.generate import document, generators
-from shim.generate.model import Options
-from shim.generate.tree import Tree
+from shim.generate import cdi_file, generators
+from shim.generate.answers import Options
+from shim.generate.tree import HostTree
 
 LIB = "/usr/lib/x86_64-linux-gnu"
 RUNTIMES = pytest.mark.parametrize("runtime", ["runc", "crun", "youki"], indirect=True)
-PROBE = 'for d in "$@"; do if (: < $d) 2>/tmp/why; then echo "$d opens"; else busybox sed "s|.*: |$d |" /tmp/why; fi; done'
+PROBE = (
+    'for d in "$@"; do if (: < $d) 2>/tmp/why; then echo "$d opens"; else busybox sed "s|.*: |$d |" /tmp/why; fi; done'
+)
 
 
 class Gpus:
@@ -51,12 +54,14 @@ class Gpus:
             host.links[self.root + path] = host.links.pop(path)
         tree = host.build(os.path.join(directory, "fixture"))
         shutil.copytree(tree.at(self.root), self.root, dirs_exist_ok=True, symlinks=True)
-        tree = Tree(elsewhere={"/proc": tree.at("/proc"), "/sys": tree.at("/sys")})
-        found, _ = generators.describe("nvidia", tree, Options(self.root, hook=installed.program("chandler-hook")), host.ask)
+        tree = HostTree(elsewhere={"/proc": tree.at("/proc"), "/sys": tree.at("/sys")})
+        found, _ = generators.describe(
+            "nvidia", tree, Options(self.root, hook=installed.program("chandler-hook")), host.ask
+        )
         assert found is not None
         self.cdi = os.path.join(directory, "cdi")
         os.mkdir(self.cdi)
-        (pathlib.Path(self.cdi) / "chandler-nvidia.json").write_bytes(document.render(found))
+        (pathlib.Path(self.cdi) / "chandler-nvidia.json").write_bytes(cdi_file.render(found))
 
     @staticmethod
     def opens(directory: str, major: int, minor: int) -> bool:
@@ -97,19 +102,47 @@ def output(engine: Engine, made: bundle.Bundle) -> str:
 
 @RUNTIMES
 def test_nodes_libraries_links_and_no_other_gpu(engine: Engine, gpus: Gpus, place: str) -> None:
-    others = [f"mknod /dev/made{n} c {major} {minor}" for n, (path, (major, minor)) in enumerate(gpus.numbers.items()) if path == "/dev/nvidia2"]
+    others = [
+        f"mknod /dev/made{n} c {major} {minor}"
+        for n, (path, (major, minor)) in enumerate(gpus.numbers.items())
+        if path == "/dev/nvidia2"
+    ]
     look = f"ls -d /dev/nvidia*; ls {LIB}; ls /dev/dri/by-path; id; {others[0]}; " + PROBE
     other = others[0].split()[1]
-    made = bundle.make(os.path.join(place, "b"), ["sh", "-c", look, "sh", "/dev/nvidia0", "/dev/nvidiactl", "/dev/dri/renderD129", f"{LIB}/libcuda.so", other],
-                       {**bundle.pod(), **bundle.request(resources={"gpu": {"count": 2}})})
+    made = bundle.make(
+        os.path.join(place, "b"),
+        ["sh", "-c", look, "sh", "/dev/nvidia0", "/dev/nvidiactl", "/dev/dri/renderD129", f"{LIB}/libcuda.so", other],
+        {**bundle.pod(), **bundle.request(resources={"gpu": {"count": 2}})},
+    )
     shutil.copy("/etc/ld.so.cache", os.path.join(made.directory, "rootfs/etc/ld.so.cache"))
     seen = output(engine, made).splitlines()
     assert [line for line in seen if line.startswith("/dev/nvidia") and " " not in line] == [
-        "/dev/nvidia-modeset", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools", "/dev/nvidia0", "/dev/nvidia1", "/dev/nvidiactl"]
-    assert {"libcuda.so", "libcuda.so.1", f"libcuda.so.{hosts.VERSION}", "libnvidia-ml.so.1", "libGLX_indirect.so.0", "vdpau"} <= set(seen)
-    assert {f"pci-{hosts.address(n)}-render" in seen for n in (0, 1)} == {True} and f"pci-{hosts.address(2)}-render" not in seen
+        "/dev/nvidia-modeset",
+        "/dev/nvidia-uvm",
+        "/dev/nvidia-uvm-tools",
+        "/dev/nvidia0",
+        "/dev/nvidia1",
+        "/dev/nvidiactl",
+    ]
+    assert {
+        "libcuda.so",
+        "libcuda.so.1",
+        f"libcuda.so.{hosts.VERSION}",
+        "libnvidia-ml.so.1",
+        "libGLX_indirect.so.0",
+        "vdpau",
+    } <= set(seen)
+    assert {f"pci-{hosts.address(n)}-render" in seen for n in (0, 1)} == {
+        True
+    } and f"pci-{hosts.address(2)}-render" not in seen
     assert any("105" in line for line in seen if line.startswith("uid="))
-    assert seen[-5:] == ["/dev/nvidia0 opens", "/dev/nvidiactl opens", "/dev/dri/renderD129 opens", f"{LIB}/libcuda.so opens", f"{other} Operation not permitted"]
+    assert seen[-5:] == [
+        "/dev/nvidia0 opens",
+        "/dev/nvidiactl opens",
+        "/dev/dri/renderD129 opens",
+        f"{LIB}/libcuda.so opens",
+        f"{other} Operation not permitted",
+    ]
 
 
 @RUNTIMES
@@ -118,11 +151,18 @@ def test_the_loader_knows_the_libraries(engine: Engine, gpus: Gpus, place: str) 
     library = os.path.join(gpus.root + LIB, f"libcuda.so.{hosts.VERSION}")
     shutil.copy(os.path.realpath("/lib/x86_64-linux-gnu/libdl.so.2"), library + ".new")
     os.rename(library + ".new", library)
-    made = bundle.make(os.path.join(place, "b"), ["true"], {**bundle.pod(), **bundle.request(resources={"gpu": {"count": 1}})})
+    made = bundle.make(
+        os.path.join(place, "b"), ["true"], {**bundle.pod(), **bundle.request(resources={"gpu": {"count": 1}})}
+    )
     root = os.path.join(made.directory, "rootfs")
     shutil.copy("/etc/ld.so.cache", os.path.join(root, "etc/ld.so.cache"))
     output(engine, made)
-    shown = subprocess.run(["/sbin/ldconfig", "-p", "-C", os.path.join(root, "etc/ld.so.cache")], capture_output=True, text=True, check=True).stdout
+    shown = subprocess.run(
+        ["/sbin/ldconfig", "-p", "-C", os.path.join(root, "etc/ld.so.cache")],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
     assert f"libcuda.so.1 (libc6,x86-64) => {LIB}/libcuda.so.1" in shown
     assert f"libcuda.so (libc6,x86-64) => {LIB}/libcuda.so" in shown
 
@@ -131,8 +171,20 @@ def test_the_loader_knows_the_libraries(engine: Engine, gpus: Gpus, place: str) 
 def test_hooks_never_see_the_containers_environment(engine: Engine, place: str) -> None:
     """CVE-2025-23266: the image sets LD_PRELOAD and brings modules of Python's; none of it is loaded on the host."""
     canary = os.path.join(place, "canary")
-    made = bundle.make(os.path.join(place, "b"), ["true"], {**bundle.pod(), **bundle.request(resources={"gpu": {"count": 1}})},
-                       ["LD_PRELOAD=/evil.so", "LD_LIBRARY_PATH=/", "PYTHONPATH=/", "PYTHONSTARTUP=/json.py", "PATH=/:/bin", "ENV=/evil.sh", "BASH_ENV=/evil.sh"])
+    made = bundle.make(
+        os.path.join(place, "b"),
+        ["true"],
+        {**bundle.pod(), **bundle.request(resources={"gpu": {"count": 1}})},
+        [
+            "LD_PRELOAD=/evil.so",
+            "LD_LIBRARY_PATH=/",
+            "PYTHONPATH=/",
+            "PYTHONSTARTUP=/json.py",
+            "PATH=/:/bin",
+            "ENV=/evil.sh",
+            "BASH_ENV=/evil.sh",
+        ],
+    )
     root = os.path.join(made.directory, "rootfs")
     for name in ("json.py", "os.py", "ctypes.py", "sitecustomize.py", "hooks.py", "evil.so"):
         with open(os.path.join(root, name), "w", encoding="ascii") as file:
@@ -151,9 +203,15 @@ def test_a_stale_file_is_named_with_both_drivers(engine: Engine, gpus: Gpus, pla
     library = os.path.join(gpus.root + LIB, f"libnvidia-ml.so.{hosts.VERSION}")
     os.rename(library, library + ".away")
     try:
-        made = bundle.make(os.path.join(place, "b"), ["true"], {**bundle.pod(), **bundle.request(resources={"gpu": {"count": 1}})})
+        made = bundle.make(
+            os.path.join(place, "b"), ["true"], {**bundle.pod(), **bundle.request(resources={"gpu": {"count": 1}})}
+        )
         done = engine.create(made, "c1", check=False)
     finally:
         os.rename(library + ".away", library)
     assert done.returncode != 0
-    assert "chandler-nvidia.json" in done.stderr and f"made for driver {hosts.VERSION}" in done.stderr and "chandler cdi generate" in done.stderr
+    assert (
+        "chandler-nvidia.json" in done.stderr
+        and f"made for driver {hosts.VERSION}" in done.stderr
+        and "chandler cdi generate" in done.stderr
+    )

@@ -1,4 +1,5 @@
 """What generators do with hosts that have nothing, too little, several vendors, or nonsense."""
+
 from __future__ import annotations
 
 import os
@@ -15,12 +16,14 @@ from generate.hosts import Host
 
 from shim.cdi import spec
 from shim.errors import HostError
-from shim.generate import document, generators, nvmodes, nvproc, pci
-from shim.generate.model import Found, Options
+from shim.generate import cdi_file, generators, nvmodes, nvproc, pci
+from shim.generate.answers import Found, Options
 from shim.gpu.vendors import VENDORS
 
 
-def describe(host: Host, tmp_path: pathlib.Path, vendor: str = "nvidia", **options: Any) -> tuple[dict[str, Any] | None, Found]:
+def describe(
+    host: Host, tmp_path: pathlib.Path, vendor: str = "nvidia", **options: Any
+) -> tuple[dict[str, Any] | None, Found]:
     return generators.describe(vendor, host.build(str(tmp_path)), Options(**options), host.ask)
 
 
@@ -34,6 +37,7 @@ def nodes(block: dict[str, Any]) -> list[str]:
 
 
 # --- nothing --------------------------------------------------------------------------------------------------
+
 
 def driver_without_gpus() -> Host:
     host = hosts.nvidia(0)
@@ -66,8 +70,19 @@ def test_an_empty_host_has_nothing(vendor: str, tmp_path: pathlib.Path) -> None:
     assert made is None and found.notes == []
 
 
-@pytest.mark.parametrize("vendor, host", [("nvidia", driver_without_gpus), ("amd", kfd_alone), ("amd", gpu_without_kfd), ("amd", not_in_kfd), ("intel", only_other_pci)])
-def test_without_a_gpu_there_is_no_file_of_control_nodes(vendor: str, host: Callable[[], Host], tmp_path: pathlib.Path) -> None:
+@pytest.mark.parametrize(
+    "vendor, host",
+    [
+        ("nvidia", driver_without_gpus),
+        ("amd", kfd_alone),
+        ("amd", gpu_without_kfd),
+        ("amd", not_in_kfd),
+        ("intel", only_other_pci),
+    ],
+)
+def test_without_a_gpu_there_is_no_file_of_control_nodes(
+    vendor: str, host: Callable[[], Host], tmp_path: pathlib.Path
+) -> None:
     made, _ = describe(host(), tmp_path, vendor)
     assert made is None
 
@@ -80,10 +95,14 @@ def test_no_mode_finds_anything_on_an_empty_host(mode: str, tmp_path: pathlib.Pa
 
 # --- NVIDIA ---------------------------------------------------------------------------------------------------
 
+
 def test_a_mig_device_needs_both_capabilities(tmp_path: pathlib.Path) -> None:
     host = hosts.mig(1, {0: 2})
     del host.nodes["/dev/nvidia-caps/nvidia-cap14"]
-    with pytest.raises(HostError, match="nvidia-cap14.*gi8/ci0/access.*MIG device 0:1, is missing; run `nvidia-modprobe -f .*gpu0/mig/gi8/ci0/access`"):
+    with pytest.raises(
+        HostError,
+        match="nvidia-cap14.*gi8/ci0/access.*MIG device 0:1, is missing; run `nvidia-modprobe -f .*gpu0/mig/gi8/ci0/access`",
+    ):
         describe(host, tmp_path)
 
 
@@ -122,7 +141,12 @@ def test_nodes_that_are_missing_at_the_moment_come_from_the_kernel(tmp_path: pat
     made, _ = describe(host, tmp_path)
     assert made is not None
     assert nodes(made["devices"][0]["containerEdits"]) == ["/dev/nvidia0", "/dev/dri/card1", "/dev/dri/renderD129"]
-    assert [(node["major"], node["minor"]) for node in made["containerEdits"]["deviceNodes"]] == [(195, 254), (510, 1), (510, 0), (195, 255)]
+    assert [(node["major"], node["minor"]) for node in made["containerEdits"]["deviceNodes"]] == [
+        (195, 254),
+        (510, 1),
+        (510, 0),
+        (195, 255),
+    ]
 
 
 def test_a_node_whose_number_nobody_knows(tmp_path: pathlib.Path) -> None:
@@ -137,8 +161,12 @@ def test_a_node_whose_number_nobody_knows(tmp_path: pathlib.Path) -> None:
 
 
 def test_libraries_of_another_version_than_the_module(tmp_path: pathlib.Path) -> None:
-    made, found = describe(hosts.libraries(hosts.nvidia(1, "/opt/nowhere"), "/usr/lib64", version="560.35.03"), tmp_path)
-    assert made is not None and "the kernel module is version 550.54.15 and the libraries are 560.35.03" in found.notes[0]
+    made, found = describe(
+        hosts.libraries(hosts.nvidia(1, "/opt/nowhere"), "/usr/lib64", version="560.35.03"), tmp_path
+    )
+    assert (
+        made is not None and "the kernel module is version 550.54.15 and the libraries are 560.35.03" in found.notes[0]
+    )
 
 
 def test_of_several_drivers_the_one_that_runs(tmp_path: pathlib.Path) -> None:
@@ -189,14 +217,25 @@ def test_two_devices_of_one_name_are_an_error(tmp_path: pathlib.Path) -> None:
         describe(host, tmp_path)
 
 
-@pytest.mark.parametrize("text, version", [("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  570.86.10  Release Build  (dvs-builder@U22)", "570.86.10"),
-                                           ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.183.01  Sun May 12 19:39:15 UTC 2024", "535.183.01"),
-                                           ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  390.12", "390.12"), ("", ""), ("no number 1.2.3 here", "")])
+@pytest.mark.parametrize(
+    "text, version",
+    [
+        (
+            "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  570.86.10  Release Build  (dvs-builder@U22)",
+            "570.86.10",
+        ),
+        ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.183.01  Sun May 12 19:39:15 UTC 2024", "535.183.01"),
+        ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  390.12", "390.12"),
+        ("", ""),
+        ("no number 1.2.3 here", ""),
+    ],
+)
 def test_the_version_of_the_module(text: str, version: str, tmp_path: pathlib.Path) -> None:
     assert nvproc.kernel_version(Host().file("/proc/driver/nvidia/version", text).build(str(tmp_path))) == version
 
 
 # --- others ---------------------------------------------------------------------------------------------------
+
 
 def test_several_vendors_on_one_host(tmp_path: pathlib.Path) -> None:
     intel = hosts.intel("i915", ("0000:00:02.0", "0x4680", 20))
@@ -213,10 +252,16 @@ def test_several_vendors_on_one_host(tmp_path: pathlib.Path) -> None:
 def test_partitions_share_no_name_by_unique_id(tmp_path: pathlib.Path) -> None:
     made, _ = describe(hosts.amd(2, 4), tmp_path, "amd")
     assert names(made) == [*map(str, range(8)), "all"]
-    assert made is not None and [nodes(device["containerEdits"]) for device in made["devices"]][7] == ["/dev/dri/card7", "/dev/dri/renderD135"]
+    assert made is not None and [nodes(device["containerEdits"]) for device in made["devices"]][7] == [
+        "/dev/dri/card7",
+        "/dev/dri/renderD135",
+    ]
 
 
-@pytest.mark.parametrize("text, found", [("00000000:1B:00.0", "0000:1b:00.0"), ("0000:1b:00.0", "0000:1b:00.0"), ("00010000:1B:00.0", "00010000:1b:00.0")])
+@pytest.mark.parametrize(
+    "text, found",
+    [("00000000:1B:00.0", "0000:1b:00.0"), ("0000:1b:00.0", "0000:1b:00.0"), ("00010000:1B:00.0", "00010000:1b:00.0")],
+)
 def test_a_pci_address_is_as_sysfs_writes_it(text: str, found: str) -> None:
     assert pci.address(text) == found and pci.is_address(found)
 
@@ -228,9 +273,24 @@ def test_what_is_no_pci_address() -> None:
 
 # --- nonsense -------------------------------------------------------------------------------------------------
 
-WHOLE: dict[str, Callable[[], Host]] = {"nvidia": lambda: hosts.mig(2, {1: 2}), "amd": lambda: hosts.amd(2, 2), "gaudi": lambda: hosts.gaudi(2),
-                                        "intel": lambda: hosts.intel("xe", ("0000:03:00.0", "0xe20b", 1))}
-NONSENSE = ["", "\0\0", "9" * 5000, "x" * 200, "-1", "1 2 3\n" * 50, "é\ufffd", "drm_render_minor -5\nlocation_id x", "gpu0/gi7/access -3", "4294967296:1"]
+WHOLE: dict[str, Callable[[], Host]] = {
+    "nvidia": lambda: hosts.mig(2, {1: 2}),
+    "amd": lambda: hosts.amd(2, 2),
+    "gaudi": lambda: hosts.gaudi(2),
+    "intel": lambda: hosts.intel("xe", ("0000:03:00.0", "0xe20b", 1)),
+}
+NONSENSE = [
+    "",
+    "\0\0",
+    "9" * 5000,
+    "x" * 200,
+    "-1",
+    "1 2 3\n" * 50,
+    "é\ufffd",
+    "drm_render_minor -5\nlocation_id x",
+    "gpu0/gi7/access -3",
+    "4294967296:1",
+]
 
 
 @pytest.mark.parametrize("vendor", WHOLE)
@@ -255,7 +315,7 @@ def test_a_broken_tree_gives_a_valid_file_or_a_sentence(vendor: str, tmp_path: p
             assert "\n" not in str(error)
             continue
         if made is not None:
-            assert spec.problems(document.render(made), "x") == [], seed
+            assert spec.problems(cdi_file.render(made), "x") == [], seed
             assert all(nodes(device["containerEdits"]) for device in made["devices"]), seed
 
 
@@ -280,7 +340,7 @@ def test_eight_gpus_take_little_time_and_memory(tmp_path: pathlib.Path) -> None:
     started = time.perf_counter()
     made, _ = generators.describe("nvidia", tree, Options(), host.ask)
     assert made is not None
-    document.render(made)
+    cdi_file.render(made)
     assert time.perf_counter() - started < 0.5
     tracemalloc.start()
     generators.describe("nvidia", tree, Options(), host.ask)

@@ -1,4 +1,5 @@
 """Files of ours on a host that changes: renewed, removed, left alone; and what would be generated in a create."""
+
 from __future__ import annotations
 
 import json
@@ -14,9 +15,9 @@ from generate.hosts import Host
 from shim import paths
 from shim.cdi.registry import Registry
 from shim.errors import CdiError, ChandlerError
-from shim.generate import document, generators, managed, nvml, stale
-from shim.generate.model import Options
-from shim.generate.tree import Tree
+from shim.generate import cdi_file, driver_version, generators, managed, nvml
+from shim.generate.answers import Options
+from shim.generate.tree import HostTree
 from shim.gpu.vendors import VENDORS
 from shim.host import trust
 from shim.node import compiler, config, inventory
@@ -38,7 +39,7 @@ class Node:
         self.trees = 0
 
     @property
-    def tree(self) -> Tree:
+    def tree(self) -> HostTree:
         self.trees += 1
         return self.host.build(str(self.directory / f"tree{self.trees}"))
 
@@ -75,7 +76,10 @@ def test_nothing_is_made_that_nobody_asked_for(node: Node) -> None:
 
 def new_driver(host: Host) -> None:
     newer = hosts.mig(2, {1: 2})
-    host.files = {path.replace(hosts.VERSION, "560.35.03"): text.replace(hosts.VERSION, "560.35.03") for path, text in newer.files.items()}
+    host.files = {
+        path.replace(hosts.VERSION, "560.35.03"): text.replace(hosts.VERSION, "560.35.03")
+        for path, text in newer.files.items()
+    }
     host.links = {path: target.replace(hosts.VERSION, "560.35.03") for path, target in newer.links.items()}
     host.nvml = hosts.nvml(2, {1: 2}, "560.35.03")
 
@@ -94,7 +98,12 @@ def new_numbers(host: Host) -> None:
     host.node("/dev/nvidia-uvm", 511, 0)
 
 
-CHANGES: dict[Callable[[Host], None], str] = {new_driver: "driver 550.54.15 is now 560.35.03", new_layout: "renewed", new_gpu: "renewed", new_numbers: "renewed"}
+CHANGES: dict[Callable[[Host], None], str] = {
+    new_driver: "driver 550.54.15 is now 560.35.03",
+    new_layout: "renewed",
+    new_gpu: "renewed",
+    new_numbers: "renewed",
+}
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -121,12 +130,16 @@ def test_a_file_that_a_person_had_made_keeps_its_options_and_is_never_removed(no
     made, _ = generators.describe("nvidia", node.tree, Options(strategies=["type-index"], all=False), node.host.ask)
     assert made is not None
     path = node.low / "mine.yaml"
-    path.write_bytes(document.render(made, "yaml"))
+    path.write_bytes(cdi_file.render(made, "yaml"))
     new_driver(node.host)
     done, _ = node.refresh()
     assert done[0].startswith(f"renewed {path}") and not node.own.exists()
     again = managed.read(str(path), path.read_bytes())
-    assert again is not None and [device["name"] for device in again.document["devices"]] == ["gpu0", "mig1:0", "mig1:1"]
+    assert again is not None and [device["name"] for device in again.document["devices"]] == [
+        "gpu0",
+        "mig1:0",
+        "mig1:1",
+    ]
     assert path.read_bytes().startswith(b"---\n")
     node.host = Host()
     before = path.read_bytes()
@@ -149,18 +162,23 @@ def test_removing_takes_what_cannot_live_without_us(node: Node) -> None:
     for name, hook in (("asked-for.json", ""), ("of-nvidia.json", "/usr/bin/nvidia-cdi-hook"), ("changed.json", "")):
         made, _ = generators.describe("nvidia", node.tree, Options(hook=hook), node.host.ask)
         assert made is not None
-        (node.low / name).write_bytes(document.render(made))
+        (node.low / name).write_bytes(cdi_file.render(made))
     changed = node.low / "changed.json"
     changed.write_bytes(changed.read_bytes().replace(b"NVIDIA_VISIBLE_DEVICES=void", b"NVIDIA_VISIBLE_DEVICES=none"))
     (node.low / "other.yaml").write_text(OTHERS["nvidia.yaml"])
     done, left = managed.remove(node.config, OWNERS)
     assert sorted(done) == [f"removed {node.low}/asked-for.json", f"removed {node.own}"]
     assert left == [f"{changed} was changed since Chandler made it and is left as it is"]
-    assert sorted(os.listdir(node.low)) == ["changed.json", "of-nvidia.json", "other.yaml"] and os.listdir(node.high) == []
+    assert (
+        sorted(os.listdir(node.low)) == ["changed.json", "of-nvidia.json", "other.yaml"] and os.listdir(node.high) == []
+    )
 
 
-OTHERS = {"nvidia.yaml": "cdiVersion: 0.5.0\nkind: nvidia.com/gpu\ndevices: [{name: '0', containerEdits: {env: [A=b]}}]\n", "nvidia.json": '{"cdiVersion": "0.5.0", '
-          '"kind": "nvidia.com/gpu", "devices": [{"name": "0", "containerEdits": {"env": ["A=b"]}}]}'}
+OTHERS = {
+    "nvidia.yaml": "cdiVersion: 0.5.0\nkind: nvidia.com/gpu\ndevices: [{name: '0', containerEdits: {env: [A=b]}}]\n",
+    "nvidia.json": '{"cdiVersion": "0.5.0", '
+    '"kind": "nvidia.com/gpu", "devices": [{"name": "0", "containerEdits": {"env": ["A=b"]}}]}',
+}
 
 
 def identity(path: pathlib.Path) -> tuple[int, ...]:
@@ -203,11 +221,13 @@ def test_what_cannot_be_described_leaves_the_file_and_says_so(node: Node) -> Non
 def test_options_that_nobody_wrote(node: Node, options: str) -> None:
     made, _ = generators.describe("nvidia", node.tree, Options(), node.host.ask)
     assert made is not None
-    made["annotations"][document.OPTIONS] = options
-    made["annotations"][document.DIGEST] = document.own_digest(made)
-    (node.low / "x.json").write_bytes(document.render(made))
+    made["annotations"][cdi_file.OPTIONS] = options
+    made["annotations"][cdi_file.DIGEST] = cdi_file.own_digest(made)
+    (node.low / "x.json").write_bytes(cdi_file.render(made))
     done, wrong = node.refresh()
-    assert done == [] and len(wrong) == 1 and str(node.low / "x.json") in wrong[0] and "recorded in the file" in wrong[0]
+    assert (
+        done == [] and len(wrong) == 1 and str(node.low / "x.json") in wrong[0] and "recorded in the file" in wrong[0]
+    )
 
 
 def test_another_directory(node: Node) -> None:
@@ -218,6 +238,7 @@ def test_another_directory(node: Node) -> None:
 
 
 # --- differences ----------------------------------------------------------------------------------------------
+
 
 def test_nothing_differs_from_itself(node: Node) -> None:
     made, _ = generators.describe("nvidia", node.tree, Options(), node.host.ask)
@@ -233,8 +254,15 @@ def test_what_changed_is_told_by_path(node: Node) -> None:
     now, _ = generators.describe("nvidia", node.tree, Options(), node.host.ask)
     assert before is not None and now is not None
     lines = managed.differences(before, now)
-    assert lines[:3] == ["driver version: 550.54.15 -> 560.35.03", "- device 1:1", "- device MIG-00000001-0001-5bad-8ace-0123456789ab"]
-    assert "- mounts /usr/lib/x86_64-linux-gnu/libcuda.so.550.54.15" in lines and "+ mounts /usr/lib/x86_64-linux-gnu/libcuda.so.560.35.03" in lines
+    assert lines[:3] == [
+        "driver version: 550.54.15 -> 560.35.03",
+        "- device 1:1",
+        "- device MIG-00000001-0001-5bad-8ace-0123456789ab",
+    ]
+    assert (
+        "- mounts /usr/lib/x86_64-linux-gnu/libcuda.so.550.54.15" in lines
+        and "+ mounts /usr/lib/x86_64-linux-gnu/libcuda.so.560.35.03" in lines
+    )
     assert any(line.startswith('~ deviceNodes /dev/nvidia-uvm: {"path"') for line in lines)
     assert "device all: - deviceNodes /dev/nvidia-caps/nvidia-cap27" in lines
     assert any(line.startswith("~ hooks createContainer /usr/bin/chandler-hook create-symlinks") for line in lines)
@@ -242,10 +270,13 @@ def test_what_changed_is_told_by_path(node: Node) -> None:
 
 # --- the fallback ---------------------------------------------------------------------------------------------
 
+
 def place_of(node: Node, monkeypatch: pytest.MonkeyPatch, fallback: str) -> inventory.Place:
     etc = node.directory / "etc"
     etc.mkdir()
-    (etc / "config.toml").write_text(f'[cdi]\nspec-dirs = ["{node.low}", "{node.high}"]\n[gpu]\nfallback = "{fallback}"\n')
+    (etc / "config.toml").write_text(
+        f'[cdi]\nspec-dirs = ["{node.low}", "{node.high}"]\n[gpu]\nfallback = "{fallback}"\n'
+    )
     monkeypatch.setattr(managed, "Tree", lambda: node.tree)
     monkeypatch.setattr(nvml, "ask", node.host.ask)
     monkeypatch.setattr(managed.fallback, "__defaults__", (None, node.host.ask))
@@ -281,6 +312,7 @@ def test_the_fallback_is_stored_like_a_file(node: Node, monkeypatch: pytest.Monk
 
     def never(names: list[str]) -> NoReturn:
         raise AssertionError(names)
+
     stored = inventory.load(place, never)
     assert stored.picks("nvidia.com/gpu") == ["0", "1:0", "1:1"] and stored.lookup("nvidia.com/gpu=0") is not None
     with open(watched, "w", encoding="ascii"):
@@ -338,14 +370,21 @@ def test_generated_entries_are_a_registry(node: Node) -> None:
 
 # --- stale files ----------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("path, words", [("/usr/lib64/libcuda.so.535.183.01", "made for driver 535.183.01 and this host runs 550.54.15"),
-                                         ("/lib/firmware/nvidia/535.183.01/gsp_ga10x.bin", "made for driver 535.183.01"),
-                                         (f"/usr/lib64/libcuda.so.{hosts.VERSION}", "older than the driver"), ("/run/nvidia-persistenced/socket", "older than the driver")])
+
+@pytest.mark.parametrize(
+    "path, words",
+    [
+        ("/usr/lib64/libcuda.so.535.183.01", "made for driver 535.183.01 and this host runs 550.54.15"),
+        ("/lib/firmware/nvidia/535.183.01/gsp_ga10x.bin", "made for driver 535.183.01"),
+        (f"/usr/lib64/libcuda.so.{hosts.VERSION}", "older than the driver"),
+        ("/run/nvidia-persistenced/socket", "older than the driver"),
+    ],
+)
 def test_a_stale_file_is_told_with_both_drivers(path: str, words: str, tmp_path: pathlib.Path) -> None:
-    assert words in stale.remedy(path, hosts.nvidia(1).build(str(tmp_path)))
+    assert words in driver_version.remedy(path, hosts.nvidia(1).build(str(tmp_path)))
 
 
 def test_a_stale_file_without_any_driver(tmp_path: pathlib.Path) -> None:
-    assert "runs no NVIDIA driver" in stale.remedy("/usr/lib64/libcuda.so.535.183.01", Host().build(str(tmp_path)))
-
-
+    assert "runs no NVIDIA driver" in driver_version.remedy(
+        "/usr/lib64/libcuda.so.535.183.01", Host().build(str(tmp_path))
+    )

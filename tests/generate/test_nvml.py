@@ -1,4 +1,5 @@
 """NVML behind its one module: a library that answers like NVIDIA's, in all its moods."""
+
 from __future__ import annotations
 
 import importlib.util
@@ -14,7 +15,7 @@ from lab.nvml import Library
 
 from shim.errors import HostError
 from shim.generate import nvml
-from shim.generate.model import Unanswered
+from shim.generate.answers import Unanswered
 
 UUID = "GPU-5eed0000-0000-0000-0000-000000000000"
 
@@ -23,9 +24,20 @@ def test_gpus_and_their_instances() -> None:
     library = Library(None, [(7, 0), (9, 1)], [])
     answer = nvml.read(library)
     assert answer["driver"] == "550.54.15" and library.shut
-    assert answer["gpus"][0] == {"index": 0, "minor": 7, "uuid": "GPU-0", "bdf": "00000000:1B:00.0", "name": "NVIDIA H100 80GB HBM3", "mig": False,
-                                 "coherent": False, "parts": []}
-    assert answer["gpus"][1]["parts"] == [{"index": 0, "uuid": "MIG-1-0", "gi": 7, "ci": 0}, {"index": 1, "uuid": "MIG-1-1", "gi": 9, "ci": 1}]
+    assert answer["gpus"][0] == {
+        "index": 0,
+        "minor": 7,
+        "uuid": "GPU-0",
+        "bdf": "00000000:1B:00.0",
+        "name": "NVIDIA H100 80GB HBM3",
+        "mig": False,
+        "coherent": False,
+        "parts": [],
+    }
+    assert answer["gpus"][1]["parts"] == [
+        {"index": 0, "uuid": "MIG-1-0", "gi": 7, "ci": 0},
+        {"index": 1, "uuid": "MIG-1-1", "gi": 9, "ci": 1},
+    ]
     assert answer["gpus"][2]["mig"] and answer["gpus"][2]["parts"] == []
 
 
@@ -46,11 +58,15 @@ def test_coherent_memory(mode: int, coherent: bool | None) -> None:
             if mode == 3:
                 raise self.NVMLError(self.NVML_ERROR_NOT_SUPPORTED)
             return type("Mode", (), {"value": mode})
+
     assert nvml.read(Newer(None))["gpus"][0]["coherent"] is bool(coherent)
 
 
 def test_failures_are_sentences() -> None:
-    assert nvml.read(Library(init=18))["failed"] == "the driver's libraries and its kernel module are of different versions"
+    assert (
+        nvml.read(Library(init=18))["failed"]
+        == "the driver's libraries and its kernel module are of different versions"
+    )
     assert nvml.read(Library(init=9))["failed"] == "NVML error 9"
     lost = Library(None, None, lost=1)
     assert nvml.read(lost)["failed"] == "NVML error 15" and lost.shut
@@ -134,7 +150,9 @@ def test_the_real_package_over_a_library_of_ours(init: int, tmp_path: pathlib.Pa
         pytest.skip("nvidia-ml-py is optional, and not here")
     (tmp_path / "nvml.c").write_text(SOURCE)
     library = str(tmp_path / "libnvidia-ml.so.1")
-    subprocess.run([gcc, "-shared", "-fPIC", "-w", f"-DINIT={init}", "-o", library, str(tmp_path / "nvml.c")], check=True)
+    subprocess.run(
+        [gcc, "-shared", "-fPIC", "-w", f"-DINIT={init}", "-o", library, str(tmp_path / "nvml.c")], check=True
+    )
     if init:
         with pytest.raises(HostError, match="different versions" if init == 18 else "Driver Not Loaded"):
             nvml.ask(library)
@@ -142,7 +160,12 @@ def test_the_real_package_over_a_library_of_ours(init: int, tmp_path: pathlib.Pa
     answer = nvml.ask(library)
     assert answer["driver"] == "550.54.15"
     assert [(gpu["minor"], gpu["uuid"], gpu["bdf"], gpu["mig"], gpu["coherent"]) for gpu in answer["gpus"]] == [
-        (0, "GPU-1", "00000000:1B:00.0", False, False), (1, "GPU-2", "00000000:1C:00.0", True, False)]
-    assert answer["gpus"][1]["parts"] == [{"index": 0, "uuid": "MIG-102", "gi": 1, "ci": 0}, {"index": 3, "uuid": "MIG-402", "gi": 4, "ci": 0}]
+        (0, "GPU-1", "00000000:1B:00.0", False, False),
+        (1, "GPU-2", "00000000:1C:00.0", True, False),
+    ]
+    assert answer["gpus"][1]["parts"] == [
+        {"index": 0, "uuid": "MIG-102", "gi": 1, "ci": 0},
+        {"index": 3, "uuid": "MIG-402", "gi": 4, "ci": 0},
+    ]
     with pytest.raises(Unanswered, match="No such file|cannot open"):
         nvml.ask(str(tmp_path / "absent.so"))

@@ -1,4 +1,5 @@
 """When `chandler refresh` runs by itself: systemd's units and udev's rule, as installed."""
+
 from __future__ import annotations
 
 import os
@@ -17,8 +18,18 @@ ETC, STATE = "/opt/x/etc", "/opt/x/state"
 def installed(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """An installation for another prefix, as a package would make it."""
     root = tmp_path_factory.mktemp("root")
-    subprocess.run([str(REPOSITORY / "packaging/install")], check=True, stdin=subprocess.DEVNULL,
-                   env={"PATH": os.environ["PATH"], "DESTDIR": str(root), "PREFIX": "/opt/x", "SYSCONFDIR": ETC, "STATEDIR": STATE})
+    subprocess.run(
+        [str(REPOSITORY / "packaging/install")],
+        check=True,
+        stdin=subprocess.DEVNULL,
+        env={
+            "PATH": os.environ["PATH"],
+            "DESTDIR": str(root),
+            "PREFIX": "/opt/x",
+            "SYSCONFDIR": ETC,
+            "STATEDIR": STATE,
+        },
+    )
     return root
 
 
@@ -36,7 +47,13 @@ def test_the_service_runs_what_is_installed(installed: pathlib.Path) -> None:
 def test_no_watched_path_is_one_that_refresh_writes_to(installed: pathlib.Path) -> None:
     """Or the unit would start itself for ever; a CDI file that is already true is not written."""
     watched = values(installed / "opt/x/lib/systemd/system/chandler-refresh.path", "PathChanged")
-    assert watched == ["/etc/cdi", "/run/cdi", f"{ETC}/chandler/config.toml", f"{ETC}/chandler/config.d", "/dev/nvidia-caps"]
+    assert watched == [
+        "/etc/cdi",
+        "/run/cdi",
+        f"{ETC}/chandler/config.toml",
+        f"{ETC}/chandler/config.d",
+        "/dev/nvidia-caps",
+    ]
 
 
 def test_the_rule_is_one_that_udev_reads(installed: pathlib.Path) -> None:
@@ -48,7 +65,14 @@ def test_the_rule_is_one_that_udev_reads(installed: pathlib.Path) -> None:
 
 
 def test_hooks_are_those_of_the_installation(installed: pathlib.Path) -> None:
-    program = "import sys; sys.path.insert(0, sys.argv[1]); from shim.generate.model import Options; print(Options().hook)"
-    done = subprocess.run(["/usr/bin/python3", "-I", "-S", "-c", program, str(installed / "opt/x/lib/chandler")], capture_output=True, text=True, check=True)
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from shim.generate.answers import Options; print(Options().hook)"
+    )
+    done = subprocess.run(
+        ["/usr/bin/python3", "-I", "-S", "-c", program, str(installed / "opt/x/lib/chandler")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert done.stdout == "/opt/x/bin/chandler-hook\n"
     assert os.access(installed / "opt/x/bin/chandler-hook", os.X_OK)

@@ -12,7 +12,15 @@ from shim.errors import CdiError, ChandlerError, HostError, RequestError
 from shim.gpu import choose
 
 # Three GPUs with two names each, and one name for all; numbers out of order on purpose.
-FILE = spec(NVIDIA, device("GPU-b", 1), device("10", 10), device("1", 1), device("0", 0), device("GPU-a", 0), device("all", 0, 1, 10))
+FILE = spec(
+    NVIDIA,
+    device("GPU-b", 1),
+    device("10", 10),
+    device("1", 1),
+    device("0", 0),
+    device("GPU-a", 0),
+    device("all", 0, 1, 10),
+)
 
 
 def variables(found: choose.Grant) -> dict[str, str]:
@@ -25,11 +33,23 @@ def paths(found: choose.Grant) -> list[str]:
 
 # --- through CDI ----------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize(("wish", "names"), [
-    ({}, ["0"]), ({"count": 1}, ["0"]), ({"count": 2}, ["0", "1"]), ({"count": 3}, ["0", "1", "10"]), ({"devices": ["1"]}, ["1"]), ({"devices": ["GPU-b", "0"]}, ["GPU-b", "0"]),
-    ({"devices": ["all"]}, ["all"]), ({"devices": ["nvidia.com/gpu=10"]}, ["10"]), ({"devices": ["0", "1"], "count": 2}, ["0", "1"]), ({"vendor": "nvidia", "count": 1}, ["0"]),
-    ({"vendor": NVIDIA}, ["0"]),
-])
+
+@pytest.mark.parametrize(
+    ("wish", "names"),
+    [
+        ({}, ["0"]),
+        ({"count": 1}, ["0"]),
+        ({"count": 2}, ["0", "1"]),
+        ({"count": 3}, ["0", "1", "10"]),
+        ({"devices": ["1"]}, ["1"]),
+        ({"devices": ["GPU-b", "0"]}, ["GPU-b", "0"]),
+        ({"devices": ["all"]}, ["all"]),
+        ({"devices": ["nvidia.com/gpu=10"]}, ["10"]),
+        ({"devices": ["0", "1"], "count": 2}, ["0", "1"]),
+        ({"vendor": "nvidia", "count": 1}, ["0"]),
+        ({"vendor": NVIDIA}, ["0"]),
+    ],
+)
 def test_names(wish: dict[str, Any], names: list[str]) -> None:
     assert granted(wish, inventory(FILE)).names == [f"{NVIDIA}={name}" for name in names]
 
@@ -50,17 +70,23 @@ def test_a_device_that_has_no_name_all_means_every_device() -> None:
     assert granted({"devices": ["all"]}, at).names == [f"{NVIDIA}=0", f"{NVIDIA}=1"]
 
 
-@pytest.mark.parametrize(("wish", "words"), [
-    ({"count": 4}, "asks for 4 devices of nvidia.com/gpu; this node has 3; they are nvidia.com/gpu=0, nvidia.com/gpu=1, nvidia.com/gpu=10"),
-    ({"count": 1, "devices": ["0", "1"]}, "asks for 1 devices and names 2"),
-    ({"devices": ["0", "0"]}, "nvidia.com/gpu=0 is a device that another"),
-    ({"devices": ["0", "GPU-a"]}, "nvidia.com/gpu=GPU-a is a device that another"),
-    ({"devices": ["all", "1"]}, "nvidia.com/gpu=1 is a device that another"),
-    ({"devices": ["1", "all"]}, "nvidia.com/gpu=all is a device that another"),
-    ({"devices": ["nvidia.com/gpu=0", "0"]}, "nvidia.com/gpu=0 is a device that another"),
-    ({"vendor": "nvdia"}, "unknown vendor 'nvdia'; known: nvidia, amd, intel, gaudi, habana, or a CDI kind"),
-    ({"vendor": "\u202e"}, "unknown vendor"),
-])
+@pytest.mark.parametrize(
+    ("wish", "words"),
+    [
+        (
+            {"count": 4},
+            "asks for 4 devices of nvidia.com/gpu; this node has 3; they are nvidia.com/gpu=0, nvidia.com/gpu=1, nvidia.com/gpu=10",
+        ),
+        ({"count": 1, "devices": ["0", "1"]}, "asks for 1 devices and names 2"),
+        ({"devices": ["0", "0"]}, "nvidia.com/gpu=0 is a device that another"),
+        ({"devices": ["0", "GPU-a"]}, "nvidia.com/gpu=GPU-a is a device that another"),
+        ({"devices": ["all", "1"]}, "nvidia.com/gpu=1 is a device that another"),
+        ({"devices": ["1", "all"]}, "nvidia.com/gpu=all is a device that another"),
+        ({"devices": ["nvidia.com/gpu=0", "0"]}, "nvidia.com/gpu=0 is a device that another"),
+        ({"vendor": "nvdia"}, "unknown vendor 'nvdia'; known: nvidia, amd, intel, gaudi, habana, or a CDI kind"),
+        ({"vendor": "\u202e"}, "unknown vendor"),
+    ],
+)
 def test_wrong_requests(wish: dict[str, Any], words: str) -> None:
     with pytest.raises(RequestError) as caught:
         granted(wish, inventory(FILE))
@@ -68,7 +94,25 @@ def test_wrong_requests(wish: dict[str, Any], words: str) -> None:
     assert str(caught.value).startswith("annotation a: ")
 
 
-@pytest.mark.parametrize("name", ["2", "GPU-", "x.com/y=0", "=", "a=b", "nvidia.com/gpu=", "nvidia.com/gpu=0\t", "nvidia.com/gpu=0 ", "..", "0\n", "/", "\u0660", "nvidia.com/gpu=0=1", " "])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "2",
+        "GPU-",
+        "x.com/y=0",
+        "=",
+        "a=b",
+        "nvidia.com/gpu=",
+        "nvidia.com/gpu=0\t",
+        "nvidia.com/gpu=0 ",
+        "..",
+        "0\n",
+        "/",
+        "\u0660",
+        "nvidia.com/gpu=0=1",
+        " ",
+    ],
+)
 def test_unknown_names_are_errors(name: str) -> None:
     with pytest.raises(ChandlerError):
         granted({"devices": [name]}, inventory(FILE))
@@ -92,7 +136,12 @@ def test_the_engines_names_come_first_and_count_as_well() -> None:
 
 def test_devices_without_nodes_are_told_apart_by_kind() -> None:
     """Two devices that only set variables have no numbers; the same name in two kinds is not the same device."""
-    at = inventory(*(spec(kind, {"name": "0", "containerEdits": {"env": [f"{name}=1"]}}) for name, kind in (("A", "a.com/x"), ("B", "b.com/x"))))
+    at = inventory(
+        *(
+            spec(kind, {"name": "0", "containerEdits": {"env": [f"{name}=1"]}})
+            for name, kind in (("A", "a.com/x"), ("B", "b.com/x"))
+        )
+    )
     found = granted({"devices": ["a.com/x=0", "b.com/x=0"]}, at)
     assert variables(found) == {"A": "1", "B": "1"}
     assert len(set(found.keys)) == 2
@@ -104,17 +153,30 @@ def test_common_edits_come_once() -> None:
     assert paths(found) == ["/dev/nvidia0", "/dev/nvidiactl", "/dev/nvidia1", "/dev/nvidiactl"]
 
 
-@pytest.mark.parametrize(("kind", "vendor", "expected"), [
-    (NVIDIA, "nvidia", {"NVIDIA_VISIBLE_DEVICES": "0,1", "CUDA_VISIBLE_DEVICES": "0,1"}), ("amd.com/gpu", "amd", {"ROCR_VISIBLE_DEVICES": "0,1", "HIP_VISIBLE_DEVICES": "0,1"}),
-    ("intel.com/gpu", "intel", {"ZE_AFFINITY_MASK": "0,1"}), ("intel.com/gaudi", "habana", {}), ("example.com/gpu", "example.com/gpu", {}),
-])
+@pytest.mark.parametrize(
+    ("kind", "vendor", "expected"),
+    [
+        (NVIDIA, "nvidia", {"NVIDIA_VISIBLE_DEVICES": "0,1", "CUDA_VISIBLE_DEVICES": "0,1"}),
+        ("amd.com/gpu", "amd", {"ROCR_VISIBLE_DEVICES": "0,1", "HIP_VISIBLE_DEVICES": "0,1"}),
+        ("intel.com/gpu", "intel", {"ZE_AFFINITY_MASK": "0,1"}),
+        ("intel.com/gaudi", "habana", {}),
+        ("example.com/gpu", "example.com/gpu", {}),
+    ],
+)
 def test_visible_devices_count_from_zero(kind: str, vendor: str, expected: dict[str, str]) -> None:
     at = inventory(spec(kind, device("5", 5), device("6", 6), device("0", 0)))
     assert variables(granted({"vendor": vendor, "devices": ["6", "5"]}, at)) == expected
 
 
 def test_what_cdi_sets_is_left_alone() -> None:
-    at = inventory(spec(NVIDIA, device("0", 0), device("1", 1, env=("CUDA_VISIBLE_DEVICES=x",)), env=("NVIDIA_VISIBLE_DEVICES=void",)))
+    at = inventory(
+        spec(
+            NVIDIA,
+            device("0", 0),
+            device("1", 1, env=("CUDA_VISIBLE_DEVICES=x",)),
+            env=("NVIDIA_VISIBLE_DEVICES=void",),
+        )
+    )
     assert variables(granted({"devices": ["1"]}, at)) == {"NVIDIA_VISIBLE_DEVICES": "void", "CUDA_VISIBLE_DEVICES": "x"}
     assert variables(granted({"devices": ["0"]}, at)) == {"NVIDIA_VISIBLE_DEVICES": "void", "CUDA_VISIBLE_DEVICES": "0"}
 
@@ -124,6 +186,7 @@ def test_an_aggregate_shows_every_device() -> None:
 
 
 # --- without CDI ----------------------------------------------------------------------------------------------
+
 
 class Host:
     """A fake `look`: device nodes by path, each (major, minor, permission bits, group); `vendors` by path where the host knows."""
@@ -148,18 +211,42 @@ class Nvidia(Host):
         self.nodes = {f"/dev/{name}": (500, n, 0o666, 0) for n, name in enumerate(names)}
 
 
-@pytest.mark.parametrize(("wish", "own"), [({}, ["0"]), ({"count": 2}, ["0", "1"]), ({"devices": ["2"]}, ["2"]), ({"devices": ["2", "0"]}, ["2", "0"])])
+@pytest.mark.parametrize(
+    ("wish", "own"),
+    [({}, ["0"]), ({"count": 2}, ["0", "1"]), ({"devices": ["2"]}, ["2"]), ({"devices": ["2", "0"]}, ["2", "0"])],
+)
 def test_nvidia_nodes(wish: dict[str, Any], own: list[str]) -> None:
     found = granted(wish, inventory(), look=Nvidia())
-    assert paths(found) == ["/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools"] + [f"/dev/nvidia{number}" for number in own]
+    assert paths(found) == ["/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools"] + [
+        f"/dev/nvidia{number}" for number in own
+    ]
     assert found.names == [f"{NVIDIA}={number}" for number in own]
-    assert found.keys == [f"c500:{3 + int(number)}" for number in own], "what a CDI file with the same nodes would call them"
+    assert found.keys == [f"c500:{3 + int(number)}" for number in own], (
+        "what a CDI file with the same nodes would call them"
+    )
     assert variables(found)["CUDA_VISIBLE_DEVICES"] == ",".join(str(number) for number in range(len(own)))
-    assert found.edits.of(DEVICE)[1][2] == {"path": "/dev/nvidia-uvm", "type": "c", "major": 500, "minor": 1, "fileMode": 0o666}, "numbers are the host's"
+    assert found.edits.of(DEVICE)[1][2] == {
+        "path": "/dev/nvidia-uvm",
+        "type": "c",
+        "major": 500,
+        "minor": 1,
+        "fileMode": 0o666,
+    }, "numbers are the host's"
     assert found.edits.of(GID) == []
 
 
-@pytest.mark.parametrize(("mode", "group", "joins"), [(0o660, 44, True), (0o666, 44, False), (0o660, 0, False), (0o600, 44, False), (0o640, 44, False), (0o664, 44, True), (0o662, 44, True)])
+@pytest.mark.parametrize(
+    ("mode", "group", "joins"),
+    [
+        (0o660, 44, True),
+        (0o666, 44, False),
+        (0o660, 0, False),
+        (0o600, 44, False),
+        (0o640, 44, False),
+        (0o664, 44, True),
+        (0o662, 44, True),
+    ],
+)
 def test_groups_where_others_may_not_open(mode: int, group: int, joins: bool) -> None:
     look = Host(kfd=(234, 0, 0o666, 0), dri_renderD128=(226, 128, mode, group), dri_card0=(226, 0, 0o666, 0))
     found = granted({"vendor": "amd"}, inventory(), look=look)
@@ -177,29 +264,48 @@ def test_a_node_of_another_vendor_is_never_taken() -> None:
     assert granted({"vendor": "intel"}, inventory(), look=look).names == ["intel.com/gpu=0"]
 
 
-@pytest.mark.parametrize(("vendor", "asked"), [
-    ("intel", ["/dev/dri/renderD131", "/dev/dri/card3"]), ("habana", ["/dev/accel/accel3", "/dev/accel/accel_controlD3"]),
-])
+@pytest.mark.parametrize(
+    ("vendor", "asked"),
+    [
+        ("intel", ["/dev/dri/renderD131", "/dev/dri/card3"]),
+        ("habana", ["/dev/accel/accel3", "/dev/accel/accel_controlD3"]),
+    ],
+)
 def test_nodes_of_other_vendors(vendor: str, asked: list[str]) -> None:
     look = Host()
     look.nodes = {path: (1, 2, 0o666, 0) for path in asked}
     assert paths(granted({"vendor": vendor, "devices": ["3"]}, inventory(), look=look)) == asked
 
 
-@pytest.mark.parametrize(("wish", "words"), [
-    ({"count": 4}, "asks for 4 devices of nvidia.com/gpu, but /dev/nvidia3 is not on this host, and no CDI file describes nvidia.com/gpu; load the driver"),
-    ({"devices": ["9" * 500]}, "is not on this host"),
-])
+@pytest.mark.parametrize(
+    ("wish", "words"),
+    [
+        (
+            {"count": 4},
+            "asks for 4 devices of nvidia.com/gpu, but /dev/nvidia3 is not on this host, and no CDI file describes nvidia.com/gpu; load the driver",
+        ),
+        ({"devices": ["9" * 500]}, "is not on this host"),
+    ],
+)
 def test_a_device_that_the_host_lacks(wish: dict[str, Any], words: str) -> None:
     with pytest.raises(HostError) as caught:
         granted(wish, inventory(), look=Nvidia())
     assert words in str(caught.value)
 
 
-@pytest.mark.parametrize(("devices", "words"), [
-    (["GPU-1"], "without a CDI file for nvidia.com/gpu a device is a number, not 'GPU-1'"), (["all"], "a device is a number"), (["\u00b2"], "a device is a number"),
-    (["\u0661"], "a device is a number"), (["-1"], "a device is a number"), (["../x"], "a device is a number"), (["0", "00"], "names one device twice"), (["0", "0"], "names one device twice"),
-])
+@pytest.mark.parametrize(
+    ("devices", "words"),
+    [
+        (["GPU-1"], "without a CDI file for nvidia.com/gpu a device is a number, not 'GPU-1'"),
+        (["all"], "a device is a number"),
+        (["\u00b2"], "a device is a number"),
+        (["\u0661"], "a device is a number"),
+        (["-1"], "a device is a number"),
+        (["../x"], "a device is a number"),
+        (["0", "00"], "names one device twice"),
+        (["0", "0"], "names one device twice"),
+    ],
+)
 def test_wrong_devices_without_cdi(devices: list[str], words: str) -> None:
     with pytest.raises(RequestError) as caught:
         granted({"devices": devices}, inventory(), look=Nvidia())
@@ -237,5 +343,3 @@ def test_a_cdi_file_for_another_kind_does_not_stop_the_fallback() -> None:
     found = granted({}, at, ("example.com/x=0",), Nvidia())
     assert found.names == ["example.com/x=0", f"{NVIDIA}=0"]
     assert "/dev/nvidia7" in paths(found) and "/dev/nvidia0" in paths(found)
-
-

@@ -1,4 +1,5 @@
 """Which free devices are taken where a request prefers neighbours."""
+
 from __future__ import annotations
 
 import itertools
@@ -11,18 +12,33 @@ from hypothesis import strategies as st
 from shim.gpu import neighbours
 
 # Two processors with two switches each and two GPUs below each; of the first processor 0 and 3, 1 and 2 have a link.
-EIGHT = "".join(f"{n // 4}\tpci0000:{n // 4}0/0000:{n // 4}0:0{n // 2 % 2}.0/0000:{n}5:00.0\t{links}\n"
-                for n, links in enumerate(["3", "2", "1", "0", "", "", "", ""]))
+EIGHT = "".join(
+    f"{n // 4}\tpci0000:{n // 4}0/0000:{n // 4}0:0{n // 2 % 2}.0/0000:{n}5:00.0\t{links}\n"
+    for n, links in enumerate(["3", "2", "1", "0", "", "", "", ""])
+)
 ALL = list(range(8))
 
 
-@pytest.mark.parametrize(("free", "count", "how", "taken"), [
-    (ALL, 2, "link", [0, 3]), (ALL, 2, "numa", [0, 1]), (ALL, 8, "link", ALL), ([1, 4, 5, 7], 2, "link", [4, 5]), ([1, 4, 5, 7], 2, "numa", [4, 5]),
-    ([0, 1, 2, 4, 5, 6, 7], 3, "link", [0, 1, 2]), ([0, 1, 2, 5, 6, 7], 4, "numa", [0, 1, 2, 5]), ([3, 4, 6], 2, "link", [4, 6]), ([0, 7], 2, "link", [0, 7]),
-    # what stays free stays together: the single one, the pair, before a part of four
-    ([0, 4, 5, 6, 7], 1, "numa", [0]), ([0, 1, 4, 5, 6, 7], 2, "numa", [0, 1]), ([2, 3, 4, 6, 7], 2, "numa", [2, 3]), ([4, 6, 7], 1, "link", [4]),
-    ([], 1, "link", []),
-])
+@pytest.mark.parametrize(
+    ("free", "count", "how", "taken"),
+    [
+        (ALL, 2, "link", [0, 3]),
+        (ALL, 2, "numa", [0, 1]),
+        (ALL, 8, "link", ALL),
+        ([1, 4, 5, 7], 2, "link", [4, 5]),
+        ([1, 4, 5, 7], 2, "numa", [4, 5]),
+        ([0, 1, 2, 4, 5, 6, 7], 3, "link", [0, 1, 2]),
+        ([0, 1, 2, 5, 6, 7], 4, "numa", [0, 1, 2, 5]),
+        ([3, 4, 6], 2, "link", [4, 6]),
+        ([0, 7], 2, "link", [0, 7]),
+        # what stays free stays together: the single one, the pair, before a part of four
+        ([0, 4, 5, 6, 7], 1, "numa", [0]),
+        ([0, 1, 4, 5, 6, 7], 2, "numa", [0, 1]),
+        ([2, 3, 4, 6, 7], 2, "numa", [2, 3]),
+        ([4, 6, 7], 1, "link", [4]),
+        ([], 1, "link", []),
+    ],
+)
 def test_neighbours(free: list[int], count: int, how: str, taken: list[int]) -> None:
     assert neighbours.choose(free, count, how, EIGHT) == taken
 
@@ -55,7 +71,9 @@ def test_one_memory_node_where_one_has_enough(nodes: Sequence[str], data: st.Dat
 def test_no_choice_is_nearer(free: set[int], data: st.DataObject) -> None:
     """For pairs, which is what a choice by growing can promise."""
     lines = [neighbours._place(line) for line in EIGHT.split("\n")[:8]]
+
     def closeness(pair: Sequence[int]) -> int:
         return neighbours._closeness(pair[0], lines[pair[0]], pair[1], lines[pair[1]], "link")
+
     taken = neighbours.choose(sorted(free), 2, "link", EIGHT)
     assert closeness(taken) == max(map(closeness, itertools.combinations(sorted(free), 2)))

@@ -43,11 +43,18 @@ def test_the_udev_rule_knows_the_modules_of_every_vendor() -> None:
 
 
 @pytest.mark.parametrize(("name", "vendor"), [(name, vendor) for vendor in vendors.VENDORS for name in vendor.names])
-def test_names_and_aliases_are_accepted_everywhere(name: str, vendor: vendors.Vendor, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch,
-                                                  capsys: pytest.CaptureFixture[str]) -> None:
+def test_names_and_aliases_are_accepted_everywhere(
+    name: str,
+    vendor: vendors.Vendor,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     if vendor.gpu_nodes:
         assert granted({"vendor": name}, inventory(), look=look).names == [f"{vendor.kind}=0"]
-    assert compile_config([("a", f'[cdi]\ngenerate = ["{name}", "{vendor.name}"]'.encode())])["cdi.generate"] == [vendor.name]
+    assert compile_config([("a", f'[cdi]\ngenerate = ["{name}", "{vendor.name}"]'.encode())])["cdi.generate"] == [
+        vendor.name
+    ]
     monkeypatch.setattr(generate, "Tree", lambda: hosts.Host().build(str(tmp_path)))
     monkeypatch.setattr(nvml, "ask", hosts.Host().ask)
     assert main.main(["cdi", "generate", "--vendor", name]) == 1
@@ -113,6 +120,12 @@ def test_a_new_vendor_is_one_entry(tmp_path: pathlib.Path) -> None:
     table = tmp_path / "shim/gpu/vendors.py"
     before, mark, after = table.read_text().partition("\nVENDORS = (")
     table.write_text(before + mark + after.replace("\n)\n", ENTRY + ")\n", 1))
-    done = subprocess.run([sys.executable, "-c", USE, str(tmp_path), str(tmp_path), str(REPOSITORY / "tests")], cwd=tmp_path,
-                          stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", USE, str(tmp_path), str(tmp_path), str(REPOSITORY / "tests")],
+        cwd=tmp_path,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,5 @@
 """chandler-hook: what it is told, what it refuses, and what it never runs."""
+
 from __future__ import annotations
 
 import os
@@ -20,8 +21,16 @@ def world(tmp_path: pathlib.Path, needs_mounts: None) -> World:
     return World(str(tmp_path))
 
 
-@pytest.mark.parametrize("arguments, words", [((), "no such hook"), (("nonsense",), "nonsense: no such hook"), (("create-symlinks", "--", "nonsense"), "nonsense: no such hook"),
-                                              (("create-symlinks", "--"), "no such hook"), (("disable-device-node-modification", "x"), "takes no arguments")])
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ((), "no such hook"),
+        (("nonsense",), "nonsense: no such hook"),
+        (("create-symlinks", "--", "nonsense"), "nonsense: no such hook"),
+        (("create-symlinks", "--"), "no such hook"),
+        (("disable-device-node-modification", "x"), "takes no arguments"),
+    ],
+)
 def test_what_it_does_not_know(world: World, arguments: tuple[str, ...], words: str) -> None:
     done = world.run(*arguments)
     assert done.returncode == 1 and words in done.stderr and done.stderr.count("\n") == 1
@@ -45,7 +54,18 @@ def test_a_config_that_says_nothing(world: World, config: dict[str, object]) -> 
 def test_nothing_of_the_image_is_loaded(world: World) -> None:
     """The working directory is the image, full of modules and libraries with the names of ours."""
     canary = f"open({world.host + '/loaded'!r}, 'w')\n"
-    for name in ("json", "os", "ctypes", "hooks", "signal", "sitecustomize", "usercustomize", "encodings/__init__", "hooks/__init__", "shim/__init__"):
+    for name in (
+        "json",
+        "os",
+        "ctypes",
+        "hooks",
+        "signal",
+        "sitecustomize",
+        "usercustomize",
+        "encodings/__init__",
+        "hooks/__init__",
+        "shim/__init__",
+    ):
         world.image(f"/{name}.py", canary)
     world.image("/python3", "#!/bin/sh\ntouch loaded\n")
     done = world.run("create-symlinks", "--link", "x::/made", "--", "update-ldcache", "--folder", "/")
@@ -57,13 +77,22 @@ def test_nothing_of_the_image_is_loaded(world: World) -> None:
 IN_THE_CONTAINER = "hooks.container, hooks.create_symlinks, hooks.update_ldcache, hooks.enable_cuda_compat, hooks.disable_device_node_modification"
 
 
-@pytest.mark.parametrize("modules, none", [(IN_THE_CONTAINER, "collections json re enum subprocess yaml logging typing shutil tempfile socket site"),
-                                           ("hooks.release", "collections ctypes json os re stat struct typing")])
+@pytest.mark.parametrize(
+    "modules, none",
+    [
+        (IN_THE_CONTAINER, "collections json re enum subprocess yaml logging typing shutil tempfile socket site"),
+        ("hooks.release", "collections ctypes json os re stat struct typing"),
+    ],
+)
 def test_the_modules_that_a_hook_imports(modules: str, none: str) -> None:
     """A hook starts in a second's fraction, and each module is one more that could touch the image."""
-    program = (f"import sys; sys.path.insert(0, sys.argv[1]); before = set(sys.modules); import hooks.main, {modules}; "
-               "print(*sorted({name.partition('.')[0] for name in set(sys.modules) - before}))")
-    done = subprocess.run(["/usr/bin/python3", "-I", "-S", "-B", "-c", program, REPOSITORY], capture_output=True, text=True, check=True)
+    program = (
+        f"import sys; sys.path.insert(0, sys.argv[1]); before = set(sys.modules); import hooks.main, {modules}; "
+        "print(*sorted({name.partition('.')[0] for name in set(sys.modules) - before}))"
+    )
+    done = subprocess.run(
+        ["/usr/bin/python3", "-I", "-S", "-B", "-c", program, REPOSITORY], capture_output=True, text=True, check=True
+    )
     assert not set(none.split()) & set(done.stdout.split())
 
 
@@ -78,9 +107,20 @@ def test_in_a_user_namespace(world: World) -> None:
     """Where root is nobody outside: rootless podman, and containers with a user namespace."""
     world.image("/etc/ld.so.cache", ldsocache.write())
     os.makedirs(world.root + "/lib")
-    world.bind(world.put(world.directory + "/libx.so.1", b"\x7fELF\x02\x01\x01" + bytes(9) + b"\x03\0\x3e\0" + bytes(44)), "/lib/libx.so.1")
-    done = world.run("create-symlinks", "--link", "libx.so.1::/lib/libx.so", "--", "update-ldcache", "--folder", "/lib",
-                     command=["unshare", "--user", "--map-root-user", "--mount", HOOK])
+    world.bind(
+        world.put(world.directory + "/libx.so.1", b"\x7fELF\x02\x01\x01" + bytes(9) + b"\x03\0\x3e\0" + bytes(44)),
+        "/lib/libx.so.1",
+    )
+    done = world.run(
+        "create-symlinks",
+        "--link",
+        "libx.so.1::/lib/libx.so",
+        "--",
+        "update-ldcache",
+        "--folder",
+        "/lib",
+        command=["unshare", "--user", "--map-root-user", "--mount", HOOK],
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert ldcache.paths(pathlib.Path(world.root + "/etc/ld.so.cache").read_bytes(), "libx.so") == ["/lib/libx.so"]
 
@@ -107,8 +147,13 @@ sys.exit(main.main(sys.argv[3:]))
 LINK = ("create-symlinks", "--link", "x::/made")
 
 
-@pytest.mark.parametrize(("how", "words"), [("forever", "took longer than 1 seconds, and was stopped"),
-                                            ("greedy", "needed more than 192 MiB of memory, and was stopped")])
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ("forever", "took longer than 1 seconds, and was stopped"),
+        ("greedy", "needed more than 192 MiB of memory, and was stopped"),
+    ],
+)
 def test_beyond_the_limits(world: World, how: str, words: str) -> None:
     """The container starts without what is not required, and the hooks after it are done."""
     command = [sys.executable, "-I", "-c", BEYOND, REPOSITORY, how]
@@ -123,14 +168,22 @@ def test_beyond_the_limits(world: World, how: str, words: str) -> None:
 def test_a_config_that_is_larger_in_memory_than_on_disk(world: World, command: tuple[str, ...]) -> None:
     world.config["nothing"] = [[]] * 4_000_000
     done = world.run(*command)
-    assert (done.returncode, done.stderr) == (1, f"chandler-hook: {command[0]}: needed more than 192 MiB of memory, and was stopped\n")
+    assert (done.returncode, done.stderr) == (
+        1,
+        f"chandler-hook: {command[0]}: needed more than 192 MiB of memory, and was stopped\n",
+    )
 
 
 @pytest.mark.parametrize("command", [LINK, ("release", "/nowhere", "t"), ("mps-ready", "/nowhere", "/bin/true")])
 def test_a_runtime_that_never_says_who_the_container_is(command: tuple[str, ...]) -> None:
     program = f"import sys; sys.path.insert(0, {REPOSITORY!r}); from hooks import bounds, main; bounds.PATIENCE = 1; sys.exit(main.main(sys.argv[1:]))"
-    with subprocess.Popen([sys.executable, "-I", "-c", program, *command], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as hook:
-        assert hook.stderr is not None and hook.stderr.read() == f"chandler-hook: {command[0]}: took longer than 1 seconds, and was stopped\n"
+    with subprocess.Popen(
+        [sys.executable, "-I", "-c", program, *command], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as hook:
+        assert (
+            hook.stderr is not None
+            and hook.stderr.read() == f"chandler-hook: {command[0]}: took longer than 1 seconds, and was stopped\n"
+        )
         assert hook.wait() == int(command[0] != "release")
 
 
@@ -153,9 +206,13 @@ def cover(world: World, path: str, before: str, after: str) -> subprocess.Comple
 def test_a_file_of_proc_is_covered_and_cannot_be_changed(world: World) -> None:
     proc = world.root + "/proc"
     os.makedirs(proc)
-    done = cover(world, "/proc/driver/rtc" if os.path.exists("/proc/driver/rtc") else "/proc/version", f"mount -t proc proc {proc}",
-                 f"cat {proc}/driver/rtc 2>/dev/null | head -1; cat {proc}/version | head -1; (echo x > {proc}/version) 2>/dev/null || echo read-only; "
-                 f"grep -c tmpfs.*{proc} /proc/self/mountinfo; ls {proc}/1 >/dev/null && echo proc is there")
+    done = cover(
+        world,
+        "/proc/driver/rtc" if os.path.exists("/proc/driver/rtc") else "/proc/version",
+        f"mount -t proc proc {proc}",
+        f"cat {proc}/driver/rtc 2>/dev/null | head -1; cat {proc}/version | head -1; (echo x > {proc}/version) 2>/dev/null || echo read-only; "
+        f"grep -c tmpfs.*{proc} /proc/self/mountinfo; ls {proc}/1 >/dev/null && echo proc is there",
+    )
     lines = done.stdout.splitlines()
     assert "ModifyDeviceFiles: 0" in lines and "read-only" in lines and "proc is there" in lines, (lines, done.stderr)
 

@@ -1,4 +1,5 @@
 """Looking up paths in an image, by the kernel and, where it cannot, step by step: both must say the same."""
+
 from __future__ import annotations
 
 import errno
@@ -23,18 +24,42 @@ def image(tmp_path: pathlib.Path) -> pathlib.Path:
     (root / "usr/lib/a").write_text("inside")
     (root / "etc").mkdir()
     (tmp_path / "outside").write_text("the host's")
-    for path, target in {"abs": "/usr/lib/a", "lib": "usr/lib", "up": "../../../../usr/lib/a", "out": str(tmp_path / "outside"), "loop": "loop",
-                         "self": "/", "usr/back": "..", "chain": "self/self/lib/a", "gone": "/nothing"}.items():
+    for path, target in {
+        "abs": "/usr/lib/a",
+        "lib": "usr/lib",
+        "up": "../../../../usr/lib/a",
+        "out": str(tmp_path / "outside"),
+        "loop": "loop",
+        "self": "/",
+        "usr/back": "..",
+        "chain": "self/self/lib/a",
+        "gone": "/nothing",
+    }.items():
         (root / path).symlink_to(target)
     os.mkfifo(root / "fifo")
     return root
 
 
 @WAYS
-@pytest.mark.parametrize("path, found", [
-    ("/usr/lib/a", "inside"), ("/abs", "inside"), ("/lib/a", "inside"), ("/up", "inside"), ("/chain", "inside"), ("/self/usr/back/lib/a", "inside"),
-    ("/../../usr/lib/a", "inside"), ("//usr/./lib//a", "inside"), ("/usr/lib/../../abs", "inside"),
-    ("/out", errno.ENOENT), ("/gone", errno.ENOENT), ("/loop", errno.ELOOP), ("/usr/lib/a/b", errno.ENOTDIR), ("/fifo/x", errno.ENOTDIR)])
+@pytest.mark.parametrize(
+    "path, found",
+    [
+        ("/usr/lib/a", "inside"),
+        ("/abs", "inside"),
+        ("/lib/a", "inside"),
+        ("/up", "inside"),
+        ("/chain", "inside"),
+        ("/self/usr/back/lib/a", "inside"),
+        ("/../../usr/lib/a", "inside"),
+        ("//usr/./lib//a", "inside"),
+        ("/usr/lib/../../abs", "inside"),
+        ("/out", errno.ENOENT),
+        ("/gone", errno.ENOENT),
+        ("/loop", errno.ELOOP),
+        ("/usr/lib/a/b", errno.ENOTDIR),
+        ("/fifo/x", errno.ENOTDIR),
+    ],
+)
 def test_where_a_path_leads(image: pathlib.Path, path: str, found: str | int, kernel: bool) -> None:
     root = Root(str(image), kernel)
     try:
@@ -96,6 +121,27 @@ os.close(root.find("/usr"))
 @pytest.mark.usefixtures("needs_mounts")
 @WAYS
 def test_mount_points_are_noticed_even_of_the_same_disk(image: pathlib.Path, kernel: bool) -> None:
-    done = subprocess.run(["unshare", "-m", "--propagation", "private", "sh", "-c", 'mount --bind "$1/usr/lib" "$1/usr/lib"; shift; exec "$@"', "sh", str(image),
-                           sys.executable, "-I", "-c", CROSSING, str(image), str(REPOSITORY), str(kernel)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [
+            "unshare",
+            "-m",
+            "--propagation",
+            "private",
+            "sh",
+            "-c",
+            'mount --bind "$1/usr/lib" "$1/usr/lib"; shift; exec "$@"',
+            "sh",
+            str(image),
+            sys.executable,
+            "-I",
+            "-c",
+            CROSSING,
+            str(image),
+            str(REPOSITORY),
+            str(kernel),
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert done.stdout.split() == ["EXDEV"] * 3, done.stderr

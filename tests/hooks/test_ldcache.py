@@ -1,4 +1,5 @@
 """update-ldcache: a program in the container finds a mounted library; a hostile image changes nothing outside of itself."""
+
 from __future__ import annotations
 
 import os
@@ -52,15 +53,21 @@ def keys(world: World) -> list[tuple[bytes, bytes]]:
 
 # --- the file format ------------------------------------------------------------------------------------------
 
+
 @needs_cache
 def test_the_hosts_cache_survives_reading_and_writing(tmp_path: pathlib.Path) -> None:
     data = pathlib.Path(CACHE).read_bytes()
     cache = ldcache.Cache(data)
     again = cache.build()
-    assert list(map(fields, ldcache.Cache(again))) == list(map(fields, cache)) and ldcache.Cache(again).hardware() == cache.hardware()
+    assert (
+        list(map(fields, ldcache.Cache(again))) == list(map(fields, cache))
+        and ldcache.Cache(again).hardware() == cache.hardware()
+    )
     (tmp_path / "cache").write_bytes(again)
-    shown = [subprocess.run([LDCONFIG, "-p", "-C", path], capture_output=True, text=True, check=True).stdout.splitlines()
-             for path in (CACHE, str(tmp_path / "cache"))]
+    shown = [
+        subprocess.run([LDCONFIG, "-p", "-C", path], capture_output=True, text=True, check=True).stdout.splitlines()
+        for path in (CACHE, str(tmp_path / "cache"))
+    ]
     assert [line for line in shown[1] if "=>" in line] == [line for line in shown[0] if "=>" in line]
 
 
@@ -71,9 +78,20 @@ def test_the_order_is_glibcs() -> None:
     assert all(ldcache.compare(one.key, other.key) >= 0 for one, other in zip(entries, entries[1:]))
 
 
-@pytest.mark.parametrize("one, other, sign", [
-    (b"liba.so.1", b"liba.so.2", -1), (b"liba.so.10", b"liba.so.9", 1), (b"liba.so", b"liba.so.1", -1), (b"lib1", b"liba", 1),
-    (b"liba", b"lib1", -1), (b"x", b"x", 0), (b"", b"", 0), (b"a01", b"a1", 0), (b"a4294967296", b"a0", 0)])
+@pytest.mark.parametrize(
+    "one, other, sign",
+    [
+        (b"liba.so.1", b"liba.so.2", -1),
+        (b"liba.so.10", b"liba.so.9", 1),
+        (b"liba.so", b"liba.so.1", -1),
+        (b"lib1", b"liba", 1),
+        (b"liba", b"lib1", -1),
+        (b"x", b"x", 0),
+        (b"", b"", 0),
+        (b"a01", b"a1", 0),
+        (b"a4294967296", b"a0", 0),
+    ],
+)
 def test_numbers_in_names_count_as_numbers(one: bytes, other: bytes, sign: int) -> None:
     found = ldcache.compare(one, other)
     assert (found > 0) - (found < 0) == sign
@@ -108,7 +126,7 @@ def test_damage_is_noticed() -> None:
     for place in range(0, len(good)):
         for value in (0, 255):
             try:
-                cache = ldcache.Cache(good[:place] + bytes([value]) + good[place + 1:])
+                cache = ldcache.Cache(good[:place] + bytes([value]) + good[place + 1 :])
                 cache.insert(ldcache.Entry(0x0303, b"lib5.so", b"/x/lib5.so", 0, 0))
                 cache.build()
             except ldcache.Damaged:
@@ -136,7 +154,9 @@ def test_a_program_finds_the_library(world: World, tmp_path: pathlib.Path) -> No
     os.makedirs(os.path.dirname(library))
     subprocess.run([gcc, "-o", world.root + "/bin/p", str(tmp_path / "p.c"), "-ldl"], check=True)
     subprocess.run([gcc, "-shared", "-Wl,-soname,libnvtest.so.1", "-o", library, str(tmp_path / "l.c")], check=True)
-    for name in subprocess.run(["ldd", world.root + "/bin/p"], capture_output=True, text=True, check=True).stdout.split():
+    for name in subprocess.run(
+        ["ldd", world.root + "/bin/p"], capture_output=True, text=True, check=True
+    ).stdout.split():
         if name.startswith("/"):
             os.makedirs(os.path.dirname(world.root + name), exist_ok=True)
             shutil.copy(os.path.realpath(name), world.root + name)
@@ -162,8 +182,12 @@ def test_mounted_libraries_and_links_to_them_are_added(world: World) -> None:
     os.makedirs(world.root + "/etc/ld.so.conf.d")
     done = world.run(*UPDATE)
     assert (done.returncode, done.stderr) == (0, "")
-    assert keys(world) == [(b"libcuda.so.550.54.15", b"/opt/driver/lib/libcuda.so.550.54.15"), (b"libcuda.so.1", b"/opt/driver/lib/libcuda.so.1"),
-                           (b"libc.so.6", b"/lib/x86_64-linux-gnu/libc.so.6"), (b"libarm.so.1", b"/opt/driver/lib/libarm.so.1")]
+    assert keys(world) == [
+        (b"libcuda.so.550.54.15", b"/opt/driver/lib/libcuda.so.550.54.15"),
+        (b"libcuda.so.1", b"/opt/driver/lib/libcuda.so.1"),
+        (b"libc.so.6", b"/lib/x86_64-linux-gnu/libc.so.6"),
+        (b"libarm.so.1", b"/opt/driver/lib/libarm.so.1"),
+    ]
     assert pathlib.Path(world.root + "/etc/ld.so.conf.d/00-chandler.conf").read_text() == FOLDER + "\n"
     before = pathlib.Path(world.root + CACHE).read_bytes()
     assert world.run(*UPDATE).returncode == 0
@@ -255,8 +279,21 @@ def folder_is_a_link(world: World) -> None:
 
 
 HOSTILE: list[Callable[[World], None]] = [
-    cache_is_fifo, cache_is_link, cache_is_folder, cache_is_rubbish, cache_promises_too_much, etc_is_a_link, etc_is_a_mount, cache_is_a_mount,
-    temporary_is_a_link, drop_ins_are_a_link, drop_in_is_a_link, drop_in_is_a_fifo, libraries_are_odd, folder_is_a_link]
+    cache_is_fifo,
+    cache_is_link,
+    cache_is_folder,
+    cache_is_rubbish,
+    cache_promises_too_much,
+    etc_is_a_link,
+    etc_is_a_mount,
+    cache_is_a_mount,
+    temporary_is_a_link,
+    drop_ins_are_a_link,
+    drop_in_is_a_link,
+    drop_in_is_a_fifo,
+    libraries_are_odd,
+    folder_is_a_link,
+]
 
 
 @pytest.mark.parametrize("hostile", HOSTILE)
@@ -267,14 +304,27 @@ def test_the_host_stays_as_it_is(world: World, hostile: Callable[[World], None])
     done = world.run(*UPDATE)
     assert done.returncode == 0, done.stderr
     assert world.snapshot() == before
-    if stat.S_ISREG(os.lstat(world.root + CACHE).st_mode) and hostile not in (cache_is_rubbish, cache_promises_too_much, cache_is_a_mount):
+    if stat.S_ISREG(os.lstat(world.root + CACHE).st_mode) and hostile not in (
+        cache_is_rubbish,
+        cache_promises_too_much,
+        cache_is_a_mount,
+    ):
         ldcache.Cache(pathlib.Path(world.root + CACHE).read_bytes())
     else:
         assert "was left as it is" in done.stderr
 
 
-@pytest.mark.parametrize("words", [["--folder"], ["--folder", "relative"], ["--folder", "/a\nb"], ["--ldconfig", "/x"],
-                                   ["--folder", "/" + "x" * 1024], ["--folder", "/x"] * 257])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--folder"],
+        ["--folder", "relative"],
+        ["--folder", "/a\nb"],
+        ["--ldconfig", "/x"],
+        ["--folder", "/" + "x" * 1024],
+        ["--folder", "/x"] * 257,
+    ],
+)
 def test_words_that_make_no_sense(world: World, words: list[str]) -> None:
     done = world.run("update-ldcache", *words)
     assert done.returncode == 1 and done.stderr.startswith("chandler-hook: update-ldcache: ")
@@ -315,6 +365,9 @@ def test_one_that_is_mounted_is_not_the_images(world: World) -> None:
     assert keys(world) == [(b"libc.so.6", b"/lib/x86_64-linux-gnu/libc.so.6")] and world.snapshot() == before
 
 
-@pytest.mark.parametrize("words", [[], ["--host-driver-version"], ["--host-driver-version", "550"], ["--host-driver-version=x.y"], ["--x=550.1"]])
+@pytest.mark.parametrize(
+    "words",
+    [[], ["--host-driver-version"], ["--host-driver-version", "550"], ["--host-driver-version=x.y"], ["--x=550.1"]],
+)
 def test_a_version_that_is_none(world: World, words: list[str]) -> None:
     assert world.run("enable-cuda-compat", *words).returncode == 1

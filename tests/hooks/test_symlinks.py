@@ -1,4 +1,5 @@
 """create-symlinks, in images that mean well and in images that do not."""
+
 from __future__ import annotations
 
 import os
@@ -98,15 +99,30 @@ def loop(world: World) -> None:
     world.link("/usr/lib", "/usr/lib")
 
 
-HOSTILE: list[Callable[[World], None]] = [linked_folder, linked_above, dots, last_is_link, folder_is_fifo, last_is_fifo, last_is_folder, mounted_last, mounted_folder,
-                                          mounted_above, link_into_a_mount, magic_link, loop]
+HOSTILE: list[Callable[[World], None]] = [
+    linked_folder,
+    linked_above,
+    dots,
+    last_is_link,
+    folder_is_fifo,
+    last_is_fifo,
+    last_is_folder,
+    mounted_last,
+    mounted_folder,
+    mounted_above,
+    link_into_a_mount,
+    magic_link,
+    loop,
+]
 
 
 @pytest.mark.parametrize("hostile", HOSTILE)
 def test_the_host_stays_as_it_is(world: World, hostile: Callable[[World], None]) -> None:
     hostile(world)
     before = world.snapshot()
-    done = world.run("create-symlinks", *LINK, "--link", "x::/usr/lib/../../../../../etc/made", "--link", f"x::{world.host}/made")
+    done = world.run(
+        "create-symlinks", *LINK, "--link", "x::/usr/lib/../../../../../etc/made", "--link", f"x::{world.host}/made"
+    )
     assert done.returncode == 0, done.stderr
     assert world.snapshot() == before
     assert not os.path.lexists("/etc/made")
@@ -114,7 +130,13 @@ def test_the_host_stays_as_it_is(world: World, hostile: Callable[[World], None])
 
 def test_links_to_devices_only_where_the_container_has_them(world: World) -> None:
     world.config["linux"]["devices"] = [{"path": "/dev/dri/card1"}]
-    done = world.run("create-symlinks", "--link", "../card1::/dev/dri/by-path/pci-a-card", "--link", "../card2::/dev/dri/by-path/pci-b-card")
+    done = world.run(
+        "create-symlinks",
+        "--link",
+        "../card1::/dev/dri/by-path/pci-a-card",
+        "--link",
+        "../card2::/dev/dri/by-path/pci-b-card",
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert os.listdir(world.root + "/dev/dri/by-path") == ["pci-a-card"]
 
@@ -136,9 +158,25 @@ def test_dev_is_written_to_only_when_it_is_the_containers_own(world: World) -> N
     assert world.snapshot() == before
 
 
-@pytest.mark.parametrize("words", [["--link"], ["--link", "no-colons"], ["--link", "x::relative"], ["--link", "x::/dir/"], ["--link", "::/x"],
-                                   ["--link", "x::/a/.."], ["--other", "x::/y"],
-                                   ["--link", "x" * 1025 + "::/y"], ["--link", "x::/" + "y/" * 512 + "z"], ["--link", "x::/y"] * 4097])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--link"],
+        ["--link", "no-colons"],
+        ["--link", "x::relative"],
+        ["--link", "x::/dir/"],
+        ["--link", "::/x"],
+        ["--link", "x::/a/.."],
+        ["--other", "x::/y"],
+        ["--link", "x" * 1025 + "::/y"],
+        ["--link", "x::/" + "y/" * 512 + "z"],
+        ["--link", "x::/y"] * 4097,
+    ],
+)
 def test_words_that_make_no_sense(world: World, words: list[str]) -> None:
     done = world.run("create-symlinks", *words)
-    assert done.returncode == 1 and done.stderr.startswith("chandler-hook: create-symlinks: ") and done.stderr.count("\n") == 1
+    assert (
+        done.returncode == 1
+        and done.stderr.startswith("chandler-hook: create-symlinks: ")
+        and done.stderr.count("\n") == 1
+    )

@@ -1,4 +1,5 @@
 """Control groups on trees that are only files: what a survey finds, where a container goes, and that twice is once."""
+
 from __future__ import annotations
 
 import os
@@ -15,14 +16,18 @@ UNIFIED = "45 29 0:41 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n"
 
 
 def first(root: str = "/", *names: str) -> str:
-    return TMPFS + "".join(f"{number} 29 0:{number} {root} /sys/fs/cgroup/{name} rw - cgroup cgroup rw,{name}\n"
-                           for number, name in enumerate(names or ("memory", "cpu,cpuacct", "pids", "devices"), 31))
+    return TMPFS + "".join(
+        f"{number} 29 0:{number} {root} /sys/fs/cgroup/{name} rw - cgroup cgroup rw,{name}\n"
+        for number, name in enumerate(names or ("memory", "cpu,cpuacct", "pids", "devices"), 31)
+    )
 
 
-class Fake(cgroups.Tree):
+class Fake(cgroups.CgroupTree):
     """`frozen`: no group can be made."""
 
-    def __init__(self, directory: Path, mounts: str, own: str, init: str = "0::/init.scope\n", frozen: bool = False) -> None:
+    def __init__(
+        self, directory: Path, mounts: str, own: str, init: str = "0::/init.scope\n", frozen: bool = False
+    ) -> None:
         super().__init__(str(directory))
         self.directory = directory
         self.frozen = frozen
@@ -73,26 +78,72 @@ def contained(directory: Path, own: str = "/", frozen: bool = False) -> Fake:
 
 def test_a_host_of_version_2(tmp_path: Path) -> None:
     found = cgroups.survey(plain(tmp_path))
-    assert found == cgroups.Survey("v2", "/sys/fs/cgroup", "/user.slice/user-0.slice/session-1.scope", False, True, True,
-                                   ["cpu", "memory", "pids"], [])
+    assert found == cgroups.Survey(
+        "v2",
+        "/sys/fs/cgroup",
+        "/user.slice/user-0.slice/session-1.scope",
+        False,
+        True,
+        True,
+        ["cpu", "memory", "pids"],
+        [],
+    )
 
 
-@pytest.mark.parametrize(("mounts", "own", "init", "version", "path", "nested"), [
-    # the host's own namespace, in a container of docker's: pid 1 is in its group
-    (V2.format(root="/"), "0::/docker/abc\n", "0::/docker/abc\n", "v2", "/docker/abc", True),
-    (V2.format(root="/docker/abc"), "0::/docker/abc\n", "0::/docker/abc\n", "v2", "/", False),
-    (V2.format(root="/docker/abc"), "0::/docker/abc/x\n", "0::/docker/abc\n", "v2", "/x", False),
-    (V2.format(root="/"), "0::/../other\n", "0::/\n", "v2", "/", False),
-    (first(), "5:memory:/\n4:cpu,cpuacct:/\n3:pids:/\n2:devices:/\n", "4:memory:/\n", "v1", "/", False),
-    (first("/docker/abc"), "5:memory:/docker/abc\n4:cpu,cpuacct:/docker/abc\n3:pids:/docker/abc\n2:devices:/docker/abc\n", "5:memory:/docker/abc\n", "v1", "/", True),
-    (first(), "".join(f"{n}:{name}:/docker/abc\n" for n, name in enumerate(("memory", "cpu,cpuacct", "pids", "devices"))), "0:memory:/docker/abc\n", "v1", "/docker/abc", True),
-    (first(), "5:memory:/a\n4:cpu,cpuacct:/b\n3:pids:/\n2:devices:/\n", "5:memory:/\n", "v1", "", False),
-    (first() + UNIFIED, "5:memory:/\n4:cpu,cpuacct:/\n3:pids:/\n2:devices:/\n0::/x\n", "0::/\n", "hybrid", "/", False),
-    (TMPFS + "46 29 0:42 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,name=systemd\n" + UNIFIED, "0::/\n", "0::/\n", "v2", "/", False),
-    ("", "", "", "none", "", False),
-    # version 2 mounted over everything, as in a test of ours
-    (first() + UNIFIED + "50 29 0:50 / /sys/fs/cgroup rw - cgroup2 none rw\n", "5:memory:/a\n0::/\n", "0::/\n", "v2", "/", False),
-])
+@pytest.mark.parametrize(
+    ("mounts", "own", "init", "version", "path", "nested"),
+    [
+        # the host's own namespace, in a container of docker's: pid 1 is in its group
+        (V2.format(root="/"), "0::/docker/abc\n", "0::/docker/abc\n", "v2", "/docker/abc", True),
+        (V2.format(root="/docker/abc"), "0::/docker/abc\n", "0::/docker/abc\n", "v2", "/", False),
+        (V2.format(root="/docker/abc"), "0::/docker/abc/x\n", "0::/docker/abc\n", "v2", "/x", False),
+        (V2.format(root="/"), "0::/../other\n", "0::/\n", "v2", "/", False),
+        (first(), "5:memory:/\n4:cpu,cpuacct:/\n3:pids:/\n2:devices:/\n", "4:memory:/\n", "v1", "/", False),
+        (
+            first("/docker/abc"),
+            "5:memory:/docker/abc\n4:cpu,cpuacct:/docker/abc\n3:pids:/docker/abc\n2:devices:/docker/abc\n",
+            "5:memory:/docker/abc\n",
+            "v1",
+            "/",
+            True,
+        ),
+        (
+            first(),
+            "".join(f"{n}:{name}:/docker/abc\n" for n, name in enumerate(("memory", "cpu,cpuacct", "pids", "devices"))),
+            "0:memory:/docker/abc\n",
+            "v1",
+            "/docker/abc",
+            True,
+        ),
+        (first(), "5:memory:/a\n4:cpu,cpuacct:/b\n3:pids:/\n2:devices:/\n", "5:memory:/\n", "v1", "", False),
+        (
+            first() + UNIFIED,
+            "5:memory:/\n4:cpu,cpuacct:/\n3:pids:/\n2:devices:/\n0::/x\n",
+            "0::/\n",
+            "hybrid",
+            "/",
+            False,
+        ),
+        (
+            TMPFS + "46 29 0:42 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,name=systemd\n" + UNIFIED,
+            "0::/\n",
+            "0::/\n",
+            "v2",
+            "/",
+            False,
+        ),
+        ("", "", "", "none", "", False),
+        # version 2 mounted over everything, as in a test of ours
+        (
+            first() + UNIFIED + "50 29 0:50 / /sys/fs/cgroup rw - cgroup2 none rw\n",
+            "5:memory:/a\n0::/\n",
+            "0::/\n",
+            "v2",
+            "/",
+            False,
+        ),
+    ],
+)
 def test_surveys(tmp_path: Path, mounts: str, own: str, init: str, version: str, path: str, nested: bool) -> None:
     found = cgroups.survey(Fake(tmp_path, mounts, own, init))
     assert (found.version, found.own, found.nested) == (version, path, nested)
@@ -105,32 +156,58 @@ def test_broken_lines_are_passed_over(tmp_path: Path) -> None:
 
 # --- where a container goes -----------------------------------------------------------------------------------
 
-@pytest.mark.parametrize(("parent", "systemd", "path"), [
-    ("/team", False, "/team/web-1"), ("/team/", False, "/team/web-1"), ("/", False, "/web-1"), ("/a/b.slice", False, "/a/b.slice/web-1"),
-    ("team-a.slice", True, "team-a.slice:chandler:web-1"), ("/team.slice/team-a.slice", True, "team-a.slice:chandler:web-1"),
-])
+
+@pytest.mark.parametrize(
+    ("parent", "systemd", "path"),
+    [
+        ("/team", False, "/team/web-1"),
+        ("/team/", False, "/team/web-1"),
+        ("/", False, "/web-1"),
+        ("/a/b.slice", False, "/a/b.slice/web-1"),
+        ("team-a.slice", True, "team-a.slice:chandler:web-1"),
+        ("/team.slice/team-a.slice", True, "team-a.slice:chandler:web-1"),
+    ],
+)
 def test_parents(parent: str, systemd: bool, path: str) -> None:
     assert cgroups.in_parent(parent, "web-1", systemd) == path
 
 
-@pytest.mark.parametrize(("parent", "systemd", "said"), [
-    ("team", False, "write it from the top"), ("team.slice", False, "a slice is for --systemd-cgroup"), ("/a/../b", False, "no control group"),
-    ("/a/./b", False, "no control group"), ("/a\nb", False, "no control group"), ("a:b:c", False, "no control group"),
-    ("/team", True, "no slice"), ("/", True, "no slice"), ("a.scope", True, "no slice"), ("", True, "no slice"),
-])
+@pytest.mark.parametrize(
+    ("parent", "systemd", "said"),
+    [
+        ("team", False, "write it from the top"),
+        ("team.slice", False, "a slice is for --systemd-cgroup"),
+        ("/a/../b", False, "no control group"),
+        ("/a/./b", False, "no control group"),
+        ("/a\nb", False, "no control group"),
+        ("a:b:c", False, "no control group"),
+        ("/team", True, "no slice"),
+        ("/", True, "no slice"),
+        ("a.scope", True, "no slice"),
+        ("", True, "no slice"),
+    ],
+)
 def test_what_is_no_parent(parent: str, systemd: bool, said: str) -> None:
     with pytest.raises(RequestError) as failed:
         cgroups.in_parent(parent, "web-1", systemd)
     assert said in str(failed.value)
 
 
-@pytest.mark.parametrize(("asked", "variable", "systemd", "rootless", "path", "by"), [
-    ("/asked", "/variable", False, False, "/asked/c", "cgroup_parent"), ("", "/variable", False, False, "/variable/c", "CHANDLER_CGROUP_PARENT"),
-    ("", "", False, False, "", "the runtime"), ("", "", False, True, "", "the runtime"),
-    ("", "", True, False, "system.slice:chandler:c", "systemd"), ("", "", True, True, "user.slice:chandler:c", "systemd"),
-    ("a.slice", "b.slice", True, False, "a.slice:chandler:c", "cgroup_parent"),
-])
-def test_who_says_where(tmp_path: Path, asked: str, variable: str, systemd: bool, rootless: bool, path: str, by: str) -> None:
+@pytest.mark.parametrize(
+    ("asked", "variable", "systemd", "rootless", "path", "by"),
+    [
+        ("/asked", "/variable", False, False, "/asked/c", "cgroup_parent"),
+        ("", "/variable", False, False, "/variable/c", "CHANDLER_CGROUP_PARENT"),
+        ("", "", False, False, "", "the runtime"),
+        ("", "", False, True, "", "the runtime"),
+        ("", "", True, False, "system.slice:chandler:c", "systemd"),
+        ("", "", True, True, "user.slice:chandler:c", "systemd"),
+        ("a.slice", "b.slice", True, False, "a.slice:chandler:c", "cgroup_parent"),
+    ],
+)
+def test_who_says_where(
+    tmp_path: Path, asked: str, variable: str, systemd: bool, rootless: bool, path: str, by: str
+) -> None:
     tree = plain(tmp_path)
     before = files(tmp_path)
     assert cgroups.place("c", asked, variable, systemd, rootless, 4711, tree) == cgroups.Placement(path, by, [])
@@ -198,7 +275,9 @@ def test_a_limit_whose_controller_is_not_handed_on(tmp_path: Path) -> None:
     (tmp_path / "sys/fs/cgroup/cgroup.procs").write_text("12\n13\n")
     with pytest.raises(HostError) as failed:
         cgroups.place("c", move=4711, tree=tree, needed=["memory"])
-    assert "cannot hand on the controller memory" in str(failed.value) and "other processes are in it, such as 12, 13;" in str(failed.value)
+    assert "cannot hand on the controller memory" in str(
+        failed.value
+    ) and "other processes are in it, such as 12, 13;" in str(failed.value)
     assert "CHANDLER_CGROUP_PARENT" in str(failed.value)
     before = files(tmp_path)
     with pytest.raises(HostError, match="controller hugetlb that it needs: it was handed on to nobody here"):
@@ -208,8 +287,15 @@ def test_a_limit_whose_controller_is_not_handed_on(tmp_path: Path) -> None:
 
 def test_the_controllers_that_limits_need() -> None:
     assert cgroups.controllers({}) == [] == cgroups.controllers({"memory": {}, "devices": [{}]})
-    assert cgroups.controllers({"memory": {"limit": 1}, "pids": {"limit": 1}, "blockIO": {"weight": 10}}) == ["memory", "pids", "io"]
-    assert cgroups.controllers({"cpu": {"shares": 2}}) == ["cpu"] and cgroups.controllers({"cpu": {"cpus": "0"}}) == ["cpu", "cpuset"]
+    assert cgroups.controllers({"memory": {"limit": 1}, "pids": {"limit": 1}, "blockIO": {"weight": 10}}) == [
+        "memory",
+        "pids",
+        "io",
+    ]
+    assert cgroups.controllers({"cpu": {"shares": 2}}) == ["cpu"] and cgroups.controllers({"cpu": {"cpus": "0"}}) == [
+        "cpu",
+        "cpuset",
+    ]
 
 
 @pytest.mark.parametrize("move", [4711, None])
@@ -228,7 +314,12 @@ def test_no_parent_can_be_written_to(tmp_path: Path, move: int | None) -> None:
 
 
 def test_version_1_in_a_container_needs_no_leaf(tmp_path: Path) -> None:
-    tree = Fake(tmp_path, first(), "".join(f"{n}:{name}:/docker/abc\n" for n, name in enumerate(("memory", "cpu,cpuacct", "pids", "devices"))), "1:memory:/docker/abc\n")
+    tree = Fake(
+        tmp_path,
+        first(),
+        "".join(f"{n}:{name}:/docker/abc\n" for n, name in enumerate(("memory", "cpu,cpuacct", "pids", "devices"))),
+        "1:memory:/docker/abc\n",
+    )
     for name in ("memory", "cpu,cpuacct", "pids", "devices"):
         (tmp_path / f"sys/fs/cgroup/{name}/docker/abc").mkdir(parents=True)
     before = files(tmp_path)
@@ -242,16 +333,24 @@ def test_without_control_groups_the_runtime_decides(tmp_path: Path) -> None:
 
 # --- remedies -------------------------------------------------------------------------------------------------
 
+
 def survey(**more: object) -> cgroups.Survey:
     found = cgroups.Survey("v2", "/sys/fs/cgroup", "/", False, True, True, ["cpu", "memory", "pids"], [])
     return found._replace(**more)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("found", "rootless", "said"), [
-    (survey(), False, ""), (survey(), True, ""), (survey(version="none", controllers=[]), False, "no control groups"),
-    (survey(root_writable=False), False, "no control group can be made"), (survey(nested=True, own_writable=False), False, "no control group can be made"),
-    (survey(own_writable=False), True, "not yours"), (survey(controllers=["cpu"]), False, "no control group controller for memory, pids"),
-])
+@pytest.mark.parametrize(
+    ("found", "rootless", "said"),
+    [
+        (survey(), False, ""),
+        (survey(), True, ""),
+        (survey(version="none", controllers=[]), False, "no control groups"),
+        (survey(root_writable=False), False, "no control group can be made"),
+        (survey(nested=True, own_writable=False), False, "no control group can be made"),
+        (survey(own_writable=False), True, "not yours"),
+        (survey(controllers=["cpu"]), False, "no control group controller for memory, pids"),
+    ],
+)
 def test_remedies(found: cgroups.Survey, rootless: bool, said: str) -> None:
     problems = cgroups.remedy(found, rootless)
     assert bool(problems) == bool(said)

@@ -27,18 +27,21 @@ def missing(path: str) -> tuple[str, int, int, int]:
     raise HostError(f"{path} is not on this host")
 
 
-@pytest.mark.parametrize(("fields", "added"), [
-    ({}, {"type": "c", "major": 10, "minor": 5, "fileMode": 0o640}),
-    ({"fileMode": 0}, {"type": "c", "major": 10, "minor": 5}),
-    ({"hostPath": "/dev/host"}, {"type": "b", "major": 8, "minor": 1, "fileMode": 0o660}),
-    ({"type": "c"}, {"major": 10, "minor": 5, "fileMode": 0o640}),
-    ({"type": "c", "major": 0, "minor": 9}, {"major": 10, "minor": 5, "fileMode": 0o640}),
-    ({"type": "b", "major": 7, "minor": 3}, {"fileMode": 0o640}),  # minimally specified: no type check
-    ({"type": "c", "major": 7, "minor": 3, "fileMode": 1}, {}),
-    ({"major": 7}, {"type": "c", "fileMode": 0o640}),
-    ({"hostPath": "/dev/fifo"}, {"type": "p", "fileMode": 0o600}),
-    ({"hostPath": "/dev/fifo", "type": "p"}, {"fileMode": 0o600}),
-])
+@pytest.mark.parametrize(
+    ("fields", "added"),
+    [
+        ({}, {"type": "c", "major": 10, "minor": 5, "fileMode": 0o640}),
+        ({"fileMode": 0}, {"type": "c", "major": 10, "minor": 5}),
+        ({"hostPath": "/dev/host"}, {"type": "b", "major": 8, "minor": 1, "fileMode": 0o660}),
+        ({"type": "c"}, {"major": 10, "minor": 5, "fileMode": 0o640}),
+        ({"type": "c", "major": 0, "minor": 9}, {"major": 10, "minor": 5, "fileMode": 0o640}),
+        ({"type": "b", "major": 7, "minor": 3}, {"fileMode": 0o640}),  # minimally specified: no type check
+        ({"type": "c", "major": 7, "minor": 3, "fileMode": 1}, {}),
+        ({"major": 7}, {"type": "c", "fileMode": 0o640}),
+        ({"hostPath": "/dev/fifo"}, {"type": "p", "fileMode": 0o600}),
+        ({"hostPath": "/dev/fifo", "type": "p"}, {"fileMode": 0o600}),
+    ],
+)
 def test_completion(fields: dict[str, Any], added: dict[str, Any]) -> None:
     edits = node(**fields)
     found = device_nodes.complete(edits, fake).items[0][2]
@@ -101,11 +104,21 @@ def test_mount_sources(tmp_path: Path) -> None:
             cdi_check.check_paths(edits(gone))
 
 
-@pytest.mark.parametrize(("euid", "uid_map", "overflow", "owners"), [
-    (0, "0 0 4294967295", 65534, {0}), (1000, "0 0 4294967295", 65534, {0, 1000}), (0, "0 1000 1", 65534, {0, 65534}), (0, "0 1000 1 1 100000 65536", 65534, {0}),
-    (0, "0 1000 1 1 100000 65533", 65534, {0, 65534}), (5, "0 1000 1 5 9 1", 65534, {0, 5, 65534}), (0, "0 1000 1", 99, {0, 99}),
-])
-def test_whose_files_are_believed(monkeypatch: pytest.MonkeyPatch, euid: int, uid_map: str, overflow: int, owners: set[int]) -> None:
+@pytest.mark.parametrize(
+    ("euid", "uid_map", "overflow", "owners"),
+    [
+        (0, "0 0 4294967295", 65534, {0}),
+        (1000, "0 0 4294967295", 65534, {0, 1000}),
+        (0, "0 1000 1", 65534, {0, 65534}),
+        (0, "0 1000 1 1 100000 65536", 65534, {0}),
+        (0, "0 1000 1 1 100000 65533", 65534, {0, 65534}),
+        (5, "0 1000 1 5 9 1", 65534, {0, 5, 65534}),
+        (0, "0 1000 1", 99, {0, 99}),
+    ],
+)
+def test_whose_files_are_believed(
+    monkeypatch: pytest.MonkeyPatch, euid: int, uid_map: str, overflow: int, owners: set[int]
+) -> None:
     monkeypatch.setattr("posix.geteuid", lambda: euid)
     monkeypatch.setattr(userns, "overflow_uid", lambda: overflow)
     assert set(userns.trusted_owners(uid_map)) == owners

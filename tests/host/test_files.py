@@ -22,6 +22,7 @@ needs_root = pytest.mark.usefixtures("needs_root")
 
 # --- reading --------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("size", [0, 1, 100, 1 << 20, (1 << 21) + 7])
 def test_read_gives_all_bytes(tmp_path: Path, size: int) -> None:
     path = tmp_path / "f"
@@ -95,6 +96,7 @@ def test_no_descriptor_is_left_open(tmp_path: Path) -> None:
 
 # --- replacing ------------------------------------------------------------------------------------------------
 
+
 def test_replace(tmp_path: Path) -> None:
     path = tmp_path / "f"
     path.write_bytes(b"old")
@@ -110,7 +112,9 @@ def test_replace(tmp_path: Path) -> None:
 def test_replace_with_another_owner(tmp_path: Path) -> None:
     files.replace(str(tmp_path / "f"), b"new", 0o4755, (1234, 5678))
     found = (tmp_path / "f").stat()
-    assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (1234, 5678, 0o4755), "chown takes the s bit away, so it comes first"
+    assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (1234, 5678, 0o4755), (
+        "chown takes the s bit away, so it comes first"
+    )
 
 
 def test_replace_over_what_a_killed_process_left(tmp_path: Path) -> None:
@@ -129,7 +133,9 @@ def test_replace_does_not_write_through_a_planted_link(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("call", ["write", "fchown", "fchmod", "close", "rename", "open"])
-def test_a_failing_replace_leaves_nothing_and_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+def test_a_failing_replace_leaves_nothing_and_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
     path = tmp_path / "f"
     path.write_bytes(b"old")
     real = getattr(posix, call)
@@ -175,12 +181,17 @@ def test_make_directory(tmp_path: Path) -> None:
 
 # --- trust ----------------------------------------------------------------------------------------------------
 
+
 def test_the_way(tmp_path: Path) -> None:
     (tmp_path / "real/deep").mkdir(parents=True)
     (tmp_path / "real/deep/f").touch()
     (tmp_path / "link").symlink_to("real/./deep")
     (tmp_path / "absolute").symlink_to(tmp_path / "link")
-    passed = [name[len(str(tmp_path)):] for name, _ in trust.way(str(tmp_path / "absolute/../deep//f")) if name.startswith(f"{tmp_path}/")]
+    passed = [
+        name[len(str(tmp_path)) :]
+        for name, _ in trust.way(str(tmp_path / "absolute/../deep//f"))
+        if name.startswith(f"{tmp_path}/")
+    ]
     # `..` after a link means the parent of what the link leads to
     assert passed == ["/absolute", "/link", "/real", "/real/deep", "/real/deep", "/real/deep/f"]
 
@@ -264,6 +275,7 @@ def test_sticky_directories_on_the_way_are_fine_and_at_the_end_are_not(owned: Pa
 
 # --- CDI directories ------------------------------------------------------------------------------------------
 
+
 def test_spec_dirs(owned: Path) -> None:
     for name in ("b.yaml", "a.json", "c.yml", "d.JSON", "e.toml", ".json", "x.yaml~"):
         (owned / "a" / name).write_bytes(name.encode())
@@ -278,7 +290,12 @@ def test_spec_dirs(owned: Path) -> None:
     found = dict(entries)
     assert list(found) == [".json", "a.json", "b.yaml", "dir.json", "fifo.json", "gone.json"]
     assert found["a.json"] == b"a.json"
-    for name, words in (("b.yaml", "can be written by others"), ("dir.json", "not a regular file"), ("fifo.json", "not a regular file"), ("gone.json", "cannot be read: No such file")):
+    for name, words in (
+        ("b.yaml", "can be written by others"),
+        ("dir.json", "not a regular file"),
+        ("fifo.json", "not a regular file"),
+        ("gone.json", "cannot be read: No such file"),
+    ):
         problem = found[name]
         assert isinstance(problem, ChandlerError) and words in str(problem) and name in str(problem)
 
@@ -306,8 +323,10 @@ def test_too_many_spec_files(owned: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 # --- the rest -------------------------------------------------------------------------------------------------
 
+
 def test_a_lock_is_exclusive(tmp_path: Path) -> None:
     import fcntl
+
     path = str(tmp_path / "lock")
     other = os.open(path, os.O_RDWR | os.O_CREAT)
     with Lock(path):
@@ -319,4 +338,5 @@ def test_a_lock_is_exclusive(tmp_path: Path) -> None:
 
 def test_digest() -> None:
     import hashlib
+
     assert files.digest(b"abc") == hashlib.blake2b(b"abc", digest_size=32).hexdigest()

@@ -29,17 +29,36 @@ def binary(path: Path, mode: int = 0o755) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize(("path", "kind"), [
-    ("/usr/bin/runc", "runc"), ("/usr/bin/crun", "crun"), ("youki", "youki"), ("/opt/crun-1.2/runc", "runc"), ("/x/crun-vm", "crun"), ("/x/kata-runtime", "runc"), ("", "runc"),
-])
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/usr/bin/runc", "runc"),
+        ("/usr/bin/crun", "crun"),
+        ("youki", "youki"),
+        ("/opt/crun-1.2/runc", "runc"),
+        ("/x/crun-vm", "crun"),
+        ("/x/kata-runtime", "runc"),
+        ("", "runc"),
+    ],
+)
 def test_kind_of(path: str, kind: str) -> None:
     assert runtimes.kind_of(path) == kind
 
 
-@pytest.mark.parametrize(("program", "kind"), [
-    ("chandler-runc", "runc"), ("/usr/bin/chandler-crun", "crun"), ("./chandler-youki", "youki"), ("chandler-runtime", ""), ("runc", ""), ("chandler-", ""), ("xchandler-runc", ""),
-    ("chandler-runc2", ""), ("/chandler-crun/x", ""),
-])
+@pytest.mark.parametrize(
+    ("program", "kind"),
+    [
+        ("chandler-runc", "runc"),
+        ("/usr/bin/chandler-crun", "crun"),
+        ("./chandler-youki", "youki"),
+        ("chandler-runtime", ""),
+        ("runc", ""),
+        ("chandler-", ""),
+        ("xchandler-runc", ""),
+        ("chandler-runc2", ""),
+        ("/chandler-crun/x", ""),
+    ],
+)
 def test_link_names(program: str, kind: str) -> None:
     assert runtimes.fixed_kind(program) == kind
 
@@ -93,10 +112,16 @@ def test_a_binary_of_somebody_else_is_refused(places: Path) -> None:
         runtimes.find("crun", ME)
 
 
-@pytest.mark.parametrize(("names", "program", "found"), [
-    (["runc", "crun"], "chandler-runtime", "one/runc"), (["crun", "runc"], "chandler-runtime", "two/crun"), (["youki", "crun"], "chandler-runtime", "two/crun"),
-    (["runc"], "chandler-crun", "two/crun"), (["runc", "crun"], "/usr/bin/chandler-runc", "one/runc"),
-])
+@pytest.mark.parametrize(
+    ("names", "program", "found"),
+    [
+        (["runc", "crun"], "chandler-runtime", "one/runc"),
+        (["crun", "runc"], "chandler-runtime", "two/crun"),
+        (["youki", "crun"], "chandler-runtime", "two/crun"),
+        (["runc"], "chandler-crun", "two/crun"),
+        (["runc", "crun"], "/usr/bin/chandler-runc", "one/runc"),
+    ],
+)
 def test_for_create(places: Path, names: list[str], program: str, found: str) -> None:
     binary(places / "one/runc")
     binary(places / "two/crun")
@@ -110,7 +135,9 @@ def test_a_link_takes_the_configured_path_of_its_kind(places: Path) -> None:
 
 
 def test_no_runtime_at_all(places: Path) -> None:
-    with pytest.raises(HostError, match="no runtime is installed: looked for runc, /x/crun; install runc, crun or youki"):
+    with pytest.raises(
+        HostError, match="no runtime is installed: looked for runc, /x/crun; install runc, crun or youki"
+    ):
         runtimes.for_create({"runtimes": ["runc", "/x/crun"]}, "chandler-runtime", ME)
     with pytest.raises(HostError, match="looked for crun"):
         runtimes.for_create({"runtimes": ["runc"]}, "chandler-crun", ME)
@@ -118,16 +145,32 @@ def test_no_runtime_at_all(places: Path) -> None:
         runtimes.for_verb(["runc"], "", ME)
 
 
-@pytest.mark.parametrize(("names", "kind", "found"), [(["runc", "crun"], "", "one/runc"), (["runc"], "crun", "two/crun"), (["crun", "runc"], "runc", "one/runc"), (["crun"], "youki", "two/crun")])
+@pytest.mark.parametrize(
+    ("names", "kind", "found"),
+    [
+        (["runc", "crun"], "", "one/runc"),
+        (["runc"], "crun", "two/crun"),
+        (["crun", "runc"], "runc", "one/runc"),
+        (["crun"], "youki", "two/crun"),
+    ],
+)
 def test_for_verb(places: Path, names: list[str], kind: str, found: str) -> None:
     binary(places / "one/runc")
     binary(places / "two/crun")
     assert runtimes.for_verb(names, kind, ME) == str(places / found)
 
 
-@pytest.mark.parametrize(("files", "kind"), [
-    (["state.json"], "runc"), (["status"], "crun"), (["youki_config.json", "state.json"], "youki"), (["status", "state.json"], "crun"), ([], ""), (["other"], ""),
-])
+@pytest.mark.parametrize(
+    ("files", "kind"),
+    [
+        (["state.json"], "runc"),
+        (["status"], "crun"),
+        (["youki_config.json", "state.json"], "youki"),
+        (["status", "state.json"], "crun"),
+        ([], ""),
+        (["other"], ""),
+    ],
+)
 def test_state_files(tmp_path: Path, files: list[str], kind: str) -> None:
     (tmp_path / "c").mkdir()
     for name in files:
@@ -137,14 +180,22 @@ def test_state_files(tmp_path: Path, files: list[str], kind: str) -> None:
     assert runtimes.owner(str(tmp_path), ["absent", "c"], False, {}) == kind
 
 
-@pytest.mark.parametrize(("rootless", "environment", "root"), [
-    (False, {}, "/run/crun"), (False, {b"XDG_RUNTIME_DIR": b"/run/user/5"}, "/run/user/5/crun"), (True, {b"XDG_RUNTIME_DIR": b"/run/user/5"}, "/run/user/5/crun"), (True, {}, "/run/crun"),
-    (True, {b"XDG_RUNTIME_DIR": b""}, "/run/crun"),
-])
+@pytest.mark.parametrize(
+    ("rootless", "environment", "root"),
+    [
+        (False, {}, "/run/crun"),
+        (False, {b"XDG_RUNTIME_DIR": b"/run/user/5"}, "/run/user/5/crun"),
+        (True, {b"XDG_RUNTIME_DIR": b"/run/user/5"}, "/run/user/5/crun"),
+        (True, {}, "/run/crun"),
+        (True, {b"XDG_RUNTIME_DIR": b""}, "/run/crun"),
+    ],
+)
 def test_default_roots(rootless: bool, environment: dict[bytes, bytes], root: str) -> None:
     assert runtimes.default_root("crun", rootless, environment) == root
     if not rootless:
-        assert runtimes.default_root("runc", rootless, environment) == "/run/runc", "crun alone asks the environment as root"
+        assert runtimes.default_root("runc", rootless, environment) == "/run/runc", (
+            "crun alone asks the environment as root"
+        )
 
 
 def test_whose_a_container_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,5 @@
 """Whose files are believed in a user namespace that gives the overflow uid to somebody, as rootless podman's do."""
+
 from __future__ import annotations
 
 import os
@@ -43,7 +44,10 @@ OVERFLOW = 65534
 @pytest.fixture
 def world(lab: str, place: str) -> dict[str, str]:
     """One path of each kind, by what it is. `lab`: only root can give files away and write any map."""
-    made = {name: os.path.join(place, name) for name in ("root's", "lent", "other's", "fifo", "directory", "closed", "link", "tmp/link")}
+    made = {
+        name: os.path.join(place, name)
+        for name in ("root's", "lent", "other's", "fifo", "directory", "closed", "link", "tmp/link")
+    }
     for name in ("root's", "lent", "other's"):
         Path(made[name]).touch()
     os.chown(made["lent"], FIRST + OVERFLOW - 1, FIRST)
@@ -60,8 +64,13 @@ def world(lab: str, place: str) -> dict[str, str]:
 
 
 def believed(paths: dict[str, str], capability: str = "with") -> dict[str, bool]:
-    child = subprocess.Popen([sys.executable, "-c", CHILD, capability, *paths.values()], cwd=REPOSITORY, text=True,
-                             stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD, capability, *paths.values()],
+        cwd=REPOSITORY,
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
     assert child.stdin and child.stdout
     assert child.stdout.readline() == "ready\n"
     for table in ("uid_map", "gid_map"):
@@ -74,8 +83,16 @@ def believed(paths: dict[str, str], capability: str = "with") -> dict[str, bool]
 
 def test_files_that_all_show_the_same_number(world: dict[str, str]) -> None:
     # Who is on the host and has no number here is the host's affair, as in any namespace; where nothing can be told, nobody is believed.
-    assert believed(world) == {"root's": True, "lent": False, "other's": True, "fifo": False, "directory": True, "closed": False,
-                               "link": True, "tmp/link": False}
+    assert believed(world) == {
+        "root's": True,
+        "lent": False,
+        "other's": True,
+        "fifo": False,
+        "directory": True,
+        "closed": False,
+        "link": True,
+        "tmp/link": False,
+    }
 
 
 def test_without_the_capability_nobody_is_believed(world: dict[str, str]) -> None:

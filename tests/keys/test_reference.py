@@ -25,14 +25,32 @@ MI, GI = 1 << 20, 1 << 30
 CAPS = ["CAP_CHOWN", "CAP_KILL", "CAP_NET_RAW"]
 BASE: dict[str, Any] = {
     "ociVersion": "1.0.2",
-    "process": {"args": ["/entry", "cmd"], "cwd": "/work", "env": ["PATH=/usr/bin", "TERM=xterm", "A=image"], "user": {"uid": 5, "gid": 6, "additionalGids": [7]},
-                "capabilities": {"bounding": CAPS, "effective": CAPS, "permitted": CAPS}, "noNewPrivileges": True, "rlimits": [{"type": "RLIMIT_NOFILE", "hard": 4096, "soft": 1024}], "apparmorProfile": "engine"},
-    "root": {"path": "rootfs"}, "hostname": "old",
-    "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}, {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["nosuid", "ro"]},
-               {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["ro", "relatime"]}],
-    "linux": {"namespaces": [{"type": "pid"}, {"type": "network"}, {"type": "uts"}, {"type": "ipc"}, {"type": "mount"}], "maskedPaths": ["/proc/kcore"], "readonlyPaths": ["/proc/sys"],
-              "seccomp": {"defaultAction": "SCMP_ACT_ERRNO"}, "cgroupsPath": "/kubepods/pod1/abc", "sysctl": {"net.ipv4.ping_group_range": "0 0", "kernel.msgmax": "1"},
-              "resources": {"devices": [{"allow": False, "access": "rwm"}]}},
+    "process": {
+        "args": ["/entry", "cmd"],
+        "cwd": "/work",
+        "env": ["PATH=/usr/bin", "TERM=xterm", "A=image"],
+        "user": {"uid": 5, "gid": 6, "additionalGids": [7]},
+        "capabilities": {"bounding": CAPS, "effective": CAPS, "permitted": CAPS},
+        "noNewPrivileges": True,
+        "rlimits": [{"type": "RLIMIT_NOFILE", "hard": 4096, "soft": 1024}],
+        "apparmorProfile": "engine",
+    },
+    "root": {"path": "rootfs"},
+    "hostname": "old",
+    "mounts": [
+        {"destination": "/proc", "type": "proc", "source": "proc"},
+        {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["nosuid", "ro"]},
+        {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["ro", "relatime"]},
+    ],
+    "linux": {
+        "namespaces": [{"type": "pid"}, {"type": "network"}, {"type": "uts"}, {"type": "ipc"}, {"type": "mount"}],
+        "maskedPaths": ["/proc/kcore"],
+        "readonlyPaths": ["/proc/sys"],
+        "seccomp": {"defaultAction": "SCMP_ACT_ERRNO"},
+        "cgroupsPath": "/kubepods/pod1/abc",
+        "sysctl": {"net.ipv4.ping_group_range": "0 0", "kernel.msgmax": "1"},
+        "resources": {"devices": [{"allow": False, "access": "rwm"}]},
+    },
     "annotations": {},
 }
 PASSWD = "root:x:0:0::/:/bin/sh\napp:x:1000:2000::/:/bin/sh\nodd:x:x:1\nshort\nbig:x:99999999999:1::/:\n"
@@ -47,7 +65,9 @@ def at(tmp_path_factory: pytest.TempPathFactory) -> Any:
         (node.directory / name).mkdir(parents=True)
     (node.directory / "bundle/rootfs/etc/passwd").write_text(PASSWD)
     (node.directory / "bundle/rootfs/etc/group").write_text(GROUP)
-    node.put("etc/config.toml", f"""
+    node.put(
+        "etc/config.toml",
+        f"""
 [cdi]
 spec-dirs = ["{node.directory}/etc/cdi"]
 [policy]
@@ -59,7 +79,8 @@ _s3_models_v1 = "{node.directory}/named"
 _s3_plain_ = "{node.directory}/named"
 lost = "{node.directory}/lost"
 file = "/dev/null"
-""")
+""",
+    )
     node.spec("nvidia.json", cdi())
     monkeypatch.setenv("CHANDLER_TEST_VALUE", "from the host")
     monkeypatch.setitem(posix_environment(), b"CHANDLER_TEST_VALUE", b"from the host")
@@ -71,6 +92,7 @@ file = "/dev/null"
 
 def posix_environment() -> Any:
     import posix
+
     return posix.environ
 
 
@@ -80,7 +102,9 @@ def made(at: tuple[Node, inventory.Inventory], document: Any, base: dict[str, An
     text = json.dumps(document).replace("@", str(node.directory))
     config["annotations"] = {P + "service": text}
     before = copy.deepcopy(config)
-    plan = engine.plan(config, compiled, known={"bundle": str(node.directory / "bundle"), "id": "c1", "handler": "chandler-runtime"})
+    plan = engine.plan(
+        config, compiled, known={"bundle": str(node.directory / "bundle"), "id": "c1", "handler": "chandler-runtime"}
+    )
     assert plan is not None
     result = engine.equip(config, plan.edits, False)
     assert config == before, "the input is never changed"
@@ -136,7 +160,10 @@ DENY = {"allow": False, "access": "rwm"}
 
 
 def device(access: str) -> dict[str, Any]:
-    return {"linux.devices": "null", "linux.resources.devices": [DENY, {"allow": True, "type": "c", "major": 1, "minor": 3, "access": access}]}
+    return {
+        "linux.devices": "null",
+        "linux.resources.devices": [DENY, {"allow": True, "type": "c", "major": 1, "minor": 3, "access": access}],
+    }
 
 
 ROWS: list[tuple[str, Any, dict[str, Any]]] = [
@@ -175,9 +202,21 @@ ROWS: list[tuple[str, Any, dict[str, Any]]] = [
     ("oom score", resources(oom_score_adj=500), {"process.oomScoreAdj": 500}),
     ("oom score none", resources(oom_score_adj=0), {"process.oomScoreAdj": 0}),
     ("blkio", resources(blkio_weight=10), {"linux.resources.blockIO": {"weight": 10}}),
-    ("hugepages Mi", resources(hugepages={"2Mi": "1Gi"}), {"linux.resources.hugepageLimits": [{"pageSize": "2MB", "limit": GI}]}),
-    ("hugepages MB", resources(hugepages={"2MB": 0}), {"linux.resources.hugepageLimits": [{"pageSize": "2MB", "limit": 0}]}),
-    ("hugepages two", resources(hugepages={"1Gi": "2Gi", "64Ki": "1Mi"}), {"linux.resources.hugepageLimits": [{"pageSize": "1GB", "limit": 2 * GI}, {"pageSize": "64KB", "limit": MI}]}),
+    (
+        "hugepages Mi",
+        resources(hugepages={"2Mi": "1Gi"}),
+        {"linux.resources.hugepageLimits": [{"pageSize": "2MB", "limit": GI}]},
+    ),
+    (
+        "hugepages MB",
+        resources(hugepages={"2MB": 0}),
+        {"linux.resources.hugepageLimits": [{"pageSize": "2MB", "limit": 0}]},
+    ),
+    (
+        "hugepages two",
+        resources(hugepages={"1Gi": "2Gi", "64Ki": "1Mi"}),
+        {"linux.resources.hugepageLimits": [{"pageSize": "1GB", "limit": 2 * GI}, {"pageSize": "64KB", "limit": MI}]},
+    ),
     # the command
     ("entrypoint and args", {"command": {"entrypoint": ["/a"], "args": ["b", ""]}}, {"process.args": ["/a", "b", ""]}),
     ("entrypoint alone drops the image's cmd", {"command": {"entrypoint": ["/a", "x"]}}, {"process.args": ["/a", "x"]}),
@@ -193,7 +232,11 @@ ROWS: list[tuple[str, Any, dict[str, Any]]] = [
     ("uid alone is the gid, too", {"user": "1000"}, {"process.user.uid": 1000, "process.user.gid": 1000}),
     ("uid a number", {"user": 8}, {"process.user.uid": 8, "process.user.gid": 8}),
     ("root", {"user": "0"}, {"process.user.uid": 0, "process.user.gid": 0}),
-    ("user by name", {"user": "app"}, {"process.user.uid": 1000, "process.user.gid": 2000, "process.user.additionalGids": [7, 44, 105]}),
+    (
+        "user by name",
+        {"user": "app"},
+        {"process.user.uid": 1000, "process.user.gid": 2000, "process.user.additionalGids": [7, 44, 105]},
+    ),
     ("user and group by name", {"user": "app:staff"}, {"process.user.uid": 1000, "process.user.gid": 50}),
     ("name and number", {"user": "app:9"}, {"process.user.uid": 1000, "process.user.gid": 9}),
     ("number and name", {"user": "9:video"}, {"process.user.uid": 9, "process.user.gid": 44}),
@@ -208,36 +251,97 @@ ROWS: list[tuple[str, Any, dict[str, Any]]] = [
     ("add one that is there", {"capabilities": ["KILL"]}, {}),
     ("add one twice", {"capabilities": ["FOWNER", "CAP_FOWNER"]}, sets([*CAPS, "CAP_FOWNER"])),
     ("add two", {"capabilities": ["FOWNER", "SETUID"]}, sets([*CAPS, "CAP_FOWNER", "CAP_SETUID"])),
-    ("add all", {"capabilities": ["ALL"]}, {f"process.capabilities.{key}": "every" for key in ("bounding", "effective", "permitted")}),
+    (
+        "add all",
+        {"capabilities": ["ALL"]},
+        {f"process.capabilities.{key}": "every" for key in ("bounding", "effective", "permitted")},
+    ),
     ("drop", {"cap_drop": ["KILL"]}, sets(["CAP_CHOWN", "CAP_NET_RAW"])),
     ("drop what is not there", {"cap_drop": ["SYS_ADMIN"]}, {}),
     ("drop all", {"cap_drop": ["ALL"]}, sets([])),
     ("drop all and add", {"cap_drop": ["ALL"], "capabilities": ["SETUID"]}, sets(["CAP_SETUID"])),
-    ("drop and add", {"cap_drop": ["KILL"], "capabilities": ["SETUID"]}, sets(["CAP_CHOWN", "CAP_NET_RAW", "CAP_SETUID"])),
-    ("privileged", {"privileged": True}, {
-        **{f"process.capabilities.{key}": "every" for key in ("bounding", "effective", "permitted")}, "process.noNewPrivileges": False, "process.apparmorProfile": GONE,
-        "linux.maskedPaths": [], "linux.readonlyPaths": [], "linux.seccomp": GONE, "linux.resources.devices": [DENY, {"allow": True, "access": "rwm"}],
-        "mounts": [BASE["mounts"][0], {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["nosuid"]},
-                   {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["relatime"]}]}),
+    (
+        "drop and add",
+        {"cap_drop": ["KILL"], "capabilities": ["SETUID"]},
+        sets(["CAP_CHOWN", "CAP_NET_RAW", "CAP_SETUID"]),
+    ),
+    (
+        "privileged",
+        {"privileged": True},
+        {
+            **{f"process.capabilities.{key}": "every" for key in ("bounding", "effective", "permitted")},
+            "process.noNewPrivileges": False,
+            "process.apparmorProfile": GONE,
+            "linux.maskedPaths": [],
+            "linux.readonlyPaths": [],
+            "linux.seccomp": GONE,
+            "linux.resources.devices": [DENY, {"allow": True, "access": "rwm"}],
+            "mounts": [
+                BASE["mounts"][0],
+                {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["nosuid"]},
+                {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["relatime"]},
+            ],
+        },
+    ),
     ("not privileged", {"privileged": False}, {}),
     # names and namespaces
     ("hostname", {"hostname": "trainer-0.example.com"}, {"hostname": "trainer-0.example.com"}),
-    ("host network", {"host_network": True}, {"linux.namespaces": [{"type": "pid"}, {"type": "uts"}, {"type": "ipc"}, {"type": "mount"}], "linux.sysctl.net.ipv4.ping_group_range": GONE}),
+    (
+        "host network",
+        {"host_network": True},
+        {
+            "linux.namespaces": [{"type": "pid"}, {"type": "uts"}, {"type": "ipc"}, {"type": "mount"}],
+            "linux.sysctl.net.ipv4.ping_group_range": GONE,
+        },
+    ),
     ("no host network", {"host_network": False}, {}),
     ("sysctl of the network", {"sysctls": {"net.core.somaxconn": "1024"}}, {"linux.sysctl.net.core.somaxconn": "1024"}),
     ("sysctl a number", {"sysctls": {"net.core.somaxconn": 1024}}, {"linux.sysctl.net.core.somaxconn": "1024"}),
     ("sysctl with slashes", {"sysctls": {"net/core/somaxconn": "9"}}, {"linux.sysctl.net.core.somaxconn": "9"}),
-    ("sysctl of IPC", {"sysctls": {"kernel.shmmax": "1", "fs.mqueue.msg_max": "5"}}, {"linux.sysctl.kernel.shmmax": "1", "linux.sysctl.fs.mqueue.msg_max": "5"}),
+    (
+        "sysctl of IPC",
+        {"sysctls": {"kernel.shmmax": "1", "fs.mqueue.msg_max": "5"}},
+        {"linux.sysctl.kernel.shmmax": "1", "linux.sysctl.fs.mqueue.msg_max": "5"},
+    ),
     ("sysctl over the engine's", {"sysctls": {"kernel.msgmax": "2"}}, {"linux.sysctl.kernel.msgmax": "2"}),
     ("cgroup parent", {"cgroup_parent": "/team"}, {"linux.cgroupsPath": "/team/abc"}),
     ("cgroup parent slash", {"cgroup_parent": "/team/"}, {"linux.cgroupsPath": "/team/abc"}),
     ("cgroup parent root", {"cgroup_parent": "/"}, {"linux.cgroupsPath": "/abc"}),
-    ("ulimit one number", {"ulimits": {"core": 0}}, {"process.rlimits": [*BASE["process"]["rlimits"], {"type": "RLIMIT_CORE", "hard": 0, "soft": 0}]}),
-    ("ulimit pair", {"ulimits": {"nofile": {"soft": 10, "hard": 20}}}, {"process.rlimits": [{"type": "RLIMIT_NOFILE", "hard": 20, "soft": 10}]}),
-    ("ulimit text", {"ulimits": {"nofile": "10:20"}}, {"process.rlimits": [{"type": "RLIMIT_NOFILE", "hard": 20, "soft": 10}]}),
-    ("ulimit one text", {"ulimits": {"RLIMIT_NOFILE": "10"}}, {"process.rlimits": [{"type": "RLIMIT_NOFILE", "hard": 10, "soft": 10}]}),
-    ("ulimit unlimited", {"ulimits": {"memlock": -1}}, {"process.rlimits": [*BASE["process"]["rlimits"], {"type": "RLIMIT_MEMLOCK", "hard": 2**64 - 1, "soft": 2**64 - 1}]}),
-    ("ulimit unlimited in words", {"ulimits": {"memlock": "5:unlimited"}}, {"process.rlimits": [*BASE["process"]["rlimits"], {"type": "RLIMIT_MEMLOCK", "hard": 2**64 - 1, "soft": 5}]}),
+    (
+        "ulimit one number",
+        {"ulimits": {"core": 0}},
+        {"process.rlimits": [*BASE["process"]["rlimits"], {"type": "RLIMIT_CORE", "hard": 0, "soft": 0}]},
+    ),
+    (
+        "ulimit pair",
+        {"ulimits": {"nofile": {"soft": 10, "hard": 20}}},
+        {"process.rlimits": [{"type": "RLIMIT_NOFILE", "hard": 20, "soft": 10}]},
+    ),
+    (
+        "ulimit text",
+        {"ulimits": {"nofile": "10:20"}},
+        {"process.rlimits": [{"type": "RLIMIT_NOFILE", "hard": 20, "soft": 10}]},
+    ),
+    (
+        "ulimit one text",
+        {"ulimits": {"RLIMIT_NOFILE": "10"}},
+        {"process.rlimits": [{"type": "RLIMIT_NOFILE", "hard": 10, "soft": 10}]},
+    ),
+    (
+        "ulimit unlimited",
+        {"ulimits": {"memlock": -1}},
+        {
+            "process.rlimits": [
+                *BASE["process"]["rlimits"],
+                {"type": "RLIMIT_MEMLOCK", "hard": 2**64 - 1, "soft": 2**64 - 1},
+            ]
+        },
+    ),
+    (
+        "ulimit unlimited in words",
+        {"ulimits": {"memlock": "5:unlimited"}},
+        {"process.rlimits": [*BASE["process"]["rlimits"], {"type": "RLIMIT_MEMLOCK", "hard": 2**64 - 1, "soft": 5}]},
+    ),
     ("read-only root", {"read_only_root_fs": True}, {"root.readonly": True}),
     ("writable root", {"read_only_root_fs": False}, {"root.readonly": False}),
     # devices
@@ -246,18 +350,46 @@ ROWS: list[tuple[str, Any, dict[str, Any]]] = [
     ("device read", {"devices": [{"path": "/dev/null", "write": False}]}, device("r")),
     ("device write", {"devices": [{"path": "/dev/null", "read": False}]}, device("w")),
     ("device mknod", {"devices": [{"path": "/dev/null", "mknod": True}]}, device("rwm")),
-    ("device mknod alone", {"devices": [{"path": "/dev/null", "read": False, "write": False, "mknod": True}]}, device("m")),
+    (
+        "device mknod alone",
+        {"devices": [{"path": "/dev/null", "read": False, "write": False, "mknod": True}]},
+        device("m"),
+    ),
     # storage
     ("bind", storage(type="bind", source="@/data", target="/app/data"), mounts(bind("/app/data"))),
-    ("bind read-only", storage(type="bind", source="@/data", target="/app/data", readonly=True), mounts(bind("/app/data", options=("rbind", "rprivate", "ro")))),
-    ("bind writable", storage(type="bind", source="@/data", target="/app/data", readonly=False), mounts(bind("/app/data"))),
+    (
+        "bind read-only",
+        storage(type="bind", source="@/data", target="/app/data", readonly=True),
+        mounts(bind("/app/data", options=("rbind", "rprivate", "ro"))),
+    ),
+    (
+        "bind writable",
+        storage(type="bind", source="@/data", target="/app/data", readonly=False),
+        mounts(bind("/app/data")),
+    ),
     ("bind of a file", storage(type="bind", source="/dev/null", target="/app/x"), mounts(bind("/app/x", "/dev/null"))),
-    ("bind over the engine's", storage(type="bind", source="@/data", target="/proc"), {"mounts": [bind("/proc"), *BASE["mounts"][1:]]}),
+    (
+        "bind over the engine's",
+        storage(type="bind", source="@/data", target="/proc"),
+        {"mounts": [bind("/proc"), *BASE["mounts"][1:]]},
+    ),
     ("named", storage(type="named", name="data", target="/d"), mounts(bind("/d", "@/named"))),
-    ("named read-only", storage(type="named", name="data", target="/d", readonly=True), mounts(bind("/d", "@/named", ("rbind", "rprivate", "ro")))),
-    ("named with tier and size", storage(type="named", name="data", target="/d", tier="network", size="1Gi"), mounts(bind("/d", "@/named"))),
+    (
+        "named read-only",
+        storage(type="named", name="data", target="/d", readonly=True),
+        mounts(bind("/d", "@/named", ("rbind", "rprivate", "ro"))),
+    ),
+    (
+        "named with tier and size",
+        storage(type="named", name="data", target="/d", tier="network", size="1Gi"),
+        mounts(bind("/d", "@/named")),
+    ),
     ("anonymous", storage(type="anonymous", target="/var/cache"), mounts(bind("/var/cache", "@/named"))),
-    ("anonymous with tier", storage(type="anonymous", target="/var/cache/", tier="local"), mounts(bind("/var/cache", "@/named"))),
+    (
+        "anonymous with tier",
+        storage(type="anonymous", target="/var/cache/", tier="local"),
+        mounts(bind("/var/cache", "@/named")),
+    ),
     ("tmpfs", storage(type="tmpfs", target="/t"), mounts(tmpfs("/t"))),
     ("tmpfs size", storage(type="tmpfs", target="/t", size="256Mi"), mounts(tmpfs("/t", f"size={256 * MI}"))),
     ("tmpfs size number", storage(type="tmpfs", target="/t", size=4096), mounts(tmpfs("/t", "size=4096"))),
@@ -265,12 +397,33 @@ ROWS: list[tuple[str, Any, dict[str, Any]]] = [
     ("tmpfs mode", storage(type="tmpfs", target="/t", mode=1777), mounts(tmpfs("/t", "mode=1777"))),
     ("tmpfs mode text", storage(type="tmpfs", target="/t", mode="0755"), mounts(tmpfs("/t", "mode=0755"))),
     ("tmpfs mode short", storage(type="tmpfs", target="/t", mode=700), mounts(tmpfs("/t", "mode=0700"))),
-    ("tmpfs both", storage(type="tmpfs", target="/t", mode="1770", size="1M"), mounts(tmpfs("/t", "size=1000000", "mode=1770"))),
+    (
+        "tmpfs both",
+        storage(type="tmpfs", target="/t", mode="1770", size="1M"),
+        mounts(tmpfs("/t", "size=1000000", "mode=1770")),
+    ),
     ("s3", storage(type="s3", bucket="plain", target="/m"), mounts(bind("/m", "@/named"))),
-    ("s3 prefix", storage(type="s3", bucket="models", prefix="v1", target="/m", readonly=True), mounts(bind("/m", "@/named", ("rbind", "rprivate", "ro")))),
-    ("s3 endpoint and credentials", storage(type="s3", bucket="plain", target="/m", endpoint="https://x", credentials={"key": "x"}), mounts(bind("/m", "@/named"))),
-    ("several", {"storage": [{"type": "bind", "source": "@/data", "target": "/app/b/c"}, {"type": "named", "name": "data", "target": "/app"}, {"type": "tmpfs", "target": "/app/b"}]},
-     mounts(bind("/app/b/c"), bind("/app", "@/named"), tmpfs("/app/b"))),
+    (
+        "s3 prefix",
+        storage(type="s3", bucket="models", prefix="v1", target="/m", readonly=True),
+        mounts(bind("/m", "@/named", ("rbind", "rprivate", "ro"))),
+    ),
+    (
+        "s3 endpoint and credentials",
+        storage(type="s3", bucket="plain", target="/m", endpoint="https://x", credentials={"key": "x"}),
+        mounts(bind("/m", "@/named")),
+    ),
+    (
+        "several",
+        {
+            "storage": [
+                {"type": "bind", "source": "@/data", "target": "/app/b/c"},
+                {"type": "named", "name": "data", "target": "/app"},
+                {"type": "tmpfs", "target": "/app/b"},
+            ]
+        },
+        mounts(bind("/app/b/c"), bind("/app", "@/named"), tmpfs("/app/b")),
+    ),
 ]
 
 # document, the first variables that training adds
@@ -279,18 +432,33 @@ TRAINING: list[tuple[str, dict[str, Any], list[str]]] = [
     ("nccl", {"backend": "nccl"}, ["MASTER_PORT=29500", "NCCL_SOCKET_IFNAME=eth0"]),
     ("gloo", {"backend": "gloo"}, ["MASTER_PORT=29500", "GLOO_SOCKET_IFNAME=eth0"]),
     ("mpi", {"backend": "mpi"}, ["MASTER_PORT=29500"]),
-    ("mpi and an interface", {"backend": "mpi", "interface": "ib0"}, ["MASTER_PORT=29500", "OMPI_MCA_btl_tcp_if_include=ib0"]),
+    (
+        "mpi and an interface",
+        {"backend": "mpi", "interface": "ib0"},
+        ["MASTER_PORT=29500", "OMPI_MCA_btl_tcp_if_include=ib0"],
+    ),
     ("an interface", {"interface": "ib0"}, ["MASTER_PORT=29500", "NCCL_SOCKET_IFNAME=ib0"]),
     ("a port", {"master_port": 1234}, ["MASTER_PORT=1234", "NCCL_SOCKET_IFNAME=eth0"]),
-    ("an address", {"master_addr": "trainer-0"}, ["MASTER_ADDR=trainer-0", "MASTER_PORT=29500", "NCCL_SOCKET_IFNAME=eth0"]),
+    (
+        "an address",
+        {"master_addr": "trainer-0"},
+        ["MASTER_ADDR=trainer-0", "MASTER_PORT=29500", "NCCL_SOCKET_IFNAME=eth0"],
+    ),
     ("a world", {"world_size": 4}, ["MASTER_PORT=29500", "WORLD_SIZE=4", "NCCL_SOCKET_IFNAME=eth0"]),
     ("a rank", {"rank": 0}, ["MASTER_PORT=29500", "RANK=0", "NCCL_SOCKET_IFNAME=eth0"]),
-    ("all", {"world_size": 4, "rank": 3, "local_rank": 1, "backend": "gloo"}, ["MASTER_PORT=29500", "WORLD_SIZE=4", "RANK=3", "LOCAL_RANK=1", "GLOO_SOCKET_IFNAME=eth0"]),
+    (
+        "all",
+        {"world_size": 4, "rank": 3, "local_rank": 1, "backend": "gloo"},
+        ["MASTER_PORT=29500", "WORLD_SIZE=4", "RANK=3", "LOCAL_RANK=1", "GLOO_SOCKET_IFNAME=eth0"],
+    ),
 ]
 
 ERRORS: list[tuple[Any, str]] = [
     # references: the name, never a value
-    ({"env": {"B": "$E:CHANDLER_TEST_UNSET"}}, "env.B: Chandler's own environment has no variable 'CHANDLER_TEST_UNSET'"),
+    (
+        {"env": {"B": "$E:CHANDLER_TEST_UNSET"}},
+        "env.B: Chandler's own environment has no variable 'CHANDLER_TEST_UNSET'",
+    ),
     ({"env": {"B": "$E:"}}, "env.B: Chandler's own environment has no variable ''"),
     ({"env": {"B": "$S:token"}}, "env.B: the secret token cannot be had: this node has no provider of secrets"),
     ({"env": {"B": "$S:../x"}}, "env.B: '../x' is no name of a secret"),
@@ -333,7 +501,10 @@ ERRORS: list[tuple[Any, str]] = [
     ({"hostname": "-a"}, "hostname: '-a' is no name of a host"),
     ({"sysctls": {"kernel.core_pattern": "|/x"}}, "sysctls: kernel.core_pattern belongs to the whole host"),
     ({"sysctls": {"vm.swappiness": "1"}}, "sysctls: vm.swappiness belongs to the whole host"),
-    ({"sysctls": {"net.core.somaxconn": "1"}, "host_network": True}, "sysctls: net.core.somaxconn would be set for the whole host"),
+    (
+        {"sysctls": {"net.core.somaxconn": "1"}, "host_network": True},
+        "sysctls: net.core.somaxconn would be set for the whole host",
+    ),
     ({"cgroup_parent": "team"}, "cgroup_parent: 'team' is neither an absolute path"),
     ({"cgroup_parent": "/a/../b"}, "cgroup_parent: '/a/../b' is not a plain absolute path"),
     ({"cgroup_parent": "team.slice"}, "cgroup_parent: 'team.slice' does not fit the engine's cgroupsPath"),
@@ -346,7 +517,10 @@ ERRORS: list[tuple[Any, str]] = [
     ({"devices": [{"path": "/dev/shm"}]}, "devices: /dev/shm is not a device node"),
     ({"devices": [{"path": "/etc/passwd"}]}, "devices: path: '/etc/passwd' is not below /dev"),
     ({"devices": [{"path": "/dev/../etc/x"}]}, "devices: path: '/dev/../etc/x' is not a plain absolute path"),
-    ({"devices": [{"path": "/dev/null", "read": False, "write": False}]}, "devices: /dev/null is asked for without any access"),
+    (
+        {"devices": [{"path": "/dev/null", "read": False, "write": False}]},
+        "devices: /dev/null is asked for without any access",
+    ),
     ({"devices": ["/dev/null", "/dev/null"]}, "devices: /dev/null is named twice"),
     ({"devices": [{"read": True}]}, "devices: has no 'path'"),
     # storage
@@ -354,19 +528,31 @@ ERRORS: list[tuple[Any, str]] = [
     (storage(type="bind", source="@/data"), "storage: bind: has no 'target'"),
     (storage(type="bind", source="data", target="/d"), "storage: bind: source: 'data' is not a plain absolute path"),
     (storage(type="bind", source="@/data", target="/"), "storage: bind: target: / cannot be mounted over"),
-    (storage(type="named", name="unprepared", target="/d"), "storage: the volume 'unprepared' (for /d) is not prepared"),
+    (
+        storage(type="named", name="unprepared", target="/d"),
+        "storage: the volume 'unprepared' (for /d) is not prepared",
+    ),
     (storage(type="named", name="lost", target="/d"), "storage: the volume 'lost' is to be in "),
-    (storage(type="named", name="file", target="/d"), "storage: the volume 'file' is to be in /dev/null, which is no directory"),
+    (
+        storage(type="named", name="file", target="/d"),
+        "storage: the volume 'file' is to be in /dev/null, which is no directory",
+    ),
     (storage(type="named", name="../x", target="/d"), "storage: named: name: '../x' is no name"),
     (storage(type="named", name="data", target="/d", tier="tape"), "storage: named: tier: 'tape' is none of local"),
-    (storage(type="anonymous", target="/var/lib"), "storage: the volume '_anon_var_lib' (for /var/lib) is not prepared"),
+    (
+        storage(type="anonymous", target="/var/lib"),
+        "storage: the volume '_anon_var_lib' (for /var/lib) is not prepared",
+    ),
     (storage(type="s3", bucket="other", target="/m"), "storage: the volume '_s3_other_' (for /m) is not prepared"),
     (storage(type="tmpfs", target="/t", size="0"), "storage: tmpfs: size: a size of 0 is no limit"),
     (storage(type="tmpfs", target="/t", mode=888), "storage: tmpfs: mode: 888 is no mode"),
     (storage(type="tmpfs", target="/t", mode=511), "storage: tmpfs: mode: 511 may be meant as 777"),
     (storage(type="tmpfs", target="/t", mode="77777"), "storage: tmpfs: mode: '77777' is no mode"),
     (storage(type="nfs", target="/t"), "storage: 'nfs' is no type of storage"),
-    ({"storage": [{"type": "tmpfs", "target": "/t"}, {"type": "tmpfs", "target": "/t/"}]}, "storage: /t is mounted twice"),
+    (
+        {"storage": [{"type": "tmpfs", "target": "/t"}, {"type": "tmpfs", "target": "/t/"}]},
+        "storage: /t is mounted twice",
+    ),
     # training
     (distributed(backend="x"), "resources.gpu.distributed.backend: 'x' is none of nccl, gloo, mpi"),
     (distributed(master_port=0), "resources.gpu.distributed.master_port: 0 is not between 1 and 65535"),
@@ -381,7 +567,11 @@ def test_the_table_is_long() -> None:
 
 @pytest.mark.parametrize(("document", "expected"), [row[1:] for row in ROWS], ids=[row[0] for row in ROWS])
 def test_row(at: tuple[Node, inventory.Inventory], document: Any, expected: dict[str, Any]) -> None:
-    wanted = json.loads(json.dumps({key: value for key, value in expected.items() if value is not GONE}).replace("@", str(at[0].directory)))
+    wanted = json.loads(
+        json.dumps({key: value for key, value in expected.items() if value is not GONE}).replace(
+            "@", str(at[0].directory)
+        )
+    )
     found = changes({**BASE, "annotations": None}, {**made(at, document), "annotations": None})
     assert found.keys() == expected.keys()
     for key, value in wanted.items():
@@ -406,9 +596,14 @@ def every(found: list[str]) -> list[str]:
 
 @pytest.mark.parametrize(("document", "variables"), [row[1:] for row in TRAINING], ids=[row[0] for row in TRAINING])
 def test_training(at: tuple[Node, inventory.Inventory], document: dict[str, Any], variables: list[str]) -> None:
-    plain, found = (made(at, {"resources": {"gpu": {"devices": ["0"], **more}}}) for more in ({}, {"distributed": document}))
+    plain, found = (
+        made(at, {"resources": {"gpu": {"devices": ["0"], **more}}}) for more in ({}, {"distributed": document})
+    )
     assert found["process"]["env"] == plain["process"]["env"] + variables
-    assert {**changes(plain, found), "annotations." + P + "service": 0}.keys() == {"process.env", "annotations." + P + "service"}
+    assert {**changes(plain, found), "annotations." + P + "service": 0}.keys() == {
+        "process.env",
+        "annotations." + P + "service",
+    }
 
 
 @pytest.mark.parametrize(("document", "words"), ERRORS, ids=[words[:60] for _, words in ERRORS])
@@ -439,37 +634,69 @@ SLICED = "system.slice:cri-containerd:abc"
 NAMELESS = with_linux(namespaces=[{"type": "mount"}])
 
 
-@pytest.mark.parametrize(("base", "document", "place", "value"), [
-    (with_linux(cgroupsPath=SLICED), {"cgroup_parent": "team.slice"}, "linux.cgroupsPath", "team.slice:cri-containerd:abc"),
-    (without("linux", "cgroupsPath"), {"cgroup_parent": "/team"}, "linux.cgroupsPath", "/team/c1"),
-    (without("process", "capabilities"), {"capabilities": ["CHOWN"]}, "process.capabilities", {key: ["CAP_CHOWN"] for key in ("bounding", "effective", "permitted")}),
-    (without("process", "user"), {"user": "3"}, "process.user", {"uid": 3, "gid": 3}),
-    (without("process", "rlimits"), {"ulimits": {"core": 1}}, "process.rlimits", [{"type": "RLIMIT_CORE", "hard": 1, "soft": 1}]),
-    (without("root"), {"read_only_root_fs": True}, "root", {"readonly": True}),
-    (without("hostname"), {"hostname": "x"}, "hostname", "x"),
-    (without("linux", "sysctl"), {"sysctls": {"net.a": "1"}}, "linux.sysctl", {"net.a": "1"}),
-    (with_linux(namespaces=[{"type": "network", "path": "/proc/1/ns/net"}, {"type": "ipc"}]), {"sysctls": {"net.a": "1"}}, "linux.sysctl.net.a", "1"),
-    (without("mounts"), {"storage": [{"type": "tmpfs", "target": "/t"}]}, "mounts", [tmpfs("/t")]),
-])
-def test_of_other_engines(at: tuple[Node, inventory.Inventory], base: dict[str, Any], document: Any, place: str, value: Any) -> None:
+@pytest.mark.parametrize(
+    ("base", "document", "place", "value"),
+    [
+        (
+            with_linux(cgroupsPath=SLICED),
+            {"cgroup_parent": "team.slice"},
+            "linux.cgroupsPath",
+            "team.slice:cri-containerd:abc",
+        ),
+        (without("linux", "cgroupsPath"), {"cgroup_parent": "/team"}, "linux.cgroupsPath", "/team/c1"),
+        (
+            without("process", "capabilities"),
+            {"capabilities": ["CHOWN"]},
+            "process.capabilities",
+            {key: ["CAP_CHOWN"] for key in ("bounding", "effective", "permitted")},
+        ),
+        (without("process", "user"), {"user": "3"}, "process.user", {"uid": 3, "gid": 3}),
+        (
+            without("process", "rlimits"),
+            {"ulimits": {"core": 1}},
+            "process.rlimits",
+            [{"type": "RLIMIT_CORE", "hard": 1, "soft": 1}],
+        ),
+        (without("root"), {"read_only_root_fs": True}, "root", {"readonly": True}),
+        (without("hostname"), {"hostname": "x"}, "hostname", "x"),
+        (without("linux", "sysctl"), {"sysctls": {"net.a": "1"}}, "linux.sysctl", {"net.a": "1"}),
+        (
+            with_linux(namespaces=[{"type": "network", "path": "/proc/1/ns/net"}, {"type": "ipc"}]),
+            {"sysctls": {"net.a": "1"}},
+            "linux.sysctl.net.a",
+            "1",
+        ),
+        (without("mounts"), {"storage": [{"type": "tmpfs", "target": "/t"}]}, "mounts", [tmpfs("/t")]),
+    ],
+)
+def test_of_other_engines(
+    at: tuple[Node, inventory.Inventory], base: dict[str, Any], document: Any, place: str, value: Any
+) -> None:
     found = changes({**base, "annotations": None}, {**made(at, document, base), "annotations": None})
     assert found == {place: value}
 
 
-@pytest.mark.parametrize(("base", "document", "words"), [
-    (with_linux(cgroupsPath=SLICED), {"cgroup_parent": "/team"}, "write a systemd slice"),
-    (NAMELESS, {"hostname": "x"}, "hostname: the container has the host's own name"),
-    (NAMELESS, {"sysctls": {"net.a": "1"}}, "the container has no network namespace of its own"),
-    (NAMELESS, {"sysctls": {"kernel.shmmax": "1"}}, "the container has no ipc namespace of its own"),
-])
-def test_what_another_engine_cannot_have(at: tuple[Node, inventory.Inventory], base: dict[str, Any], document: Any, words: str) -> None:
+@pytest.mark.parametrize(
+    ("base", "document", "words"),
+    [
+        (with_linux(cgroupsPath=SLICED), {"cgroup_parent": "/team"}, "write a systemd slice"),
+        (NAMELESS, {"hostname": "x"}, "hostname: the container has the host's own name"),
+        (NAMELESS, {"sysctls": {"net.a": "1"}}, "the container has no network namespace of its own"),
+        (NAMELESS, {"sysctls": {"kernel.shmmax": "1"}}, "the container has no ipc namespace of its own"),
+    ],
+)
+def test_what_another_engine_cannot_have(
+    at: tuple[Node, inventory.Inventory], base: dict[str, Any], document: Any, words: str
+) -> None:
     with pytest.raises(RequestError, match=words):
         made(at, document, base)
 
 
 def test_names_need_the_image(at: tuple[Node, inventory.Inventory]) -> None:
     config = {**copy.deepcopy(BASE), "annotations": {P + "user": "app"}}
-    with pytest.raises(HostError, match="user: the user 'app' is a name, and the image is not known here; write numbers"):
+    with pytest.raises(
+        HostError, match="user: the user 'app' is a name, and the image is not known here; write numbers"
+    ):
         engine.plan(config, at[1])
 
 
@@ -506,30 +733,72 @@ def test_a_link_within_the_image_is_followed(at: tuple[Node, inventory.Inventory
     (tmp_path / "rootfs/etc/passwd").symlink_to("/run/accounts")
     base = {**copy.deepcopy(BASE), "annotations": {P + "user": "app"}, "root": {"path": str(tmp_path / "rootfs")}}
     plan = engine.plan(base, at[1])
-    assert plan is not None and engine.equip(base, plan.edits, False)["process"]["user"] == {"uid": 12, "gid": 13, "additionalGids": [7]}
+    assert plan is not None and engine.equip(base, plan.edits, False)["process"]["user"] == {
+        "uid": 12,
+        "gid": 13,
+        "additionalGids": [7],
+    }
 
 
 def test_a_gpu_is_asked_for_as_a_gpu(at: tuple[Node, inventory.Inventory], monkeypatch: pytest.MonkeyPatch) -> None:
     from shim.host import device_nodes
+
     look = device_nodes.lstat_device
-    monkeypatch.setattr(device_nodes, "lstat_device", lambda path: ("c", 195, 1, 0o666) if path == "/dev/nvidia1" else look(path))
-    with pytest.raises(RequestError, match="devices: /dev/nvidia1 belongs to nvidia.com/gpu=1; ask for it in resources.gpu"):
+    monkeypatch.setattr(
+        device_nodes, "lstat_device", lambda path: ("c", 195, 1, 0o666) if path == "/dev/nvidia1" else look(path)
+    )
+    with pytest.raises(
+        RequestError, match="devices: /dev/nvidia1 belongs to nvidia.com/gpu=1; ask for it in resources.gpu"
+    ):
         made(at, {"devices": ["/dev/nvidia1"]})
 
 
 def test_the_form_of_single_values(at: tuple[Node, inventory.Inventory]) -> None:
     node, compiled = at
-    values = {"capabilities": "NET_ADMIN, chown", "cap_drop": "KILL", "privileged": "false", "user": "1:2", "hostname": "x", "extra_groups": "1,2", "read_only_root_fs": "true", "command.args": "a, b",
-              "command.workdir": "/w", "sysctls.net.core.somaxconn": "5", "ulimits.nofile": "1:2", "resources.hugepages.2Mi": "1Mi", "resources.oom_score_adj": "7", "devices": "/dev/null,/dev/zero",
-              "storage": '[{"type": "tmpfs", "target": "/t"}]', "cgroup_parent": "/p", "host_network": "false"}
+    values = {
+        "capabilities": "NET_ADMIN, chown",
+        "cap_drop": "KILL",
+        "privileged": "false",
+        "user": "1:2",
+        "hostname": "x",
+        "extra_groups": "1,2",
+        "read_only_root_fs": "true",
+        "command.args": "a, b",
+        "command.workdir": "/w",
+        "sysctls.net.core.somaxconn": "5",
+        "ulimits.nofile": "1:2",
+        "resources.hugepages.2Mi": "1Mi",
+        "resources.oom_score_adj": "7",
+        "devices": "/dev/null,/dev/zero",
+        "storage": '[{"type": "tmpfs", "target": "/t"}]',
+        "cgroup_parent": "/p",
+        "host_network": "false",
+    }
     base = {**copy.deepcopy(BASE), "annotations": {P + key: value for key, value in values.items()}}
     plan = engine.plan(base, compiled, known={"bundle": str(node.directory / "bundle")})
     assert plan is not None
     assert plan.request.document == {
-        "capabilities": ["CAP_NET_ADMIN", "CAP_CHOWN"], "cap_drop": ["CAP_KILL"], "privileged": False, "user": "1:2", "hostname": "x", "extra_groups": [1, 2], "read_only_root_fs": True,
-        "command": {"args": ["a", "b"], "workdir": "/w"}, "sysctls": {"net.core.somaxconn": "5"}, "ulimits": {"nofile": {"soft": 1, "hard": 2}}, "resources": {"hugepages": {"2MB": MI}, "oom_score_adj": 7},
-        "devices": [{"path": path, "read": True, "write": True, "mknod": False} for path in ("/dev/null", "/dev/zero")], "storage": [{"type": "tmpfs", "target": "/t"}], "cgroup_parent": "/p", "host_network": False}
+        "capabilities": ["CAP_NET_ADMIN", "CAP_CHOWN"],
+        "cap_drop": ["CAP_KILL"],
+        "privileged": False,
+        "user": "1:2",
+        "hostname": "x",
+        "extra_groups": [1, 2],
+        "read_only_root_fs": True,
+        "command": {"args": ["a", "b"], "workdir": "/w"},
+        "sysctls": {"net.core.somaxconn": "5"},
+        "ulimits": {"nofile": {"soft": 1, "hard": 2}},
+        "resources": {"hugepages": {"2MB": MI}, "oom_score_adj": 7},
+        "devices": [{"path": path, "read": True, "write": True, "mknod": False} for path in ("/dev/null", "/dev/zero")],
+        "storage": [{"type": "tmpfs", "target": "/t"}],
+        "cgroup_parent": "/p",
+        "host_network": False,
+    }
 
 
 def test_the_names_of_capabilities_are_the_kernels() -> None:
-    assert len(CAPABILITIES) == 41 and CAPABILITIES.index("CAP_SYS_ADMIN") == 21 and CAPABILITIES.index("CAP_CHECKPOINT_RESTORE") == 40
+    assert (
+        len(CAPABILITIES) == 41
+        and CAPABILITIES.index("CAP_SYS_ADMIN") == 21
+        and CAPABILITIES.index("CAP_CHECKPOINT_RESTORE") == 40
+    )

@@ -21,25 +21,47 @@ def result(wish: dict[str, Any], engine: dict[str, Any] | None = None) -> Any:
     return writer.apply(document, edits)["linux"]["resources"]
 
 
-@pytest.mark.parametrize(("wish", "found"), [
-    ({}, {}), ({"gpu": {"count": 2}}, {}), ({"cpu_shares": 5}, {"cpu": {"shares": 5}}), ({"cpuset": "0-1"}, {"cpu": {"cpus": "0-1"}}), ({"memory": "1Ki"}, {"memory": {"limit": 1024}}),
-    ({"memory_swap": -1}, {"memory": {"swap": -1}}), ({"memory_reservation": 7}, {"memory": {"reservation": 7}}), ({"pids_limit": 9}, {"pids": {"limit": 9}}),
-    ({"cpu": 2}, {"cpu": {"period": 100000, "quota": 200000}}), ({"cpu": "500m"}, {"cpu": {"period": 100000, "quota": 50000}}), ({"cpu": "1n"}, {"cpu": {"period": 100000, "quota": 1000}}),
-    ({"memory": 8, "memory_swap": 16}, {"memory": {"limit": 8, "swap": 16}}),
-])
+@pytest.mark.parametrize(
+    ("wish", "found"),
+    [
+        ({}, {}),
+        ({"gpu": {"count": 2}}, {}),
+        ({"cpu_shares": 5}, {"cpu": {"shares": 5}}),
+        ({"cpuset": "0-1"}, {"cpu": {"cpus": "0-1"}}),
+        ({"memory": "1Ki"}, {"memory": {"limit": 1024}}),
+        ({"memory_swap": -1}, {"memory": {"swap": -1}}),
+        ({"memory_reservation": 7}, {"memory": {"reservation": 7}}),
+        ({"pids_limit": 9}, {"pids": {"limit": 9}}),
+        ({"cpu": 2}, {"cpu": {"period": 100000, "quota": 200000}}),
+        ({"cpu": "500m"}, {"cpu": {"period": 100000, "quota": 50000}}),
+        ({"cpu": "1n"}, {"cpu": {"period": 100000, "quota": 1000}}),
+        ({"memory": 8, "memory_swap": 16}, {"memory": {"limit": 8, "swap": 16}}),
+    ],
+)
 def test_each_key(wish: dict[str, Any], found: dict[str, Any]) -> None:
     assert result(wish) == found
 
 
-@pytest.mark.parametrize(("period", "cpu", "quota"), [(50000, 2, 100000), (1000, "1", 1000), (1000000, "1m", 1000), (1000000, "250m", 250000), (0, 1, 100000)])
+@pytest.mark.parametrize(
+    ("period", "cpu", "quota"),
+    [(50000, 2, 100000), (1000, "1", 1000), (1000000, "1m", 1000), (1000000, "250m", 250000), (0, 1, 100000)],
+)
 def test_the_engines_period_is_kept(period: int, cpu: Any, quota: int) -> None:
     assert result({"cpu": cpu}, {"cpu": {"period": period}})["cpu"] == {"period": period or 100000, "quota": quota}
 
 
-@pytest.mark.parametrize(("engine", "swap"), [
-    ({"limit": 100, "swap": 100}, 50), ({"limit": 100, "swap": 150}, 100), ({"limit": 100, "swap": -1}, -1), ({"limit": 100}, None), ({"swap": 100}, 100), ({"limit": -1, "swap": 100}, 100),
-    ({"limit": 100, "swap": 90}, 90),
-])
+@pytest.mark.parametrize(
+    ("engine", "swap"),
+    [
+        ({"limit": 100, "swap": 100}, 50),
+        ({"limit": 100, "swap": 150}, 100),
+        ({"limit": 100, "swap": -1}, -1),
+        ({"limit": 100}, None),
+        ({"swap": 100}, 100),
+        ({"limit": -1, "swap": 100}, 100),
+        ({"limit": 100, "swap": 90}, 90),
+    ],
+)
 def test_less_memory_is_not_more_swap(engine: dict[str, int], swap: Any) -> None:
     """OCI's swap counts memory and swap together."""
     assert result({"memory": 50}, {"memory": engine})["memory"].get("swap") == swap

@@ -1,4 +1,5 @@
 """The node image's files, built once."""
+
 from __future__ import annotations
 
 import os
@@ -20,7 +21,9 @@ def newer(lab: str) -> str:
     """The image of another version."""
     checkout = os.path.join(lab, "checkout")
     for name in ("shim", "hooks", "packaging", "systemd"):
-        shutil.copytree(os.path.join(REPOSITORY, name), os.path.join(checkout, name), ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            os.path.join(REPOSITORY, name), os.path.join(checkout, name), ignore=shutil.ignore_patterns("__pycache__")
+        )
     with open(os.path.join(checkout, "shim/paths.py"), "r+", encoding="utf-8") as file:
         text = file.read()
         file.seek(0)

@@ -1,4 +1,5 @@
 """The admission policies, evaluated by CEL's own implementation, on objects as the API server would show them."""
+
 from __future__ import annotations
 
 import json
@@ -12,7 +13,9 @@ from shim.request.schema import SCHEMA
 
 cel = pytest.importorskip("cel_expr_python.cel")
 
-ENVIRONMENT = cel.NewEnv(variables={name: cel.Type.DYN for name in ("object", "oldObject", "namespaceObject", "request", "variables")})
+ENVIRONMENT = cel.NewEnv(
+    variables={name: cel.Type.DYN for name in ("object", "oldObject", "namespaceObject", "request", "variables")}
+)
 
 
 class Policy:
@@ -23,12 +26,24 @@ class Policy:
         self.rules = spec["matchConstraints"]["resourceRules"]
         self.conditions = [ENVIRONMENT.compile(each["expression"]) for each in spec.get("matchConditions", ())]
         self.variables = [(each["name"], ENVIRONMENT.compile(each["expression"])) for each in spec["variables"]]
-        self.validations = [(ENVIRONMENT.compile(each["expression"]), each.get("message"),
-                             ENVIRONMENT.compile(each["messageExpression"]) if "messageExpression" in each else None) for each in spec["validations"]]
+        self.validations = [
+            (
+                ENVIRONMENT.compile(each["expression"]),
+                each.get("message"),
+                ENVIRONMENT.compile(each["messageExpression"]) if "messageExpression" in each else None,
+            )
+            for each in spec["validations"]
+        ]
 
     def refusal(self, new: Any, old: Any = None, namespace: Any = None, request: Any = None) -> str:
         """What it says against an object; nothing where it allows it."""
-        data = {"object": new, "oldObject": old, "namespaceObject": namespace, "request": request or {}, "variables": {}}
+        data = {
+            "object": new,
+            "oldObject": old,
+            "namespaceObject": namespace,
+            "request": request or {},
+            "variables": {},
+        }
         if not all(evaluated(condition, data) for condition in self.conditions):
             return ""
         for name, expression in self.variables:
@@ -50,12 +65,21 @@ LABEL = Policy("chandler-node-label")
 
 
 def namespace(level: str = "") -> dict[str, Any]:
-    return {"metadata": {"name": "team", "labels": {"kubernetes.io/metadata.name": "team", **({"chandler.oci/requests": level} if level else {})}}}
+    return {
+        "metadata": {
+            "name": "team",
+            "labels": {"kubernetes.io/metadata.name": "team", **({"chandler.oci/requests": level} if level else {})},
+        }
+    }
 
 
 def pod(annotations: dict[str, str] | None) -> dict[str, Any]:
-    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", **({} if annotations is None else {"annotations": annotations})},
-            "spec": {"containers": [{"name": "main"}]}}
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "p", **({} if annotations is None else {"annotations": annotations})},
+        "spec": {"containers": [{"name": "main"}]},
+    }
 
 
 def document(**keys: Any) -> dict[str, str]:
@@ -66,14 +90,29 @@ GPU = {"chandler.oci/resources.gpu.count": "2"}
 # What is asked: the least level that allows it.
 ASKED: dict[str, tuple[str, dict[str, str]]] = {
     "a count": ("named", GPU),
-    "a document": ("named", document(resources={"gpu": {"devices": ["0", "GPU-1"], "sharing": "mps"}, "memory": "1Gi"}, env={"USER": "x", "A": "/tmp"})),
-    "documents by container": ("named", {"chandler.oci/services": '{"main": {"env": {"A": "b"}}, "side": {"resources": {"gpu": {}}}}'}),
+    "a document": (
+        "named",
+        document(
+            resources={"gpu": {"devices": ["0", "GPU-1"], "sharing": "mps"}, "memory": "1Gi"},
+            env={"USER": "x", "A": "/tmp"},
+        ),
+    ),
+    "documents by container": (
+        "named",
+        {"chandler.oci/services": '{"main": {"env": {"A": "b"}}, "side": {"resources": {"gpu": {}}}}'},
+    ),
     "a document of one container": ("named", {"chandler.oci/service.main": "env: {A: b}"}),
     "tmpfs": ("named", document(storage=[{"type": "tmpfs", "target": "/scratch"}])),
     "a command": ("named", {"chandler.oci/command.args": "a,b", "chandler.oci/hostname": "h"}),
     "tightening": ("named", {"chandler.oci/cap_drop": "ALL", "chandler.oci/read_only_root_fs": "true"}),
-    "a word that counts in a value, too": ("host", document(resources={"gpu": {"devices": ["0"]}}, env={"A": "/dev/x"})),
-    "such a word in the dotted form": ("named", {"chandler.oci/resources.gpu.devices": "0", "chandler.oci/env.A": "/dev/x privileged \\"}),
+    "a word that counts in a value, too": (
+        "host",
+        document(resources={"gpu": {"devices": ["0"]}}, env={"A": "/dev/x"}),
+    ),
+    "such a word in the dotted form": (
+        "named",
+        {"chandler.oci/resources.gpu.devices": "0", "chandler.oci/env.A": "/dev/x privileged \\"},
+    ),
     "a variable of the host": ("host", {"chandler.oci/env.TOKEN": "$E:TOKEN"}),
     "a secret in a document": ("host", document(env={"TOKEN": "$S:token"})),
     "a bind": ("host", document(storage=[{"type": "bind", "source": "/data", "target": "/data"}])),
@@ -125,10 +164,18 @@ def test_the_classes_are_those_of_the_nodes_policy(word: str) -> None:
         schema: Any = SCHEMA
         for key in path:
             schema = schema[key]
-        forms.append({"chandler.oci/" + ".".join(path) + (".x" if word in ("command", "ulimits", "sysctls", "gpu.distributed", "resources.hugepages") else ""): "x"})
+        forms.append(
+            {
+                "chandler.oci/"
+                + ".".join(path)
+                + (
+                    ".x" if word in ("command", "ulimits", "sysctls", "gpu.distributed", "resources.hugepages") else ""
+                ): "x"
+            }
+        )
     for form in forms:
         allowed = [level for level in LEVELS if not REQUESTS.refusal(pod(form), namespace=namespace(level))]
-        assert allowed == list(LEVELS[LEVELS.index(least):]), form
+        assert allowed == list(LEVELS[LEVELS.index(least) :]), form
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -139,7 +186,9 @@ def test_other_pods_are_let_be(annotations: dict[str, str] | None, level: str) -
 
 
 def test_a_label_that_is_no_level_allows_nothing() -> None:
-    assert REQUESTS.refusal(pod(GPU), namespace=namespace("most")) and REQUESTS.refusal(pod(GPU), namespace=namespace("Named"))
+    assert REQUESTS.refusal(pod(GPU), namespace=namespace("most")) and REQUESTS.refusal(
+        pod(GPU), namespace=namespace("Named")
+    )
 
 
 def test_our_mark_is_nobodys_to_set() -> None:
@@ -160,38 +209,72 @@ def test_templates_and_bindings() -> None:
     """What whoever applies a Deployment sees, and the other ways to a pod's annotations."""
     template = {"metadata": {"annotations": GPU}, "spec": {"containers": []}}
     deployment = {"kind": "Deployment", "metadata": {"name": "d"}, "spec": {"template": template}}
-    job = {"kind": "CronJob", "metadata": {"name": "c", "annotations": {}}, "spec": {"jobTemplate": {"spec": {"template": template}}}}
-    binding = {"kind": "Binding", "metadata": {"name": "p", "annotations": GPU}, "target": {"kind": "Node", "name": "n"}}
+    job = {
+        "kind": "CronJob",
+        "metadata": {"name": "c", "annotations": {}},
+        "spec": {"jobTemplate": {"spec": {"template": template}}},
+    }
+    binding = {
+        "kind": "Binding",
+        "metadata": {"name": "p", "annotations": GPU},
+        "target": {"kind": "Node", "name": "n"},
+    }
     for manifest in (deployment, job, binding):
         assert REQUESTS.refusal(manifest, namespace=namespace())
         assert REQUESTS.refusal(manifest, namespace=namespace("named")) == ""
         assert REQUESTS.refusal(manifest, manifest, namespace()) == ""
     bare = {"kind": "Deployment", "metadata": {"name": "d", "annotations": GPU}, "spec": {"template": {"spec": {}}}}
-    assert REQUESTS.refusal(bare, namespace=namespace()) == "", "an annotation of the Deployment itself asks for nothing"
+    assert REQUESTS.refusal(bare, namespace=namespace()) == "", (
+        "an annotation of the Deployment itself asks for nothing"
+    )
 
 
 def test_it_matches_every_way_to_a_pods_annotations() -> None:
-    matched = {(group, resource) for rule in REQUESTS.rules for group in rule["apiGroups"] for resource in rule["resources"]
-               if rule["operations"] == ["CREATE", "UPDATE"]}
-    assert {("", "pods"), ("", "pods/status"), ("", "pods/binding"), ("", "bindings"), ("", "pods/resize"), ("", "pods/ephemeralcontainers"),
-            ("apps", "deployments"), ("apps", "replicasets"), ("apps", "statefulsets"), ("apps", "daemonsets"), ("batch", "jobs"),
-            ("batch", "cronjobs"), ("", "replicationcontrollers")} == matched
+    matched = {
+        (group, resource)
+        for rule in REQUESTS.rules
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        if rule["operations"] == ["CREATE", "UPDATE"]
+    }
+    assert {
+        ("", "pods"),
+        ("", "pods/status"),
+        ("", "pods/binding"),
+        ("", "bindings"),
+        ("", "pods/resize"),
+        ("", "pods/ephemeralcontainers"),
+        ("apps", "deployments"),
+        ("apps", "replicasets"),
+        ("apps", "statefulsets"),
+        ("apps", "daemonsets"),
+        ("batch", "jobs"),
+        ("batch", "cronjobs"),
+        ("", "replicationcontrollers"),
+    } == matched
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if name.startswith("examples/")])
 def test_the_examples_need_the_first_label(name: str) -> None:
-    manifest, = documents(name)
+    (manifest,) = documents(name)
     assert REQUESTS.refusal(manifest, namespace=namespace())
     assert REQUESTS.refusal(manifest, namespace=namespace("named")) == ""
 
 
 # --- the installer's right to label its node --------------------------------------------------------------------------
 
-INSTALLER = {"username": "system:serviceaccount:chandler-system:chandler-node", "extra": {"authentication.kubernetes.io/node-name": ["n1"]}}
+INSTALLER = {
+    "username": "system:serviceaccount:chandler-system:chandler-node",
+    "extra": {"authentication.kubernetes.io/node-name": ["n1"]},
+}
 
 
 def node(name: str = "n1", labels: dict[str, str] | None = None, **more: Any) -> dict[str, Any]:
-    return {"kind": "Node", "metadata": {"name": name, "labels": {"kubernetes.io/os": "linux", **(labels or {})}, **more}, "spec": {"podCIDR": "10.0.0.0/24"}}
+    return {
+        "kind": "Node",
+        "metadata": {"name": name, "labels": {"kubernetes.io/os": "linux", **(labels or {})}, **more},
+        "spec": {"podCIDR": "10.0.0.0/24"},
+    }
 
 
 READY = {"chandler.oci/runtime": "ready"}
@@ -202,9 +285,16 @@ def test_the_installer_labels_its_own_node_and_no_more() -> None:
     assert LABEL.refusal(node(labels=READY), node(), request=by) == ""
     assert LABEL.refusal(node(), node(labels=READY), request=by) == ""
     assert "alone" in LABEL.refusal(node("n2", READY), node("n2"), request=by)
-    assert "alone" in LABEL.refusal(node(labels=READY), node(), request={"userInfo": {"username": INSTALLER["username"]}})
-    for changed in (node(labels={"other": "x"}), node(labels={"kubernetes.io/os": "windows"}), node(annotations={"a": "b"}),
-                    {**node(), "spec": {"unschedulable": True}}, node(finalizers=["x"])):
+    assert "alone" in LABEL.refusal(
+        node(labels=READY), node(), request={"userInfo": {"username": INSTALLER["username"]}}
+    )
+    for changed in (
+        node(labels={"other": "x"}),
+        node(labels={"kubernetes.io/os": "windows"}),
+        node(annotations={"a": "b"}),
+        {**node(), "spec": {"unschedulable": True}},
+        node(finalizers=["x"]),
+    ):
         assert "alone" in LABEL.refusal(changed, node(), request=by)
     fewer = node()
     fewer["metadata"]["labels"].clear()

@@ -1,4 +1,5 @@
 """The installer's program on nodes of several kinds: what it lays out, what it refuses, and what a failure leaves."""
+
 from __future__ import annotations
 
 import contextlib
@@ -53,7 +54,7 @@ def make(place: str, tree: str) -> Iterator[Maker]:
 
 
 def version(tree: str) -> str:
-    name, = os.listdir(f"{tree}{OPT}/versions")
+    (name,) = os.listdir(f"{tree}{OPT}/versions")
     return name
 
 
@@ -69,7 +70,10 @@ def restarts(node: Node) -> int:
 
 def test_a_node_without_python_runs_a_request(make: Maker, tree: str, node: GPUNode, place: str) -> None:
     host = make()
-    host.write("/etc/chandler/config.toml", f'runtimes = ["/usr/sbin/runc"]\nengines = ["other"]\n[cdi]\nspec-dirs = ["{node.cdi}"]\n')
+    host.write(
+        "/etc/chandler/config.toml",
+        f'runtimes = ["/usr/sbin/runc"]\nengines = ["other"]\n[cdi]\nspec-dirs = ["{node.cdi}"]\n',
+    )
     said = host.image("install").stdout
     assert f"{OPT}/versions/{version(tree)} is in force on Ubuntu 24.04.1 LTS" in said
     assert restarts(host) == 1
@@ -81,8 +85,11 @@ def test_a_node_without_python_runs_a_request(make: Maker, tree: str, node: GPUN
     # The program that containerd would call, with no interpreter on the node but its own.
     assert host.run("sh", "-c", "python3 -c ''", check=False).returncode == 127
     engine = Engine(host.command(f"{OPT}/bin/chandler-runtime"), os.path.join(host.place, "store/root"))
-    made = bundle.make(os.path.join(host.place, "store/b"), ["sh", "-c", "env; ls /dev/nvidia*"],
-                       {**bundle.pod(), **bundle.request(resources={"gpu": {"count": 2}}, env={"A": "b"})})
+    made = bundle.make(
+        os.path.join(host.place, "store/b"),
+        ["sh", "-c", "env; ls /dev/nvidia*"],
+        {**bundle.pod(), **bundle.request(resources={"gpu": {"count": 2}}, env={"A": "b"})},
+    )
     try:
         seen = engine.run(made, "c1").stdout.splitlines()
     finally:
@@ -130,11 +137,17 @@ def test_no_place_at_all(make: Maker) -> None:
     before = host.changed()
     done = host.image("install", check=False)
     assert done.returncode == 1 and host.changed() == before
-    assert "Container-Optimized OS" in done.stdout and "/opt is read-only" in done.stdout and "/home is mounted noexec" in done.stdout
+    assert (
+        "Container-Optimized OS" in done.stdout
+        and "/opt is read-only" in done.stdout
+        and "/home is mounted noexec" in done.stdout
+    )
     assert "NRI DaemonSet" in done.stdout
 
 
-@pytest.mark.parametrize("system", ["ID=talos\nPRETTY_NAME=\"Talos (v1.9.0)\"\n", "ID=bottlerocket\nPRETTY_NAME=\"Bottlerocket OS 1.30.0\"\n"])
+@pytest.mark.parametrize(
+    "system", ['ID=talos\nPRETTY_NAME="Talos (v1.9.0)"\n', 'ID=bottlerocket\nPRETTY_NAME="Bottlerocket OS 1.30.0"\n']
+)
 def test_a_system_that_is_closed_is_named(make: Maker, system: str) -> None:
     host = make(system)
     before = host.changed()
@@ -160,8 +173,15 @@ def no_shell(host: Node) -> None:
     os.unlink(host.root + "/usr/bin/sh")
 
 
-@pytest.mark.parametrize("damage, words", [(broken_policy, "annotation-prefix"), (broken_engine, "/etc/containerd/config.toml"),
-                                           (broken_restart, "no such unit"), (no_shell, "cannot be started")])
+@pytest.mark.parametrize(
+    "damage, words",
+    [
+        (broken_policy, "annotation-prefix"),
+        (broken_engine, "/etc/containerd/config.toml"),
+        (broken_restart, "no such unit"),
+        (no_shell, "cannot be started"),
+    ],
+)
 def test_a_failure_puts_everything_back(make: Maker, damage: Callable[[Node], None], words: str) -> None:
     host = make()
     damage(host)
@@ -202,9 +222,18 @@ def test_ended_while_containerd_restarts(make: Maker, number: signal.Signals) ->
     """In order, everything is put back; killed, the next one knows that the restart may not have been."""
     host = make()
     before = host.changed()
-    host.write("/usr/local/sbin/systemctl", "#!/bin/sh\n[ -e /run/go ] || { echo $$ >/run/waits; exec sleep 600; }\necho \"$@\" >>/run/systemctl.log\n", 0o755)
-    process = subprocess.Popen(host.inside("install"), stdin=subprocess.DEVNULL,
-                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+    host.write(
+        "/usr/local/sbin/systemctl",
+        '#!/bin/sh\n[ -e /run/go ] || { echo $$ >/run/waits; exec sleep 600; }\necho "$@" >>/run/systemctl.log\n',
+        0o755,
+    )
+    process = subprocess.Popen(
+        host.inside("install"),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
     until(lambda: os.path.exists(host.root + "/run/waits"), "the restart")
     host.write("/run/go", "")
     if number == signal.SIGKILL:  # as the kubelet does, all of the container

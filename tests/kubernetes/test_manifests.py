@@ -1,4 +1,5 @@
 """Every manifest against Kubernetes' own schemas, unknown keys refused, and what we demand of a pod beyond them."""
+
 from __future__ import annotations
 
 import copy
@@ -19,7 +20,12 @@ kubernetes_validate = pytest.importorskip("kubernetes_validate")
 # The oldest with ValidatingAdmissionPolicy v1, and the newest that the package has.
 VERSIONS = ("1.30", "1.37")
 OBJECTS = [(name, number) for name in FILES if name != "kustomization.yaml" for number in range(len(documents(name)))]
-PODS = [(name, manifest["metadata"]["name"]) for name in FILES for manifest in documents(name) if manifest["kind"] in ("Pod", "Deployment", "DaemonSet")]
+PODS = [
+    (name, manifest["metadata"]["name"])
+    for name in FILES
+    for manifest in documents(name)
+    if manifest["kind"] in ("Pod", "Deployment", "DaemonSet")
+]
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -52,58 +58,85 @@ def test_images_and_limits(name: str, called: str) -> None:
         assert re.fullmatch(r"[a-z0-9./-]+:[0-9][0-9.]*", container["image"]), "an image with a version"
         assert "memory" in container["resources"]["limits"]
     if manifest["kind"] != "Pod":
-        assert manifest["spec"]["selector"]["matchLabels"].items() <= manifest["spec"]["template"]["metadata"]["labels"].items()
+        assert (
+            manifest["spec"]["selector"]["matchLabels"].items()
+            <= manifest["spec"]["template"]["metadata"]["labels"].items()
+        )
 
 
 @pytest.mark.parametrize("name", ["installer.yaml", "cleanup.yaml", "nri.yaml"])
 def test_our_own_pods_have_no_more_rights_than_they_say(name: str) -> None:
     pod = pod_spec(one(name, "DaemonSet"))
     assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys()
-    assert pod["securityContext"]["seccompProfile"]["type"] == "RuntimeDefault" and pod["automountServiceAccountToken"] is False
+    assert (
+        pod["securityContext"]["seccompProfile"]["type"] == "RuntimeDefault"
+        and pod["automountServiceAccountToken"] is False
+    )
     for container in pod["containers"] + pod.get("initContainers", []):
         context = container["securityContext"]
-        assert "privileged" not in context and context["allowPrivilegeEscalation"] is False and context["readOnlyRootFilesystem"] is True
+        assert (
+            "privileged" not in context
+            and context["allowPrivilegeEscalation"] is False
+            and context["readOnlyRootFilesystem"] is True
+        )
         assert context["capabilities"]["drop"] == ["ALL"]
         assert set(context["capabilities"].get("add", ())) <= {"SYS_CHROOT", "DAC_OVERRIDE", "DAC_READ_SEARCH"}
         assert container["image"] == f"registry.example/chandler-node:{paths.VERSION}"
-        assert {mount["name"] for mount in container.get("volumeMounts", ())} <= {volume["name"] for volume in pod["volumes"]}
+        assert {mount["name"] for mount in container.get("volumeMounts", ())} <= {
+            volume["name"] for volume in pod["volumes"]
+        }
         writable = {mount["mountPath"] for mount in container.get("volumeMounts", ()) if not mount.get("readOnly")}
         assert writable <= {"/host", "/run/chandler"}
         # What holds mounts of the node's lets go of them when the node does.
-        assert all(mount.get("mountPropagation") == "HostToContainer" for mount in container.get("volumeMounts", ()) if mount["mountPath"] in ("/host", "/run", "/usr"))
+        assert all(
+            mount.get("mountPropagation") == "HostToContainer"
+            for mount in container.get("volumeMounts", ())
+            if mount["mountPath"] in ("/host", "/run", "/usr")
+        )
     if name != "nri.yaml":  # what stays has no rights at all
-        kept, = pod["containers"]
+        (kept,) = pod["containers"]
         assert kept["securityContext"]["runAsNonRoot"] and "volumeMounts" not in kept and kept["args"] == ["wait"]
 
 
 def test_names_fit_each_other() -> None:
-    kustomization, = documents("kustomization.yaml")
+    (kustomization,) = documents("kustomization.yaml")
     assert all(os.path.exists(os.path.join(DIRECTORY, name)) for name in kustomization["resources"])
     assert kustomization["images"][0]["newTag"] == paths.VERSION
     handlers = [each["handler"] for each in documents("runtimeclass.yaml")]
     assert handlers == ["chandler", "chandler-youki", "chandler-crun"]
     account = one("installer-rbac.yaml", "ServiceAccount")["metadata"]
     binding = one("installer-rbac.yaml", "ClusterRoleBinding")
-    assert binding["subjects"] == [{"kind": "ServiceAccount", "name": account["name"], "namespace": account["namespace"]}]
+    assert binding["subjects"] == [
+        {"kind": "ServiceAccount", "name": account["name"], "namespace": account["namespace"]}
+    ]
     policy = one("admission.yaml", "ValidatingAdmissionPolicy", "chandler-node-label")
-    assert f"system:serviceaccount:{account['namespace']}:{account['name']}" in policy["spec"]["matchConditions"][0]["expression"]
+    assert (
+        f"system:serviceaccount:{account['namespace']}:{account['name']}"
+        in policy["spec"]["matchConditions"][0]["expression"]
+    )
     for name in ("installer.yaml", "cleanup.yaml"):
         assert pod_spec(one(name, "DaemonSet"))["serviceAccountName"] == account["name"]
-    policies = {each["metadata"]["name"] for each in documents("admission.yaml") if each["kind"] == "ValidatingAdmissionPolicy"}
-    assert {each["spec"]["policyName"] for each in documents("admission.yaml") if each["kind"] == "ValidatingAdmissionPolicyBinding"} == policies
+    policies = {
+        each["metadata"]["name"] for each in documents("admission.yaml") if each["kind"] == "ValidatingAdmissionPolicy"
+    }
+    assert {
+        each["spec"]["policyName"]
+        for each in documents("admission.yaml")
+        if each["kind"] == "ValidatingAdmissionPolicyBinding"
+    } == policies
 
 
 def test_the_policy_is_a_configuration() -> None:
     text = one("config.yaml", "ConfigMap")["data"]["config.toml"]
     assert config.compile_config([("config.toml", text.encode())])["gpu.allocator"] == "leases"
     # and what is in comments is one, too
-    rule = text[text.index("#[[policy.rule]]"):].replace("#", "")
+    rule = text[text.index("#[[policy.rule]]") :].replace("#", "")
     assert config.compile_config([("config.toml", rule.encode())])["policy.rule"][0]["name"] == "training"
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if name.startswith("examples/")])
 def test_each_example_asks_for_something(name: str) -> None:
-    manifest, = documents(name)
+    (manifest,) = documents(name)
     metadata = manifest["metadata"] if manifest["kind"] == "Pod" else manifest["spec"]["template"]["metadata"]
     for container in pod_spec(manifest)["containers"]:
         asked = parse.from_annotations(metadata["annotations"], "chandler.oci/", container["name"])

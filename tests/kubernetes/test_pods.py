@@ -1,4 +1,5 @@
 """The DaemonSets' own pods, as a kubelet makes them of the manifests, on a containerd 2 that has nothing of ours before."""
+
 from __future__ import annotations
 
 import json
@@ -75,15 +76,22 @@ def leases(node: Node) -> int:
 
 
 def patch(value: str | None) -> tuple[str, str, str, Any]:
-    return "/api/v1/nodes/node-1", "Bearer the-token", "application/merge-patch+json", {"metadata": {"labels": {"chandler.oci/runtime": value}}}
+    return (
+        "/api/v1/nodes/node-1",
+        "Bearer the-token",
+        "application/merge-patch+json",
+        {"metadata": {"labels": {"chandler.oci/runtime": value}}},
+    )
 
 
-def test_the_installers_pod_serves_other_pods_and_the_cleanup_takes_it_away(kubelet: Kubelet, node: Node, containerd: Containerd, api: API, newer: str) -> None:
+def test_the_installers_pod_serves_other_pods_and_the_cleanup_takes_it_away(
+    kubelet: Kubelet, node: Node, containerd: Containerd, api: API, newer: str
+) -> None:
     cri, before = kubelet.cri, node.changed()
     with pytest.raises(Refused):
         cri.pod("early", ask(1), handler="chandler")
     pod, spec = kubelet.pod("installer.yaml")
-    install, = spec["initContainers"]
+    (install,) = spec["initContainers"]
     status = kubelet.result(kubelet.start(pod, spec, install))
     assert status == 0, kubelet.log(pod, "install")
     assert "is in force" in kubelet.log(pod, "install") and api.asked == [patch("ready")]
@@ -148,4 +156,6 @@ def test_the_plugins_pod_serves_pods_of_any_handler(kubelet: Kubelet, node: Node
     until(lambda: "serving containerd" in kubelet.log(pod, "again"), "the second plugin")
     assert len(gpus(kubelet, cri.run(cri.pod("third", ask(2))))) == 2
     assert cri.running(again)
-    assert {path: text for path, text in node.changed().items() if path not in before} == {}, "nothing on the node but in /run"
+    assert {path: text for path, text in node.changed().items() if path not in before} == {}, (
+        "nothing on the node but in /run"
+    )

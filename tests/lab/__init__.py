@@ -1,4 +1,5 @@
 """What tests share: parts of a host, real runtimes and engines, fakes where nothing real can be had."""
+
 from __future__ import annotations
 
 import os

@@ -4,6 +4,7 @@
 
 makes one. Only the standard library, since the demo runs this on a bare machine.
 """
+
 from __future__ import annotations
 
 import json
@@ -16,8 +17,22 @@ from typing import Any
 
 BUSYBOX = "/bin/busybox"
 APPLETS = ("sh", "cat", "echo", "env", "id", "ls", "mknod", "sleep", "test", "true")
-CAPABILITIES = ["CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_MKNOD", "CAP_NET_RAW", "CAP_SETGID", "CAP_SETUID",
-                "CAP_SETFCAP", "CAP_SETPCAP", "CAP_NET_BIND_SERVICE", "CAP_SYS_CHROOT", "CAP_KILL", "CAP_AUDIT_WRITE"]
+CAPABILITIES = [
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_FSETID",
+    "CAP_FOWNER",
+    "CAP_MKNOD",
+    "CAP_NET_RAW",
+    "CAP_SETGID",
+    "CAP_SETUID",
+    "CAP_SETFCAP",
+    "CAP_SETPCAP",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_SYS_CHROOT",
+    "CAP_KILL",
+    "CAP_AUDIT_WRITE",
+]
 
 # Where this process puts its containers' control groups, so that it can tell them from those of others.
 GROUPS = f"chandler-lab-{uuid.uuid4().hex[:8]}-"
@@ -35,14 +50,18 @@ def rootfs(directory: str) -> str:
     return directory
 
 
-def config(args: Sequence[str], annotations: Mapping[str, str] | None = None, env: Sequence[str] = (), root: str = "rootfs") -> dict[str, Any]:
+def config(
+    args: Sequence[str], annotations: Mapping[str, str] | None = None, env: Sequence[str] = (), root: str = "rootfs"
+) -> dict[str, Any]:
     """What containerd's CRI writes, less its seccomp filter, which youki is built without here."""
-    mounts = [mount("/proc", "proc", "nosuid", "noexec", "nodev"),
-              mount("/dev", "tmpfs", "nosuid", "strictatime", "mode=755", "size=65536k"),
-              mount("/dev/pts", "devpts", "nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"),
-              mount("/dev/shm", "tmpfs", "nosuid", "noexec", "nodev", "mode=1777", "size=65536k"),
-              mount("/sys", "sysfs", "nosuid", "noexec", "nodev", "ro"),
-              mount("/sys/fs/cgroup", "cgroup", "nosuid", "noexec", "nodev", "relatime", "ro")]
+    mounts = [
+        mount("/proc", "proc", "nosuid", "noexec", "nodev"),
+        mount("/dev", "tmpfs", "nosuid", "strictatime", "mode=755", "size=65536k"),
+        mount("/dev/pts", "devpts", "nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"),
+        mount("/dev/shm", "tmpfs", "nosuid", "noexec", "nodev", "mode=1777", "size=65536k"),
+        mount("/sys", "sysfs", "nosuid", "noexec", "nodev", "ro"),
+        mount("/sys/fs/cgroup", "cgroup", "nosuid", "noexec", "nodev", "relatime", "ro"),
+    ]
     mounts[3]["source"] = "shm"
     return {
         "ociVersion": "1.0.2",
@@ -63,7 +82,15 @@ def config(args: Sequence[str], annotations: Mapping[str, str] | None = None, en
             "resources": {"devices": [{"allow": False, "access": "rwm"}]},
             "cgroupsPath": f"/{GROUPS}{uuid.uuid4().hex[:8]}",
             "namespaces": [{"type": name} for name in ("pid", "ipc", "uts", "mount", "network")],
-            "maskedPaths": ["/proc/acpi", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list", "/proc/sched_debug", "/sys/firmware"],
+            "maskedPaths": [
+                "/proc/acpi",
+                "/proc/kcore",
+                "/proc/keys",
+                "/proc/latency_stats",
+                "/proc/timer_list",
+                "/proc/sched_debug",
+                "/sys/firmware",
+            ],
             "readonlyPaths": ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"],
         },
     }
@@ -76,9 +103,15 @@ def mount(destination: str, kind: str, *options: str) -> dict[str, Any]:
 def pod(name: str = "main", namespace: str = "default", kind: str = "container") -> dict[str, str]:
     """The annotations with which containerd says which container of which pod this is."""
     prefix = "io.kubernetes.cri."
-    return {prefix + "container-type": kind, prefix + "container-name": name, prefix + "image-name": "docker.io/library/busybox:1.36",
-            prefix + "sandbox-id": "5" * 64, prefix + "sandbox-name": "trainer-0", prefix + "sandbox-namespace": namespace,
-            prefix + "sandbox-uid": str(uuid.UUID(int=7))}
+    return {
+        prefix + "container-type": kind,
+        prefix + "container-name": name,
+        prefix + "image-name": "docker.io/library/busybox:1.36",
+        prefix + "sandbox-id": "5" * 64,
+        prefix + "sandbox-name": "trainer-0",
+        prefix + "sandbox-namespace": namespace,
+        prefix + "sandbox-uid": str(uuid.UUID(int=7)),
+    }
 
 
 def request(**document: Any) -> dict[str, str]:
@@ -91,8 +124,13 @@ def services(count: int) -> list[str]:
     lines = []
     for n in range(count):
         name = f"TEAM_SERVICE_{n:03}"
-        lines += [f"{name}_SERVICE_HOST=10.96.0.{n % 256}", f"{name}_SERVICE_PORT=443", f"{name}_PORT=tcp://10.96.0.{n % 256}:443",
-                  f"{name}_PORT_443_TCP_PROTO=tcp", f"{name}_PORT_443_TCP_ADDR=10.96.0.{n % 256}"]
+        lines += [
+            f"{name}_SERVICE_HOST=10.96.0.{n % 256}",
+            f"{name}_SERVICE_PORT=443",
+            f"{name}_PORT=tcp://10.96.0.{n % 256}:443",
+            f"{name}_PORT_443_TCP_PROTO=tcp",
+            f"{name}_PORT_443_TCP_ADDR=10.96.0.{n % 256}",
+        ]
     return lines
 
 
@@ -129,8 +167,13 @@ class Bundle:
             return ""
 
 
-def make(directory: str, args: Sequence[str], annotations: Mapping[str, str] | None = None, env: Sequence[str] = (),
-         root: str | None = None) -> Bundle:
+def make(
+    directory: str,
+    args: Sequence[str],
+    annotations: Mapping[str, str] | None = None,
+    env: Sequence[str] = (),
+    root: str | None = None,
+) -> Bundle:
     """A bundle in a new directory; `root` is the root file system of another to share."""
     os.makedirs(directory)
     bundle = Bundle(directory)
@@ -142,4 +185,4 @@ def make(directory: str, args: Sequence[str], annotations: Mapping[str, str] | N
 
 if __name__ == "__main__":
     split = sys.argv.index("--")
-    make(sys.argv[1], sys.argv[split + 1:], dict(word.split("=", 1) for word in sys.argv[2:split]))
+    make(sys.argv[1], sys.argv[split + 1 :], dict(word.split("=", 1) for word in sys.argv[2:split]))

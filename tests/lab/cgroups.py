@@ -2,6 +2,7 @@
 
 A command wrapped with one of the tuples below runs in a mount namespace of its own; containers that it starts outlive it.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -52,8 +53,11 @@ def end(directory: str) -> None:
         with contextlib.suppress(OSError):
             with open(f"/proc/{pid}/cgroup", encoding="utf-8") as table:
                 paths = [line.rstrip("\n").split(":", 2)[1:] for line in table]
-            of_pid = {f"{SYSFS}/{controllers.removeprefix('name=') or ('unified' if mode() == 'hybrid' else '')}{path}"
-                      for controllers, path in paths if path != "/"}
+            of_pid = {
+                f"{SYSFS}/{controllers.removeprefix('name=') or ('unified' if mode() == 'hybrid' else '')}{path}"
+                for controllers, path in paths
+                if path != "/"
+            }
             os.kill(pid, signal.SIGKILL)
             for group in of_pid:
                 for file, thawed in (("freezer.state", "THAWED"), ("cgroup.freeze", "0")):
@@ -76,7 +80,9 @@ def inside(directory: str) -> list[int]:
     for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
         with contextlib.suppress(OSError):
             # twice: what comes or goes between two readings would look the same
-            if os.stat(f"/proc/{pid}/ns/mnt").st_ino != ours and all(_mounts(str(pid), directory) - _mounts("self", directory) for _ in range(2)):
+            if os.stat(f"/proc/{pid}/ns/mnt").st_ino != ours and all(
+                _mounts(str(pid), directory) - _mounts("self", directory) for _ in range(2)
+            ):
                 found.append(pid)
     return found
 

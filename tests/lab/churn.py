@@ -4,6 +4,7 @@ The observer knows neither the ledger's rules nor what was granted, and believes
 container in whose control group it is, is told by its pid, its start time and that group, and has the GPUs that config.json
 and the device cgroup give it.  As long as it lives nobody else may have one of them, and the ledger must hold them for it.
 """
+
 from __future__ import annotations
 
 import json
@@ -80,8 +81,16 @@ def group_of(pid: int) -> str:
 class Churn:
     """`ledger` is the file of leases, `wishes` what the containers ask for, one after another."""
 
-    def __init__(self, engine: Engine, installation: Installation, ledger: str, node: Node, place: str,
-                 wishes: Callable[[random.Random], dict[str, Any]], seed: int) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        installation: Installation,
+        ledger: str,
+        node: Node,
+        place: str,
+        wishes: Callable[[random.Random], dict[str, Any]],
+        seed: int,
+    ) -> None:
         self.engine, self.installation, self.ledger, self.place, self.seed = engine, installation, ledger, place, seed
         self.wishes = wishes
         self.gpus = {(gpu.major, gpu.minor): number for number, gpu in enumerate(node.gpus)}
@@ -108,7 +117,11 @@ class Churn:
             with ThreadPoolExecutor(PARALLEL) as pool:
                 list(pool.map(self._life, range(count)))
             with ThreadPoolExecutor(PARALLEL) as pool:
-                list(pool.map(lambda name: self.engine.call("delete", "--force", name, check=False), list(self.engine.started)))
+                list(
+                    pool.map(
+                        lambda name: self.engine.call("delete", "--force", name, check=False), list(self.engine.started)
+                    )
+                )
         finally:
             over.set()
             watching.join()
@@ -134,12 +147,18 @@ class Churn:
     def _life(self, number: int) -> None:
         rng = random.Random(self.seed * 1000 + number)
         name = f"again{number % 5}" if number % 2 else f"c{number}"
-        made = bundle.make(os.path.join(self.place, f"b{number}"), ["sleep", "60"],
-                           bundle.request(resources={"gpu": self.wishes(rng)}), root=self.root)
+        made = bundle.make(
+            os.path.join(self.place, f"b{number}"),
+            ["sleep", "60"],
+            bundle.request(resources={"gpu": self.wishes(rng)}),
+            root=self.root,
+        )
         group = made.config["linux"]["cgroupsPath"].strip("/")
         self.bundles[group] = made
         self.engine.started[name] = None
-        create = self._call(rng if rng.random() < 0.3 else None, "create", "--bundle", made.directory, "--pid-file", made.pid_file, name)
+        create = self._call(
+            rng if rng.random() < 0.3 else None, "create", "--bundle", made.directory, "--pid-file", made.pid_file, name
+        )
         self.created += create == 0
         if create == 0 and number % 4 == 0:
             self._call(None, "start", name)
@@ -149,8 +168,15 @@ class Churn:
 
     def _call(self, kill: random.Random | None, *words: str) -> int:
         """The exit status.  `kill`: ended at some moment, it alone or with all that it has started."""
-        with subprocess.Popen(self.engine.argv(*words), env=self.engine.env, cwd="/", stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
-                              stderr=subprocess.DEVNULL, start_new_session=True) as process:
+        with subprocess.Popen(
+            self.engine.argv(*words),
+            env=self.engine.env,
+            cwd="/",
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        ) as process:
             try:
                 process.communicate(timeout=kill.random() * 0.5 if kill else PATIENCE)
             except subprocess.TimeoutExpired:
@@ -207,8 +233,14 @@ class Churn:
             config = made.config
         except OSError:
             return None  # its life is over, and so is the process'
-        given = frozenset(self.gpus[numbers] for device in config["linux"].get("devices", []) if (numbers := (device["major"], device["minor"])) in self.gpus)
-        found = Live(pid, started, group, json.loads(config["annotations"]["chandler.oci/service"])["resources"]["gpu"], given)
+        given = frozenset(
+            self.gpus[numbers]
+            for device in config["linux"].get("devices", [])
+            if (numbers := (device["major"], device["minor"])) in self.gpus
+        )
+        found = Live(
+            pid, started, group, json.loads(config["annotations"]["chandler.oci/service"])["resources"]["gpu"], given
+        )
         return found if found.still() else None
 
     def _allowed(self, pid: int) -> set[int] | None:
@@ -223,4 +255,8 @@ class Churn:
         if not group.strip("/") or any(line.startswith("a ") for line in lines):
             return None
         numbers = [line.split()[1].split(":") for line in lines if line.startswith("c ")]
-        return {self.gpus[int(major), int(minor)] for major, minor in numbers if "*" not in major + minor and (int(major), int(minor)) in self.gpus}
+        return {
+            self.gpus[int(major), int(minor)]
+            for major, minor in numbers
+            if "*" not in major + minor and (int(major), int(minor)) in self.gpus
+        }

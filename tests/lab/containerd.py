@@ -1,4 +1,5 @@
 """A private containerd with CRI and NRI: its own sockets, state and runtime root, so it meets no other on this host."""
+
 from __future__ import annotations
 
 import os
@@ -31,8 +32,10 @@ class Release(NamedTuple):
         return os.path.join(self.directory, "root/usr/bin", name)
 
 
-RELEASES = (Release("containerd-1.7", f"{CACHE}/containerd-1.7", 2, "io.containerd.grpc.v1.cri"),
-            Release("containerd-2", f"{CACHE}/containerd-2", 3, "io.containerd.cri.v1.runtime"))
+RELEASES = (
+    Release("containerd-1.7", f"{CACHE}/containerd-1.7", 2, "io.containerd.grpc.v1.cri"),
+    Release("containerd-2", f"{CACHE}/containerd-2", 3, "io.containerd.cri.v1.runtime"),
+)
 # containerd 2.4 with an NRI that no release of containerd has yet: it has the default validator, and knows a plugin's failure policy.
 NEWEST_NRI = Release("containerd-2.4", f"{CACHE}/containerd-2.4", 3, "io.containerd.cri.v1.runtime")
 
@@ -40,7 +43,9 @@ NEWEST_NRI = Release("containerd-2.4", f"{CACHE}/containerd-2.4", 3, "io.contain
 class Containerd:
     """`handlers`: name of a runtime handler and the binary behind it. `systemd`: whether systemd makes the control groups."""
 
-    def __init__(self, release: Release, directory: str, handlers: Mapping[str, str], cdi: str, systemd: bool = False) -> None:
+    def __init__(
+        self, release: Release, directory: str, handlers: Mapping[str, str], cdi: str, systemd: bool = False
+    ) -> None:
         self.release = release
         self.validator: dict[str, bool | list[str]] = {}
         self.systemd = systemd
@@ -78,36 +83,71 @@ class Containerd:
 
     def _config(self) -> str:
         d, cri = self.directory, f"plugins.'{self.release.cri}'"
-        lines = [f"version = {self.release.schema}", f"root = '{d}/root'", f"state = '{d}/state'", "[grpc]", f"address = '{self.socket}'",
-                 "[plugins.'io.containerd.internal.v1.opt']", f"path = '{d}/opt'",
-                 "[plugins.'io.containerd.nri.v1.nri']", "disable = false", f"socket_path = '{self.nri}'",
-                 f"plugin_path = '{self.nri_plugins}'", f"plugin_config_path = '{d}/nri-conf.d'"]
+        lines = [
+            f"version = {self.release.schema}",
+            f"root = '{d}/root'",
+            f"state = '{d}/state'",
+            "[grpc]",
+            f"address = '{self.socket}'",
+            "[plugins.'io.containerd.internal.v1.opt']",
+            f"path = '{d}/opt'",
+            "[plugins.'io.containerd.nri.v1.nri']",
+            "disable = false",
+            f"socket_path = '{self.nri}'",
+            f"plugin_path = '{self.nri_plugins}'",
+            f"plugin_config_path = '{d}/nri-conf.d'",
+        ]
         if self.validator:
-            lines += ["[plugins.'io.containerd.nri.v1.nri'.default_validator]",
-                      *(f"{key} = {str(value).lower() if isinstance(value, bool) else value}" for key, value in self.validator.items())]
+            lines += [
+                "[plugins.'io.containerd.nri.v1.nri'.default_validator]",
+                *(
+                    f"{key} = {str(value).lower() if isinstance(value, bool) else value}"
+                    for key, value in self.validator.items()
+                ),
+            ]
         if self.release.schema == 3:
             lines += ["[plugins.'io.containerd.cri.v1.images'.pinned_images]", f"sandbox = '{IMAGE}'"]
         lines += [f"[{cri}]"]
         if self.release.schema == 2:
             lines += [f"sandbox_image = '{IMAGE}'"]
         # Where the host does not let us lower oom_score_adj, the daemon must not try.
-        lines += ["restrict_oom_score_adj = true", "disable_apparmor = true", "enable_cdi = true", f"cdi_spec_dirs = ['{self.cdi}']",
-                  f"[{cri}.cni]", f"conf_dir = '{d}/cni'", f"bin_dirs = ['{d}/bin']" if self.release.schema == 3 else f"bin_dir = '{d}/bin'",
-                  f"[{cri}.containerd]", "default_runtime_name = 'runc'"]
+        lines += [
+            "restrict_oom_score_adj = true",
+            "disable_apparmor = true",
+            "enable_cdi = true",
+            f"cdi_spec_dirs = ['{self.cdi}']",
+            f"[{cri}.cni]",
+            f"conf_dir = '{d}/cni'",
+            f"bin_dirs = ['{d}/bin']" if self.release.schema == 3 else f"bin_dir = '{d}/bin'",
+            f"[{cri}.containerd]",
+            "default_runtime_name = 'runc'",
+        ]
         for name, binary in self.handlers.items():
             runtime = f"{cri}.containerd.runtimes.{name}"
-            lines += [f"[{runtime}]", "runtime_type = 'io.containerd.runc.v2'", "pod_annotations = ['chandler.oci/*']",
-                      "container_annotations = ['chandler.oci/*']",
-                      f"[{runtime}.options]", f"BinaryName = '{binary}'", f"Root = '{d}/runc-root'", f"SystemdCgroup = {str(self.systemd).lower()}"]
+            lines += [
+                f"[{runtime}]",
+                "runtime_type = 'io.containerd.runc.v2'",
+                "pod_annotations = ['chandler.oci/*']",
+                "container_annotations = ['chandler.oci/*']",
+                f"[{runtime}.options]",
+                f"BinaryName = '{binary}'",
+                f"Root = '{d}/runc-root'",
+                f"SystemdCgroup = {str(self.systemd).lower()}",
+            ]
         return "\n".join(lines) + "\n"
 
     def start(self) -> None:
         """Returns when it answers."""
         path = f"{os.path.dirname(self.release.binary('x'))}:/usr/sbin:/usr/bin:/sbin:/bin"
         with open(self.log, "ab") as log:
-            self.process = subprocess.Popen([self.release.binary("containerd"), "--config", self.config],
-                                            env={"HOME": "/root", "PATH": path}, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                                            start_new_session=True)
+            self.process = subprocess.Popen(
+                [self.release.binary("containerd"), "--config", self.config],
+                env={"HOME": "/root", "PATH": path},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
         until = time.monotonic() + PATIENCE
         while self.ctr("version", check=False).returncode:
             if self.process.poll() is not None or time.monotonic() > until:
@@ -117,8 +157,14 @@ class Containerd:
             self.ctr("-n", "k8s.io", "images", "import", image.make(os.path.join(self.directory, "image.tar"), IMAGE))
 
     def ctr(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([self.release.binary("ctr"), "-a", self.socket, *arguments], check=check, stdin=subprocess.DEVNULL,
-                              capture_output=True, text=True, timeout=PATIENCE)
+        return subprocess.run(
+            [self.release.binary("ctr"), "-a", self.socket, *arguments],
+            check=check,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+        )
 
     def stop(self) -> None:
         """Ends the daemon; containers live on."""

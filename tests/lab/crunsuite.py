@@ -5,6 +5,7 @@
 prints their verdicts. Two runs at once disturb each other: cases name things of the host, and few wait for what they look at.
 One after the other, on a machine as busy as may be, every case gives the same verdict every time.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -24,8 +25,10 @@ PLACE = os.path.join(runtimes.CACHE, "crun-suite")
 SUITE = os.path.join(PLACE, "source/tests")
 HELPER = os.path.join(SUITE, "init")
 # The crun that the tests belong to, and one that knows nothing but version 2 of control groups.
-CRUNS = (runtimes.named("crun")._replace(label="crun-of-the-suite", path=os.path.join(PLACE, "bin/crun")),
-         runtimes.named("crun-on-v2" if cgroups.mode() != "unified" else "newer-crun"))
+CRUNS = (
+    runtimes.named("crun")._replace(label="crun-of-the-suite", path=os.path.join(PLACE, "bin/crun")),
+    runtimes.named("crun-on-v2" if cgroups.mode() != "unified" else "newer-crun"),
+)
 # This case waits half a minute for what never comes. It shares nothing with others.
 WAITS = ("test_start.py", "sd-notify-proxy")
 # A case of this file freezes a container in this group of the host's. Where it has to make the group, it never succeeds: what is
@@ -44,7 +47,9 @@ def files() -> dict[str, list[str]]:
     found = {}
     for path in sorted(glob.glob(os.path.join(SUITE, "test_*.py"))):
         with open(path, encoding="utf-8") as file:
-            found[os.path.basename(path)] = re.findall(r'^    "([^"]+)" *:', file.read().partition("\nall_tests = {")[2], re.MULTILINE)
+            found[os.path.basename(path)] = re.findall(
+                r'^    "([^"]+)" *:', file.read().partition("\nall_tests = {")[2], re.MULTILINE
+            )
     return found
 
 
@@ -68,13 +73,27 @@ def run_file(crun: runtimes.Runtime, program: str, directory: str, file: str, ca
         os.symlink(HELPER, os.path.join(directory, "tests/init"))  # some cases look for it here
     if file == FREEZES and os.path.isdir(os.path.dirname(FROZEN)):
         os.makedirs(FROZEN, exist_ok=True)
-    env = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "OCI_RUNTIME": program, "INIT": HELPER, "HOME": "/root", "TMPDIR": os.path.join(directory, "tmp"),
-           "PYTHONPATH": os.path.join(HERE, "standins"), "RUN_TESTS": " ".join(cases)}
+    env = {
+        "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+        "OCI_RUNTIME": program,
+        "INIT": HELPER,
+        "HOME": "/root",
+        "TMPDIR": os.path.join(directory, "tmp"),
+        "PYTHONPATH": os.path.join(HERE, "standins"),
+        "RUN_TESTS": " ".join(cases),
+    }
     # A terminal for the cases of terminals, a pipe for others: with a user namespace crun would change the owner of /dev/null.
     terminal = file == "test_tty.py"
     ours, theirs = pty.openpty() if terminal else os.pipe()
-    process = subprocess.Popen([*crun.wrap, "/usr/bin/python3", "-B", os.path.join(SUITE, file)], cwd=directory, env=env,
-                               stdin=theirs if terminal else subprocess.PIPE, stdout=theirs, stderr=subprocess.DEVNULL, start_new_session=True)
+    process = subprocess.Popen(
+        [*crun.wrap, "/usr/bin/python3", "-B", os.path.join(SUITE, file)],
+        cwd=directory,
+        env=env,
+        stdin=theirs if terminal else subprocess.PIPE,
+        stdout=theirs,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     os.close(theirs)
     output: list[bytes] = []
     reader = threading.Thread(target=drain, args=(ours, output))
@@ -94,8 +113,10 @@ def run_file(crun: runtimes.Runtime, program: str, directory: str, file: str, ca
         reader.join()
         os.close(ours)
     text = b"".join(output).decode(errors="replace")
-    return {f"{file}::{name}": "skip" if skip else verdict
-            for verdict, name, skip in re.findall(r"^(ok|not ok) \d+ - (\S+)( #SKIP)?", text, re.MULTILINE)}
+    return {
+        f"{file}::{name}": "skip" if skip else verdict
+        for verdict, name, skip in re.findall(r"^(ok|not ok) \d+ - (\S+)( #SKIP)?", text, re.MULTILINE)
+    }
 
 
 def sweep() -> None:
@@ -111,7 +132,9 @@ def drain(end: int, output: list[bytes]) -> None:
 
 def counts(results: Results) -> str:
     given = list(results.values())
-    return f"{len(given)} cases, " + ", ".join(f"{given.count(verdict)} {verdict}" for verdict in ("ok", "not ok", "skip"))
+    return f"{len(given)} cases, " + ", ".join(
+        f"{given.count(verdict)} {verdict}" for verdict in ("ok", "not ok", "skip")
+    )
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
 It opens, gives "fake GPU" to who reads, takes whatever is written, and answers every ioctl with 42. Only where the process may have
 /dev/cuse, so in the lab's machine (vm.py). Source: the kernel's include/uapi/linux/fuse.h.
 """
+
 from __future__ import annotations
 
 import os
@@ -21,7 +22,12 @@ def answer(opcode: int, body: bytes, name: str, major: int, minor: int) -> bytes
     """What follows the header of the answer to one request; None for what this device does not know."""
     if opcode == INIT:
         _, their_minor, _, flags = struct.unpack_from("<4I", body)
-        return struct.pack("<8I40x", 7, their_minor, 0, flags & 1, MAX, MAX, major, minor) + b"DEVNAME=" + name.encode() + b"\0"
+        return (
+            struct.pack("<8I40x", 7, their_minor, 0, flags & 1, MAX, MAX, major, minor)
+            + b"DEVNAME="
+            + name.encode()
+            + b"\0"
+        )
     if opcode == OPEN:
         return struct.pack("<QII", 0, 1, 0)  # direct I/O: no page cache
     if opcode == READ:

@@ -1,4 +1,5 @@
 """A private dockerd: its own data, state, socket and containerd, no network of any kind, so it meets no other on this host."""
+
 from __future__ import annotations
 
 import json
@@ -62,11 +63,33 @@ class Docker:
         path = ":".join([*(self.release.binary(name) for name in ("sbin", "bin")), ENVIRONMENT["PATH"]])
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
-                [*wrap, self.release.binary("sbin/dockerd"), "--config-file", self.config, "--data-root", f"{d}/data", "--exec-root", f"{d}/exec",
-                 "--pidfile", f"{d}/pid", "--host", f"unix://{d}/d.sock", "--bridge", "none", "--iptables=false", "--ip6tables=false",
-                 # No file system under the tests is too plain for it.
-                 "--storage-driver", "vfs"],
-                env={**ENVIRONMENT, "PATH": path}, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+                [
+                    *wrap,
+                    self.release.binary("sbin/dockerd"),
+                    "--config-file",
+                    self.config,
+                    "--data-root",
+                    f"{d}/data",
+                    "--exec-root",
+                    f"{d}/exec",
+                    "--pidfile",
+                    f"{d}/pid",
+                    "--host",
+                    f"unix://{d}/d.sock",
+                    "--bridge",
+                    "none",
+                    "--iptables=false",
+                    "--ip6tables=false",
+                    # No file system under the tests is too plain for it.
+                    "--storage-driver",
+                    "vfs",
+                ],
+                env={**ENVIRONMENT, "PATH": path},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
         deadline = time.monotonic() + PATIENCE
         while self.cli("version", check=False).returncode:
             if self.process.poll() is not None or time.monotonic() > deadline:
@@ -76,14 +99,35 @@ class Docker:
             self.cli("load", "--input", image.make(os.path.join(d, "image.tar"), IMAGE))
 
     def cli(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        command = [self.release.binary("bin/docker"), "--config", f"{self.directory}/cli", "--host", f"unix://{self.directory}/d.sock", *arguments]
-        done = subprocess.run(command, check=False, env=ENVIRONMENT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PATIENCE)
+        command = [
+            self.release.binary("bin/docker"),
+            "--config",
+            f"{self.directory}/cli",
+            "--host",
+            f"unix://{self.directory}/d.sock",
+            *arguments,
+        ]
+        done = subprocess.run(
+            command,
+            check=False,
+            env=ENVIRONMENT,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+        )
         if check and done.returncode:
             raise AssertionError(f"{' '.join(arguments)} gave {done.returncode}: {done.stdout}{done.stderr}")
         return done
 
-    def run(self, runtime: str, *options: str, annotations: Mapping[str, str] | None = None, command: Sequence[str] = (),
-            check: bool = True) -> subprocess.CompletedProcess[str]:
+    def run(
+        self,
+        runtime: str,
+        *options: str,
+        annotations: Mapping[str, str] | None = None,
+        command: Sequence[str] = (),
+        check: bool = True,
+    ) -> subprocess.CompletedProcess[str]:
         asked = [f"--annotation={key}={value}" for key, value in (annotations or {}).items()]
         return self.cli("run", "--network=none", f"--runtime={runtime}", *asked, *options, IMAGE, *command, check=check)
 
@@ -95,7 +139,10 @@ class Docker:
 
     def logs(self, container: str, end: str) -> list[str]:
         """The lines that a container has written, once `end` is one of them."""
-        lines: list[str] = until(lambda: end in (found := self.cli("logs", container).stdout.splitlines()) and found, f"{end} from {container}")
+        lines: list[str] = until(
+            lambda: end in (found := self.cli("logs", container).stdout.splitlines()) and found,
+            f"{end} from {container}",
+        )
         return lines
 
     def clean(self) -> None:

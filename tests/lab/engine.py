@@ -1,4 +1,5 @@
 """Calls an OCI runtime, or Chandler in its place, the way containerd's shim does."""
+
 from __future__ import annotations
 
 import json
@@ -11,8 +12,13 @@ from typing import Any
 from lab.bundle import Bundle
 
 # What containerd's shim passes: its own variables, and a PATH that ends in the working directory.
-ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:", "GOMAXPROCS": "2", "NAMESPACE": "k8s.io",
-               "GRPC_ADDRESS": "/run/containerd/containerd.sock", "TTRPC_ADDRESS": "/run/containerd/containerd.sock.ttrpc"}
+ENVIRONMENT = {
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:",
+    "GOMAXPROCS": "2",
+    "NAMESPACE": "k8s.io",
+    "GRPC_ADDRESS": "/run/containerd/containerd.sock",
+    "TTRPC_ADDRESS": "/run/containerd/containerd.sock.ttrpc",
+}
 PATIENCE = 60.0
 
 
@@ -23,7 +29,9 @@ class Failed(AssertionError):
 class Engine:
     """`hangs`: whether the runtime's `run` may wait for ever by itself, see call()."""
 
-    def __init__(self, command: Sequence[str], root: str, env: Mapping[str, str] | None = None, hangs: bool = False) -> None:
+    def __init__(
+        self, command: Sequence[str], root: str, env: Mapping[str, str] | None = None, hangs: bool = False
+    ) -> None:
         self.command = list(command)
         self.hangs = hangs
         self.root = root
@@ -36,7 +44,9 @@ class Engine:
             options += ["--log", log, "--log-format", "json"]
         return [*self.command, *options, *arguments]
 
-    def call(self, *arguments: str, log: str = "", check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
+    def call(
+        self, *arguments: str, log: str = "", check: bool = True, **options: Any
+    ) -> subprocess.CompletedProcess[str]:
         """A verb whose output is not a container's."""
         options = {"env": self.env, "text": True, "capture_output": True, "timeout": PATIENCE, "cwd": "/", **options}
         if "input" not in options:
@@ -56,16 +66,28 @@ class Engine:
             raise Failed(f"{done.args} gave {done.returncode}: {done.stdout}{done.stderr}{read(log)}")
         return done
 
-    def create(self, bundle: Bundle, name: str, *options: str, check: bool = True, verb: str = "create",
-               **more: Any) -> subprocess.CompletedProcess[str]:
+    def create(
+        self, bundle: Bundle, name: str, *options: str, check: bool = True, verb: str = "create", **more: Any
+    ) -> subprocess.CompletedProcess[str]:
         """create: its output is the container's own, so it goes to a file, bundle.out, and is given back from there."""
         self.started[name] = bundle
         arguments = [verb, "--bundle", bundle.directory, "--pid-file", bundle.pid_file, *options, name]
         with open(bundle.out, "ab") as out:
             start = out.tell()
             # A pipe as standard input: with a user namespace some crun change the owner of the host's /dev/null.
-            done = subprocess.run(self.argv(*arguments, log=bundle.log), check=False,
-                                  **{"env": self.env, "cwd": "/", "input": b"", "stdout": out, "stderr": out, "timeout": PATIENCE, **more})
+            done = subprocess.run(
+                self.argv(*arguments, log=bundle.log),
+                check=False,
+                **{
+                    "env": self.env,
+                    "cwd": "/",
+                    "input": b"",
+                    "stdout": out,
+                    "stderr": out,
+                    "timeout": PATIENCE,
+                    **more,
+                },
+            )
         with open(bundle.out, "rb") as out:
             out.seek(start)
             text = out.read().decode(errors="replace")
@@ -73,7 +95,9 @@ class Engine:
             raise Failed(f"{done.args} gave {done.returncode}: {text}{read(bundle.log)}")
         return subprocess.CompletedProcess(done.args, done.returncode, text, text)
 
-    def run(self, bundle: Bundle, name: str, *options: str, check: bool = True, **more: Any) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, bundle: Bundle, name: str, *options: str, check: bool = True, **more: Any
+    ) -> subprocess.CompletedProcess[str]:
         """run in the foreground, the container's output and exit code given back."""
         self.started[name] = bundle
         return self.call("run", "--bundle", bundle.directory, *options, name, log=bundle.log, check=check, **more)

@@ -1,4 +1,5 @@
 """CDI files of GPUs as bytes, compiled, and what a request gets of them."""
+
 from __future__ import annotations
 
 import json
@@ -20,14 +21,23 @@ def node(path: str, minor: int, major: int = 195) -> dict[str, Any]:
 
 
 def device(name: str, *minors: int, env: tuple[str, ...] = ()) -> dict[str, Any]:
-    edits: dict[str, Any] = {"deviceNodes": [node(f"/dev/nvidia{minor}", minor) for minor in minors] + [node("/dev/nvidiactl", 255)]}
+    edits: dict[str, Any] = {
+        "deviceNodes": [node(f"/dev/nvidia{minor}", minor) for minor in minors] + [node("/dev/nvidiactl", 255)]
+    }
     if env:
         edits["env"] = list(env)
     return {"name": name, "containerEdits": edits}
 
 
 def spec(kind: str, *devices: dict[str, Any], env: tuple[str, ...] = ()) -> bytes:
-    return json.dumps({"cdiVersion": "0.6.0", "kind": kind, "devices": list(devices), "containerEdits": {"env": list(env)} if env else {}}).encode()
+    return json.dumps(
+        {
+            "cdiVersion": "0.6.0",
+            "kind": kind,
+            "devices": list(devices),
+            "containerEdits": {"env": list(env)} if env else {},
+        }
+    ).encode()
 
 
 def inventory(*texts: bytes, **config: Any) -> Inventory:

@@ -2,6 +2,7 @@
 
 Hooks run in a mount namespace of their own, as in createContainer, so tests may mount what they like.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -56,18 +57,35 @@ class World:
             self.image(path)
         self.mounts.append(f"mount --bind {shlex.quote(source)} {shlex.quote(self.root + path)}")
 
-    def run(self, *arguments: str, state: str | None = None, after: str = "", env: dict[str, str] | None = None,
-            command: Sequence[str] = (HOOK,)) -> subprocess.CompletedProcess[str]:
+    def run(
+        self,
+        *arguments: str,
+        state: str | None = None,
+        after: str = "",
+        env: dict[str, str] | None = None,
+        command: Sequence[str] = (HOOK,),
+    ) -> subprocess.CompletedProcess[str]:
         """The hook as a runtime runs it: state on standard input, in the container's root, nothing in its environment.
 
         `after` is a shell command that runs when it is done, to look at what it mounted."""
         with open(os.path.join(self.bundle, "config.json"), "w", encoding="utf-8") as file:
             json.dump(self.config, file)
         if state is None:
-            state = json.dumps({"ociVersion": "1.0.2", "id": "c1", "status": "created", "pid": 1, "bundle": self.bundle})
-        script = " && ".join([*self.mounts, f"cd {shlex.quote(self.root)}", '"$@"' + (f" && {{ {after}; }}" if after else "")])
-        return subprocess.run(["unshare", "-m", "--propagation", "private", "sh", "-c", script, "sh", *command, *arguments],
-                              input=state, text=True, capture_output=True, timeout=60, check=False, env=env or ENVIRONMENT)
+            state = json.dumps(
+                {"ociVersion": "1.0.2", "id": "c1", "status": "created", "pid": 1, "bundle": self.bundle}
+            )
+        script = " && ".join(
+            [*self.mounts, f"cd {shlex.quote(self.root)}", '"$@"' + (f" && {{ {after}; }}" if after else "")]
+        )
+        return subprocess.run(
+            ["unshare", "-m", "--propagation", "private", "sh", "-c", script, "sh", *command, *arguments],
+            input=state,
+            text=True,
+            capture_output=True,
+            timeout=60,
+            check=False,
+            env=env or ENVIRONMENT,
+        )
 
     def snapshot(self) -> list[tuple[str, int, str]]:
         """Everything about the host tree that a hook could have changed."""

@@ -1,4 +1,5 @@
 """A busybox image that engines load from a file, without a registry."""
+
 from __future__ import annotations
 
 import hashlib
@@ -42,6 +43,7 @@ def add(tar: tarfile.TarFile, name: str, data: bytes | None, mode: int = 0o644) 
 
 def packed(directory: str) -> bytes:
     """A layer that is a directory's files, root's own."""
+
     def owned(info: tarfile.TarInfo) -> tarfile.TarInfo:
         info.uid = info.gid = 0
         return info
@@ -65,10 +67,28 @@ def make(path: str, name: str, files: bytes | None = None, annotations: Any = No
         return {"mediaType": f"application/vnd.oci.image.{kind}", "digest": "sha256:" + digest, "size": len(data)}
 
     root = blob("layer.v1.tar", files or layer())
-    target = {"architecture": {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine()), "os": "linux"}
-    config = blob("config.v1+json", text({**target, "config": {"Env": ["PATH=/bin"], "Cmd": ["sleep", "3600"], **configured},
-                                          "rootfs": {"type": "layers", "diff_ids": [root["digest"]]}}))
-    members = text({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json", "config": config, "layers": [root]})
+    target = {
+        "architecture": {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine()),
+        "os": "linux",
+    }
+    config = blob(
+        "config.v1+json",
+        text(
+            {
+                **target,
+                "config": {"Env": ["PATH=/bin"], "Cmd": ["sleep", "3600"], **configured},
+                "rootfs": {"type": "layers", "diff_ids": [root["digest"]]},
+            }
+        ),
+    )
+    members = text(
+        {
+            "schemaVersion": 2,
+            "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "config": config,
+            "layers": [root],
+        }
+    )
     if annotations is not None:
         more = annotations if isinstance(annotations, str) else '"annotations": ' + json.dumps(annotations)
         members = members[:-1] + b", " + more.encode() + b"}"
@@ -76,7 +96,11 @@ def make(path: str, name: str, files: bytes | None = None, annotations: Any = No
     named = {"io.containerd.image.name": name, "org.opencontainers.image.ref.name": name.rpartition(":")[2]}
     with tarfile.open(path + ".new", "w") as tar:
         add(tar, "oci-layout", text({"imageLayoutVersion": "1.0.0"}))
-        add(tar, "index.json", text({"schemaVersion": 2, "manifests": [{**manifest, "platform": target, "annotations": named}]}))
+        add(
+            tar,
+            "index.json",
+            text({"schemaVersion": 2, "manifests": [{**manifest, "platform": target, "annotations": named}]}),
+        )
         # Docker's own form of the same, which it wants beside it.
         add(tar, "manifest.json", text([{"Config": path_of(config), "RepoTags": [name], "Layers": [path_of(root)]}]))
         for digest, data in blobs.items():

@@ -1,4 +1,5 @@
 """Chandler installed for tests under a prefix of its own, with its own configuration and state."""
+
 from __future__ import annotations
 
 import json
@@ -23,9 +24,18 @@ class Installation:
         self.etc: str = beside.etc if beside else os.path.join(directory, "etc/chandler")
         self.state: str = beside.state if beside else os.path.join(directory, "run/chandler")
         os.makedirs(directory, mode=0o755, exist_ok=True)
-        subprocess.run([os.path.join(REPOSITORY, "packaging/install")], check=True, stdin=subprocess.DEVNULL,
-                       env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "PREFIX": self.prefix, "SYSCONFDIR": os.path.dirname(self.etc),
-                            "STATEDIR": self.state, "PYTHON": python})
+        subprocess.run(
+            [os.path.join(REPOSITORY, "packaging/install")],
+            check=True,
+            stdin=subprocess.DEVNULL,
+            env={
+                "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+                "PREFIX": self.prefix,
+                "SYSCONFDIR": os.path.dirname(self.etc),
+                "STATEDIR": self.state,
+                "PYTHON": python,
+            },
+        )
 
     @classmethod
     def placed(cls, prefix: str, etc: str, state: str) -> Installation:
@@ -37,14 +47,16 @@ class Installation:
     def program(self, name: str = "chandler-runtime") -> str:
         return os.path.join(self.prefix, "bin", name)
 
-    def configure(self, runtimes: Sequence[str], spec_dirs: Sequence[str] = (), more: str = "", engine: str = "containerd") -> None:
+    def configure(
+        self, runtimes: Sequence[str], spec_dirs: Sequence[str] = (), more: str = "", engine: str = "containerd"
+    ) -> None:
         """Write config.toml: the runtimes in order, the engine, the CDI directories, and `more` as it is, after them.
 
         Beside an engine whoever calls by hand may ask, as most tests do; with "" only an engine that Chandler knows.
         """
         os.makedirs(self.etc, exist_ok=True)
         who = f"engines = {toml([engine, 'other'])}\n" if engine else ""
-        text = f'runtimes = {toml(runtimes)}\n{who}[cdi]\nspec-dirs = {toml(spec_dirs)}\n{more}'
+        text = f"runtimes = {toml(runtimes)}\n{who}[cdi]\nspec-dirs = {toml(spec_dirs)}\n{more}"
         file = os.path.join(self.etc, "config.toml")
         with open(file + ".new", "w", encoding="utf-8") as new:
             new.write(text)
@@ -56,7 +68,13 @@ class Installation:
 
     def leases(self) -> dict[str, list[str]]:
         """Container to devices."""
-        done = subprocess.run([self.program("chandler"), "leases", "--format", "json"], check=True, stdin=subprocess.DEVNULL, capture_output=True, env={})
+        done = subprocess.run(
+            [self.program("chandler"), "leases", "--format", "json"],
+            check=True,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            env={},
+        )
         return {lease["id"]: lease["names"] for lease in json.loads(done.stdout)}
 
     def forget(self) -> None:

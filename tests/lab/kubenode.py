@@ -3,6 +3,7 @@ kubelet that makes containers of our manifests.
 
 Root needed. All of it is in a mount namespace that ends with the process that holds it, so nothing reaches this machine.
 """
+
 from __future__ import annotations
 
 import http.server
@@ -44,7 +45,11 @@ echo ready; exec sleep infinity"""
 
 def build(directory: str, checkout: str = REPOSITORY) -> str:
     """The image's root file system."""
-    subprocess.run([PYTHON, os.path.join(checkout, "packaging/kubernetes/build.py"), directory], check=True, stdin=subprocess.DEVNULL)
+    subprocess.run(
+        [PYTHON, os.path.join(checkout, "packaging/kubernetes/build.py"), directory],
+        check=True,
+        stdin=subprocess.DEVNULL,
+    )
     return directory
 
 
@@ -55,8 +60,25 @@ class Node:
         self.place = place
         for name in ("layer", "root", "store"):
             os.makedirs(os.path.join(place, name), mode=0o755)
-        self.holder = subprocess.Popen(["unshare", "-m", "--propagation", "private", "sh", "-c", _MOUNTS, "sh", place, os.path.join(place, "store"), tree],
-                                       stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, start_new_session=True)
+        self.holder = subprocess.Popen(
+            [
+                "unshare",
+                "-m",
+                "--propagation",
+                "private",
+                "sh",
+                "-c",
+                _MOUNTS,
+                "sh",
+                place,
+                os.path.join(place, "store"),
+                tree,
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
         assert self.holder.stdout is not None
         assert self.holder.stdout.readline() == "ready\n"
         for path in without:
@@ -91,8 +113,16 @@ class Node:
         return self._run(self.inside(*arguments), check)
 
     def _run(self, command: Sequence[str], check: bool) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(command, check=check, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                              text=True, timeout=PATIENCE, env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"})
+        return subprocess.run(
+            command,
+            check=check,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=PATIENCE,
+            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
+        )
 
     def changed(self) -> dict[str, str]:
         """Every file that the layer holds, with what it says, but for those of versions; `-` for one that the node has not."""
@@ -100,7 +130,7 @@ class Node:
         found = {}
         for directory, directories, names in os.walk(upper):
             for path in (os.path.join(directory, name) for name in directories + names):
-                inner = path[len(upper):]
+                inner = path[len(upper) :]
                 if "/versions/" in inner:
                     continue
                 if os.path.islink(path):
@@ -133,10 +163,24 @@ class Containerd:
         self.release = RELEASES[1]
         self.process: subprocess.Popen[bytes] | None = None
         store = os.path.join(node.place, "store")
-        node.write("/etc/containerd/config.toml", "\n".join([
-            "version = 3", f"root = '{store}/root'", "# the administrator's own words", "[plugins.'io.containerd.internal.v1.opt']", f"path = '{store}/opt'",
-            "[plugins.'io.containerd.cri.v1.images'.pinned_images]", f"sandbox = '{IMAGE}'", "[plugins.'io.containerd.cri.v1.runtime']",
-            "restrict_oom_score_adj = true", "disable_apparmor = true", ""]))
+        node.write(
+            "/etc/containerd/config.toml",
+            "\n".join(
+                [
+                    "version = 3",
+                    f"root = '{store}/root'",
+                    "# the administrator's own words",
+                    "[plugins.'io.containerd.internal.v1.opt']",
+                    f"path = '{store}/opt'",
+                    "[plugins.'io.containerd.cri.v1.images'.pinned_images]",
+                    f"sandbox = '{IMAGE}'",
+                    "[plugins.'io.containerd.cri.v1.runtime']",
+                    "restrict_oom_score_adj = true",
+                    "disable_apparmor = true",
+                    "",
+                ]
+            ),
+        )
         # systemd's part.
         node.write("/usr/local/sbin/systemctl", '#!/bin/sh\necho "$@" >>/run/systemctl.log\n', 0o755)
         os.makedirs(node.root + "/run/systemd/system")
@@ -150,8 +194,14 @@ class Containerd:
     def start(self) -> None:
         path = f"{os.path.dirname(self.release.binary('x'))}:/usr/sbin:/usr/bin:/sbin:/bin"
         with open(os.path.join(self.node.place, "log"), "ab") as log:
-            self.process = subprocess.Popen(self.node.command("containerd"), env={"HOME": "/root", "PATH": path}, stdin=subprocess.DEVNULL,
-                                            stdout=log, stderr=log, start_new_session=True)
+            self.process = subprocess.Popen(
+                self.node.command("containerd"),
+                env={"HOME": "/root", "PATH": path},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
         until = time.monotonic() + PATIENCE
         while self.ctr("version", check=False).returncode:
             assert self.process.poll() is None and time.monotonic() < until, "containerd does not answer"
@@ -183,7 +233,9 @@ class Kubelet:
     def pod(self, file: str) -> tuple[Pod, dict[str, Any]]:
         """The pod of a DaemonSet, and its specification."""
         manifest = one(file, "DaemonSet")
-        return self.cri.pod(manifest["metadata"]["name"], namespace=manifest["metadata"]["namespace"]), pod_spec(manifest)
+        return self.cri.pod(manifest["metadata"]["name"], namespace=manifest["metadata"]["namespace"]), pod_spec(
+            manifest
+        )
 
     def start(self, pod: Pod, spec: Mapping[str, Any], container: Mapping[str, Any]) -> str:
         context = container["securityContext"]
@@ -192,21 +244,40 @@ class Kubelet:
         for mount in container.get("volumeMounts", ()):
             volume = next(each for each in spec["volumes"] if each["name"] == mount["name"])
             path = self._volume(volume) + ("/" + mount["subPath"] if "subPath" in mount else "")
-            mounts.append(pb.Mount(container_path=mount["mountPath"], host_path=path, readonly=mount.get("readOnly", False),
-                                   propagation=PROPAGATION[mount.get("mountPropagation", "None")]))
+            mounts.append(
+                pb.Mount(
+                    container_path=mount["mountPath"],
+                    host_path=path,
+                    readonly=mount.get("readOnly", False),
+                    propagation=PROPAGATION[mount.get("mountPropagation", "None")],
+                )
+            )
         variables = {"KUBERNETES_SERVICE_HOST": "127.0.0.1", "KUBERNETES_SERVICE_PORT": str(self.server)}
         for each in container.get("env", ()):
             assert each["valueFrom"] == {"fieldRef": {"fieldPath": "spec.nodeName"}}
             variables[each["name"]] = "node-1"
         security = pb.LinuxContainerSecurityContext(
-            namespace_options=pod.config.linux.security_context.namespace_options, readonly_rootfs=context["readOnlyRootFilesystem"],
-            no_new_privs=not context["allowPrivilegeEscalation"], seccomp=pb.SecurityProfile(profile_type=pb.SecurityProfile.RuntimeDefault),
-            capabilities=pb.Capability(add_capabilities=capabilities.get("add", ()), drop_capabilities=capabilities["drop"]))
+            namespace_options=pod.config.linux.security_context.namespace_options,
+            readonly_rootfs=context["readOnlyRootFilesystem"],
+            no_new_privs=not context["allowPrivilegeEscalation"],
+            seccomp=pb.SecurityProfile(profile_type=pb.SecurityProfile.RuntimeDefault),
+            capabilities=pb.Capability(
+                add_capabilities=capabilities.get("add", ()), drop_capabilities=capabilities["drop"]
+            ),
+        )
         security.run_as_user.value = context["runAsUser"]
         memory = int(container["resources"]["limits"]["memory"].removesuffix("Mi")) << 20
-        config = pb.ContainerConfig(metadata=pb.ContainerMetadata(name=container["name"]), image=pb.ImageSpec(image=container["image"]), args=container["args"],
-                                    envs=[pb.KeyValue(key=key, value=value) for key, value in variables.items()], mounts=mounts, log_path=container["name"],
-                                    linux=pb.LinuxContainerConfig(resources=pb.LinuxContainerResources(memory_limit_in_bytes=memory), security_context=security))
+        config = pb.ContainerConfig(
+            metadata=pb.ContainerMetadata(name=container["name"]),
+            image=pb.ImageSpec(image=container["image"]),
+            args=container["args"],
+            envs=[pb.KeyValue(key=key, value=value) for key, value in variables.items()],
+            mounts=mounts,
+            log_path=container["name"],
+            linux=pb.LinuxContainerConfig(
+                resources=pb.LinuxContainerResources(memory_limit_in_bytes=memory), security_context=security
+            ),
+        )
         pod.config.log_directory = "/run/log-" + pod.config.metadata.name
         os.makedirs(self.node.root + pod.config.log_directory, exist_ok=True)
         request = pb.CreateContainerRequest(pod_sandbox_id=pod.id, config=config, sandbox_config=pod.config)
@@ -243,7 +314,11 @@ class Kubelet:
         while self.cri.running(container):
             assert time.monotonic() < until
             time.sleep(0.02)
-        return int(self.cri.runtime.ContainerStatus(pb.ContainerStatusRequest(container_id=container), timeout=PATIENCE).status.exit_code)
+        return int(
+            self.cri.runtime.ContainerStatus(
+                pb.ContainerStatusRequest(container_id=container), timeout=PATIENCE
+            ).status.exit_code
+        )
 
 
 class API:
@@ -251,9 +326,31 @@ class API:
 
     def __init__(self, node: Node) -> None:
         key, certificate = (os.path.join(node.place, "store", name) for name in ("ca.key", "ca.crt"))
-        subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", "/CN=test",
-                        "-addext", "subjectAltName=IP:127.0.0.1", "-days", "2", "-keyout", key, "-out", certificate],
-                       check=True, stdin=subprocess.DEVNULL, capture_output=True)
+        subprocess.run(
+            [
+                "openssl",
+                "req",
+                "-x509",
+                "-newkey",
+                "ec",
+                "-pkeyopt",
+                "ec_paramgen_curve:P-256",
+                "-nodes",
+                "-subj",
+                "/CN=test",
+                "-addext",
+                "subjectAltName=IP:127.0.0.1",
+                "-days",
+                "2",
+                "-keyout",
+                key,
+                "-out",
+                certificate,
+            ],
+            check=True,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+        )
         asked: list[tuple[str, str, str, Any]] = []
 
         class Handler(http.server.BaseHTTPRequestHandler):

@@ -1,4 +1,5 @@
 """ld.so.cache files, as ldconfig writes them and as it never would."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -19,15 +20,18 @@ def write(entries: Sequence[tuple[int, bytes, bytes, int, int]] = (), hardware: 
         if text not in places:
             places[text] = start + len(strings)
             strings += text + b"\0"
-    rows = b"".join(_ROW.pack(flags, places[key], places[value], version, bits) for flags, key, value, version, bits in entries)
+    rows = b"".join(
+        _ROW.pack(flags, places[key], places[value], version, bits) for flags, key, value, version, bits in entries
+    )
     length = len(strings)
     strings += bytes(-(start + length) % 4)
     extension = start + len(strings) if hardware else 0
     header = _HEADER.pack(_MAGIC, len(entries), length, 2, extension)
     more = b""
     if hardware:
-        more = (Struct("<IIIIII").pack(0xEAA42174, 1, 1, 0, extension + 24, 4 * len(hardware))
-                + b"".join(places[text].to_bytes(4, "little") for text in hardware))
+        more = Struct("<IIIIII").pack(0xEAA42174, 1, 1, 0, extension + 24, 4 * len(hardware)) + b"".join(
+            places[text].to_bytes(4, "little") for text in hardware
+        )
     return header + rows + (bytes(strings) + more if hardware else bytes(strings[:length]))
 
 

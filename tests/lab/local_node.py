@@ -1,4 +1,5 @@
 """A node below one directory, and creates on it, all in this process: from config.json to what the runtime would read."""
+
 from __future__ import annotations
 
 import copy
@@ -19,25 +20,59 @@ from shim.state import ledger
 
 P = "chandler.oci/"
 NVIDIA = "nvidia.com/gpu"
-PROCESS = {"args": ["/bin/app"], "cwd": "/", "env": ["PATH=/bin", "NVIDIA_VISIBLE_DEVICES=all"], "user": {"uid": 0, "gid": 0}, "capabilities": {"bounding": ["CAP_KILL"]}, "noNewPrivileges": True}
+PROCESS = {
+    "args": ["/bin/app"],
+    "cwd": "/",
+    "env": ["PATH=/bin", "NVIDIA_VISIBLE_DEVICES=all"],
+    "user": {"uid": 0, "gid": 0},
+    "capabilities": {"bounding": ["CAP_KILL"]},
+    "noNewPrivileges": True,
+}
 CONFIG: dict[str, Any] = {
-    "ociVersion": "1.0.2", "process": PROCESS, "root": {"path": "rootfs", "readonly": True}, "hostname": "h",
+    "ociVersion": "1.0.2",
+    "process": PROCESS,
+    "root": {"path": "rootfs", "readonly": True},
+    "hostname": "h",
     "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
-    "linux": {"namespaces": [{"type": "pid"}, {"type": "mount"}], "maskedPaths": ["/proc/kcore"], "readonlyPaths": ["/proc/sys"], "seccomp": {"defaultAction": "SCMP_ACT_ERRNO"},
-              "resources": {"devices": [{"allow": False, "access": "rwm"}], "memory": {"limit": 1 << 30}}, "cgroupsPath": "/x", "unknown": {"a": [1]}},
-    "annotations": {"io.kubernetes.cri.container-type": "container", "io.kubernetes.cri.container-name": "main"}, "x-unknown": [1, {"b": None}],
+    "linux": {
+        "namespaces": [{"type": "pid"}, {"type": "mount"}],
+        "maskedPaths": ["/proc/kcore"],
+        "readonlyPaths": ["/proc/sys"],
+        "seccomp": {"defaultAction": "SCMP_ACT_ERRNO"},
+        "resources": {"devices": [{"allow": False, "access": "rwm"}], "memory": {"limit": 1 << 30}},
+        "cgroupsPath": "/x",
+        "unknown": {"a": [1]},
+    },
+    "annotations": {"io.kubernetes.cri.container-type": "container", "io.kubernetes.cri.container-name": "main"},
+    "x-unknown": [1, {"b": None}],
 }
 
 
 def cdi(count: int = 4, kind: str = NVIDIA) -> dict[str, Any]:
     """A CDI file of GPUs with an index and a UUID each, and one name for all."""
+
     def nodes(*numbers: int) -> list[dict[str, Any]]:
-        return [{"path": f"/dev/nvidia{number}", "type": "c", "major": 195, "minor": number, "fileMode": 0o666} for number in numbers]
-    devices = [{"name": name, "containerEdits": {"deviceNodes": nodes(n)}} for n in range(count) for name in (str(n), f"GPU-{n}")]
-    return {"cdiVersion": "0.6.0", "kind": kind, "devices": [*devices, {"name": "all", "containerEdits": {"deviceNodes": nodes(*range(count))}}],
-            "containerEdits": {"env": ["NVIDIA_VISIBLE_DEVICES=void"], "hooks": [{"hookName": "createContainer", "path": "/bin/true", "args": ["true"]}],
-                               "mounts": [{"hostPath": "/dev/null", "containerPath": "/usr/lib/libcuda.so.1", "options": ["ro", "bind"]}],
-                               "deviceNodes": [{"path": "/dev/nvidiactl", "type": "c", "major": 195, "minor": 255, "fileMode": 0o666}]}}
+        return [
+            {"path": f"/dev/nvidia{number}", "type": "c", "major": 195, "minor": number, "fileMode": 0o666}
+            for number in numbers
+        ]
+
+    devices = [
+        {"name": name, "containerEdits": {"deviceNodes": nodes(n)}}
+        for n in range(count)
+        for name in (str(n), f"GPU-{n}")
+    ]
+    return {
+        "cdiVersion": "0.6.0",
+        "kind": kind,
+        "devices": [*devices, {"name": "all", "containerEdits": {"deviceNodes": nodes(*range(count))}}],
+        "containerEdits": {
+            "env": ["NVIDIA_VISIBLE_DEVICES=void"],
+            "hooks": [{"hookName": "createContainer", "path": "/bin/true", "args": ["true"]}],
+            "mounts": [{"hostPath": "/dev/null", "containerPath": "/usr/lib/libcuda.so.1", "options": ["ro", "bind"]}],
+            "deviceNodes": [{"path": "/dev/nvidiactl", "type": "c", "major": 195, "minor": 255, "fileMode": 0o666}],
+        },
+    }
 
 
 class Node:
@@ -50,14 +85,19 @@ class Node:
             (directory / name).mkdir(mode=0o755)
         monkeypatch.setattr(paths, "CONFIG_DIR", str(directory / "etc"))
         monkeypatch.setattr(paths, "STATE_DIR", str(directory / "state"))
-        monkeypatch.setenv("XDG_RUNTIME_DIR", str(directory))  # for commands that ask where they are themselves, if not as root
+        monkeypatch.setenv(
+            "XDG_RUNTIME_DIR", str(directory)
+        )  # for commands that ask where they are themselves, if not as root
         monkeypatch.setattr(paths, "BINARY_DIRS", (str(directory / "bin"),))
         (directory / "bin/runc").touch(0o755)
         self.configure("")
         self.spec("nvidia.json", cdi())
 
     def configure(self, text: str, more: str = "") -> None:
-        self.put("etc/config.toml", f'engines = ["other"]\n{text}\n[cdi]\nspec-dirs = ["{self.directory}/etc/cdi", "{self.directory}/etc/cdi2"]\n{more}')
+        self.put(
+            "etc/config.toml",
+            f'engines = ["other"]\n{text}\n[cdi]\nspec-dirs = ["{self.directory}/etc/cdi", "{self.directory}/etc/cdi2"]\n{more}',
+        )
 
     def spec(self, name: str, document: Any) -> None:
         self.put(f"etc/cdi/{name}", document if isinstance(document, (str, bytes)) else json.dumps(document))
@@ -82,8 +122,13 @@ class Node:
     def compiled(self) -> inventory.Inventory:
         return compiler.compile_now(self.place(), store=False)
 
-    def equip(self, annotations: dict[str, Any], config: dict[str, Any] | None = None, at: inventory.Inventory | None = None,
-              called: str = "") -> dict[str, Any] | None:
+    def equip(
+        self,
+        annotations: dict[str, Any],
+        config: dict[str, Any] | None = None,
+        at: inventory.Inventory | None = None,
+        called: str = "",
+    ) -> dict[str, Any] | None:
         """config.json as it would be written, or None when nothing is asked for; `called`: the engine that calls."""
         document = copy.deepcopy(CONFIG if config is None else config)
         document["annotations"] = {**(document.get("annotations") or {}), **annotations}
@@ -112,7 +157,9 @@ def unasked(config: dict[str, Any]) -> dict[str, Any]:
     """What no request reaches."""
     process = {key: value for key, value in config["process"].items() if key not in ("env", "user")}
     linux = {key: value for key, value in config["linux"].items() if key not in ("devices", "resources")}
-    rest = {key: value for key, value in config.items() if key not in ("process", "linux", "mounts", "hooks", "annotations")}
+    rest = {
+        key: value for key, value in config.items() if key not in ("process", "linux", "mounts", "hooks", "annotations")
+    }
     return {"process": process, "linux": linux, **rest}
 
 
@@ -150,7 +197,18 @@ class Front:
         assert self.started == [str(self.node.directory / "bin/runc"), *self.arguments(container)]
 
     def arguments(self, container: str) -> list[str]:
-        return ["--root", str(self.node.directory / "root"), "--log", str(self.log), "--log-format", "json", "create", "--bundle", str(self.config.parent), container]
+        return [
+            "--root",
+            str(self.node.directory / "root"),
+            "--log",
+            str(self.log),
+            "--log-format",
+            "json",
+            "create",
+            "--bundle",
+            str(self.config.parent),
+            container,
+        ]
 
     def main(self, container: str) -> None:
         wrapper.main(["/usr/bin/chandler-runtime", *self.arguments(container)])

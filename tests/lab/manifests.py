@@ -1,4 +1,5 @@
 """The manifests of packaging/kubernetes."""
+
 from __future__ import annotations
 
 import glob
@@ -10,7 +11,11 @@ import yaml
 from lab import REPOSITORY
 
 DIRECTORY = os.path.join(REPOSITORY, "packaging/kubernetes")
-FILES = sorted(os.path.relpath(path, DIRECTORY) for pattern in ("*.yaml", "examples/*.yaml") for path in glob.glob(os.path.join(DIRECTORY, pattern)))
+FILES = sorted(
+    os.path.relpath(path, DIRECTORY)
+    for pattern in ("*.yaml", "examples/*.yaml")
+    for path in glob.glob(os.path.join(DIRECTORY, pattern))
+)
 
 
 def documents(name: str) -> list[dict[str, Any]]:
@@ -21,7 +26,7 @@ def documents(name: str) -> list[dict[str, Any]]:
 
 def one(name: str, kind: str, called: str = "") -> dict[str, Any]:
     """The object of a kind in a file."""
-    found, = (each for each in documents(name) if each["kind"] == kind and called in ("", each["metadata"]["name"]))
+    (found,) = (each for each in documents(name) if each["kind"] == kind and called in ("", each["metadata"]["name"]))
     return found
 
 

@@ -1,4 +1,5 @@
 """What a test may need of this machine that no package brings, and why it is not there."""
+
 from __future__ import annotations
 
 import functools
@@ -17,7 +18,9 @@ def root() -> str:
 
 
 def mounts() -> str:
-    return root() or _fails("mount namespaces", "unshare", "-m", "--propagation", "private", "mount", "--bind", "/", "/")
+    return root() or _fails(
+        "mount namespaces", "unshare", "-m", "--propagation", "private", "mount", "--bind", "/", "/"
+    )
 
 
 def chroot() -> str:
@@ -58,4 +61,5 @@ def _fails(what: str, *command: str) -> str:
 
 # By the fixture of tests/conftest.py that a test asks for; each gives '' or the reason why it must be skipped.
 NEEDS: dict[str, Callable[[], str]] = {
-    f"needs_{probe.__name__}": functools.cache(probe) for probe in (root, mounts, chroot, devices, terminals, kmsg)}
+    f"needs_{probe.__name__}": functools.cache(probe) for probe in (root, mounts, chroot, devices, terminals, kmsg)
+}

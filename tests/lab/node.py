@@ -6,6 +6,7 @@ makes DIRECTORY/dev/nvidia0… and DIRECTORY/cdi/nvidia.yaml. Each GPU stands fo
 runtime allows by default, so both directions can be tested: a granted one opens, another gives EPERM. Only the standard library, since
 the demo runs this on a bare machine.
 """
+
 from __future__ import annotations
 
 import os
@@ -16,7 +17,18 @@ from typing import NamedTuple
 VCS, MISC = 7, 10
 # Opening these does nothing to the host. Left out on purpose: watchdog (it would arm), tun (older runtimes allow it by default),
 # /dev/kmsg (the kernel itself gives EPERM to most containers).
-HARMLESS = ("loop-control", "fuse", "autofs", "kvm", "vsock", "vga_arbiter", "userfaultfd", "btrfs-control", "cpu_dma_latency", "hw_random")
+HARMLESS = (
+    "loop-control",
+    "fuse",
+    "autofs",
+    "kvm",
+    "vsock",
+    "vga_arbiter",
+    "userfaultfd",
+    "btrfs-control",
+    "cpu_dma_latency",
+    "hw_random",
+)
 CONTROLS = ("nvidiactl", "nvidia-uvm", "nvidia-uvm-tools")
 KIND = "nvidia.com/gpu"
 # A hook that reads what the runtime writes to it and does nothing: crun 1.8 fails when a hook ends before it has.
@@ -87,7 +99,7 @@ def make(directory: str, gpus: int = 8) -> Node:
     if len(made) < len(names):
         raise OSError(f"only {len(made)} character devices open on this machine, {len(names)} are needed")
     made.reverse()
-    node = Node(directory, made[len(CONTROLS):], made[:len(CONTROLS)])
+    node = Node(directory, made[len(CONTROLS) :], made[: len(CONTROLS)])
     os.makedirs(node.cdi, exist_ok=True)
     write(node.spec, spec(node))
     return node
@@ -98,19 +110,41 @@ def write(path: str, text: str) -> None:
         file.write(text)
 
 
-def spec(node: Node, kind: str = KIND, mounts: list[tuple[str, str]] | None = None, extra: list[Device] | None = None,
-         hooks: int = 2) -> str:
+def spec(
+    node: Node,
+    kind: str = KIND,
+    mounts: list[tuple[str, str]] | None = None,
+    extra: list[Device] | None = None,
+    hooks: int = 2,
+) -> str:
     """A CDI file as nvidia-ctk writes them: every GPU by index and by UUID, and `all` of them."""
-    lines = ["---", "cdiVersion: 0.5.0", f"kind: {kind}", "containerEdits:", "  env:", "  - NVIDIA_VISIBLE_DEVICES=void"]
+    lines = [
+        "---",
+        "cdiVersion: 0.5.0",
+        f"kind: {kind}",
+        "containerEdits:",
+        "  env:",
+        "  - NVIDIA_VISIBLE_DEVICES=void",
+    ]
     lines += nodes(node.controls + (extra or []), "  ")
     lines += ["  hooks:"]
     for size in (f"bs={512 << n}" for n in range(hooks)):
-        lines += ["  - hookName: createContainer", f"    path: {HOOK[0]}", "    env:", "    - NVIDIA_CTK_DEBUG=false", "    args:"]
+        lines += [
+            "  - hookName: createContainer",
+            f"    path: {HOOK[0]}",
+            "    env:",
+            "    - NVIDIA_CTK_DEBUG=false",
+            "    args:",
+        ]
         lines += [f"    - {argument}" for argument in (*HOOK[1:], size)]
     if mounts:
         lines += ["  mounts:"]
         for source, destination in mounts:
-            lines += [f"  - hostPath: {source}", f"    containerPath: {destination}", "    options: [ro, nosuid, nodev, rbind, rprivate]"]
+            lines += [
+                f"  - hostPath: {source}",
+                f"    containerPath: {destination}",
+                "    options: [ro, nosuid, nodev, rbind, rprivate]",
+            ]
     lines += ["devices:"]
     for index, gpu in enumerate(node.gpus):
         for name in (str(index), uuid(index)):
@@ -140,7 +174,10 @@ def driver(node: Node, files: int = 60) -> str:
         write(os.path.join(libraries, name), "")
         mounts.append((os.path.join(libraries, name), "/usr/lib/x86_64-linux-gnu/" + name))
     more = 17 - len(node.gpus) - len(node.controls)
-    extra = [device._replace(inside=f"/dev/nvidia-caps/nvidia-cap{n}") for n, device in enumerate((node.controls * more)[:max(more, 0)])]
+    extra = [
+        device._replace(inside=f"/dev/nvidia-caps/nvidia-cap{n}")
+        for n, device in enumerate((node.controls * more)[: max(more, 0)])
+    ]
     return spec(node, mounts=mounts, extra=extra, hooks=5)
 
 

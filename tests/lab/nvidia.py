@@ -1,4 +1,5 @@
 """NVIDIA's commands as fakes in a directory of a test's own, where their moods can be changed."""
+
 from __future__ import annotations
 
 import contextlib
@@ -26,8 +27,16 @@ class Commands:
         return {"gpu.mps-control": self.control, "gpu.nvidia-smi": self.smi, **more}
 
     def toml(self, mps: str, **more: Any) -> str:
-        lines = ["[gpu]", 'allocator = "leases"', f'mps = "{mps}"', f'mps-control = "{self.control}"', f'nvidia-smi = "{self.smi}"']
-        return "\n".join(lines + [f"{key.replace('_', '-')} = {json.dumps(value)}" for key, value in more.items()]) + "\n"
+        lines = [
+            "[gpu]",
+            'allocator = "leases"',
+            f'mps = "{mps}"',
+            f'mps-control = "{self.control}"',
+            f'nvidia-smi = "{self.smi}"',
+        ]
+        return (
+            "\n".join(lines + [f"{key.replace('_', '-')} = {json.dumps(value)}" for key, value in more.items()]) + "\n"
+        )
 
     def mood(self, program: str, **mood: Any) -> None:
         """How a command behaves from now on."""

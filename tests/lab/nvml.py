@@ -1,4 +1,5 @@
 """NVIDIA's NVML library as a fake that describes any GPUs and fails where it is told to."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -7,7 +8,12 @@ from typing import Any
 class Library:
     """nvidia-ml-py's functions that are used, over a description: a list of GPUs, each with a list of MIG instances or None."""
 
-    NVML_ERROR_INVALID_ARGUMENT, NVML_ERROR_NOT_SUPPORTED, NVML_ERROR_NOT_FOUND, NVML_ERROR_FUNCTION_NOT_FOUND = 2, 3, 6, 13
+    NVML_ERROR_INVALID_ARGUMENT, NVML_ERROR_NOT_SUPPORTED, NVML_ERROR_NOT_FOUND, NVML_ERROR_FUNCTION_NOT_FOUND = (
+        2,
+        3,
+        6,
+        13,
+    )
     NVML_ERROR_LIB_RM_VERSION_MISMATCH = 18
 
     class NVMLError(Exception):
@@ -54,6 +60,7 @@ class Library:
     def nvmlDeviceGetPciInfo(self, handle: Any) -> Any:
         class Info:
             busId = b"00000000:1B:00.0" if self.moods.get("bytes") else "00000000:1B:00.0"
+
         return Info
 
     def nvmlDeviceGetMigMode(self, handle: Any) -> list[int]:

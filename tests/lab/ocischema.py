@@ -1,5 +1,6 @@
 """The OCI runtime specification's own JSON schema, as Debian's golang-github-opencontainers-specs-dev 1.0.2.118 has it
 (Apache-2.0), without the parts for other systems, and tightened: a key that it does not list is an error."""
+
 from __future__ import annotations
 
 import functools
@@ -34,11 +35,17 @@ def tightened(schema: Any) -> Any:
     if not isinstance(schema, dict):
         return schema
     result = {key: tightened(item) for key, item in schema.items()}
-    if isinstance(result.get("properties"), dict) and "additionalProperties" not in result and "patternProperties" not in result:
+    if (
+        isinstance(result.get("properties"), dict)
+        and "additionalProperties" not in result
+        and "patternProperties" not in result
+    ):
         result["additionalProperties"] = False
     return result
 
 
 def check(config: Any) -> None:
-    errors = [f"{'/'.join(map(str, error.absolute_path))}: {error.message}" for error in validator().iter_errors(config)]
+    errors = [
+        f"{'/'.join(map(str, error.absolute_path))}: {error.message}" for error in validator().iter_errors(config)
+    ]
     assert not errors, errors

@@ -1,4 +1,5 @@
 """A directory for some tests, and the end of what runs in it."""
+
 from __future__ import annotations
 
 import contextlib

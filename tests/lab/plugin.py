@@ -1,4 +1,5 @@
 """chandler-nri as a process of its own."""
+
 from __future__ import annotations
 
 import os
@@ -38,7 +39,9 @@ class Plugin:
         """Returns when the runtime has it."""
         before = self.times_serving()
         with open(self.log, "ab") as log:
-            self.process = subprocess.Popen(self.command, env={"PATH": "/usr/bin:/bin"}, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            self.process = subprocess.Popen(
+                self.command, env={"PATH": "/usr/bin:/bin"}, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
         if serving:
             self.serving(before)
         return self
@@ -59,8 +62,13 @@ class Plugin:
 
     def record(self, **wanted: Any) -> dict[str, Any]:
         """The first log record with these values, waited for."""
+
         def find() -> dict[str, Any] | None:
-            return next((record for record in self.records() if all(record.get(key) == value for key, value in wanted.items())), None)
+            return next(
+                (record for record in self.records() if all(record.get(key) == value for key, value in wanted.items())),
+                None,
+            )
+
         found: dict[str, Any] = until(find, f"a log record with {wanted}")
         return found
 
@@ -82,6 +90,6 @@ def launcher(directory: str, program: str, name: str, options: Sequence[str] = (
     """An executable that a runtime launches as the plugin `name` (NN-name)."""
     path = os.path.join(directory, name)
     with open(path, "w", encoding="utf-8") as script:
-        script.write(f'#!/bin/sh\nexec {program} {" ".join(options)}\n')
+        script.write(f"#!/bin/sh\nexec {program} {' '.join(options)}\n")
     os.chmod(path, 0o755)
     return path

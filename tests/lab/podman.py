@@ -1,4 +1,5 @@
 """podman with images, containers and state of its own, as root or as a user without rights, and no network but the host's."""
+
 from __future__ import annotations
 
 import json
@@ -61,14 +62,43 @@ class Podman:
             self._write("subids", f"{NAME}:{LENT}:65536\n")
             changes += [f"mount --bind {directory}/subids /etc/{name}" for name in ("subuid", "subgid")]
         # The lab's machine: no systemd, no right to raise limits, and no network but its own (5 asks for a helper all the same).
-        helpers = [f'helper_binaries_dir = ["{release.directory}/bin"]', f'conmon_path = ["{release.binary("conmon")}"]'] if release.directory else []
-        self._write("etc/containers.conf", "\n".join([
-            "[containers]", 'default_ulimits = ["nofile=512:512", "nproc=512:512"]', 'netns = "host"', "[engine]",
-            'cgroup_manager = "cgroupfs"', 'events_logger = "file"', f'infra_image = "{IMAGE}"', *helpers]) + "\n")
+        helpers = (
+            [f'helper_binaries_dir = ["{release.directory}/bin"]', f'conmon_path = ["{release.binary("conmon")}"]']
+            if release.directory
+            else []
+        )
+        self._write(
+            "etc/containers.conf",
+            "\n".join(
+                [
+                    "[containers]",
+                    'default_ulimits = ["nofile=512:512", "nproc=512:512"]',
+                    'netns = "host"',
+                    "[engine]",
+                    'cgroup_manager = "cgroupfs"',
+                    'events_logger = "file"',
+                    f'infra_image = "{IMAGE}"',
+                    *helpers,
+                ]
+            )
+            + "\n",
+        )
         self._write("etc/policy.json", '{"default": [{"type": "insecureAcceptAnything"}]}')
         self._write("etc/registries.conf", "")
-        self.holder = subprocess.Popen(["unshare", "--mount", "--propagation", "private", "sh", "-c", f"{' && '.join(changes)} && echo ready && exec cat"],
-                                       stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.holder = subprocess.Popen(
+            [
+                "unshare",
+                "--mount",
+                "--propagation",
+                "private",
+                "sh",
+                "-c",
+                f"{' && '.join(changes)} && echo ready && exec cat",
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         assert self.holder.stdout and self.holder.stdout.readline() == "ready\n"
 
     def _write(self, name: str, text: str) -> None:
@@ -78,8 +108,15 @@ class Podman:
     def call(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """A command as the user, on the machine as podman sees it."""
         user = ["setpriv", "--reuid", str(UID), "--regid", str(UID), "--clear-groups"] if self.rootless else []
-        done = subprocess.run(["nsenter", f"--mount=/proc/{self.holder.pid}/ns/mnt", "--wdns=/", *user, *command], check=False, input="",
-                              capture_output=True, text=True, timeout=PATIENCE, env=self.env)
+        done = subprocess.run(
+            ["nsenter", f"--mount=/proc/{self.holder.pid}/ns/mnt", "--wdns=/", *user, *command],
+            check=False,
+            input="",
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            env=self.env,
+        )
         if check and done.returncode:
             raise AssertionError(f"{' '.join(command)} gave {done.returncode}: {done.stdout}{done.stderr}")
         return done
@@ -88,7 +125,12 @@ class Podman:
     def env(self) -> dict[str, str]:
         """root has no directory of his own at run time: crun would keep its state there."""
         user = {"XDG_RUNTIME_DIR": self.state} if self.rootless else {}
-        return {"HOME": self.home, "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "PODMAN_IGNORE_CGROUPSV1_WARNING": "1", **user}
+        return {
+            "HOME": self.home,
+            "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+            "PODMAN_IGNORE_CGROUPSV1_WARNING": "1",
+            **user,
+        }
 
     def cli(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         places = [f"--root={self.home}/images", f"--runroot={self.state}/run", f"--tmpdir={self.state}/tmp"]
@@ -101,8 +143,14 @@ class Podman:
         """The image."""
         self.cli("load", "--input", image.make(os.path.join(self.directory, "image.tar"), IMAGE))
 
-    def run(self, runtime: str, *options: str, annotations: Mapping[str, str] | None = None, command: Sequence[str] = (),
-            check: bool = True) -> subprocess.CompletedProcess[str]:
+    def run(
+        self,
+        runtime: str,
+        *options: str,
+        annotations: Mapping[str, str] | None = None,
+        command: Sequence[str] = (),
+        check: bool = True,
+    ) -> subprocess.CompletedProcess[str]:
         asked = [self.annotation(f"{key}={value}") for key, value in (annotations or {}).items()]
         return self.cli(f"--runtime={runtime}", "run", *asked, *options, IMAGE, *command, check=check)
 
@@ -118,7 +166,10 @@ class Podman:
 
     def logs(self, container: str, end: str) -> list[str]:
         """The lines that a container has written, once `end` is one of them."""
-        lines: list[str] = until(lambda: end in (found := self.cli("logs", container).stdout.splitlines()) and found, f"{end} from {container}")
+        lines: list[str] = until(
+            lambda: end in (found := self.cli("logs", container).stdout.splitlines()) and found,
+            f"{end} from {container}",
+        )
         return lines
 
     def clean(self) -> None:

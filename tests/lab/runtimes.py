@@ -1,4 +1,5 @@
 """The low-level runtimes that tests run containers with, each where this host's control groups suit it."""
+
 from __future__ import annotations
 
 import os
@@ -34,8 +35,10 @@ def known() -> list[Runtime]:
         Runtime("newer-crun", "crun", f"{CACHE}/newer/bin/crun", plain),
     ]
     if not unified:
-        result += [Runtime("crun-on-v2", "crun", f"{CACHE}/newer/bin/crun", cgroups.UNIFIED, limits=False),
-                   Runtime("runc-on-v2", "runc", "/usr/sbin/runc", cgroups.UNIFIED, limits=False)]
+        result += [
+            Runtime("crun-on-v2", "crun", f"{CACHE}/newer/bin/crun", cgroups.UNIFIED, limits=False),
+            Runtime("runc-on-v2", "runc", "/usr/sbin/runc", cgroups.UNIFIED, limits=False),
+        ]
     return result
 
 

@@ -1,4 +1,5 @@
 """A containerd with NRI, an installation of Chandler, and plugins: what a container of Kubernetes meets on a node."""
+
 from __future__ import annotations
 
 import glob
@@ -32,7 +33,9 @@ class Scene:
             file.write(f'state-dir = "{self.state}"\n')
         self.commands = Commands(os.path.join(place, "nv"))
         self.configure()
-        self.containerd = Containerd(release, os.path.join(place, "c"), {"chandler": self.installation.program()}, node.cdi)
+        self.containerd = Containerd(
+            release, os.path.join(place, "c"), {"chandler": self.installation.program()}, node.cdi
+        )
         self.containerd.start()
         self.cri = CRI(self.containerd.socket)
         self.cri.ready()
@@ -49,7 +52,12 @@ class Scene:
             os.rename(file + ".new", file)
 
     def plugin(self, *options: str) -> Plugin:
-        made = Plugin(self.installation.program("chandler-nri"), os.path.join(self.place, f"plugin-{len(self.plugins)}.log"), self.containerd.nri, *options)
+        made = Plugin(
+            self.installation.program("chandler-nri"),
+            os.path.join(self.place, f"plugin-{len(self.plugins)}.log"),
+            self.containerd.nri,
+            *options,
+        )
         self.plugins.append(made)
         return made
 
@@ -70,7 +78,10 @@ class Scene:
 
     def idle(self) -> bool:
         """Whether no process works for any plugin: they end by themselves, the plugins before them or not."""
-        return not any(self.installation.prefix in words and "shim.nri" in words for words in map(read, glob.glob("/proc/[0-9]*/cmdline")))
+        return not any(
+            self.installation.prefix in words and "shim.nri" in words
+            for words in map(read, glob.glob("/proc/[0-9]*/cmdline"))
+        )
 
     def forget(self) -> None:
         """Lose what the state directory holds."""

@@ -1,4 +1,5 @@
 """A plugin's service over a CDI file that is in memory."""
+
 from __future__ import annotations
 
 import json
@@ -21,7 +22,9 @@ def node(path: str, minor: int, **more: Any) -> dict[str, Any]:
 
 def spec(common: dict[str, Any] | None = None, gpus: int = 8, **more: Any) -> bytes:
     """A CDI file of GPUs whose nodes are described in full, so that no host is asked."""
-    devices = [{"name": str(n), "containerEdits": {"deviceNodes": [node(f"/dev/nvidia{n}", n, **more)]}} for n in range(gpus)]
+    devices = [
+        {"name": str(n), "containerEdits": {"deviceNodes": [node(f"/dev/nvidia{n}", n, **more)]}} for n in range(gpus)
+    ]
     shared = {"env": ["NVIDIA_VISIBLE_DEVICES=void"], "deviceNodes": [node("/dev/nvidiactl", 255)], **(common or {})}
     return json.dumps({"cdiVersion": "0.8.0", "kind": NVIDIA, "devices": devices, "containerEdits": shared}).encode()
 
@@ -29,7 +32,9 @@ def spec(common: dict[str, Any] | None = None, gpus: int = 8, **more: Any) -> by
 def inventory(text: bytes | None = None, **config: Any) -> Inventory:
     values = {key: default for key, (_, _, default) in KEYS.items()}
     values.update((key.replace("__", ".").replace("_", "-"), value) for key, value in config.items())
-    return Compiled(values, Registry.build([("/cdi", None, [("nvidia.json", spec() if text is None else text)])])).inventory()
+    return Compiled(
+        values, Registry.build([("/cdi", None, [("nvidia.json", spec() if text is None else text)])])
+    ).inventory()
 
 
 class Served(Service):

@@ -1,4 +1,5 @@
 """A node with fakes for NVIDIA's commands, on which containers share GPUs."""
+
 from __future__ import annotations
 
 import json
@@ -16,9 +17,19 @@ UUIDS = [f"GPU-{number:08x}-5eed-4bad-8ace-0123456789ab" for number in range(4)]
 
 
 def spec() -> bytes:
-    devices = [{"name": name, "containerEdits": {"deviceNodes": [node(f"/dev/nvidia{n}", n)]}}
-               for n in range(4) for name in (str(n), UUIDS[n])]
-    devices.append({"name": "0:1", "containerEdits": {"deviceNodes": [node("/dev/nvidia0", 0), node("/dev/nvidia-caps/nvidia-cap12", 12, major=237)]}})
+    devices = [
+        {"name": name, "containerEdits": {"deviceNodes": [node(f"/dev/nvidia{n}", n)]}}
+        for n in range(4)
+        for name in (str(n), UUIDS[n])
+    ]
+    devices.append(
+        {
+            "name": "0:1",
+            "containerEdits": {
+                "deviceNodes": [node("/dev/nvidia0", 0), node("/dev/nvidia-caps/nvidia-cap12", 12, major=237)]
+            },
+        }
+    )
     return json.dumps({"cdiVersion": "0.8.0", "kind": "nvidia.com/gpu", "devices": devices}).encode()
 
 
@@ -30,10 +41,17 @@ class Host:
         self.state = directory + "/state"
         self.commands = Commands(directory + "/bin")
         self.ledger = Ledger(self.state)
-        self.config: dict[str, Any] = {"gpu.allocator": "leases", "gpu.mps": "managed", "gpu.mps-patience": 20, "policy.trust": "all"}
+        self.config: dict[str, Any] = {
+            "gpu.allocator": "leases",
+            "gpu.mps": "managed",
+            "gpu.mps-patience": 20,
+            "policy.trust": "all",
+        }
         self.tokens: dict[str, str] = {}
 
-    def plan(self, wish: dict[str, Any], held: Any = None, uid: int = 0, document: dict[str, Any] | None = None) -> engine.Plan:
+    def plan(
+        self, wish: dict[str, Any], held: Any = None, uid: int = 0, document: dict[str, Any] | None = None
+    ) -> engine.Plan:
         config = {**self.config, **self.commands.config()}
         known = inventory(spec())
         known.config.update(config)

@@ -5,6 +5,7 @@
 What is known to be skipped is said before the first test runs. The whole output of what failed, and why tests were skipped, comes at
 the end. The exit status is 0 only if everything passed.
 """
+
 from __future__ import annotations
 
 import collections
@@ -74,7 +75,9 @@ class Runs:
                 del self.running[name]
                 self.ended[name] = done
                 lines = done.stdout.strip().splitlines()
-                self.tell(f"[{len(self.ended)} of {self.total}] {name}: {lines[-1].strip('= ') if lines else f'status {done.returncode}'}")
+                self.tell(
+                    f"[{len(self.ended)} of {self.total}] {name}: {lines[-1].strip('= ') if lines else f'status {done.returncode}'}"
+                )
 
     def tell(self, text: str) -> None:
         self.said = time.monotonic()
@@ -89,8 +92,15 @@ class Runs:
             time.sleep(0.2)
             with self.lock:
                 if time.monotonic() - self.said > REPORT and self.running:
-                    self.tell("running " + ", ".join(f"{name} for {time.monotonic() - since:.0f} s" for name, since in self.running.items()))
-        return len(self.ended) == self.total and all(done.returncode in (0, NOTHING_SELECTED) for done in self.ended.values())
+                    self.tell(
+                        "running "
+                        + ", ".join(
+                            f"{name} for {time.monotonic() - since:.0f} s" for name, since in self.running.items()
+                        )
+                    )
+        return len(self.ended) == self.total and all(
+            done.returncode in (0, NOTHING_SELECTED) for done in self.ended.values()
+        )
 
     def summary(self) -> None:
         skipped: collections.Counter[str] = collections.Counter()
@@ -106,8 +116,16 @@ class Runs:
 
 
 def pytest(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "pytest", "--color=no", *arguments], check=False, cwd=REPOSITORY, stdin=subprocess.DEVNULL,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "--color=no", *arguments],
+        check=False,
+        cwd=REPOSITORY,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
 
 
 def say(text: str) -> None:

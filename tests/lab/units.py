@@ -1,4 +1,5 @@
 """systemd's units, asked and told by systemctl."""
+
 from __future__ import annotations
 
 import os
@@ -15,7 +16,13 @@ class Unit:
 
     def shown(self, name: str) -> str:
         """A property, as systemd knows it."""
-        done = subprocess.run(["systemctl", "show", "--value", "-p", name, self.name], check=True, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        done = subprocess.run(
+            ["systemctl", "show", "--value", "-p", name, self.name],
+            check=True,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+        )
         return done.stdout.strip()
 
     @property
@@ -34,10 +41,19 @@ class Unit:
     def log(self) -> str:
         """What it, and systemd of it, has said until now."""
         subprocess.run(["journalctl", "--sync"], check=True, stdin=subprocess.DEVNULL)
-        return subprocess.run(["journalctl", "--output=cat", "--quiet", "--unit", self.name], check=True, stdin=subprocess.DEVNULL,
-                              capture_output=True, text=True).stdout
+        return subprocess.run(
+            ["journalctl", "--output=cat", "--quiet", "--unit", self.name],
+            check=True,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+        ).stdout
 
     def sockets(self) -> set[str]:
         """Those that its main process has open."""
         directory = f"/proc/{self.pid}/fd"
-        return {link for link in (os.readlink(f"{directory}/{name}") for name in os.listdir(directory)) if link.startswith("socket:")}
+        return {
+            link
+            for link in (os.readlink(f"{directory}/{name}") for name in os.listdir(directory))
+            if link.startswith("socket:")
+        }

@@ -4,6 +4,7 @@ It has what a container of a build service has not: systemd, version 2 control g
 every capability, devices of its own. It boots in seconds, needs no virtualisation and leaves nothing behind: files are written to
 memory. There is no network, and one processor.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -57,10 +58,30 @@ def run(command: str, share: str, patience: float) -> Ended:
     os.chmod(os.path.join(share, "command"), 0o755)
     with tempfile.TemporaryDirectory(prefix="vm-") as own, open(os.path.join(share, "console"), "wb") as console:
         machine = subprocess.Popen(
-            [KERNEL, f"mem={MEMORY}M", "seccomp=auto", "root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro", "con=null", "con0=null,fd:1",
-             f"uml_dir={own}/", f"init={INIT}", f"LAB_SHARE={os.path.realpath(share)}", f"LAB_MODULES={MODULES}", "systemd.show_status=false"],
-            stdin=subprocess.DEVNULL, stdout=console, stderr=console, cwd=own, env=_memory_in(own), start_new_session=True,
-            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CORE, (0, 0)))
+            [
+                KERNEL,
+                f"mem={MEMORY}M",
+                "seccomp=auto",
+                "root=/dev/root",
+                "rootfstype=hostfs",
+                "rootflags=/",
+                "ro",
+                "con=null",
+                "con0=null,fd:1",
+                f"uml_dir={own}/",
+                f"init={INIT}",
+                f"LAB_SHARE={os.path.realpath(share)}",
+                f"LAB_MODULES={MODULES}",
+                "systemd.show_status=false",
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=console,
+            stderr=console,
+            cwd=own,
+            env=_memory_in(own),
+            start_new_session=True,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CORE, (0, 0)),
+        )
         try:
             machine.wait(patience)
         except subprocess.TimeoutExpired:
@@ -70,7 +91,9 @@ def run(command: str, share: str, patience: float) -> Ended:
                 os.killpg(machine.pid, signal.SIGKILL)
             machine.wait()
     status = read(os.path.join(share, "status")).strip()
-    return Ended(int(status) if status else None, read(os.path.join(share, "output")), read(os.path.join(share, "console")))
+    return Ended(
+        int(status) if status else None, read(os.path.join(share, "output")), read(os.path.join(share, "console"))
+    )
 
 
 def _memory_in(directory: str) -> dict[str, str]:

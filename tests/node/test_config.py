@@ -23,8 +23,17 @@ GOOD: dict[str, list[tuple[str, Any]]] = {
     "runtimes": [('["crun"]', ["crun"]), ('["/usr/bin/runc", "youki"]', ["/usr/bin/runc", "youki"])],
     "annotation-prefix": [('"example.com/"', "example.com/"), ('"a-b.c1/"', "a-b.c1/")],
     "state-dir": [('"/var/x"', "/var/x")],
-    "engine": [('"containerd"', ["containerd"]), ('"crio"', ["crio"]), ('"podman"', ["podman"]), ('"docker"', ["docker"])],
-    "engines": [("[]", []), ('["crio", "containerd", "crio"]', ["crio", "containerd"]), ('["podman", "docker", "other"]', ["podman", "docker", "other"])],
+    "engine": [
+        ('"containerd"', ["containerd"]),
+        ('"crio"', ["crio"]),
+        ('"podman"', ["podman"]),
+        ('"docker"', ["docker"]),
+    ],
+    "engines": [
+        ("[]", []),
+        ('["crio", "containerd", "crio"]', ["crio", "containerd"]),
+        ('["podman", "docker", "other"]', ["podman", "docker", "other"]),
+    ],
     "cdi.spec-dirs": [('["/a", "/b/c"]', ["/a", "/b/c"]), ("[]", [])],
     "cdi.annotations": [("true", True), ("false", False)],
     "gpu.allocator": [('"fixed"', "fixed")],
@@ -39,7 +48,10 @@ GOOD: dict[str, list[tuple[str, Any]]] = {
     "gpu.nvidia-smi": [('"/opt/smi"', "/opt/smi")],
     "log.file": [('""', ""), ('"journal"', "journal"), ('"/var/log/x"', "/var/log/x")],
     "policy.trust": [('"all"', "all"), ('"policy"', "policy")],
-    "policy.allow": [("[]", []), ('["gpu", "gpu.all", "env", "resources.cpu"]', ["gpu", "gpu.all", "env", "resources.cpu"])],
+    "policy.allow": [
+        ("[]", []),
+        ('["gpu", "gpu.all", "env", "resources.cpu"]', ["gpu", "gpu.all", "env", "resources.cpu"]),
+    ],
     "policy.deny": [('["gpu.devices"]', ["gpu.devices"])],
     "policy.max-gpus": [("0", 0), ("16", 16)],
     "policy.kinds": [('["x.com/y"]', ["x.com/y"])],
@@ -55,8 +67,20 @@ GOOD: dict[str, list[tuple[str, Any]]] = {
     "secrets.directory": [('""', ""), ('"/run/secrets/{scope}"', "/run/secrets/{scope}")],
     "secrets.command": [("[]", []), ('["/usr/bin/vault", "get"]', ["/usr/bin/vault", "get"])],
     "volumes": [('{data = "/srv/data"}', {"data": "/srv/data"})],
-    "policy.rule": [('[{name = "a", match = {namespace = ["x-*"]}, allow = ["bind", "gpu"], deny = ["tmpfs"], max-cpu = 2}]',
-                     [{"name": "a", "match": {"namespace": ["x-*"]}, "policy.allow": ["storage.bind", "gpu"], "policy.deny": ["storage.tmpfs"], "policy.max-cpu": 2000}])],
+    "policy.rule": [
+        (
+            '[{name = "a", match = {namespace = ["x-*"]}, allow = ["bind", "gpu"], deny = ["tmpfs"], max-cpu = 2}]',
+            [
+                {
+                    "name": "a",
+                    "match": {"namespace": ["x-*"]},
+                    "policy.allow": ["storage.bind", "gpu"],
+                    "policy.deny": ["storage.tmpfs"],
+                    "policy.max-cpu": 2000,
+                }
+            ],
+        )
+    ],
     "require-grant": [("true", True), ("false", False)],
     "policy.evict-unadjusted": [("true", True), ("false", False)],
     "cdi.generate": [("[]", []), ('["nvidia"]', ["nvidia"])],
@@ -64,8 +88,38 @@ GOOD: dict[str, list[tuple[str, Any]]] = {
     "cdi.hook": [('""', ""), ('"/usr/bin/chandler-hook"', "/usr/bin/chandler-hook")],
 }
 BAD: dict[str, list[str]] = {
-    "runtimes": ["[]", '""', '[""]', '["a b"]', '["bin/runc"]', '["./runc"]', '["../runc"]', "[1]", "5", '["/usr/bin/r\\tc"]', '["a\\nb"]', '"runc"', "true", "{}"],
-    "annotation-prefix": ['""', '"/"', '"x"', '"a/b/"', '"a b/"', '"a_b/"', '"é/"', '"a\\u0000/"', '"a\\"b/"', "5", "[]", '"a*/"', '"a|b/"', '"a\\\\/"'],
+    "runtimes": [
+        "[]",
+        '""',
+        '[""]',
+        '["a b"]',
+        '["bin/runc"]',
+        '["./runc"]',
+        '["../runc"]',
+        "[1]",
+        "5",
+        '["/usr/bin/r\\tc"]',
+        '["a\\nb"]',
+        '"runc"',
+        "true",
+        "{}",
+    ],
+    "annotation-prefix": [
+        '""',
+        '"/"',
+        '"x"',
+        '"a/b/"',
+        '"a b/"',
+        '"a_b/"',
+        '"é/"',
+        '"a\\u0000/"',
+        '"a\\"b/"',
+        "5",
+        "[]",
+        '"a*/"',
+        '"a|b/"',
+        '"a\\\\/"',
+    ],
     "state-dir": ['"relative"', '""', "5", '"/a\\nb"', '"/a\\u0000"', "[]"],
     "engine": ['"Docker"', '""', "5", '["podman"]', '"cri-o"'],
     "engines": ['"containerd"', '[""]', "5", '["cri-o"]', '[["crio"]]', "true"],
@@ -139,25 +193,30 @@ def test_defaults_of_the_policy() -> None:
     assert compiled()["policy.max-gpus"] == 8
 
 
-@pytest.mark.parametrize(("text", "words"), [
-    ('runtime = ["runc"]', "unknown key 'runtime'; did you mean 'runtimes'?"),
-    ("[policy]\nmax_gpus = 2", "unknown key 'policy.max_gpus'; did you mean 'policy.max-gpus'?"),
-    ("max-gpus = 2", "unknown key 'max-gpus'; did you mean 'policy.max-gpus'?"),
-    ("[cdi]\nspec-dir = []", "unknown key 'cdi.spec-dir'; did you mean 'cdi.spec-dirs'?"),
-    ("zzz = 1", "unknown key 'zzz'; remove it"),
-    ("[zzz]\nx = 1", "unknown key 'zzz'; remove it"),
-    ("cdi = 1", "unknown key 'cdi'"),
-    ("[[policy]]\nallow = []", "unknown key 'policy'"),
-    ("[policy.allow]\ngpu = true", "policy.allow = {'gpu': True} is wrong"),
-    ('"" = 1', "unknown key ''"),
-])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('runtime = ["runc"]', "unknown key 'runtime'; did you mean 'runtimes'?"),
+        ("[policy]\nmax_gpus = 2", "unknown key 'policy.max_gpus'; did you mean 'policy.max-gpus'?"),
+        ("max-gpus = 2", "unknown key 'max-gpus'; did you mean 'policy.max-gpus'?"),
+        ("[cdi]\nspec-dir = []", "unknown key 'cdi.spec-dir'; did you mean 'cdi.spec-dirs'?"),
+        ("zzz = 1", "unknown key 'zzz'; remove it"),
+        ("[zzz]\nx = 1", "unknown key 'zzz'; remove it"),
+        ("cdi = 1", "unknown key 'cdi'"),
+        ("[[policy]]\nallow = []", "unknown key 'policy'"),
+        ("[policy.allow]\ngpu = true", "policy.allow = {'gpu': True} is wrong"),
+        ('"" = 1', "unknown key ''"),
+    ],
+)
 def test_unknown_keys(text: str, words: str) -> None:
     with pytest.raises(ConfigError) as caught:
         compiled("", text)
     assert str(caught.value).startswith(f"/etc/1.toml: {words}")
 
 
-@pytest.mark.parametrize("text", ["x", "a = ", "a = 1\na = 2", "[a", "\0", "a = 'x", "[cdi]\nannotations = true\n[cdi]\n", "= 1"])
+@pytest.mark.parametrize(
+    "text", ["x", "a = ", "a = 1\na = 2", "[a", "\0", "a = 'x", "[cdi]\nannotations = true\n[cdi]\n", "= 1"]
+)
 def test_no_toml(text: str) -> None:
     with pytest.raises(ConfigError, match="^/etc/0.toml is not TOML: "):
         compiled(text)
@@ -175,7 +234,11 @@ def test_later_files_win_key_by_key() -> None:
 
 def test_engines_of_all_files_add_up() -> None:
     """Each is configured by itself; the older key names one."""
-    assert compiled('engine = "crio"', 'engines = ["docker", "crio"]', 'engine = "containerd"')["engines"] == ["crio", "docker", "containerd"]
+    assert compiled('engine = "crio"', 'engines = ["docker", "crio"]', 'engine = "containerd"')["engines"] == [
+        "crio",
+        "docker",
+        "containerd",
+    ]
 
 
 def test_an_early_file_is_checked_although_a_later_one_mends_it() -> None:
@@ -183,19 +246,35 @@ def test_an_early_file_is_checked_although_a_later_one_mends_it() -> None:
         compiled("[policy]\nmax-gpus = -1", "[policy]\nmax-gpus = 4")
 
 
-@pytest.mark.parametrize(("texts", "prefix"), [
-    ([], "chandler.oci/"), (['annotation-prefix = "a/"'], "a/"), (['annotation-prefix = "a/"', 'annotation-prefix = "b/"'], "b/"), (['annotation-prefix = "a/"\nzzz = 1', "x"], "a/"),
-    (['annotation-prefix = "a b/"'], "chandler.oci/"), (["annotation-prefix = 5"], "chandler.oci/"),
-])
+@pytest.mark.parametrize(
+    ("texts", "prefix"),
+    [
+        ([], "chandler.oci/"),
+        (['annotation-prefix = "a/"'], "a/"),
+        (['annotation-prefix = "a/"', 'annotation-prefix = "b/"'], "b/"),
+        (['annotation-prefix = "a/"\nzzz = 1', "x"], "a/"),
+        (['annotation-prefix = "a b/"'], "chandler.oci/"),
+        (["annotation-prefix = 5"], "chandler.oci/"),
+    ],
+)
 def test_the_prefix_of_a_configuration_that_is_wrong_elsewhere(texts: list[str], prefix: str) -> None:
     assert config.prefix_of([(f"/{n}", text.encode()) for n, text in enumerate(texts)]) == prefix
 
 
 def test_the_policy_knows_every_key_of_a_request() -> None:
     from shim.request import schema
+
     resources = dict(schema.SCHEMA["resources"])
     gpu = dict(resources.pop("gpu"))
-    wanted = {"env", "gpu", "gpu.all", "resources", *(f"gpu.{key}" for key in gpu), *(f"resources.{key}" for key in resources)}
+    wanted = {
+        "env",
+        "gpu",
+        "gpu.all",
+        "resources",
+        *(f"gpu.{key}" for key in gpu),
+        *(f"resources.{key}" for key in resources),
+    }
     from shim.policy.classes import CLASSES
+
     assert set(config._RULES) - set(CLASSES) <= wanted <= set(config._RULES) | set(CLASSES)
     assert {key for key in schema.SCHEMA if key not in ("env", "resources")} <= set(CLASSES)

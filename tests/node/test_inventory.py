@@ -63,9 +63,13 @@ def answers(at: Inventory) -> Any:
 
 # --- stored and read --------------------------------------------------------------------------------------------
 
+
 def test_what_is_stored_gives_the_same_answers(node: Node) -> None:
     node.spec("x.json", cdi(2, "x.com/y"))
-    node.spec("env.json", {"cdiVersion": "0.6.0", "kind": "e.com/v", "devices": [{"name": "0", "containerEdits": {"env": ["A=1.50"]}}]})
+    node.spec(
+        "env.json",
+        {"cdiVersion": "0.6.0", "kind": "e.com/v", "devices": [{"name": "0", "containerEdits": {"env": ["A=1.50"]}}]},
+    )
     fresh = node.compiled()
     stored(node)
     assert answers(load(node)) == answers(fresh)
@@ -80,7 +84,22 @@ def test_nothing_at_all_is_stored_as_well(node: Node) -> None:
     assert load(node).key(f"{NVIDIA}=0") == [f"{NVIDIA}=0"]
 
 
-@pytest.mark.parametrize("name", ["", "0", NVIDIA, f"{NVIDIA}=", f"{NVIDIA}=0\t0", f"{NVIDIA}=0\n", "\n", "\t", f"vidia.com/gpu=0\n{NVIDIA}=0", f"{NVIDIA}=00", "com/gpu=0"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "0",
+        NVIDIA,
+        f"{NVIDIA}=",
+        f"{NVIDIA}=0\t0",
+        f"{NVIDIA}=0\n",
+        "\n",
+        "\t",
+        f"vidia.com/gpu=0\n{NVIDIA}=0",
+        f"{NVIDIA}=00",
+        "com/gpu=0",
+    ],
+)
 def test_only_whole_names_are_found(node: Node, name: str) -> None:
     at = node.compiled()
     assert at.lookup(name) is None and at.key(name) == [name]
@@ -103,6 +122,7 @@ def test_the_files_are_the_callers_alone(node: Node) -> None:
 
 
 # --- stale ------------------------------------------------------------------------------------------------------
+
 
 def rewrite_in_place(path: Path) -> None:
     """Other bytes with the same inode, size and mtime, as `cp -p` leaves them; only ctime tells."""
@@ -132,15 +152,21 @@ def changes() -> dict[str, Callable[[Node], Any]]:
         "a directory's mode": lambda node: (etc(node) / "cdi").chmod(0o777),
         "a CDI directory that was not there": lambda node: (etc(node) / "cdi2").mkdir(0o755),
         "the mode of a directory on the way": lambda node: etc(node).chmod(0o777),
-        "a directory on the way replaced": lambda node: os.system(f"cd {node.directory} && mv etc old && cp -a old etc"),
+        "a directory on the way replaced": lambda node: os.system(
+            f"cd {node.directory} && mv etc old && cp -a old etc"
+        ),
         "the configuration": lambda node: node.configure('engine = "crio"'),
         "the configuration copied over with cp -p": lambda node: rewrite_in_place(etc(node) / "config.toml"),
         "the configuration removed": lambda node: os.unlink(etc(node) / "config.toml"),
-        "config.d added": lambda node: ((etc(node) / "config.d").mkdir(0o755)),
-        "another configuration": lambda node: node.monkeypatch.setattr(paths, "CONFIG_DIR", str(node.directory / "other")),
+        "config.d added": lambda node: (etc(node) / "config.d").mkdir(0o755),
+        "another configuration": lambda node: node.monkeypatch.setattr(
+            paths, "CONFIG_DIR", str(node.directory / "other")
+        ),
         "another version": lambda node: node.monkeypatch.setattr(paths, "VERSION", "9.9.9"),
         "another caller": lambda node: node.monkeypatch.setattr("posix.geteuid", lambda: 4242),
-        "another user namespace": lambda node: node.monkeypatch.setattr("shim.host.userns.user_namespace", lambda: "0 5 1"),
+        "another user namespace": lambda node: node.monkeypatch.setattr(
+            "shim.host.userns.user_namespace", lambda: "0 5 1"
+        ),
     }
 
 
@@ -246,6 +272,7 @@ def test_problems_are_remembered(node: Node) -> None:
 
 # --- damage -----------------------------------------------------------------------------------------------------
 
+
 def used(node: Node) -> Any:
     """What a create gets: the stored inventory, or a new one when a part of it is lost."""
     at = compiler.load(node.place())
@@ -263,8 +290,12 @@ def test_damage_anywhere_costs_time_alone(node: Node, which: str, kind: str) -> 
     path = next(directory / name for name in os.listdir(directory) if name.endswith(which))
     whole = path.read_bytes()
     for at in {*range(0, len(whole), 50), len(whole) - 1, 20, 28, 29, 30}:
-        damaged = {"flip": whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1:], "truncate": whole[:at], "insert": whole[:at] + b"\n" + whole[at:],
-                   "zero": whole[:at] + b"\0" * (len(whole) - at)}[kind]
+        damaged = {
+            "flip": whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :],
+            "truncate": whole[:at],
+            "insert": whole[:at] + b"\n" + whole[at:],
+            "zero": whole[:at] + b"\0" * (len(whole) - at),
+        }[kind]
         path.write_bytes(damaged)
         assert used(node) == right, at
         assert path.read_bytes() == whole, "and it is mended"
@@ -346,6 +377,7 @@ def test_a_full_disk(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
 
 # --- at the same time -------------------------------------------------------------------------------------------
 
+
 def compile_many(node: Node, times: int) -> list[str]:
     problems = []
     for _ in range(times):
@@ -372,7 +404,12 @@ def test_processes_that_compile_at_once(node: Node) -> None:
         children.append(child)
     assert [os.waitpid(child, 0)[1] for child in children] == [0] * 6
     assert not is_stale(node)
-    assert sorted(name.rpartition(".")[2] for name in os.listdir(node.place().directory)) == ["index", "lock", "part", "part"]
+    assert sorted(name.rpartition(".")[2] for name in os.listdir(node.place().directory)) == [
+        "index",
+        "lock",
+        "part",
+        "part",
+    ]
 
 
 def test_threads_that_compile_at_once(node: Node) -> None:
@@ -386,6 +423,7 @@ def test_threads_that_compile_at_once(node: Node) -> None:
 
 
 # --- trust ------------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("name", ["etc", "etc/config.toml"])
 def test_a_configuration_that_others_may_write_is_refused(node: Node, name: str) -> None:
@@ -420,7 +458,9 @@ def test_a_named_configuration_that_is_none(node: Node, named: str) -> None:
 
 
 @pytest.mark.parametrize("named", [b"mine.toml", b"./mine.toml", b"etc/passwd", b"../mine.toml"])
-def test_a_named_configuration_below_the_working_directory(node: Node, named: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_named_configuration_below_the_working_directory(
+    node: Node, named: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     node.put("mine.toml", "")
     monkeypatch.chdir(node.directory)
     with pytest.raises(ConfigError, match="is no absolute path"):
@@ -441,6 +481,7 @@ def test_no_configuration_means_the_defaults(node: Node) -> None:
 
 # --- where it lies ------------------------------------------------------------------------------------------------
 
+
 def test_places(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("shim.host.userns.user_namespace", lambda: "0 0 4294967295")
     monkeypatch.setattr("posix.geteuid", lambda: 0)
@@ -457,7 +498,9 @@ def test_places(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         place = Place({b"XDG_RUNTIME_DIR": directory.encode()})
         assert place.state_dir in ("", "/run/user/1000/chandler"), "never where somebody else can be first"
     monkeypatch.setattr(Place, "private", lambda self, path: path == "/run/user/1000")
-    assert Place({}).state_dir == "/run/user/1000/chandler", "by the number that the caller has outside of its namespace"
+    assert Place({}).state_dir == "/run/user/1000/chandler", (
+        "by the number that the caller has outside of its namespace"
+    )
     monkeypatch.setattr(Place, "private", lambda self, path: False)
     place = Place({})
     assert place.state_dir == ""
@@ -473,7 +516,11 @@ def test_the_whole_way_to_the_state_directory_is_looked_at(node: Node) -> None:
     stored(node)
     place = node.place()
     above = Path(place.state_dir).parent / "above"
-    for uid, mode, message in ((1000, 0o755, "belongs to uid 1000"), (0, 0o777, "can be written by others"), (0, 0o775, "can be written by others")):
+    for uid, mode, message in (
+        (1000, 0o755, "belongs to uid 1000"),
+        (0, 0o777, "can be written by others"),
+        (0, 0o775, "can be written by others"),
+    ):
         above.mkdir(0o755)
         (above / "state").mkdir()
         assert place.trusted_state_dir(f"{above}/state") == f"{above}/state"
@@ -513,6 +560,7 @@ def test_an_inventory_below_a_directory_of_others_is_not_read(node: Node, direct
 
 # --- the launcher's line -------------------------------------------------------------------------------------------
 
+
 @needs_root
 def test_what_the_launcher_must_know(node: Node) -> None:
     if node.place().rootless:
@@ -521,7 +569,9 @@ def test_what_the_launcher_must_know(node: Node) -> None:
     etc = node.directory / "etc"
     line = (etc / "launch").read_text()
     version, mark, needles, runtime = line.split()
-    assert (version, needles, runtime) == ("2", "chandler.oci", f"runc={node.directory}/bin/runc") and line.endswith("\n")
+    assert (version, needles, runtime) == ("2", "chandler.oci", f"runc={node.directory}/bin/runc") and line.endswith(
+        "\n"
+    )
     (etc / "config.d").mkdir()
     for name in ("10-a.toml", ".hidden.toml", "other"):
         (etc / "config.d" / name).write_text("")
@@ -538,5 +588,9 @@ def test_what_the_launcher_must_know(node: Node) -> None:
     node.configure('annotation-prefix = "x.org/"', "annotations = true")
     compiler.refresh(node.place())
     line = (node.directory / "etc/launch").read_text()
-    assert line.split()[2:] == ["x.org|cdi.k8s.io", "runc="], "of a runtime that others may write Python knows what to say"
-    assert line.split()[1] == "-" and os.listdir(etc / "launch.d") == ["lock"], "the configuration is too new to be believed"
+    assert line.split()[2:] == ["x.org|cdi.k8s.io", "runc="], (
+        "of a runtime that others may write Python knows what to say"
+    )
+    assert line.split()[1] == "-" and os.listdir(etc / "launch.d") == ["lock"], (
+        "the configuration is too new to be believed"
+    )

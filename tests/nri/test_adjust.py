@@ -1,4 +1,5 @@
 """Edits as adjustments: what each runtime is told, and what is refused because it would be dropped."""
+
 from __future__ import annotations
 
 import json
@@ -36,10 +37,22 @@ def refused(peer: Peer, annotations: dict[str, str], made: Any = None) -> Remote
     return error.value
 
 
-@pytest.mark.parametrize("name, version, by_name", [
-    ("containerd", "1.7.24~ds1", False), ("containerd", "v1.7.0", False), ("containerd", "2.0.0", True), ("containerd", "2.1.9+unknown", True),
-    ("containerd", "v2.2.0-beta.1", True), ("containerd", "10.0", True), ("containerd", "", False), ("containerd", "unknown", False),
-    ("cri-o", "1.34.0", False), ("something", "9.9", False), ("", "", False)])
+@pytest.mark.parametrize(
+    "name, version, by_name",
+    [
+        ("containerd", "1.7.24~ds1", False),
+        ("containerd", "v1.7.0", False),
+        ("containerd", "2.0.0", True),
+        ("containerd", "2.1.9+unknown", True),
+        ("containerd", "v2.2.0-beta.1", True),
+        ("containerd", "10.0", True),
+        ("containerd", "", False),
+        ("containerd", "unknown", False),
+        ("cri-o", "1.34.0", False),
+        ("something", "9.9", False),
+        ("", "", False),
+    ],
+)
 def test_what_a_version_takes(name: str, version: str, by_name: bool) -> None:
     takes = Runtime(name, version).takes
     assert (CDI_NAMES in takes, ("pids", "limit") in takes) == (by_name, by_name)
@@ -50,7 +63,10 @@ def test_an_older_runtime_is_told_every_device(peer: Connect) -> None:
     made = peer(OLD).create(pod(ask(resources=gpus(), env={"A": "b"})), container())
     assert not made.CDI_devices
     assert [(d.path, d.type, d.major, d.minor, d.file_mode.value) for d in made.linux.devices] == [
-        ("/dev/nvidiactl", "c", 195, 255, 0o666), ("/dev/nvidia0", "c", 195, 0, 0o666), ("/dev/nvidia1", "c", 195, 1, 0o666)]
+        ("/dev/nvidiactl", "c", 195, 255, 0o666),
+        ("/dev/nvidia0", "c", 195, 0, 0o666),
+        ("/dev/nvidia1", "c", 195, 1, 0o666),
+    ]
     assert env(made) == {"A": "b", "NVIDIA_VISIBLE_DEVICES": "void", "CUDA_VISIBLE_DEVICES": "0,1"}
     assert dict(made.annotations) == {"chandler.oci/granted": f"{NVIDIA}=0,{NVIDIA}=1"}
 
@@ -60,20 +76,39 @@ def test_a_newer_runtime_is_told_the_names_and_what_is_beside_them(peer: Connect
     assert [device.name for device in made.CDI_devices] == [f"{NVIDIA}=0", f"{NVIDIA}=1"]
     assert not made.linux.devices and not made.mounts
     (release,) = made.hooks.poststop
-    assert release.args[:2] == ["chandler-hook", "release"] and list(release.env) == ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"]
+    assert release.args[:2] == ["chandler-hook", "release"] and list(release.env) == [
+        "PATH=/usr/sbin:/usr/bin:/sbin:/bin"
+    ]
     assert env(made) == {"A": "b", "CUDA_VISIBLE_DEVICES": "0,1"}
 
 
 def test_what_the_cdi_file_sets_is_not_set_again(peer: Connect) -> None:
     text = spec({"env": ["MODE=of-the-file"]})
     assert "MODE" not in env(peer(NEW, text).create(pod(ask(resources=gpus(), env={"MODE": "mine"})), container()))
-    assert env(peer(OLD, text).create(pod(ask(resources=gpus(), env={"MODE": "mine"})), container(id="container-2")))["MODE"] == "of-the-file"
+    assert (
+        env(peer(OLD, text).create(pod(ask(resources=gpus(), env={"MODE": "mine"})), container(id="container-2")))[
+            "MODE"
+        ]
+        == "of-the-file"
+    )
 
 
 def test_mounts_and_hooks_of_a_cdi_file(peer: Connect) -> None:
-    text = spec({"mounts": [{"hostPath": "/etc", "containerPath": "/driver", "options": ["ro", "rbind"]}],
-                 "hooks": [{"hookName": "createContainer", "path": "/bin/true", "args": ["true", "x"], "env": ["A=b"], "timeout": 3},
-                           {"hookName": "poststop", "path": "/bin/true"}]})
+    text = spec(
+        {
+            "mounts": [{"hostPath": "/etc", "containerPath": "/driver", "options": ["ro", "rbind"]}],
+            "hooks": [
+                {
+                    "hookName": "createContainer",
+                    "path": "/bin/true",
+                    "args": ["true", "x"],
+                    "env": ["A=b"],
+                    "timeout": 3,
+                },
+                {"hookName": "poststop", "path": "/bin/true"},
+            ],
+        }
+    )
     made = peer(OLD, text).create(pod(ask(resources=gpus(1))), container())
     (mount,) = made.mounts
     assert (mount.destination, mount.source, list(mount.options)) == ("/driver", "/etc", ["ro", "rbind"])
@@ -86,8 +121,13 @@ def in_user_namespace(source: str = "/dev/zero", path: str = "/dev/zero") -> tup
     """A CDI file of one device, and a container."""
     made = container()
     made.linux.namespaces.add(type="user")
-    edits = {"deviceNodes": [{"path": path, "hostPath": source}], "mounts": [{"hostPath": "/etc", "containerPath": "/driver", "options": ["ro", "rbind"]}]}
-    return json.dumps({"cdiVersion": "0.8.0", "kind": NVIDIA, "devices": [{"name": "0", "containerEdits": edits}]}).encode(), made
+    edits = {
+        "deviceNodes": [{"path": path, "hostPath": source}],
+        "mounts": [{"hostPath": "/etc", "containerPath": "/driver", "options": ["ro", "rbind"]}],
+    }
+    return json.dumps(
+        {"cdiVersion": "0.8.0", "kind": NVIDIA, "devices": [{"name": "0", "containerEdits": edits}]}
+    ).encode(), made
 
 
 def test_bind_mounts_are_idmapped_in_a_user_namespace(peer: Connect) -> None:
@@ -115,7 +155,12 @@ LIMITS = {"cpu": "1.5", "cpu_shares": 512, "cpuset": "0-1", "memory": "64Mi"}
 
 def test_limits(peer: Connect) -> None:
     resources = peer(OLD).create(pod(ask(resources=LIMITS)), container()).linux.resources
-    assert (resources.cpu.quota.value, resources.cpu.period.value, resources.cpu.shares.value, resources.cpu.cpus) == (150000, 100000, 512, "0-1")
+    assert (resources.cpu.quota.value, resources.cpu.period.value, resources.cpu.shares.value, resources.cpu.cpus) == (
+        150000,
+        100000,
+        512,
+        "0-1",
+    )
     assert resources.memory.limit.value == 64 << 20
     assert peer(NEW).create(pod(ask(resources={"pids_limit": 7})), container()).linux.resources.pids.limit == 7
 
@@ -141,7 +186,9 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("version, document, text, words", REFUSED.values(), ids=REFUSED)
-def test_what_cannot_be_expressed_is_refused_with_the_way_out(peer: Connect, version: str, document: Any, text: bytes | None, words: str) -> None:
+def test_what_cannot_be_expressed_is_refused_with_the_way_out(
+    peer: Connect, version: str, document: Any, text: bytes | None, words: str
+) -> None:
     connected = peer(version, text)
     message = refused(connected, ask(**document)).message
     assert words in message and version in message and "runtimeClassName" in message
@@ -149,20 +196,43 @@ def test_what_cannot_be_expressed_is_refused_with_the_way_out(peer: Connect, ver
 
 
 def test_what_names_can_say_is_not_refused_on_a_newer_runtime(peer: Connect) -> None:
-    assert peer(NEW, spec({"additionalGids": [44]}, permissions="r")).create(pod(ask(resources=gpus(1))), container()).CDI_devices[0].name == f"{NVIDIA}=0"
+    assert (
+        peer(NEW, spec({"additionalGids": [44]}, permissions="r"))
+        .create(pod(ask(resources=gpus(1))), container())
+        .CDI_devices[0]
+        .name
+        == f"{NVIDIA}=0"
+    )
 
 
 def test_swap_that_equals_memory_is_what_the_runtime_sets(peer: Connect) -> None:
-    assert peer(OLD).create(pod(ask(resources={"memory": "1Mi", "memory_swap": "1Mi"})), container()).linux.resources.memory.limit.value == 1 << 20
+    assert (
+        peer(OLD)
+        .create(pod(ask(resources={"memory": "1Mi", "memory_swap": "1Mi"})), container())
+        .linux.resources.memory.limit.value
+        == 1 << 20
+    )
 
 
-@pytest.mark.parametrize("document, what", [
-    ({"command": {"args": ["x"]}}, "process args"), ({"user": "5"}, "user uid"), ({"capabilities": ["CHOWN"]}, "capability bounding"), ({"read_only_root_fs": True}, "root readonly"),
-    ({"ulimits": {"nofile": 1}}, "another RLIMIT_NOFILE than the engine's"), ({"resources": {"hugepages": {"2Mi": 1}}}, "hugepages 2MB"),
-    ({"resources": {"blkio_weight": 10}}, "resources.blockIO.weight"), ({"extra_groups": [5]}, "additionalGid 5"), ({"host_network": True}, "namespace network"), ({"privileged": True}, "capability bounding"),
-])
+@pytest.mark.parametrize(
+    "document, what",
+    [
+        ({"command": {"args": ["x"]}}, "process args"),
+        ({"user": "5"}, "user uid"),
+        ({"capabilities": ["CHOWN"]}, "capability bounding"),
+        ({"read_only_root_fs": True}, "root readonly"),
+        ({"ulimits": {"nofile": 1}}, "another RLIMIT_NOFILE than the engine's"),
+        ({"resources": {"hugepages": {"2Mi": 1}}}, "hugepages 2MB"),
+        ({"resources": {"blkio_weight": 10}}, "resources.blockIO.weight"),
+        ({"extra_groups": [5]}, "additionalGid 5"),
+        ({"host_network": True}, "namespace network"),
+        ({"privileged": True}, "capability bounding"),
+    ],
+)
 @pytest.mark.parametrize("version", [OLD, NEW])
-def test_keys_that_no_runtime_is_told_are_refused_by_name(peer: Connect, version: str, document: dict[str, Any], what: str) -> None:
+def test_keys_that_no_runtime_is_told_are_refused_by_name(
+    peer: Connect, version: str, document: dict[str, Any], what: str
+) -> None:
     made = container()
     made.rlimits.add(type="RLIMIT_NOFILE", soft=5, hard=5)
     message = refused(peer(version, policy__trust="all"), ask(**document), made).message
@@ -182,8 +252,13 @@ def test_storage_needs_the_runtime_handler(peer: Connect) -> None:
 
 @pytest.mark.parametrize("version", [OLD, NEW])
 def test_rlimits_and_control_groups(peer: Connect, version: str) -> None:
-    made = peer(version, policy__trust="all").create(pod(ask(ulimits={"nofile": "5:7", "core": -1}, cgroup_parent="/batch")), container())
-    assert [(limit.type, limit.soft, limit.hard) for limit in made.rlimits] == [("RLIMIT_NOFILE", 5, 7), ("RLIMIT_CORE", 2**64 - 1, 2**64 - 1)]
+    made = peer(version, policy__trust="all").create(
+        pod(ask(ulimits={"nofile": "5:7", "core": -1}, cgroup_parent="/batch")), container()
+    )
+    assert [(limit.type, limit.soft, limit.hard) for limit in made.rlimits] == [
+        ("RLIMIT_NOFILE", 5, 7),
+        ("RLIMIT_CORE", 2**64 - 1, 2**64 - 1),
+    ]
     assert made.linux.cgroups_path == "/batch/container-1"
 
 
@@ -192,11 +267,21 @@ def test_who_is_ended_first_when_memory_is_short(peer: Connect) -> None:
     made = container()
     made.linux.oom_score_adj.value = 500
     assert peer(NEW).create(pod(ask(resources={"oom_score_adj": 600})), made).linux.oom_score_adj.value == 600
-    assert "cannot be told process oomScoreAdj" in refused(peer(OLD), ask(resources={"oom_score_adj": 600}), made).message
+    assert (
+        "cannot be told process oomScoreAdj" in refused(peer(OLD), ask(resources={"oom_score_adj": 600}), made).message
+    )
     assert "loosens" in refused(peer(NEW), ask(resources={"oom_score_adj": 400}), made).message
 
 
-@pytest.mark.parametrize("match, given", [({"namespace": ["def*"]}, True), ({"pod": ["trainer-0"], "container": ["main"]}, True), ({"namespace": ["other"]}, False), ({"image": ["*"]}, False)])
+@pytest.mark.parametrize(
+    "match, given",
+    [
+        ({"namespace": ["def*"]}, True),
+        ({"pod": ["trainer-0"], "container": ["main"]}, True),
+        ({"namespace": ["other"]}, False),
+        ({"image": ["*"]}, False),
+    ],
+)
 def test_a_rule_takes_the_runtimes_word_for_who_it_is(peer: Connect, match: dict[str, Any], given: bool) -> None:
     rule = {"name": "r", "match": match, "policy.allow": ["ulimits"]}
     asked = pod(ask(ulimits={"core": 0}))
@@ -206,10 +291,17 @@ def test_a_rule_takes_the_runtimes_word_for_who_it_is(peer: Connect, match: dict
         assert "ulimits is not allowed" in refused(peer(policy__rule=[rule]), ask(ulimits={"core": 0})).message
 
 
-@pytest.mark.parametrize(("rule", "opens"), [
-    ({"allow": True, "access": "rwm"}, True), ({"allow": True, "type": "c", "major": 195, "access": "rwm"}, True), ({"allow": True, "type": "c", "major": 195, "minor": 5, "access": "r"}, True),
-    ({"allow": True, "type": "c", "access": "m"}, False), ({"allow": True, "type": "c", "major": 1, "minor": 3, "access": "rwm"}, False), ({"allow": False, "access": "rwm"}, False),
-])
+@pytest.mark.parametrize(
+    ("rule", "opens"),
+    [
+        ({"allow": True, "access": "rwm"}, True),
+        ({"allow": True, "type": "c", "major": 195, "access": "rwm"}, True),
+        ({"allow": True, "type": "c", "major": 195, "minor": 5, "access": "r"}, True),
+        ({"allow": True, "type": "c", "access": "m"}, False),
+        ({"allow": True, "type": "c", "major": 1, "minor": 3, "access": "rwm"}, False),
+        ({"allow": False, "access": "rwm"}, False),
+    ],
+)
 def test_a_device_rule_of_the_runtime_opens_no_other_gpu(peer: Connect, rule: dict[str, Any], opens: bool) -> None:
     made = container()
     told = made.linux.resources.devices.add(allow=rule["allow"], type=rule.get("type", ""), access=rule["access"])

@@ -1,4 +1,5 @@
 """The plugin with real containerds: pods through CRI, containers on runc, devices that open or do not."""
+
 from __future__ import annotations
 
 import json
@@ -53,18 +54,32 @@ def limits(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_a_pod_with_a_request(scene: Scene, cri: CRI) -> None:
-    pod = cri.pod("full", ask(resources={**gpus(2), "memory": "64Mi", "cpu": "0.5", "cpuset": "0"}, env={"EPOCHS": "3", "PATH2": "/x"}))
+    pod = cri.pod(
+        "full",
+        ask(resources={**gpus(2), "memory": "64Mi", "cpu": "0.5", "cpuset": "0"}, env={"EPOCHS": "3", "PATH2": "/x"}),
+    )
     container = cri.run(pod, env={"NVIDIA_VISIBLE_DEVICES": "all", "EPOCHS": "1"})
     assert opened(cri, container) == [0, 1]
     env = cri.env(container)
-    assert (env["EPOCHS"], env["PATH2"], env["NVIDIA_VISIBLE_DEVICES"], env["CUDA_VISIBLE_DEVICES"]) == ("3", "/x", "void", "0,1")
+    assert (env["EPOCHS"], env["PATH2"], env["NVIDIA_VISIBLE_DEVICES"], env["CUDA_VISIBLE_DEVICES"]) == (
+        "3",
+        "/x",
+        "void",
+        "0,1",
+    )
     spec = cri.spec(container)
-    assert limits(spec) == {"memory": {"limit": 64 << 20, "swap": 64 << 20}, "cpu": {"quota": 50000, "period": 100000, "cpus": "0"}}
+    assert limits(spec) == {
+        "memory": {"limit": 64 << 20, "swap": 64 << 20},
+        "cpu": {"quota": 50000, "period": 100000, "cpus": "0"},
+    }
     assert spec["annotations"]["chandler.oci/granted"] == f"{KIND}=0,{KIND}=1"
     assert len(spec["hooks"]["createContainer"]) == 2
     # another GPU's number, made by hand, is refused by the kernel
     third = scene.node.gpus[2]
-    assert "not permitted" in cri.exec(container, "sh", "-c", f"mknod /tmp/g c {third.major} {third.minor} && exec 3</tmp/g").err
+    assert (
+        "not permitted"
+        in cri.exec(container, "sh", "-c", f"mknod /tmp/g c {third.major} {third.minor} && exec 3</tmp/g").err
+    )
     assert cgroups.limit("memory", "memory.limit_in_bytes", "memory.max", cri.info(container)["pid"]) == 64 << 20
     assert scene.records() == [container]
     cri.remove(container)
@@ -93,8 +108,23 @@ def test_mounts_of_a_driver(scene: Scene, cri: CRI) -> None:
         file.write("library")
     spec = os.path.join(scene.node.cdi, "extra.json")
     with open(spec + ".new", "w", encoding="utf-8") as file:
-        json.dump({"cdiVersion": "0.5.0", "kind": "intel.com/gpu", "devices": [{"name": "x", "containerEdits": {"mounts": [
-            {"hostPath": source, "containerPath": "/usr/lib/library.so", "options": ["ro", "rbind"]}]}}]}, file)
+        json.dump(
+            {
+                "cdiVersion": "0.5.0",
+                "kind": "intel.com/gpu",
+                "devices": [
+                    {
+                        "name": "x",
+                        "containerEdits": {
+                            "mounts": [
+                                {"hostPath": source, "containerPath": "/usr/lib/library.so", "options": ["ro", "rbind"]}
+                            ]
+                        },
+                    }
+                ],
+            },
+            file,
+        )
     reloads = scene.plugins[-1]
     os.rename(spec + ".new", spec)
     try:
@@ -122,7 +152,10 @@ REFUSED = {
     "no such device": (ask(resources={"gpu": {"devices": ["77"]}}), "77"),
     "our mark": ({"chandler.oci/granted": "all"}, "Chandler's own mark"),
     "code": (ask(env={"LD_PRELOAD": "/tmp/x.so"}), "LD_PRELOAD"),
-    "a limit that NRI has no word for": (ask(resources={"memory_reservation": "1Mi"}), "resources.memory_reservation through NRI"),
+    "a limit that NRI has no word for": (
+        ask(resources={"memory_reservation": "1Mi"}),
+        "resources.memory_reservation through NRI",
+    ),
     "a group that is no document": ({"chandler.oci/service": "{"}, "chandler.oci/service"),
 }
 
@@ -156,7 +189,15 @@ def test_two_plugins_of_two_minds(scene: Scene, cri: CRI) -> None:
         text = file.read()
         file.seek(0)
         file.write('annotation-prefix = "other.example/"\n' + text)
-    second = Plugin(other.program("chandler-nri"), os.path.join(scene.place, "other.log"), scene.containerd.nri, "--idx", "60", "--name", "other")
+    second = Plugin(
+        other.program("chandler-nri"),
+        os.path.join(scene.place, "other.log"),
+        scene.containerd.nri,
+        "--idx",
+        "60",
+        "--name",
+        "other",
+    )
     scene.plugins.append(second)
     second.start()
     both = {**ask(resources=gpus(1), env={"A": "1"}), "other.example/service": json.dumps({"env": {"B": "2"}})}
@@ -208,7 +249,10 @@ def test_configuration_by_signal(scene: Scene, cri: CRI) -> None:
     until(lambda: refused_with(cri, pod, "max-gpus of [policy] is 1"), "the new limit")
     scene.configure("[policy]\nmax-gpu = 8\n")
     os.kill(plugin.pid, signal.SIGHUP)
-    until(lambda: any("max-gpu" in str(line.get("msg")) and "stays in force" in line["msg"] for line in plugin.records()), "the complaint")
+    until(
+        lambda: any("max-gpu" in str(line.get("msg")) and "stays in force" in line["msg"] for line in plugin.records()),
+        "the complaint",
+    )
     assert refused_with(cri, pod, "max-gpus of [policy] is 1")
     assert plugin.times_serving() == 1
 
@@ -244,6 +288,7 @@ def leases_are_kept(scene: Scene, cri: CRI) -> bool:
 
 def test_a_hundred_pods(scene: Scene, cri: CRI) -> None:
     """Four at a time on eight GPUs: each has as many as it asked for, and in the end nobody holds any."""
+
     def live(number: int) -> tuple[int, int]:
         with CRI(scene.containerd.socket) as own:
             pod = own.pod(f"crowd-{number}", ask(resources=gpus(number % 2 + 1), env={"N": str(number)}))
@@ -251,6 +296,7 @@ def test_a_hundred_pods(scene: Scene, cri: CRI) -> None:
             spec = own.spec(container)
             assert f"N={number}" in spec["process"]["env"]
             return number % 2 + 1, sum(device["path"][-1].isdigit() for device in spec["linux"]["devices"])
+
     with ThreadPoolExecutor(4) as pool:
         assert all(asked == found for asked, found in pool.map(live, range(100)))
     plugin = scene.plugins[-1]
@@ -260,6 +306,7 @@ def test_a_hundred_pods(scene: Scene, cri: CRI) -> None:
 
 
 # --- with the wrapper as runtime handler, too ------------------------------------------------------------------------
+
 
 def seen(cri: CRI, container: str) -> dict[str, Any]:
     """What the container itself can tell."""
@@ -283,8 +330,13 @@ def compared(scene: Scene, cri: CRI, annotations: dict[str, str]) -> dict[str, d
             config = json.load(file)
         views[way]["limits"] = limits(config)
         # a token and, of older runtimes, what they do not tell the plugin, are each way's own
-        views[way]["hooks"] = {stage: [(hook["path"], hook["args"][:4 if hook["args"][1] == "mps-ready" else 3], hook.get("env")) for hook in hooks]
-                               for stage, hooks in config["hooks"].items()}
+        views[way]["hooks"] = {
+            stage: [
+                (hook["path"], hook["args"][: 4 if hook["args"][1] == "mps-ready" else 3], hook.get("env"))
+                for hook in hooks
+            ]
+            for stage, hooks in config["hooks"].items()
+        }
         edited = os.path.exists(os.path.join(scene.containerd.bundle(container), "config.json.chandler-original"))
         assert edited == (way == "wrapper")
         cri.end(pod)
@@ -302,7 +354,11 @@ def test_the_same_pod_through_the_handler_and_through_nri(scene: Scene, cri: CRI
 def test_limits_of_the_process_and_its_control_group(scene: Scene, cri: CRI) -> None:
     """Through NRI and through the handler; what a runtime is not told is refused."""
     newer = scene.containerd.release.schema == 3
-    asked = ask(ulimits={"nofile": "100:200"}, cgroup_parent=f"/{GROUPS}nri", resources={"cpuset": "0", **({"oom_score_adj": 950} if newer else {})})
+    asked = ask(
+        ulimits={"nofile": "100:200"},
+        cgroup_parent=f"/{GROUPS}nri",
+        resources={"cpuset": "0", **({"oom_score_adj": 950} if newer else {})},
+    )
     scene.plugins[-1].stop()
     scene.configure('[policy]\ntrust = "all"\n')
     scene.plugin().start()
@@ -310,9 +366,17 @@ def test_limits_of_the_process_and_its_control_group(scene: Scene, cri: CRI) -> 
     for handler in ("runc", "chandler"):
         if handler == "chandler":
             scene.plugins[-1].stop()
-        container = cri.run(cri.pod("limited-" + handler, asked, handler=handler), oom_score_adj=900, cpu_quota=50000, cpu_period=100000, cpu_shares=512)
+        container = cri.run(
+            cri.pod("limited-" + handler, asked, handler=handler),
+            oom_score_adj=900,
+            cpu_quota=50000,
+            cpu_period=100000,
+            cpu_shares=512,
+        )
         lines = cri.exec(container, "sh", "-c", "cat /proc/1/oom_score_adj /proc/1/limits").out.splitlines()
-        assert lines[0] == ("950" if newer else "900") and ["100", "200"] in [line.split()[3:5] for line in lines if line.startswith("Max open files")]
+        assert lines[0] == ("950" if newer else "900") and ["100", "200"] in [
+            line.split()[3:5] for line in lines if line.startswith("Max open files")
+        ]
         with open(f"/proc/{cri.info(container)['pid']}/cgroup", encoding="ascii") as table:
             assert f"/{GROUPS}nri/{container}\n" in table.read()
         with open(os.path.join(scene.containerd.bundle(container), "config.json"), encoding="utf-8") as file:
@@ -320,11 +384,16 @@ def test_limits_of_the_process_and_its_control_group(scene: Scene, cri: CRI) -> 
         views.append((config["process"]["rlimits"], config["process"]["oomScoreAdj"], limits(config)))
     assert views[0] == views[1]
     scene.plugin().start()
-    for key, value in {"hugepages": {"2Mi": "2Mi"}, "blkio_weight": 100, **({} if newer else {"oom_score_adj": 950})}.items():
+    for key, value in {
+        "hugepages": {"2Mi": "2Mi"},
+        "blkio_weight": 100,
+        **({} if newer else {"oom_score_adj": 950}),
+    }.items():
         assert refused_with(cri, cri.pod("refused-" + key, ask(resources={key: value})), "runtimeClassName")
 
 
 # --- shared GPUs ------------------------------------------------------------------------------------------------------
+
 
 def sharing(scene: Scene, mps: str, **more: Any) -> Plugin:
     """The plugin anew, on a node that shares."""
@@ -349,7 +418,10 @@ def test_a_sharing_pod_through_the_handler_and_through_nri(scene: Scene, cri: CR
     view = compared(scene, cri, ask(resources=asked))["nri"]
     assert view["opens"] == [0] and view["env"]["CUDA_MPS_PIPE_DIRECTORY"] == "/tmp/nvidia-mps"
     assert "/tmp/nvidia-mps" in view["mounts"] and view["mounts"].count("/dev/shm") == 1
-    assert [args[1] for _, args, _ in view["hooks"]["createRuntime"] + view["hooks"]["poststop"]] == ["mps-ready", "release"]
+    assert [args[1] for _, args, _ in view["hooks"]["createRuntime"] + view["hooks"]["poststop"]] == [
+        "mps-ready",
+        "release",
+    ]
     until(lambda: not os.path.exists(scene.state + "/shared"), "the share's end")
     assert not scene.commands.running()
 
@@ -369,7 +441,9 @@ def test_a_slow_daemon_is_refused_and_found_by_the_retry(scene: Scene, cri: CRI,
     go.touch()
     container = cri.start(until(lambda: attempt(cri, pod), "the retry"))
     assert cri.exec(container, "ls", "/tmp/nvidia-mps").out == "control\n" and opened(cri, container) == [0]
-    assert len(scene.commands.started()) == started + 1 and plugin.record(container=container)["sharing"]["mode"] == "mps"
+    assert (
+        len(scene.commands.started()) == started + 1 and plugin.record(container=container)["sharing"]["mode"] == "mps"
+    )
     cri.remove(container)
     until(lambda: not os.path.exists(scene.state + "/shared"), "the share's end")
     assert not scene.commands.running() and len(scene.leases()) == 1
@@ -383,7 +457,9 @@ def test_a_daemon_that_fails_slowly_is_the_retrys_reason(scene: Scene, cri: CRI,
     pod = cri.pod("failing", ask(resources={"gpu": {"sharing": "mps"}}))
     assert refused_with(cri, pod, "is starting, retry")
     until(lambda: scene.leases() == [], "the failure")
-    assert refused_with(cri, pod, "gives no answer in 2 seconds") and scene.leases() == [] and not scene.commands.running()
+    assert (
+        refused_with(cri, pod, "gives no answer in 2 seconds") and scene.leases() == [] and not scene.commands.running()
+    )
 
 
 def test_a_pod_that_goes_away_while_its_daemon_starts(scene: Scene, cri: CRI, go: Path) -> None:
@@ -453,7 +529,9 @@ def test_a_record_alone_is_not_believed(scene: Scene, cri: CRI) -> None:
 def test_launched_by_containerd(scene: Scene, cri: CRI) -> None:
     scene.plugins[-1].stop()
     log = os.path.join(scene.place, "launched.log")
-    program = launcher(scene.containerd.nri_plugins, f"{scene.installation.program('chandler-nri')} 2>>{log}", "10-chandler")
+    program = launcher(
+        scene.containerd.nri_plugins, f"{scene.installation.program('chandler-nri')} 2>>{log}", "10-chandler"
+    )
     scene.containerd.stop()
     try:
         scene.containerd.start()
@@ -468,8 +546,12 @@ def test_launched_by_containerd(scene: Scene, cri: CRI) -> None:
 
 def test_options_that_make_no_sense(scene: Scene, cri: CRI) -> None:
     program = scene.installation.program("chandler-nri")
-    for options, word in ((["--idx", "5"], "two digits"), (["--name", "a/b"], "--name"), (["--metrics", "0.0.0.0:9"], "--metrics")):
-        done = subprocess.run([program, *options], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False)
+    for options, word in (
+        (["--idx", "5"], "two digits"),
+        (["--name", "a/b"], "--name"),
+        (["--metrics", "0.0.0.0:9"], "--metrics"),
+    ):
+        done = subprocess.run(
+            [program, *options], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False
+        )
         assert done.returncode and word in done.stderr.splitlines()[-1], done.stderr
-
-

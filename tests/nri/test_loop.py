@@ -1,4 +1,5 @@
 """The plugin as a process, with a runtime that is a socket of this test's: connecting, losing, signals, metrics, systemd."""
+
 from __future__ import annotations
 
 import os
@@ -39,7 +40,7 @@ class Runtime:
             self.channel.close()
         self.channel, _ = self.listener.accept()
         self.channel.settimeout(PATIENCE)
-        self.client, self.server, self.mux = Client(), Server(), mux.Decoder()
+        self.client, self.server, self.mux = Client(), Server(), mux.MuxDecoder()
 
     def handshake(self, refuse: str = "") -> None:
         self.accept()
@@ -131,8 +132,11 @@ def test_it_waits_for_the_runtime_and_comes_back_to_it(stage: Stage) -> None:
     assert stage.plugin.stop() == 0
 
 
-@pytest.mark.parametrize("data", [b"\0\0\0\1\xff\xff\xff\xff", mux.encode(9, b"x"), mux.encode(1, b"\xff" * 10), mux.encode(2, b"\0" * 10)],
-                         ids=["an oversize frame", "another connection", "an oversize message", "a type that is none"])
+@pytest.mark.parametrize(
+    "data",
+    [b"\0\0\0\1\xff\xff\xff\xff", mux.encode(9, b"x"), mux.encode(1, b"\xff" * 10), mux.encode(2, b"\0" * 10)],
+    ids=["an oversize frame", "another connection", "an oversize message", "a type that is none"],
+)
 def test_rubbish_costs_the_connection_and_not_the_process(stage: Stage, data: bytes) -> None:
     runtime = stage.runtime()
     stage.start()
@@ -150,13 +154,19 @@ def test_a_create_that_lies_unread_when_the_runtime_hangs_up(stage: Stage) -> No
     os.kill(pid, signal.SIGSTOP)
     until(lambda: read(f"/proc/{pid}/stat").rpartition(")")[2].split()[0] == "T", "a stop")
     asked = {"chandler.oci/service": '{"resources": {"gpu": {"count": 1}}}'}
-    runtime.client.call(m.PLUGIN_SERVICE, "CreateContainer", m.CreateContainerRequest(pod=pod(asked), container=container()).SerializeToString())
+    runtime.client.call(
+        m.PLUGIN_SERVICE,
+        "CreateContainer",
+        m.CreateContainerRequest(pod=pod(asked), container=container()).SerializeToString(),
+    )
     runtime.write(mux.encode(mux.PLUGIN, runtime.client.take()))
     runtime.hang_up()
     os.kill(pid, signal.SIGCONT)
     stage.said("waits for the answer to this create no longer")
     runtime.handshake()
-    assert stage.installation.leases() == {} and not os.path.exists(os.path.join(stage.installation.state, "nri/grants"))
+    assert stage.installation.leases() == {} and not os.path.exists(
+        os.path.join(stage.installation.state, "nri/grants")
+    )
 
 
 def test_a_refused_registration_ends_it_with_the_reason(stage: Stage) -> None:
@@ -191,6 +201,7 @@ def test_a_reload_keeps_the_connection_and_is_not_its_own_cause(stage: Stage) ->
 
     def reloads() -> int:
         return int(metrics(address)['chandler_nri_reloads_total{result="done"}'])
+
     until(lambda: reloads() >= 1, "the first look after the watch")
     before = until(lambda: quiet(reloads), "quiet")
     os.kill(plugin.pid, signal.SIGHUP)
@@ -263,7 +274,9 @@ def test_systemd_is_told(stage: Stage) -> None:
         manager.bind(path)
         manager.settimeout(PATIENCE)
         runtime = stage.runtime()
-        process = subprocess.Popen(stage.plugin.command, env={"NOTIFY_SOCKET": path}, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            stage.plugin.command, env={"NOTIFY_SOCKET": path}, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         try:
             runtime.handshake()
             until(lambda: manager.recv(4096) == b"READY=1\nSTATUS=serving containerd 2.1.9", "the start")
@@ -281,13 +294,33 @@ def test_systemd_is_told(stage: Stage) -> None:
 
 def test_a_configuration_that_is_wrong_stops_the_start(stage: Stage) -> None:
     stage.installation.configure(["/usr/sbin/runc"], [], "[policy]\nmax-gpu = 1\n")
-    done = subprocess.run(stage.plugin.command, env={}, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    done = subprocess.run(
+        stage.plugin.command,
+        env={},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
     (line,) = done.stderr.splitlines()
     assert done.returncode == 1 and "max-gpu" in line and line.startswith("chandler-nri: ")
 
 
 def test_without_protobuf_it_says_what_to_install(stage: Stage) -> None:
-    program = f"import sys; sys.path.insert(0, {stage.installation.prefix + '/lib/chandler'!r}); sys.modules['google'] = None\n" \
-              "from shim.nri.main import main; sys.exit(main())"
-    done = subprocess.run(["/usr/bin/python3", "-I", "-c", program], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PATIENCE, check=False)
-    assert done.returncode == 1 and done.stderr == "chandler-nri: the Python package protobuf is not installed; install python3-protobuf\n"
+    program = (
+        f"import sys; sys.path.insert(0, {stage.installation.prefix + '/lib/chandler'!r}); sys.modules['google'] = None\n"
+        "from shim.nri.main import main; sys.exit(main())"
+    )
+    done = subprocess.run(
+        ["/usr/bin/python3", "-I", "-c", program],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert (
+        done.returncode == 1
+        and done.stderr == "chandler-nri: the Python package protobuf is not installed; install python3-protobuf\n"
+    )

@@ -1,4 +1,5 @@
 """The messages: the numbers that real runtimes have, and every protobuf package that they must load with."""
+
 from __future__ import annotations
 
 import os
@@ -20,10 +21,20 @@ from lab.runtimes import CACHE
 from shim.nri import messages
 
 # Not in both releases; from NRI's own definition.
-NEWER = {"CDIDevice", "FailurePolicy", "LinuxPids", "RemoveContainerRequest", "StartContainerRequest", "StopPodSandboxRequest", "User", "ValidateContainerAdjustmentRequest", "ValidateContainerAdjustmentResponse"}
+NEWER = {
+    "CDIDevice",
+    "FailurePolicy",
+    "LinuxPids",
+    "RemoveContainerRequest",
+    "StartContainerRequest",
+    "StopPodSandboxRequest",
+    "User",
+    "ValidateContainerAdjustmentRequest",
+    "ValidateContainerAdjustmentResponse",
+}
 
 # The adjustment that both sides of the wire must agree on, byte by byte.
-BYTES = "12060a0161120162" "22070a014b12025a3d" "320f" "0a0d0a062f6465762f61120163" "1807" "4206" "0a04762f633d"
+BYTES = "12060a016112016222070a014b12025a3d320f0a0d0a062f6465762f61120163180742060a04762f633d"
 
 
 def described(binary: str) -> dict[str, Any]:
@@ -38,7 +49,7 @@ def described(binary: str) -> dict[str, Any]:
             at = start + length
             if tag >> 3 == 12:
                 break
-        file_proto = descriptor_pb2.FileDescriptorProto.FromString(data[match.start():at])
+        file_proto = descriptor_pb2.FileDescriptorProto.FromString(data[match.start() : at])
         return {message.name: message for message in file_proto.message_type}
     raise AssertionError(f"no descriptor in {binary}")
 
@@ -85,10 +96,12 @@ print(google.protobuf.__version__, data.hex())
 
 
 def interpreters() -> dict[str, tuple[list[str], dict[str, str]]]:
-    return {"this": ([sys.executable, "-I"], {}),
-            "debian": ([PYTHON, "-I", "-B"], {}),
-            "newest": ([sys.executable, "-s", "-E"], {}),
-            "pure": ([sys.executable, "-s"], {"PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": "python"})}
+    return {
+        "this": ([sys.executable, "-I"], {}),
+        "debian": ([PYTHON, "-I", "-B"], {}),
+        "newest": ([sys.executable, "-s", "-E"], {}),
+        "pure": ([sys.executable, "-s"], {"PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": "python"}),
+    }
 
 
 @pytest.mark.parametrize("which", interpreters())
@@ -100,7 +113,14 @@ def test_every_protobuf_builds_the_same_bytes(which: str) -> None:
         if not os.path.isdir(newest):
             pytest.skip("not installed: the newest protobuf")
         program = f"import sys; sys.path.insert(0, {newest!r})\n" + PROGRAM
-    done = subprocess.run([*command, "-c", program, REPOSITORY], env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*command, "-c", program, REPOSITORY],
+        env=env,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if which == "debian" and "No module named 'google" in done.stderr:
         pytest.skip("not installed: python3-protobuf")
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,5 @@
 """NRI's multiplexer: vectors, splits, interleaving, and lengths that nobody sends."""
+
 from __future__ import annotations
 
 import struct
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shim.nri import mux
-from shim.nri.mux import MAX_FRAME_IN, MAX_FRAME_OUT, Decoder, MuxError
+from shim.nri.mux import MAX_FRAME_IN, MAX_FRAME_OUT, MuxDecoder, MuxError
 
 VECTORS = {
     "connection 1": (1, b"abc", "00000001 00000003 616263"),
@@ -28,23 +29,23 @@ def joined(pieces: list[tuple[int, bytes]]) -> dict[int, bytes]:
 def test_vectors(connection: int, data: bytes, text: str) -> None:
     wire = bytes.fromhex(text)
     assert mux.encode(connection, data) == wire
-    assert Decoder().feed(wire) == [(connection, data)]
-    decoder = Decoder()
-    assert joined([piece for at in range(len(wire)) for piece in decoder.feed(wire[at:at + 1])]) == {connection: data}
-    decoder = Decoder()
+    assert MuxDecoder().feed(wire) == [(connection, data)]
+    decoder = MuxDecoder()
+    assert joined([piece for at in range(len(wire)) for piece in decoder.feed(wire[at : at + 1])]) == {connection: data}
+    decoder = MuxDecoder()
     assert decoder.feed(wire + wire[:5]) == [(connection, data)]
     assert decoder.feed(wire[5:]) == [(connection, data)]
 
 
 def test_nothing_gives_no_frame_and_an_empty_frame_gives_nothing() -> None:
     assert mux.encode(1, b"") == b""
-    assert Decoder().feed(struct.pack(">II", 1, 0) + mux.encode(2, b"x")) == [(2, b"x")]
+    assert MuxDecoder().feed(struct.pack(">II", 1, 0) + mux.encode(2, b"x")) == [(2, b"x")]
 
 
 @given(st.lists(st.tuples(st.sampled_from((1, 2, 9)), st.binary(max_size=9000)), max_size=4), st.data())
 def test_interleaved_connections_whatever_the_splits(parts: list[tuple[int, bytes]], draw: st.DataObject) -> None:
     wire = b"".join(mux.encode(connection, data) for connection, data in parts)
-    decoder, found = Decoder(), []
+    decoder, found = MuxDecoder(), []
     while wire:
         size = draw.draw(st.integers(1, len(wire)))
         found += decoder.feed(wire[:size])
@@ -59,12 +60,12 @@ def test_no_frame_that_we_send_is_larger_than_a_runtime_takes(size: int) -> None
         length = struct.unpack_from(">II", wire, at)[1] + 8
         assert 8 < length <= MAX_FRAME_OUT
         at += length
-    assert joined(Decoder().feed(wire)) == {1: bytes(size)}
+    assert joined(MuxDecoder().feed(wire)) == {1: bytes(size)}
 
 
 @pytest.mark.parametrize("length", [MAX_FRAME_IN + 1, 0xFFFFFFFF])
 def test_an_oversize_length_is_refused_from_the_header_alone(length: int) -> None:
-    decoder = Decoder()
+    decoder = MuxDecoder()
     with pytest.raises(MuxError, match="limit") as error:
         decoder.feed(struct.pack(">II", 1, length))
     with pytest.raises(MuxError) as again:
@@ -74,7 +75,7 @@ def test_an_oversize_length_is_refused_from_the_header_alone(length: int) -> Non
 
 @given(st.lists(st.binary(max_size=64), max_size=8))
 def test_arbitrary_bytes_end_in_pieces_or_one_error(pieces: list[bytes]) -> None:
-    decoder, given_bytes, found = Decoder(), 0, 0
+    decoder, given_bytes, found = MuxDecoder(), 0, 0
     for piece in pieces:
         given_bytes += len(piece)
         try:

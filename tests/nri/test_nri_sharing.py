@@ -1,4 +1,5 @@
 """Shared GPUs through NRI: what is slow happens in another process, creates wait a moment, and retries find what was begun."""
+
 from __future__ import annotations
 
 import json
@@ -30,7 +31,11 @@ STARTING = f"MPS for {uuid(0)} is starting, retry"
 
 
 def spec() -> bytes:
-    devices = [{"name": name, "containerEdits": {"deviceNodes": [node(f"/dev/nvidia{n}", n)]}} for n in range(2) for name in (str(n), uuid(n))]
+    devices = [
+        {"name": name, "containerEdits": {"deviceNodes": [node(f"/dev/nvidia{n}", n)]}}
+        for n in range(2)
+        for name in (str(n), uuid(n))
+    ]
     return json.dumps({"cdiVersion": "0.8.0", "kind": NVIDIA, "devices": devices}).encode()
 
 
@@ -40,8 +45,14 @@ class Scene:
     def __init__(self, directory: str) -> None:
         self.directory, self.state = directory, directory + "/state"
         self.commands = nvidia.Commands(directory + "/bin")
-        self.config: dict[str, Any] = {"gpu__allocator": "leases", "gpu__mps": "managed", "gpu__mps_patience": 20, "policy__trust": "all",
-                                       "gpu__mps_control": self.commands.control, "gpu__nvidia_smi": self.commands.smi}
+        self.config: dict[str, Any] = {
+            "gpu__allocator": "leases",
+            "gpu__mps": "managed",
+            "gpu__mps_patience": 20,
+            "policy__trust": "all",
+            "gpu__mps_control": self.commands.control,
+            "gpu__nvidia_smi": self.commands.smi,
+        }
         self.services: list[Served] = []
         self.connect()
 
@@ -54,7 +65,9 @@ class Scene:
         self.service.patience = ENOUGH  # the handshake has set the runtime's
 
     def send(self, made: Any, owner: Any) -> int:
-        stream = self.peer.client.call(m.PLUGIN_SERVICE, "CreateContainer", m.CreateContainerRequest(pod=owner, container=made).SerializeToString())
+        stream = self.peer.client.call(
+            m.PLUGIN_SERVICE, "CreateContainer", m.CreateContainerRequest(pod=owner, container=made).SerializeToString()
+        )
         self.peer.exchange()
         return stream
 
@@ -94,8 +107,14 @@ class Scene:
     def clean(self) -> bool:
         """Whether nothing is left of any share."""
         self.tick()
-        return not self.leases() and not pages.every(self.state) and not self.commands.running() and self.mode() == "DEFAULT" \
-            and not len(self.service.holds) and not self.service.records()
+        return (
+            not self.leases()
+            and not pages.every(self.state)
+            and not self.commands.running()
+            and self.mode() == "DEFAULT"
+            and not len(self.service.holds)
+            and not self.service.records()
+        )
 
     def ready(self) -> bool:
         """Whether a daemon is up, and whoever started it has ended."""
@@ -115,7 +134,9 @@ class Scene:
 
 @pytest.fixture
 def scene(needs_root: None) -> Iterator[Scene]:
-    directory = tempfile.mkdtemp(prefix="mps-", dir="/var/lib")  # short: the path of a socket; root's own all the way up
+    directory = tempfile.mkdtemp(
+        prefix="mps-", dir="/var/lib"
+    )  # short: the path of a socket; root's own all the way up
     os.chmod(directory, 0o755)
     made = Scene(directory)
     yield made
@@ -140,8 +161,14 @@ def env(made: Any) -> dict[str, str]:
 def test_the_first_container_starts_the_daemon_and_the_last_ends_it(scene: Scene) -> None:
     first = scene.create("c-1", sharing="mps", mps_active_thread_percentage=30)
     base = f"{scene.state}/mps/{uuid(0)}"
-    assert (env(first)["CUDA_MPS_PIPE_DIRECTORY"], env(first)["CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"]) == ("/tmp/nvidia-mps", "30")
-    assert {mount.destination: mount.source for mount in first.mounts} == {"/tmp/nvidia-mps": base + "/pipe", "/dev/shm": "/dev/shm"}
+    assert (env(first)["CUDA_MPS_PIPE_DIRECTORY"], env(first)["CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"]) == (
+        "/tmp/nvidia-mps",
+        "30",
+    )
+    assert {mount.destination: mount.source for mount in first.mounts} == {
+        "/tmp/nvidia-mps": base + "/pipe",
+        "/dev/shm": "/dev/shm",
+    }
     (ready,), (release,) = first.hooks.create_runtime, first.hooks.poststop
     assert list(ready.args) == ["chandler-hook", "mps-ready", base + "/pipe", scene.commands.control, "0"]
     assert list(release.args[:3]) == ["chandler-hook", "release", scene.state]
@@ -162,17 +189,24 @@ def test_a_daemon_that_is_slow_is_refused_once_and_found_by_the_retry(slow: Scen
     assert STARTING in scene.refused("c-1", sharing="mps") and "kubelet" in scene.service.lines[-1]["refused"]
     assert scene.leases() == ["c-1"], "what is started is nobody else's"
     assert STARTING in scene.refused("c-2", sharing="mps"), "still starting"
-    assert STARTING in scene.refused("c-3", owner="pod-2", sharing="mps", devices=["0"]), "others do not wait for it again"
+    assert STARTING in scene.refused("c-3", owner="pod-2", sharing="mps", devices=["0"]), (
+        "others do not wait for it again"
+    )
     assert "c-1 holds nvidia.com/gpu=0" in scene.refused("c-4", owner="pod-3", devices=["0"])
     assert scene.leases() == ["c-1"]
-    assert [device.name for device in scene.create("c-5", owner="pod-4", count=1).CDI_devices] == [f"{NVIDIA}=1"], "who does not share does not wait"
+    assert [device.name for device in scene.create("c-5", owner="pod-4", count=1).CDI_devices] == [f"{NVIDIA}=1"], (
+        "who does not share does not wait"
+    )
     scene.stop("c-5")
     scene.go()
     until(scene.ready, "the daemon")
     scene.service.patience = ENOUGH
     assert scene.create("c-6", sharing="mps").hooks.create_runtime
     assert scene.leases() == ["c-6"] and len(scene.commands.started()) == 1
-    assert 'requests_total{result="refused"} 4' in scene.service.measured() and 'refusals_total{kind="Starting",rule=""} 3' in scene.service.measured()
+    assert (
+        'requests_total{result="refused"} 4' in scene.service.measured()
+        and 'refusals_total{kind="Starting",rule=""} 3' in scene.service.measured()
+    )
     scene.stop("c-6")
     until(scene.clean, "the end of it all")
 
@@ -273,7 +307,9 @@ def test_what_a_share_without_a_lease_has_left_is_put_back(scene: Scene) -> None
 def test_an_exclusive_grant_ends_a_share_that_was_left(scene: Scene) -> None:
     scene.create("c-1", sharing="mps")
     scene.lose_leases()
-    assert scene.create("c-3", owner="pod-3", devices=["1"]).CDI_devices and scene.commands.running(), "another GPU is none of its business"
+    assert scene.create("c-3", owner="pod-3", devices=["1"]).CDI_devices and scene.commands.running(), (
+        "another GPU is none of its business"
+    )
     scene.commands.mood(scene.commands.smi, fails=["-c DEFAULT"])
     assert "-c DEFAULT failed (4): Insufficient Permissions" in scene.refused("c-2", devices=["0"])
     assert scene.leases() == ["c-3"]
@@ -298,7 +334,9 @@ def test_time_slices(scene: Scene) -> None:
     scene.create("c-1", sharing="time-slice", time_slice="short")
     scene.create("c-2", sharing="time-slice")
     assert scene.commands.gpus()[uuid(0)]["slice"] == 1
-    assert "c-1 holds nvidia.com/gpu=0 (time-slice, short)" in scene.refused("c-3", sharing="time-slice", time_slice="long", devices=["0"])
+    assert "c-1 holds nvidia.com/gpu=0 (time-slice, short)" in scene.refused(
+        "c-3", sharing="time-slice", time_slice="long", devices=["0"]
+    )
     for name in ("c-1", "c-2"):
         scene.stop(name)
     until(scene.clean, "the end of it all")
@@ -359,22 +397,33 @@ USERS: dict[str, tuple[Callable[[Any], None], int, list[str]]] = {
 
 
 @pytest.mark.parametrize(("tell", "uid", "more"), USERS.values(), ids=USERS)
-def test_the_user_is_known_or_looked_at_when_the_container_starts(scene: Scene, tell: Any, uid: int, more: list[str]) -> None:
+def test_the_user_is_known_or_looked_at_when_the_container_starts(
+    scene: Scene, tell: Any, uid: int, more: list[str]
+) -> None:
     made = container(id="c-1")
     tell(made)
     (hook,) = scene.create("c-1", made=made, sharing="mps").hooks.create_runtime
     assert list(hook.args[4:]) == more and ledger.Ledger(scene.state).read()[0]["uid"] == uid
 
 
-def test_the_hook_holds_a_container_to_the_user_that_was_taken_for_granted(scene: Scene, lab: str, installation: install.Installation) -> None:
+def test_the_hook_holds_a_container_to_the_user_that_was_taken_for_granted(
+    scene: Scene, lab: str, installation: install.Installation
+) -> None:
     made = scene.create("c-1", sharing="mps")
     for uid, code in ((0, 0), (1000, 1)):
         bundle = os.path.join(scene.directory, f"bundle-{uid}")
         os.mkdir(bundle)
         with open(bundle + "/config.json", "w", encoding="ascii") as file:
             json.dump({"process": {"user": {"uid": uid}}}, file)
-        done = subprocess.run([installation.program("chandler-hook"), *made.hooks.create_runtime[0].args[1:]], check=False, env={},
-                              input=json.dumps({"bundle": bundle}), capture_output=True, text=True, timeout=30)
+        done = subprocess.run(
+            [installation.program("chandler-hook"), *made.hooks.create_runtime[0].args[1:]],
+            check=False,
+            env={},
+            input=json.dumps({"bundle": bundle}),
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
         assert done.returncode == code, done.stderr
     assert "runs as uid 1000" in done.stderr and "runtime handler" in done.stderr
 

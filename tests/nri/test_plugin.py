@@ -1,4 +1,5 @@
 """The plugin's connection, against a runtime in memory: the order of things, every call, and what breaks it."""
+
 from __future__ import annotations
 
 import json
@@ -23,7 +24,13 @@ from shim.ttrpc.errors import ProtocolError, RemoteError, TtrpcError
 
 Connect = Callable[..., Peer]
 TWO = {"chandler.oci/service": json.dumps({"resources": {"gpu": {"count": 2}}})}
-EVENTS = 1 << m.STOP_POD_SANDBOX - 1 | 1 << m.CREATE_CONTAINER - 1 | 1 << m.START_CONTAINER - 1 | 1 << m.STOP_CONTAINER - 1 | 1 << m.REMOVE_CONTAINER - 1
+EVENTS = (
+    1 << m.STOP_POD_SANDBOX - 1
+    | 1 << m.CREATE_CONTAINER - 1
+    | 1 << m.START_CONTAINER - 1
+    | 1 << m.STOP_CONTAINER - 1
+    | 1 << m.REMOVE_CONTAINER - 1
+)
 
 
 def new(service: Callable[..., Served], **config: Any) -> Connection:
@@ -32,11 +39,14 @@ def new(service: Callable[..., Served], **config: Any) -> Connection:
 
 # --- the handshake ------------------------------------------------------------------------------------------------
 
+
 def test_the_handshake(service: Callable[..., Served]) -> None:
     connection = new(service)
     peer = Peer(connection)
     configured = peer.handshake()
-    assert [(each.plugin_name, each.plugin_idx, each.NRI_version) for each in peer.registered] == [("chandler", "50", m.VERSION)]
+    assert [(each.plugin_name, each.plugin_idx, each.NRI_version) for each in peer.registered] == [
+        ("chandler", "50", m.VERSION)
+    ]
     assert configured.events == EVENTS and configured.events & ~0x7FF == 0
     assert configured.failure_policy.fail_request and not configured.failure_policy.keep_connected
     assert connection.state == READY
@@ -44,7 +54,9 @@ def test_the_handshake(service: Callable[..., Served]) -> None:
 
 
 def test_a_runtime_that_tells_its_nri_version_knows_the_newest_event(peer: Connect) -> None:
-    configured = peer().call("Configure", m.ConfigureRequest(runtime_name="containerd", runtime_version="2.2", NRI_version="v0.11.0"))
+    configured = peer().call(
+        "Configure", m.ConfigureRequest(runtime_name="containerd", runtime_version="2.2", NRI_version="v0.11.0")
+    )
     assert m.ConfigureResponse.FromString(configured).events == EVENTS | 1 << m.VALIDATE_CONTAINER_ADJUSTMENT - 1
 
 
@@ -54,7 +66,11 @@ def test_the_runtime_may_configure_before_it_answers_the_registration(service: C
     connection.open()
     assert connection.state == REGISTERING
     held = connection.take()
-    stream = peer.client.call(m.PLUGIN_SERVICE, "Configure", m.ConfigureRequest(runtime_name="containerd", runtime_version="1.7.24").SerializeToString())
+    stream = peer.client.call(
+        m.PLUGIN_SERVICE,
+        "Configure",
+        m.ConfigureRequest(runtime_name="containerd", runtime_version="1.7.24").SerializeToString(),
+    )
     peer.exchange()
     assert peer.replies.pop(stream).result()
     for _, piece in peer.mux.feed(held):
@@ -76,13 +92,23 @@ def test_synchronize_in_parts(service: Callable[..., Served], monkeypatch: pytes
     connection = new(service)
     peer = Peer(connection)
     seen: list[Any] = []
-    monkeypatch.setattr(connection.service, "synchronize", lambda pods, containers: seen.append((sorted(pods), [each.id for each in containers])))
+    monkeypatch.setattr(
+        connection.service,
+        "synchronize",
+        lambda pods, containers: seen.append((sorted(pods), [each.id for each in containers])),
+    )
     connection.open()
     peer.exchange()
-    first = m.SynchronizeResponse.FromString(peer.call("Synchronize", m.SynchronizeRequest(pods=[pod(id="a"), pod(id="b")], more=True)))
-    second = m.SynchronizeResponse.FromString(peer.call("Synchronize", m.SynchronizeRequest(containers=[container(id="x")], more=True)))
+    first = m.SynchronizeResponse.FromString(
+        peer.call("Synchronize", m.SynchronizeRequest(pods=[pod(id="a"), pod(id="b")], more=True))
+    )
+    second = m.SynchronizeResponse.FromString(
+        peer.call("Synchronize", m.SynchronizeRequest(containers=[container(id="x")], more=True))
+    )
     assert first.more and second.more and not seen and connection.state != READY
-    last = m.SynchronizeResponse.FromString(peer.call("Synchronize", m.SynchronizeRequest(containers=[container(id="y")])))
+    last = m.SynchronizeResponse.FromString(
+        peer.call("Synchronize", m.SynchronizeRequest(containers=[container(id="y")]))
+    )
     assert not last.more and seen == [(["a", "b"], ["x", "y"])]
 
 
@@ -94,6 +120,7 @@ def test_more_containers_than_a_node_has_are_refused(peer: Connect, monkeypatch:
 
 # --- calls --------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("size", [0, 1, 7, 4096])
 def test_a_container_with_a_request(peer: Connect, size: int) -> None:
     connected = peer(size=size)
@@ -101,38 +128,67 @@ def test_a_container_with_a_request(peer: Connect, size: int) -> None:
     assert [device.name for device in made.CDI_devices] == [f"{NVIDIA}=0", f"{NVIDIA}=1"]
     (record,) = service_of(connected).records()
     assert (record["id"], record["owner"], record["devices"]) == ("container-1", "nri", [f"{NVIDIA}=0", f"{NVIDIA}=1"])
-    assert record["nodes"] == [["/dev/nvidiactl", "c", 195, 255], ["/dev/nvidia0", "c", 195, 0], ["/dev/nvidia1", "c", 195, 1]]
+    assert record["nodes"] == [
+        ["/dev/nvidiactl", "c", 195, 255],
+        ["/dev/nvidia0", "c", 195, 0],
+        ["/dev/nvidia1", "c", 195, 1],
+    ]
     (line,) = service_of(connected).lines
-    assert (line["container"], line["pod"], line["name"], line["devices"]) == ("container-1", "trainer-0", "main", record["devices"])
+    assert (line["container"], line["pod"], line["name"], line["devices"]) == (
+        "container-1",
+        "trainer-0",
+        "main",
+        record["devices"],
+    )
 
 
 def test_a_container_without_a_request_is_left_alone(peer: Connect) -> None:
     connected = peer()
-    answer = connected.call("CreateContainer", m.CreateContainerRequest(pod=pod({"other/key": "x"}), container=container()))
+    answer = connected.call(
+        "CreateContainer", m.CreateContainerRequest(pod=pod({"other/key": "x"}), container=container())
+    )
     assert answer == b"" and not service_of(connected).lines and not service_of(connected).records()
 
 
 def test_each_container_of_a_pod_has_its_own_request(peer: Connect) -> None:
     connected = peer()
-    annotations = {"chandler.oci/services": json.dumps({"a": {"resources": {"gpu": {"count": 1}}}, "b": {"env": {"B": "1"}}})}
+    annotations = {
+        "chandler.oci/services": json.dumps({"a": {"resources": {"gpu": {"count": 1}}}, "b": {"env": {"B": "1"}}})
+    }
     assert len(connected.create(pod(annotations), container(name="a", id="c-a")).CDI_devices) == 1
     assert [entry.key for entry in connected.create(pod(annotations), container(name="b", id="c-b")).env] == ["B"]
     assert connected.create(pod(annotations), container(name="c", id="c-c")).ByteSize() == 0
 
 
 def test_the_name_comes_from_nri_and_never_from_an_annotation(peer: Connect) -> None:
-    forged = {"io.kubernetes.cri.container-name": "a", "io.kubernetes.cri.container-type": "sandbox",
-              "chandler.oci/service.a": '{"env": {"A": "1"}}', "chandler.oci/service.b": '{"env": {"B": "1"}}'}
+    forged = {
+        "io.kubernetes.cri.container-name": "a",
+        "io.kubernetes.cri.container-type": "sandbox",
+        "chandler.oci/service.a": '{"env": {"A": "1"}}',
+        "chandler.oci/service.b": '{"env": {"B": "1"}}',
+    }
     assert [entry.key for entry in peer().create(pod(forged), container(forged, name="b")).env] == ["B"]
 
 
 REFUSED = {
     "an unknown key": ({"chandler.oci/service": '{"gpu": 1}'}, "unknown key 'gpu'", errors.INVALID_ARGUMENT),
-    "more than there are": ({"chandler.oci/service": '{"resources": {"gpu": {"count": 9}}}'}, "9", errors.INVALID_ARGUMENT),
-    "more than the policy allows": ({"chandler.oci/service": '{"resources": {"gpu": {"count": 3}}}'}, "max-gpus", errors.PERMISSION_DENIED),
+    "more than there are": (
+        {"chandler.oci/service": '{"resources": {"gpu": {"count": 9}}}'},
+        "9",
+        errors.INVALID_ARGUMENT,
+    ),
+    "more than the policy allows": (
+        {"chandler.oci/service": '{"resources": {"gpu": {"count": 3}}}'},
+        "max-gpus",
+        errors.PERMISSION_DENIED,
+    ),
     "our mark": ({"chandler.oci/granted": f"{NVIDIA}=0"}, "mark", errors.INVALID_ARGUMENT),
     "our mark beside a request": ({**TWO, "chandler.oci/granted": ""}, "mark", errors.INVALID_ARGUMENT),
-    "a device that is not there": ({"chandler.oci/service": '{"resources": {"gpu": {"devices": ["77"]}}}'}, "77", errors.FAILED_PRECONDITION),
+    "a device that is not there": (
+        {"chandler.oci/service": '{"resources": {"gpu": {"devices": ["77"]}}}'},
+        "77",
+        errors.FAILED_PRECONDITION,
+    ),
 }
 
 
@@ -155,8 +211,15 @@ def test_refusals_are_counted_by_kind_and_rule(peer: Connect) -> None:
         for asked in (TWO, TWO, {"chandler.oci/service": "{"}):
             with pytest.raises(RemoteError):
                 connected.create(pod(asked), container())
-        lines = [line for line in service_of(connected).measured().splitlines() if line.startswith("chandler_nri_refusals_total")]
-        assert lines == [f'chandler_nri_refusals_total{{kind="PolicyError",rule="{rule}"}} 2', 'chandler_nri_refusals_total{kind="RequestError",rule=""} 1']
+        lines = [
+            line
+            for line in service_of(connected).measured().splitlines()
+            if line.startswith("chandler_nri_refusals_total")
+        ]
+        assert lines == [
+            f'chandler_nri_refusals_total{{kind="PolicyError",rule="{rule}"}} 2',
+            'chandler_nri_refusals_total{kind="RequestError",rule=""} 1',
+        ]
 
 
 @pytest.mark.parametrize("allocator, words", [("fixed", "cannot be recorded"), ("leases", "is not a directory")])
@@ -186,14 +249,40 @@ def test_a_grant_ends_when_the_container_is_removed(peer: Connect, how: str) -> 
     assert not service_of(connected).records()
 
 
-@pytest.mark.parametrize("method", ["RunPodSandbox", "UpdatePodSandbox", "PostUpdatePodSandbox", "StopPodSandbox", "RemovePodSandbox", "PostCreateContainer",
-                                    "StartContainer", "PostStartContainer", "UpdateContainer", "PostUpdateContainer", "StateChange"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "RunPodSandbox",
+        "UpdatePodSandbox",
+        "PostUpdatePodSandbox",
+        "StopPodSandbox",
+        "RemovePodSandbox",
+        "PostCreateContainer",
+        "StartContainer",
+        "PostStartContainer",
+        "UpdateContainer",
+        "PostUpdateContainer",
+        "StateChange",
+    ],
+)
 def test_events_are_answered(peer: Connect, method: str) -> None:
-    assert peer().call(method, m.CreateContainerRequest(pod=pod(), container=container()) if method != "StateChange" else m.StateChangeEvent(event=1)) == b""
+    assert (
+        peer().call(
+            method,
+            m.CreateContainerRequest(pod=pod(), container=container())
+            if method != "StateChange"
+            else m.StateChangeEvent(event=1),
+        )
+        == b""
+    )
 
 
 def test_an_unknown_method_and_an_unknown_service(peer: Connect) -> None:
-    for method, service in (("Surprise", m.PLUGIN_SERVICE), ("Configure", "other.Service"), ("Log", "nri.pkg.api.v1alpha1.HostFunctions")):
+    for method, service in (
+        ("Surprise", m.PLUGIN_SERVICE),
+        ("Configure", "other.Service"),
+        ("Log", "nri.pkg.api.v1alpha1.HostFunctions"),
+    ):
         with pytest.raises(RemoteError) as error:
             peer().call(method, b"", service)
         assert error.value.code == errors.UNIMPLEMENTED
@@ -221,7 +310,12 @@ def test_another_plugin_may_not_take_away_what_was_granted(peer: Connect) -> Non
     del request.adjust.CDI_devices[0]
     answer = m.ValidateContainerAdjustmentResponse.FromString(connected.call("ValidateContainerAdjustment", request))
     assert answer.reject and f"{NVIDIA}=0" in answer.reason
-    assert connected.call("ValidateContainerAdjustment", m.ValidateContainerAdjustmentRequest(container=container(id="other"))) == b""
+    assert (
+        connected.call(
+            "ValidateContainerAdjustment", m.ValidateContainerAdjustmentRequest(container=container(id="other"))
+        )
+        == b""
+    )
 
 
 def test_shutdown(peer: Connect) -> None:
@@ -231,6 +325,7 @@ def test_shutdown(peer: Connect) -> None:
 
 
 # --- synchronising ------------------------------------------------------------------------------------------------
+
 
 def synchronized(peer: Peer, containers: list[Any], pods: list[Any]) -> list[dict[str, Any]]:
     lines = service_of(peer).lines
@@ -246,8 +341,13 @@ def test_a_container_that_asked_and_was_not_served_is_reported(peer: Connect, ev
     ended: list[str] = []
     service_of(connected).evict = lambda container, pid: ended.append(container)
     connected.create(pod(TWO), container(id="served"))
-    running = [served(connected, "served"), container(id="unserved", state=3), container(id="ended", state=4),
-               container(id="plain", pod_id="pod-2", state=3), container({"chandler.oci/granted": "everything"}, id="marked", state=3)]
+    running = [
+        served(connected, "served"),
+        container(id="unserved", state=3),
+        container(id="ended", state=4),
+        container(id="plain", pod_id="pod-2", state=3),
+        container({"chandler.oci/granted": "everything"}, id="marked", state=3),
+    ]
     lines = synchronized(connected, running, [pod(TWO), pod(id="pod-2")])
     assert [(line["container"], line["evicted"]) for line in lines] == [("unserved", evict), ("marked", evict)]
     assert ended == (["unserved", "marked"] if evict else [])
@@ -276,11 +376,22 @@ def test_a_container_without_what_its_record_says_is_not_served(peer: Connect) -
     del told[3].linux.devices[0]
     lines = synchronized(connected, told, [pod(TWO)])
     assert ended == ["c-1", "c-2", "c-3"] == [line["container"] for line in lines if "undone" in line]
-    assert list(leased(connected)) == ["c-0"] and [record["id"] for record in service_of(connected).records()] == ["c-0"]
+    assert list(leased(connected)) == ["c-0"] and [record["id"] for record in service_of(connected).records()] == [
+        "c-0"
+    ]
 
 
-@pytest.mark.parametrize("damage", [b"\xff", b"{}", b"[]", b'{"id": "c", "physical": [], "nodes": 7}', b'{"id": "c", "physical": 1, "nodes": []}',
-                                    b'{"id": "c", "physical": [], "nodes": [[]], "mark": 3}'])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"\xff",
+        b"{}",
+        b"[]",
+        b'{"id": "c", "physical": [], "nodes": 7}',
+        b'{"id": "c", "physical": 1, "nodes": []}',
+        b'{"id": "c", "physical": [], "nodes": [[]], "mark": 3}',
+    ],
+)
 def test_a_served_container_is_not_ended_for_a_damaged_record(peer: Connect, damage: bytes) -> None:
     connected = peer(policy__evict_unadjusted=True)
     ended: list[str] = []
@@ -327,13 +438,16 @@ def test_grants_of_containers_that_are_gone_end_when_they_are_old_enough(peer: C
 
 # --- leases -------------------------------------------------------------------------------------------------------
 
+
 def leased(peer: Peer) -> dict[str, list[str]]:
     return {lease["id"]: lease["names"] for lease in service_of(peer)._ledger.read()}
 
 
 def test_no_two_containers_hold_one_device(peer: Connect) -> None:
     connected = peer(gpu__allocator="leases")
-    names = [[device.name for device in connected.create(pod(TWO), container(id=f"c-{n}")).CDI_devices] for n in range(4)]
+    names = [
+        [device.name for device in connected.create(pod(TWO), container(id=f"c-{n}")).CDI_devices] for n in range(4)
+    ]
     assert names == [[f"{NVIDIA}={2 * n}", f"{NVIDIA}={2 * n + 1}"] for n in range(4)]
     with pytest.raises(RemoteError, match="2 devices"):
         connected.create(pod(TWO), container(id="c-4"))
@@ -359,9 +473,13 @@ def test_a_lost_ledger_is_missed(peer: Connect) -> None:
 def test_what_cannot_be_told_or_recorded_holds_nothing(peer: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
     connected = peer("1.7.24", gpu__allocator="leases")
     with pytest.raises(RemoteError, match="pids_limit"):
-        connected.create(pod({"chandler.oci/service": '{"resources": {"gpu": {"count": 1}, "pids_limit": 5}}'}), container())
+        connected.create(
+            pod({"chandler.oci/service": '{"resources": {"gpu": {"count": 1}, "pids_limit": 5}}'}), container()
+        )
     assert leased(connected) == {}
-    monkeypatch.setattr("shim.state.grants.write", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(
+        "shim.state.grants.write", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    )
     with pytest.raises(RemoteError, match="No space left"):
         connected.create(pod(TWO), container())
     assert leased(connected) == {}
@@ -389,6 +507,7 @@ def test_leases_of_containers_that_ended_unseen_are_ended(peer: Connect, monkeyp
 
 # --- what breaks a connection -------------------------------------------------------------------------------------
 
+
 def test_a_connection_that_nobody_opened(peer: Connect) -> None:
     with pytest.raises(mux.MuxError, match="connection 7"):
         peer().connection.receive(mux.encode(7, b"x"))
@@ -407,7 +526,9 @@ def test_a_large_answer_leaves_in_small_frames(peer: Connect) -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from((mux.PLUGIN, mux.RUNTIME)), st.binary(max_size=120)), max_size=5))
-def test_arbitrary_bytes_are_answered_or_end_the_connection(tmp_path_factory: pytest.TempPathFactory, pieces: list[tuple[int, bytes]]) -> None:
+def test_arbitrary_bytes_are_answered_or_end_the_connection(
+    tmp_path_factory: pytest.TempPathFactory, pieces: list[tuple[int, bytes]]
+) -> None:
     connection = Connection("chandler", "50", Served(str(tmp_path_factory.getbasetemp() / "nri"), inventory()))
     connection.open()
     try:
@@ -418,16 +539,27 @@ def test_arbitrary_bytes_are_answered_or_end_the_connection(tmp_path_factory: py
         pass
 
 
-METHODS = ["Configure", "Synchronize", "CreateContainer", "StopContainer", "RemoveContainer", "UpdateContainer", "StateChange", "ValidateContainerAdjustment"]
+METHODS = [
+    "Configure",
+    "Synchronize",
+    "CreateContainer",
+    "StopContainer",
+    "RemoveContainer",
+    "UpdateContainer",
+    "StateChange",
+    "ValidateContainerAdjustment",
+]
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.sampled_from(METHODS), st.binary(max_size=200), st.integers(0, 400), st.integers(0, 255))
-def test_damaged_messages_never_end_a_connection(tmp_path_factory: pytest.TempPathFactory, method: str, garbage: bytes, place: int, byte: int) -> None:
+def test_damaged_messages_never_end_a_connection(
+    tmp_path_factory: pytest.TempPathFactory, method: str, garbage: bytes, place: int, byte: int
+) -> None:
     peer = Peer(Connection("chandler", "50", Served(str(tmp_path_factory.getbasetemp() / "nri"), inventory())))
     peer.handshake()
     whole = m.CreateContainerRequest(pod=pod(TWO), container=container()).SerializeToString()
-    damaged = whole[:place] + bytes([byte]) + whole[place + 1:]
+    damaged = whole[:place] + bytes([byte]) + whole[place + 1 :]
     for message in (garbage, damaged):
         try:
             peer.call(method, message)
@@ -438,10 +570,15 @@ def test_damaged_messages_never_end_a_connection(tmp_path_factory: pytest.TempPa
 
 # --- creates that nobody waits for --------------------------------------------------------------------------------
 
+
 def timed(peer: Peer, seconds: float, now: float, asked: Any, of: Any) -> None:
     """A create as the runtime sends it, with how long it waits; the plugin reads it at `now`."""
-    stream = peer.client.call(m.PLUGIN_SERVICE, "CreateContainer", m.CreateContainerRequest(pod=asked, container=of).SerializeToString(),
-                              timeout=int(seconds * 1_000_000_000))
+    stream = peer.client.call(
+        m.PLUGIN_SERVICE,
+        "CreateContainer",
+        m.CreateContainerRequest(pod=asked, container=of).SerializeToString(),
+        timeout=int(seconds * 1_000_000_000),
+    )
     peer.connection.receive(mux.encode(mux.PLUGIN, peer.client.take()), now)
     peer.exchange()
     peer.replies.pop(stream).result()
@@ -492,6 +629,7 @@ def test_an_unserved_container_is_named_or_refused_at_its_start(peer: Connect, m
         more = {"event": m.START_CONTAINER} if method == "StateChange" else {}
         kind = m.StateChangeEvent if more else m.StartContainerRequest
         connected.call(method, kind(pod=asked, container=of, **more))
+
     start(served(connected, "served"), pod(TWO))
     start(container(id="plain"), pod())
     synchronized(connected, [served(connected, "served"), container(id="unserved", state=1)], [pod(TWO)])
@@ -501,11 +639,15 @@ def test_an_unserved_container_is_named_or_refused_at_its_start(peer: Connect, m
     else:
         start(container(id="unserved"), pod(TWO))
     lines = [line for line in service_of(connected).lines if "unadjusted" in line]
-    assert [(line["container"], line["evicted"]) for line in lines] == [("unserved", False)] + [("unserved", True)] * evict
+    assert [(line["container"], line["evicted"]) for line in lines] == [("unserved", False)] + [
+        ("unserved", True)
+    ] * evict
     assert service_of(connected).metrics.unadjusted == 1 and service_of(connected).records()
 
 
-def test_a_young_grant_that_the_runtime_does_not_list_ends_by_and_by(peer: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_young_grant_that_the_runtime_does_not_list_ends_by_and_by(
+    peer: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A create may still be under way (containerd 1.7 lists containers meanwhile), or have failed unseen. The time of day tells nothing."""
     connected = peer(gpu__allocator="leases")
     for name in ("created", "failed"):
@@ -523,6 +665,7 @@ def test_a_young_grant_that_the_runtime_does_not_list_ends_by_and_by(peer: Conne
 
 # --- GPUs of other plugins ----------------------------------------------------------------------------------------
 
+
 def with_node(minor: int, base: Any = None) -> Any:
     made = m.ContainerAdjustment()
     if base is not None:
@@ -533,7 +676,9 @@ def with_node(minor: int, base: Any = None) -> Any:
 
 def judged(peer: Peer, adjustment: Any, id: str) -> str:
     request = m.ValidateContainerAdjustmentRequest(container=container(id=id), adjust=adjustment)
-    return str(m.ValidateContainerAdjustmentResponse.FromString(peer.call("ValidateContainerAdjustment", request)).reason)
+    return str(
+        m.ValidateContainerAdjustmentResponse.FromString(peer.call("ValidateContainerAdjustment", request)).reason
+    )
 
 
 @pytest.mark.parametrize("version", ["1.7.24", "2.2.0"])
@@ -547,7 +692,10 @@ def test_gpus_that_other_plugins_add(peer: Connect, version: str) -> None:
     assert judged(connected, with_node(0, ours), "ours") == "", "what it has already"
     assert "beside the GPUs that Chandler granted" in judged(connected, with_node(5, ours), "ours")
     before = len(service_of(connected).lines)
-    assert judged(connected, with_node(5), "other") == "" and "of which Chandler keeps no lease" in service_of(connected).lines[-1]["beside"]
+    assert (
+        judged(connected, with_node(5), "other") == ""
+        and "of which Chandler keeps no lease" in service_of(connected).lines[-1]["beside"]
+    )
     for base, words in ((None, "but ours holds"), (ours, "beside the GPUs that Chandler granted")):
         for rule in ({"type": "c"}, {"type": "a", "access": "rwm"}, {"access": "r"}):
             opening = m.ContainerAdjustment()
@@ -570,7 +718,9 @@ def test_a_leased_create_without_hooks(peer: Connect) -> None:
     connected.call("StopContainer", m.StopContainerRequest(container=container(id="b")))
     assert list(leased(connected)) == ["a"]
     # with a file whose hooks have to be told
-    other = peer("1.7.24", spec({"hooks": [{"hookName": "createContainer", "path": "/bin/true"}]}), gpu__allocator="leases")
+    other = peer(
+        "1.7.24", spec({"hooks": [{"hookName": "createContainer", "path": "/bin/true"}]}), gpu__allocator="leases"
+    )
     service_of(other).hooks = False
     with pytest.raises(RemoteError, match="reject_oci_hook_adjustment"):
         other.create(pod(TWO), container(id="c"))

@@ -1,4 +1,5 @@
 """What counts as a change of the sources, with inotify and without."""
+
 from __future__ import annotations
 
 import os
@@ -19,8 +20,14 @@ def watch(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Watch]:
         (tmp_path / name).mkdir()
     (tmp_path / "etc/config.toml").write_text("a")
     (tmp_path / "cdi/b.yaml").write_text("b")
-    made.set({str(tmp_path / "etc"): ("config.toml",), str(tmp_path / "etc/config.d"): (".toml",), str(tmp_path / "cdi"): (".json", ".yaml"),
-              str(tmp_path / "late/cdi"): (".json",)})
+    made.set(
+        {
+            str(tmp_path / "etc"): ("config.toml",),
+            str(tmp_path / "etc/config.d"): (".toml",),
+            str(tmp_path / "cdi"): (".json", ".yaml"),
+            str(tmp_path / "late/cdi"): (".json",),
+        }
+    )
     assert not made.changed()
     yield made
     made.close()

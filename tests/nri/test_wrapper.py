@@ -1,4 +1,5 @@
 """What the wrapper believes of the plugin: config.json and the record together, neither alone."""
+
 from __future__ import annotations
 
 import json
@@ -80,7 +81,9 @@ class Handler:
         gpu, changed = self.node.gpus[0], self.made.config
         changed["annotations"]["chandler.oci/granted"] = "nvidia.com/gpu=0"
         changed["linux"]["devices"] = [{"path": gpu.inside, "type": "c", "major": gpu.major, "minor": gpu.minor}]
-        changed["linux"]["resources"]["devices"].append({"allow": True, "type": "c", "major": gpu.major, "minor": gpu.minor, "access": "rw"})
+        changed["linux"]["resources"]["devices"].append(
+            {"allow": True, "type": "c", "major": gpu.major, "minor": gpu.minor, "access": "rw"}
+        )
         self.made.config = changed
         return [[gpu.inside, "c", gpu.major, gpu.minor]]
 

@@ -80,7 +80,9 @@ def test_the_engines_new_file_is_a_new_start(bundle: Path) -> None:
     assert (bundle / "config.json.chandler-original").read_bytes() == b'{"engine": 2}'
 
 
-@pytest.mark.parametrize("changed", [RESULT + b" ", RESULT.replace(b"/", b"\\/"), b'{"x":1,"annotations":{"chandler.oci/granted":""}}'])
+@pytest.mark.parametrize(
+    "changed", [RESULT + b" ", RESULT.replace(b"/", b"\\/"), b'{"x":1,"annotations":{"chandler.oci/granted":""}}']
+)
 def test_our_work_that_was_changed_since(bundle: Path, changed: bytes) -> None:
     write(bundle)
     (bundle / "config.json").write_bytes(changed)
@@ -116,6 +118,7 @@ def test_restore_of_a_second_create_keeps_what_is_there(bundle: Path) -> None:
 
 
 # --- what is refused ------------------------------------------------------------------------------------------
+
 
 def test_a_symbolic_link(bundle: Path) -> None:
     os.rename(bundle / "config.json", bundle / "other")
@@ -178,11 +181,14 @@ CALLS = ["link", "symlink", "open", "write", "fchmod", "rename"]
 def failing(monkeypatch: pytest.MonkeyPatch, call: str, error: OSError) -> None:
     def fail(*_: Any, **__: Any) -> Any:
         raise error
+
     monkeypatch.setattr(posix, call, fail)
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_a_failing_write_changes_nothing_and_leaves_nothing(bundle: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+def test_a_failing_write_changes_nothing_and_leaves_nothing(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
     config = opened(bundle)
     failing(monkeypatch, call, OSError(28, "No space left on device"))
     with pytest.raises(BundleError, match="config.json cannot be replaced: No space left on device"):
@@ -219,7 +225,9 @@ def test_a_failing_second_write_leaves_the_first(bundle: Path, monkeypatch: pyte
 
 @pytest.mark.parametrize("step", ["symlink", "rename", "open"])
 @pytest.mark.parametrize("create", [1, 2])
-def test_a_create_that_is_killed_can_be_done_again(bundle: Path, monkeypatch: pytest.MonkeyPatch, step: str, create: int) -> None:
+def test_a_create_that_is_killed_can_be_done_again(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, step: str, create: int
+) -> None:
     """Killed just before a step: nothing is tidied up, and the next create still knows what it finds."""
     for n in range(1, create):
         write(bundle, RESULT + b" " * n)
@@ -261,10 +269,23 @@ def test_a_directory_where_the_original_should_be(bundle: Path) -> None:
 
 # --- may_ask --------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize(("data", "found"), [
-    (b"", False), (b"chandler.oc", False), (b"chandler.oci", True), (b"x" * 5000 + b"chandler.oci", True), (b'"chandler.oci\\/service"', True), (b"cdi.k8s.io", True), (b"Chandler.oci", False),
-    (b"x" * ((1 << 20) - 4) + b"chandler.oci/x", True), (b"x" * ((1 << 20) - 12) + b"chandler.oci", True), (b"x" * (3 << 20) + b"chandler.oci", True), (b"x" * (3 << 20), False),
-])
+
+@pytest.mark.parametrize(
+    ("data", "found"),
+    [
+        (b"", False),
+        (b"chandler.oc", False),
+        (b"chandler.oci", True),
+        (b"x" * 5000 + b"chandler.oci", True),
+        (b'"chandler.oci\\/service"', True),
+        (b"cdi.k8s.io", True),
+        (b"Chandler.oci", False),
+        (b"x" * ((1 << 20) - 4) + b"chandler.oci/x", True),
+        (b"x" * ((1 << 20) - 12) + b"chandler.oci", True),
+        (b"x" * (3 << 20) + b"chandler.oci", True),
+        (b"x" * (3 << 20), False),
+    ],
+)
 def test_may_ask(tmp_path: Path, data: bytes, found: bool) -> None:
     (tmp_path / "c").write_bytes(data)
     assert may_ask(str(tmp_path / "c"), [b"chandler.oci", b"cdi.k8s.io"]) is found
@@ -278,8 +299,10 @@ def test_what_only_the_runtime_may_read_is_refused(tmp_path: Path, monkeypatch: 
     (tmp_path / "file").write_bytes(b"{}")
     for number in (errno.EMFILE, errno.EACCES, errno.EIO, errno.ENOMEM):
         with monkeypatch.context() as patch:
+
             def fails(*_: object, number: int = number) -> int:
                 raise OSError(number, os.strerror(number))
+
             patch.setattr("posix.open", fails)
             with pytest.raises(BundleError, match="cannot be read, so whether it carries a request"):
                 may_ask(str(tmp_path / "file"), [b"chandler.oci"])

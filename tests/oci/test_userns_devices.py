@@ -1,4 +1,5 @@
 """Devices for a container in a user namespace."""
+
 from __future__ import annotations
 
 import os
@@ -28,8 +29,17 @@ def equipped(edits: Edits, document: dict[str, Any], rootless: bool = False) -> 
 def test_a_node_that_lies_elsewhere_is_mounted(document: dict[str, Any], rootless: bool) -> None:
     """With the rule that lets it be opened, which counts where the control group is root's; never idmapped, which devtmpfs cannot be."""
     made = equipped(device("/dev/gpu", hostPath="/dev/null", permissions="rw", **NULL), document, rootless)
-    assert made["mounts"] == [{"destination": "/dev/gpu", "type": "bind", "source": "/dev/null", "options": ["bind", "rw", "nosuid", "noexec"]}]
-    assert made["linux"]["resources"]["devices"] == [{"allow": True, "type": "c", "major": 1, "minor": 3, "access": "rw"}]
+    assert made["mounts"] == [
+        {
+            "destination": "/dev/gpu",
+            "type": "bind",
+            "source": "/dev/null",
+            "options": ["bind", "rw", "nosuid", "noexec"],
+        }
+    ]
+    assert made["linux"]["resources"]["devices"] == [
+        {"allow": True, "type": "c", "major": 1, "minor": 3, "access": "rw"}
+    ]
     assert "devices" not in made["linux"] and made["process"]["env"] == ["A=b"]
 
 
@@ -44,7 +54,12 @@ def test_without_a_user_namespace_nodes_are_made() -> None:
 
 
 def test_two_nodes_of_one_path_have_both_rules() -> None:
-    two = Edits([*device("/dev/g", hostPath="/dev/null", **NULL).items, *device("/dev/g", hostPath="/dev/zero", type="c", major=1, minor=5).items])
+    two = Edits(
+        [
+            *device("/dev/g", hostPath="/dev/null", **NULL).items,
+            *device("/dev/g", hostPath="/dev/zero", type="c", major=1, minor=5).items,
+        ]
+    )
     made = equipped(two, USERS)
     assert [mount["source"] for mount in made["mounts"]] == ["/dev/zero"]
     assert [rule["minor"] for rule in made["linux"]["resources"]["devices"]] == [3, 5]
@@ -57,11 +72,17 @@ def test_a_fifo_has_no_rule(tmp_path: Path) -> None:
     assert made["mounts"][0]["source"] == str(tmp_path / "fifo") and "resources" not in made["linux"]
 
 
-@pytest.mark.parametrize(("node", "said"), [
-    ({"hostPath": "/dev/none-such"}, "/dev/none-such is not on this host, and in a user namespace no device can be made"),
-    ({"hostPath": "/dev/zero"}, "/dev/zero is c 1:5 on this host, not c 1:3"),
-    ({"hostPath": "/etc/passwd"}, "/etc/passwd is not a device node"),
-])
+@pytest.mark.parametrize(
+    ("node", "said"),
+    [
+        (
+            {"hostPath": "/dev/none-such"},
+            "/dev/none-such is not on this host, and in a user namespace no device can be made",
+        ),
+        ({"hostPath": "/dev/zero"}, "/dev/zero is c 1:5 on this host, not c 1:3"),
+        ({"hostPath": "/etc/passwd"}, "/etc/passwd is not a device node"),
+    ],
+)
 def test_another_device_than_the_one_that_was_chosen(node: dict[str, Any], said: str) -> None:
     """A runtime would mount it without a question."""
     with pytest.raises(errors.HostError) as raised:

@@ -1,4 +1,5 @@
 """The packages, built once for all tests of this directory."""
+
 from __future__ import annotations
 
 import os
@@ -15,8 +16,14 @@ def build(kind: str, out: Path, **environment: str) -> Path:
     tool = {"deb": "dh", "rpm": "rpmbuild"}[kind]
     if not shutil.which(tool):
         pytest.skip(f"not installed: {tool}")
-    done = subprocess.run([f"{REPOSITORY}/packaging/build-{kind}"], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
-                          env={"PATH": os.environ["PATH"], "HOME": str(out), "OUT": str(out), **environment})
+    done = subprocess.run(
+        [f"{REPOSITORY}/packaging/build-{kind}"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PATH": os.environ["PATH"], "HOME": str(out), "OUT": str(out), **environment},
+    )
     assert done.returncode == 0, done.stderr
     (made,) = out.glob(f"*.{kind}")
     return made

@@ -1,4 +1,5 @@
 """Byte code and the create's image: made by packaging/compile, taken away by it, and missed by nobody but the clock."""
+
 from __future__ import annotations
 
 import json
@@ -33,7 +34,11 @@ def compile(installation: Installation, *arguments: str) -> None:
 
 
 def compiled(installation: Installation) -> set[str]:
-    return {str(path.relative_to(code(installation))) for pattern in ("*.pyc", "*.image") for path in code(installation).rglob(pattern)}
+    return {
+        str(path.relative_to(code(installation)))
+        for pattern in ("*.pyc", "*.image")
+        for path in code(installation).rglob(pattern)
+    }
 
 
 def with_magic(image: Path) -> None:
@@ -59,7 +64,9 @@ def test_a_create_does_without_the_image(installed: Installation, damage: str, p
         compile(installed, "--clean")
         assert not compiled(installed)
     made = bundle.make(place + "/b", ["true"], REQUEST)
-    subprocess.run([installed.program(), "create", "--bundle", made.directory, "one"], check=True, stdin=subprocess.DEVNULL, env={})
+    subprocess.run(
+        [installed.program(), "create", "--bundle", made.directory, "one"], check=True, stdin=subprocess.DEVNULL, env={}
+    )
     assert "MODE=fast" in json.loads(Path(made.directory, "config.json").read_bytes())["process"]["env"]
 
 
@@ -67,9 +74,18 @@ def test_what_another_python_left_goes(installed: Installation) -> None:
     compile(installed)
     wanted = compiled(installed)
     assert f"create-{TAG}.image" in wanted and f"shim/cdi/__pycache__/names.{TAG}.pyc" in wanted
-    sources = {str(path.relative_to(code(installed))) for folder in ("shim", "hooks") for path in (code(installed) / folder).rglob("*.py")}
+    sources = {
+        str(path.relative_to(code(installed)))
+        for folder in ("shim", "hooks")
+        for path in (code(installed) / folder).rglob("*.py")
+    }
     assert len(wanted) == len(sources) + 1
-    for name in ("create-cpython-39.image", f"create-{TAG}.image.123", "shim/__pycache__/oci.cpython-39.pyc", f"shim/__pycache__/gone.{TAG}.pyc"):
+    for name in (
+        "create-cpython-39.image",
+        f"create-{TAG}.image.123",
+        "shim/__pycache__/oci.cpython-39.pyc",
+        f"shim/__pycache__/gone.{TAG}.pyc",
+    ):
         (code(installed) / name).touch()
     (code(installed) / "shim/gone/__pycache__").mkdir(parents=True)
     (code(installed) / f"shim/gone/__pycache__/x.{TAG}.pyc").touch()

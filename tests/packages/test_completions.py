@@ -1,4 +1,5 @@
 """Completions in the shells themselves: every command and option of the parser, choices, files, and what `chandler` says now."""
+
 from __future__ import annotations
 
 import argparse
@@ -24,12 +25,22 @@ Complete = Callable[[str], set[str]]
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The three files, and a `chandler` that says what a node would."""
     directory = tmp_path_factory.mktemp("completions")
-    subprocess.run([sys.executable, "-I", f"{REPOSITORY}/packaging/completions.py", *(f"{shell}={directory}/{shell}" for shell in ("bash", "fish")),
-                    f"zsh={directory}/_chandler"], check=True)
+    subprocess.run(
+        [
+            sys.executable,
+            "-I",
+            f"{REPOSITORY}/packaging/completions.py",
+            *(f"{shell}={directory}/{shell}" for shell in ("bash", "fish")),
+            f"zsh={directory}/_chandler",
+        ],
+        check=True,
+    )
     (directory / "bin").mkdir()
     program = directory / "bin/chandler"
-    program.write_text('#!/bin/sh\ncase $* in\n"cdi list") printf "DEVICE FILE\\nnvidia.com/gpu=0 x\\nnvidia.com/gpu=all y\\n" ;;\n'
-                       'leases) printf "CONTAINER  DEVICES\\nweb-1  nvidia.com/gpu=0\\nweb-2  nvidia.com/gpu=1\\n" ;;\nesac\n')
+    program.write_text(
+        '#!/bin/sh\ncase $* in\n"cdi list") printf "DEVICE FILE\\nnvidia.com/gpu=0 x\\nnvidia.com/gpu=all y\\n" ;;\n'
+        'leases) printf "CONTAINER  DEVICES\\nweb-1  nvidia.com/gpu=0\\nweb-2  nvidia.com/gpu=1\\n" ;;\nesac\n'
+    )
     program.chmod(0o755)
     (directory / "work/folder").mkdir(parents=True)
     (directory / "work/file.yaml").touch()
@@ -44,8 +55,22 @@ def shell(name: str) -> str:
 
 
 def words(made: Path, *command: str) -> set[str]:
-    done = subprocess.run(command, cwd=made / "work", capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False, timeout=60,
-                          env={"PATH": f"{made}/bin:/usr/bin:/bin", "HOME": str(made), "TERM": "dumb", "XDG_CONFIG_HOME": str(made), "XDG_DATA_HOME": str(made)})
+    done = subprocess.run(
+        command,
+        cwd=made / "work",
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        check=False,
+        timeout=60,
+        env={
+            "PATH": f"{made}/bin:/usr/bin:/bin",
+            "HOME": str(made),
+            "TERM": "dumb",
+            "XDG_CONFIG_HOME": str(made),
+            "XDG_DATA_HOME": str(made),
+        },
+    )
     assert not done.stderr, done.stderr
     return {line.rstrip("/ ") for line in done.stdout.splitlines() if line.strip()}
 
@@ -55,10 +80,12 @@ def in_bash(made: Path, line: str) -> set[str]:
     if not os.path.exists(BASH_COMPLETION):
         pytest.skip("not installed: bash-completion")
     parts = [part for word in line.split(" ") for part in (re.findall(r"[=:]+|[^=:]+", word) or [""])]
-    script = (f"source {BASH_COMPLETION}; source {made}/bash; compopt() {{ :; }}; COMP_WORDS=({' '.join(repr(part) for part in parts)}); "
-              f"COMP_CWORD={len(parts) - 1}; COMP_LINE={line!r}; COMP_POINT={len(line)}; _chandler; printf '%s\\n' \"${{COMPREPLY[@]}}\"")
+    script = (
+        f"source {BASH_COMPLETION}; source {made}/bash; compopt() {{ :; }}; COMP_WORDS=({' '.join(repr(part) for part in parts)}); "
+        f"COMP_CWORD={len(parts) - 1}; COMP_LINE={line!r}; COMP_POINT={len(line)}; _chandler; printf '%s\\n' \"${{COMPREPLY[@]}}\""
+    )
     before = re.split("[=:]", line.split(" ")[-1])
-    cut = line.split(" ")[-1][:-len(before[-1]) or None] if len(before) > 1 else ""
+    cut = line.split(" ")[-1][: -len(before[-1]) or None] if len(before) > 1 else ""
     cut = "" if cut.startswith("--") else cut
     return {cut + word for word in words(made, shell("bash"), "--norc", "-c", script)}
 
@@ -111,7 +138,11 @@ def complete(request: pytest.FixtureRequest, made: Path) -> Complete:
 def parsers(parser: argparse.ArgumentParser, name: str = "") -> Iterator[tuple[str, set[str], set[str]]]:
     """Every command with its commands and its options."""
     below = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
-    yield name, {word for action in below for word in action.choices}, {option for action in parser._actions for option in action.option_strings}
+    yield (
+        name,
+        {word for action in below for word in action.choices},
+        {option for action in parser._actions for option in action.option_strings},
+    )
     for action in below:
         for word, child in action.choices.items():
             yield from parsers(child, f"{name} {word}".strip())

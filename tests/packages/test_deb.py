@@ -1,4 +1,5 @@
 """The Debian package as a file.  What it does when it is installed is tested on a machine, in tests/vm/test_vm_deb.py."""
+
 from __future__ import annotations
 
 import os
@@ -19,7 +20,11 @@ def said(*command: str) -> str:
 
 
 def tree(directory: Path) -> set[str]:
-    return {os.path.relpath(os.path.join(where, name), directory) for where, _, names in os.walk(directory) for name in names}
+    return {
+        os.path.relpath(os.path.join(where, name), directory)
+        for where, _, names in os.walk(directory)
+        for name in names
+    }
 
 
 def test_the_same_bytes_again(deb: Path, tmp_path: Path) -> None:
@@ -30,7 +35,13 @@ def test_the_same_bytes_again(deb: Path, tmp_path: Path) -> None:
 def test_lintian_finds_neither_errors_nor_warnings(deb: Path) -> None:
     if not shutil.which("lintian"):
         pytest.skip("not installed: lintian")
-    done = subprocess.run(["lintian", "--allow-root", "--fail-on", "error,warning", str(deb)], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["lintian", "--allow-root", "--fail-on", "error,warning", str(deb)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0 and not done.stdout, done.stdout
 
 
@@ -38,8 +49,12 @@ def test_it_holds_what_make_install_lays_out(deb: Path, tmp_path: Path) -> None:
     """But byte code, which is compiled where it is installed."""
     package, installed = tmp_path / "package", tmp_path / "installed"
     said("dpkg-deb", "--extract", str(deb), str(package))
-    subprocess.run([f"{REPOSITORY}/packaging/install"], check=True, stdin=subprocess.DEVNULL,
-                   env={"PATH": os.environ["PATH"], "DESTDIR": str(installed), "ZSHDIR": "/usr/share/zsh/vendor-completions"})
+    subprocess.run(
+        [f"{REPOSITORY}/packaging/install"],
+        check=True,
+        stdin=subprocess.DEVNULL,
+        env={"PATH": os.environ["PATH"], "DESTDIR": str(installed), "ZSHDIR": "/usr/share/zsh/vendor-completions"},
+    )
     wanted = {path for path in tree(installed) if not path.endswith((".pyc", ".image"))}
     assert {path.removesuffix(".gz") for path in tree(package) if "share/doc" not in path} == wanted
     assert not [path for path in tree(package) if "dist-packages" in path or "site-packages" in path]
@@ -62,12 +77,21 @@ def test_it_says_what_it_needs(deb: Path) -> None:
     if "python3-protobuf" not in known:
         pytest.skip("this host has no lists of packages")
     for field in ("Depends", "Recommends"):
-        names = {re.split(r"[ (]", word.strip())[0] for word in re.split("[,|]", said("dpkg-deb", "--field", str(deb), field))}
+        names = {
+            re.split(r"[ (]", word.strip())[0]
+            for word in re.split("[,|]", said("dpkg-deb", "--field", str(deb), field))
+        }
         assert names - known <= {"youki"}
 
 
 def test_units_that_are_enabled(deb: Path, tmp_path: Path) -> None:
     said("dpkg-deb", "--control", str(deb), str(tmp_path / "control"))
     script = (tmp_path / "control/postinst").read_text()
-    assert set(re.findall(r"was-enabled '(.*?)'; then\n\t*# Enables", script)) == {"chandler-refresh.path", "chandler-refresh.service", "chandler-sweep.timer"}
-    assert "chandler-mps" not in "".join(path.read_text() for path in (tmp_path / "control").iterdir() if path.name != "md5sums")
+    assert set(re.findall(r"was-enabled '(.*?)'; then\n\t*# Enables", script)) == {
+        "chandler-refresh.path",
+        "chandler-refresh.service",
+        "chandler-sweep.timer",
+    }
+    assert "chandler-mps" not in "".join(
+        path.read_text() for path in (tmp_path / "control").iterdir() if path.name != "md5sums"
+    )

@@ -1,4 +1,5 @@
 """The manual pages: without a fault for either formatter, and with every option, key and default that the code has."""
+
 from __future__ import annotations
 
 import argparse
@@ -36,7 +37,9 @@ def shown(name: str) -> str:
     """A page as a person reads it, with lines that are not broken."""
     if not shutil.which("mandoc"):
         pytest.skip("not installed: mandoc")
-    done = subprocess.run(["mandoc", "-T", "ascii", "-O", "width=1000", page(name)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["mandoc", "-T", "ascii", "-O", "width=1000", page(name)], capture_output=True, text=True, check=True
+    )
     return re.sub(".\b", "", done.stdout)
 
 
@@ -49,7 +52,10 @@ def part(name: str, title: str) -> str:
 
 @pytest.mark.parametrize("path", PAGES, ids=os.path.basename)
 def test_formatters_find_no_fault(path: str) -> None:
-    for command in (["mandoc", "-T", "lint", "-W", "warning"], ["man", "--warnings", "-E", "UTF-8", "-l", "-Tutf8", "-Z"]):
+    for command in (
+        ["mandoc", "-T", "lint", "-W", "warning"],
+        ["man", "--warnings", "-E", "UTF-8", "-l", "-Tutf8", "-Z"],
+    ):
         if not shutil.which(command[0]):
             pytest.skip(f"not installed: {command[0]}")
         done = subprocess.run([*command, path], capture_output=True, text=True, check=False)
@@ -65,7 +71,11 @@ def test_every_reference_is_to_a_page_that_is_there() -> None:
 
 
 def test_every_program_and_every_unit_has_its_page() -> None:
-    names = {os.path.basename(path).rpartition(".")[0] for path in PAGES} | {"chandler-runc", "chandler-youki", "chandler-crun"}
+    names = {os.path.basename(path).rpartition(".")[0] for path in PAGES} | {
+        "chandler-runc",
+        "chandler-youki",
+        "chandler-crun",
+    }
     programs = {name for name in os.listdir(f"{REPOSITORY}/packaging/bin") if name.startswith("chandler")}
     assert programs <= names
     for unit in os.listdir(f"{REPOSITORY}/systemd"):
@@ -82,14 +92,22 @@ def heading(command: str) -> str:
     """The heading over a command: its own, or `verb first, second, third`."""
     first, _, second = command.partition(" ")
     for title in headings():
-        if title == command or second and title.startswith(first + " ") and second in title[len(first):].replace(",", " ").split():
+        if (
+            title == command
+            or second
+            and title.startswith(first + " ")
+            and second in title[len(first) :].replace(",", " ").split()
+        ):
             return title
     raise AssertionError(f"chandler.1 has no heading for {command!r}")
 
 
 COMMANDS = [(name, options) for name, _, options in parsers(main.parser()) if name]
-LEAVES = [(name, options) for name, options in COMMANDS
-          if name == "leases" or not any(other.startswith(name + " ") for other, _ in COMMANDS)]
+LEAVES = [
+    (name, options)
+    for name, options in COMMANDS
+    if name == "leases" or not any(other.startswith(name + " ") for other, _ in COMMANDS)
+]
 
 
 @pytest.mark.parametrize("command, options", LEAVES, ids=[name for name, _ in LEAVES])
@@ -98,7 +116,9 @@ def test_every_option_of_every_command(command: str, options: set[str]) -> None:
     for option in options - {"-h", "--help"}:
         assert re.search(rf"(?<![\w-]){option}\b", text, re.M), f"{command} {option}"
     for option in re.findall(r"^ +(--[a-z-]+)", text, re.M):
-        assert any(option in others for name, others in LEAVES if heading(name) == heading(command)), f"{option} is no option of {command}"
+        assert any(option in others for name, others in LEAVES if heading(name) == heading(command)), (
+            f"{option} is no option of {command}"
+        )
 
 
 def test_every_choice_of_an_option() -> None:
@@ -109,6 +129,7 @@ def test_every_choice_of_an_option() -> None:
                     yield from choices(child, f"{name} {word}".strip())
             elif action.choices is not None:
                 yield name, action
+
     for name, action in choices(main.parser()):
         text = part("chandler.1", heading(name))
         for word in action.choices:
@@ -116,7 +137,9 @@ def test_every_choice_of_an_option() -> None:
 
 
 def test_the_plugins_options_and_hooks() -> None:
-    done = subprocess.run([f"{REPOSITORY}/packaging/bin/chandler-nri", "--help"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [f"{REPOSITORY}/packaging/bin/chandler-nri", "--help"], capture_output=True, text=True, check=True
+    )
     for option in set(re.findall(r"--[a-z]+", done.stdout)):
         assert option in shown("chandler-nri.8")
     assert nri.SOCKET in shown("chandler-nri.8")
@@ -143,11 +166,18 @@ def test_every_key_of_the_configuration_with_its_default() -> None:
 def test_every_word_of_the_policy() -> None:
     text = part("chandler.toml.5", "Words of allow and deny")
     by_class = re.findall(r"^ +(Tightening|Named|Reaching to the host|Dangerous)\s+(.*)\.$", text, re.M)
-    names = {"Tightening": classes.TIGHTEN, "Named": classes.NAMED, "Reaching to the host": classes.HOST, "Dangerous": classes.DANGEROUS}
+    names = {
+        "Tightening": classes.TIGHTEN,
+        "Named": classes.NAMED,
+        "Reaching to the host": classes.HOST,
+        "Dangerous": classes.DANGEROUS,
+    }
     assert len(by_class) == len(names)
     assert {word.rstrip("*") for _, line in by_class for word in line.split(", ")} == set(config._RULES)
     for title, line in by_class:
-        assert all(classes.CLASSES.get(word.rstrip("*"), classes.NAMED) == names[title] for word in line.split(", ")), title
+        assert all(classes.CLASSES.get(word.rstrip("*"), classes.NAMED) == names[title] for word in line.split(", ")), (
+            title
+        )
 
 
 def test_every_field_of_a_rule() -> None:
@@ -166,7 +196,11 @@ def keys(schema: dict[str, Any], path: str = "") -> Iterator[str]:
 
 
 def test_every_key_of_a_request() -> None:
-    said = {key for line in re.findall(r"^ {5}([a-z_.]+(?:, [a-z_.]+)*)(?:  .*)?$", shown("chandler-annotations.7"), re.M) for key in line.split(", ")}
+    said = {
+        key
+        for line in re.findall(r"^ {5}([a-z_.]+(?:, [a-z_.]+)*)(?:  .*)?$", shown("chandler-annotations.7"), re.M)
+        for key in line.split(", ")
+    }
     assert set(keys(schema.SCHEMA)) <= said
     text = shown("chandler-annotations.7")
     for kind, (members, _) in rare_keys._STORAGE.items():

@@ -1,4 +1,5 @@
 """`pip install .` into a virtual environment: the shell launchers, their code beside them, nothing of the host's."""
+
 from __future__ import annotations
 
 import json
@@ -18,21 +19,52 @@ from lab.install import PYTHON
 from shim.paths import VERSION
 
 PLAIN = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
-PROGRAMS = {"chandler", "chandler-runtime", "chandler-runc", "chandler-youki", "chandler-crun", "chandler-nri", "chandler-hook"}
+PROGRAMS = {
+    "chandler",
+    "chandler-runtime",
+    "chandler-runc",
+    "chandler-youki",
+    "chandler-crun",
+    "chandler-nri",
+    "chandler-hook",
+}
 
 
 def pip(python: str | Path, command: str, *words: str) -> subprocess.CompletedProcess[str]:
     """For that interpreter, which finds hatchling where the tests do, since nothing is fetched."""
     path = {"PYTHONPATH": os.path.dirname(os.path.dirname(hatchling.__file__))}
-    return subprocess.run([sys.executable, "-m", "pip", "--python", python, command, "--no-build-isolation", "--no-deps", "--no-index", "--no-cache-dir",
-                           "--disable-pip-version-check", *words], check=False, stdin=subprocess.DEVNULL, capture_output=True, text=True, env={**PLAIN, **path})
+    return subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "--python",
+            python,
+            command,
+            "--no-build-isolation",
+            "--no-deps",
+            "--no-index",
+            "--no-cache-dir",
+            "--disable-pip-version-check",
+            *words,
+        ],
+        check=False,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        env={**PLAIN, **path},
+    )
 
 
 @pytest.fixture(scope="module")
 def environment(lab: str) -> Path:
     """With Debian's packages, so that no dependency has to be fetched."""
     made = Path(lab, "an environment")
-    subprocess.run([PYTHON, "-m", "venv", "--system-site-packages", "--without-pip", str(made)], check=True, stdin=subprocess.DEVNULL)
+    subprocess.run(
+        [PYTHON, "-m", "venv", "--system-site-packages", "--without-pip", str(made)],
+        check=True,
+        stdin=subprocess.DEVNULL,
+    )
     done = pip(made / "bin/python", "install", REPOSITORY)
     assert done.returncode == 0, done.stdout + done.stderr
     return made
@@ -44,20 +76,38 @@ def runtime(environment: Path, place: str, name: str = "chandler-runtime") -> En
         pytest.skip(found.missing)
     config = f"{place}/config.toml"
     with open(config, "w", encoding="ascii") as file:
-        file.write(f'runtimes = ["{found.path}"]\nstate-dir = "{place}/state"\nengines = ["other"]\n[cdi]\nspec-dirs = ["{place}/cdi"]\n')
+        file.write(
+            f'runtimes = ["{found.path}"]\nstate-dir = "{place}/state"\nengines = ["other"]\n[cdi]\nspec-dirs = ["{place}/cdi"]\n'
+        )
     os.makedirs(f"{place}/cdi")
     with open(f"{place}/cdi/x.yaml", "w", encoding="ascii") as file:
-        file.write("cdiVersion: 0.5.0\nkind: example.com/gpu\ndevices: [{name: zero, containerEdits: {env: [FROM=yaml]}}]\n")
+        file.write(
+            "cdiVersion: 0.5.0\nkind: example.com/gpu\ndevices: [{name: zero, containerEdits: {env: [FROM=yaml]}}]\n"
+        )
     return Engine([str(environment / "bin" / name)], place + "/root", {"CHANDLER_CONFIG": config})
 
 
 def test_what_is_installed(environment: Path) -> None:
     assert {path.name for path in (environment / "bin").glob("chandler*")} == PROGRAMS
     for name in ("chandler-runtime", "chandler-runc"):
-        done = subprocess.run([environment / "bin" / name, "--version"], check=True, env={}, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        done = subprocess.run(
+            [environment / "bin" / name, "--version"],
+            check=True,
+            env={},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+        )
         assert done.stdout.startswith("runc version")
     for name in ("chandler", "chandler-nri"):
-        done = subprocess.run([environment / "bin" / name, "--version"], check=True, env={}, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        done = subprocess.run(
+            [environment / "bin" / name, "--version"],
+            check=True,
+            env={},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+        )
         assert done.stdout.startswith(f"{name} 0")
     assert list((environment / "lib/chandler").glob("create-*.image"))
     assert (environment / "share/man/man1/chandler.1").exists()
@@ -71,7 +121,9 @@ def test_a_create(environment: Path, place: str, way: str) -> None:
     if way == "link":
         os.symlink(environment / "bin/chandler-runtime", f"{place}/chandler-runtime")
         engine = Engine([f"{place}/chandler-runtime"], place + "/root", engine.env)
-    wish = bundle.request(env={"MODE": "fast"}, resources={"gpu": {"devices": ["example.com/gpu=zero"], "vendor": "example.com/gpu"}})
+    wish = bundle.request(
+        env={"MODE": "fast"}, resources={"gpu": {"devices": ["example.com/gpu=zero"], "vendor": "example.com/gpu"}}
+    )
     made = bundle.make(place + "/b", ["sleep", "60"], wish)
     with open(f"{place}/config.toml", "a", encoding="ascii") as file:
         file.write('[policy]\nkinds = ["example.com/gpu"]\n')
@@ -93,7 +145,12 @@ def test_a_create(environment: Path, place: str, way: str) -> None:
 
 def test_packages_of_the_environment_come_first(environment: Path) -> None:
     code = "import sys; sys.path.insert(0, sys.argv[1]); from shim.runtime.wrapper import _third_party; _third_party(); print(sys.path)"
-    done = subprocess.run([environment / "bin/python3", "-I", "-S", "-B", "-c", code, environment / "lib/chandler"], check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [environment / "bin/python3", "-I", "-S", "-B", "-c", code, environment / "lib/chandler"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
     paths = eval(done.stdout)
     own = [path for path in paths if path.startswith(str(environment)) and path.endswith("site-packages")]
     assert len(own) == 1 and os.path.isdir(own[0])
@@ -102,17 +159,37 @@ def test_packages_of_the_environment_come_first(environment: Path) -> None:
 
 def test_an_editable_install_runs_the_code_of_the_checkout(lab: str, place: str) -> None:
     made = Path(lab, "an editable environment")
-    subprocess.run([PYTHON, "-m", "venv", "--system-site-packages", "--without-pip", str(made)], check=True, stdin=subprocess.DEVNULL)
+    subprocess.run(
+        [PYTHON, "-m", "venv", "--system-site-packages", "--without-pip", str(made)],
+        check=True,
+        stdin=subprocess.DEVNULL,
+    )
     done = pip(made / "bin/python", "install", "--editable", REPOSITORY)
     assert done.returncode == 0, done.stdout + done.stderr
     assert {path.name for path in (made / "bin").glob("chandler*")} == PROGRAMS and not (made / "lib/chandler").exists()
     code = "import hooks.main, shim.paths; print(shim.paths.__file__)"
-    done = subprocess.run([made / "bin/python3", "-B", "-c", code], cwd="/", check=True, env={}, capture_output=True, text=True)
+    done = subprocess.run(
+        [made / "bin/python3", "-B", "-c", code], cwd="/", check=True, env={}, capture_output=True, text=True
+    )
     assert done.stdout == f"{REPOSITORY}/shim/paths.py\n"
     for name in ("chandler", "chandler-nri"):
-        done = subprocess.run([made / "bin" / name, "--version"], check=True, env={}, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        done = subprocess.run(
+            [made / "bin" / name, "--version"],
+            check=True,
+            env={},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+        )
         assert done.stdout == f"{name} {VERSION}\n"
-    done = subprocess.run([made / "bin/chandler-hook", "no-hook"], check=False, env={}, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    done = subprocess.run(
+        [made / "bin/chandler-hook", "no-hook"],
+        check=False,
+        env={},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
     assert "no such hook" in done.stderr
     engine = runtime(made, place)
     made_bundle = bundle.make(place + "/b", ["sleep", "60"], bundle.request(env={"MODE": "fast"}))
@@ -130,13 +207,28 @@ def test_the_dev_extra_is_what_the_tests_install() -> None:
 
 
 def test_the_source_archive_makes_a_wheel_with_all_of_the_code(tmp_path: Path) -> None:
-    subprocess.run([sys.executable, "-m", "hatchling", "build", "--target", "sdist", "--directory", tmp_path], cwd=REPOSITORY, check=True,
-                   stdin=subprocess.DEVNULL, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "--target", "sdist", "--directory", tmp_path],
+        cwd=REPOSITORY,
+        check=True,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+    )
     (archive,) = tmp_path.iterdir()
     subprocess.run(["tar", "-C", tmp_path, "-xzf", archive], check=True)
-    tree = tmp_path / archive.name[:-len(".tar.gz")]
+    tree = tmp_path / archive.name[: -len(".tar.gz")]
     assert {path.name for path in tree.iterdir()} == {
-        "PKG-INFO", "pyproject.toml", ".gitignore", "README.md", "CHANGELOG.md", "LICENSE", "shim", "hooks", "systemd", "packaging"}
+        "PKG-INFO",
+        "pyproject.toml",
+        ".gitignore",
+        "README.md",
+        "CHANGELOG.md",
+        "LICENSE",
+        "shim",
+        "hooks",
+        "systemd",
+        "packaging",
+    }
     code = sources(tree)
     assert code == sources(Path(REPOSITORY)) and len(list(tree.rglob("paths.py"))) == 1
     assert not [path for path in tree.rglob("*") if path.suffix == ".pyc" or path.name.endswith("cache__")]

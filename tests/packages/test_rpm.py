@@ -1,4 +1,5 @@
 """The RPM as a file, which is the Debian package with another outside.  Its scriptlets run in tests/vm/test_vm_deb.py."""
+
 from __future__ import annotations
 
 import os
@@ -28,8 +29,13 @@ def test_the_same_bytes_again(rpm: Path, tmp_path: Path) -> None:
 def test_rpmlint_finds_neither_errors_nor_warnings(rpm: Path) -> None:
     if not shutil.which("rpmlint"):
         pytest.skip("not installed: rpmlint")
-    done = subprocess.run(["rpmlint", "-c", f"{RPM}/rpmlint.toml", f"{RPM}/chandler.spec", str(rpm)], stdin=subprocess.DEVNULL,
-                          capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["rpmlint", "-c", f"{RPM}/rpmlint.toml", f"{RPM}/chandler.spec", str(rpm)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0 and "0 errors, 0 warnings" in done.stdout, done.stdout
 
 
@@ -39,13 +45,18 @@ def test_it_lays_out_what_the_other_package_does(rpm: Path, deb: Path, tmp_path:
         found = {}
         for words in map(str.split, lines):
             name = words[path].removeprefix(".").rstrip("/")
-            found[name.replace("/zsh/vendor-completions/", "/zsh/site-functions/")] = " ".join([words[0], *words[path + 1:]])
+            found[name.replace("/zsh/vendor-completions/", "/zsh/site-functions/")] = " ".join(
+                [words[0], *words[path + 1 :]]
+            )
         return found
+
     one = listed(said("dpkg-deb", "--contents", str(deb)).splitlines(), 5)
     other = listed(said("rpm", "--query", "--package", "--list", "--verbose", str(rpm)).splitlines(), 8)
     left_out = re.compile(r"/usr/share/(doc|licenses)/|.*\.preset$")
     files = {name: what for name, what in one.items() if not what.startswith("d") and not left_out.match(name)}
-    assert files == {name: what for name, what in other.items() if not what.startswith("d") and not left_out.match(name)}
+    assert files == {
+        name: what for name, what in other.items() if not what.startswith("d") and not left_out.match(name)
+    }
     ours = {name for name, what in other.items() if what.startswith("d") and not left_out.match(name + "/")}
     assert ours == {name for name in one if re.match("/(etc|usr/lib)/chandler", name) and one[name].startswith("d")}
     tree = tmp_path / "tree"
@@ -55,7 +66,9 @@ def test_it_lays_out_what_the_other_package_does(rpm: Path, deb: Path, tmp_path:
     for name, what in files.items():
         if not what.startswith("l"):
             path = name.replace("/zsh/site-functions/", "/zsh/vendor-completions/")
-            assert (tree / name[1:]).read_bytes() == (tmp_path / "deb" / path[1:]).read_bytes() or name.endswith(".gz"), name
+            assert (tree / name[1:]).read_bytes() == (tmp_path / "deb" / path[1:]).read_bytes() or name.endswith(
+                ".gz"
+            ), name
 
 
 def test_what_is_a_configuration_and_what_is_needed(rpm: Path) -> None:

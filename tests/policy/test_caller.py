@@ -1,4 +1,5 @@
 """Which engine a call is taken for, and what is believed to come from an image; on a storage that is laid out by hand."""
+
 from __future__ import annotations
 
 import json
@@ -20,23 +21,42 @@ CONFIG = {"annotation-prefix": P, "cdi.annotations": False, "engines": []}
 ASKS = {P + "service": "{}"}
 
 
-@pytest.mark.parametrize(("root", "bundle", "annotations", "engine"), [
-    ("/run/containerd/runc/k8s.io", f"{TASK}/k8s.io/{ID}", {}, "containerd"), ("/var/x/k8s.io", f"/run/k3s/containerd/io.containerd.runtime.v2.task/k8s.io/{ID}", {}, "containerd"),
-    (None, f"{TASK}/k8s.io/{ID}", {}, "containerd"), ("", f"{TASK}/k8s.io/{ID}", {}, "other"), ("/run/runc", f"{TASK}/k8s.io/{ID}", {}, "other"),
-    ("/run/containerd/runc/default", f"{TASK}/k8s.io/{ID}", {}, "other"), ("/run/containerd/runc/default", f"{TASK}/default/{ID}", {}, "other"),
-    ("/run/containerd/runc/k8s.io", f"{TASK}/k8s.io/other", {}, "other"), ("/run/containerd/runc/k8s.io", f"{TASK[1:]}/k8s.io/{ID}", {}, "other"),
-    ("/run/containerd/runc/k8s.io", f"/bundles/k8s.io/{ID}", {}, "other"), ("/run/containerd/runc/k8s.io", ".", {}, "other"), ("/run/containerd/runc/k8s.io", "", {}, "other"),
-    ("/run/containerd/runc/k8s.io", f"{TASK}/k8s.io/{ID}/", {}, "other"), ("/k8s.io", f"/x/../{TASK}/k8s.io/{ID}", {"io.kubernetes.cri.container-type": "container"}, "containerd"),
-    ("/run/containerd/runc/k8s.io", f"{TASK}/k8s.io/{ID}", {"nerdctl/namespace": "k8s.io"}, "nerdctl"), ("/run/containerd/runc/default", f"{TASK}/default/{ID}", {"nerdctl/platform": "x"}, "nerdctl"),
-    ("/run/docker/runtime-runc/moby", f"{TASK}/moby/{ID}", {}, "docker"), ("/run/docker/runtime-x/moby-165536.165536", f"{TASK}/moby-165536.165536/{ID}", {}, "docker"),
-    ("/run/docker/moby", f"{TASK}/moby/{ID}", {}, "other"), ("/run/docker/runtime-runc/k8s.io", f"{TASK}/moby/{ID}", {}, "other"), (None, f"{TASK}/moby/{ID}", {}, "docker"),
-])
+@pytest.mark.parametrize(
+    ("root", "bundle", "annotations", "engine"),
+    [
+        ("/run/containerd/runc/k8s.io", f"{TASK}/k8s.io/{ID}", {}, "containerd"),
+        ("/var/x/k8s.io", f"/run/k3s/containerd/io.containerd.runtime.v2.task/k8s.io/{ID}", {}, "containerd"),
+        (None, f"{TASK}/k8s.io/{ID}", {}, "containerd"),
+        ("", f"{TASK}/k8s.io/{ID}", {}, "other"),
+        ("/run/runc", f"{TASK}/k8s.io/{ID}", {}, "other"),
+        ("/run/containerd/runc/default", f"{TASK}/k8s.io/{ID}", {}, "other"),
+        ("/run/containerd/runc/default", f"{TASK}/default/{ID}", {}, "other"),
+        ("/run/containerd/runc/k8s.io", f"{TASK}/k8s.io/other", {}, "other"),
+        ("/run/containerd/runc/k8s.io", f"{TASK[1:]}/k8s.io/{ID}", {}, "other"),
+        ("/run/containerd/runc/k8s.io", f"/bundles/k8s.io/{ID}", {}, "other"),
+        ("/run/containerd/runc/k8s.io", ".", {}, "other"),
+        ("/run/containerd/runc/k8s.io", "", {}, "other"),
+        ("/run/containerd/runc/k8s.io", f"{TASK}/k8s.io/{ID}/", {}, "other"),
+        ("/k8s.io", f"/x/../{TASK}/k8s.io/{ID}", {"io.kubernetes.cri.container-type": "container"}, "containerd"),
+        ("/run/containerd/runc/k8s.io", f"{TASK}/k8s.io/{ID}", {"nerdctl/namespace": "k8s.io"}, "nerdctl"),
+        ("/run/containerd/runc/default", f"{TASK}/default/{ID}", {"nerdctl/platform": "x"}, "nerdctl"),
+        ("/run/docker/runtime-runc/moby", f"{TASK}/moby/{ID}", {}, "docker"),
+        ("/run/docker/runtime-x/moby-165536.165536", f"{TASK}/moby-165536.165536/{ID}", {}, "docker"),
+        ("/run/docker/moby", f"{TASK}/moby/{ID}", {}, "other"),
+        ("/run/docker/runtime-runc/k8s.io", f"{TASK}/moby/{ID}", {}, "other"),
+        (None, f"{TASK}/moby/{ID}", {}, "docker"),
+    ],
+)
 def test_an_engine_by_its_paths(root: str | None, bundle: str, annotations: dict[str, str], engine: str) -> None:
-    found = of_call(root, bundle, ID, {"annotations": {"io.kubernetes.cri-o.ContainerType": "container", **annotations}})
+    found = of_call(
+        root, bundle, ID, {"annotations": {"io.kubernetes.cri-o.ContainerType": "container", **annotations}}
+    )
     assert found.engine == engine and found.why
 
 
-@pytest.mark.parametrize("document", [None, [], {}, {"annotations": ["nerdctl/x"]}, {"annotations": None}, {"root": []}])
+@pytest.mark.parametrize(
+    "document", [None, [], {}, {"annotations": ["nerdctl/x"]}, {"annotations": None}, {"root": []}]
+)
 def test_documents_of_odd_shape(document: Any, tmp_path: Path) -> None:
     for bundle in (f"{TASK}/k8s.io/{ID}", str(tmp_path / f"overlay-containers/{ID}/userdata")):
         assert of_call("/x/k8s.io", bundle, ID, document).engine in ("containerd", "other")
@@ -46,7 +66,9 @@ def test_documents_of_odd_shape(document: Any, tmp_path: Path) -> None:
 def test_who_may_ask_and_whose_names_count(engine: str) -> None:
     caller = Caller(engine)
     assert caller.believed(CONFIG) == ""
-    assert caller.believed({**CONFIG, "engines": ["containerd", "crio", "docker", "podman", "other"]}) == (engine if engine in ("containerd", "crio") else "")
+    assert caller.believed({**CONFIG, "engines": ["containerd", "crio", "docker", "podman", "other"]}) == (
+        engine if engine in ("containerd", "crio") else ""
+    )
     for nothing in ({}, {"x": "y"}, {P + "granted": "x"}, {"cdi.k8s.io/x": "y"}):
         caller.check(nothing, CONFIG)
     for asks, config in ((ASKS, CONFIG), ({"cdi.k8s.io/x": "y"}, {**CONFIG, "cdi.annotations": True})):
@@ -73,16 +95,30 @@ class Store:
         (self.graph / f"overlay-images/{IMAGE}").mkdir(parents=True)
 
     def record(self, name: str = "containers.json", where: Path | None = None, **more: Any) -> None:
-        record = {"id": ID, "names": ["x"], "image": IMAGE, "layer": LAYER, "metadata": '{"image-name": "x", "name": "x"}', **more}
+        record = {
+            "id": ID,
+            "names": ["x"],
+            "image": IMAGE,
+            "layer": LAYER,
+            "metadata": '{"image-name": "x", "name": "x"}',
+            **more,
+        }
         directory = (where or self.graph) / "overlay-containers"
         directory.mkdir(parents=True, exist_ok=True)
         (directory / name).write_text(json.dumps([{"id": "d" * 64, "image": "3" * 64}, record]))
 
     def manifest(self, text: Any, name: str = "manifest") -> None:
-        (self.graph / f"overlay-images/{IMAGE}" / name).write_text(text if isinstance(text, str) else json.dumps({"annotations": text}))
+        (self.graph / f"overlay-images/{IMAGE}" / name).write_text(
+            text if isinstance(text, str) else json.dumps({"annotations": text})
+        )
 
     def caller(self, where: Path | None = None, path: str = "") -> Caller:
-        return of_call("", f"{where or self.graph}/overlay-containers/{ID}/userdata", ID, {"root": {"path": path or self.path}, "annotations": {}})
+        return of_call(
+            "",
+            f"{where or self.graph}/overlay-containers/{ID}/userdata",
+            ID,
+            {"root": {"path": path or self.path}, "annotations": {}},
+        )
 
 
 @pytest.fixture
@@ -91,11 +127,21 @@ def store(tmp_path: Path) -> Store:
 
 
 @pytest.mark.parametrize("name", ["containers.json", "volatile-containers.json"])
-@pytest.mark.parametrize(("metadata", "engine"), [('{"image-name": "x"}', "podman"), ('{"pod-name": "p", "pod-id": "5", "namespace": "n"}', "crio"), ('{"pod-id": ""}', "podman"), ("[]", "podman")])
+@pytest.mark.parametrize(
+    ("metadata", "engine"),
+    [
+        ('{"image-name": "x"}', "podman"),
+        ('{"pod-name": "p", "pod-id": "5", "namespace": "n"}', "crio"),
+        ('{"pod-id": ""}', "podman"),
+        ("[]", "podman"),
+    ],
+)
 def test_podman_and_crio(store: Store, name: str, metadata: str, engine: str) -> None:
     store.record(name, metadata=metadata)
     assert store.caller().engine == engine
-    assert store.caller(store.run).engine == engine, "CRI-O's bundle is below the run root, found by the root file system's path"
+    assert store.caller(store.run).engine == engine, (
+        "CRI-O's bundle is below the run root, found by the root file system's path"
+    )
 
 
 def test_a_transient_store(store: Store) -> None:
@@ -131,7 +177,19 @@ def test_no_image(store: Store) -> None:
     store.caller().check(ASKS, CONFIG)
 
 
-@pytest.mark.parametrize("text", ["{", "", "[" * 5000, '{"annotations": {"x": "\\ud800"}}', '{"annotations": {"\\udc00": "x"}}', '{"a": 1, "a": 2}', "\xff", json.dumps({"a": "x" * (5 << 20)})])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "",
+        "[" * 5000,
+        '{"annotations": {"x": "\\ud800"}}',
+        '{"annotations": {"\\udc00": "x"}}',
+        '{"a": 1, "a": 2}',
+        "\xff",
+        json.dumps({"a": "x" * (5 << 20)}),
+    ],
+)
 def test_a_manifest_that_says_nothing_certain(store: Store, text: str) -> None:
     store.record()
     store.manifest({"fine": "x"})
@@ -167,7 +225,24 @@ def spoil(store: Store, what: str) -> None:
         store.record(image=7)
 
 
-@pytest.mark.parametrize("what", ["no records", "no record", "two records", "damaged", "no list", "a FIFO", "5", '"{"', '{"a": 1}', "no manifest", "no image", "a path for an image", "a number for an image"])
+@pytest.mark.parametrize(
+    "what",
+    [
+        "no records",
+        "no record",
+        "two records",
+        "damaged",
+        "no list",
+        "a FIFO",
+        "5",
+        '"{"',
+        '{"a": 1}',
+        "no manifest",
+        "no image",
+        "a path for an image",
+        "a number for an image",
+    ],
+)
 @pytest.mark.parametrize("engines", [[], ["other"]])
 def test_a_storage_that_is_not_as_it_should_be(store: Store, what: str, engines: list[str]) -> None:
     """Nothing that asks is served, whatever else the administrator lets ask; what does not ask is not looked at."""
@@ -180,11 +255,16 @@ def test_a_storage_that_is_not_as_it_should_be(store: Store, what: str, engines:
     found.check({"x": "y"}, {**CONFIG, "engines": engines})
 
 
-def test_the_commands_take_an_engine_s_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_commands_take_an_engine_s_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A bundle alone does not say who calls."""
     node = Node(tmp_path, monkeypatch)
     node.put("etc/config.toml", "")
-    node.put("bundle/config.json", json.dumps({"ociVersion": "1.0.2", "process": {"args": ["x"], "cwd": "/"}, "annotations": {P + "env.A": "b"}}))
+    node.put(
+        "bundle/config.json",
+        json.dumps({"ociVersion": "1.0.2", "process": {"args": ["x"], "cwd": "/"}, "annotations": {P + "env.A": "b"}}),
+    )
     bundle = ["--bundle", str(node.directory / "bundle")]
     assert main(["policy", "check", *bundle]) == 1
     assert "since Chandler does not know who calls" in capsys.readouterr().out
@@ -192,4 +272,6 @@ def test_the_commands_take_an_engine_s_word(tmp_path: Path, monkeypatch: pytest.
     assert "since Chandler does not know who calls" in capsys.readouterr().err
     for command in (["policy", "check"], ["explain"]):
         assert main([*command, *bundle, "--engine", "docker"]) == 0
-        assert capsys.readouterr().out.startswith("engine      docker (--engine says so); no identity annotation is believed; from an image comes: nothing\n")
+        assert capsys.readouterr().out.startswith(
+            "engine      docker (--engine says so); no identity annotation is believed; from an image comes: nothing\n"
+        )

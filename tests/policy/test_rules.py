@@ -24,9 +24,19 @@ from shim.policy.caller import Caller
 from shim.request import parse, schema
 from shim.request.rare_keys import written
 
-CONTAINERD = {"io.kubernetes.cri.container-type": "container", "io.kubernetes.cri.sandbox-namespace": "team-a-1", "io.kubernetes.cri.sandbox-name": "pod",
-              "io.kubernetes.cri.container-name": "main", "io.kubernetes.cri.image-name": "registry.example/team/app:1"}
-CRIO = {"io.kubernetes.cri-o.ContainerType": "container", "io.kubernetes.pod.namespace": "team-a-1", "io.kubernetes.pod.name": "pod", "io.kubernetes.container.name": "main"}
+CONTAINERD = {
+    "io.kubernetes.cri.container-type": "container",
+    "io.kubernetes.cri.sandbox-namespace": "team-a-1",
+    "io.kubernetes.cri.sandbox-name": "pod",
+    "io.kubernetes.cri.container-name": "main",
+    "io.kubernetes.cri.image-name": "registry.example/team/app:1",
+}
+CRIO = {
+    "io.kubernetes.cri-o.ContainerType": "container",
+    "io.kubernetes.pod.namespace": "team-a-1",
+    "io.kubernetes.pod.name": "pod",
+    "io.kubernetes.container.name": "main",
+}
 KNOWN = {"handler": "chandler", "user": ("0", "root")}
 
 
@@ -43,11 +53,32 @@ def service(document: Any) -> dict[str, str]:
     return {P + "service": json.dumps(document)}
 
 
-@pytest.mark.parametrize(("pattern", "text", "fits"), [
-    ("", "", True), ("*", "", True), ("*", "x/y", True), ("a*", "a", True), ("a*", "ab", True), ("a*", "ba", False), ("*a", "ba", True), ("*a", "ab", False), ("a*b*c", "a-b-b-c", True),
-    ("a*b*c", "acb", False), ("a?c", "abc", True), ("a?c", "ac", False), ("a*a", "a", False), ("**", "x", True), ("a**b", "ab", True), ("?*", "", False), ("x", "", False), ("[a]", "a", False),
-    ("*-x-*", "a-x-b", True), ("*ab*ab", "ab", False), ("*ab*ab", "abab", True),
-])
+@pytest.mark.parametrize(
+    ("pattern", "text", "fits"),
+    [
+        ("", "", True),
+        ("*", "", True),
+        ("*", "x/y", True),
+        ("a*", "a", True),
+        ("a*", "ab", True),
+        ("a*", "ba", False),
+        ("*a", "ba", True),
+        ("*a", "ab", False),
+        ("a*b*c", "a-b-b-c", True),
+        ("a*b*c", "acb", False),
+        ("a?c", "abc", True),
+        ("a?c", "ac", False),
+        ("a*a", "a", False),
+        ("**", "x", True),
+        ("a**b", "ab", True),
+        ("?*", "", False),
+        ("x", "", False),
+        ("[a]", "a", False),
+        ("*-x-*", "a-x-b", True),
+        ("*ab*ab", "ab", False),
+        ("*ab*ab", "abab", True),
+    ],
+)
 def test_glob(pattern: str, text: str, fits: bool) -> None:
     assert classes.glob(pattern, text) is fits
 
@@ -55,18 +86,37 @@ def test_glob(pattern: str, text: str, fits: bool) -> None:
 @given(st.text("ab*?", max_size=6), st.text("ab", max_size=8))
 def test_glob_is_that_of_the_shell(pattern: str, text: str) -> None:
     from fnmatch import fnmatchcase
+
     assert classes.glob(pattern, text) == fnmatchcase(text, pattern)
 
 
 # --- identity -------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize(("engine_name", "annotations", "known"), [
-    ("containerd", CONTAINERD, {"namespace", "pod", "container", "image"}), ("crio", CRIO, {"namespace", "pod", "container"}),
-    ("", {**CONTAINERD, **CRIO}, set()), ("docker", {**CONTAINERD, **CRIO}, set()), ("podman", {**CONTAINERD, **CRIO}, set()),
-    ("crio", CONTAINERD, set()), ("containerd", CRIO, set()), ("containerd", {key: value for key, value in CONTAINERD.items() if "type" not in key}, set()),
-    ("containerd", {**CONTAINERD, "io.kubernetes.cri.sandbox-namespace": 5}, {"pod", "container", "image"}),
-    ("crio", {**CRIO, "org.opencontainers.image.title": "x", "io.kubernetes.cri.image-name": "x", "io.kubernetes.cri-o.ImageName": "x"}, {"namespace", "pod", "container"}),
-])
+
+@pytest.mark.parametrize(
+    ("engine_name", "annotations", "known"),
+    [
+        ("containerd", CONTAINERD, {"namespace", "pod", "container", "image"}),
+        ("crio", CRIO, {"namespace", "pod", "container"}),
+        ("", {**CONTAINERD, **CRIO}, set()),
+        ("docker", {**CONTAINERD, **CRIO}, set()),
+        ("podman", {**CONTAINERD, **CRIO}, set()),
+        ("crio", CONTAINERD, set()),
+        ("containerd", CRIO, set()),
+        ("containerd", {key: value for key, value in CONTAINERD.items() if "type" not in key}, set()),
+        ("containerd", {**CONTAINERD, "io.kubernetes.cri.sandbox-namespace": 5}, {"pod", "container", "image"}),
+        (
+            "crio",
+            {
+                **CRIO,
+                "org.opencontainers.image.title": "x",
+                "io.kubernetes.cri.image-name": "x",
+                "io.kubernetes.cri-o.ImageName": "x",
+            },
+            {"namespace", "pod", "container"},
+        ),
+    ],
+)
 def test_identity(engine_name: str, annotations: dict[str, Any], known: set[str]) -> None:
     assert set(rules.identity(annotations, engine_name, {})) == known
     assert set(rules.identity(annotations, engine_name, KNOWN)) == known | {"handler", "user"}
@@ -89,20 +139,33 @@ deny = ["gpu.count"]
 
 
 def decided(engine_name: str, annotations: dict[str, Any]) -> dict[str, Any]:
-    return rules.applied(compiled((f'engine = "{engine_name}"' if engine_name else "") + RULES), annotations, called(engine_name))
+    return rules.applied(
+        compiled((f'engine = "{engine_name}"' if engine_name else "") + RULES), annotations, called(engine_name)
+    )
 
 
 @pytest.mark.parametrize(("engine_name", "annotations"), [("containerd", CONTAINERD), ("crio", CRIO)])
 def test_the_first_rule_replaces_keys_and_every_denial_stays(engine_name: str, annotations: dict[str, Any]) -> None:
     found = decided(engine_name, annotations)
-    assert (found["policy.by"], found["policy.allow"], found["policy.max-gpus"]) == ("rule 'team-a'", ["gpu", "env", "hostname"], 1)
+    assert (found["policy.by"], found["policy.allow"], found["policy.max-gpus"]) == (
+        "rule 'team-a'",
+        ["gpu", "env", "hostname"],
+        1,
+    )
     assert found["policy.kinds"] == compiled("")["policy.kinds"], "what a rule does not say stays"
     assert found["policy.denied-by"] == {"gpu.count": "rule 'later'"}
 
 
 FORGED: list[tuple[str, dict[str, Any]]] = [
-    ("crio", CONTAINERD), ("crio", {**CRIO, **CONTAINERD, "io.kubernetes.pod.namespace": "other"}), ("docker", CONTAINERD), ("docker", {**CONTAINERD, **CRIO}), ("podman", CRIO), ("", CONTAINERD), ("", CRIO),
-    ("containerd", CRIO), ("containerd", {**CONTAINERD, **CRIO, "io.kubernetes.cri.sandbox-namespace": "other"}),
+    ("crio", CONTAINERD),
+    ("crio", {**CRIO, **CONTAINERD, "io.kubernetes.pod.namespace": "other"}),
+    ("docker", CONTAINERD),
+    ("docker", {**CONTAINERD, **CRIO}),
+    ("podman", CRIO),
+    ("", CONTAINERD),
+    ("", CRIO),
+    ("containerd", CRIO),
+    ("containerd", {**CONTAINERD, **CRIO, "io.kubernetes.cri.sandbox-namespace": "other"}),
 ]
 
 
@@ -112,7 +175,9 @@ def test_a_forged_namespace_grants_nothing(engine_name: str, annotations: dict[s
     assert "policy.by" not in found and found["policy.allow"] == ["gpu"] and found["policy.max-gpus"] == 8
     namespaces = rules.identity(annotations, engine_name, {}).get("namespace")
     assert namespaces in (None, ("other",))
-    assert found["policy.deny"] == ([] if namespaces else ["gpu.count"]), "a rule whose match cannot be told still denies"
+    assert found["policy.deny"] == ([] if namespaces else ["gpu.count"]), (
+        "a rule whose match cannot be told still denies"
+    )
 
 
 def test_a_rule_that_is_for_others_says_nothing() -> None:
@@ -122,21 +187,37 @@ def test_a_rule_that_is_for_others_says_nothing() -> None:
     assert handler["policy.deny"] == [], "what is known rules it out"
 
 
-@pytest.mark.parametrize(("match", "yes"), [
-    ('handler = ["chandler"]', True), ('handler = ["runc"]', False), ('user = ["root"]', True), ('user = ["1000"]', False), ('image = ["registry.example/*"]', True), ('pod = ["pod"], container = ["side", "main"]', True),
-    ('pod = ["pod"], container = ["side"]', False),
-])
+@pytest.mark.parametrize(
+    ("match", "yes"),
+    [
+        ('handler = ["chandler"]', True),
+        ('handler = ["runc"]', False),
+        ('user = ["root"]', True),
+        ('user = ["1000"]', False),
+        ('image = ["registry.example/*"]', True),
+        ('pod = ["pod"], container = ["side", "main"]', True),
+        ('pod = ["pod"], container = ["side"]', False),
+    ],
+)
 def test_what_a_rule_may_ask_for(match: str, yes: bool) -> None:
     text = f'engine = "containerd"\n[[policy.rule]]\nname = "r"\nmatch = {{{match}}}\ntrust = "all"'
     assert (rules.applied(compiled(text), CONTAINERD, called("containerd"))["policy.trust"] == "all") is yes
 
 
-@pytest.mark.parametrize(("rule", "words"), [
-    ("match = {pod = ['x']}", "policy.rule number 1 has no name"), ("name = 'a'", "policy.rule 'a' has no match"), ("name = 'a'\nmatch = {}", "'a' has no match"),
-    ("name = 'a'\nmatch = {pod = 'x'}", "'a': match.pod = 'x' is wrong"), ("name = 'a'\nmatch = {label = ['x']}", "match.label"), ("name = 'a'\nmatch = {pod = ['x']}\nallows = []", "unknown key 'allows'"),
-    ("name = 'a'\nmatch = {pod = ['x']}\nallow = ['x']", "allow = ['x'] is wrong"), ("name = 'a'\nmatch = {pod = ['x']}\nrule = []", "unknown key 'rule'"),
-    ("name = 'a'\nmatch = {pod = ['x']}\nevict-unadjusted = true", "unknown key 'evict-unadjusted'"),
-])
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        ("match = {pod = ['x']}", "policy.rule number 1 has no name"),
+        ("name = 'a'", "policy.rule 'a' has no match"),
+        ("name = 'a'\nmatch = {}", "'a' has no match"),
+        ("name = 'a'\nmatch = {pod = 'x'}", "'a': match.pod = 'x' is wrong"),
+        ("name = 'a'\nmatch = {label = ['x']}", "match.label"),
+        ("name = 'a'\nmatch = {pod = ['x']}\nallows = []", "unknown key 'allows'"),
+        ("name = 'a'\nmatch = {pod = ['x']}\nallow = ['x']", "allow = ['x'] is wrong"),
+        ("name = 'a'\nmatch = {pod = ['x']}\nrule = []", "unknown key 'rule'"),
+        ("name = 'a'\nmatch = {pod = ['x']}\nevict-unadjusted = true", "unknown key 'evict-unadjusted'"),
+    ],
+)
 def test_wrong_rules_are_named(rule: str, words: str) -> None:
     with pytest.raises(ConfigError) as caught:
         compiled(f"[[policy.rule]]\n{rule}")
@@ -151,6 +232,7 @@ def test_rules_of_later_files_come_after() -> None:
 
 # --- the lists ------------------------------------------------------------------------------------------------
 
+
 @pytest.fixture
 def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
     made = Node(tmp_path, monkeypatch)
@@ -159,7 +241,14 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
     return made
 
 
-def at(node: Node, policy: str, document: Any, engine_name: str = "", more: str = "", annotations: dict[str, Any] | None = None) -> dict[str, Any] | None:
+def at(
+    node: Node,
+    policy: str,
+    document: Any,
+    engine_name: str = "",
+    more: str = "",
+    annotations: dict[str, Any] | None = None,
+) -> dict[str, Any] | None:
     text = f'engine = "{engine_name}"' if engine_name else ""
     node.configure(text, f"{more}\n[policy]\n{policy}".replace("@", str(node.directory)))
     asked = json.loads(json.dumps(document).replace("@", str(node.directory)))
@@ -174,28 +263,62 @@ NAMED = {"storage": [{"type": "named", "name": "data", "target": "/d"}]}
 VOLUMES = '[volumes]\ndata = "@/vol"'
 # document, what allows it, the same without its list (or None), words of the refusal then
 REACH: list[tuple[Any, str, str | None, str]] = [
-    (BIND, 'allow = ["bind"]\nbind-sources = ["@/data/team-a"]', 'allow = ["bind"]\nbind-sources = ["@/data/team"]', "bind-sources of [policy] has no prefix of "),
+    (
+        BIND,
+        'allow = ["bind"]\nbind-sources = ["@/data/team-a"]',
+        'allow = ["bind"]\nbind-sources = ["@/data/team"]',
+        "bind-sources of [policy] has no prefix of ",
+    ),
     (NAMED, 'allow = ["storage.named"]\nvolumes = ["da*"]', 'allow = ["storage"]', "volumes of [policy] has no data"),
     ({"storage": [{"type": "tmpfs", "target": "/t"}]}, 'allow = ["tmpfs"]', None, ""),
-    ({"devices": ["/dev/null"]}, 'allow = ["devices"]\ndevices = ["/dev/n*"]', 'allow = ["devices"]\ndevices = ["/dev/zero"]', "devices of [policy] has no /dev/null"),
-    ({"capabilities": ["CHOWN"]}, 'allow = ["capabilities"]\ncapabilities = ["chown"]', 'allow = ["capabilities"]\ncapabilities = ["kill"]', "capabilities of [policy] has no CAP_CHOWN"),
-    ({"cgroup_parent": "/team/x"}, 'allow = ["cgroup_parent"]\ncgroup-parents = ["/team"]', 'allow = ["cgroup_parent"]\ncgroup-parents = ["/te"]', "cgroup-parents of [policy] has no /team/x"),
-    ({"env": {"B": "$E:CHANDLER_TEST_VALUE"}}, 'host-variables = ["CHANDLER_*"]', 'allow = ["env"]', "host-variables of [policy] has no CHANDLER_TEST_VALUE"),
-    ({"hostname": "x"}, 'allow = ["hostname"]', None, ""), ({"command": {"args": ["x"]}}, 'allow = ["command"]', None, ""), ({"user": "5"}, 'allow = ["user"]', None, ""),
-    ({"extra_groups": [5]}, 'allow = ["extra_groups"]', None, ""), ({"sysctls": {"net.a": "1"}}, 'allow = ["sysctls"]', None, ""), ({"ulimits": {"core": 1}}, 'allow = ["ulimits"]', None, ""),
-    ({"host_network": True}, 'allow = ["host_network"]', None, ""), ({"privileged": True}, 'allow = ["privileged"]', None, ""),
+    (
+        {"devices": ["/dev/null"]},
+        'allow = ["devices"]\ndevices = ["/dev/n*"]',
+        'allow = ["devices"]\ndevices = ["/dev/zero"]',
+        "devices of [policy] has no /dev/null",
+    ),
+    (
+        {"capabilities": ["CHOWN"]},
+        'allow = ["capabilities"]\ncapabilities = ["chown"]',
+        'allow = ["capabilities"]\ncapabilities = ["kill"]',
+        "capabilities of [policy] has no CAP_CHOWN",
+    ),
+    (
+        {"cgroup_parent": "/team/x"},
+        'allow = ["cgroup_parent"]\ncgroup-parents = ["/team"]',
+        'allow = ["cgroup_parent"]\ncgroup-parents = ["/te"]',
+        "cgroup-parents of [policy] has no /team/x",
+    ),
+    (
+        {"env": {"B": "$E:CHANDLER_TEST_VALUE"}},
+        'host-variables = ["CHANDLER_*"]',
+        'allow = ["env"]',
+        "host-variables of [policy] has no CHANDLER_TEST_VALUE",
+    ),
+    ({"hostname": "x"}, 'allow = ["hostname"]', None, ""),
+    ({"command": {"args": ["x"]}}, 'allow = ["command"]', None, ""),
+    ({"user": "5"}, 'allow = ["user"]', None, ""),
+    ({"extra_groups": [5]}, 'allow = ["extra_groups"]', None, ""),
+    ({"sysctls": {"net.a": "1"}}, 'allow = ["sysctls"]', None, ""),
+    ({"ulimits": {"core": 1}}, 'allow = ["ulimits"]', None, ""),
+    ({"host_network": True}, 'allow = ["host_network"]', None, ""),
+    ({"privileged": True}, 'allow = ["privileged"]', None, ""),
 ]
 WORDS = {"env": "env.host"}
 
 
 @pytest.mark.parametrize(("document", "allowed", "without", "words"), REACH, ids=[str(row[0])[:40] for row in REACH])
-def test_reach(node: Node, monkeypatch: pytest.MonkeyPatch, document: Any, allowed: str, without: str | None, words: str) -> None:
+def test_reach(
+    node: Node, monkeypatch: pytest.MonkeyPatch, document: Any, allowed: str, without: str | None, words: str
+) -> None:
     monkeypatch.setitem(posix.environ, b"CHANDLER_TEST_VALUE", b"value-that-is-not-shown")
     assert at(node, allowed, document, more=VOLUMES) is not None
     assert at(node, 'trust = "all"', document, more=VOLUMES) is not None
     with pytest.raises(PolicyError) as caught:
         at(node, "", document, more=VOLUMES)
-    assert " is not allowed: allow of [policy] has no " in str(caught.value) or "host-variables" in str(caught.value), "denied by default"
+    assert " is not allowed: allow of [policy] has no " in str(caught.value) or "host-variables" in str(caught.value), (
+        "denied by default"
+    )
     if without is not None:
         with pytest.raises(PolicyError) as caught:
             at(node, without, document, more=VOLUMES)
@@ -207,7 +330,17 @@ def test_reach(node: Node, monkeypatch: pytest.MonkeyPatch, document: Any, allow
             at(node, f'{policy}\ndeny = ["{word}"]', document, more=VOLUMES)
 
 
-@pytest.mark.parametrize("document", [{"cap_drop": ["CAP_KILL"]}, {"read_only_root_fs": True}, {"privileged": False}, {"host_network": False}, {"resources": {"hugepages": {"2Mi": 1}}}, {"resources": {"oom_score_adj": 1}}])
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"cap_drop": ["CAP_KILL"]},
+        {"read_only_root_fs": True},
+        {"privileged": False},
+        {"host_network": False},
+        {"resources": {"hugepages": {"2Mi": 1}}},
+        {"resources": {"oom_score_adj": 1}},
+    ],
+)
 def test_what_tightens_needs_no_word(node: Node, document: Any) -> None:
     assert at(node, 'allow = ["resources"]', document) is not None
 
@@ -221,7 +354,11 @@ def test_the_kernels_files_stay(node: Node, target: str) -> None:
 def test_maxima(node: Node) -> None:
     policy = 'max-cpu = "1500m"\nmax-memory = "512Mi"'
     assert at(node, policy, {"resources": {"cpu": "1.5", "memory": "512Mi", "memory_swap": "512Mi"}})
-    for asked, words in (({"cpu": 2}, "resources.cpu = 2000m is above max-cpu of [policy], 1500m"), ({"memory": "513Mi"}, "max-memory"), ({"memory_swap": -1}, "resources.memory_swap = -1 is above max-memory")):
+    for asked, words in (
+        ({"cpu": 2}, "resources.cpu = 2000m is above max-cpu of [policy], 1500m"),
+        ({"memory": "513Mi"}, "max-memory"),
+        ({"memory_swap": -1}, "resources.memory_swap = -1 is above max-memory"),
+    ):
         with pytest.raises(PolicyError) as caught:
             at(node, policy, {"resources": asked})
         assert words in str(caught.value)
@@ -247,7 +384,11 @@ def test_bind_sources_that_lead_elsewhere(node: Node, kind: str) -> None:
         (base / "w").chmod(0o777)
         source = str(base / "w/x")
     with pytest.raises(ChandlerError) as caught:
-        at(node, f'allow = ["bind"]\nbind-sources = ["{base}"]', {"storage": [{"type": "bind", "source": source, "target": "/d"}]})
+        at(
+            node,
+            f'allow = ["bind"]\nbind-sources = ["{base}"]',
+            {"storage": [{"type": "bind", "source": source, "target": "/d"}]},
+        )
     assert "storage" in str(caught.value)
 
 
@@ -279,13 +420,28 @@ def test_secrets_of_a_scope(node: Node) -> None:
             at(node, ALLOWED, SECRET, engine_name, scoped, forged)
         assert VALUE not in str(caught.value)
     with pytest.raises(ChandlerError, match="is no name of a secret"):
-        at(node, ALLOWED, SECRET, "containerd", scoped, {**CONTAINERD, "io.kubernetes.cri.sandbox-namespace": "../team-a-1"})
+        at(
+            node,
+            ALLOWED,
+            SECRET,
+            "containerd",
+            scoped,
+            {**CONTAINERD, "io.kubernetes.cri.sandbox-namespace": "../team-a-1"},
+        )
 
 
-@pytest.mark.parametrize(("script", "words"), [
-    (f"echo {VALUE}", ""), (f"echo {VALUE}; exit 3", "ended with status 3"), (f"echo {VALUE} >&2; exit 1", "ended with status 1"), (f"printf '{VALUE}\\000'", "holds a NUL"), (f"printf '{VALUE}\\377'", "is not UTF-8"),
-    (f"echo {VALUE}; exec head -c 70000 /dev/zero", "has more than 65536 bytes"), ('test "$1" = token || exit 9; test -z "$HOME" || exit 8; echo ' + VALUE, ""),
-])
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        (f"echo {VALUE}", ""),
+        (f"echo {VALUE}; exit 3", "ended with status 3"),
+        (f"echo {VALUE} >&2; exit 1", "ended with status 1"),
+        (f"printf '{VALUE}\\000'", "holds a NUL"),
+        (f"printf '{VALUE}\\377'", "is not UTF-8"),
+        (f"echo {VALUE}; exec head -c 70000 /dev/zero", "has more than 65536 bytes"),
+        ('test "$1" = token || exit 9; test -z "$HOME" || exit 8; echo ' + VALUE, ""),
+    ],
+)
 def test_a_secret_from_a_command(node: Node, script: str, words: str) -> None:
     node.put("provider", f"#!/bin/sh\n{script}\n")
     (node.directory / "provider").chmod(0o755)
@@ -311,15 +467,25 @@ def test_a_provider_that_others_may_write(node: Node) -> None:
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
-def test_explain_shows_no_secret(node: Node, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], form: str) -> None:
+def test_explain_shows_no_secret(
+    node: Node, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], form: str
+) -> None:
     provided(node)
     monkeypatch.setitem(posix.environ, b"CHANDLER_TEST_VALUE", b"of-the-host")
     asked = {"env": {"TOKEN": "$S:token", "HOSTS": "$E:CHANDLER_TEST_VALUE", "PLAIN": "shown"}}
-    node.configure("", f'[secrets]\ndirectory = "{node.directory}/secrets"\n[policy]\nsecrets = ["*"]\nhost-variables = ["*"]')
+    node.configure(
+        "", f'[secrets]\ndirectory = "{node.directory}/secrets"\n[policy]\nsecrets = ["*"]\nhost-variables = ["*"]'
+    )
     node.put("bundle/config.json", json.dumps({**CONFIG, "annotations": service(asked)}))
     assert main(["explain", "--bundle", str(node.directory / "bundle"), "--format", form]) == 0
     shown = capsys.readouterr().out
-    assert VALUE not in shown and "of-the-host" not in shown and "TOKEN=***" in shown and "HOSTS=***" in shown and "PLAIN=shown" in shown
+    assert (
+        VALUE not in shown
+        and "of-the-host" not in shown
+        and "TOKEN=***" in shown
+        and "HOSTS=***" in shown
+        and "PLAIN=shown" in shown
+    )
     for directory, _, names in os.walk(node.directory / "state"):
         for name in names:
             assert VALUE.encode() not in (Path(directory) / name).read_bytes()
@@ -327,39 +493,110 @@ def test_explain_shows_no_secret(node: Node, monkeypatch: pytest.MonkeyPatch, ca
 
 # --- chandler policy check ------------------------------------------------------------------------------------
 
+
 def test_policy_check(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
     node.configure('engine = "containerd"', RULES)
-    node.put("bundle/config.json", json.dumps({**CONFIG, "annotations": {**CONTAINERD, **service({"user": "5", "env": {"A": "b"}})}}))
-    arguments = ["policy", "check", "--config", str(node.directory / "bundle/config.json"), "--handler", "chandler", "--engine", "containerd"]
+    node.put(
+        "bundle/config.json",
+        json.dumps({**CONFIG, "annotations": {**CONTAINERD, **service({"user": "5", "env": {"A": "b"}})}}),
+    )
+    arguments = [
+        "policy",
+        "check",
+        "--config",
+        str(node.directory / "bundle/config.json"),
+        "--handler",
+        "chandler",
+        "--engine",
+        "containerd",
+    ]
     assert main(arguments) == 1
     shown = capsys.readouterr().out
-    assert shown.startswith("engine      containerd (--engine says so); its identity annotations are believed; from an image comes: nothing\n")
-    assert "* rule 'team-a' matches: namespace team-a-1" in shown and "  rule 'later' matches: namespace team-a-1, handler chandler; it denies gpu.count" in shown
-    assert "decided by  rule 'team-a'" in shown and "asked for   user (dangerous)" in shown and "allow of rule 'team-a' has no 'user'" in shown
-    node.put("bundle/config.json", json.dumps({**CONFIG, "annotations": {**CRIO, **service({"resources": {"gpu": {}}})}}))
+    assert shown.startswith(
+        "engine      containerd (--engine says so); its identity annotations are believed; from an image comes: nothing\n"
+    )
+    assert (
+        "* rule 'team-a' matches: namespace team-a-1" in shown
+        and "  rule 'later' matches: namespace team-a-1, handler chandler; it denies gpu.count" in shown
+    )
+    assert (
+        "decided by  rule 'team-a'" in shown
+        and "asked for   user (dangerous)" in shown
+        and "allow of rule 'team-a' has no 'user'" in shown
+    )
+    node.put(
+        "bundle/config.json", json.dumps({**CONFIG, "annotations": {**CRIO, **service({"resources": {"gpu": {}}})}})
+    )
     assert main([*arguments, "--format", "json"]) == 1
     found = json.loads(capsys.readouterr().out)
-    assert found["by"] == "[policy]" and "namespace" in found["unknown"] and [rule["verdict"] for rule in found["rules"]] == ["cannot be told"] * 2
-    assert found["policy"]["deny"] == ["gpu.count"] and "a count of 1, the default) is refused by 'gpu.count' in deny of rule 'later'" in found["refusal"]
+    assert (
+        found["by"] == "[policy]"
+        and "namespace" in found["unknown"]
+        and [rule["verdict"] for rule in found["rules"]] == ["cannot be told"] * 2
+    )
+    assert (
+        found["policy"]["deny"] == ["gpu.count"]
+        and "a count of 1, the default) is refused by 'gpu.count' in deny of rule 'later'" in found["refusal"]
+    )
 
 
 # --- properties -----------------------------------------------------------------------------------------------
 
-documents = st.fixed_dictionaries({}, optional={
-    "env": st.dictionaries(st.sampled_from(["A", "B", "C"]), st.sampled_from(["", "x", "y=z"]), min_size=1),
-    "command": st.fixed_dictionaries({"args": st.lists(st.sampled_from(["a", "b"]), min_size=1)}), "capabilities": st.lists(st.sampled_from(["CHOWN", "cap_kill", "ALL"]), min_size=1),
-    "cap_drop": st.lists(st.sampled_from(["CHOWN", "KILL", "ALL"]), min_size=1), "privileged": st.booleans(), "host_network": st.booleans(), "hostname": st.sampled_from(["a", "b.c"]),
-    "user": st.sampled_from(["1", "0:0", "7:8"]), "ulimits": st.dictionaries(st.sampled_from(["core", "nofile"]), st.sampled_from([0, "1:2", -1]), min_size=1), "read_only_root_fs": st.booleans(),
-    "extra_groups": st.lists(st.integers(0, 5), min_size=1), "devices": st.just(["/dev/null"]), "storage": st.just([{"type": "tmpfs", "target": "/t", "size": "1Mi", "mode": "1777"}]),
-    "cgroup_parent": st.just("/team"), "resources": st.fixed_dictionaries({}, optional={"oom_score_adj": st.integers(-5, 5), "blkio_weight": st.integers(10, 1000), "cpu": st.sampled_from(["500m", 2]),
-                                                                                       "memory": st.sampled_from(["1Mi", 4096]), "hugepages": st.just({"2Mi": "4Mi"})}),
-})
+documents = st.fixed_dictionaries(
+    {},
+    optional={
+        "env": st.dictionaries(st.sampled_from(["A", "B", "C"]), st.sampled_from(["", "x", "y=z"]), min_size=1),
+        "command": st.fixed_dictionaries({"args": st.lists(st.sampled_from(["a", "b"]), min_size=1)}),
+        "capabilities": st.lists(st.sampled_from(["CHOWN", "cap_kill", "ALL"]), min_size=1),
+        "cap_drop": st.lists(st.sampled_from(["CHOWN", "KILL", "ALL"]), min_size=1),
+        "privileged": st.booleans(),
+        "host_network": st.booleans(),
+        "hostname": st.sampled_from(["a", "b.c"]),
+        "user": st.sampled_from(["1", "0:0", "7:8"]),
+        "ulimits": st.dictionaries(st.sampled_from(["core", "nofile"]), st.sampled_from([0, "1:2", -1]), min_size=1),
+        "read_only_root_fs": st.booleans(),
+        "extra_groups": st.lists(st.integers(0, 5), min_size=1),
+        "devices": st.just(["/dev/null"]),
+        "storage": st.just([{"type": "tmpfs", "target": "/t", "size": "1Mi", "mode": "1777"}]),
+        "cgroup_parent": st.just("/team"),
+        "resources": st.fixed_dictionaries(
+            {},
+            optional={
+                "oom_score_adj": st.integers(-5, 5),
+                "blkio_weight": st.integers(10, 1000),
+                "cpu": st.sampled_from(["500m", 2]),
+                "memory": st.sampled_from(["1Mi", 4096]),
+                "hugepages": st.just({"2Mi": "4Mi"}),
+            },
+        ),
+    },
+)
 # word: the places of config.json that it may touch
 PLACES = {
-    "env": {"process.env"}, "command": {"process.args", "process.cwd"}, "capabilities": {"process.capabilities"}, "cap_drop": {"process.capabilities"}, "hostname": {"hostname"}, "user": {"process.user"},
-    "extra_groups": {"process.user"}, "ulimits": {"process.rlimits"}, "read_only_root_fs": {"root"}, "devices": {"linux.devices", "linux.resources"}, "storage": {"mounts"}, "cgroup_parent": {"linux.cgroupsPath"},
-    "host_network": {"linux.namespaces", "linux.sysctl"}, "resources": {"linux.resources", "process.oomScoreAdj"},
-    "privileged": {"process.capabilities", "process.noNewPrivileges", "process.apparmorProfile", "linux.maskedPaths", "linux.readonlyPaths", "linux.seccomp", "linux.resources", "mounts"},
+    "env": {"process.env"},
+    "command": {"process.args", "process.cwd"},
+    "capabilities": {"process.capabilities"},
+    "cap_drop": {"process.capabilities"},
+    "hostname": {"hostname"},
+    "user": {"process.user"},
+    "extra_groups": {"process.user"},
+    "ulimits": {"process.rlimits"},
+    "read_only_root_fs": {"root"},
+    "devices": {"linux.devices", "linux.resources"},
+    "storage": {"mounts"},
+    "cgroup_parent": {"linux.cgroupsPath"},
+    "host_network": {"linux.namespaces", "linux.sysctl"},
+    "resources": {"linux.resources", "process.oomScoreAdj"},
+    "privileged": {
+        "process.capabilities",
+        "process.noNewPrivileges",
+        "process.apparmorProfile",
+        "linux.maskedPaths",
+        "linux.readonlyPaths",
+        "linux.seccomp",
+        "linux.resources",
+        "mounts",
+    },
 }
 TRUSTING = compiled('[policy]\ntrust = "all"')
 BASE: dict[str, Any] = copy.deepcopy(CONFIG)
@@ -419,22 +656,41 @@ def test_nothing_is_touched_but_what_is_asked_for(document: dict[str, Any]) -> N
 
 
 @easy
-@given(documents, st.lists(st.sampled_from(sorted(set(PLACES) - {"devices"})), max_size=6, unique=True), st.lists(st.sampled_from(sorted(PLACES)), max_size=3, unique=True))
-def test_denial_wins_and_only_what_is_allowed_is_touched(document: dict[str, Any], allow: list[str], deny: list[str]) -> None:
-    config = compiled(f'[policy]\nallow = {json.dumps(allow)}\ndeny = {json.dumps(deny)}\ncapabilities = ["ALL"]\ncgroup-parents = ["/team"]')
+@given(
+    documents,
+    st.lists(st.sampled_from(sorted(set(PLACES) - {"devices"})), max_size=6, unique=True),
+    st.lists(st.sampled_from(sorted(PLACES)), max_size=3, unique=True),
+)
+def test_denial_wins_and_only_what_is_allowed_is_touched(
+    document: dict[str, Any], allow: list[str], deny: list[str]
+) -> None:
+    config = compiled(
+        f'[policy]\nallow = {json.dumps(allow)}\ndeny = {json.dumps(deny)}\ncapabilities = ["ALL"]\ncgroup-parents = ["/team"]'
+    )
     after = planned(document, config)
     if after is None:
         return
     wish = parse.Request(schema.check(document), "a")
-    asked = {word.partition(".")[0] for word, _, _ in classes.asked(wish, BASE)} | {key for key in ("env", "resources") if document.get(key)}
+    asked = {word.partition(".")[0] for word, _, _ in classes.asked(wish, BASE)} | {
+        key for key in ("env", "resources") if document.get(key)
+    }
     assert not asked & set(deny)
     assert planned(document, {**TRUSTING, "policy.deny": deny}) is not None, "trust allows no less"
     assert touched(after) <= within((set(allow) | {"cap_drop", "read_only_root_fs", "ulimits"}) & document.keys())
 
 
 @easy
-@given(st.fixed_dictionaries({}, optional={"cap_drop": st.lists(st.sampled_from(["KILL", "CHOWN", "ALL"]), min_size=1), "read_only_root_fs": st.booleans(),
-                                           "ulimits": st.fixed_dictionaries({"core": st.integers(-1, 9)}), "resources": st.fixed_dictionaries({"oom_score_adj": st.integers(-9, 9)})}))
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "cap_drop": st.lists(st.sampled_from(["KILL", "CHOWN", "ALL"]), min_size=1),
+            "read_only_root_fs": st.booleans(),
+            "ulimits": st.fixed_dictionaries({"core": st.integers(-1, 9)}),
+            "resources": st.fixed_dictionaries({"oom_score_adj": st.integers(-9, 9)}),
+        },
+    )
+)
 def test_what_tightens_never_loosens(document: dict[str, Any]) -> None:
     after = planned(document, compiled(""))
     if after is None:

@@ -1,4 +1,5 @@
 """Bundles that `chandler bundle` builds, on real runtimes, read back from inside; and what it leaves behind: nothing."""
+
 from __future__ import annotations
 
 import contextlib
@@ -19,8 +20,10 @@ from lab.runtimes import Runtime
 Served = Callable[[Runtime], Installation]
 
 ONCE = ["runc", "crun", "youki"]
-SHOW = ("id; busybox hostname; pwd; env; cat /proc/self/status; cat /proc/self/limits; cat /proc/self/mountinfo; cat /proc/sys/net/core/somaxconn; "
-        "echo x >/no 2>/dev/null || echo read-only; echo y >/data/file && echo written; cat /proc/kcore | busybox wc -c")
+SHOW = (
+    "id; busybox hostname; pwd; env; cat /proc/self/status; cat /proc/self/limits; cat /proc/self/mountinfo; cat /proc/sys/net/core/somaxconn; "
+    "echo x >/no 2>/dev/null || echo read-only; echo y >/data/file && echo written; cat /proc/kcore | busybox wc -c"
+)
 
 
 class Ship:
@@ -41,11 +44,24 @@ class Ship:
         service.setdefault("cgroup_parent", f"/{bundle.GROUPS}ship")
         with open(self.file, "w", encoding="utf-8") as file:
             own = {key: value for key, value in service.items() if value is not None}
-            json.dump({"version": "v1", "deployment": "test", "services": {"web": {"image": {"name": "busybox"}, **own}}}, file)
+            json.dump(
+                {"version": "v1", "deployment": "test", "services": {"web": {"image": {"name": "busybox"}, **own}}},
+                file,
+            )
 
-    def command(self, action: str, *arguments: str, check: bool = True, env: dict[str, str] | None = None, timeout: int = 60) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run([*self.wrap, self.installation.program("chandler"), "bundle", action, *arguments], input="", capture_output=True, text=True,
-                              check=False, timeout=timeout, cwd=self.place, env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", **(env or {})})
+    def command(
+        self, action: str, *arguments: str, check: bool = True, env: dict[str, str] | None = None, timeout: int = 60
+    ) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [*self.wrap, self.installation.program("chandler"), "bundle", action, *arguments],
+            input="",
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=timeout,
+            cwd=self.place,
+            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", **(env or {})},
+        )
         assert not check or done.returncode == 0, done.stdout + done.stderr
         return done
 
@@ -65,9 +81,22 @@ def test_a_built_bundle_runs(ship: Ship, direct: Engine, runtime: Runtime) -> No
     os.mkdir(data)
     os.chown(data, 1234, 99)
     limits = {"resources": {"memory": "64Mi", "pids_limit": 50, "cpu": 0.5}} if runtime.limits else {}
-    ship.write(env={"A": "service", "HOST": "$E:CHANDLER_TEST"}, user="app", hostname="ship", ulimits={"nofile": 512}, cap_drop=["MKNOD"],
-               sysctls={"net.core.somaxconn": "77"}, read_only_root_fs=True, extra_groups=[55], command={"args": ["sh", "-c", SHOW], "workdir": "/tmp"},
-               storage=[{"type": "named", "name": "data", "target": "/data"}, {"type": "tmpfs", "target": "/scratch", "size": "1Mi", "mode": "750"}], **limits)
+    ship.write(
+        env={"A": "service", "HOST": "$E:CHANDLER_TEST"},
+        user="app",
+        hostname="ship",
+        ulimits={"nofile": 512},
+        cap_drop=["MKNOD"],
+        sysctls={"net.core.somaxconn": "77"},
+        read_only_root_fs=True,
+        extra_groups=[55],
+        command={"args": ["sh", "-c", SHOW], "workdir": "/tmp"},
+        storage=[
+            {"type": "named", "name": "data", "target": "/data"},
+            {"type": "tmpfs", "target": "/scratch", "size": "1Mi", "mode": "750"},
+        ],
+        **limits,
+    )
     for path in ("data", "scratch"):
         os.mkdir(os.path.join(ship.rootfs, path))
     made = ship.create("b", "--volume", f"data={data}", "--env", "B=caller", env={"CHANDLER_TEST": "from the host"})
@@ -118,7 +147,10 @@ def test_gpus_of_the_node(runtime: Runtime, direct: Engine, node: Node, place: s
     installation = Installation(os.path.join(place, "installed"))
     installation.configure([runtime.path], [node.cdi], '[gpu]\nallocator = "fixed"\n')
     ship = Ship(place, installation, runtime.wrap)
-    ship.write(resources={"gpu": {"count": 2}}, command={"args": ["sh", "-c", "ls /dev; for n in 0 1; do echo <>/dev/nvidia$n && echo opened; done; env"]})
+    ship.write(
+        resources={"gpu": {"count": 2}},
+        command={"args": ["sh", "-c", "ls /dev; for n in 0 1; do echo <>/dev/nvidia$n && echo opened; done; env"]},
+    )
     seen = direct.run(ship.create("b"), bundle.GROUPS + "c4").stdout.splitlines()
     assert {"nvidia0", "nvidia1", "nvidiactl"} <= set(seen) and "nvidia2" not in seen
     assert seen.count("opened") == 2 and "CUDA_VISIBLE_DEVICES=0,1" in seen
@@ -126,13 +158,29 @@ def test_gpus_of_the_node(runtime: Runtime, direct: Engine, node: Node, place: s
 
 # --- chandler bundle run ----------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("runtime", ["runc", "crun"], indirect=True)  # youki's own run may wait for ever, see lab.engine
+
+@pytest.mark.parametrize(
+    "runtime", ["runc", "crun"], indirect=True
+)  # youki's own run may wait for ever, see lab.engine
 @pytest.mark.parametrize("status", [0, 3])
 def test_run_builds_runs_and_removes(ship: Ship, status: int) -> None:
     ship.write(env={"A": "b"}, resources={"gpu": {"count": 1}})
     directory = os.path.join(ship.place, bundle.GROUPS + "run")
     root = os.path.join(ship.place, "root")
-    done = ship.command("run", "--spec", ship.file, "--rootfs", ship.rootfs, f"--runtime-arg=--root={root}", directory, "--args", "sh", "-c", f"echo $A; ls /dev; exit {status}", check=False)
+    done = ship.command(
+        "run",
+        "--spec",
+        ship.file,
+        "--rootfs",
+        ship.rootfs,
+        f"--runtime-arg=--root={root}",
+        directory,
+        "--args",
+        "sh",
+        "-c",
+        f"echo $A; ls /dev; exit {status}",
+        check=False,
+    )
     assert done.returncode == status, done.stderr
     assert done.stdout.splitlines()[0] == "b" and "nvidia0" in done.stdout
     assert not os.path.exists(directory) and os.listdir(root) == []
@@ -144,10 +192,18 @@ class Leased:
         self.installation.configure([runtime.path], [node.cdi], '[gpu]\nallocator = "leases"\n')
         self.installation.refresh()
         self.ship = Ship(place, self.installation, runtime.wrap)
-        self.engine = Engine([*runtime.wrap, self.installation.program()], os.path.join(place, "root"), hangs=runtime.kind == "youki")
+        self.engine = Engine(
+            [*runtime.wrap, self.installation.program()], os.path.join(place, "root"), hangs=runtime.kind == "youki"
+        )
 
     def leases(self) -> list[str]:
-        done = subprocess.run([self.installation.program("chandler"), "leases", "--format", "json"], check=True, stdin=subprocess.DEVNULL, capture_output=True, env={})
+        done = subprocess.run(
+            [self.installation.program("chandler"), "leases", "--format", "json"],
+            check=True,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            env={},
+        )
         return [lease["id"] for lease in json.loads(done.stdout)]
 
 
@@ -187,6 +243,7 @@ def test_with_leases_a_gpu_is_held_by_who_runs(leased: Leased, node: Node) -> No
 
 # --- the command -------------------------------------------------------------------------------------------------
 
+
 @pytest.fixture
 def plain(served: Served, place: str) -> Ship:
     runtime = runtimes.named("runc")
@@ -223,7 +280,11 @@ def test_write_config_is_for_a_bundle_with_a_root(plain: Ship) -> None:
     plain.command("write-config", "--spec", plain.file, directory)
     assert bundle.Bundle(directory).config["root"]["path"] == "rootfs"
     refused = plain.command("remove", directory, check=False)
-    assert refused.returncode == 1 and "holds rootfs" in refused.stderr and os.path.exists(os.path.join(directory, "rootfs/bin"))
+    assert (
+        refused.returncode == 1
+        and "holds rootfs" in refused.stderr
+        and os.path.exists(os.path.join(directory, "rootfs/bin"))
+    )
     plain.command("remove", "--all", directory)
     assert not os.path.exists(directory)
     plain.command("remove", directory)  # which is fine
@@ -232,22 +293,37 @@ def test_write_config_is_for_a_bundle_with_a_root(plain: Ship) -> None:
 def test_nothing_is_written_when_something_is_wrong(plain: Ship) -> None:
     plain.write(resources={"gpu": {"count": 99}})
     for action in ("create", "run"):
-        done = plain.command(action, "--spec", plain.file, "--rootfs", plain.rootfs, os.path.join(plain.place, "b"), check=False)
-        assert done.returncode == 1 and "resources.gpu asks for 99 devices" in done.stderr and len(done.stderr.splitlines()) == 1
+        done = plain.command(
+            action, "--spec", plain.file, "--rootfs", plain.rootfs, os.path.join(plain.place, "b"), check=False
+        )
+        assert (
+            done.returncode == 1
+            and "resources.gpu asks for 99 devices" in done.stderr
+            and len(done.stderr.splitlines()) == 1
+        )
         assert not os.path.exists(os.path.join(plain.place, "b"))
 
 
-@pytest.mark.parametrize(("arguments", "said"), [
-    (["create", "--spec", "F"], "no BUNDLE is named"), (["create", "--spec", "F", "--id", "a/b", "B"], "'a/b' is no container id"),
-    (["create", "--spec", "F", "--env", "A", "B"], "--env 'A' is no NAME=VALUE"), (["create", "--spec", "F", "--volume", "=x", "B"], "--volume '=x'"),
-    (["create", "--spec", "/no/such", "B"], "/no/such: No such file"), (["create", "--spec", "F", "--service", "x", "B"], "no service 'x'; it has web"),
-    (["create", "--spec", "F", "--image-config", "F", "--rootfs", "/no/such", "B"], "/no/such is not a directory"),
-    (["run", "--spec", "F", "B"], "run needs --rootfs"), (["run", "--spec", "F", "--rootfs", "/", "/tmp"], "/tmp is there already"),
-    (["remove", "/tmp"], "no bundle"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["create", "--spec", "F"], "no BUNDLE is named"),
+        (["create", "--spec", "F", "--id", "a/b", "B"], "'a/b' is no container id"),
+        (["create", "--spec", "F", "--env", "A", "B"], "--env 'A' is no NAME=VALUE"),
+        (["create", "--spec", "F", "--volume", "=x", "B"], "--volume '=x'"),
+        (["create", "--spec", "/no/such", "B"], "/no/such: No such file"),
+        (["create", "--spec", "F", "--service", "x", "B"], "no service 'x'; it has web"),
+        (["create", "--spec", "F", "--image-config", "F", "--rootfs", "/no/such", "B"], "/no/such is not a directory"),
+        (["run", "--spec", "F", "B"], "run needs --rootfs"),
+        (["run", "--spec", "F", "--rootfs", "/", "/tmp"], "/tmp is there already"),
+        (["remove", "/tmp"], "no bundle"),
+    ],
+)
 def test_what_is_wrong_with_a_command(plain: Ship, arguments: list[str], said: str) -> None:
     plain.write()
-    done = plain.command(*({"F": plain.file, "B": os.path.join(plain.place, "b")}.get(word, word) for word in arguments), check=False)
+    done = plain.command(
+        *({"F": plain.file, "B": os.path.join(plain.place, "b")}.get(word, word) for word in arguments), check=False
+    )
     assert done.returncode == 1 and said in done.stderr and not os.path.exists(os.path.join(plain.place, "b"))
 
 
@@ -264,7 +340,18 @@ def test_the_image_s_configuration(plain: Ship) -> None:
     plain.write()
     file = os.path.join(plain.place, "image.json")
     with open(file, "w", encoding="utf-8") as image:
-        json.dump({"config": {"Entrypoint": ["/bin/echo"], "Cmd": ["hello"], "Env": ["LANG=C"], "User": "app", "WorkingDir": "/tmp"}}, image)
+        json.dump(
+            {
+                "config": {
+                    "Entrypoint": ["/bin/echo"],
+                    "Cmd": ["hello"],
+                    "Env": ["LANG=C"],
+                    "User": "app",
+                    "WorkingDir": "/tmp",
+                }
+            },
+            image,
+        )
     found = plain.create("b", "--image-config", file).config["process"]
     assert found["args"] == ["/bin/echo", "hello"] and found["cwd"] == "/tmp" and "LANG=C" in found["env"]
     assert found["user"] == {"uid": 1234, "gid": 99, "additionalGids": [44]}
@@ -274,8 +361,23 @@ def test_the_image_s_configuration(plain: Ship) -> None:
 def test_a_signal_is_the_container_s(ship: Ship) -> None:
     ship.write(command={"args": ["sh", "-c", "trap 'exit 5' TERM; echo ready; while :; do sleep 1 & wait; done"]})
     directory = os.path.join(ship.place, bundle.GROUPS + "signal")
-    with subprocess.Popen([*ship.wrap, ship.installation.program("chandler"), "bundle", "run", "--spec", ship.file, "--rootfs", ship.rootfs, directory],
-                          stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}) as process:
+    with subprocess.Popen(
+        [
+            *ship.wrap,
+            ship.installation.program("chandler"),
+            "bundle",
+            "run",
+            "--spec",
+            ship.file,
+            "--rootfs",
+            ship.rootfs,
+            directory,
+        ],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
+    ) as process:
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
         process.terminate()
         assert process.wait(30) == 5
@@ -283,6 +385,7 @@ def test_a_signal_is_the_container_s(ship: Ship) -> None:
 
 
 # --- a builder in a container -----------------------------------------------------------------------------------
+
 
 @pytest.mark.skipif(cgroups.mode() == "legacy", reason="no control groups of version 2 here")
 def test_a_builder_in_a_container_makes_room_for_others(plain: Ship) -> None:
@@ -292,11 +395,15 @@ def test_a_builder_in_a_container_makes_room_for_others(plain: Ship) -> None:
     directory = os.path.join(plain.place, bundle.GROUPS + "inner")
     create = f"{plain.installation.program('chandler')} bundle create --spec {plain.file} --rootfs {plain.rootfs} {directory}"
     look = f"cat {directory}/config.json; find /sys/fs/cgroup -type d"
-    script = (f"mkdir {group} && echo $$ >{group}/cgroup.procs && exec unshare -C -m --propagation private sh -c '"
-              f"mount -t cgroup2 none /sys/fs/cgroup && {create} && {look} && echo --- && {create} && {look} && echo --- && "
-              f"{runtimes.named('runc').path} --root {plain.place}/root run --bundle {directory} {bundle.GROUPS}n1'")
+    script = (
+        f"mkdir {group} && echo $$ >{group}/cgroup.procs && exec unshare -C -m --propagation private sh -c '"
+        f"mount -t cgroup2 none /sys/fs/cgroup && {create} && {look} && echo --- && {create} && {look} && echo --- && "
+        f"{runtimes.named('runc').path} --root {plain.place}/root run --bundle {directory} {bundle.GROUPS}n1'"
+    )
     try:
-        done = subprocess.run(["sh", "-c", script], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=60)
+        done = subprocess.run(
+            ["sh", "-c", script], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=60
+        )
         assert done.returncode == 0, done.stderr
         first, second, ran = done.stdout.split("---\n")
         assert first == second
@@ -305,7 +412,9 @@ def test_a_builder_in_a_container_makes_room_for_others(plain: Ship) -> None:
         assert sorted(groups) == ["/sys/fs/cgroup", "/sys/fs/cgroup/containers", "/sys/fs/cgroup/init"]
         assert "0::/" in ran
     finally:
-        cgroups.remove({group, f"{group}/init", f"{group}/containers", f"{group}/containers/{os.path.basename(directory)}"})
+        cgroups.remove(
+            {group, f"{group}/init", f"{group}/containers", f"{group}/containers/{os.path.basename(directory)}"}
+        )
         assert not os.path.exists(group)
 
 
@@ -320,18 +429,26 @@ UID = 12345
 USER = ("setpriv", "--reuid", str(UID), "--regid", str(UID), "--clear-groups")
 
 
-@pytest.mark.parametrize("runtime", [found.label for found in runtimes.known() if found.kind != "youki" and found.limits], indirect=True)
+@pytest.mark.parametrize(
+    "runtime", [found.label for found in runtimes.known() if found.kind != "youki" and found.limits], indirect=True
+)
 def test_an_unprivileged_user_s_container(runtime: Runtime, served: Served, place: str) -> None:
     home = os.path.join(place, "home")
     os.mkdir(home)
     ship = Ship(home, served(runtime), (*runtime.wrap, *USER))
-    ship.write(env={"A": "b"}, cgroup_parent=None, command={"args": ["sh", "-c", "id; env; cat /proc/self/uid_map; cat /proc/self/mountinfo"]})
+    ship.write(
+        env={"A": "b"},
+        cgroup_parent=None,
+        command={"args": ["sh", "-c", "id; env; cat /proc/self/uid_map; cat /proc/self/mountinfo"]},
+    )
     for directory, _, names in os.walk(home):
         for path in (directory, *(os.path.join(directory, name) for name in names)):
             os.lchown(path, UID, UID)
     made = ship.create("b", env={"XDG_RUNTIME_DIR": home})
     options = ["--cgroup-manager", "disabled"] if runtime.kind == "crun" else []
-    engine = Engine([*runtime.wrap, *USER, runtime.path, *options], os.path.join(home, "root"), env={"USER": "lab", "HOME": home})
+    engine = Engine(
+        [*runtime.wrap, *USER, runtime.path, *options], os.path.join(home, "root"), env={"USER": "lab", "HOME": home}
+    )
     seen = engine.run(made, bundle.GROUPS + "u1").stdout
     assert "uid=0(root)" in seen and "A=b" in seen.splitlines()
     assert any(line.split() == ["0", str(UID), "1"] for line in seen.splitlines())
@@ -345,9 +462,20 @@ def test_an_unprivileged_user_runs_a_bundle(runtime: Runtime, served: Served, pl
     group = f"/{bundle.GROUPS}mine"
     if runtime.kind == "youki":
         ship.wrap = cgroups.HOST if cgroups.mode() == "unified" else cgroups.UNIFIED
-        subprocess.run([*ship.wrap, "sh", "-c", f"mkdir {cgroups.SYSFS}{group} && chown {UID}:{UID} {cgroups.SYSFS}{group} {cgroups.SYSFS}{group}/cgroup.*"], check=True)
-    ship.write(env={"A": "b"}, cgroup_parent=group if runtime.kind == "youki" else None,
-               command={"args": ["sh", "-c", "echo $A; id -u; cat /proc/self/uid_map"]})
+        subprocess.run(
+            [
+                *ship.wrap,
+                "sh",
+                "-c",
+                f"mkdir {cgroups.SYSFS}{group} && chown {UID}:{UID} {cgroups.SYSFS}{group} {cgroups.SYSFS}{group}/cgroup.*",
+            ],
+            check=True,
+        )
+    ship.write(
+        env={"A": "b"},
+        cgroup_parent=group if runtime.kind == "youki" else None,
+        command={"args": ["sh", "-c", "echo $A; id -u; cat /proc/self/uid_map"]},
+    )
     os.mkdir(os.path.join(place, "run"), 0o700)
     for directory, _, names in os.walk(place):
         for path in (directory, *(os.path.join(directory, name) for name in names)):
@@ -356,15 +484,26 @@ def test_an_unprivileged_user_runs_a_bundle(runtime: Runtime, served: Served, pl
     for attempt in range(3 if runtime.kind == "youki" else 1):  # see lab.engine
         directory = os.path.join(place, f"b{attempt}")  # one that is killed leaves its bundle
         with contextlib.suppress(subprocess.TimeoutExpired):
-            done = ship.command("run", "--spec", ship.file, "--rootfs", ship.rootfs, directory, check=False, timeout=20,
-                                env={"HOME": place, "XDG_RUNTIME_DIR": os.path.join(place, "run")})
+            done = ship.command(
+                "run",
+                "--spec",
+                ship.file,
+                "--rootfs",
+                ship.rootfs,
+                directory,
+                check=False,
+                timeout=20,
+                env={"HOME": place, "XDG_RUNTIME_DIR": os.path.join(place, "run")},
+            )
             break
     assert done.returncode == 0, done.stderr
     assert [line.split() for line in done.stdout.splitlines()] == [["b"], ["0"], ["0", str(UID), "1"]]
     assert not os.path.exists(directory)
 
 
-@pytest.mark.parametrize("runtime", [found.label for found in runtimes.known() if found.kind != "youki" and found.limits], indirect=True)
+@pytest.mark.parametrize(
+    "runtime", [found.label for found in runtimes.known() if found.kind != "youki" and found.limits], indirect=True
+)
 def test_ids_that_are_lent_to_a_user(runtime: Runtime, served: Served, place: str) -> None:
     """By name and by number, in two ranges, of which the container's user is in the second."""
     user = pwd.getpwuid(1)
@@ -382,9 +521,16 @@ def test_ids_that_are_lent_to_a_user(runtime: Runtime, served: Served, place: st
             os.lchown(path, 1, 1)
     made = ship.create("b", env={"XDG_RUNTIME_DIR": home})
     assert [(each["containerID"], each["hostID"], each["size"]) for each in made.config["linux"]["uidMappings"]] == [
-        (0, 1, 1), (1, 100000, 500), (501, 300000, 65536)]
+        (0, 1, 1),
+        (1, 100000, 500),
+        (501, 300000, 65536),
+    ]
     options = ["--cgroup-manager", "disabled"] if runtime.kind == "crun" else []
-    engine = Engine([*runtime.wrap, *borrow, *caller, runtime.path, *options], os.path.join(home, "root"), env={"USER": "lab", "HOME": home})
+    engine = Engine(
+        [*runtime.wrap, *borrow, *caller, runtime.path, *options],
+        os.path.join(home, "root"),
+        env={"USER": "lab", "HOME": home},
+    )
     seen = engine.run(made, bundle.GROUPS + "u2").stdout.splitlines()
     assert seen[0].startswith("uid=1000 gid=1001")
     assert [line.split() for line in seen[1:]] == [["0", "1", "1"], ["1", "100000", "500"], ["501", "300000", "65536"]]

@@ -1,4 +1,5 @@
 """What `chandler configure` writes, in the hands of real engines: containerd 1.7 and 2.1 through CRI, and podman."""
+
 from __future__ import annotations
 
 import contextlib
@@ -40,8 +41,19 @@ class Scene:
 
     def configure(self, *options: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         programs = os.path.dirname(self.containerd.release.binary("containerd"))
-        command = [self.installation.program("chandler"), "configure", "containerd", "--config", self.file, "--programs", programs, *options]
-        done = subprocess.run(command, check=False, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, env={})
+        command = [
+            self.installation.program("chandler"),
+            "configure",
+            "containerd",
+            "--config",
+            self.file,
+            "--programs",
+            programs,
+            *options,
+        ]
+        done = subprocess.run(
+            command, check=False, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, env={}
+        )
         assert not check or done.returncode == 0, done.stderr
         return done
 
@@ -55,8 +67,14 @@ class Scene:
 
     def dump(self) -> str:
         """The configuration as containerd understands it."""
-        return subprocess.run([self.containerd.release.binary("containerd"), "--config", self.file, "config", "dump"], check=True,
-                              stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60).stdout
+        return subprocess.run(
+            [self.containerd.release.binary("containerd"), "--config", self.file, "config", "dump"],
+            check=True,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        ).stdout
 
     def close(self) -> None:
         self.cri.__exit__()
@@ -95,6 +113,7 @@ def opened(cri: CRI, container: str) -> list[int]:
 def runtimes(dump: str) -> Mapping[str, Any]:
     from shim.configure import tomledit
     from shim.configure.containerd import CRI as PLUGIN
+
     document = tomledit.parse(dump)
     found: dict[str, Any] = document["plugins"][PLUGIN[document["version"]]]["containerd"]["runtimes"]
     return found
@@ -107,7 +126,11 @@ def test_containerd_understands_it(scene: Scene) -> None:
     own = found["runc"]["options"]
     for name, program in (("chandler", "chandler-runtime"), ("chandler-runc", "chandler-runc")):
         options = found[name]["options"]
-        assert options["BinaryName"] == scene.installation.program(program) and options["Root"] == own["Root"] and own["Root"]
+        assert (
+            options["BinaryName"] == scene.installation.program(program)
+            and options["Root"] == own["Root"]
+            and own["Root"]
+        )
         assert options["SystemdCgroup"] == own["SystemdCgroup"]
         assert found[name]["pod_annotations"] == found[name]["container_annotations"] == ["chandler.oci/*"]
     assert own["BinaryName"] == "/usr/sbin/runc"
@@ -119,7 +142,11 @@ def test_containerd_understands_it(scene: Scene) -> None:
 
 def two(cri: CRI, name: str, more: Mapping[str, str] | None = None) -> tuple[Pod, str, str]:
     """A pod of two containers, each with a request of its own, under the handler."""
-    pod = cri.pod(name, {**ask("first", resources=gpus(1), env={"WHO": "first"}), **ask("second", resources=gpus(2)), **(more or {})}, "chandler")
+    pod = cri.pod(
+        name,
+        {**ask("first", resources=gpus(1), env={"WHO": "first"}), **ask("second", resources=gpus(2)), **(more or {})},
+        "chandler",
+    )
     return pod, cri.run(pod, "first"), cri.run(pod, "second")
 
 
@@ -144,15 +171,21 @@ def test_its_life(scene: Scene, cri: CRI) -> None:
     assert cgroups.limit("memory", "memory.limit_in_bytes", "memory.max", cri.info(first)["pid"]) == 48 << 20
     assert opened(cri, first) == [0]
     other = scene.node.gpus[3]
-    assert "not permitted" in cri.exec(first, "sh", "-c", f"mknod /tmp/g c {other.major} {other.minor} && exec 3</tmp/g").err
+    assert (
+        "not permitted"
+        in cri.exec(first, "sh", "-c", f"mknod /tmp/g c {other.major} {other.minor} && exec 3</tmp/g").err
+    )
     cri.remove(first)
     cri.end(pod)
     _, first, second = two(cri, "next")  # what they held is free again
     assert opened(cri, first) + opened(cri, second) == [0, 1, 2]
 
 
-REFUSED = {"more than the node has": (ask(resources=gpus(9)), "this node has 8"), "an unknown key": (ask(gpus=1), "unknown key 'gpus'"),
-           "what the policy denies": (ask(privileged=True), "privileged is not allowed")}
+REFUSED = {
+    "more than the node has": (ask(resources=gpus(9)), "this node has 8"),
+    "an unknown key": (ask(gpus=1), "unknown key 'gpus'"),
+    "what the policy denies": (ask(privileged=True), "privileged is not allowed"),
+}
 
 
 def test_a_refusal_as_the_kubelet_sees_it(scene: Scene, cri: CRI) -> None:
@@ -196,11 +229,18 @@ def test_verify_where_a_kubelet_ends_pods_that_it_does_not_know(scene: Scene) ->
         with CRI(scene.containerd.socket) as own:
             while not done.is_set() and len(ended) < 2:
                 for sandbox in own.runtime.ListPodSandbox(_list()).items:
-                    inside = own.runtime.ListContainers(pb.ListContainersRequest(filter=pb.ContainerFilter(pod_sandbox_id=sandbox.id))).containers
-                    if sandbox.metadata.namespace == "chandler-verify" and sandbox.id not in ended and (inside or not ended):
+                    inside = own.runtime.ListContainers(
+                        pb.ListContainersRequest(filter=pb.ContainerFilter(pod_sandbox_id=sandbox.id))
+                    ).containers
+                    if (
+                        sandbox.metadata.namespace == "chandler-verify"
+                        and sandbox.id not in ended
+                        and (inside or not ended)
+                    ):
                         ended.append(sandbox.id)
                         with contextlib.suppress(Refused):
                             own.runtime.StopPodSandbox(pb.StopPodSandboxRequest(pod_sandbox_id=sandbox.id))
+
     thread = threading.Thread(target=kubelet)
     thread.start()
     try:
@@ -245,6 +285,7 @@ def test_removed_under_running_pods(scene: Scene, cri: CRI) -> None:
 
 # --- docker and podman: --verify, before and after, and nothing left ------------------------------------------------------
 
+
 @pytest.fixture
 def installed(place: str) -> Installation:
     made = Installation(os.path.join(place, "installed"))
@@ -263,10 +304,27 @@ def test_docker_verifies(release: Any, installed: Installation, place: str) -> N
     docker = Docker(release, os.path.join(place, "docker"))
     with open(docker.config, "w", encoding="utf-8") as file:
         file.write('{"live-restore": false}')
-    options = ["docker", "--config", docker.config, "--programs", release.binary("bin"), "--address", f"{docker.directory}/d.sock"]
+    options = [
+        "docker",
+        "--config",
+        docker.config,
+        "--programs",
+        release.binary("bin"),
+        "--address",
+        f"{docker.directory}/d.sock",
+    ]
 
     def configure(*more: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(command(installed, *options, *more), check=False, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, env={"HOME": place})
+        return subprocess.run(
+            command(installed, *options, *more),
+            check=False,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            env={"HOME": place},
+        )
+
     assert configure("--default").returncode == 0
     docker.start()
     try:
@@ -295,21 +353,34 @@ def test_podman_verifies(installed: Installation, place: str) -> None:
 
 
 def _podman(installed: Installation, place: str, etc: str, short: str) -> None:
-    for name, text in {"policy.json": '{"default": [{"type": "insecureAcceptAnything"}]}',
-                       "storage.conf": f'[storage]\ndriver = "vfs"\ngraphroot = "{place}/graph"\nrunroot = "{short}/run"\n',
-                       "containers.conf": '[containers]\ndefault_ulimits = ["nofile=512:512", "nproc=512:512"]\n[engine]\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\n'}.items():
+    for name, text in {
+        "policy.json": '{"default": [{"type": "insecureAcceptAnything"}]}',
+        "storage.conf": f'[storage]\ndriver = "vfs"\ngraphroot = "{place}/graph"\nrunroot = "{short}/run"\n',
+        "containers.conf": '[containers]\ndefault_ulimits = ["nofile=512:512", "nproc=512:512"]\n[engine]\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\n',
+    }.items():
         with open(os.path.join(etc, name), "w", encoding="utf-8") as file:
             file.write(text)
     verify, remove = (" ".join(command(installed, "podman", option)) for option in ("--verify", "--remove"))
     # A request that is refused reaches the person in our own words, by the log that podman now asks for.
     asking = "podman run --rm --runtime chandler --network none --annotation chandler.oci/gpus=1 --rootfs / /bin/true"
-    script = f"mount --bind {etc} /etc/containers && mount --make-rshared / && {verify} && podman info --format '{{{{.Host.OCIRuntime.Name}}}}'; {asking} 2>&1; " \
-             f"{verify} --default && podman info --format '{{{{.Host.OCIRuntime.Name}}}}'; podman ps --all --quiet; {remove}"
-    done = subprocess.run(["unshare", "--mount", "--propagation", "private", "sh", "-c", script], check=False, stdin=subprocess.DEVNULL, capture_output=True,
-                          text=True, timeout=120, env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": place})
+    script = (
+        f"mount --bind {etc} /etc/containers && mount --make-rshared / && {verify} && podman info --format '{{{{.Host.OCIRuntime.Name}}}}'; {asking} 2>&1; "
+        f"{verify} --default && podman info --format '{{{{.Host.OCIRuntime.Name}}}}'; podman ps --all --quiet; {remove}"
+    )
+    done = subprocess.run(
+        ["unshare", "--mount", "--propagation", "private", "sh", "-c", script],
+        check=False,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": place},
+    )
     assert done.stdout.count("got what it asked for") == 2, done.stdout + done.stderr
     assert "unknown key 'gpus'" in done.stdout and "\nchandler\n" in done.stdout
-    assert sorted(os.listdir(etc)) == ["containers.conf", "policy.json", "storage.conf"] and not os.listdir(os.path.join(installed.etc, "config.d"))
+    assert sorted(os.listdir(etc)) == ["containers.conf", "policy.json", "storage.conf"] and not os.listdir(
+        os.path.join(installed.etc, "config.d")
+    )
     cgroups.end(place)
 
 
@@ -320,8 +391,16 @@ def test_podman_of_a_user(installed: Installation, place: str) -> None:
     os.chown(home, 1, 1)
 
     def configure(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(["setpriv", "--reuid=1", "--regid=1", "--clear-groups", *command(installed, *arguments)], check=False, stdin=subprocess.DEVNULL,
-                              capture_output=True, text=True, timeout=60, env={"HOME": home, "PATH": "/usr/bin:/bin"})
+        return subprocess.run(
+            ["setpriv", "--reuid=1", "--regid=1", "--clear-groups", *command(installed, *arguments)],
+            check=False,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env={"HOME": home, "PATH": "/usr/bin:/bin"},
+        )
+
     done = configure("podman", "--default")
     assert done.returncode == 0, done.stderr
     written = os.path.join(home, ".config/containers/containers.conf.d/99-chandler.conf")

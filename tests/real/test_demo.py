@@ -1,4 +1,5 @@
 """README's first command."""
+
 from __future__ import annotations
 
 import os
@@ -10,13 +11,24 @@ from lab import REPOSITORY
 def test_the_demo_shows_only_what_is_true(lab: str) -> None:
     """`lab` for its conditions: the demo, too, is root's."""
     before = kept()
-    done = subprocess.run([os.path.join(REPOSITORY, "packaging/demo")], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
-                          timeout=120, env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"})
+    done = subprocess.run(
+        [os.path.join(REPOSITORY, "packaging/demo")],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Operation not permitted" in done.stdout and "All of it was checked and is true." in done.stdout
     assert kept() == before, "it left something behind"
 
 
 def kept() -> set[str]:
-    return {os.path.join(directory, name) for directory in ("/var/lib", "/run/chandler", "/run/chandler/inventory") if os.path.isdir(directory)
-            for name in os.listdir(directory)}
+    return {
+        os.path.join(directory, name)
+        for directory in ("/var/lib", "/run/chandler", "/run/chandler/inventory")
+        if os.path.isdir(directory)
+        for name in os.listdir(directory)
+    }

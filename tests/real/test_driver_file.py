@@ -1,4 +1,5 @@
 """A CDI file as long as a real driver's, all of it in real containers: 60 mounts, 17 nodes, 5 hooks, 8 GPUs."""
+
 from __future__ import annotations
 
 import os
@@ -26,7 +27,9 @@ def test_all_of_it_is_in_the_container(runtime: runtimes.Runtime, node: Node, pl
         file.write(driver(node))
     installation = Installation(os.path.join(place, "installed"))
     installation.configure([runtime.path], [cdi])
-    made = bundle.make(os.path.join(place, "b"), ["sh", "-c", LOOK], bundle.request(resources={"gpu": {"count": len(node.gpus)}}))
+    made = bundle.make(
+        os.path.join(place, "b"), ["sh", "-c", LOOK], bundle.request(resources={"gpu": {"count": len(node.gpus)}})
+    )
     before = made.config
     engine = Engine([*runtime.wrap, installation.program()], os.path.join(place, "root"))
     try:

@@ -1,4 +1,5 @@
 """Updates in which an engine hands over a container's whole resources as it knows them, without the devices that we gave."""
+
 from __future__ import annotations
 
 import json
@@ -10,7 +11,10 @@ from lab.engine import Engine
 from lab.node import Node
 
 # What containerd and podman send: all that is allowed by default, and the new limit.
-DEFAULTS = [{"allow": False, "access": "rwm"}, *({"allow": True, "type": "c", "major": 1, "minor": minor, "access": "rwm"} for minor in (3, 5, 7, 8, 9))]
+DEFAULTS = [
+    {"allow": False, "access": "rwm"},
+    *({"allow": True, "type": "c", "major": 1, "minor": minor, "access": "rwm"} for minor in (3, 5, 7, 8, 9)),
+]
 
 
 @pytest.mark.parametrize("way", ["input", "file"])
@@ -20,7 +24,11 @@ def test_a_gpu_stays_open(runtime: runtimes.Runtime, chandler: Engine, node: Nod
     chandler.create(made, name)
     chandler.call("start", name)
     other = node.gpus[1]
-    command = ["sh", "-c", f"(exec 3</dev/nvidia0) && echo open; test -e /other || mknod /other c {other.major} {other.minor}; (exec 3</other) || echo shut"]
+    command = [
+        "sh",
+        "-c",
+        f"(exec 3</dev/nvidia0) && echo open; test -e /other || mknod /other c {other.major} {other.minor}; (exec 3</other) || echo shut",
+    ]
     assert chandler.exec(name, *command).stdout == "open\nshut\n"
     for limit in (64 << 20, 128 << 20):  # the second one follows the first one's rules
         data = json.dumps({"devices": DEFAULTS, **({"memory": {"limit": limit}} if runtime.limits else {})})

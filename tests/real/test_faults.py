@@ -1,4 +1,5 @@
 """Creates on damaged bundles and full disks, and creates that are killed: config.json is whole, old or new, and nobody waits."""
+
 from __future__ import annotations
 
 import contextlib
@@ -60,7 +61,12 @@ class Bench:
 
     # The engine's text and the digest of ours stay, by design; nothing else does.
     def leftovers(self) -> set[str]:
-        return set(os.listdir(self.bundle.directory)) - {"config.json", "config.json.chandler-original", "config.json.chandler-edited", "rootfs"}
+        return set(os.listdir(self.bundle.directory)) - {
+            "config.json",
+            "config.json.chandler-original",
+            "config.json.chandler-edited",
+            "rootfs",
+        }
 
 
 @pytest.fixture
@@ -104,8 +110,16 @@ def test_a_full_disk(bench: Bench) -> None:
         subprocess.run(["umount", small], check=True)
 
 
-@pytest.mark.parametrize("text", [b"", b"not JSON chandler.oci/service", b'{"annotations": {"chandler.oci/service": "{}"}', b"\xff\xfechandler.oci/"],
-                         ids=["empty", "not JSON", "cut off", "not UTF-8"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"not JSON chandler.oci/service",
+        b'{"annotations": {"chandler.oci/service": "{}"}',
+        b"\xff\xfechandler.oci/",
+    ],
+    ids=["empty", "not JSON", "cut off", "not UTF-8"],
+)
 def test_a_config_that_is_no_json(bench: Bench, text: bytes) -> None:
     """Without a request it is the runtime's to judge; where one may be in it, nothing starts."""
     with open(bench.bundle.path, "wb") as file:
@@ -238,8 +252,13 @@ def test_killed_at_any_moment(bench: Bench) -> None:
                 os.unlink(os.path.join(bench.bundle.directory, name))
         with open(bench.bundle.path, "wb") as file:
             file.write(old)
-        process = subprocess.Popen(bench.engine.argv("create", "--bundle", bench.bundle.directory, "c1"), env=bench.engine.env,
-                                   stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            bench.engine.argv("create", "--bundle", bench.bundle.directory, "c1"),
+            env=bench.engine.env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         time.sleep(chance.uniform(0, whole))
         process.send_signal(signal.SIGKILL)
         process.wait()

@@ -1,4 +1,5 @@
 """The lab itself, on the plain runtimes: what it says of a host must hold before it can prove anything about Chandler."""
+
 from __future__ import annotations
 
 import os
@@ -15,10 +16,20 @@ PROBE = 'for d in "$@"; do if (: < $d) 2>/dev/null; then echo "$d opens"; else (
 def granted(node: Node, made: bundle.Bundle, *indexes: int) -> None:
     """Put GPUs of the node into a bundle by hand."""
     config = made.config
-    config["linux"]["devices"] = [{"path": node.gpus[n].inside, "type": "c", "major": node.gpus[n].major, "minor": node.gpus[n].minor,
-                                   "fileMode": 0o666} for n in indexes]
-    config["linux"]["resources"]["devices"] += [{"allow": True, "type": "c", "major": node.gpus[n].major, "minor": node.gpus[n].minor,
-                                                 "access": "rw"} for n in indexes]
+    config["linux"]["devices"] = [
+        {
+            "path": node.gpus[n].inside,
+            "type": "c",
+            "major": node.gpus[n].major,
+            "minor": node.gpus[n].minor,
+            "fileMode": 0o666,
+        }
+        for n in indexes
+    ]
+    config["linux"]["resources"]["devices"] += [
+        {"allow": True, "type": "c", "major": node.gpus[n].major, "minor": node.gpus[n].minor, "access": "rw"}
+        for n in indexes
+    ]
     made.config = config
 
 

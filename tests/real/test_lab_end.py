@@ -1,4 +1,5 @@
 """What ends a test's containers must end nothing else: it kills by what it reads of other processes."""
+
 from __future__ import annotations
 
 import os
@@ -15,7 +16,9 @@ def test_a_mount_that_a_killed_runtime_left_is_no_sign_of_a_container(place: str
     left = os.path.join(place, "runc.left")
     Path(left).touch()
     subprocess.run(["mount", "--bind", "/bin/true", left], check=True)
-    before = subprocess.Popen([*cgroups.LEGACY, "sleep", "600"])  # sees the same from a namespace of its own, as a runtime does
+    before = subprocess.Popen(
+        [*cgroups.LEGACY, "sleep", "600"]
+    )  # sees the same from a namespace of its own, as a runtime does
     try:
         assert not cgroups.inside(place)
         cgroups.end(place)
@@ -28,7 +31,9 @@ def test_a_mount_that_a_killed_runtime_left_is_no_sign_of_a_container(place: str
 def test_a_process_whose_root_lies_there_is_ended(place: str) -> None:
     shutil.copy(bundle.BUSYBOX, place)
     change = f"mount --bind {place} {place} && exec chroot {place} /busybox sh -c 'echo in; exec /busybox sleep 600'"
-    process = subprocess.Popen(["unshare", "-m", "--propagation", "private", "sh", "-c", change], stdout=subprocess.PIPE)
+    process = subprocess.Popen(
+        ["unshare", "-m", "--propagation", "private", "sh", "-c", change], stdout=subprocess.PIPE
+    )
     try:
         assert process.stdout is not None and process.stdout.readline() == b"in\n"
         assert cgroups.inside(place) == [process.pid]

@@ -1,4 +1,5 @@
 """Exclusive GPUs on real runtimes: one holder each, given back by the poststop hook, found again where that was lost."""
+
 from __future__ import annotations
 
 import json
@@ -26,15 +27,24 @@ class Leased:
         self.installation = Installation(os.path.join(place, "installed"))
         self.installation.configure([runtime.path], [node.cdi], '[gpu]\nallocator = "leases"\n')
         self.installation.refresh()
-        self.engine = Engine([*runtime.wrap, self.installation.program()], os.path.join(place, "root"), hangs=runtime.kind == "youki")
+        self.engine = Engine(
+            [*runtime.wrap, self.installation.program()], os.path.join(place, "root"), hangs=runtime.kind == "youki"
+        )
 
     def bundle(self, name: str, count: int = 1, **more: Any) -> bundle.Bundle:
-        return bundle.make(os.path.join(self.place, name), ["sleep", "60"], bundle.request(resources={"gpu": {"count": count, **more}}))
+        return bundle.make(
+            os.path.join(self.place, name), ["sleep", "60"], bundle.request(resources={"gpu": {"count": count, **more}})
+        )
 
     def leases(self) -> dict[str, list[str]]:
         """Container to devices."""
-        done = subprocess.run([self.installation.program("chandler"), "leases", "--format", "json"], check=True, stdin=subprocess.DEVNULL,
-                              capture_output=True, env={})
+        done = subprocess.run(
+            [self.installation.program("chandler"), "leases", "--format", "json"],
+            check=True,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            env={},
+        )
         return {lease["id"]: lease["names"] for lease in json.loads(done.stdout)}
 
 
@@ -80,7 +90,9 @@ def test_a_lost_hook_is_found_out_when_gpus_are_short(leased: Leased, node: Node
     hook = leased.installation.program("chandler-hook")
     os.rename(hook, hook + ".away")
     with open(hook, "w", encoding="ascii") as file:
-        file.write("#!/bin/sh\nexec /bin/cat >/dev/null\n")  # one that ends before it does its work; youki wants one at all
+        file.write(
+            "#!/bin/sh\nexec /bin/cat >/dev/null\n"
+        )  # one that ends before it does its work; youki wants one at all
     os.chmod(hook, 0o755)
     engine.delete("c1", "--force")
     os.rename(hook + ".away", hook)
@@ -108,26 +120,45 @@ def test_a_failed_create_keeps_nothing(leased: Leased, node: Node) -> None:
 def test_churn_with_kills(leased: Leased, node: Node) -> None:
     """Creates and deletes in parallel; wrapper, runtime and hooks killed anywhere, ids used again at once, and hooks that come
     after the next container of the name: never two holders of one GPU, and at the end no lease lost or left."""
-    churn = Churn(leased.engine, leased.installation, leased.installation.state + "/leases", node, leased.place,
-                  lambda rng: {"count": rng.choice((1, 1, 1, 2))}, seed=SEED)
+    churn = Churn(
+        leased.engine,
+        leased.installation,
+        leased.installation.state + "/leases",
+        node,
+        leased.place,
+        lambda rng: {"count": rng.choice((1, 1, 1, 2))},
+        seed=SEED,
+    )
     churn.spoil_hooks()
     churn.run(COUNT)
     assert churn.wrong == []
     print(f"{churn.created} containers of {COUNT} creates, processes seen {churn.seen} times")
     assert churn.created > 20 and churn.seen > 50, "the kills, or other containers, came too early to prove anything"
-    subprocess.run([leased.installation.program("chandler"), "leases", "release", "--stale"], check=True, env={}, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [leased.installation.program("chandler"), "leases", "release", "--stale"],
+        check=True,
+        env={},
+        stdout=subprocess.DEVNULL,
+    )
     assert leased.leases() == {}
     leased.engine.create(leased.bundle("last", len(node.gpus)), "last")
 
 
 @pytest.mark.parametrize("runtime", ONCE, indirect=True)
-def test_gpus_of_the_engine_s_are_seen_and_not_given_again(leased: Leased, runtime: runtimes.Runtime, node: Node) -> None:
+def test_gpus_of_the_engine_s_are_seen_and_not_given_again(
+    leased: Leased, runtime: runtimes.Runtime, node: Node
+) -> None:
     """A container that got a GPU as docker's --device or a device plugin gives one: Chandler does not add to it, and `chandler
     ps` shows it beside those that have leases."""
+
     def give(made: bundle.Bundle) -> bundle.Bundle:
         config, gpu = made.config, node.gpus[7]
-        config["linux"]["devices"] = [{"path": gpu.inside, "type": "c", "major": gpu.major, "minor": gpu.minor, "fileMode": 0o666}]
-        config["linux"]["resources"]["devices"].append({"allow": True, "type": "c", "major": gpu.major, "minor": gpu.minor, "access": "rwm"})
+        config["linux"]["devices"] = [
+            {"path": gpu.inside, "type": "c", "major": gpu.major, "minor": gpu.minor, "fileMode": 0o666}
+        ]
+        config["linux"]["resources"]["devices"].append(
+            {"allow": True, "type": "c", "major": gpu.major, "minor": gpu.minor, "access": "rwm"}
+        )
         made.config = config
         return made
 
@@ -140,8 +171,13 @@ def test_gpus_of_the_engine_s_are_seen_and_not_given_again(leased: Leased, runti
     leased.engine.create(bundle.make(os.path.join(leased.place, "b3"), ["sleep", "60"]), "without")
     for name in ("theirs", "ours", "without"):
         leased.engine.call("start", name)
-    done = subprocess.run([leased.installation.program("chandler"), "ps", "--format", "json"], check=True, stdin=subprocess.DEVNULL,
-                          capture_output=True, env={})
+    done = subprocess.run(
+        [leased.installation.program("chandler"), "ps", "--format", "json"],
+        check=True,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        env={},
+    )
     answer = json.loads(done.stdout)
     if any("psutil" in note for note in answer["notes"]):
         pytest.skip("not installed: psutil")
@@ -169,14 +205,19 @@ def test_neighbours_by_the_host_s_sysfs(runtime: runtimes.Runtime, node: Node, p
     assert text.count("topology.Host(Tree()") == 1
     with open(compiler, "w", encoding="utf-8") as file:  # the installed copy has another root for its looks at /sys
         file.write(text.replace("topology.Host(Tree()", f"topology.Host(Tree({place + '/host'!r})"))
-    subprocess.run([PYTHON, "-I", "-m", "compileall", "-q", "-f", "--invalidation-mode", "unchecked-hash", compiler], check=True)
+    subprocess.run(
+        [PYTHON, "-I", "-m", "compileall", "-q", "-f", "--invalidation-mode", "unchecked-hash", compiler], check=True
+    )
     installation.configure([runtime.path], [node.cdi])
     installation.refresh()
     engine = Engine([*runtime.wrap, installation.program()], os.path.join(place, "root"))
     try:
         cases: list[tuple[str, dict[str, Any], str]] = [
-            ("c1", {"count": 2}, "0 1"), ("c2", {"count": 3, "prefer": "numa"}, "2 4 6"), ("c3", {"count": 2, "prefer": "link"}, "3 5"),
-            ("c4", {"count": 1, "prefer": "numa"}, "7")]
+            ("c1", {"count": 2}, "0 1"),
+            ("c2", {"count": 3, "prefer": "numa"}, "2 4 6"),
+            ("c3", {"count": 2, "prefer": "link"}, "3 5"),
+            ("c4", {"count": 1, "prefer": "numa"}, "7"),
+        ]
         for name, asked, wanted in cases:
             made = bundle.make(os.path.join(place, name), ["sleep", "60"], bundle.request(resources={"gpu": asked}))
             engine.create(made, bundle.GROUPS + name)
@@ -201,9 +242,14 @@ def test_a_person_with_podman_and_one_gpu(release: podman.Release, place: str) -
         first = machine.run(program, "--detach", annotations=ask, command=["sleep", "60"]).stdout.strip()
         refused = machine.run(program, "--rm", annotations=ask, command=["true"], check=False)
         assert refused.returncode != 0
-        assert f"0 of 1 are free: {first} holds nvidia.com/gpu=0 since" in refused.stderr and "end one of these containers" in refused.stderr
+        assert (
+            f"0 of 1 are free: {first} holds nvidia.com/gpu=0 since" in refused.stderr
+            and "end one of these containers" in refused.stderr
+        )
         machine.cli("rm", "--force", "--time=0", first)
         for _ in range(2):
-            assert machine.run(program, "--rm", annotations=ask, command=["ls", "/dev/nvidia0"]).stdout.split() == ["/dev/nvidia0"]
+            assert machine.run(program, "--rm", annotations=ask, command=["ls", "/dev/nvidia0"]).stdout.split() == [
+                "/dev/nvidia0"
+            ]
     finally:
         machine.close()

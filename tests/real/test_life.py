@@ -1,4 +1,5 @@
 """A container's whole life through Chandler on each real runtime: what was asked arrives, and everything else passes through."""
+
 from __future__ import annotations
 
 import array
@@ -17,7 +18,9 @@ from lab.runtimes import Runtime
 WITH_LIMITS = [runtime.label for runtime in runtimes.known() if runtime.limits]
 WITH_AND_WITHOUT = pytest.mark.parametrize("asks", [{}, {"env": {"A": "b"}}], ids=["plain", "edited"])
 # Tries every path given and says which open.
-PROBE = 'for d in "$@"; do if (: < $d) 2>/tmp/why; then echo "$d opens"; else busybox sed "s|.*: |$d |" /tmp/why; fi; done'
+PROBE = (
+    'for d in "$@"; do if (: < $d) 2>/tmp/why; then echo "$d opens"; else busybox sed "s|.*: |$d |" /tmp/why; fi; done'
+)
 
 
 def make(place: str, script: str, *arguments: str, **document: object) -> bundle.Bundle:
@@ -56,24 +59,45 @@ def test_run_gives_what_was_asked(chandler: Engine, place: str) -> None:
 
 
 def test_the_short_form_asks_the_same(chandler: Engine, place: str, node: Node) -> None:
-    made = bundle.make(os.path.join(place, "b"), ["sh", "-c", PROBE + "; env", "sh", node.gpus[0].inside, node.gpus[1].inside],
-                       {"chandler.oci/resources.gpu.count": "2", "chandler.oci/env.A": "b"})
+    made = bundle.make(
+        os.path.join(place, "b"),
+        ["sh", "-c", PROBE + "; env", "sh", node.gpus[0].inside, node.gpus[1].inside],
+        {"chandler.oci/resources.gpu.count": "2", "chandler.oci/env.A": "b"},
+    )
     seen = chandler.run(made, "c1").stdout.splitlines()
     assert seen[:2] == [f"{gpu.inside} opens" for gpu in node.gpus[:2]]
     assert "A=b" in seen
 
 
-@pytest.mark.parametrize("asked", [{"count": 2}, {"devices": ["0", "1"]}, {"devices": [uuid(0), uuid(1)]},
-                                   {"devices": ["nvidia.com/gpu=0", "nvidia.com/gpu=1"]}], ids=["count", "index", "uuid", "qualified"])
-def test_granted_devices_open_and_others_do_not(chandler: Engine, place: str, node: Node, asked: dict[str, object]) -> None:
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"count": 2},
+        {"devices": ["0", "1"]},
+        {"devices": [uuid(0), uuid(1)]},
+        {"devices": ["nvidia.com/gpu=0", "nvidia.com/gpu=1"]},
+    ],
+    ids=["count", "index", "uuid", "qualified"],
+)
+def test_granted_devices_open_and_others_do_not(
+    chandler: Engine, place: str, node: Node, asked: dict[str, object]
+) -> None:
     nodes = "".join(f"mknod /dev/made{n} c {gpu.major} {gpu.minor}; " for n, gpu in enumerate(node.gpus))
     paths = [device.inside for device in node.gpus[:2] + node.controls]
-    made = make(place, "ls -d /dev/nvidia[0-9]*; " + nodes + PROBE, *paths, *(f"/dev/made{n}" for n in range(len(node.gpus))),
-                resources={"gpu": asked})
+    made = make(
+        place,
+        "ls -d /dev/nvidia[0-9]*; " + nodes + PROBE,
+        *paths,
+        *(f"/dev/made{n}" for n in range(len(node.gpus))),
+        resources={"gpu": asked},
+    )
     seen = chandler.run(made, "c1").stdout.splitlines()
     assert seen[:2] == [gpu.inside for gpu in node.gpus[:2]]
-    assert seen[2:] == ([f"{path} opens" for path in paths] + [f"/dev/made{n} opens" for n in range(2)] +
-                        [f"/dev/made{n} Operation not permitted" for n in range(2, len(node.gpus))])
+    assert seen[2:] == (
+        [f"{path} opens" for path in paths]
+        + [f"/dev/made{n} opens" for n in range(2)]
+        + [f"/dev/made{n} Operation not permitted" for n in range(2, len(node.gpus))]
+    )
 
 
 def test_every_device_is_in_both_places(chandler: Engine, place: str, node: Node) -> None:
@@ -110,7 +134,9 @@ def test_devices_outlive_an_update(chandler: Engine, place: str, node: Node) -> 
     assert cgroups.limit("memory", "memory.limit_in_bytes", "memory.max", pid_of(made)) == 134217728
     script = f"mknod /dev/other c {other.major} {other.minor}; " + PROBE
     assert chandler.exec("c1", "sh", "-c", script, "sh", gpu.inside, "/dev/other").stdout.splitlines() == [
-        f"{gpu.inside} opens", "/dev/other Operation not permitted"]
+        f"{gpu.inside} opens",
+        "/dev/other Operation not permitted",
+    ]
 
 
 @WITH_AND_WITHOUT
@@ -125,8 +151,13 @@ def test_signals_pass_through(chandler: Engine, place: str, asks: dict[str, obje
     """A signal to the process that the caller started reaches the container's own."""
     made = make(place, 'trap "exit 7" TERM; echo ready; while :; do sleep 0.05; done', **asks)
     chandler.started["c1"] = made
-    process = subprocess.Popen(chandler.argv("run", "--bundle", made.directory, "c1"), env=chandler.env, stdout=subprocess.PIPE,
-                               stdin=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(
+        chandler.argv("run", "--bundle", made.directory, "c1"),
+        env=chandler.env,
+        stdout=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        text=True,
+    )
     assert process.stdout is not None
     with process.stdout:
         assert process.stdout.readline() == "ready\n"
@@ -187,5 +218,7 @@ def test_the_sandbox_is_never_edited(chandler: Engine, place: str) -> None:
 def test_another_container_of_the_pod_is_not_edited(chandler: Engine, place: str) -> None:
     wanted = '{"env": {"A": "b"}}'
     for name, expected in (("main", True), ("sidecar", False)):
-        made = bundle.make(os.path.join(place, name), ["env"], {**bundle.pod(name), "chandler.oci/service.main": wanted})
+        made = bundle.make(
+            os.path.join(place, name), ["env"], {**bundle.pod(name), "chandler.oci/service.main": wanted}
+        )
         assert ("A=b" in chandler.run(made, name).stdout.splitlines()) is expected

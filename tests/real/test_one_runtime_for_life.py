@@ -1,4 +1,5 @@
 """A container is served for its whole life by the runtime that created it, whatever happens to the node meanwhile."""
+
 from __future__ import annotations
 
 import os
@@ -60,26 +61,33 @@ def finish(engine: Engine) -> None:
     engine.delete("c1")
 
 
-def test_another_runtime_is_put_first(engine: Engine, first: runtimes.Runtime, installation: Installation, node: Node) -> None:
+def test_another_runtime_is_put_first(
+    engine: Engine, first: runtimes.Runtime, installation: Installation, node: Node
+) -> None:
     installation.configure(others(first), [node.cdi])
     finish(engine)
 
 
-def test_the_state_directory_is_wiped(engine: Engine, first: runtimes.Runtime, installation: Installation, node: Node) -> None:
+def test_the_state_directory_is_wiped(
+    engine: Engine, first: runtimes.Runtime, installation: Installation, node: Node
+) -> None:
     installation.configure(others(first), [node.cdi])
     installation.forget()
     finish(engine)
 
 
-def test_python_is_removed(engine: Engine, first: runtimes.Runtime, installation: Installation, without_python: Installation,
-                           node: Node) -> None:
+def test_python_is_removed(
+    engine: Engine, first: runtimes.Runtime, installation: Installation, without_python: Installation, node: Node
+) -> None:
     installation.configure(others(first), [node.cdi])
     installation.forget()
     engine.command[-1] = without_python.program()
     finish(engine)
 
 
-def test_the_configuration_is_broken(engine: Engine, first: runtimes.Runtime, installation: Installation, node: Node) -> None:
+def test_the_configuration_is_broken(
+    engine: Engine, first: runtimes.Runtime, installation: Installation, node: Node
+) -> None:
     """It stops creates, never what a running container needs."""
     installation.configure(others(first), [node.cdi], more="no-such-key = 1\n")
     finish(engine)

@@ -1,4 +1,5 @@
 """A create that is refused: one sentence, one record, nothing changed, and no runtime ever started."""
+
 from __future__ import annotations
 
 import json
@@ -77,8 +78,11 @@ def test_run_is_refused_like_create(refusals: Refusals) -> None:
 
 
 def test_a_path_that_the_document_also_sets(refusals: Refusals) -> None:
-    made = bundle.make(os.path.join(refusals.place, "b"), ["true"],
-                       {**bundle.request(resources={"gpu": {"count": 1}}), "chandler.oci/resources.gpu.count": "2"})
+    made = bundle.make(
+        os.path.join(refusals.place, "b"),
+        ["true"],
+        {**bundle.request(resources={"gpu": {"count": 1}}), "chandler.oci/resources.gpu.count": "2"},
+    )
     refused(refusals, made, "resources.gpu.count")
 
 
@@ -142,7 +146,9 @@ def test_what_is_refused_can_be_mended_and_created(refusals: Refusals) -> None:
 def test_a_log_in_text(refusals: Refusals) -> None:
     made = bundle.make(os.path.join(refusals.place, "b"), ["true"], bundle.request(nonsense=1))
     log = os.path.join(refusals.place, "log.txt")
-    done = refusals.engine.call("--log", log, "--log-format", "text", "create", "--bundle", made.directory, "c1", check=False)
+    done = refusals.engine.call(
+        "--log", log, "--log-format", "text", "create", "--bundle", made.directory, "c1", check=False
+    )
     assert done.returncode == 1
     with open(log, encoding="utf-8") as file:
         (line,) = file.read().splitlines()

@@ -1,4 +1,5 @@
 """One bundle used again and again: each create starts from the engine's own config.json, never from the last create's."""
+
 from __future__ import annotations
 
 import os
@@ -16,7 +17,11 @@ ONCE = ["runc", "crun", "youki"]
 
 
 def gpus(config: dict[str, Any]) -> list[str]:
-    return sorted(device["path"] for device in config["linux"].get("devices", []) if device["path"].startswith("/dev/nvidia") and device["path"][-1].isdigit())
+    return sorted(
+        device["path"]
+        for device in config["linux"].get("devices", [])
+        if device["path"].startswith("/dev/nvidia") and device["path"][-1].isdigit()
+    )
 
 
 @pytest.mark.parametrize("runtime", ONCE, indirect=True)
@@ -31,7 +36,11 @@ def test_ten_creates_with_other_gpus_each_time(chandler: Engine, place: str, nod
         made.config = original
         chandler.create(made, f"c{turn}")
         assert gpus(made.config) == sorted(node.gpus[n].inside for n in wanted)
-        rules = [(rule.get("major"), rule.get("minor")) for rule in made.config["linux"]["resources"]["devices"] if rule["allow"]]
+        rules = [
+            (rule.get("major"), rule.get("minor"))
+            for rule in made.config["linux"]["resources"]["devices"]
+            if rule["allow"]
+        ]
         allowed = {(gpu.major, gpu.minor) for gpu in node.gpus} & set(rules)
         assert allowed == {(node.gpus[n].major, node.gpus[n].minor) for n in wanted}
         chandler.delete(f"c{turn}", "--force")
@@ -40,7 +49,9 @@ def test_ten_creates_with_other_gpus_each_time(chandler: Engine, place: str, nod
 @pytest.mark.parametrize("runtime", ONCE, indirect=True)
 def test_the_same_bundle_created_ten_times_as_it_was_left(chandler: Engine, place: str, node: Node) -> None:
     """A create that finds its own result starts from the original; nothing piles up."""
-    made = bundle.make(os.path.join(place, "b"), ["ls", "/dev"], bundle.request(resources={"gpu": {"count": 2}}, env={"A": "b"}))
+    made = bundle.make(
+        os.path.join(place, "b"), ["ls", "/dev"], bundle.request(resources={"gpu": {"count": 2}}, env={"A": "b"})
+    )
     original, results = made.bytes, set()
     for turn in range(10):
         chandler.create(made, "c1")
@@ -75,15 +86,24 @@ def test_two_hundred_creates_in_parallel(place: str, installation: Installation,
     installation.forget()
     engine = Engine([installation.program()], os.path.join(place, "root"))
     root = bundle.rootfs(os.path.join(place, "rootfs"))
-    made = [bundle.make(os.path.join(place, f"b{n}"), ["true"], bundle.request(resources={"gpu": {"count": n % 8 + 1}}), root=root)
-            for n in range(200)]
+    made = [
+        bundle.make(
+            os.path.join(place, f"b{n}"), ["true"], bundle.request(resources={"gpu": {"count": n % 8 + 1}}), root=root
+        )
+        for n in range(200)
+    ]
     try:
         with ThreadPoolExecutor(24) as pool:
             list(pool.map(lambda n: engine.create(made[n], f"c{n}"), range(200)))
         for n, one in enumerate(made):
             assert gpus(one.config) == [gpu.inside for gpu in node.gpus[: n % 8 + 1]]
             assert set(os.listdir(one.directory)) - {"log.json"} == {
-                "config.json", "config.json.chandler-original", "config.json.chandler-edited", "init.pid", "out.log"}
+                "config.json",
+                "config.json.chandler-original",
+                "config.json.chandler-edited",
+                "init.pid",
+                "out.log",
+            }
     finally:
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(lambda n: engine.call("delete", "--force", f"c{n}", check=False), range(200)))

@@ -1,4 +1,5 @@
 """An unprivileged user in a user namespace of his own, as rootless podman calls a runtime; CDI files and runtimes belong to root."""
+
 from __future__ import annotations
 
 import os
@@ -41,7 +42,11 @@ def user(needs_kmsg: None, runtime: Runtime, installation: Installation, place: 
         file.write(SPEC)
     installation.configure([runtime.path], [specs])
     # USER tells runc that it may go without control groups.
-    engine = Engine([*runtime.wrap, *USER, installation.program()], os.path.join(home, "root"), env={"USER": "lab", "HOME": home, "XDG_RUNTIME_DIR": home})
+    engine = Engine(
+        [*runtime.wrap, *USER, installation.program()],
+        os.path.join(home, "root"),
+        env={"USER": "lab", "HOME": home, "XDG_RUNTIME_DIR": home},
+    )
     if runtime.kind == "crun":
         engine.command += ["--cgroup-manager", "disabled"]
     yield engine
@@ -62,9 +67,13 @@ def make(home: str, *args: str, **document: object) -> bundle.Bundle:
     return made
 
 
-@pytest.mark.parametrize("runtime", [found.label for found in runtimes.known() if found.kind != "youki" and found.limits], indirect=True)
+@pytest.mark.parametrize(
+    "runtime", [found.label for found in runtimes.known() if found.kind != "youki" and found.limits], indirect=True
+)
 def test_a_container_of_an_unprivileged_user(user: Engine, home: str) -> None:
-    made = make(home, "sh", "-c", f"test -c {DEVICE} && echo device; env", resources={"gpu": {"count": 1}}, env={"A": "b"})
+    made = make(
+        home, "sh", "-c", f"test -c {DEVICE} && echo device; env", resources={"gpu": {"count": 1}}, env={"A": "b"}
+    )
     seen = user.run(made, "c1").stdout.splitlines()
     assert {"device", "A=b", "FROM_CDI=yes"} <= set(seen)
 

@@ -1,4 +1,5 @@
 """GPUs shared by real containers: a daemon from the first to the last, its place in the container, and lost hooks."""
+
 from __future__ import annotations
 
 import json
@@ -37,15 +38,22 @@ class Sharing:
         with open(self.installation.etc + "/config.d/state.toml", "w", encoding="ascii") as file:
             file.write(f'state-dir = "{self.state}"\n')
         self.configure("managed")
-        self.engine = Engine([*runtime.wrap, self.installation.program()], os.path.join(place, "root"), hangs=runtime.kind == "youki")
+        self.engine = Engine(
+            [*runtime.wrap, self.installation.program()], os.path.join(place, "root"), hangs=runtime.kind == "youki"
+        )
 
     def configure(self, mps: str, **more: Any) -> None:
-        self.installation.configure([self.runtime.path], [self.gpus.cdi],
-                                    self.commands.toml(mps, mps_patience=30, **more) + '[policy]\ntrust = "all"\n')
+        self.installation.configure(
+            [self.runtime.path],
+            [self.gpus.cdi],
+            self.commands.toml(mps, mps_patience=30, **more) + '[policy]\ntrust = "all"\n',
+        )
         self.installation.refresh()
 
     def bundle(self, name: str, command: str = "sleep 60", **gpu: Any) -> bundle.Bundle:
-        return bundle.make(os.path.join(self.place, name), ["sh", "-c", command], bundle.request(resources={"gpu": gpu}))
+        return bundle.make(
+            os.path.join(self.place, name), ["sh", "-c", command], bundle.request(resources={"gpu": gpu})
+        )
 
     def mode(self) -> str:
         return str(self.commands.gpus().get(UUID, {}).get("mode", "DEFAULT"))
@@ -72,8 +80,12 @@ def sharing(runtime: runtimes.Runtime, node: node.Node, place: str) -> Iterator[
 @pytest.mark.parametrize("runtime", PLAIN, indirect=True)
 def test_a_daemon_from_the_first_to_the_last(sharing: Sharing) -> None:
     engine = sharing.engine
-    looks = sharing.bundle("b1", "ls /tmp/nvidia-mps; echo $CUDA_MPS_PIPE_DIRECTORY $CUDA_MPS_ACTIVE_THREAD_PERCENTAGE $CUDA_VISIBLE_DEVICES",
-                           sharing="mps", mps_active_thread_percentage=40)
+    looks = sharing.bundle(
+        "b1",
+        "ls /tmp/nvidia-mps; echo $CUDA_MPS_PIPE_DIRECTORY $CUDA_MPS_ACTIVE_THREAD_PERCENTAGE $CUDA_VISIBLE_DEVICES",
+        sharing="mps",
+        mps_active_thread_percentage=40,
+    )
     engine.create(looks, "c1")
     engine.create(sharing.bundle("b2", sharing="mps"), "c2")
     assert len(sharing.commands.running()) == 1 and sharing.mode() == "EXCLUSIVE_PROCESS"
@@ -94,7 +106,9 @@ def test_a_daemon_from_the_first_to_the_last(sharing: Sharing) -> None:
 def test_an_engine_that_reads_to_the_end_returns_though_the_daemon_stays(sharing: Sharing) -> None:
     sharing.lose_hook()
     started = time.monotonic()
-    done = sharing.engine.run(sharing.bundle("b1", "echo ran", sharing="mps"), "c1")  # its output is a pipe, read to its end
+    done = sharing.engine.run(
+        sharing.bundle("b1", "echo ran", sharing="mps"), "c1"
+    )  # its output is a pipe, read to its end
     assert done.stdout == "ran\n" and time.monotonic() - started < PATIENCE
     assert len(sharing.commands.running()) == 1
     (seen,) = sharing.commands.started()
@@ -129,7 +143,9 @@ def test_a_create_that_fails_changes_nothing(sharing: Sharing, mood: dict[str, s
     made = sharing.bundle("b1", sharing="mps")
     before = made.bytes
     if mood["start"] == "no":
-        sharing.installation.configure([sharing.runtime.path], [sharing.gpus.cdi], sharing.commands.toml("managed", mps_patience=1))
+        sharing.installation.configure(
+            [sharing.runtime.path], [sharing.gpus.cdi], sharing.commands.toml("managed", mps_patience=1)
+        )
         sharing.installation.refresh()
     assert sharing.engine.create(made, "c1", check=False).returncode == 1
     assert "the MPS daemon of" in records(made.log)[-1]["msg"] and made.bytes == before
@@ -156,8 +172,11 @@ def test_a_daemon_of_others(sharing: Sharing) -> None:
     os.mkdir(pipe)
     os.mkdir(log)
     sharing.configure("external", mps_pipe_dir=pipe)
-    with subprocess.Popen([sharing.commands.control, "-f"], stdin=subprocess.DEVNULL,
-                          env={"CUDA_MPS_PIPE_DIRECTORY": pipe, "CUDA_MPS_LOG_DIRECTORY": log}) as daemon:
+    with subprocess.Popen(
+        [sharing.commands.control, "-f"],
+        stdin=subprocess.DEVNULL,
+        env={"CUDA_MPS_PIPE_DIRECTORY": pipe, "CUDA_MPS_LOG_DIRECTORY": log},
+    ) as daemon:
         deadline = time.monotonic() + PATIENCE
         while not os.path.exists(pipe + "/control"):
             assert time.monotonic() < deadline
@@ -189,10 +208,24 @@ def test_time_slices(sharing: Sharing) -> None:
 def test_churn_of_all_ways_to_share(sharing: Sharing) -> None:
     """Creates and deletes in parallel, killed anywhere: those on one GPU share it in one way, and at the end no lease, no
     daemon and no setting is left."""
-    wishes: list[dict[str, Any]] = [{"sharing": "mps"}, {"sharing": "mps", "mps_active_thread_percentage": 50}, {"sharing": "time-slice", "time_slice": "short"},
-                                    {"sharing": "time-slice", "time_slice": "long"}, {"sharing": "time-slice"}, {}, {"count": 2}]
-    churn = Churn(sharing.engine, sharing.installation, sharing.state + "/leases", sharing.gpus, sharing.place,
-                  lambda rng: {**rng.choice(wishes), **({"devices": [str(rng.randrange(3))]} if rng.random() < 0.3 else {})}, seed=7)
+    wishes: list[dict[str, Any]] = [
+        {"sharing": "mps"},
+        {"sharing": "mps", "mps_active_thread_percentage": 50},
+        {"sharing": "time-slice", "time_slice": "short"},
+        {"sharing": "time-slice", "time_slice": "long"},
+        {"sharing": "time-slice"},
+        {},
+        {"count": 2},
+    ]
+    churn = Churn(
+        sharing.engine,
+        sharing.installation,
+        sharing.state + "/leases",
+        sharing.gpus,
+        sharing.place,
+        lambda rng: {**rng.choice(wishes), **({"devices": [str(rng.randrange(3))]} if rng.random() < 0.3 else {})},
+        seed=7,
+    )
     churn.spoil_hooks()
     churn.run(300)
     assert churn.wrong == []

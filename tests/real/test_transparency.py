@@ -1,4 +1,5 @@
 """With nothing asked, Chandler cannot be told from the runtime behind it: that runtime's own tests give the same results through it."""
+
 from __future__ import annotations
 
 import os
@@ -26,14 +27,19 @@ def test_crun_s_own_tests_cannot_tell(crun: Runtime, installation: Installation,
     # A short path, since sockets are made far below it. Users without privileges look into it.
     with tempfile.TemporaryDirectory(dir="/var/tmp") as place, ThreadPoolExecutor(2) as pool:
         os.chmod(place, 0o755)
-        waiting = {name: pool.submit(crunsuite.run_waiting, crun, program, f"{place}/waiting/{name}") for name, program in sides.items()}
+        waiting = {
+            name: pool.submit(crunsuite.run_waiting, crun, program, f"{place}/waiting/{name}")
+            for name, program in sides.items()
+        }
         results = {name: crunsuite.run(crun, program, f"{place}/{name}") for name, program in sides.items()}
         for name, rest in waiting.items():
             results[name].update(rest.result())
     crunsuite.sweep()
     for name, verdicts in results.items():
         print(f"{name}: {crunsuite.counts(verdicts)}")
-    assert results["direct"].keys() == {f"{file}::{case}" for file, cases in crunsuite.files().items() for case in cases}
+    assert results["direct"].keys() == {
+        f"{file}::{case}" for file, cases in crunsuite.files().items() for case in cases
+    }
     assert list(results["direct"].values()).count("ok") >= LEAST
     assert results["through"] == results["direct"]
 
@@ -85,4 +91,8 @@ def test_words_and_exit_codes_are_the_runtime_s(chandler: Engine, direct: Engine
 def comparable(text: str, made: bundle.Bundle) -> list[str]:
     """The lines without what differs from call to call: the bundle's place, times, process ids, addresses."""
     text = text.replace(os.path.dirname(made.directory), "PLACE").replace(made.config["linux"]["cgroupsPath"], "GROUP")
-    return re.sub(r"\d{4}-\d\d-\d\d[T ][\d:.]+(Z|[+-][\d:]+)?|\bpid[ =:]+\d+|0x[0-9a-f]+|\b\d{3,}\b", "#", text).replace(",\n", "\n").splitlines()
+    return (
+        re.sub(r"\d{4}-\d\d-\d\d[T ][\d:.]+(Z|[+-][\d:]+)?|\bpid[ =:]+\d+|0x[0-9a-f]+|\b\d{3,}\b", "#", text)
+        .replace(",\n", "\n")
+        .splitlines()
+    )

@@ -1,4 +1,5 @@
 """packaging/bin/chandler-runtime under every shell that may be /bin/sh, with runtimes and an interpreter that only report."""
+
 from __future__ import annotations
 
 import json
@@ -24,14 +25,25 @@ PLAIN = {"PATH": "/usr/bin:/bin"}
 
 # What of the environment a shell cannot hand on as it was: name -> the shells, None for all of them.
 LOST: dict[str, tuple[str, ...] | None] = {
-    "PWD": None,           # every shell sets its own, and the caller's cannot be told from it
+    "PWD": None,  # every shell sets its own, and the caller's cannot be told from it
     "a.b": ("dash", "busybox"),  # no identifier
-    "OLDPWD": ("bash",),   # dropped unless it is a directory
-    "IFS": None,           # never taken from outside
-    "OPTIND": None, "PPID": None, "LINENO": ("bash",), "PS4": ("bash",), "PS1": ("bash",),  # the shell's own
-    "SHELLOPTS": ("bash",), "BASHOPTS": ("bash",), "UID": ("bash",), "EUID": ("bash",), "BASH_VERSION": ("bash",),
-    "RANDOM": ("bash", "busybox"), "_": ("bash",), "POSIXLY_CORRECT": ("bash",),
-    "_verb": None, "_v": None,  # the launcher's own: an underscore and a letter, longer in a checkout
+    "OLDPWD": ("bash",),  # dropped unless it is a directory
+    "IFS": None,  # never taken from outside
+    "OPTIND": None,
+    "PPID": None,
+    "LINENO": ("bash",),
+    "PS4": ("bash",),
+    "PS1": ("bash",),  # the shell's own
+    "SHELLOPTS": ("bash",),
+    "BASHOPTS": ("bash",),
+    "UID": ("bash",),
+    "EUID": ("bash",),
+    "BASH_VERSION": ("bash",),
+    "RANDOM": ("bash", "busybox"),
+    "_": ("bash",),
+    "POSIXLY_CORRECT": ("bash",),
+    "_verb": None,
+    "_v": None,  # the launcher's own: an underscore and a letter, longer in a checkout
 }
 # dash blocks no signal after a fork, whatever its caller's mask was.
 UNBLOCKS = ("dash",)
@@ -78,8 +90,17 @@ class Launcher:
             os.makedirs(path)
         os.symlink(shell.target, f"{directory}/sh-dir/sh")
         os.symlink("/bin/true", self.python)  # nothing to compile
-        subprocess.run([f"{REPOSITORY}/packaging/install"], check=True, stdin=subprocess.DEVNULL, env={
-            "PATH": "/usr/bin:/bin", "PREFIX": f"{directory}/usr", "SYSCONFDIR": f"{directory}/etc", "PYTHON": self.python})
+        subprocess.run(
+            [f"{REPOSITORY}/packaging/install"],
+            check=True,
+            stdin=subprocess.DEVNULL,
+            env={
+                "PATH": "/usr/bin:/bin",
+                "PREFIX": f"{directory}/usr",
+                "SYSCONFDIR": f"{directory}/etc",
+                "PYTHON": self.python,
+            },
+        )
         self.program = f"{directory}/usr/bin/chandler-runtime"
         with open(self.program, encoding="utf-8") as file:
             text = file.read()
@@ -123,7 +144,11 @@ class Launcher:
                 file.write(line)
             shutil.rmtree(f"{self.etc}/launch.d", ignore_errors=True)
             os.makedirs(f"{self.etc}/launch.d/0/config.d")
-            for name in ("config.toml", *(f"config.d/{name}" for name in os.listdir(f"{self.etc}/config.d")), "config.d"):
+            for name in (
+                "config.toml",
+                *(f"config.d/{name}" for name in os.listdir(f"{self.etc}/config.d")),
+                "config.d",
+            ):
                 if os.path.exists(f"{self.etc}/{name}"):
                     copy = f"{self.etc}/launch.d/0/{name}"
                     if name != "config.d":
@@ -145,15 +170,28 @@ class Launcher:
         for file in {"crun": ["status"], "youki": ["youki_config.json", "state.json"], "runc": ["state.json"]}[kind]:
             open(f"{root}/{name}/{file}", "w").close()
 
-    def popen(self, argv: Sequence[str | bytes], env: Mapping[Any, Any] = PLAIN, link: str = "", wrap: Sequence[str] = (),
-              **more: Any) -> subprocess.Popen[bytes]:
+    def popen(
+        self,
+        argv: Sequence[str | bytes],
+        env: Mapping[Any, Any] = PLAIN,
+        link: str = "",
+        wrap: Sequence[str] = (),
+        **more: Any,
+    ) -> subprocess.Popen[bytes]:
         program = f"{self.directory}/usr/bin/{link}" if link else self.program
         if os.path.exists(f"{self.directory}/report"):
             os.unlink(f"{self.directory}/report")
-        settings = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "cwd": f"{self.directory}/work"}
+        settings = {
+            "stdin": subprocess.DEVNULL,
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.PIPE,
+            "cwd": f"{self.directory}/work",
+        }
         return subprocess.Popen([*wrap, program, *argv], env=env, **{**settings, **more})
 
-    def call(self, argv: Sequence[str | bytes], env: Mapping[Any, Any] = PLAIN, link: str = "", **more: Any) -> dict[str, Any]:
+    def call(
+        self, argv: Sequence[str | bytes], env: Mapping[Any, Any] = PLAIN, link: str = "", **more: Any
+    ) -> dict[str, Any]:
         """The report of whoever was reached; nothing may have been printed."""
         process = self.popen(argv, env, link, **more)
         out, err = process.communicate(timeout=20)
@@ -163,8 +201,15 @@ class Launcher:
             report: dict[str, Any] = json.load(file)
         assert report["pid"] == process.pid
         if report["who"] == "python":
-            expected = ["-I", "-S", "-B", "-X", "utf8", f"{self.directory}/usr/lib/chandler/start.py",
-                        f"{self.directory}/usr/bin/{link}" if link else self.program]
+            expected = [
+                "-I",
+                "-S",
+                "-B",
+                "-X",
+                "utf8",
+                f"{self.directory}/usr/lib/chandler/start.py",
+                f"{self.directory}/usr/bin/{link}" if link else self.program,
+            ]
             assert report["argv"][:7] == expected
             report["argv"] = report["argv"][7:]
         assert report["argv"] == [os.fsdecode(word) for word in argv]
@@ -200,14 +245,40 @@ REQUEST = r'{"annotations": {"chandler.oci\/service": "{}"}}'
 # --- Who is reached.
 
 PASS = [
-    ["state", "ID"], ["--root", "/r", "--log", "/l", "--log-format", "json", "--systemd-cgroup", "start", "ID"], ["kill", "create"],
-    ["--root", "create", "state", "run"], ["--root=create", "delete", "--force", "create"], ["kill", "--all", "ID", "9"],
-    ["exec", "--process", "create", "--detach", "--pid-file", "run", "ID"], ["exec", "-t", "-e", "A=B", "ID", "create", "--bundle", "x"],
-    ["update", "--resources=-", "ID"], ["update", "-r", "-", "ID"], ["ps", "--format", "json", "ID"], ["ps", "-f", "json", "ID"],
-    ["update", "--memory", "create", "ID"], ["features"], ["list", "-f", "json"], ["list", "--quiet"], ["spec", "--bundle", "create"],
-    ["--version"], ["-v"], ["--help"], ["-h"], ["--debug", "help", "create"], [], [""], ["state", ""], ["state", "--", "create"],
-    ["checkpoint", "--image-path", "create", "--leave-running", "ID"], ["events", "--stats", "ID"], ["createe", "x"], ["create/x", "y"],
-    ["state", "a b\n* ? [a-z] $(id) `id` \\ ' \""], ["state", "*"], ["kill", "ID", "-9"], ["pause", "\udcff\udce9"],
+    ["state", "ID"],
+    ["--root", "/r", "--log", "/l", "--log-format", "json", "--systemd-cgroup", "start", "ID"],
+    ["kill", "create"],
+    ["--root", "create", "state", "run"],
+    ["--root=create", "delete", "--force", "create"],
+    ["kill", "--all", "ID", "9"],
+    ["exec", "--process", "create", "--detach", "--pid-file", "run", "ID"],
+    ["exec", "-t", "-e", "A=B", "ID", "create", "--bundle", "x"],
+    ["update", "--resources=-", "ID"],
+    ["update", "-r", "-", "ID"],
+    ["ps", "--format", "json", "ID"],
+    ["ps", "-f", "json", "ID"],
+    ["update", "--memory", "create", "ID"],
+    ["features"],
+    ["list", "-f", "json"],
+    ["list", "--quiet"],
+    ["spec", "--bundle", "create"],
+    ["--version"],
+    ["-v"],
+    ["--help"],
+    ["-h"],
+    ["--debug", "help", "create"],
+    [],
+    [""],
+    ["state", ""],
+    ["state", "--", "create"],
+    ["checkpoint", "--image-path", "create", "--leave-running", "ID"],
+    ["events", "--stats", "ID"],
+    ["createe", "x"],
+    ["create/x", "y"],
+    ["state", "a b\n* ? [a-z] $(id) `id` \\ ' \""],
+    ["state", "*"],
+    ["kill", "ID", "-9"],
+    ["pause", "\udcff\udce9"],
 ]
 
 
@@ -218,21 +289,38 @@ def test_passes_through(launcher: Launcher, argv: list[str]) -> None:
 
 
 EDITED = [
-    (["create", "--bundle", "{b}", "ID"], True), (["--root", "/r", "create", "--bundle={b}", "--pid-file", "create", "ID"], True),
-    (["run", "-b", "{b}", "-d", "ID"], True), (["restore", "--bundle", "{b}", "ID"], True), (["restore", "--image-path", "x", "--bundle", "{b}", "ID"], False),
+    (["create", "--bundle", "{b}", "ID"], True),
+    (["--root", "/r", "create", "--bundle={b}", "--pid-file", "create", "ID"], True),
+    (["run", "-b", "{b}", "-d", "ID"], True),
+    (["restore", "--bundle", "{b}", "ID"], True),
+    (["restore", "--image-path", "x", "--bundle", "{b}", "ID"], False),
     (["create", "--bundle", "{b}", "--no-pivot", "--console-socket", "/s", "--preserve-fds", "2", "create"], True),
     # In doubt, or so that only one of the parsers knows it: Python's.
-    (["create", "ID", "--bundle", "{b}"], False), (["create", "-b{b}", "ID"], False), (["create", "--bund", "{b}", "ID"], False),
-    (["create", "--b={b}", "ID"], False), (["create", "--bundl={b}", "ID"], False), (["create", "--conf={b}/config.json", "ID"], False), (["create", "--bundle={b}", "--pid-file=x", "ID"], True),
-    (["create", "-bundle", "{b}", "ID"], False), (["create", "--future", "--bundle", "{b}", "ID"], False), (["create", "--bundle", "{b}"], False),
-    (["--future", "create", "--bundle", "{b}", "ID"], False), (["--", "create", "--bundle", "{b}", "ID"], False),
-    (["create", "--bundle", "{b}", "ID", "more"], False), (["create", "--bundle", "{b}", "--bundle", "", "ID"], False),
-    (["create", "--help"], False), (["--root", "create", "create", "--bundle", "{b}", "ID"], False), (["create", "--bundle", "{b}", "--pid-file"], False), (["create", "--bundle", "{b}", "--", "ID"], False),
+    (["create", "ID", "--bundle", "{b}"], False),
+    (["create", "-b{b}", "ID"], False),
+    (["create", "--bund", "{b}", "ID"], False),
+    (["create", "--b={b}", "ID"], False),
+    (["create", "--bundl={b}", "ID"], False),
+    (["create", "--conf={b}/config.json", "ID"], False),
+    (["create", "--bundle={b}", "--pid-file=x", "ID"], True),
+    (["create", "-bundle", "{b}", "ID"], False),
+    (["create", "--future", "--bundle", "{b}", "ID"], False),
+    (["create", "--bundle", "{b}"], False),
+    (["--future", "create", "--bundle", "{b}", "ID"], False),
+    (["--", "create", "--bundle", "{b}", "ID"], False),
+    (["create", "--bundle", "{b}", "ID", "more"], False),
+    (["create", "--bundle", "{b}", "--bundle", "", "ID"], False),
+    (["create", "--help"], False),
+    (["--root", "create", "create", "--bundle", "{b}", "ID"], False),
+    (["create", "--bundle", "{b}", "--pid-file"], False),
+    (["create", "--bundle", "{b}", "--", "ID"], False),
 ]
 
 
 @pytest.mark.parametrize("argv, certain", EDITED, ids=repr)
-def test_a_create_goes_to_the_runtime_only_without_a_request(launcher: Launcher, argv: list[str], certain: bool) -> None:
+def test_a_create_goes_to_the_runtime_only_without_a_request(
+    launcher: Launcher, argv: list[str], certain: bool
+) -> None:
     words = [word.replace("{b}", launcher.bundle()) for word in argv]
     assert launcher.who(*words) == ("runc" if certain else "python")
     launcher.bundle(REQUEST)
@@ -279,15 +367,22 @@ def test_a_config_that_is_no_plain_file_is_not_read(launcher: Launcher) -> None:
 
 def test_a_grep_that_cannot_be_waited_for_is_no_answer(launcher: Launcher) -> None:
     """With SIGCHLD ignored, the status of a child is lost in some shells."""
+
     def ignore() -> None:
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+
     assert launcher.call(["create", "--bundle", launcher.bundle(REQUEST), "ID"], preexec_fn=ignore)["who"] == "python"
 
 
 def test_unreadable_or_odd_text(launcher: Launcher) -> None:
     bundle = launcher.bundle()
-    for data, expected in ((b"", "runc"), (b"\0\xff\xfe" * 99, "runc"), (b"\0\xffchandler.oci", "python"), (b"x" * (1 << 20), "runc"),
-                           (b"\n" * 999 + b"chandlerXoci", "runc")):
+    for data, expected in (
+        (b"", "runc"),
+        (b"\0\xff\xfe" * 99, "runc"),
+        (b"\0\xffchandler.oci", "python"),
+        (b"x" * (1 << 20), "runc"),
+        (b"\n" * 999 + b"chandlerXoci", "runc"),
+    ):
         with open(f"{bundle}/config.json", "wb") as file:
             file.write(data)
         assert launcher.who("create", "--bundle", bundle, "ID") == expected
@@ -323,13 +418,25 @@ def test_the_name_of_the_link_fixes_the_runtime(launcher: Launcher) -> None:
             link = f"chandler-{kind}"
             assert launcher.who("state", "ID", link=link) == launcher.who("delete", "-f", "ID", link=link) == kind
             # a kind that is not configured is Python's to look for
-            assert launcher.who("create", "-b", launcher.bundle(), "ID", link=link) == ("python" if line and f"{kind}=" not in line else kind)
+            assert launcher.who("create", "-b", launcher.bundle(), "ID", link=link) == (
+                "python" if line and f"{kind}=" not in line else kind
+            )
             assert launcher.who("--new", "create", "ID", link=link) == "python"
             assert launcher.who("delete", "--new", "ID", link=f"chandler-{kind}") == kind
 
 
-@pytest.mark.parametrize("argv", [["{v}", "ID"], ["{v}", "--force", "ID"], ["{v}", "--format", "x", "ID", "more"],
-                                  ["{v}", "--memory", "other", "ID"], ["exec", "-t", "-u", "other", "ID", "sh"], ["{v}", "--x=y", "ID"]], ids=repr)
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["{v}", "ID"],
+        ["{v}", "--force", "ID"],
+        ["{v}", "--format", "x", "ID", "more"],
+        ["{v}", "--memory", "other", "ID"],
+        ["exec", "-t", "-u", "other", "ID", "sh"],
+        ["{v}", "--x=y", "ID"],
+    ],
+    ids=repr,
+)
 @pytest.mark.parametrize("kind", args.KINDS)
 def test_the_runtime_that_has_the_container(launcher: Launcher, kind: str, argv: list[str]) -> None:
     for each in args.KINDS:
@@ -364,7 +471,11 @@ def test_an_update_that_may_take_devices_away_goes_through_python(launcher: Laun
     launcher.configure(ALL.format(f=launcher.fixed))
     update = ("update", "--resources=-")
     assert [launcher.who(*update, kind) for kind in ("runc", "crun", "youki")] == ["runc", "python", "python"]
-    assert [launcher.who(*update, "new", link=f"chandler-{kind}") for kind in ("runc", "crun", "youki")] == ["runc", "python", "python"]
+    assert [launcher.who(*update, "new", link=f"chandler-{kind}") for kind in ("runc", "crun", "youki")] == [
+        "runc",
+        "python",
+        "python",
+    ]
     os.unlink(launcher.python)
     assert [launcher.who(*update, kind) for kind in ("runc", "crun", "youki")] == ["runc", "crun", "youki"]
 
@@ -389,16 +500,27 @@ def test_no_runtime(launcher: Launcher) -> None:
     assert "no runtime is installed" in launcher.fails("state", "ID", link="chandler-crun")
 
 
-@pytest.mark.parametrize("line, fresh", [
-    ("2 0 chandler.oci runc={r}\n", True),
-    ("2 - chandler.oci runc={r}\n", False),                    # made when a source could still change unseen
-    ("2 1 chandler.oci runc={r}\n", False),                    # whose copies are gone
-    ("2 * chandler.oci runc={r}\n", False), ("2 ../0 chandler.oci runc={r}\n", False),
-    ("1 c chandler.oci runc={r}\n", False),                    # of an older version
-    ("3 0 chandler.oci runc={r}\n", False), ("", False), ("2", False), ("\0\0\xff", False),
-    ("2 0 chandler.oci runc={r}", False),                      # cut short
-    ("2 0\n", False), (None, False), ("2 0  runc={r}\n", False), ("2 0 | runc={r}\n", False),
-], ids=repr)
+@pytest.mark.parametrize(
+    "line, fresh",
+    [
+        ("2 0 chandler.oci runc={r}\n", True),
+        ("2 - chandler.oci runc={r}\n", False),  # made when a source could still change unseen
+        ("2 1 chandler.oci runc={r}\n", False),  # whose copies are gone
+        ("2 * chandler.oci runc={r}\n", False),
+        ("2 ../0 chandler.oci runc={r}\n", False),
+        ("1 c chandler.oci runc={r}\n", False),  # of an older version
+        ("3 0 chandler.oci runc={r}\n", False),
+        ("", False),
+        ("2", False),
+        ("\0\0\xff", False),
+        ("2 0 chandler.oci runc={r}", False),  # cut short
+        ("2 0\n", False),
+        (None, False),
+        ("2 0  runc={r}\n", False),
+        ("2 0 | runc={r}\n", False),
+    ],
+    ids=repr,
+)
 def test_a_create_needs_a_fresh_launch_line(launcher: Launcher, line: str | None, fresh: bool) -> None:
     launcher.configure(line and line.format(r=f"{launcher.fixed}/runc"))
     assert launcher.who("create", "-b", launcher.bundle(), "ID") == ("runc" if fresh else "python")
@@ -425,10 +547,15 @@ def test_a_source_with_another_time_is_a_doubt(launcher: Launcher, source: str, 
     assert launcher.who("create", "-b", bundle, "ID") == "runc"
 
 
+def link_to_nothing(etc: str) -> None:
+    os.rename(f"{etc}/config.d", f"{etc}/old")
+    os.symlink("nowhere", f"{etc}/config.d")
+
+
 CHANGES: dict[str, Callable[[str], object]] = {
     "config.toml goes": lambda etc: os.unlink(f"{etc}/config.toml"),
     "config.d goes": lambda etc: shutil.rmtree(f"{etc}/config.d"),
-    "config.d becomes a link to nothing": lambda etc: (os.rename(f"{etc}/config.d", f"{etc}/old"), os.symlink("nowhere", f"{etc}/config.d")),  # type: ignore[func-returns-value]
+    "config.d becomes a link to nothing": link_to_nothing,
     "a drop-in comes": lambda etc: open(f"{etc}/config.d/b.toml", "w").close(),
     "a drop-in goes": lambda etc: os.unlink(f"{etc}/config.d/a.toml"),
     "a drop-in gets another name": lambda etc: os.rename(f"{etc}/config.d/a.toml", f"{etc}/config.d/b.toml"),
@@ -462,13 +589,18 @@ def test_both_needles(launcher: Launcher) -> None:
 
 def test_another_configuration_is_pythons_to_judge(launcher: Launcher) -> None:
     env = {**PLAIN, "CHANDLER_CONFIG": "/x"}
-    assert launcher.who("state", "ID", env=env) == launcher.who("create", "-b", launcher.bundle(), "ID", env=env) == "python"
+    assert (
+        launcher.who("state", "ID", env=env)
+        == launcher.who("create", "-b", launcher.bundle(), "ID", env=env)
+        == "python"
+    )
     os.unlink(launcher.python)
     assert launcher.who("state", "ID", env=env) == "runc"
     launcher.fails("create", "-b", launcher.bundle(), "ID", env=env)
 
 
 # --- Without the interpreter.
+
 
 def test_verbs_pass_without_an_interpreter(launcher: Launcher) -> None:
     for kind in args.KINDS:
@@ -483,7 +615,15 @@ def test_verbs_pass_without_an_interpreter(launcher: Launcher) -> None:
     launcher.fails("--new-global", "create", "ID")
 
 
-@pytest.mark.parametrize("option, form", [(["--log-format", "json"], "json"), (["--log-format=json"], "json"), ([], "text"), (["--log-format=text"], "text")])
+@pytest.mark.parametrize(
+    "option, form",
+    [
+        (["--log-format", "json"], "json"),
+        (["--log-format=json"], "json"),
+        ([], "text"),
+        (["--log-format=text"], "text"),
+    ],
+)
 def test_the_launcher_says_what_is_missing(launcher: Launcher, option: list[str], form: str) -> None:
     bundle = launcher.bundle(REQUEST)
     for path in (launcher.python, launcher.python + "2"):  # gone; and no program
@@ -498,7 +638,9 @@ def test_the_launcher_says_what_is_missing(launcher: Launcher, option: list[str]
         before, record = file.read().splitlines()
     if form == "json":
         parsed = json.loads(record)
-        assert list(parsed) == ["level", "msg", "time"] and parsed["level"] == "error" and launcher.python in parsed["msg"]
+        assert (
+            list(parsed) == ["level", "msg", "time"] and parsed["level"] == "error" and launcher.python in parsed["msg"]
+        )
         written = parsed["time"]
     else:
         found = re.fullmatch(r'time="(.*?)" level=error msg="[^"]*"', record)
@@ -510,6 +652,7 @@ def test_the_launcher_says_what_is_missing(launcher: Launcher, option: list[str]
 
 # --- What the runtime inherits.
 
+
 def environment(report: dict[str, Any]) -> dict[str, str]:
     return dict(entry.split("=", 1) for entry in report["env"])
 
@@ -517,22 +660,62 @@ def environment(report: dict[str, Any]) -> dict[str, str]:
 def cases(launcher: Launcher) -> list[list[str]]:
     """Each way that leads out of the launcher: early, late, after grep, to Python."""
     plain, asking = launcher.bundle(), launcher.bundle(REQUEST, "asking")
-    return [["state", "ID"], ["kill", "-a", "ID"], ["create", "--bundle", plain, "ID"], ["create", "--bundle", asking, "ID"]]
+    return [
+        ["state", "ID"],
+        ["kill", "-a", "ID"],
+        ["create", "--bundle", plain, "ID"],
+        ["create", "--bundle", asking, "ID"],
+    ]
 
 
 def test_environment(launcher: Launcher) -> None:
     name = launcher.shell.name
     given = {
-        "PATH": "/usr/bin:/bin:", "PWD": "/nowhere", "OLDPWD": "/nowhere", "IFS": "x", "OPTIND": "3", "PPID": "1", "LINENO": "5", "PS1": "a",
-        "PS4": "$(echo x >&2)", "ENV": "/nonexistent", "BASH_ENV": "/nonexistent", "CDPATH": "/", "LC_ALL": "C", "LANG": "C", "LC_CTYPE": "C",
-        "GREP_OPTIONS": "-v", "GREP_COLOR": "1", "GREP_COLORS": "x", "POSIXLY_CORRECT": "1", "SHLVL": "7", "RANDOM": "5", "_": "/x", "a.b": "1",
-        "UID": "9", "EUID": "9", "BASH_VERSION": "", "NOTIFY_SOCKET": "/run/x", "LISTEN_FDS": "1", "LISTEN_PID": "1", "EMPTY": "", "SPACES": " a  b ",
-        "NEWLINE": "a\nb", "QUOTES": "'\"\\", "_verb": "x", "_v": "x", "TTRPC_ADDRESS": "/x", "HOME": "/h", "LATIN": "\udce9",
+        "PATH": "/usr/bin:/bin:",
+        "PWD": "/nowhere",
+        "OLDPWD": "/nowhere",
+        "IFS": "x",
+        "OPTIND": "3",
+        "PPID": "1",
+        "LINENO": "5",
+        "PS1": "a",
+        "PS4": "$(echo x >&2)",
+        "ENV": "/nonexistent",
+        "BASH_ENV": "/nonexistent",
+        "CDPATH": "/",
+        "LC_ALL": "C",
+        "LANG": "C",
+        "LC_CTYPE": "C",
+        "GREP_OPTIONS": "-v",
+        "GREP_COLOR": "1",
+        "GREP_COLORS": "x",
+        "POSIXLY_CORRECT": "1",
+        "SHLVL": "7",
+        "RANDOM": "5",
+        "_": "/x",
+        "a.b": "1",
+        "UID": "9",
+        "EUID": "9",
+        "BASH_VERSION": "",
+        "NOTIFY_SOCKET": "/run/x",
+        "LISTEN_FDS": "1",
+        "LISTEN_PID": "1",
+        "EMPTY": "",
+        "SPACES": " a  b ",
+        "NEWLINE": "a\nb",
+        "QUOTES": "'\"\\",
+        "_verb": "x",
+        "_v": "x",
+        "TTRPC_ADDRESS": "/x",
+        "HOME": "/h",
+        "LATIN": "\udce9",
     }
     lost = {key for key, shells in LOST.items() if shells is None or name in shells}
     for argv in cases(launcher):
         found = environment(launcher.call(argv, {os.fsencode(k): os.fsencode(v) for k, v in given.items()}))
-        assert {k: v for k, v in found.items() if k not in lost} == {k: v for k, v in given.items() if k not in lost}, argv
+        assert {k: v for k, v in found.items() if k not in lost} == {k: v for k, v in given.items() if k not in lost}, (
+            argv
+        )
         assert "PWD" not in found
 
 
@@ -552,9 +735,44 @@ def test_only_known_names_are_changed() -> None:
 
 
 def test_functions_in_the_environment_of_bash(launcher: Launcher) -> None:
-    names = ["[", "read", "test", "command", "exec", "unset", "set", "printf", "shift", "case", "/bin/grep", "grep", "leave", "python", "find", "export",
-             "eval", ":", "owner", "return", "break", "builtin", "edited", "passed", "after_verb", "several", "fail", "/usr/bin/env", "true"]
-    env = {**PLAIN, **{f"BASH_FUNC_{name}%%": f"() {{  echo taken {name}; /bin/touch {launcher.directory}/taken; }}" for name in names}}
+    names = [
+        "[",
+        "read",
+        "test",
+        "command",
+        "exec",
+        "unset",
+        "set",
+        "printf",
+        "shift",
+        "case",
+        "/bin/grep",
+        "grep",
+        "leave",
+        "python",
+        "find",
+        "export",
+        "eval",
+        ":",
+        "owner",
+        "return",
+        "break",
+        "builtin",
+        "edited",
+        "passed",
+        "after_verb",
+        "several",
+        "fail",
+        "/usr/bin/env",
+        "true",
+    ]
+    env = {
+        **PLAIN,
+        **{
+            f"BASH_FUNC_{name}%%": f"() {{  echo taken {name}; /bin/touch {launcher.directory}/taken; }}"
+            for name in names
+        },
+    }
     for argv in cases(launcher):
         expected = launcher.who(*argv)
         # bash complains of names that it does not take, before it reads a line of ours
@@ -564,10 +782,15 @@ def test_functions_in_the_environment_of_bash(launcher: Launcher) -> None:
         with open(f"{launcher.directory}/report", encoding="utf-8") as file:
             assert json.load(file)["who"] == expected
     os.unlink(launcher.python)
-    assert "taken" not in launcher.fails("create", "-b", "x", "ID", env={**PLAIN, "BASH_FUNC_printf%%": "() { echo taken; }"})
+    assert "taken" not in launcher.fails(
+        "create", "-b", "x", "ID", env={**PLAIN, "BASH_FUNC_printf%%": "() { echo taken; }"}
+    )
 
 
-@pytest.mark.parametrize("options", ["xtrace", "errexit", "nounset", "noglob", "errexit:nounset:noglob:xtrace", "posix", "physical", "noclobber"])
+@pytest.mark.parametrize(
+    "options",
+    ["xtrace", "errexit", "nounset", "noglob", "errexit:nounset:noglob:xtrace", "posix", "physical", "noclobber"],
+)
 def test_shell_options_in_the_environment(launcher: Launcher, options: str) -> None:
     """(noexec makes every bash script an empty one, and verbose prints lines as they are read: not ours to cure.)"""
     for argv in cases(launcher):
@@ -591,6 +814,7 @@ def test_closed_streams(launcher: Launcher, closed: list[int]) -> None:
     def close() -> None:
         for fd in closed:
             os.close(fd)
+
     for argv in cases(launcher):
         expected = launcher.who(*argv)
         process = launcher.popen(argv, stdout=None, stderr=None, preexec_fn=close)
@@ -604,9 +828,16 @@ def test_stdin_directory_and_signals(launcher: Launcher) -> None:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+
     for argv in cases(launcher):
-        direct = subprocess.run([launcher.reporter(f"{launcher.directory}/direct", "direct"), *argv], preexec_fn=ignore, check=False, env={"READ": "1"},
-                                input=b"all of it\n", cwd=launcher.directory)
+        direct = subprocess.run(
+            [launcher.reporter(f"{launcher.directory}/direct", "direct"), *argv],
+            preexec_fn=ignore,
+            check=False,
+            env={"READ": "1"},
+            input=b"all of it\n",
+            cwd=launcher.directory,
+        )
         with open(f"{launcher.directory}/report", encoding="utf-8") as file:
             plain = json.load(file)
         read, write = os.pipe()
@@ -617,21 +848,59 @@ def test_stdin_directory_and_signals(launcher: Launcher) -> None:
         assert direct.returncode == 7
         if launcher.shell.name in UNBLOCKS:
             plain["signals"][0] = report["signals"][0]
-        assert [report[key] for key in ("stdin", "cwd", "signals")] == [plain[key] for key in ("stdin", "cwd", "signals")]
+        assert [report[key] for key in ("stdin", "cwd", "signals")] == [
+            plain[key] for key in ("stdin", "cwd", "signals")
+        ]
 
 
 # --- For any command line.
 
 ODD = st.one_of(
-    st.sampled_from(["create", "run", "restore", "state", "exec", "delete", "ID", "-", "--", "", "--root", "--log", "-r", "-b", "--bundle", "--force", "-f", "-t",
-                     "--env", "-e", "--pid-file", "--debug", "--systemd-cgroup", "--rootless", "--help", "-v", "--x=y", "--root=create", "-abc", "---", "-=", "*"]),
-    st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=8))
+    st.sampled_from(
+        [
+            "create",
+            "run",
+            "restore",
+            "state",
+            "exec",
+            "delete",
+            "ID",
+            "-",
+            "--",
+            "",
+            "--root",
+            "--log",
+            "-r",
+            "-b",
+            "--bundle",
+            "--force",
+            "-f",
+            "-t",
+            "--env",
+            "-e",
+            "--pid-file",
+            "--debug",
+            "--systemd-cgroup",
+            "--rootless",
+            "--help",
+            "-v",
+            "--x=y",
+            "--root=create",
+            "-abc",
+            "---",
+            "-=",
+            "*",
+        ]
+    ),
+    st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=8),
+)
 VALUE = st.one_of(st.sampled_from(["create", "run", "restore", "/r", "-", "--root", "a b", "*"]), ODD)
 
 
 @st.composite
 def passing(draw: st.DrawFn) -> list[str]:
     """A command line that all three parsers read alike, of another verb than create, run and restore."""
+
     def options(table: dict[str, str]) -> list[str]:
         words: list[str] = []
         for name in draw(st.lists(st.sampled_from(sorted(table)), max_size=3)) if table else []:
@@ -642,9 +911,18 @@ def passing(draw: st.DrawFn) -> list[str]:
             else:
                 words += [name, draw(VALUE)]
         return words
-    verb = draw(st.sampled_from(["state", "start", "kill", "delete", "exec", "pause", "resume", "ps", "update", "events", "checkpoint"]))
+
+    verb = draw(
+        st.sampled_from(
+            ["state", "start", "kill", "delete", "exec", "pause", "resume", "ps", "update", "events", "checkpoint"]
+        )
+    )
     before = {name: takes for name, takes in union(lambda each: each == "").items() if name not in EXITS}
-    after = {name: takes for name, takes in union(lambda each: each == verb).items() if takes != "?" and (takes or name[:2] == "--")}
+    after = {
+        name: takes
+        for name, takes in union(lambda each: each == verb).items()
+        if takes != "?" and (takes or name[:2] == "--")
+    }
     container = draw(st.sampled_from(["ID", "create", "run", "restore", "a.b_c+d"]))
     return [*options(before), verb, *options(after), container, *draw(st.lists(ODD, max_size=3))]
 
@@ -672,10 +950,11 @@ def test_any_command_line_arrives_as_it_is(made: Launcher, argv: list[str]) -> N
 
 # --- The tables.
 
+
 def patterns(text: str, start: str, prefix: str = "") -> list[set[str]]:
     """The words of every case pattern in a function or section."""
-    section = text[text.index(start):]
-    section = section[:re.search(r"\n}\n|\ndone\n", section).start()]  # type: ignore[union-attr]
+    section = text[text.index(start) :]
+    section = section[: re.search(r"\n}\n|\ndone\n", section).start()]  # type: ignore[union-attr]
     found = []
     for line in section.splitlines():
         match = re.match(r"\s*([^()$]*?)\)", line)
@@ -689,7 +968,7 @@ def spelled(options: str) -> dict[str, str]:
     result = {}
     for word in options.split():
         name = word.rstrip("=?") or "?"
-        result[("--" if len(name) > 1 else "-") + name] = word[len(name):]
+        result[("--" if len(name) > 1 else "-") + name] = word[len(name) :]
     return result
 
 
@@ -724,7 +1003,12 @@ def test_global_tables() -> None:
     assert takes(hot, "--root") | takes(hot, "--log") == values
     assert takes(hot, "--debug") == flags
     assert takes(patterns(source(), "after_verb() {"), "--root") == values
-    assert takes(patterns(source(), "fail() {", "g"), "--root") | takes(patterns(source(), "fail() {", "g"), "--log") | {"--log-format"} == values
+    assert (
+        takes(patterns(source(), "fail() {", "g"), "--root")
+        | takes(patterns(source(), "fail() {", "g"), "--log")
+        | {"--log-format"}
+        == values
+    )
 
 
 def test_tables_of_edited_verbs() -> None:
@@ -739,6 +1023,7 @@ def test_tables_of_edited_verbs() -> None:
 def test_tables_of_other_verbs() -> None:
     def others(verb: str) -> bool:
         return verb not in args.EDITED and verb not in NO_CONTAINER
+
     options = union(others)
     found = patterns(source(), "after_verb() {", "o")
     assert takes(found, "--process") == {name for name, kind in options.items() if kind == "=" and name[:2] == "--"}
@@ -761,10 +1046,21 @@ def test_verbs_and_exits() -> None:
 
 # --- The installation, and none.
 
+
 def test_installed_files_name_no_destdir(tmp_path: Any) -> None:
     destination = str(tmp_path / "destdir")
-    subprocess.run([f"{REPOSITORY}/packaging/install"], check=True, stdin=subprocess.DEVNULL, env={
-        "PATH": "/usr/bin:/bin", "DESTDIR": destination, "PREFIX": "/opt/chandler", "SYSCONFDIR": "/opt/etc", "STATEDIR": "/opt/run"})
+    subprocess.run(
+        [f"{REPOSITORY}/packaging/install"],
+        check=True,
+        stdin=subprocess.DEVNULL,
+        env={
+            "PATH": "/usr/bin:/bin",
+            "DESTDIR": destination,
+            "PREFIX": "/opt/chandler",
+            "SYSCONFDIR": "/opt/etc",
+            "STATEDIR": "/opt/run",
+        },
+    )
     for directory, _, names in os.walk(destination):
         for name in names:
             with open(os.path.join(directory, name), "rb") as file:
@@ -775,18 +1071,38 @@ def test_installed_files_name_no_destdir(tmp_path: Any) -> None:
     assert 'CONFIG_DIR = "/opt/etc/chandler"\n' in text and 'STATE_DIR = "/opt/run"\n' in text
     with open(f"{destination}/opt/chandler/bin/chandler-runtime", encoding="utf-8") as file:
         installed = file.read()
-    assert not re.search("[^t]/etc/", installed) and "_lib=/opt/chandler/lib/chandler\n" in installed and "_python=/usr/bin/python3\n" in installed and "\n#" not in installed
+    assert (
+        not re.search("[^t]/etc/", installed)
+        and "_lib=/opt/chandler/lib/chandler\n" in installed
+        and "_python=/usr/bin/python3\n" in installed
+        and "\n#" not in installed
+    )
     # What runs from a checkout is what is installed, links among it.
-    programs = {name: os.path.islink(os.path.join(os.path.dirname(SOURCE), name)) for name in os.listdir(os.path.dirname(SOURCE)) if name.startswith("chandler")}
+    programs = {
+        name: os.path.islink(os.path.join(os.path.dirname(SOURCE), name))
+        for name in os.listdir(os.path.dirname(SOURCE))
+        if name.startswith("chandler")
+    }
     assert {entry.name: entry.is_symlink() for entry in os.scandir(f"{destination}/opt/chandler/bin")} == programs
     source = f"{destination}/opt/chandler/lib/chandler/shim/runtime/args.py"
-    assert os.path.exists(os.path.join(os.path.dirname(source), "__pycache__", f"args.{sys.implementation.cache_tag}.pyc")) or sys.executable != "/usr/bin/python3"
+    assert (
+        os.path.exists(os.path.join(os.path.dirname(source), "__pycache__", f"args.{sys.implementation.cache_tag}.pyc"))
+        or sys.executable != "/usr/bin/python3"
+    )
 
 
-@pytest.mark.parametrize("name, value", [("PREFIX", "relative"), ("PREFIX", "/a b"), ("PYTHON", '/a"b'), ("STATEDIR", "/a$b")])
+@pytest.mark.parametrize(
+    "name, value", [("PREFIX", "relative"), ("PREFIX", "/a b"), ("PYTHON", '/a"b'), ("STATEDIR", "/a$b")]
+)
 def test_installation_refuses_odd_paths(name: str, value: str, tmp_path: Any) -> None:
-    done = subprocess.run([f"{REPOSITORY}/packaging/install"], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL,
-                          env={"PATH": "/usr/bin:/bin", "DESTDIR": str(tmp_path), name: value})
+    done = subprocess.run(
+        [f"{REPOSITORY}/packaging/install"],
+        capture_output=True,
+        text=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        env={"PATH": "/usr/bin:/bin", "DESTDIR": str(tmp_path), name: value},
+    )
     assert done.returncode == 1 and done.stderr.startswith("install: ") and not os.listdir(tmp_path)
 
 
@@ -807,11 +1123,24 @@ def test_in_place(shell: Shell, tmp_path: Any) -> None:
     open(f"{directory}/-bin/start.py", "w").close()
     os.symlink("-bin/chandler-runtime", f"{directory}/elsewhere")
     os.symlink("chandler-runtime", f"{directory}/-bin/chandler-crun")
-    for cwd, called, library in (("", "elsewhere", f"{directory}/-bin"), ("", "-bin/chandler-crun", "./-bin"), ("-bin", "chandler-runtime", "."),
-                                 ("", f"{directory}/-bin/chandler-runtime", f"{directory}/-bin"), ("", f"{directory}/elsewhere", f"{directory}/-bin")):
-        done = subprocess.run([f"{directory}/sh", "--", called, "create", "-b", "none", "ID"] if shell.name != "busybox" or called[0] != "-" else
-                              [f"{directory}/sh", f"./{called}", "create", "-b", "none", "ID"],
-                              cwd=os.path.join(directory, cwd), capture_output=True, text=True, check=False, env=PLAIN, stdin=subprocess.DEVNULL)
+    for cwd, called, library in (
+        ("", "elsewhere", f"{directory}/-bin"),
+        ("", "-bin/chandler-crun", "./-bin"),
+        ("-bin", "chandler-runtime", "."),
+        ("", f"{directory}/-bin/chandler-runtime", f"{directory}/-bin"),
+        ("", f"{directory}/elsewhere", f"{directory}/-bin"),
+    ):
+        done = subprocess.run(
+            [f"{directory}/sh", "--", called, "create", "-b", "none", "ID"]
+            if shell.name != "busybox" or called[0] != "-"
+            else [f"{directory}/sh", f"./{called}", "create", "-b", "none", "ID"],
+            cwd=os.path.join(directory, cwd),
+            capture_output=True,
+            text=True,
+            check=False,
+            env=PLAIN,
+            stdin=subprocess.DEVNULL,
+        )
         words = done.stdout.split("\n")
         assert words[:5] == ["-I", "-S", "-B", "-X", "utf8"], done
         assert os.path.normpath(words[5]) == os.path.normpath(f"{library}/start.py") and words[5][0] != "-", words

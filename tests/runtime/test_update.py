@@ -1,4 +1,5 @@
 """What an update of an engine's own resources keeps."""
+
 from __future__ import annotations
 
 import json
@@ -30,7 +31,14 @@ print(json.dumps([rest, text]))
 
 
 def updated(state: Path, data: str, *words: str) -> tuple[list[str], Any]:
-    done = subprocess.run([sys.executable, "-c", CHILD, str(state), *words], cwd=REPOSITORY, input=data, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, str(state), *words],
+        cwd=REPOSITORY,
+        input=data,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     rest, text = json.loads(done.stdout)
     return rest, text
 
@@ -42,7 +50,10 @@ def state(tmp_path: Path) -> Path:
     return directory
 
 
-RESOURCES: dict[str, Any] = {"devices": [DENY, {"allow": True, "type": "c", "major": 1, "minor": 3, "access": "rwm"}], "memory": {"limit": 1 << 40}}
+RESOURCES: dict[str, Any] = {
+    "devices": [DENY, {"allow": True, "type": "c", "major": 1, "minor": 3, "access": "rwm"}],
+    "memory": {"limit": 1 << 40},
+}
 JOINED = {**RESOURCES, "devices": [*RESOURCES["devices"], *OURS]}
 
 
@@ -61,26 +72,44 @@ def test_from_a_file_which_stays_as_it_is(state: Path, tmp_path: Path, option: l
     assert json.loads(text) == JOINED and json.loads(file.read_text()) == RESOURCES
 
 
-@pytest.mark.parametrize("data", ['{"memory": {"limit": 5}}', '{"devices": []}', '{"devices": null}', '{"devices": 5}', "[]", "{", ""])
+@pytest.mark.parametrize(
+    "data", ['{"memory": {"limit": 5}}', '{"devices": []}', '{"devices": null}', '{"devices": 5}', "[]", "{", ""]
+)
 def test_what_is_no_list_of_devices_arrives_byte_for_byte(state: Path, data: str) -> None:
     assert updated(state, data, "update", "-r", "-", "c1")[1] == data
 
 
 def test_a_container_of_which_nothing_is_known(tmp_path: Path) -> None:
     grants.write(str(tmp_path), {"id": "c1", "root": "/root"})  # as an older Chandler wrote it
-    assert updated(tmp_path, json.dumps(RESOURCES), "update", "--resources", "-", "c1") == (["update", "--resources", "-", "c1"], json.dumps(RESOURCES))
+    assert updated(tmp_path, json.dumps(RESOURCES), "update", "--resources", "-", "c1") == (
+        ["update", "--resources", "-", "c1"],
+        json.dumps(RESOURCES),
+    )
     assert updated(tmp_path / "empty", "x", "update", "--resources", "-", "c1")[1] == "x"
 
 
-@pytest.mark.parametrize("words", [["update", "c1"], ["update", "--memory", "5", "c1"], ["update", "c1", "--resources"], ["update", "--resources", "/none", "c1"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["update", "c1"],
+        ["update", "--memory", "5", "c1"],
+        ["update", "c1", "--resources"],
+        ["update", "--resources", "/none", "c1"],
+    ],
+)
 def test_nothing_to_read(state: Path, words: list[str]) -> None:
     assert update.with_devices(words, 0, str(state), "/root", "c1") == words
 
 
-@given(st.lists(st.fixed_dictionaries({"allow": st.booleans(), "type": st.sampled_from("bc"), "major": st.integers(0, 9)}), min_size=1))
+@given(
+    st.lists(
+        st.fixed_dictionaries({"allow": st.booleans(), "type": st.sampled_from("bc"), "major": st.integers(0, 9)}),
+        min_size=1,
+    )
+)
 def test_every_rule_once_and_theirs_first(theirs: list[Any]) -> None:
     ours = [{"allow": True, "type": "c", "major": number} for number in range(3)]
     once = update._joined(json.dumps({"devices": theirs}).encode(), ours)
     found = json.loads(once)["devices"]
-    assert found[:len(theirs)] == theirs and all(rule in found for rule in ours)
+    assert found[: len(theirs)] == theirs and all(rule in found for rule in ours)
     assert update._joined(once, ours) == once

@@ -1,4 +1,5 @@
 """What tests of sharing have in common."""
+
 from __future__ import annotations
 
 import os
@@ -12,7 +13,9 @@ from lab.sharing_host import Host
 
 @pytest.fixture
 def host(needs_root: None) -> Iterator[Host]:
-    directory = tempfile.mkdtemp(prefix="mps-", dir="/var/lib")  # short: the path of a socket; root's own all the way up
+    directory = tempfile.mkdtemp(
+        prefix="mps-", dir="/var/lib"
+    )  # short: the path of a socket; root's own all the way up
     os.chmod(directory, 0o755)
     made = Host(directory)
     yield made

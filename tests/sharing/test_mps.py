@@ -1,4 +1,5 @@
 """MPS: daemons of others checked, our own started, limited, found again and stopped; every way in which they fail."""
+
 from __future__ import annotations
 
 import os
@@ -21,14 +22,26 @@ from shim.state.ledger import Ledger
 
 # --- managed --------------------------------------------------------------------------------------------------
 
+
 def test_the_first_starts_a_daemon_and_the_last_stops_it(host: Host) -> None:
-    first = host.create("one", sharing="mps", mps_active_thread_percentage=30, mps_pinned_memory="1.5Gi", mps_priority=1)
+    first = host.create(
+        "one", sharing="mps", mps_active_thread_percentage=30, mps_pinned_memory="1.5Gi", mps_priority=1
+    )
     base = f"{host.state}/mps/{UUIDS[0]}"
-    assert env(first) == {"CUDA_MPS_PIPE_DIRECTORY": "/tmp/nvidia-mps", "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE": "30",
-                          "CUDA_MPS_PINNED_DEVICE_MEM_LIMIT": "0=1536M", "CUDA_MPS_CLIENT_PRIORITY": "1"}
+    assert env(first) == {
+        "CUDA_MPS_PIPE_DIRECTORY": "/tmp/nvidia-mps",
+        "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE": "30",
+        "CUDA_MPS_PINNED_DEVICE_MEM_LIMIT": "0=1536M",
+        "CUDA_MPS_CLIENT_PRIORITY": "1",
+    }
     assert mounts(first) == {"/tmp/nvidia-mps": base + "/pipe", "/dev/shm": "/dev/shm"}
     ((_, stage, hook, _),) = first.of(HOOK)
-    assert stage == "createRuntime" and hook["args"] == ["chandler-hook", "mps-ready", base + "/pipe", host.commands.control]
+    assert stage == "createRuntime" and hook["args"] == [
+        "chandler-hook",
+        "mps-ready",
+        base + "/pipe",
+        host.commands.control,
+    ]
     assert host.mode() == "EXCLUSIVE_PROCESS"
     host.create("two", sharing="mps", mps_active_thread_percentage=50)
     assert len(host.commands.running()) == 1
@@ -41,7 +54,11 @@ def test_the_first_starts_a_daemon_and_the_last_stops_it(host: Host) -> None:
     assert len(host.commands.running()) == 1 and host.mode() == "EXCLUSIVE_PROCESS"
     host.delete("two")
     assert host.commands.running() == [] and host.mode() == "DEFAULT"
-    assert not os.path.exists(host.state + "/shared") and not os.path.exists(base + "/pipe") and os.path.exists(base + "/log/control.log")
+    assert (
+        not os.path.exists(host.state + "/shared")
+        and not os.path.exists(base + "/pipe")
+        and os.path.exists(base + "/log/control.log")
+    )
 
 
 def test_a_daemon_has_nothing_of_its_callers(host: Host) -> None:
@@ -63,15 +80,25 @@ def test_a_daemon_has_nothing_of_its_callers(host: Host) -> None:
         _, controllers, path = line.split(":", 2)
         assert own[controllers] == "/" or not (path + "/").startswith(own[controllers] + "/")
     pipe = f"{host.state}/mps/{UUIDS[0]}/pipe"
-    assert seen["env"] == {**nvidia_tools.ENVIRONMENT, "CUDA_VISIBLE_DEVICES": UUIDS[0], "CUDA_MPS_PIPE_DIRECTORY": pipe,
-                           "CUDA_MPS_LOG_DIRECTORY": pipe[:-4] + "log"} | {k: v for k, v in seen["env"].items() if k == "LC_CTYPE"}
+    assert seen["env"] == {
+        **nvidia_tools.ENVIRONMENT,
+        "CUDA_VISIBLE_DEVICES": UUIDS[0],
+        "CUDA_MPS_PIPE_DIRECTORY": pipe,
+        "CUDA_MPS_LOG_DIRECTORY": pipe[:-4] + "log",
+    } | {k: v for k, v in seen["env"].items() if k == "LC_CTYPE"}
     assert stat.S_IMODE(os.stat(pipe).st_mode) == 0o755
 
 
 def test_whoever_reads_the_creates_output_to_its_end_waits_for_no_daemon(host: Host) -> None:
-    program = ("import sys; sys.path[:0] = sys.argv[1:3]; from lab.sharing_host import Host; Host(sys.argv[3]).create('c', sharing='mps'); print('made')")
-    done = subprocess.run([sys.executable, "-c", program, REPOSITORY, os.path.join(REPOSITORY, "tests"), host.directory], check=True, stdin=subprocess.DEVNULL,
-                          capture_output=True, text=True, timeout=60)  # would never end while the daemon had the pipe
+    program = "import sys; sys.path[:0] = sys.argv[1:3]; from lab.sharing_host import Host; Host(sys.argv[3]).create('c', sharing='mps'); print('made')"
+    done = subprocess.run(
+        [sys.executable, "-c", program, REPOSITORY, os.path.join(REPOSITORY, "tests"), host.directory],
+        check=True,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )  # would never end while the daemon had the pipe
     assert done.stdout == "made\n" and len(host.commands.running()) == 1
 
 
@@ -87,6 +114,7 @@ def test_the_compute_mode_that_was_there_comes_back(host: Host) -> None:
 def test_what_was_before_is_noted_before_it_is_changed(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     def killed(*_: Any) -> None:
         raise KeyboardInterrupt  # as near to a kill as a process comes that has to go on
+
     host.commands.set_gpus({UUIDS[0]: {"mode": "PROHIBITED", "slice": 0}})
     monkeypatch.setattr(nvidia_tools, "set_compute_mode", killed)
     monkeypatch.setattr(setup, "_end", lambda page: None)
@@ -107,23 +135,36 @@ def test_a_slow_start_is_waited_for(host: Host) -> None:
     assert len(done) == 1
 
 
-@pytest.mark.parametrize(("mood", "words"), [
-    ({"start": "no"}, "gives no answer in 1 seconds"), ({"mute": True}, "gives no answer in 1 seconds"),
-    ({"start": "dies"}, "has ended; its log ends: .*Failed to start : MPS control daemon cannot use the device"),
-])
-def test_a_daemon_that_does_not_start_fails_the_create_and_leaves_nothing(host: Host, mood: dict[str, Any], words: str) -> None:
+@pytest.mark.parametrize(
+    ("mood", "words"),
+    [
+        ({"start": "no"}, "gives no answer in 1 seconds"),
+        ({"mute": True}, "gives no answer in 1 seconds"),
+        ({"start": "dies"}, "has ended; its log ends: .*Failed to start : MPS control daemon cannot use the device"),
+    ],
+)
+def test_a_daemon_that_does_not_start_fails_the_create_and_leaves_nothing(
+    host: Host, mood: dict[str, Any], words: str
+) -> None:
     host.config["gpu.mps-patience"] = 1
     host.commands.mood(host.commands.control, **mood)
     with pytest.raises(HostError, match=words):
         host.create("c", sharing="mps")
-    assert host.commands.running() == [] and host.mode() == "DEFAULT" and host.ledger.read() == [] and pages.every(host.state) == []
+    assert (
+        host.commands.running() == []
+        and host.mode() == "DEFAULT"
+        and host.ledger.read() == []
+        and pages.every(host.state) == []
+    )
     host.commands.mood(host.commands.control)
     host.create("c", sharing="mps")
 
 
 def test_a_compute_mode_that_cannot_be_set_fails_the_create(host: Host) -> None:
     host.commands.mood(host.commands.smi, ignores=True)
-    with pytest.raises(HostError, match="the compute mode of GPU-.* is DEFAULT after .* has set it to EXCLUSIVE_PROCESS"):
+    with pytest.raises(
+        HostError, match="the compute mode of GPU-.* is DEFAULT after .* has set it to EXCLUSIVE_PROCESS"
+    ):
         host.create("c", sharing="mps")
     host.commands.mood(host.commands.smi, fails=["-c"])
     with pytest.raises(HostError, match="Insufficient Permissions"):
@@ -173,7 +214,9 @@ def test_limits_that_the_daemon_holds(host: Host) -> None:
     host.create("same", sharing="mps", mps_active_thread_percentage=25, mps_pinned_memory="2Gi")
     host.create("other", sharing="mps", mps_active_thread_percentage=50)
     leases = {lease["id"]: lease for lease in host.ledger.read()}
-    assert leases["same"]["keys"] == ["c195:0"] and leases["other"]["keys"] == ["c195:1"], "another limit is another daemon's"
+    assert leases["same"]["keys"] == ["c195:0"] and leases["other"]["keys"] == ["c195:1"], (
+        "another limit is another daemon's"
+    )
     assert {lease["held"] for lease in leases.values()} == {"enforced"}
 
 
@@ -193,8 +236,10 @@ def test_another_user_gets_another_gpu(host: Host) -> None:
     assert host.ledger.read()[-1]["keys"] == ["c195:1"]
     with pytest.raises(LeaseError, match=r"root holds nvidia.com/gpu=0 \(mps, uid 0\)"):
         host.create("named", uid=1000, sharing="mps", devices=["0"])
-    mapped: dict[str, Any] = {"process": {"user": {"uid": 0}}, "linux": {"namespaces": [{"type": "user"}], "uidMappings": [
-        {"containerID": 0, "hostID": 1000, "size": 1}]}}
+    mapped: dict[str, Any] = {
+        "process": {"user": {"uid": 0}},
+        "linux": {"namespaces": [{"type": "user"}], "uidMappings": [{"containerID": 0, "hostID": 1000, "size": 1}]},
+    }
     host.create("mapped", document=mapped, sharing="mps", devices=["1"])
     mapped["linux"]["uidMappings"] = []
     with pytest.raises(ChandlerError, match="does not map the container's uid 0"):
@@ -230,17 +275,32 @@ def test_many_at_once_share_one_daemon(host: Host) -> None:
     assert host.commands.running() == [] and host.mode() == "DEFAULT" and host.ledger.read() == []
 
 
-@pytest.mark.parametrize(("wish", "error", "words"), [
-    ({"sharing": "mps", "count": 2}, RequestError, "asks for 2 GPUs with sharing = \"mps\"; each has an MPS daemon of its own"),
-    ({"sharing": "mps", "devices": ["0:1"]}, RequestError, "is a MIG device, which needs an MPS daemon of its own"),
-    ({"sharing": "mps", "mps_pipe_dir": "/x"}, RequestError, "mps_pipe_dir: this node's MPS daemons are Chandler's own"),
-    ({"sharing": "mps", "time_slice": "short"}, RequestError, "time_slice is for sharing = 'time-slice', not for 'mps'"),
-    ({"mps_priority": 1}, RequestError, "mps_priority is for sharing = 'mps', not for 'exclusive'"),
-    ({"sharing": "mps", "mps_active_thread_percentage": 0}, RequestError, "0 is not between 1 and 100"),
-    ({"sharing": "mps", "mps_pinned_memory": "1Ki"}, RequestError, "too small"),
-    ({"sharing": "all"}, RequestError, "'all' is not one of exclusive, mps, time-slice"),
-    ({"sharing": "mps", "mps_log_dir": "../x"}, RequestError, "no absolute path"),
-])
+@pytest.mark.parametrize(
+    ("wish", "error", "words"),
+    [
+        (
+            {"sharing": "mps", "count": 2},
+            RequestError,
+            'asks for 2 GPUs with sharing = "mps"; each has an MPS daemon of its own',
+        ),
+        ({"sharing": "mps", "devices": ["0:1"]}, RequestError, "is a MIG device, which needs an MPS daemon of its own"),
+        (
+            {"sharing": "mps", "mps_pipe_dir": "/x"},
+            RequestError,
+            "mps_pipe_dir: this node's MPS daemons are Chandler's own",
+        ),
+        (
+            {"sharing": "mps", "time_slice": "short"},
+            RequestError,
+            "time_slice is for sharing = 'time-slice', not for 'mps'",
+        ),
+        ({"mps_priority": 1}, RequestError, "mps_priority is for sharing = 'mps', not for 'exclusive'"),
+        ({"sharing": "mps", "mps_active_thread_percentage": 0}, RequestError, "0 is not between 1 and 100"),
+        ({"sharing": "mps", "mps_pinned_memory": "1Ki"}, RequestError, "too small"),
+        ({"sharing": "all"}, RequestError, "'all' is not one of exclusive, mps, time-slice"),
+        ({"sharing": "mps", "mps_log_dir": "../x"}, RequestError, "no absolute path"),
+    ],
+)
 def test_wrong_requests(host: Host, wish: dict[str, Any], error: type[ChandlerError], words: str) -> None:
     with pytest.raises(error) as caught:
         host.create("c", **wish)
@@ -285,12 +345,18 @@ def test_under_systemd_the_unit_runs_it(host: Host, monkeypatch: pytest.MonkeyPa
         if verb == "start":
             base = f"{host.directory}/mps/{UUIDS[0]}"
             assert stat.S_IMODE(os.stat(base + "/shm").st_mode) == 0o1777
-            daemons.append(subprocess.Popen([host.commands.control, "-f"], stdin=subprocess.DEVNULL, env={
-                "CUDA_MPS_PIPE_DIRECTORY": base + "/pipe", "CUDA_MPS_LOG_DIRECTORY": base + "/log"}))
+            daemons.append(
+                subprocess.Popen(
+                    [host.commands.control, "-f"],
+                    stdin=subprocess.DEVNULL,
+                    env={"CUDA_MPS_PIPE_DIRECTORY": base + "/pipe", "CUDA_MPS_LOG_DIRECTORY": base + "/log"},
+                )
+            )
         else:
             nvidia_tools.control(host.commands.control, f"{host.directory}/mps/{UUIDS[0]}/pipe", "quit")
 
     from shim import paths
+
     monkeypatch.setattr(nvidia_tools, "has_systemd", lambda: True)
     monkeypatch.setattr(nvidia_tools, "unit", unit)
     monkeypatch.setattr(paths, "STATE_DIR", host.directory)
@@ -326,6 +392,7 @@ def test_mounts_of_others_are_not_kept(host: Host, monkeypatch: pytest.MonkeyPat
 
 # --- external -------------------------------------------------------------------------------------------------
 
+
 @pytest.fixture
 def external(host: Host) -> Iterator[Host]:
     """A daemon that somebody else runs."""
@@ -334,37 +401,65 @@ def external(host: Host) -> Iterator[Host]:
     host.config["gpu.mps-pipe-dir"] = pipe
     os.mkdir(pipe)
     os.mkdir(log)
-    with subprocess.Popen([host.commands.control, "-f"], stdin=subprocess.DEVNULL,
-                          env={"CUDA_MPS_PIPE_DIRECTORY": pipe, "CUDA_MPS_LOG_DIRECTORY": log}) as daemon:
+    with subprocess.Popen(
+        [host.commands.control, "-f"],
+        stdin=subprocess.DEVNULL,
+        env={"CUDA_MPS_PIPE_DIRECTORY": pipe, "CUDA_MPS_LOG_DIRECTORY": log},
+    ) as daemon:
         until(lambda: os.path.exists(pipe + "/control"))
         yield host
         daemon.kill()
 
 
 def test_a_daemon_of_others(external: Host) -> None:
-    made = external.create("c", sharing="mps", count=2, mps_pinned_memory="64Mi", mps_log_dir=external.directory + "/log")
-    assert env(made) == {"CUDA_MPS_PIPE_DIRECTORY": "/tmp/nvidia-mps", "CUDA_MPS_LOG_DIRECTORY": external.directory + "/log",
-                         "CUDA_MPS_PINNED_DEVICE_MEM_LIMIT": "0=64M,1=64M"}
-    assert mounts(made) == {"/tmp/nvidia-mps": external.directory + "/pipe", "/dev/shm": "/dev/shm", external.directory + "/log": external.directory + "/log"}
+    made = external.create(
+        "c", sharing="mps", count=2, mps_pinned_memory="64Mi", mps_log_dir=external.directory + "/log"
+    )
+    assert env(made) == {
+        "CUDA_MPS_PIPE_DIRECTORY": "/tmp/nvidia-mps",
+        "CUDA_MPS_LOG_DIRECTORY": external.directory + "/log",
+        "CUDA_MPS_PINNED_DEVICE_MEM_LIMIT": "0=64M,1=64M",
+    }
+    assert mounts(made) == {
+        "/tmp/nvidia-mps": external.directory + "/pipe",
+        "/dev/shm": "/dev/shm",
+        external.directory + "/log": external.directory + "/log",
+    }
     external.delete("c")
     assert external.commands.calls(external.commands.smi) == [] and len(external.commands.started()) == 1
 
 
 def test_external_needs_no_leases(external: Host) -> None:
     made = external.plan({"sharing": "mps", "devices": ["0:1"]})
-    assert made.sharing is not None and mounts(setup.begin(made.sharing, external.state))["/tmp/nvidia-mps"] == external.directory + "/pipe"
+    assert (
+        made.sharing is not None
+        and mounts(setup.begin(made.sharing, external.state))["/tmp/nvidia-mps"] == external.directory + "/pipe"
+    )
     with pytest.raises(RequestError, match="MIG device"):
         external.plan({"sharing": "mps", "devices": ["0:1", "1"]})
 
 
-@pytest.mark.parametrize(("spoil", "error", "words"), [
-    (lambda pipe: os.chmod(pipe, 0o777), TrustError, "can be written by others"),
-    (lambda pipe: os.chown(pipe, 1000, 1000), TrustError, "belongs to uid 1000"),
-    (lambda pipe: os.rename(pipe, pipe + ".away"), HostError, "the MPS directory .* cannot be used: No such file"),
-    (lambda pipe: os.unlink(pipe + "/control"), HostError, "no MPS daemon answers in .*Cannot find MPS control daemon.*; start it with `nvidia-cuda-mps-control -d`"),
-    (lambda pipe: os.chown(pipe + "/control", 1000, 0), HostError, "runs as uid 1000 and serves nobody else, not uid 0"),
-])
-def test_daemons_that_are_not_to_be_used(external: Host, spoil: Callable[[str], None], error: type[ChandlerError], words: str) -> None:
+@pytest.mark.parametrize(
+    ("spoil", "error", "words"),
+    [
+        (lambda pipe: os.chmod(pipe, 0o777), TrustError, "can be written by others"),
+        (lambda pipe: os.chown(pipe, 1000, 1000), TrustError, "belongs to uid 1000"),
+        (lambda pipe: os.rename(pipe, pipe + ".away"), HostError, "the MPS directory .* cannot be used: No such file"),
+        (
+            lambda pipe: os.unlink(pipe + "/control"),
+            HostError,
+            "no MPS daemon answers in .*Cannot find MPS control daemon.*; start it with `nvidia-cuda-mps-control -d`",
+        ),
+        (
+            lambda pipe: os.chown(pipe + "/control", 1000, 0),
+            HostError,
+            "runs as uid 1000 and serves nobody else, not uid 0",
+        ),
+    ],
+)
+def test_daemons_that_are_not_to_be_used(
+    external: Host, spoil: Callable[[str], None], error: type[ChandlerError], words: str
+) -> None:
     spoil(external.directory + "/pipe")
     with pytest.raises(error, match=words):
         external.create("c", sharing="mps")
@@ -372,7 +467,7 @@ def test_daemons_that_are_not_to_be_used(external: Host, spoil: Callable[[str], 
 
 
 def test_a_server_of_another_user(external: Host) -> None:
-    external.commands.mood(external.commands.control, servers=[os.getpid(), 2 ** 22 + 1])
+    external.commands.mood(external.commands.control, servers=[os.getpid(), 2**22 + 1])
     external.create("same", sharing="mps")
     external.delete("same")
     with pytest.raises(HostError, match="serves uid 0, and this container's processes, uid 7, would wait"):
@@ -394,10 +489,18 @@ def test_shared_memory_must_be_safe(external: Host) -> None:
 
 # --- the hook -------------------------------------------------------------------------------------------------
 
+
 def hook(*arguments: str) -> subprocess.CompletedProcess[str]:
     program = os.path.join(REPOSITORY, "packaging/bin/chandler-hook")
-    return subprocess.run([program, "mps-ready", *arguments], check=False, input="{}", capture_output=True, text=True,
-                          env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}, timeout=60)
+    return subprocess.run(
+        [program, "mps-ready", *arguments],
+        check=False,
+        input="{}",
+        capture_output=True,
+        text=True,
+        env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
+        timeout=60,
+    )
 
 
 def test_the_hook_proves_that_the_daemon_answers(host: Host) -> None:
@@ -407,7 +510,11 @@ def test_the_hook_proves_that_the_daemon_answers(host: Host) -> None:
     host.commands.end()
     until(lambda: not host.commands.running())
     done = hook(pipe, host.commands.control)
-    assert done.returncode == 1 and done.stderr.startswith("chandler-hook: mps-ready: ") and "Accepting connection" in done.stderr
+    assert (
+        done.returncode == 1
+        and done.stderr.startswith("chandler-hook: mps-ready: ")
+        and "Accepting connection" in done.stderr
+    )
     assert done.stderr.count("\n") == 1
     assert hook("x").returncode == 1
     os.chmod(host.commands.control, 0o777)
@@ -416,9 +523,14 @@ def test_the_hook_proves_that_the_daemon_answers(host: Host) -> None:
 
 # --- what the commands answer ---------------------------------------------------------------------------------
 
-@pytest.mark.parametrize(("text", "size"), [("512M", 512 << 20), ("1G", 1 << 30), ("0", 0), ("64m", 64 << 20), ("", -1), ("x", -1), ("-1M", -1), ("1.5G", -1)])
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("512M", 512 << 20), ("1G", 1 << 30), ("0", 0), ("64m", 64 << 20), ("", -1), ("x", -1), ("-1M", -1), ("1.5G", -1)],
+)
 def test_the_daemons_sizes(text: str, size: int) -> None:
     from shim.sharing import terms
+
     assert terms.pinned(text) == size
 
 
@@ -444,6 +556,8 @@ def test_sockets_must_fit(host: Host) -> None:
     assert len(f"/run/chandler/mps/{UUIDS[0]}/pipe") <= mps._MAX_PIPE
     host.state += "/" + "x" * 100
     host.ledger = Ledger(host.state)
-    with pytest.raises(HostError, match="is too long for the sockets of an MPS daemon by .*; choose a shorter state-dir"):
+    with pytest.raises(
+        HostError, match="is too long for the sockets of an MPS daemon by .*; choose a shorter state-dir"
+    ):
         host.create("c", sharing="mps")
     assert host.mode() == "DEFAULT" and pages.every(host.state) == []

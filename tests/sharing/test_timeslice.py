@@ -1,4 +1,5 @@
 """Time-slicing: who may share, what is set on the GPU and put back, and what the container is given."""
+
 from __future__ import annotations
 
 import os
@@ -76,13 +77,22 @@ def test_the_configuration_file_is_mounted(host: Host) -> None:
     assert len(host.ledger.read()) == 1
 
 
-@pytest.mark.parametrize(("wish", "words"), [
-    ({"sharing": "time-slice", "devices": ["0:1"], "time_slice": "short"}, "is a MIG device, which has no time slices of its own"),
-    ({"sharing": "time-slice", "time_slice_index": 1}, "time_slice_index = 1 is no GPU of the container: it gets 1, numbered from 0"),
-    ({"sharing": "time-slice", "mps_priority": 0}, "mps_priority is for sharing = 'mps'"),
-    ({"time_slice": "short"}, "time_slice is for sharing = 'time-slice'"),
-    ({"sharing": "time-slice", "vendor": "amd"}, "amd.com/gpu"),
-])
+@pytest.mark.parametrize(
+    ("wish", "words"),
+    [
+        (
+            {"sharing": "time-slice", "devices": ["0:1"], "time_slice": "short"},
+            "is a MIG device, which has no time slices of its own",
+        ),
+        (
+            {"sharing": "time-slice", "time_slice_index": 1},
+            "time_slice_index = 1 is no GPU of the container: it gets 1, numbered from 0",
+        ),
+        ({"sharing": "time-slice", "mps_priority": 0}, "mps_priority is for sharing = 'mps'"),
+        ({"time_slice": "short"}, "time_slice is for sharing = 'time-slice'"),
+        ({"sharing": "time-slice", "vendor": "amd"}, "amd.com/gpu"),
+    ],
+)
 def test_wrong_requests(host: Host, wish: dict[str, Any], words: str) -> None:
     with pytest.raises(ChandlerError) as caught:
         host.create("c", **wish)
@@ -116,8 +126,14 @@ class Sharers(RuleBasedStateMachine):
     """Who shares what, beside the simplest thing that could be right: by GPU, the mode and what each asked for."""
 
     names = st.sampled_from("abcdef")
-    wishes = st.sampled_from([{}, {"sharing": "time-slice"}, {"sharing": "time-slice", "time_slice": "short"},
-                              {"sharing": "time-slice", "time_slice": "long"}])
+    wishes = st.sampled_from(
+        [
+            {},
+            {"sharing": "time-slice"},
+            {"sharing": "time-slice", "time_slice": "short"},
+            {"sharing": "time-slice", "time_slice": "long"},
+        ]
+    )
 
     def __init__(self) -> None:
         super().__init__()
@@ -128,6 +144,7 @@ class Sharers(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         import shutil
+
         shutil.rmtree(self.directory)
 
     @rule(name=names, wish=wishes, gpu=st.integers(0, 1))
@@ -135,7 +152,8 @@ class Sharers(RuleBasedStateMachine):
         mode, length = wish.get("sharing", "exclusive"), wish.get("time_slice")
         others = [held for held in self.holding.values() if held[2] == gpu]
         allowed = name not in self.holding and all(
-            held[0] == mode != "exclusive" and (None in (held[1], length) or held[1] == length) for held in others)
+            held[0] == mode != "exclusive" and (None in (held[1], length) or held[1] == length) for held in others
+        )
         try:
             self.host.create(name, devices=[str(gpu)], **wish)
         except LeaseError:
@@ -170,20 +188,31 @@ TestSharers: Any = pytest.mark.usefixtures("needs_root")(Sharers.TestCase)
 
 def test_many_processes_and_kills(host: Host) -> None:
     """Creates in parallel, some killed anywhere: at the end nothing is left on any GPU, and nobody ever shared what he must not."""
-    program = ("import sys; sys.path[:0] = sys.argv[1:3]; from lab.sharing_host import Host; from shim.errors import ChandlerError; from shim.sharing import pages\n"
-               "host = Host(sys.argv[3])\n"
-               "try:\n"
-               "    host.create(sys.argv[4], devices=['0'], sharing='time-slice', time_slice=sys.argv[5])\n"
-               "    page = pages.every(host.state)[0]['slice']\n"
-               "    assert page == sys.argv[5], page\n"
-               "    host.delete(sys.argv[4])\n"
-               "except ChandlerError as error:\n"
-               "    assert 'holds' in str(error), error\n")
+    program = (
+        "import sys; sys.path[:0] = sys.argv[1:3]; from lab.sharing_host import Host; from shim.errors import ChandlerError; from shim.sharing import pages\n"
+        "host = Host(sys.argv[3])\n"
+        "try:\n"
+        "    host.create(sys.argv[4], devices=['0'], sharing='time-slice', time_slice=sys.argv[5])\n"
+        "    page = pages.every(host.state)[0]['slice']\n"
+        "    assert page == sys.argv[5], page\n"
+        "    host.delete(sys.argv[4])\n"
+        "except ChandlerError as error:\n"
+        "    assert 'holds' in str(error), error\n"
+    )
     rng = random.Random(11)
     seeds = [rng.random() for _ in range(24)]
 
     def live(number: int) -> str:
-        argv = [sys.executable, "-c", program, REPOSITORY, os.path.join(REPOSITORY, "tests"), host.directory, f"c{number}", ("short", "long")[number % 2]]
+        argv = [
+            sys.executable,
+            "-c",
+            program,
+            REPOSITORY,
+            os.path.join(REPOSITORY, "tests"),
+            host.directory,
+            f"c{number}",
+            ("short", "long")[number % 2],
+        ]
         process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         try:
             error = process.communicate(timeout=0.2 + seeds[number] * 0.4 if number % 3 == 0 else 60)[1]
@@ -197,4 +226,8 @@ def test_many_processes_and_kills(host: Host) -> None:
         assert [problem for problem in pool.map(live, range(len(seeds))) if problem] == []
     host.ledger.take_back()
     host.create("last", devices=["0"])
-    assert [lease["id"] for lease in host.ledger.read()] == ["last"] and pages.every(host.state) == [] and slices(host)[0] == 0
+    assert (
+        [lease["id"] for lease in host.ledger.read()] == ["last"]
+        and pages.every(host.state) == []
+        and slices(host)[0] == 0
+    )

@@ -24,7 +24,9 @@ def test_write_and_remove(tmp_path: Path) -> None:
     path = grants.record_path(state, "/run/runc", "c")
     with open(path, encoding="utf-8") as file:
         found = json.load(file)
-    assert len(found.pop("checksum")) == 64 and found == record("/run/runc", "c") == records.read(state, "/run/runc", "c")
+    assert len(found.pop("checksum")) == 64 and found == record("/run/runc", "c") == records.read(
+        state, "/run/runc", "c"
+    )
     assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
     assert os.listdir(grants.directory(state)) == [os.path.basename(path)], "no temporary file"
     grants.write(state, {**record("/run/runc", "c"), "after": "x"})
@@ -35,7 +37,11 @@ def test_write_and_remove(tmp_path: Path) -> None:
 
 
 def test_every_container_of_every_root_has_its_own(tmp_path: Path) -> None:
-    names = {grants.record_path("/s", root, container) for root in ("/run/runc", "/run/crun", "") for container in ("c", "C", "c.json", "..", "../c", "a/b", "c\udce9", "x" * 250, "x" * 251, "é")}
+    names = {
+        grants.record_path("/s", root, container)
+        for root in ("/run/runc", "/run/crun", "")
+        for container in ("c", "C", "c.json", "..", "../c", "a/b", "c\udce9", "x" * 250, "x" * 251, "é")
+    }
     assert len(names) == 30
     for name in names:
         directory, _, base = name.rpartition("/")
@@ -84,14 +90,19 @@ def test_a_record_stays_while_podman_may_restore_its_container(tmp_path: Path) -
     state = str(tmp_path / "state")
     (tmp_path / "checkpoint").mkdir()
     for engine in ("podman", "docker", "other"):
-        grants.write(state, {**record("/nowhere", engine), "engine": engine, "token": "t", "config": f"{tmp_path}/config.json"})
+        grants.write(
+            state, {**record("/nowhere", engine), "engine": engine, "token": "t", "config": f"{tmp_path}/config.json"}
+        )
         records.forget(state, "/nowhere", engine, "t")
     assert [found and found["id"] for _, found in records.every(state)] == ["podman"] and stale.prune(state, -1) == []
     (tmp_path / "checkpoint").rmdir()
     assert stale.prune(state, -1) == ["podman"]
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"5", b"{}", b'{"root": "/x"}', b"\xff", b'{"root": 1, "id": "a"}', b"x" * ((1 << 20) + 1)])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b"5", b"{}", b'{"root": "/x"}', b"\xff", b'{"root": 1, "id": "a"}', b"x" * ((1 << 20) + 1)],
+)
 def test_damaged_records_do_not_stop_the_others(tmp_path: Path, content: bytes) -> None:
     grants.write(str(tmp_path), record("/nowhere", "gone"))
     (tmp_path / "grants/00-damaged.json").write_bytes(content)

@@ -1,4 +1,5 @@
 """Leases: who holds what, by the rules and in the ledger's file."""
+
 from __future__ import annotations
 
 import json
@@ -35,11 +36,13 @@ class Taken:
 
 def take(count: int) -> Any:
     """A plan for some free devices."""
+
     def plan(held: list[dict[str, Any]]) -> Taken:
         free = [key for key in GPUS if leases.holder([key], held) is None]
         if len(free) < count:
             raise LeaseError("short of devices")
         return Taken(free[:count])
+
     return plan
 
 
@@ -51,11 +54,18 @@ def lease(root: Path, container: str, alive: bool = False) -> dict[str, Any]:
     return made
 
 
-@pytest.mark.parametrize(("one", "other", "clash"), [
-    ("c195:0", "c195:0", True), ("c195:0", "c195:1", False), ("c195:1", "c195:10", False),
-    ("c195:0", "c195:0+c237:12+c237:13", True), ("c195:0+c237:12", "c195:0+c237:21", False), ("c226:0+c226:128", "c226:128", True),
-    ("nvidia.com/gpu=0", "nvidia.com/gpu=0", True),
-])
+@pytest.mark.parametrize(
+    ("one", "other", "clash"),
+    [
+        ("c195:0", "c195:0", True),
+        ("c195:0", "c195:1", False),
+        ("c195:1", "c195:10", False),
+        ("c195:0", "c195:0+c237:12+c237:13", True),
+        ("c195:0+c237:12", "c195:0+c237:21", False),
+        ("c226:0+c226:128", "c226:128", True),
+        ("nvidia.com/gpu=0", "nvidia.com/gpu=0", True),
+    ],
+)
 def test_clash(one: str, other: str, clash: bool) -> None:
     assert leases.clash(one, other) is leases.clash(other, one) is clash
 
@@ -106,20 +116,26 @@ def test_a_gone_container_gives_way_to_its_like(tmp_path: Path) -> None:
     old, new = lease(tmp_path, "c"), lease(tmp_path, "c")
     kept.allocate(old, take(1))
     assert kept.allocate(new, take(1)) is not None
-    assert kept.release({old["token"]}) == 0, "the old container's hook comes late, and must not end the new one's lease"
+    assert kept.release({old["token"]}) == 0, (
+        "the old container's hook comes late, and must not end the new one's lease"
+    )
     assert [entry["token"] for entry in kept.read()] == [new["token"]]
 
 
 def test_stale_only_when_certainly_gone(tmp_path: Path) -> None:
     assert stale.is_stale(lease(tmp_path, "gone"))
-    assert not stale.is_stale(lease(tmp_path, "gone", alive=True)), "the wrapper, or the runtime that it became, still works"
+    assert not stale.is_stale(lease(tmp_path, "gone", alive=True)), (
+        "the wrapper, or the runtime that it became, still works"
+    )
     (tmp_path / "there").mkdir()
     assert not stale.is_stale(lease(tmp_path, "there")), "the runtime gives no answer"
     assert not stale.is_stale({"owner": "nri", "id": "gone"}), "only its plugin knows"
     assert not stale.is_stale({**lease(tmp_path, "there"), "runtime": "/nowhere"})
 
 
-@pytest.mark.parametrize(("runtime", "file"), [("runc", "state.json"), ("crun", "status"), ("youki", "youki_config.json")])
+@pytest.mark.parametrize(
+    ("runtime", "file"), [("runc", "state.json"), ("crun", "status"), ("youki", "youki_config.json")]
+)
 def test_a_state_directory_without_a_container_in_it_is_no_container(tmp_path: Path, runtime: str, file: str) -> None:
     """What a runtime leaves that was killed before it had one: it will never know that container."""
     found = {**lease(tmp_path, "half"), "runtime": f"/nowhere/{runtime}"}
@@ -147,7 +163,9 @@ def test_the_wrapper_takes_over_what_the_plugin_held_for_the_same_container(tmp_
         kept.allocate(ledger.nri_lease("c", "pod", 1_700_000_000), take(1))
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1]", '[{"token": 1, "keys": []}]', '[{"token": "a"}]', '{"a": 1}', "[null]"])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[1]", '[{"token": 1, "keys": []}]', '[{"token": "a"}]', '{"a": 1}', "[null]"]
+)
 def test_a_damaged_ledger_gives_nobody_a_device(tmp_path: Path, text: str) -> None:
     """Where an NRI plugin is, it cannot be made anew for certain; who needs no device is served all the same."""
     kept = Ledger(str(tmp_path))
@@ -194,7 +212,9 @@ for turn in range(12):
     text = program.format(root=REPOSITORY, tests=os.path.dirname(os.path.abspath(__file__)), state=str(tmp_path))
 
     def run(number: int) -> int:
-        return subprocess.run([sys.executable, "-c", text, str(number)], check=False, stdin=subprocess.DEVNULL).returncode
+        return subprocess.run(
+            [sys.executable, "-c", text, str(number)], check=False, stdin=subprocess.DEVNULL
+        ).returncode
 
     with ThreadPoolExecutor(8) as pool:
         assert set(pool.map(run, range(8))) <= {0, 9}
@@ -206,18 +226,25 @@ for turn in range(12):
 
 PARTS = ["c195:0+c237:1", "c195:0+c237:2"]  # of the first GPU
 SHARES: dict[str, tuple[str, dict[str, Any], int]] = {
-    "short": (terms.TIME_SLICE, {"time_slice": "short"}, 0), "long": (terms.TIME_SLICE, {"time_slice": "long"}, 0), "any": (terms.TIME_SLICE, {}, 0),
-    "mps": (terms.MPS, {}, 0), "mps of another": (terms.MPS, {}, 1)}
+    "short": (terms.TIME_SLICE, {"time_slice": "short"}, 0),
+    "long": (terms.TIME_SLICE, {"time_slice": "long"}, 0),
+    "any": (terms.TIME_SLICE, {}, 0),
+    "mps": (terms.MPS, {}, 0),
+    "mps of another": (terms.MPS, {}, 1),
+}
 MOST = 2  # sharers of a device
 
 
 def share(how: str) -> Any:
     mode, wish, uid = SHARES[how]
-    return terms.Sharing(mode, wish, "a test", {"gpu.mps": "external", "gpu.max-sharers": MOST, "gpu.mps-limits": "advisory"}, uid)
+    return terms.Sharing(
+        mode, wish, "a test", {"gpu.mps": "external", "gpu.max-sharers": MOST, "gpu.mps-limits": "advisory"}, uid
+    )
 
 
 def exactly(keys: list[str], how: str = "") -> Any:
     """A plan for these devices, shared in a way or not."""
+
     def plan(held: list[dict[str, Any]]) -> Taken:
         found = Taken(keys)
         if how:
@@ -226,6 +253,7 @@ def exactly(keys: list[str], how: str = "") -> Any:
         if leases.holder(keys, held) is not None:
             raise LeaseError("not free")
         return found
+
     return plan
 
 
@@ -239,8 +267,12 @@ class Held(NamedTuple):
 
     def allows(self, key: str, how: str) -> bool:
         """Whether another container may have `key`, too."""
-        together = "" not in (how, self.how) and (how == self.how or "any" in (how, self.how) and not {"mps", "mps of another"} & {how, self.how})
-        return not any(not together if own == key else own.startswith(key + "+") or key.startswith(own + "+") for own in self.keys)
+        together = "" not in (how, self.how) and (
+            how == self.how or "any" in (how, self.how) and not {"mps", "mps of another"} & {how, self.how}
+        )
+        return not any(
+            not together if own == key else own.startswith(key + "+") or key.startswith(own + "+") for own in self.keys
+        )
 
 
 class Model(RuleBasedStateMachine):
@@ -255,6 +287,7 @@ class Model(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         import tempfile
+
         self.directory = tempfile.TemporaryDirectory()
         self.root = Path(self.directory.name)
         self.kept = Ledger(str(self.root / "state"))
@@ -272,7 +305,9 @@ class Model(RuleBasedStateMachine):
         return [self.holding[token] for who, token in self.live.items() if who != gone]
 
     def free(self, key: str, how: str, others: list[Held]) -> bool:
-        return all(one.allows(key, how) for one in others) and (not how or sum(key in one.keys for one in others) < MOST)
+        return all(one.allows(key, how) for one in others) and (
+            not how or sum(key in one.keys for one in others) < MOST
+        )
 
     def attempt(self, owner: str, name: str, plan: Any, possible: bool, how: str) -> None:
         made = lease(self.root, name) if owner == "oci" else ledger.nri_lease(name, "pod", 1_700_000_000)
@@ -285,7 +320,9 @@ class Model(RuleBasedStateMachine):
             assert {entry["token"] for entry in self.kept.read()} <= {entry["token"] for entry in before}
             self.sweep_model()
             return
-        assert (owner, name) not in self.live and possible and all(one.allows(key, how) for one in others for key in keys)
+        assert (
+            (owner, name) not in self.live and possible and all(one.allows(key, how) for one in others for key in keys)
+        )
         if owner == "oci":
             (self.root / name).mkdir()
             self.had[name] = keys
@@ -313,7 +350,9 @@ class Model(RuleBasedStateMachine):
         """Exactly what the container had, or nothing."""
         name = data.draw(st.sampled_from(sorted(self.had)))
         others = self.others("oci", name)
-        self.attempt("oci", name, exactly(self.had[name]), all(self.free(key, "", others) for key in self.had[name]), "")
+        self.attempt(
+            "oci", name, exactly(self.had[name]), all(self.free(key, "", others) for key in self.had[name]), ""
+        )
 
     @precondition(lambda self: any(owner == "oci" for owner, _ in self.live))
     @rule(data=st.data(), with_hook=st.booleans())
@@ -352,10 +391,17 @@ class Model(RuleBasedStateMachine):
     @invariant()
     def the_same(self) -> None:
         entries = self.kept.read()
-        assert {entry["token"]: entry["keys"] for entry in entries} == {token: held.keys for token, held in self.holding.items()}
+        assert {entry["token"]: entry["keys"] for entry in entries} == {
+            token: held.keys for token, held in self.holding.items()
+        }
         assert set(self.live.values()) <= self.holding.keys(), "no lease of a container that lives is lost"
         everybody = list(self.holding.values())
-        assert all(one.allows(key, other.how) for at, one in enumerate(everybody) for other in everybody[:at] for key in other.keys)
+        assert all(
+            one.allows(key, other.how)
+            for at, one in enumerate(everybody)
+            for other in everybody[:at]
+            for key in other.keys
+        )
 
 
 TestModel = Model.TestCase

@@ -1,4 +1,5 @@
 """Whether somebody may still use a container's devices, by what the kernel says."""
+
 from __future__ import annotations
 
 import os
@@ -13,22 +14,48 @@ from shim.state import liveness, stale
 ID = "0123456789abcdef" * 4
 
 
-@pytest.mark.parametrize(("group", "container", "path", "inside"), [
-    ("/a/b", "c", "/a/b", True), ("/a/b", "c", "/a/b/below", True), ("/a/b", "c", "/x/../a/b", True), ("a/b/", "c", "/user.slice/a/b", True),
-    ("/a/b", "c", "/a/bc", False), ("/a/b", "c", "/b", False), ("/a/b", "c", "/a/x/b", False), ("/a/b", "c", "/a/b.scope", True),
-    (f"system.slice:docker:{ID}", ID, f"/system.slice/docker-{ID}.scope", True), (f"system.slice:docker:{ID}", ID, f"/system.slice:docker:{ID}", True),
-    (f"a.slice:libpod:{ID}", ID, f"/a.slice/libpod-{ID}.scope/container", True), (f"a.slice:libpod:{ID}", ID, f"/a.slice/libpod-conmon-{ID}.scope", False),
-    ("a.slice::own", "c", "/a.slice/own.scope", True), ("a.slice:x:b.slice", "c", "/a.slice/b.slice", True),
-    ("", ID, f"/kubepods/pod1/{ID}", True), ("", ID, f"/kubepods.slice/cri-containerd-{ID}.scope", True), ("", ID, f"/crio-conmon-{ID}.scope", False),
-    ("", "c", "/user.slice", False), ("/", "c", "/user.slice", False), ("/a-b/../grp", "c", "/grp", True), ("../grp", "c", "/grp", True), (liveness.NO_GROUP, ID, f"/a/{ID}", False),
-])
+@pytest.mark.parametrize(
+    ("group", "container", "path", "inside"),
+    [
+        ("/a/b", "c", "/a/b", True),
+        ("/a/b", "c", "/a/b/below", True),
+        ("/a/b", "c", "/x/../a/b", True),
+        ("a/b/", "c", "/user.slice/a/b", True),
+        ("/a/b", "c", "/a/bc", False),
+        ("/a/b", "c", "/b", False),
+        ("/a/b", "c", "/a/x/b", False),
+        ("/a/b", "c", "/a/b.scope", True),
+        (f"system.slice:docker:{ID}", ID, f"/system.slice/docker-{ID}.scope", True),
+        (f"system.slice:docker:{ID}", ID, f"/system.slice:docker:{ID}", True),
+        (f"a.slice:libpod:{ID}", ID, f"/a.slice/libpod-{ID}.scope/container", True),
+        (f"a.slice:libpod:{ID}", ID, f"/a.slice/libpod-conmon-{ID}.scope", False),
+        ("a.slice::own", "c", "/a.slice/own.scope", True),
+        ("a.slice:x:b.slice", "c", "/a.slice/b.slice", True),
+        ("", ID, f"/kubepods/pod1/{ID}", True),
+        ("", ID, f"/kubepods.slice/cri-containerd-{ID}.scope", True),
+        ("", ID, f"/crio-conmon-{ID}.scope", False),
+        ("", "c", "/user.slice", False),
+        ("/", "c", "/user.slice", False),
+        ("/a-b/../grp", "c", "/grp", True),
+        ("../grp", "c", "/grp", True),
+        (liveness.NO_GROUP, ID, f"/a/{ID}", False),
+    ],
+)
 def test_groups_of_every_driver(group: str, container: str, path: str, inside: bool) -> None:
     patterns = liveness.patterns(group, container)
     assert any(liveness._within(path.split("/"), pattern) for pattern in patterns) is inside
 
 
-@pytest.mark.parametrize(("written", "names"), [
-    ("/sys/fs/cgroup/unified/x", ["x"]), ("/sys/fs/cgroup/x", ["x"]), ("/sys/fs/cgroup/pids/a/x", ["a", "x"]), ("/a/x", ["a", "x"]), ("", [])])
+@pytest.mark.parametrize(
+    ("written", "names"),
+    [
+        ("/sys/fs/cgroup/unified/x", ["x"]),
+        ("/sys/fs/cgroup/x", ["x"]),
+        ("/sys/fs/cgroup/pids/a/x", ["a", "x"]),
+        ("/a/x", ["a", "x"]),
+        ("", []),
+    ],
+)
 def test_what_a_runtime_writes(written: str, names: list[str]) -> None:
     assert liveness._components(written) == names
 
@@ -41,8 +68,10 @@ def test_who_creates(tmp_path: Path) -> None:
     mine = entry(tmp_path)
     assert liveness.sees(mine) and liveness.creating(mine) and not stale.is_gone(mine)
     assert not liveness.creating({**mine, "started": mine["started"] + 1})
-    assert liveness.creating({**mine, "started": mine["started"] + 1, "timens": "time:[1]"}), "start times there are others"
-    assert not liveness.creating({**mine, "pid": 2 ** 22, "timens": "time:[1]"})
+    assert liveness.creating({**mine, "started": mine["started"] + 1, "timens": "time:[1]"}), (
+        "start times there are others"
+    )
+    assert not liveness.creating({**mine, "pid": 2**22, "timens": "time:[1]"})
     assert stale.is_gone({**mine, "boot": "another"}), "whatever lived then does not live now"
     assert stale.is_gone({**mine, "started": mine["started"] + 1})
     assert not stale.is_gone({**mine, "started": mine["started"] + 1, "root": "relative"})
@@ -52,9 +81,15 @@ def test_a_namespace_that_is_not_ours(tmp_path: Path, monkeypatch: pytest.Monkey
     """From the host's all processes are seen; from another one a process of a third may be anywhere."""
     theirs = entry(tmp_path, pidns="pid:[7]")
     real = kernel.namespace
-    monkeypatch.setattr(kernel, "namespace", lambda kind, pid="self": "pid:[8]" if (kind, pid) == ("pid", "self") else real(kind, pid))
+    monkeypatch.setattr(
+        kernel, "namespace", lambda kind, pid="self": "pid:[8]" if (kind, pid) == ("pid", "self") else real(kind, pid)
+    )
     assert not liveness.sees(theirs) and not stale.is_gone(theirs) and liveness.in_use(theirs)
-    monkeypatch.setattr(kernel, "namespace", lambda kind, pid="self": liveness._INITIAL if (kind, pid) == ("pid", "self") else real(kind, pid))
+    monkeypatch.setattr(
+        kernel,
+        "namespace",
+        lambda kind, pid="self": liveness._INITIAL if (kind, pid) == ("pid", "self") else real(kind, pid),
+    )
     assert liveness.sees(theirs) and not liveness.creating(theirs) and stale.is_gone(theirs)
 
 
@@ -69,12 +104,25 @@ def test_where_a_root_is_seen(tmp_path: Path) -> None:
     assert liveness.visible({key: value for key, value in before.items() if key != "place"}), "an older Chandler's"
 
 
-@pytest.mark.parametrize(("given", "kind", "wanted"), [
-    ("P/root", "runc", "P/root"), ("P/root/", "crun", "P/root"), ("P/./root//", "youki", "P/root"), ("P/link", "runc", "P/root"), ("root", "runc", "P/root"),
-    ("link/not/yet", "runc", "P/root/not/yet"), ("P/deep/../root", "runc", "P/root"), ("P/deep/../root", "crun", "P/far/root"),
-    ("root", "crun", "P/bundle/root"), ("P/none/../root", "runc", "P/root"), ("", "runc", "/run/runc"),
-])
-def test_a_root_is_its_resolved_absolute_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, kind: str, wanted: str) -> None:
+@pytest.mark.parametrize(
+    ("given", "kind", "wanted"),
+    [
+        ("P/root", "runc", "P/root"),
+        ("P/root/", "crun", "P/root"),
+        ("P/./root//", "youki", "P/root"),
+        ("P/link", "runc", "P/root"),
+        ("root", "runc", "P/root"),
+        ("link/not/yet", "runc", "P/root/not/yet"),
+        ("P/deep/../root", "runc", "P/root"),
+        ("P/deep/../root", "crun", "P/far/root"),
+        ("root", "crun", "P/bundle/root"),
+        ("P/none/../root", "runc", "P/root"),
+        ("", "runc", "/run/runc"),
+    ],
+)
+def test_a_root_is_its_resolved_absolute_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, kind: str, wanted: str
+) -> None:
     """`..` behind a link: runc takes it out of the text, the kernel goes to where the link leads."""
     for name in ("root", "bundle", "far/below"):
         (tmp_path / name).mkdir(parents=True)
@@ -91,13 +139,22 @@ def test_without_a_control_group_nobody_is_gone_because_his_record_is(tmp_path: 
     assert not stale.is_gone({**made, "group": liveness.NO_GROUP})
 
 
-@pytest.mark.parametrize(("options", "namespace", "uid", "seen"), [
-    ("rw", "user:[1]", 1000, True), ("rw,hidepid=invisible", "user:[1]", 1000, True), ("rw,hidepid=2", "user:[2]", 0, False),
-    ("rw,hidepid=1", "user:[2]", 1000, False), ("rw,subset=pid", "user:[2]", 1000, False), ("rw,hidepid=2", "user:[4026531837]", 0, True),
-])
+@pytest.mark.parametrize(
+    ("options", "namespace", "uid", "seen"),
+    [
+        ("rw", "user:[1]", 1000, True),
+        ("rw,hidepid=invisible", "user:[1]", 1000, True),
+        ("rw,hidepid=2", "user:[2]", 0, False),
+        ("rw,hidepid=1", "user:[2]", 1000, False),
+        ("rw,subset=pid", "user:[2]", 1000, False),
+        ("rw,hidepid=2", "user:[4026531837]", 0, True),
+    ],
+)
 def test_what_proc_hides(monkeypatch: pytest.MonkeyPatch, options: str, namespace: str, uid: int, seen: bool) -> None:
     own = {"user": namespace, "pid": "pid:[5]"}
     monkeypatch.setattr(kernel, "namespace", lambda kind, pid="self": own[kind])
-    monkeypatch.setattr(liveness, "_read", lambda path: f"24 30 0:22 / /proc rw,nosuid shared:12 - proc proc {options}\n")
+    monkeypatch.setattr(
+        liveness, "_read", lambda path: f"24 30 0:22 / /proc rw,nosuid shared:12 - proc proc {options}\n"
+    )
     monkeypatch.setattr("posix.geteuid", lambda: uid)
     assert liveness.sees({"pidns": "pid:[5]", "userns": "user:[1]"}) == seen

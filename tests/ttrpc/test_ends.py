@@ -1,4 +1,5 @@
 """Client and server wired to each other in memory, and each against a peer that breaks the rules."""
+
 from __future__ import annotations
 
 import pytest
@@ -16,7 +17,11 @@ from shim.ttrpc.server import Call, Server
 
 
 def request(stream: int, flags: int = 0, payload: bytes | None = None) -> bytes:
-    return frame.encode(Frame(stream, REQUEST, flags, Request(service="s", method="m").SerializeToString() if payload is None else payload))
+    return frame.encode(
+        Frame(
+            stream, REQUEST, flags, Request(service="s", method="m").SerializeToString() if payload is None else payload
+        )
+    )
 
 
 def test_a_call_and_its_answer() -> None:
@@ -37,7 +42,9 @@ def test_answers_may_come_in_any_order() -> None:
     calls = server.receive(client.take())
     for call in reversed(calls):
         server.answer(call, call.payload * 2)
-    assert [(reply.stream, reply.payload) for reply in client.receive(server.take())] == [(1 + 2 * n, bytes([n, n])) for n in reversed(range(5))]
+    assert [(reply.stream, reply.payload) for reply in client.receive(server.take())] == [
+        (1 + 2 * n, bytes([n, n])) for n in reversed(range(5))
+    ]
 
 
 def test_an_error_reaches_its_caller_alone() -> None:
@@ -87,15 +94,21 @@ def test_a_stream_is_not_implemented_and_a_closed_one_is_a_plain_call() -> None:
     assert answer.stream == 1 and Response.FromString(answer.payload).status.code == errors.UNIMPLEMENTED
 
 
-@pytest.mark.parametrize("data", [request(2), request(3) + request(3), request(3) + request(1), frame.encode(Frame(1, RESPONSE, 0, b""))],
-                         ids=["an even stream", "a stream twice", "a lower stream", "a response"])
+@pytest.mark.parametrize(
+    "data",
+    [request(2), request(3) + request(3), request(3) + request(1), frame.encode(Frame(1, RESPONSE, 0, b""))],
+    ids=["an even stream", "a stream twice", "a lower stream", "a response"],
+)
 def test_a_server_ends_with_a_caller_that_breaks_the_rules(data: bytes) -> None:
     with pytest.raises(ProtocolError):
         Server().receive(data)
 
 
-@pytest.mark.parametrize("kind, stream, payload", [(REQUEST, 1, b""), (RESPONSE, 3, b""), (RESPONSE, 1, b"\xff")],
-                         ids=["a request", "nobody asked", "no response"])
+@pytest.mark.parametrize(
+    "kind, stream, payload",
+    [(REQUEST, 1, b""), (RESPONSE, 3, b""), (RESPONSE, 1, b"\xff")],
+    ids=["a request", "nobody asked", "no response"],
+)
 def test_a_client_ends_with_a_server_that_breaks_the_rules(kind: int, stream: int, payload: bytes) -> None:
     client = Client()
     client.call("s", "m", b"")

@@ -1,4 +1,5 @@
 """The ttrpc frame: one table of vectors for both directions, every way to cut it, and bytes that mean nothing."""
+
 from __future__ import annotations
 
 import struct
@@ -20,7 +21,16 @@ VECTORS = {
     "the highest stream": (Frame(0xFFFFFFFF, RESPONSE, 0, b"z"), "00000001 ffffffff 02 00 7a"),
     "a part of a stream": (Frame(7, DATA, 4, b""), "00000000 00000007 03 04"),
 }
-FRAMES = st.lists(st.builds(Frame, st.integers(0, 2**32 - 1), st.sampled_from((REQUEST, RESPONSE, DATA)), st.integers(0, 255), st.binary(max_size=300)), max_size=5)
+FRAMES = st.lists(
+    st.builds(
+        Frame,
+        st.integers(0, 2**32 - 1),
+        st.sampled_from((REQUEST, RESPONSE, DATA)),
+        st.integers(0, 255),
+        st.binary(max_size=300),
+    ),
+    max_size=5,
+)
 
 
 @pytest.mark.parametrize("value, text", VECTORS.values(), ids=VECTORS)
@@ -34,7 +44,7 @@ def test_vectors(value: Frame, text: str) -> None:
 def test_vectors_byte_by_byte(value: Frame, text: str) -> None:
     data, decoder = bytes.fromhex(text), Decoder()
     for at in range(len(data) - 1):
-        assert decoder.feed(data[at:at + 1]) == []
+        assert decoder.feed(data[at : at + 1]) == []
         assert decoder.waiting == at + 1
     assert decoder.feed(data[-1:]) == [value]
     assert decoder.waiting == 0

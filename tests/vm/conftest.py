@@ -9,6 +9,7 @@ a module with OWN_MACHINE = True has a boot of its own, and may install, start a
 devices, /dev/nvidia0 and /dev/nvidia1, that really open. `containerd` is each release in turn, with systemd's control groups, the
 runtime handler `chandler` and NRI; `cri` its kubelet, whose pods end with the test.
 """
+
 from __future__ import annotations
 
 import functools
@@ -45,6 +46,7 @@ def machine(item: pytest.Item) -> str:
 
 # --- outside ------------------------------------------------------------------------------------------------------------
 
+
 class Outside:
     """Puts the reports from inside in the place of the tests."""
 
@@ -60,7 +62,9 @@ class Outside:
             item.add_marker(pytest.mark.skip(vm.missing()))
             return None
         if machine(item) not in self.reports:
-            self.reports[machine(item)] = self.boot([other for other in item.session.items if machine(other) == machine(item)])
+            self.reports[machine(item)] = self.boot(
+                [other for other in item.session.items if machine(other) == machine(item)]
+            )
         item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
         for report in self.reports[machine(item)]:
             if report.nodeid == item.nodeid:
@@ -77,27 +81,40 @@ class Outside:
                     outside(share)
             story = self.run(items, share)
             hook = items[0].config.hook
-            reports = [hook.pytest_report_from_serializable(config=items[0].config, data=json.loads(line))
-                       for line in (share / "reports").read_text().splitlines()]
+            reports = [
+                hook.pytest_report_from_serializable(config=items[0].config, data=json.loads(line))
+                for line in (share / "reports").read_text().splitlines()
+            ]
         except (OSError, subprocess.CalledProcessError) as error:
             reports, story = [], str(error)
         done = {report.nodeid for report in reports if report.when == "teardown"}
-        return reports + [pytest.TestReport(item.nodeid, item.location, {}, "failed", story, "call") for item in items if item.nodeid not in done]
+        return reports + [
+            pytest.TestReport(item.nodeid, item.location, {}, "failed", story, "call")
+            for item in items
+            if item.nodeid not in done
+        ]
 
     def lay_out(self) -> Path:
         """The directory that the machine shares with us, with an installation in it."""
         if self.share is None:
             made = tempfile.TemporaryDirectory(prefix="machine-")
             # Outside, where there are more processors: the machine only has to copy it.
-            subprocess.run([f"{REPOSITORY}/packaging/install"], check=True, stdin=subprocess.DEVNULL,
-                           env={"PATH": os.environ["PATH"], "DESTDIR": os.path.join(made.name, os.path.basename(LAID_OUT))})
+            subprocess.run(
+                [f"{REPOSITORY}/packaging/install"],
+                check=True,
+                stdin=subprocess.DEVNULL,
+                env={"PATH": os.environ["PATH"], "DESTDIR": os.path.join(made.name, os.path.basename(LAID_OUT))},
+            )
             self.share = made
         return Path(self.share.name)
 
     def run(self, items: list[pytest.Item], share: Path) -> str:
         """What to say of tests that gave no report."""
         (share / "reports").write_text("")
-        variables = {"CHANDLER_MACHINE": "/share", **{name: os.environ[name] for name in ("CHANDLER_TEST_CACHE", "CI") if name in os.environ}}
+        variables = {
+            "CHANDLER_MACHINE": "/share",
+            **{name: os.environ[name] for name in ("CHANDLER_TEST_CACHE", "CI") if name in os.environ},
+        }
         command = [sys.executable, "-m", "pytest", "--color=no", *(item.nodeid for item in items)]
         words = shlex.join(["env", *(f"{name}={value}" for name, value in variables.items()), *command])
         ended = vm.run(f"cd {shlex.quote(str(items[0].config.rootpath))} && exec {words}", str(share), PATIENCE)
@@ -110,13 +127,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
 # --- inside -------------------------------------------------------------------------------------------------------------
 
+
 class Inside:
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         with open("/share/reports", "a", encoding="utf-8") as file:
-            print(json.dumps(self.config.hook.pytest_report_to_serializable(config=self.config, report=report)), file=file)
+            print(
+                json.dumps(self.config.hook.pytest_report_to_serializable(config=self.config, report=report)), file=file
+            )
 
 
 @pytest.fixture(scope="session")
@@ -136,9 +156,16 @@ def chandler() -> Installation:
 def gpus() -> Iterator[Node]:
     """/dev/nvidia0 and /dev/nvidia1, 195:0 and 195:1, /dev/nvidiactl, 195:255, and a CDI file for them in /etc/cdi."""
     subprocess.run(["busybox", "modprobe", "cuse"], check=True)
-    devices = [Device("/dev/" + name, "/dev/" + name, 195, minor) for name, minor in (("nvidia0", 0), ("nvidia1", 1), ("nvidiactl", 255))]
-    served = [subprocess.Popen([sys.executable, cuse.__file__, os.path.basename(device.host), str(device.major), str(device.minor)])
-              for device in devices]
+    devices = [
+        Device("/dev/" + name, "/dev/" + name, 195, minor)
+        for name, minor in (("nvidia0", 0), ("nvidia1", 1), ("nvidiactl", 255))
+    ]
+    served = [
+        subprocess.Popen(
+            [sys.executable, cuse.__file__, os.path.basename(device.host), str(device.major), str(device.minor)]
+        )
+        for device in devices
+    ]
     for device in devices:
         until(functools.partial(os.path.exists, device.host), device.host)
         os.chmod(device.host, 0o666)
@@ -156,7 +183,9 @@ def containerd(request: pytest.FixtureRequest, lab: str, chandler: Installation,
     """Its NRI socket is also where chandler-nri.service looks."""
     if request.param.missing:
         pytest.skip(request.param.missing)
-    made = Containerd(request.param, os.path.join(lab, request.param.label), {"chandler": chandler.program()}, gpus.cdi, systemd=True)
+    made = Containerd(
+        request.param, os.path.join(lab, request.param.label), {"chandler": chandler.program()}, gpus.cdi, systemd=True
+    )
     os.makedirs("/run/nri", exist_ok=True)
     os.symlink(made.nri, "/run/nri/nri.sock")
     made.start()

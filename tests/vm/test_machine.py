@@ -1,4 +1,5 @@
 """What the other tests of this directory stand on: the machine is what it says, and its devices are devices."""
+
 from __future__ import annotations
 
 import fcntl
@@ -25,9 +26,17 @@ def test_the_devices_open(gpus: Node) -> None:
 
 
 def test_units_are_what_systemd_expects(chandler: Installation) -> None:
-    units = [f"/usr/lib/systemd/system/{name}" for name in os.listdir("/usr/lib/systemd/system") if name.startswith("chandler-")]
+    units = [
+        f"/usr/lib/systemd/system/{name}"
+        for name in os.listdir("/usr/lib/systemd/system")
+        if name.startswith("chandler-")
+    ]
     assert len(units) == 6
-    done = subprocess.run(["systemd-analyze", "verify", "--man=no", *(name.replace("@.", "@GPU-1.") for name in units)],
-                          capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", *(name.replace("@.", "@GPU-1.") for name in units)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     # NVIDIA's own program is what a node without a card lacks.
     assert [line for line in done.stderr.splitlines() if "nvidia-cuda-mps-control is not executable" not in line] == []

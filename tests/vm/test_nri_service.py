@@ -1,4 +1,5 @@
 """chandler-nri.service as systemd runs it: its hardening takes nothing away that it needs, and it always comes back."""
+
 from __future__ import annotations
 
 import json
@@ -54,7 +55,10 @@ def service(chandler: Installation, gpus: Node, containerd: Containerd, cri: CRI
 
 
 def opened(cri: CRI, container: str) -> list[int]:
-    return [int(n) for n in cri.exec(container, "sh", "-c", "for n in 0 1; do (exec 3</dev/nvidia$n) && echo $n; done").out.split()]
+    return [
+        int(n)
+        for n in cri.exec(container, "sh", "-c", "for n in 0 1; do (exec 3</dev/nvidia$n) && echo $n; done").out.split()
+    ]
 
 
 def serves(cri: CRI, name: str) -> str:
@@ -88,7 +92,7 @@ def test_a_start_is_over_when_it_serves(service: Service, cri: CRI) -> None:
     assert service.leases() == {first: "nri"}
     assert any(line.get("container") == first for line in lines(UNIT.log()))
 
-    service.configure("[policy]\ndeny = [\"env\"]\n")
+    service.configure('[policy]\ndeny = ["env"]\n')
     before, connections = UNIT.pid, UNIT.sockets()
     systemctl("reload", UNIT.name)
     denied = cri.pod("denied", bundle.request(env={"A": "b"}), cgroup_parent=SLICE)
@@ -154,5 +158,10 @@ def test_a_daemon_for_a_shared_gpu(service: Service, cri: CRI) -> None:
 
 def test_how_exposed_it_is(chandler: Installation) -> None:
     """systemd's own judgement of the hardening, in tenths; 100 is none."""
-    done = subprocess.run(["systemd-analyze", "security", "--no-pager", "--threshold=30", UNIT.name], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["systemd-analyze", "security", "--no-pager", "--threshold=30", UNIT.name],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout.splitlines()[-1]

@@ -1,4 +1,5 @@
 """chandler-refresh.path and .service: a change is compiled before anybody creates a container, once, and then there is quiet."""
+
 from __future__ import annotations
 
 import os

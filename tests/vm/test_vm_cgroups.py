@@ -1,4 +1,5 @@
 """Control groups of version 2, made by systemd: limits and places read back from inside and from the machine's own tree."""
+
 from __future__ import annotations
 
 import json
@@ -15,10 +16,22 @@ from lab.install import Installation
 from lab.plugin import until
 from lab.units import systemctl
 
-WISH = {"cpu": "500m", "memory": "64Mi", "memory_swap": "96Mi", "pids_limit": 77, "cpu_shares": 512, "oom_score_adj": 500}
+WISH = {
+    "cpu": "500m",
+    "memory": "64Mi",
+    "memory_swap": "96Mi",
+    "pids_limit": 77,
+    "cpu_shares": 512,
+    "oom_score_adj": 500,
+}
 # What the kernel then says. Swap is without memory there; runtimes make two different weights of 512 shares.
-LIMITS = {"cpu.max": {"50000 100000"}, "memory.max": {str(64 << 20)}, "memory.swap.max": {str(32 << 20)},
-          "pids.max": {"77"}, "cpu.weight": {"20", "59"}}
+LIMITS = {
+    "cpu.max": {"50000 100000"},
+    "memory.max": {str(64 << 20)},
+    "memory.swap.max": {str(32 << 20)},
+    "pids.max": {"77"},
+    "cpu.weight": {"20", "59"},
+}
 FILES = f"cd /sys/fs/cgroup; for file in {' '.join(LIMITS)}; do echo $file=$(cat $file); done; echo oom=$(cat /proc/self/oom_score_adj)"
 RUNTIMES = ("runc", "newer-runc", "crun", "newer-crun")
 
@@ -48,12 +61,21 @@ def limits_of(path: str) -> dict[str, str]:
 
 
 def policy(runtime: str) -> tuple[list[str], list[str], str]:
-    return [runtimes.named(runtime).path], ["/etc/cdi"], '[policy]\nallow = ["resources", "cgroup_parent"]\ncgroup-parents = ["chandler.slice"]\n'
+    return (
+        [runtimes.named(runtime).path],
+        ["/etc/cdi"],
+        '[policy]\nallow = ["resources", "cgroup_parent"]\ncgroup-parents = ["chandler.slice"]\n',
+    )
 
 
 def test_limits_of_a_pod(cri: CRI, chandler: Installation) -> None:
     chandler.configure(*policy("runc"))
-    pod = cri.pod("limits", bundle.request(resources=WISH, cgroup_parent="chandler.slice"), "chandler", cgroup_parent="kubepods.slice")
+    pod = cri.pod(
+        "limits",
+        bundle.request(resources=WISH, cgroup_parent="chandler.slice"),
+        "chandler",
+        cgroup_parent="kubepods.slice",
+    )
     container = cri.run(pod)
     check(told(cri.exec(container, "sh", "-c", FILES).out))
     path = group(cri.info(container)["pid"])
@@ -65,7 +87,9 @@ def test_limits_of_a_pod(cri: CRI, chandler: Installation) -> None:
 def test_a_slice_for_a_runtime_that_is_told_to_use_systemd(runtime: str, chandler: Installation, place: str) -> None:
     chandler.configure(*policy(runtime))
     engine = Engine([chandler.program(), "--systemd-cgroup"], place + "/root")
-    made = bundle.make(place + "/b", ["sh", "-c", FILES + "; sleep 60"], bundle.request(resources=WISH, cgroup_parent="chandler.slice"))
+    made = bundle.make(
+        place + "/b", ["sh", "-c", FILES + "; sleep 60"], bundle.request(resources=WISH, cgroup_parent="chandler.slice")
+    )
     config = made.config
     config["linux"]["cgroupsPath"] = f"system.slice:lab:{runtime}"
     config["linux"]["namespaces"].append({"type": "cgroup"})
@@ -110,11 +134,35 @@ def test_a_bundle_that_systemd_makes_room_for(runtime: str, parent: str, chandle
     file = place + "/deployment.json"
     service = {"image": {"name": "busybox"}, "resources": WISH, "command": {"args": ["sh", "-c", FILES + "; cat"]}}
     with open(file, "w", encoding="ascii") as text:
-        json.dump({"version": "v1", "deployment": "lab", "services": {"web": {**service, **({"cgroup_parent": parent} if parent else {})}}}, text)
-    with subprocess.Popen([chandler.program("chandler"), "bundle", "run", "--systemd-cgroup", "--spec", file, "--rootfs",
-                           bundle.rootfs(place + "/image"), place + "/web"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as run:
+        json.dump(
+            {
+                "version": "v1",
+                "deployment": "lab",
+                "services": {"web": {**service, **({"cgroup_parent": parent} if parent else {})}},
+            },
+            text,
+        )
+    with subprocess.Popen(
+        [
+            chandler.program("chandler"),
+            "bundle",
+            "run",
+            "--systemd-cgroup",
+            "--spec",
+            file,
+            "--rootfs",
+            bundle.rootfs(place + "/image"),
+            place + "/web",
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as run:
         scope = f"/{parent or 'system.slice'}/chandler-web.scope"
-        assert until(lambda: run.poll() is not None or os.path.exists("/sys/fs/cgroup" + scope), scope) and run.poll() is None
+        assert (
+            until(lambda: run.poll() is not None or os.path.exists("/sys/fs/cgroup" + scope), scope)
+            and run.poll() is None
+        )
         output, _ = run.communicate()
     assert run.returncode == 0
     check(told(output))
@@ -126,12 +174,41 @@ def contained(chandler: Installation, place: str, runtime: str, program: str) ->
     chandler.configure(*policy(runtime))
     file, unit = place + "/deployment.json", f"lab-builder-{os.path.basename(place)}.service"
     with open(file, "w", encoding="ascii") as text:
-        json.dump({"version": "v1", "deployment": "lab", "services": {"web": {"image": {"name": "busybox"}, "resources": WISH, "command": {
-            "args": ["sh", "-c", FILES]}}}}, text)
-    build = program.replace("BUILD", f"chandler bundle run --spec {file} --rootfs {bundle.rootfs(place + '/image')} {place}/web")
-    return subprocess.run(["systemd-run", "--quiet", "--pipe", "--wait", f"--unit={unit}", "--property=Delegate=yes", "unshare", "--cgroup", "--mount", "--propagation",
-                           "private", "sh", "-c", f"umount /sys/fs/cgroup && mount -t cgroup2 none /sys/fs/cgroup && {build}"],
-                          stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        json.dump(
+            {
+                "version": "v1",
+                "deployment": "lab",
+                "services": {
+                    "web": {"image": {"name": "busybox"}, "resources": WISH, "command": {"args": ["sh", "-c", FILES]}}
+                },
+            },
+            text,
+        )
+    build = program.replace(
+        "BUILD", f"chandler bundle run --spec {file} --rootfs {bundle.rootfs(place + '/image')} {place}/web"
+    )
+    return subprocess.run(
+        [
+            "systemd-run",
+            "--quiet",
+            "--pipe",
+            "--wait",
+            f"--unit={unit}",
+            "--property=Delegate=yes",
+            "unshare",
+            "--cgroup",
+            "--mount",
+            "--propagation",
+            "private",
+            "sh",
+            "-c",
+            f"umount /sys/fs/cgroup && mount -t cgroup2 none /sys/fs/cgroup && {build}",
+        ],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 @pytest.mark.parametrize("runtime", ("runc", "crun", "youki"))
@@ -146,7 +223,10 @@ def test_a_builder_that_others_are_beside(chandler: Installation, place: str) ->
     """Their group can hand on no controller, and the kernel's word for that would be "device or resource busy"."""
     done = contained(chandler, place, "runc", "BUILD")
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
-    assert "other processes are in it, such as " in done.stderr and "start the builder in a group of its own that has it" in done.stderr
+    assert (
+        "other processes are in it, such as " in done.stderr
+        and "start the builder in a group of its own that has it" in done.stderr
+    )
 
 
 def test_doctor_on_such_a_machine(chandler: Installation, containerd: Containerd) -> None:
@@ -154,7 +234,13 @@ def test_doctor_on_such_a_machine(chandler: Installation, containerd: Containerd
     chandler.configure(*policy("newer-runc"))
     os.makedirs("/etc/containerd", exist_ok=True)
     shutil.copy(os.path.join(containerd.directory, "config.toml"), "/etc/containerd/config.toml")
-    done = subprocess.run([chandler.program("chandler"), "doctor", "--format", "json"], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [chandler.program("chandler"), "doctor", "--format", "json"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     os.unlink("/etc/containerd/config.toml")
     seen = json.loads(done.stdout)
     groups = seen["checks"]["cgroups"]

@@ -1,4 +1,5 @@
 """The packages on a machine with systemd: installed, at work below containerd, upgraded, removed, purged."""
+
 from __future__ import annotations
 
 import contextlib
@@ -41,24 +42,50 @@ cp -P /usr/bin/python3 %{buildroot}/usr/bin
 /usr/bin/python3
 """
 # Where a package may leave something; all that is there, or the names alone where there is too much.
-TREES = ("/etc", "/run/chandler", "/usr/bin", "/usr/lib/chandler", "/usr/lib/systemd/system", "/usr/lib/udev", "/usr/share/bash-completion",
-         "/usr/share/fish", "/usr/share/zsh", "/usr/share/man", "/usr/share/doc/chandler", "/var/lib/chandler")
+TREES = (
+    "/etc",
+    "/run/chandler",
+    "/usr/bin",
+    "/usr/lib/chandler",
+    "/usr/lib/systemd/system",
+    "/usr/lib/udev",
+    "/usr/share/bash-completion",
+    "/usr/share/fish",
+    "/usr/share/zsh",
+    "/usr/share/man",
+    "/usr/share/doc/chandler",
+    "/var/lib/chandler",
+)
 NAMES = ("/", "/usr/lib", "/usr/share", "/usr/share/doc", "/var/log")
 
 
 def sh(*command: str, check: bool = True) -> str:
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
-                          env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8"})
+    done = subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8"},
+    )
     assert done.returncode == 0 or not check, done.stdout
     return done.stdout
 
 
 def state(unit: str) -> tuple[str, str]:
-    return sh("systemctl", "is-active", unit, check=False).strip(), sh("systemctl", "is-enabled", unit, check=False).strip()
+    return sh("systemctl", "is-active", unit, check=False).strip(), sh(
+        "systemctl", "is-enabled", unit, check=False
+    ).strip()
 
 
 def files() -> set[str]:
-    found = {os.path.join(where, name) for top in TREES for where, folders, names in os.walk(top) for name in (*names, *folders)}
+    found = {
+        os.path.join(where, name)
+        for top in TREES
+        for where, folders, names in os.walk(top)
+        for name in (*names, *folders)
+    }
     found |= {os.path.join(top, name) for top in NAMES for name in os.listdir(top)}
     found |= {top for top in TREES if os.path.lexists(top)}
     return {path for path in found if "chandler" in path}  # the host may be at work, and the machine sees it
@@ -68,8 +95,12 @@ def outside(share: Path) -> None:
     """Two packages of each kind, the second one newer."""
     for kind in ("deb", "rpm"):
         for version in ((), (NEWER,)):
-            subprocess.run([f"{REPOSITORY}/packaging/build-{kind}", *version], check=True, stdin=subprocess.DEVNULL,
-                           env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "OUT": str(share / f"{kind}s")})
+            subprocess.run(
+                [f"{REPOSITORY}/packaging/build-{kind}", *version],
+                check=True,
+                stdin=subprocess.DEVNULL,
+                env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "OUT": str(share / f"{kind}s")},
+            )
 
 
 class Package(NamedTuple):
@@ -117,7 +148,9 @@ def test_a_changed_cdi_file_is_compiled(package: Package) -> None:
     before = inventory()
     os.makedirs("/etc/cdi", exist_ok=True)
     with open("/etc/cdi/new.json", "w", encoding="ascii") as file:
-        file.write('{"cdiVersion": "0.6.0", "kind": "example.com/new", "devices": [{"name": "0", "containerEdits": {"env": ["A=B"]}}]}')
+        file.write(
+            '{"cdiVersion": "0.6.0", "kind": "example.com/new", "devices": [{"name": "0", "containerEdits": {"env": ["A=B"]}}]}'
+        )
     until(lambda: inventory() != before, "the inventory")
     assert "example.com/new=0" in sh("chandler", "cdi", "list")
     os.unlink("/etc/cdi/new.json")
@@ -132,9 +165,27 @@ def containerd(package: Package, lab: str, gpus: Node) -> Iterator[Containerd]:
         pytest.skip(release.missing)
     made = Containerd(release, os.path.join(lab, release.label), {}, gpus.cdi, systemd=True)
     config = os.path.join(made.directory, "config.toml")
-    sh("chandler", "configure", "containerd", "--config", config, "--in-place", "--programs", os.path.dirname(release.binary("containerd")))
+    sh(
+        "chandler",
+        "configure",
+        "containerd",
+        "--config",
+        config,
+        "--in-place",
+        "--programs",
+        os.path.dirname(release.binary("containerd")),
+    )
     before = os.stat(config).st_mtime_ns
-    sh("chandler", "configure", "containerd", "--config", config, "--in-place", "--programs", os.path.dirname(release.binary("containerd")))
+    sh(
+        "chandler",
+        "configure",
+        "containerd",
+        "--config",
+        config,
+        "--in-place",
+        "--programs",
+        os.path.dirname(release.binary("containerd")),
+    )
     assert os.stat(config).st_mtime_ns == before
     os.makedirs("/run/nri", exist_ok=True)
     os.symlink(made.nri, "/run/nri/nri.sock")
@@ -170,7 +221,9 @@ def test_pods(cri: CRI) -> None:
 
 
 def test_containers_live_through_an_upgrade(package: Package, cri: CRI) -> None:
-    running, ending = (cri.run(cri.pod(name, ONE, "chandler", cgroup_parent="kubepods.slice")) for name in ("through", "between"))
+    running, ending = (
+        cri.run(cri.pod(name, ONE, "chandler", cgroup_parent="kubepods.slice")) for name in ("through", "between")
+    )
     with open("/etc/chandler/config.toml", "a", encoding="utf-8") as file:
         file.write("# mine\n")
     sh("systemctl", "start", "chandler-nri.service")
@@ -194,7 +247,11 @@ def test_containers_live_through_an_upgrade(package: Package, cri: CRI) -> None:
 def test_another_python(package: Package, cri: CRI, lab: str) -> None:
     """A package with /usr/bin/python3 is installed; before its trigger has run, all is slower and nothing else."""
     image, compiled = f"{CODE}/create-{TAG}.image", f"{CODE}/shim/__pycache__/oci.{TAG}.pyc"
-    old = [f"{CODE}/create-cpython-39.image", f"{CODE}/shim/__pycache__/oci.cpython-39.pyc", f"{CODE}/shim/__pycache__/gone.{TAG}.pyc"]
+    old = [
+        f"{CODE}/create-cpython-39.image",
+        f"{CODE}/shim/__pycache__/oci.cpython-39.pyc",
+        f"{CODE}/shim/__pycache__/gone.{TAG}.pyc",
+    ]
     for path in old:
         os.link(image if path.endswith("image") else compiled, path)
     sh("find", CODE, "-name", f"*{TAG}*", "!", "-name", "gone*", "-delete")
@@ -209,7 +266,13 @@ def test_another_python(package: Package, cri: CRI, lab: str) -> None:
     os.symlink(os.readlink("/usr/bin/python3"), f"{tree}/usr/bin/python3")
     said = sh("dpkg-query", "--status", "python3-minimal")
     with open(f"{tree}/DEBIAN/control", "w", encoding="utf-8") as file:
-        file.write("".join(line + "\n" for line in said.splitlines() if not line.startswith(("Status:", "Depends:", "Pre-Depends:"))))
+        file.write(
+            "".join(
+                line + "\n"
+                for line in said.splitlines()
+                if not line.startswith(("Status:", "Depends:", "Pre-Depends:"))
+            )
+        )
     sh("dpkg-deb", "--build", tree, f"{tree}.deb")
     assert "Processing triggers for chandler" in sh("dpkg", "--install", f"{tree}.deb")
     assert os.path.exists(image) and os.path.exists(compiled)
@@ -251,7 +314,10 @@ def test_the_other_package(place: str) -> None:
         return sh("rpm", "--dbpath", f"{place}/rpm", "--force-debian", "--nodeps", *words)
 
     rpm("--install", f"/share/rpms/chandler-{VERSION}-1.noarch.rpm")
-    assert state("chandler-refresh.path") == ("active", "enabled") and state("chandler-nri.service") == ("inactive", "disabled")
+    assert state("chandler-refresh.path") == ("active", "enabled") and state("chandler-nri.service") == (
+        "inactive",
+        "disabled",
+    )
     image = f"{CODE}/create-{TAG}.image"
     assert launch() and os.path.exists(image)
     config = Path("/etc/chandler/config.toml")
@@ -259,7 +325,11 @@ def test_the_other_package(place: str) -> None:
     engine = Engine(["/usr/bin/chandler-runtime"], place + "/root")
     engine.create(bundle.make(place + "/b", ["sleep", "60"], ONE), "one")
     rpm("--upgrade", f"/share/rpms/chandler-{NEWER}-1.noarch.rpm")
-    assert NEWER in sh("rpm", "--dbpath", f"{place}/rpm", "--query", "chandler") and os.path.exists(image) and state("chandler-refresh.path") == ("active", "enabled")
+    assert (
+        NEWER in sh("rpm", "--dbpath", f"{place}/rpm", "--query", "chandler")
+        and os.path.exists(image)
+        and state("chandler-refresh.path") == ("active", "enabled")
+    )
     assert config.read_text().endswith("# mine\n")
     assert "one " in sh("chandler", "leases")
     engine.delete("one", "--force")

@@ -1,4 +1,5 @@
 """A leased GPU is the container's until it ends, whatever is done to its control group, and nobody else's."""
+
 from __future__ import annotations
 
 import pytest
@@ -13,12 +14,19 @@ from lab.units import systemctl
 LEASES = '[gpu]\nallocator = "leases"\n'
 RUNTIMES = ("runc", "newer-runc", "crun", "newer-crun")
 # What an administrator, a package's script or a kubelet does while containers run.
-EVENTS = (("daemon-reload",), ("reset-failed",), ("set-property", "--runtime", "system.slice", "CPUWeight=90"), ("daemon-reexec",))
+EVENTS = (
+    ("daemon-reload",),
+    ("reset-failed",),
+    ("set-property", "--runtime", "system.slice", "CPUWeight=90"),
+    ("daemon-reexec",),
+)
 
 
 def opened(cri: CRI, container: str, *paths: str) -> list[str]:
     """Those that a container can open for reading and writing."""
-    return cri.exec(container, "sh", "-c", "; ".join(f"test -c {path} && (exec 3<>{path}) && echo {path}" for path in paths)).out.split()
+    return cri.exec(
+        container, "sh", "-c", "; ".join(f"test -c {path} && (exec 3<>{path}) && echo {path}" for path in paths)
+    ).out.split()
 
 
 @pytest.mark.parametrize("containerd", RELEASES[-1:], indirect=True, ids=lambda release: release.label)
@@ -68,7 +76,13 @@ def test_a_lease_under_each_runtime(runtime: str, chandler: Installation, gpus: 
     engine.call("start", runtime)
 
     def right() -> None:
-        done = engine.exec(runtime, "sh", "-c", "test -c /dev/nvidia1 || echo no nvidia1 >&2; exec 3<>/dev/nvidia1; test -e /made || mknod /made c 195 0; exec 3<>/made", check=False)
+        done = engine.exec(
+            runtime,
+            "sh",
+            "-c",
+            "test -c /dev/nvidia1 || echo no nvidia1 >&2; exec 3<>/dev/nvidia1; test -e /made || mknod /made c 195 0; exec 3<>/made",
+            check=False,
+        )
         assert "/made: Operation not permitted" in done.stderr and "nvidia1" not in done.stderr
 
     right()

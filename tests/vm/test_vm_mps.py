@@ -1,4 +1,5 @@
 """chandler-mps@.service under a real systemd: a daemon from the first container to the last."""
+
 from __future__ import annotations
 
 import os
@@ -33,10 +34,16 @@ class Sharing:
         self.configure()
 
     def configure(self, **more: Any) -> None:
-        self.chandler.configure(["/usr/sbin/runc"], [self.gpus.cdi], self.commands.toml("managed", **{"mps_patience": 30, **more}))
+        self.chandler.configure(
+            ["/usr/sbin/runc"], [self.gpus.cdi], self.commands.toml("managed", **{"mps_patience": 30, **more})
+        )
 
     def bundle(self, name: str, command: str = "sleep 60", **gpu: Any) -> bundle.Bundle:
-        return bundle.make(os.path.join(self.place, name), ["sh", "-c", command], bundle.request(resources={"gpu": {"sharing": "mps", **gpu}}))
+        return bundle.make(
+            os.path.join(self.place, name),
+            ["sh", "-c", command],
+            bundle.request(resources={"gpu": {"sharing": "mps", **gpu}}),
+        )
 
     def mode(self) -> str:
         return str(self.commands.gpus().get(UUID, {}).get("mode", "DEFAULT"))
@@ -61,12 +68,19 @@ def test_from_the_first_container_to_the_last(sharing: Sharing) -> None:
     (seen,) = sharing.commands.started()
     assert (seen["pid"], seen["cwd"]) == (daemon, "/")
     assert {name: value for name, value in seen["env"].items() if name.startswith("CUDA")} == {
-        "CUDA_VISIBLE_DEVICES": UUID, "CUDA_MPS_PIPE_DIRECTORY": BASE + "/pipe", "CUDA_MPS_LOG_DIRECTORY": BASE + "/log"}
-    assert seen["groups"].strip().startswith("0::/system.slice/") and seen["groups"].strip().endswith("/" + UNIT.name), "its own control group"
+        "CUDA_VISIBLE_DEVICES": UUID,
+        "CUDA_MPS_PIPE_DIRECTORY": BASE + "/pipe",
+        "CUDA_MPS_LOG_DIRECTORY": BASE + "/log",
+    }
+    assert seen["groups"].strip().startswith("0::/system.slice/") and seen["groups"].strip().endswith(
+        "/" + UNIT.name
+    ), "its own control group"
     for name, mode in (("", 0o755), ("/pipe", 0o755), ("/log", 0o755), ("/shm", 0o1777)):
         found = os.stat(BASE + name)
         assert (found.st_uid, stat.S_IMODE(found.st_mode)) == (0, mode), name
-    assert os.path.samefile(f"/proc/{daemon}/root/dev/shm", BASE + "/shm") and not os.path.samefile("/dev/shm", BASE + "/shm")
+    assert os.path.samefile(f"/proc/{daemon}/root/dev/shm", BASE + "/shm") and not os.path.samefile(
+        "/dev/shm", BASE + "/shm"
+    )
 
     engine.create(second, "c2")
     engine.call("start", "c1")
@@ -91,9 +105,18 @@ def test_a_daemon_that_does_not_start(sharing: Sharing, mood: dict[str, str]) ->
     before = made.bytes
     assert sharing.engine.create(made, "c1", check=False).returncode == 1
     message = records(made.log)[-1]["msg"]
-    assert UUID in message and ("MPS control daemon cannot use the device" if mood["start"] == "dies" else "Starting control daemon") in message
+    assert (
+        UUID in message
+        and ("MPS control daemon cannot use the device" if mood["start"] == "dies" else "Starting control daemon")
+        in message
+    )
     assert made.bytes == before and not UNIT.active and sharing.mode() == "DEFAULT"
-    assert subprocess.run([sharing.chandler.program("chandler"), "leases"], capture_output=True, text=True, check=True).stdout.count("\n") == 1
+    assert (
+        subprocess.run(
+            [sharing.chandler.program("chandler"), "leases"], capture_output=True, text=True, check=True
+        ).stdout.count("\n")
+        == 1
+    )
     sharing.commands.mood(sharing.commands.control)
     sharing.engine.create(made, "c1")
     assert UNIT.active
@@ -118,7 +141,11 @@ def test_pods(sharing: Sharing, cri: CRI) -> None:
     assert UNIT.active
     for container in pods:
         assert cri.env(container)["CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"] == "25"
-        assert cri.exec(container, "sh", "-c", "ls /tmp/nvidia-mps; exec 3</dev/nvidia0 && test -c /dev/nvidia0")== (0, "control\n", "")
+        assert cri.exec(container, "sh", "-c", "ls /tmp/nvidia-mps; exec 3</dev/nvidia0 && test -c /dev/nvidia0") == (
+            0,
+            "control\n",
+            "",
+        )
     with pytest.raises(Refused) as error:
         exclusive = bundle.request(resources={"gpu": {"devices": ["0"]}})
         cri.run(cri.pod("alone", exclusive, "chandler", cgroup_parent="kubepods.slice"))

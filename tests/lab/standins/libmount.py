@@ -1,4 +1,5 @@
 """As much of libmount's Python module, which Debian has no package of, as crun's tests use."""
+
 from __future__ import annotations
 
 from typing import NamedTuple

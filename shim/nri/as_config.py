@@ -10,7 +10,11 @@ from typing import Any, Dict
 
 # (controller, key) of linux.resources: numbers that may be absent, and texts that are empty then
 _OPTIONAL = (
-    ("memory", "limit"), ("memory", "reservation"), ("memory", "swap"), ("cpu", "shares"), ("cpu", "quota"),
+    ("memory", "limit"),
+    ("memory", "reservation"),
+    ("memory", "swap"),
+    ("cpu", "shares"),
+    ("cpu", "quota"),
     ("cpu", "period"),
 )
 _TEXTS = (("cpu", "cpus"), ("cpu", "mems"))
@@ -25,22 +29,36 @@ def build(container: Any, annotations: Dict[str, str]) -> Dict[str, Any]:
     """config.json as far as NRI knows it."""
     process: Dict[str, Any] = {"args": list(container.args), "env": list(container.env)}
     if container.HasField("user"):
-        process["user"] = {"uid": container.user.uid, "gid": container.user.gid,
-                           "additionalGids": list(container.user.additional_gids)}
+        process["user"] = {
+            "uid": container.user.uid,
+            "gid": container.user.gid,
+            "additionalGids": list(container.user.additional_gids),
+        }
     if container.rlimits:
-        process["rlimits"] = [{"type": limit.type, "hard": limit.hard, "soft": limit.soft} for limit in container.rlimits]
+        process["rlimits"] = [
+            {"type": limit.type, "hard": limit.hard, "soft": limit.soft} for limit in container.rlimits
+        ]
     linux = container.linux
     if linux.HasField("oom_score_adj"):
         process["oomScoreAdj"] = linux.oom_score_adj.value
     return {
         "annotations": annotations,
         "process": process,
-        "mounts": [{"destination": mount.destination, "type": mount.type, "source": mount.source,
-                    "options": list(mount.options)} for mount in container.mounts],
+        "mounts": [
+            {
+                "destination": mount.destination,
+                "type": mount.type,
+                "source": mount.source,
+                "options": list(mount.options),
+            }
+            for mount in container.mounts
+        ],
         "linux": {
             "namespaces": [{"type": namespace.type, "path": namespace.path} for namespace in linux.namespaces],
-            "devices": [{"path": device.path, "type": device.type, "major": device.major, "minor": device.minor}
-                        for device in linux.devices],
+            "devices": [
+                {"path": device.path, "type": device.type, "major": device.major, "minor": device.minor}
+                for device in linux.devices
+            ],
             "resources": _resources(linux.resources),
             "cgroupsPath": linux.cgroups_path,
         },

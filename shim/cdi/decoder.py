@@ -61,8 +61,13 @@ def _json(text: str, texts: bool) -> Any:
     import json
 
     try:
-        return json.loads(text, object_pairs_hook=_unique, parse_int=_number(_integer, texts), parse_float=_number(float, texts),
-                          parse_constant=_refuse)
+        return json.loads(
+            text,
+            object_pairs_hook=_unique,
+            parse_int=_number(_integer, texts),
+            parse_float=_number(float, texts),
+            parse_constant=_refuse,
+        )
     except RecursionError:
         raise CdiError("nested too deeply") from None
 

@@ -11,13 +11,13 @@ import json
 from shim.cdi import spec, versions
 from shim.cdi.names import check_device
 from shim.errors import CdiError, HostError
-from shim.generate.model import CATEGORIES, merged, with_hooks
+from shim.generate.answers import CATEGORIES, merged, with_hooks
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Dict, List
 
-    from shim.generate.model import Block, Found, Options
+    from shim.generate.answers import Block, Found, Options
 
 # Annotations of a file that we made.  They never reach a container.
 DRIVER = "chandler.oci/driver-version"
@@ -34,8 +34,10 @@ def document(found: Found, options: Options) -> Dict[str, Any]:
         names = [name for name in (device.names.get(strategy, "") for strategy in options.strategies) if _is_name(name)]
         if not names:
             wanted = " or ".join(options.strategies)
-            raise HostError(f"{device.layout} has no name by {wanted} that could be read from this host",
-                            "choose another --device-name-strategy")
+            raise HostError(
+                f"{device.layout} has no name by {wanted} that could be read from this host",
+                "choose another --device-name-strategy",
+            )
         devices += [_device(name, device.annotations, edits) for name in dict.fromkeys(names)]
     if options.all and not any(device["name"] == "all" for device in devices):
         devices.append(_device("all", {}, merged(*own)))
@@ -43,8 +45,13 @@ def document(found: Found, options: Options) -> Dict[str, Any]:
     twice = [name for place, name in enumerate(seen) if name in seen[:place]]
     if twice:
         raise HostError(f"two devices of this host are both called {twice[0]}", "choose another --device-name-strategy")
-    made: Dict[str, Any] = {"cdiVersion": "", "kind": found.kind, "annotations": _annotations(found, options),
-                            "containerEdits": common, "devices": devices}
+    made: Dict[str, Any] = {
+        "cdiVersion": "",
+        "kind": found.kind,
+        "annotations": _annotations(found, options),
+        "containerEdits": common,
+        "devices": devices,
+    }
     if not common:
         del made["containerEdits"]
     made["cdiVersion"] = versions.minimum(made)[0]
@@ -88,10 +95,16 @@ def _lifted(found: Found) -> tuple[Block, List[Block]]:
     own = [merged(device.edits) for device in found.devices]
     if len(own) < 2:
         return merged(found.common), own
-    shared: Block = {category: [item for item in own[0].get(category, ())
-                                if all(item in edits.get(category, ()) for edits in own[1:])] for category in CATEGORIES}
-    rest: List[Block] = [{category: [item for item in items if item not in shared[category]]
-                          for category, items in edits.items()} for edits in own]
+    shared: Block = {
+        category: [
+            item for item in own[0].get(category, ()) if all(item in edits.get(category, ()) for edits in own[1:])
+        ]
+        for category in CATEGORIES
+    }
+    rest: List[Block] = [
+        {category: [item for item in items if item not in shared[category]] for category, items in edits.items()}
+        for edits in own
+    ]
     rest = [{category: items for category, items in edits.items() if items} for edits in rest]
     if all(edits.get("deviceNodes") for edits in rest):
         return merged(found.common, shared), rest

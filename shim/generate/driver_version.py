@@ -6,18 +6,18 @@ Imported when that has happened, and never before.
 from __future__ import annotations
 
 from shim.generate import nvproc
-from shim.generate.tree import Tree
+from shim.generate.tree import HostTree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Optional
 
 
-def remedy(missing: str, tree: Optional[Tree] = None) -> str:
+def remedy(missing: str, tree: Optional[HostTree] = None) -> str:
     """What to do about a file that names the path `missing` in vain, with both driver versions where they differ."""
     words = [missing.partition(".so.")[2], *missing.split("/")]  # lib….so.VERSION, or a folder of firmware
     old = next((word for word in words if nvproc.is_version(word)), "")
-    now = nvproc.kernel_version(tree or Tree())
+    now = nvproc.kernel_version(tree or HostTree())
     why = "the file is older than the driver"
     if old and old != now:
         why = f"the file was made for driver {old} and this host " + (f"runs {now}" if now else "runs no NVIDIA driver")

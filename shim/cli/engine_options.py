@@ -12,8 +12,16 @@ from shim.policy import engines
 
 def add_options(command: argparse.ArgumentParser) -> None:
     """--engine and --root."""
-    command.add_argument("--engine", choices=sorted(engines.ENGINES), help="the engine that calls; otherwise it is known by --root and the bundle's path")
-    command.add_argument("--root", metavar="DIR", help="the --root that the engine gives the runtime; otherwise the one that fits the bundle's path is taken")
+    command.add_argument(
+        "--engine",
+        choices=sorted(engines.ENGINES),
+        help="the engine that calls; otherwise it is known by --root and the bundle's path",
+    )
+    command.add_argument(
+        "--root",
+        metavar="DIR",
+        help="the --root that the engine gives the runtime; otherwise the one that fits the bundle's path is taken",
+    )
 
 
 def caller(arguments: argparse.Namespace, path: str, document: Dict[str, Any], built: bool) -> _caller.Caller:
@@ -25,7 +33,12 @@ def caller(arguments: argparse.Namespace, path: str, document: Dict[str, Any], b
 
 def shown(who: _caller.Caller, config: Dict[str, Any]) -> Dict[str, Any]:
     """What there is to say of it."""
-    return {"name": who.engine, "why": who.why, "identity": bool(who.believed(config)), "from_image": engines.ENGINES[who.engine][1]}
+    return {
+        "name": who.engine,
+        "why": who.why,
+        "identity": bool(who.believed(config)),
+        "from_image": engines.ENGINES[who.engine][1],
+    }
 
 
 def line(engine: Dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
 
-    from shim.generate.tree import Tree
+    from shim.generate.tree import HostTree
 
     # A CDI `containerEdits` in the making; `calls` are what hooks are to do, each a list of a hook's name and its words
     Block = Dict[str, List[Any]]
@@ -37,9 +37,15 @@ class Options:
 
     __slots__ = ("driver_root", "dev_root", "strategies", "mode", "all", "hook")
 
-    def __init__(self, driver_root: str = "", dev_root: Optional[str] = None,
-                 strategies: Sequence[str] = DEFAULT_STRATEGIES, mode: str = "auto", all: bool = True,
-                 hook: str = "") -> None:
+    def __init__(
+        self,
+        driver_root: str = "",
+        dev_root: Optional[str] = None,
+        strategies: Sequence[str] = DEFAULT_STRATEGIES,
+        mode: str = "auto",
+        all: bool = True,
+        hook: str = "",
+    ) -> None:
         self.driver_root = driver_root.rstrip("/")
         # A driver container has its nodes in its own /dev, if it has one at all; see nodes.node.
         self.dev_root = self.driver_root if dev_root is None else dev_root.rstrip("/")
@@ -51,18 +57,27 @@ class Options:
     def recorded(self) -> Dict[str, Any]:
         """What differs from the defaults, for the file's annotation, so that it can be made again."""
         plain = Options()
-        shown = {"driver-root": (self.driver_root, plain.driver_root), "dev-root": (self.dev_root, self.driver_root),
-                 "names": (list(self.strategies), list(plain.strategies)), "mode": (self.mode, plain.mode),
-                 "all": (self.all, plain.all)}
+        shown = {
+            "driver-root": (self.driver_root, plain.driver_root),
+            "dev-root": (self.dev_root, self.driver_root),
+            "names": (list(self.strategies), list(plain.strategies)),
+            "mode": (self.mode, plain.mode),
+            "all": (self.all, plain.all),
+        }
         return {key: value for key, (value, usual) in shown.items() if value != usual}
 
     @classmethod
     def from_record(cls, record: Dict[str, Any], hook: str = "") -> Options:
         """The options that `recorded` told of; HostError for what no version of ours would write."""
         try:
-            made = cls(str(record.get("driver-root", "")), record.get("dev-root"),
-                       [str(name) for name in record.get("names", DEFAULT_STRATEGIES)], str(record.get("mode", "auto")),
-                       bool(record.get("all", True)), hook)
+            made = cls(
+                str(record.get("driver-root", "")),
+                record.get("dev-root"),
+                [str(name) for name in record.get("names", DEFAULT_STRATEGIES)],
+                str(record.get("mode", "auto")),
+                bool(record.get("all", True)),
+                hook,
+            )
         except (AttributeError, TypeError):
             raise HostError("the options recorded in the file are damaged") from None
         if made.mode not in MODES or not made.strategies:
@@ -79,8 +94,9 @@ class Device:
 
     __slots__ = ("names", "edits", "layout", "annotations")
 
-    def __init__(self, names: Dict[str, str], edits: Block, layout: str,
-                 annotations: Optional[Dict[str, str]] = None) -> None:
+    def __init__(
+        self, names: Dict[str, str], edits: Block, layout: str, annotations: Optional[Dict[str, str]] = None
+    ) -> None:
         self.names = names
         self.edits = edits
         self.layout = layout
@@ -96,8 +112,15 @@ class Found:
 
     __slots__ = ("kind", "devices", "common", "driver", "notes", "watch")
 
-    def __init__(self, kind: str, devices: List[Device], common: Optional[Block] = None, driver: str = "",
-                 notes: Iterable[str] = (), watch: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        kind: str,
+        devices: List[Device],
+        common: Optional[Block] = None,
+        driver: str = "",
+        notes: Iterable[str] = (),
+        watch: Iterable[str] = (),
+    ) -> None:
         self.kind = kind
         self.devices = devices
         self.common = common or {}
@@ -127,7 +150,10 @@ def _key(category: str, item: Any) -> str:
 
 # --- edits ----------------------------------------------------------------------------------------------------
 
-def node(tree: Tree, options: Options, path: str, known: Optional[Tuple[str, int, int, int, int]] = None) -> Optional[Block]:
+
+def node(
+    tree: HostTree, options: Options, path: str, known: Optional[Tuple[str, int, int, int, int]] = None
+) -> Optional[Block]:
     """A device node of the host with its numbers, so that injection survives its absence; its group where others
     may not open it.  `known` is what to say of a node that is not there; None when that is not known either.
 
@@ -190,7 +216,9 @@ def with_hooks(common: Block, own: List[Block], options: Options) -> Tuple[Block
 def _separate(block: Block, options: Options) -> Block:
     program = options.hook.rpartition("/")[2]
     first = [program, "hook"] if program == "nvidia-ctk" else [program]
-    return merged({**block, "calls": []}, {"hooks": [_hook(options, [*first, *call]) for call in block.get("calls", ())]})
+    return merged(
+        {**block, "calls": []}, {"hooks": [_hook(options, [*first, *call]) for call in block.get("calls", ())]}
+    )
 
 
 def _hook(options: Options, words: List[str]) -> Dict[str, Any]:
