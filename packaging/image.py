@@ -22,35 +22,38 @@ from typing import Any, Dict, List, Tuple
 
 # Module, then functions and methods.  `tests/bench/run --late` prints those that a create with GPUs does not call.
 LATE = """
+shim.errors ChandlerError.within
 shim.runtime.args Invocation.same _abbreviated _argp _clap _clap_globals _clap_id _verb_at
-shim.policy.caller Caller._check_image _of_storage
+shim.policy.caller Caller._check_image Caller.believed _of_storage
 shim.cdi.names check_class check_device check_vendor file_name split_kind
 shim.cdi.resolve unresolvable
 shim.oci.config_file ConfigJson._forget ConfigJson._original ConfigJson.restore _unread
 shim.engine Granting.undo Plan.add _check_engine_devices _rare _ruled plan
 shim.host.files exists make_directory unseal
-shim.host.kernel cgroups cgroups_of oom_score
+shim.host.kernel cgroups cgroups_of oom_score unified_cgroups
 shim.host.trust check_own_directory read_trusted
 shim.host.userns outer_uid overflow_uid owner _effective_capabilities
 shim.gpu.vendors all_names node_directories with_gpus
 shim.gpu.choose Grant.joined _device_number _free _from_nodes _named _node _numbers_there _own_key again numbers
 shim.policy.words by
 shim.state.grants remove
-shim.host.device_nodes _pci_vendor
+shim.host.device_nodes _pci_vendor look look_at_gpu
 shim.node.inventory Inventory.explain_missing Inventory.kinds Inventory.names Inventory.near Place._own_state_dir Place.private
-shim.jsontext _damage
+shim.jsontext _damage _refuse_constant
 shim.state.leases utc words
 shim.state.ledger Ledger._failed Ledger._rebuild Ledger._recorded Ledger.forget Ledger.make_anew Ledger.release Ledger.settle_all Ledger.take_back nri_lease parse
 shim.oci.reader _numbers bind_sources capabilities covers environment hugepages kernel_mounts missing namespace oom_score readonly_root resource rlimits text unified
 shim.oci.writer _rdt _gids _net_devices _resources idmapped
 shim.policy.permission _check_limits _check_variable _default
 shim.request.quantity _exponent scaled
-shim.request.parse _check_text _container_document _set
-shim.request.schema _cpuset _names cpus
+shim.request.parse _found_already _check_text _container_document _set
+shim.request.schema _cpuset _names cpus leaf
 shim.request.values as_text host_path listed number_text text wrong
-shim.runtime.wrapper _adjusted _asks _check_restored _compiled _log _may_ask_anyway _names_from_sources _pass_through _third_party
+shim.runtime.node_inventory compile_now find_libraries
+shim.runtime.equip _adjusted _asks _check_restored _log
+shim.runtime.wrapper _may_ask_anyway _names_from_sources _pass_through
 shim.host.runtimes default_root for_verb owner
-shim.oci.targets ImageRoot._walk ImageRoot.kernel ImageRoot.plain ImageRoot.within_bind _check_nested
+shim.oci.targets _bound ImageRoot._walk ImageRoot.kernel ImageRoot.plain ImageRoot.within_bind _check_nested
 """
 ENTRIES = "shim.runtime.wrapper, shim.state.ledger"  # the latter where leases are kept, as nodes do where nothing else is said
 
@@ -74,14 +77,12 @@ def late_function(name, function):
 if magic == _frozen_importlib_external.MAGIC_NUMBER:
     for name, package, code in modules:
         module = sys.modules[name] = type(sys)(name)
-        module._late = late_function
-        module._modules = sys.modules
         if package:
             module.__path__ = [root + "/" + name.replace(".", "/")]
-        exec(code, module.__dict__)
-        parent, _, last = name.rpartition(".")
-        if parent:
-            setattr(sys.modules[parent], last, module)
+        if code:
+            module._late = late_function
+            module._modules = sys.modules
+            exec(code, module.__dict__)
 """
 
 
@@ -148,13 +149,15 @@ class _Split(ast.NodeTransformer):
         return ast.parse(f"{node.name} = _late({self.module!r}, {name!r})").body[0]
 
     def visit_ImportFrom(self, node: ast.ImportFrom) -> Any:
-        names = [f"{node.module}.{alias.name}" for alias in node.names]
-        if self._class or not all(name in self.loaded for name in names):
+        if self._class or node.module is None:
             return node
-        return [
-            ast.parse(f"{alias.asname or alias.name} = _modules[{name!r}]").body[0]
-            for alias, name in zip(node.names, names)
-        ]
+        if all(f"{node.module}.{alias.name}" in self.loaded for alias in node.names):
+            lines = [f"{alias.asname or alias.name} = _modules['{node.module}.{alias.name}']" for alias in node.names]
+        elif node.module in self.loaded:
+            lines = [f"{alias.asname or alias.name} = _modules['{node.module}'].{alias.name}" for alias in node.names]
+        else:
+            return node
+        return [ast.parse(line).body[0] for line in lines]
 
 
 def compiled(tree: ast.Module, shown: str) -> Any:
@@ -182,7 +185,8 @@ def image(directory: str, installed: str) -> bytes:
         with open(path, encoding="utf-8") as file:
             tree = _Bare().visit(ast.parse(file.read(), path))
         split = _Split(name, wanted.pop(name, []), [each for each, _, _ in entries])
-        entries.append((name, package, compiled(split.visit(tree), shown)))
+        # the file of a package is mostly empty, and need not be run
+        entries.append((name, package, compiled(split.visit(tree), shown) if tree.body else None))
         if split.functions.keys() != set(split.late):
             sys.exit(
                 f"image.py: {path} has no function {', '.join(set(split.late) - split.functions.keys())}, which LATE names"

@@ -1,7 +1,8 @@
-"""The road from a container's configuration to the edits that it gets: request, policy, devices, completion.
+"""From a container's config.json to the edits that it gets, and to a grant.
 
-Every front end takes this road.  Nothing here changes anything; everything that can fail fails here.  Part of the
-create path.
+`want` reads the request and asks the policy, `Wanted.take` chooses devices, `Plan.complete` looks at the host: up to
+here nothing is changed.  `Granting` then reserves the devices, prepares the host and writes the record.  All front
+ends use these.  Part of the create path.
 """
 
 from __future__ import annotations
@@ -30,10 +31,11 @@ if TYPE_CHECKING:
 
 
 class Plan:
-    """What a container is to get: the request, the devices (`names`, and the physical ones, `keys`), the edits.
+    """What a container is to get.
 
-    An engine that injects CDI devices itself needs the names `by_cdi` and, instead of `edits`, the `beside`.
-    `sharing`: how the devices are shared, None when they are not; nothing is set up for it yet.
+    `request`; `names`: the devices as CDI names, or kind=number without CDI; `keys`: their physical devices, by which
+    leases are kept; `edits`: for config.json.  A runtime that injects CDI devices itself gets the names in `by_cdi` and
+    the edits in `beside` instead.  `sharing`: how the devices are shared, None when they are not shared.
     """
 
     __slots__ = ("request", "names", "keys", "edits", "by_cdi", "beside", "sharing")
@@ -55,31 +57,35 @@ class Plan:
         self.sharing = sharing
 
     def complete(self) -> Plan:
-        """With what only the host can say of its edits.  Raises HostError."""
+        """This plan, with device numbers and modes from the host in its edits.
+
+        Raises HostError when a node or a file that it names is missing, ChangedError when a node has another number
+        than when the inventory was compiled.
+        """
         self.edits = device_nodes.complete(self.edits)
         cdi_check.check_paths(self.edits)
         return self
 
     def digest(self) -> str:
-        """Of the request and the devices: a restored container must come to the same."""
+        """A digest of the request and the devices: a restored container must have the same."""
         return files.digest(jsontext.dumps([self.request.document, self.names]))
 
     def add(self, edits: Edits) -> None:
-        """Adds the variables, mounts and hooks that a share of the devices needs."""
+        """Adds the variables, mounts and hooks that sharing the devices needs."""
         self.edits = merge(self.edits, edits)
         self.beside = (*self.beside, edits)
 
     def add_hooks(self, hooks: Edits) -> None:
-        """Adds hooks, none of which takes another one's place."""
+        """Adds hooks.  Hooks replace nothing, so this is cheaper than `add`."""
         self.edits = self.edits.beside(hooks)
         self.beside = (*self.beside, hooks)
 
 
 class Wanted:
-    """What a container asks for, checked against the policy, with all that is to be had without knowing its devices.
+    """A container's request, allowed by the policy, with all edits that do not depend on which devices it gets.
 
-    `take` chooses these, and is quick: it runs while others wait for the ledger.  Secrets, names that the image has to
-    tell, and paths of the host are asked for before and after.
+    `take` chooses the devices.  It must be quick, since other creates wait for the ledger meanwhile: secrets and
+    users of the image are looked up before it, and paths of the host after it.
     """
 
     __slots__ = (
@@ -118,7 +124,8 @@ class Wanted:
         self._built = known.get("built", False)
         self._rootless = known.get("rootless", False)
         self._bundle = known.get("bundle", "")
-        # without root no rule counts; in a user namespace no node can be made; what NRI does not tell of rules is not known
+        # Without root, runtimes set no device rules.  In a user namespace no container can make a node, and NRI does
+        # not tell all rules, so that there a list without a rule that denies everything says nothing.
         complete = "bundle" in known and not reader.in_user_namespace(document)
         self._rules = [] if self._rootless else reader.opening_rules(document, complete)
         if request.gpu is not None and not schema.SHARING.isdisjoint(request.gpu):
@@ -147,12 +154,14 @@ class Wanted:
             )
 
     def cgroups_path(self, edits: Edits, manager: str) -> str:
-        """The container's control group as shim.oci.reader names it, with these edits."""
+        """linux.cgroupsPath once these edits are made (shim.oci.reader.cgroups_path)."""
         return reader.cgroups_path(self._document, edits, manager)
 
     def take(self, held: Optional[List[Lease]]) -> Plan:
-        """The plan, not complete, with devices that are free in the eyes of `held`, the leases of others; None where nobody
-        keeps leases.  Raises ChandlerError: LeaseError when devices are short."""
+        """A plan, not completed yet, with devices that no lease in `held` holds; None: no leases are kept here.
+
+        Raises ChandlerError; LeaseError when too few devices are free.
+        """
         wish = self.request
         share = self._share
         others = held if share is None or not held else share.seen(held)
@@ -183,11 +192,11 @@ class Wanted:
 
 
 class Granting:
-    """A container's grant in the making: its devices reserved, the host prepared, the record written.  `undo` takes back
-    whatever of that has been done.
+    """Grants a container its plan in steps: `reserve`, `prepare`, `record`.  `undo` takes back those that were done.
 
-    `records_dir`: where its record goes; `root`: that of its runtime, '' through NRI; `private`: whether a state directory
-    that is not there yet is the caller's alone; `ledger`, `lease`: None where no leases are kept.
+    `state_dir`; `records_dir`: the directory whose grants/ gets the record; `root`: the state directory of the
+    container's runtime, '' through NRI; `private`: whether a new state directory is for the caller alone; `ledger`
+    and `lease`: None where no leases are kept.
     """
 
     __slots__ = (
@@ -222,10 +231,11 @@ class Granting:
         self._recorded = False
 
     def reserve(self, wanted: Wanted, manager: str = "", spared: str = "", patient: bool = True) -> Plan:
-        """The plan, completed, whose devices no other container holds as long as the lease lasts.
+        """Takes devices, under a lease where leases are kept, and gives the completed plan.
 
-        `manager`: the runtime's cgroup manager, as its option names it; `spared`: the token of a lease that does not count;
-        `patient`: whether runtimes may be asked which leases are stale.  Raises ChandlerError, nothing being reserved then.
+        `manager`: the value of the runtime's --cgroup-manager; `spared`: the token of a lease to ignore; `patient`:
+        whether runtimes may be asked which leases are stale when devices are short.  Raises ChandlerError; nothing is
+        reserved then.
         """
         if self._ledger is None or self._lease is None:
             self._plan = wanted.take(None).complete()
@@ -246,13 +256,13 @@ class Granting:
         return self._plan
 
     def release_with_container(self) -> None:
-        """Gives the container the hook that ends the lease when the container does."""
+        """Adds the poststop hook that ends the container's lease."""
         if self._ledger is not None and self._lease is not None and self._plan.keys:
             self._plan.add_hooks(self._ledger.hook(self._lease))
 
     def prepare(self) -> None:
-        """Ends what others left on the devices, and sets up what sharing them needs: that ends with the lease, the last
-        one of those who share.  Raises ChandlerError."""
+        """Ends sharing that nobody uses any more on these devices, and sets up the sharing that this plan needs, which
+        lasts until the last of those who share ends.  Raises ChandlerError."""
         if self._ledger is not None:
             self._ledger.settle(self._plan.keys)
         if self._plan.sharing is not None:
@@ -261,7 +271,7 @@ class Granting:
             self._plan.add(setup.begin(self._plan.sharing, self._state_dir))
 
     def record(self, more: Dict[str, Any]) -> None:
-        """Writes the grant record; `more`: what the front end alone knows.  Raises HostError or TrustError."""
+        """Writes the grant record; `more`: members that only the front end knows.  Raises HostError or TrustError."""
         plan = self._plan
         record = {
             "id": self._container,
@@ -274,7 +284,7 @@ class Granting:
             **more,
         }
         if self._lease is not None and plan.keys:
-            record["token"] = self._lease["token"]  # so that a ledger that is lost is missed
+            record["token"] = self._lease["token"]  # tells Ledger.read that leases existed when the ledger is lost
         if plan.sharing is not None:
             record["sharing"] = plan.sharing.marks
         self._recorded = True
@@ -286,18 +296,18 @@ class Granting:
             ) from None
 
     def undo(self) -> None:
-        """Forgets the grant, then gives back the lease."""
+        """Removes the record, then ends the lease."""
         if self._recorded:
             grants.remove(self._records_dir, self._root, self._container)
         if self._ledger is not None and self._lease is not None:
             try:
                 self._ledger.release({self._lease["token"]})
             except errors.ChandlerError:
-                pass  # why the create fails says more, and the next one that is short of devices tries again
+                pass  # the reason for the undo matters more, and the next create that lacks devices tries again
 
 
 def needles(config: Dict[str, Any]) -> List[bytes]:
-    """What the text of a config.json holds if it may carry a request (JSON may write the slash as `\\/`)."""
+    """Texts of which a config.json with a request holds one.  Without the slash, which JSON may write as `\\/`."""
     found = [config["annotation-prefix"].rstrip("/").encode()]
     if config["cdi.annotations"]:
         found.append(b"cdi.k8s.io")
@@ -305,7 +315,7 @@ def needles(config: Dict[str, Any]) -> List[bytes]:
 
 
 def mark(config: Dict[str, Any]) -> bytes:
-    """What the text of every config.json holds that we wrote."""
+    """The text that every config.json written by Chandler holds."""
     return f'"{config["annotation-prefix"]}{parse.MARK}":'.encode()
 
 
@@ -317,7 +327,8 @@ def plan(
     wish: Optional[parse.Request] = None,
     known: Optional[Mapping[str, Any]] = None,
 ) -> Optional[Plan]:
-    """`want`, its devices taken in the eyes of `held`, completed."""
+    """The completed plan for a container, its devices free of the leases in `held`; None when it asks for nothing.
+    Changes nothing."""
     wanted = want(document, inventory, container, wish, known, held is not None)
     return None if wanted is None else wanted.take(held).complete()
 
@@ -330,13 +341,14 @@ def want(
     known: Optional[Mapping[str, Any]] = None,
     leased: bool = False,
 ) -> Optional[Wanted]:
-    """What a container asks for, or None when that is nothing.  Raises ChandlerError; changes nothing.
+    """What a container asks for, None when it asks for nothing.  Raises ChandlerError; changes nothing.
 
-    `container`: its name in its pod, from a front end that need not look for it in annotations.  `leased`: whether
-    leases are kept here.  `wish`: the request, from a front end that has it already; annotations then say nothing.
-    `known`: what the front end knows for certain, of caller (shim.policy.caller), id, bundle (its directory), handler, namespace,
-    pod, image, volumes (directories by name), scope and seconds (of and for secrets), restored (the devices that the
-    container had), built (config.json is our own work, no engine's), rootless (whether the caller is not root).
+    `container`: its name in its pod, where the front end knows it without annotations.  `leased`: whether leases are
+    kept here.  `wish`: the request, where the front end has it already; annotations are then not read.  `known`: what
+    the front end knows for certain: caller (shim.policy.caller), id, bundle (the bundle's directory), handler,
+    namespace, pod, image, volumes (directories by name), scope (of secrets), seconds (for a provider of secrets),
+    restored (the devices of a restored container), built (whether Chandler's bundle builder wrote config.json),
+    rootless.
     """
     config = inventory.config
     prefix = config["annotation-prefix"]
@@ -378,7 +390,7 @@ def want(
         and not known.get("built")
         and document["process"].get("oomScoreAdj") is None
     ):
-        # what nobody sets is inherited from the runtime, which this process becomes
+        # Where the engine sets none, the container inherits that of the runtime, which this process becomes.
         present = {**document, "process": {**document["process"], "oomScoreAdj": kernel.oom_score()}}
     permission.check(wish, present, config, engine_names, unified)
     return Wanted(wish, document, engine_names, inventory, config, known or {}, leased)
@@ -387,7 +399,7 @@ def want(
 def _ruled(
     config: Dict[str, Any], document: Dict[str, Any], container: str, known: Mapping[str, Any]
 ) -> Dict[str, Any]:
-    """The configuration with the policy's rule for this container in it."""
+    """The configuration with [policy] as the rules make it for this container."""
     from shim.keys import host_facts
     from shim.policy import rules
 
@@ -403,7 +415,7 @@ def _rare(
     config: Dict[str, Any],
     known: Mapping[str, Any],
 ) -> Tuple[Edits, Edits]:
-    """The request's variables, references to the host resolved, and the edits of the keys that few requests have."""
+    """The request's variables, with references to the host resolved, and the edits of the rarer keys."""
     from shim.keys import host_facts
     from shim.policy import rules
 
@@ -428,11 +440,13 @@ def _check_engine_devices(
     leased: bool,
     bundle: str,
 ) -> None:
-    """What the engine itself (or a device plugin, or --device) lets a container open beside its grant is under nobody's
-    lease: a GPU, by its node or by a device rule (a container with CAP_MKNOD makes the node itself), or a rule for
-    every device of a major number.  Without leases single devices of the engine's are left alone: an orchestrator may
-    have chosen them.  `present`, `mounts`, `opening`: the devices by number, the sources of mounts that may bring devices,
-    and the device rules that open something (shim.oci.reader).  Raises RequestError.
+    """Refuses a grant beside a GPU that the engine, a device plugin or --device gives the container: no lease covers
+    it.
+
+    Such a GPU comes by its node, by a device rule (a container with CAP_MKNOD makes the node itself) or, without
+    root, by a bind mount.  Without leases, rules for single devices are accepted: an orchestrator may have chosen the
+    device. `present`: device numbers with their paths; `mounts`: sources of bind mounts; `opening`: rules that open
+    devices (all three from shim.oci.reader).  Raises RequestError.
     """
     rules = [rule for rule in opening if leased or rule[1] is None or rule[2] is None]
     granted = {number for key in grant.keys for number in key.split("+")}
@@ -464,9 +478,9 @@ def _check_engine_devices(
 def equip(
     document: Dict[str, Any], edits: Edits, rootless: bool, bundle: str = "", idmap: bool = True
 ) -> Dict[str, Any]:
-    """config.json with a plan's edits in it, as a new document.  `bundle`: its directory, where root.path is relative;
-    `idmap`: whether the runtime takes idmapped mounts.
+    """A new config.json with a plan's edits.
 
+    `bundle`: the directory from which a relative root.path counts; `idmap`: whether the runtime knows idmapped mounts.
     Raises HostError or BundleError.
     """
     root = reader.root_path(document, bundle)
@@ -474,7 +488,6 @@ def equip(
         from shim.oci import userns_devices
 
         edits, mounted = userns_devices.split(edits)
-        document = writer.apply(
-            document, targets.judged(document, mounted, root), idmap=False
-        )  # devtmpfs cannot be idmapped
+        # the mounts of device nodes: devtmpfs cannot be idmapped
+        document = writer.apply(document, targets.judged(document, mounted, root), idmap=False)
     return writer.apply(document, targets.judged(document, edits, root), idmap=idmap and not rootless)

@@ -488,3 +488,20 @@ def test_a_damaged_ledger_does_not_stop_who_needs_no_gpu(installed: Installed) -
     assert "is damaged; `chandler leases rebuild`" in installed.call([chandler, "leases"], env={})[1]
     assert installed.call([chandler, "leases", "rebuild"], env={}) == (0, "1 leases\n")
     assert installed.installation.leases() == {"held": [f"nvidia.com/gpu={number}" for number in range(3)]}
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "flipped"])
+def test_commands_with_a_damaged_inventory(installed: Installed, damage: str) -> None:
+    """A part is read when it is needed first: then the inventory is compiled anew."""
+    installed.call(installed.argv("c1", 1))
+    parts = list(Path(installed.installation.state).glob("inventory/*/*.part"))
+    assert parts
+    for command in (["ps"], ["doctor"], ["leases"], ["cdi", "list"]):
+        for part in parts:
+            if damage == "missing":
+                part.unlink(missing_ok=True)
+            else:
+                data = part.read_bytes() if part.exists() else b"x"
+                part.write_bytes(b"" if damage == "empty" else data[:-1] + bytes([data[-1] ^ 1]))
+        _, said = installed.call([installed.installation.program("chandler"), *command], env={})
+        assert "Traceback" not in said and "Stale" not in said

@@ -177,6 +177,9 @@ def test_make_directory(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OSError):
         files.make_directory(str(tmp_path / "file/x"))
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(FileNotFoundError):
+        files.make_directory(str(tmp_path / "link/x"))
 
 
 # --- trust ----------------------------------------------------------------------------------------------------

@@ -1,0 +1,212 @@
+"""Equips one container: from its config.json to the edited one, with its lease and its grant record.
+
+Everything that can fail fails before config.json is replaced.  Part of the create path.
+"""
+
+from __future__ import annotations
+
+import time
+
+from shim import engine, errors, jsontext
+from shim.edits import ENV
+from shim.errors import ChandlerError
+from shim.host import files, kernel, runtimes
+from shim.node import inventory
+from shim.oci import config_file, reader
+from shim.policy import caller as _caller
+from shim.request.parse import MARK
+from shim.runtime import args as _args
+from shim.runtime import node_inventory
+from shim.state import grants
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable, Dict, Optional
+
+    from shim.node.inventory import Inventory, Place
+
+
+def equip(
+    path: str,
+    stored: Inventory,
+    place: Place,
+    call: _args.Invocation,
+    kind: str,
+    binary: str,
+    environment: Dict[bytes, bytes],
+    started: float,
+    program: str,
+) -> Optional[Callable[[], None]]:
+    """Grants the container what it asks for and replaces config.json.
+
+    `path`: config.json; `kind`, `binary`: the runtime that will be started; `started`: time.monotonic() at the start,
+    for the log; `program`: the name that the engine called.  The result undoes all of it; None when the container
+    asks for nothing. Raises ChandlerError; everything is then as it was.
+    """
+    config = stored.config
+    try:
+        state_dir = place.trusted_state_dir(config["state-dir"])
+    except ChandlerError:
+        if _asks(path, stored, call.id, program):
+            raise
+        return None
+    if files.exists(grants.nri(state_dir)) and _adjusted(path, config, grants.nri(state_dir), call.id):
+        return None
+    bundle = config_file.ConfigJson(path, engine.mark(config))
+    try:
+        source = jsontext.Source(bundle.engine, deep=("linux", "process"))
+    except ChandlerError as error:
+        raise errors.BundleError(f"{path}: {error.what}") from None
+    root = runtimes.state_root(call.root, kind, place.rootless, environment, call.bundle)
+    directory = path.rpartition("/")[0] or "."
+    caller = _caller.of_call(call.root, directory, call.id, source.value, bundle.built(source.value))
+    known: Dict[str, Any] = {
+        "caller": caller,
+        "id": call.id,
+        "bundle": directory,
+        "handler": program.rpartition("/")[2],
+        "rootless": place.rootless,
+    }
+    checkpointed = None
+    if call.verb == "restore":
+        from shim.state import records
+
+        checkpointed = records.load(state_dir, root, call.id, call.root)
+    caller.restores = call.verb == "restore" and (checkpointed is None or caller.engine != "podman")
+    if checkpointed is not None:
+        known["restored"] = checkpointed.get("devices", [])
+    creation = kernel.creation(root)
+    ledger, lease = None, None
+    if config["gpu.allocator"] == "leases":
+        from shim.state.ledger import Ledger, oci_lease
+
+        ledger, lease = Ledger(state_dir, place.rootless), oci_lease(call.id, root, binary, int(time.time()), creation)
+    granting = engine.Granting(state_dir, state_dir, root, call.id, place.rootless, ledger, lease)
+
+    def reserve(known_node: Inventory) -> Optional[engine.Plan]:
+        wanted = engine.want(source.value, known_node, known=known, leased=ledger is not None)
+        if wanted is None:
+            return None
+        if ledger is not None:
+            ledger.announce()
+        return granting.reserve(wanted, call.cgroup_manager)
+
+    try:
+        plan = reserve(stored)
+    except (inventory.Stale, errors.ChangedError):  # another process replaced it, or a device has another number by now
+        plan = reserve(node_inventory.compile_now(place, anew=True))
+    if plan is None:
+        return None
+    try:
+        if config["require-grant"]:
+            raise errors.PolicyError(
+                f"{plan.request.source}: the NRI plugin has not served this container, and require-grant is set",
+                "see that chandler-nri runs and is connected, then create the container anew",
+            )
+        granting.release_with_container()
+        granting.prepare()
+        if call.verb == "restore":
+            _check_restored(plan, checkpointed, call.id)
+        equipped = engine.equip(source.value, plan.edits, place.rootless, directory, runtimes.can_map_owners(kind))
+        data = source.dumps(equipped)
+        given = reader.device_rules(source.value)
+        before, after = files.digest(bundle.engine), files.digest(data)
+        granting.record(
+            {
+                "runtime": binary,
+                "config": path,
+                "before": before,
+                "after": after,
+                "rules": [rule for rule in reader.device_rules(equipped) if rule not in given],  # for later updates
+                "engine": caller.engine,
+                **creation,
+                "group": reader.cgroups_path(source.value, plan.edits, call.cgroup_manager),
+            }
+        )
+        bundle.write(data, after)
+    except BaseException:
+        granting.undo()
+        raise
+    if config["log.file"]:
+        _log(config["log.file"], call.id, plan, binary, before, after, started)
+
+    def undo() -> None:
+        bundle.restore()
+        granting.undo()
+
+    return undo
+
+
+def _asks(path: str, stored: Inventory, container: str, program: str) -> bool:
+    """Whether config.json has a request, rather than a text that looks like one.  Raises ChandlerError."""
+    document = jsontext.loads(config_file.ConfigJson(path, engine.mark(stored.config)).engine)
+    known = {"id": container, "bundle": path.rpartition("/")[0] or ".", "handler": program.rpartition("/")[2]}
+    return engine.want(document, stored, known=known) is not None
+
+
+def _log(target: str, container: str, made: engine.Plan, binary: str, before: str, after: str, started: float) -> None:
+    from shim import report
+
+    counts: Dict[str, int] = {}
+    for edit in made.edits.items:
+        counts[edit[0]] = counts.get(edit[0], 0) + 1
+    hidden = any(edit[0] == ENV and type(edit[2]) is not str for edit in made.edits.items)  # shim.host.secrets.Hidden
+    more = {} if made.sharing is None else {"sharing": made.sharing.marks}
+    report.line(
+        target,
+        {
+            "time": report.now(),
+            "container": container,
+            "source": made.request.source,
+            "devices": made.names,
+            # with the digest of a config.json that holds a secret, a reader of the log could test guesses
+            "edits": counts,
+            "runtime": binary,
+            "before": before,
+            **({} if hidden else {"after": after}),
+            "ms": int((time.monotonic() - started) * 1000),
+            **more,
+        },
+    )
+
+
+def _adjusted(path: str, config: Dict[str, Any], records_dir: str, container: str) -> bool:
+    """Whether the NRI plugin has equipped this container: config.json must say so, not only the record.
+
+    A reply of the plugin that came too late leaves a record, but no mark in config.json: then the wrapper equips.
+    """
+    from shim.state import records
+
+    record = records.read(records_dir, "", container)
+    if record is None:
+        return False
+    try:
+        document = jsontext.loads(files.read(path, files.MAX_CONFIG_JSON)[0])
+    except (OSError, ChandlerError):
+        return False  # equip() reports what is wrong with it
+    annotations = document.get("annotations") if isinstance(document, dict) else None
+    if not isinstance(annotations, dict) or config["annotation-prefix"] + MARK not in annotations:
+        return False
+    lost = reader.missing(document, record.get("nodes", []))
+    if lost:
+        raise errors.BundleError(
+            f"{path}: the NRI plugin granted {lost}, which the container could not open",
+            "another NRI plugin or the engine has taken it out: see in which order they run",
+        )
+    return True
+
+
+def _check_restored(made: engine.Plan, record: Any, container: str) -> None:
+    """Refuses a restore with other devices or another request than before: the restored processes have the old
+    devices open."""
+    devices = made.names if record is None else record.get("devices", [])
+    if devices != made.names:
+        raise errors.BundleError(
+            f"{container} was checkpointed with {', '.join(devices) or 'no device'} and would be "
+            f"restored with {', '.join(made.names) or 'no device'}",
+            "create it anew",
+        )
+    if record is not None and record.get("grant") != made.digest():
+        raise errors.BundleError(
+            f"{container} was checkpointed with another request than it would be restored with", "create it anew"
+        )
