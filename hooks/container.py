@@ -1,4 +1,5 @@
-"""What all hooks inside the container have in common: who may look at them, what they are told, and what they may fail with."""
+"""What all hooks inside the container have in common: who may look at them, what they are told, and what they may
+fail with."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""enable-cuda-compat: gives programs the CUDA library that their image brings, where it is newer than the host's driver.
+"""enable-cuda-compat: gives programs the CUDA library that their image brings, where it is newer than the host's
+driver.
 
-NVIDIA's images carry a forward-compatible libcuda in /usr/local/cuda/compat.  It is for a driver of an older major version
-than its own; beside a driver that is as new it would fail.  Arguments: `--host-driver-version VERSION`.
+NVIDIA's images carry a forward-compatible libcuda in /usr/local/cuda/compat.  It is for a driver of an older major
+version than its own; beside a driver that is as new it would fail.  Arguments: `--host-driver-version VERSION`.
 Source: CUDA Compatibility guide, "Forward Compatibility".
 """
 

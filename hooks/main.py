@@ -1,8 +1,8 @@
 """chandler-hook NAME [ARGUMENT...] [-- NAME [ARGUMENT...]]...: one entry for all OCI hooks of Chandler's.
 
-Start-up contract: `python3 -I -S -B -X utf8`; where there is a container, nobody may look into this process before anything
-else; the hook's module with all that it needs is imported, and the container's state read from standard input, before
-anything of the container's file system is touched; nothing is ever executed.
+Start-up contract: `python3 -I -S -B -X utf8`; where there is a container, nobody may look into this process before
+anything else; the hook's module with all that it needs is imported, and the container's state read from standard
+input, before anything of the container's file system is touched; nothing is ever executed.
 
 Source: OCI runtime specification, "POSIX-platform Hooks" and "State"; prctl(2).
 """

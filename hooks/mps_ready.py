@@ -1,4 +1,5 @@
-"""mps-ready PIPE_DIR CONTROL [UID]: proves at createRuntime, in the host's namespaces, that the MPS daemon still answers.
+"""mps-ready PIPE_DIR CONTROL [UID]: proves at createRuntime, in the host's namespaces, that the MPS daemon still
+answers.
 
 CUDA that finds no daemon runs without one and does not say so; a container that was to share must then not start.
 UID: whom the daemon was chosen for by an NRI plugin, which is not told who the container's user is; config.json tells.

@@ -1,9 +1,9 @@
 """release STATE_DIR TOKEN: ends the lease with this token, and removes the container's grant record, at poststop.
 
-By the token alone: a container of the same name may be there already, with another one.  A container may leave processes
-behind (killed ones that wait for a device, or those of a container without a PID namespace of its own): while one is
-there the lease stays.  Always exit status 0, since a container must not stay because its lease does; what the hook cannot
-do, the next create that is short of devices does.
+By the token alone: a container of the same name may be there already, with another one.  A container may leave
+processes behind (killed ones that wait for a device, or those of a container without a PID namespace of its own):
+while one is there the lease stays.  Always exit status 0, since a container must not stay because its lease does;
+what the hook cannot do, the next create that is short of devices does.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
 """update-ldcache: lets a container's programs find the libraries that were mounted into it, `--folder PATH`, …
 
-NVIDIA's hook runs the host's ldconfig in the container's root.  This one runs nothing: it reads the image's ld.so.cache,
-adds the libraries that are mounted in the folders, and puts the new cache in its place.  ldconfig would read the image's
-ld.so.conf (a FIFO stops it for good), parse every library of the image as root outside of the container, and write links
-into whatever is mounted in the image's library folders; and the host's may be missing or write another format.  What is
-read here is read as bytes, within limits, and only two files are written, both by rename in a directory that is the
-image's own.  An image without the cache (musl, or nothing but one program) is left alone.
+NVIDIA's hook runs the host's ldconfig in the container's root.  This one runs nothing: it reads the image's
+ld.so.cache, adds the libraries that are mounted in the folders, and puts the new cache in its place.  ldconfig would
+read the image's ld.so.conf (a FIFO stops it for good), parse every library of the image as root outside of the
+container, and write links into whatever is mounted in the image's library folders; and the host's may be missing or
+write another format.  What is read here is read as bytes, within limits, and only two files are written, both by
+rename in a directory that is the image's own.  An image without the cache (musl, or nothing but one program) is left
+alone.
 
 Memory: the cache is held as its bytes, twice while the new one is made; of a folder the names of libraries are held.
 """
@@ -91,7 +92,8 @@ def _update(root: Root, folders: List[str], drop_in: str, own: bool) -> None:
 
 
 def _drop_in(root: Root, folders: List[str], name: str) -> None:
-    """So that an ldconfig that runs in the container later keeps the folders; where the image has no such place, none."""
+    """So that an ldconfig that runs in the container later keeps the folders; where the image has no such place,
+    none."""
     try:
         directory = root.directory(DROP_INS)
     except OSError:

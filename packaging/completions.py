@@ -1,7 +1,8 @@
 #!/usr/bin/python3
-"""completions.py SHELL=FILE...: writes completions of `chandler` for bash, zsh and fish, made from its own command line.
+"""completions.py SHELL=FILE...: writes completions of `chandler` for bash, zsh or fish, from the parser of its options.
 
-packaging/install calls it.  Everything is one table: what a word is, by the command before it and the option before it.
+packaging/install calls it.  The completions of each shell come from one table: the kind of a word, by the command and
+the option before it.
 """
 
 from __future__ import annotations
@@ -9,43 +10,43 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from typing import Callable, Dict, List, NamedTuple, Tuple
+from typing import Callable, NamedTuple
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 sys.dont_write_bytecode = True
 
 from shim.cli import main
 
-# What a metavar stands for.  Others are words that only the user knows.
+# Metavar: kind of the word.  Any other metavar stands for a word that only the user knows.
 KINDS = {"FILE": "file", "DIR": "directory", "BUNDLE": "directory", "USER": "user", "DEVICE": "device"}
-# Positional arguments with the names of others.
+# (Command, positional argument): kind of the word, for arguments that name a device or a lease.
 NAMED = {("cdi show", "name"): "device", ("leases release", "id"): "lease"}
-# Where words of these kinds come from.  A table's first column, without its heading.
+# Kind: the command that prints the words, in the first column of a table with a heading.
 SOURCES = {"device": "chandler cdi list", "lease": "chandler leases"}
 
 
 class Command(NamedTuple):
-    """`name` is all its words.  `options`: name, kind of the value ('' for none; 'one of a b'), words for a person."""
+    """A command.  `name`: all its words.  `options`: name, kind of the value ('' for none; 'one of a b'), help text."""
 
     name: str
     help: str
-    subcommands: List[str]
-    options: List[Tuple[str, str, str]]
-    words: str  # the kind of what stands without an option
+    subcommands: list[str]
+    options: list[tuple[str, str, str]]
+    words: str  # the kind of its positional arguments
 
 
-def commands(parser: argparse.ArgumentParser, name: str = "", help: str = "") -> List[Command]:
-    """A command and all below it."""
-    subcommands: List[str] = []
-    options: List[Tuple[str, str, str]] = []
+def commands(parser: argparse.ArgumentParser, name: str = "", help: str = "") -> list[Command]:
+    """A command and all commands below it."""
+    subcommands: list[str] = []
+    options: list[tuple[str, str, str]] = []
     words = ""
-    below: List[Command] = []
+    below: list[Command] = []
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
-            told = {choice.dest: choice.help or "" for choice in action._choices_actions}
+            help_texts = {choice.dest: choice.help or "" for choice in action._choices_actions}
             for word, child in action.choices.items():
                 subcommands.append(word)
-                below += commands(child, f"{name} {word}".strip(), told.get(word, ""))
+                below += commands(child, f"{name} {word}".strip(), help_texts.get(word, ""))
         elif action.option_strings:
             kind = "" if action.nargs == 0 else _kind(name, action) or "text"
             options += [(option, kind, action.help or "") for option in action.option_strings]
@@ -60,10 +61,10 @@ def _kind(name: str, action: argparse.Action) -> str:
     return NAMED.get((name, action.dest)) or KINDS.get(str(action.metavar), "")
 
 
-def _rows(table: List[Command]) -> Tuple[Dict[str, List[str]], Dict[str, List[str]]]:
-    """By kind, the command and option (or command alone) whose word is of that kind."""
-    values: Dict[str, List[str]] = {}
-    words: Dict[str, List[str]] = {}
+def _rows(table: list[Command]) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """For each kind, the pairs of command and option whose value is of it, and the commands whose arguments are."""
+    values: dict[str, list[str]] = {}
+    words: dict[str, list[str]] = {}
     for command in table:
         for option, kind, _ in command.options:
             if kind:
@@ -174,12 +175,12 @@ def _zsh(kind: str) -> str:
     return ZSH_KINDS.get(kind) or f'compadd -- ${{(f)"{_source(SOURCES[kind])}"}}'
 
 
-def _patterns(names: List[str]) -> str:
+def _patterns(names: list[str]) -> str:
     return " | ".join(f"'{name}'" for name in names)
 
 
-def _described(pairs: List[Tuple[str, str]]) -> str:
-    """For zsh's _describe: word:description."""
+def _described(pairs: list[tuple[str, str]]) -> str:
+    """The array for zsh's _describe, whose entries have the form word:description."""
 
     def plain(text: str) -> str:
         return text.replace("\\", "").replace("'", "’").replace(":", "\\:")
@@ -187,19 +188,19 @@ def _described(pairs: List[Tuple[str, str]]) -> str:
     return "found=(" + " ".join(f"'{word}:{plain(text)}'" for word, text in pairs) + ")"
 
 
-def sh(table: List[Command], zsh: bool) -> str:
+def sh(table: list[Command], zsh: bool) -> str:
+    """The completions for zsh, or for bash."""
     values, words = _rows(table)
-    told = {command.name: command.help for command in table}
-    say = _zsh if zsh else _bash
+    help_texts = {command.name: command.help for command in table}
+    completion = _zsh if zsh else _bash
     options, subcommands = [], []
     for command in table:
         name = f"'{command.name}'"
         pairs = [(option, text) for option, _, text in command.options]
-        options.append(
-            f"        {name}) {_described(pairs) if zsh else _bash('one of ' + ' '.join(option for option, _ in pairs))} ;;"
-        )
+        act = _described(pairs) if zsh else _bash("one of " + " ".join(option for option, _ in pairs))
+        options.append(f"        {name}) {act} ;;")
         if command.subcommands:
-            pairs = [(word, told[f"{command.name} {word}".strip()]) for word in command.subcommands]
+            pairs = [(word, help_texts[f"{command.name} {word}".strip()]) for word in command.subcommands]
             act = (
                 _described(pairs) + "; _describe command found"
                 if zsh
@@ -208,10 +209,12 @@ def sh(table: List[Command], zsh: bool) -> str:
             subcommands.append(f"    {name}) {act} ;;")
     fill = {
         "@COMMANDS@": _patterns([f"{command.name} {word}" for command in table for word in command.subcommands]),
-        "@VALUES@": "\n".join(f"    {_patterns(names)}) {say(kind)}; return ;;" for kind, names in values.items()),
+        "@VALUES@": "\n".join(
+            f"    {_patterns(names)}) {completion(kind)}; return ;;" for kind, names in values.items()
+        ),
         "@OPTIONS@": "\n".join(options),
         "@SUBCOMMANDS@": "\n".join(subcommands),
-        "@WORDS@": "\n".join(f"    {_patterns(names)}) {say(kind)} ;;" for kind, names in words.items()),
+        "@WORDS@": "\n".join(f"    {_patterns(names)}) {completion(kind)} ;;" for kind, names in words.items()),
     }
     text = ZSH if zsh else BASH
     for mark, filling in fill.items():
@@ -251,7 +254,9 @@ def _fish(kind: str) -> str:
     )
 
 
-def fish(table: List[Command]) -> str:
+def fish(table: list[Command]) -> str:
+    """The completions for fish."""
+
     def text(words: str) -> str:
         return "'" + words.replace("\\", "").replace("'", "\\'") + "'"
 
@@ -260,27 +265,27 @@ def fish(table: List[Command]) -> str:
         at = f"complete -c chandler -n '__chandler_at \"{command.name}\"'"
         for word in command.subcommands:
             full = f"{command.name} {word}".strip()
-            told = next(other.help for other in table if other.name == full)
-            lines.append(f"{at} -a {word} -d {text(told)}")
+            help_text = next(other.help for other in table if other.name == full)
+            lines.append(f"{at} -a {word} -d {text(help_text)}")
         for option, kind, help in command.options:
             form = f"-l {option[2:]}" if option.startswith("--") else f"-s {option[1:]}"
             value = f" -r {_fish(kind)}" if kind == "file" else f" -x {_fish(kind)}" if kind else ""
             lines.append(f"{at} {form}{value.rstrip()} -d {text(help)}")
         if command.words:
             lines.append(f"{at} {_fish(command.words)}")
-    known = [f"{command.name} {word}".strip() for command in table for word in command.subcommands]
-    return FISH.replace("@COMMANDS@", " ".join(f"'{name}'" for name in known)) + "\n".join(lines) + "\n"
+    command_names = [f"{command.name} {word}".strip() for command in table for word in command.subcommands]
+    return FISH.replace("@COMMANDS@", " ".join(f"'{name}'" for name in command_names)) + "\n".join(lines) + "\n"
 
 
-SHELLS: Dict[str, Callable[[List[Command]], str]] = {
+SHELLS: dict[str, Callable[[list[Command]], str]] = {
     "bash": lambda table: sh(table, False),
     "zsh": lambda table: sh(table, True),
     "fish": fish,
 }
 
 if __name__ == "__main__":
-    made = commands(main.parser())
-    for wanted in sys.argv[1:]:
-        shell, _, path = wanted.partition("=")
+    table = commands(main.parser())
+    for argument in sys.argv[1:]:
+        shell, _, path = argument.partition("=")
         with open(path, "w", encoding="utf-8") as file:
-            file.write(SHELLS[shell](made))
+            file.write(SHELLS[shell](table))

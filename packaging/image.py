@@ -1,12 +1,11 @@
 """image.py LIBDIR: writes LIBDIR/create-TAG.image, all that a create imports as one marshalled list.
 
-The import system asks the file system several times for every module, and unmarshals docstrings and annotations
-that nobody reads: together more than all the work of a create.  The image holds (name, is package, code) in the
-order in which the modules finish importing, without docstrings, annotations and line numbers, and the code that
-loads them (_LOAD).  start.py executes that; when the image is another Python's, the modules are imported in the
-ordinary way.  The functions that an ordinary create does not call (LATE) are kept as bytes: each is unmarshalled when it
-is called first.
-Run it with the interpreter that will read it; like byte code it has to be made anew when that is upgraded.
+The import system asks the file system several times for every module, and unmarshals docstrings and annotations that
+nobody reads: together more than all the work of a create.  The image holds (name, is package, code) in the order in
+which the modules finish importing, without docstrings, annotations and line numbers, and the code that loads them
+(_LOAD).  start.py executes that; when the image is another Python's, the modules are imported in the ordinary way.
+The functions that an ordinary create does not call (LATE) are kept as bytes: each is unmarshalled when it is called
+first. Run it with the interpreter that will read it; like byte code it has to be made anew when that is upgraded.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ shim.oci.reader _numbers bind_sources capabilities covers environment hugepages 
 shim.oci.writer _rdt _gids _net_devices _resources idmapped
 shim.policy.permission _check_limits _check_variable _default
 shim.request.quantity _exponent scaled
-shim.request.parse _found_already _check_text _container_document _set
+shim.request.parse _check_text _container_document _set
 shim.request.schema _cpuset _names cpus leaf
 shim.request.values as_text host_path listed number_text text wrong
 shim.runtime.node_inventory compile_now find_libraries
@@ -124,7 +123,8 @@ class _Bare(ast.NodeTransformer):
 
 
 class _Split(ast.NodeTransformer):
-    """Puts a function that loads itself in the place of each late function of a module, and keeps the functions by name.
+    """Puts a function that loads itself in the place of each late function of a module, and keeps the functions by
+    name.
 
     What one module takes from the package itself is there already, since modules stand in the image after those that
     they need: it is looked up without the import system.

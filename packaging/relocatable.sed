@@ -1,5 +1,5 @@
-# For packaging/install: a program finds its code, and the interpreter of its environment, beside itself.  Where readlink
-# fails there is neither, rather than what lies in the host's own directories.
+# For packaging/install: a program finds its code, and the interpreter of its environment, from its own path.  If
+# readlink fails, it finds neither: it must not use the host's own directories.
 /^_python=\/usr\/bin\/python3$/d
 s|^_lib=$|_lib=$(/usr/bin/readlink -f -- "$0") \|\| _lib=/nonexistent/bin/chandler\
 _python=/usr/bin/python3\

@@ -1,12 +1,11 @@
-"""The error family: what was asked, what is wrong, what to do.
+"""The errors that people see.  Each says what was asked, what is wrong, and what to do.
 
-Every error that a person can meet is a ChandlerError.  It is one plain sentence (two at most), without a
-newline, and names the key or file.  Front ends print it once, at the edge; context is added outward with
-`within`.
+Every such error is a ChandlerError.  Its text is one plain sentence (two at most) without a newline, and names the key
+or the file.  Callers add context with `within`.  The front end prints the error once.
 
-Part of the create path: no imports.  The subclasses come into being when they are first asked for, since making
-all of them costs a twentieth of the interpreter's own start; modules of the create path therefore write
-`errors.HostError`, others may import the name.
+Part of the create path: no imports.  A subclass is made when it is first used (`__getattr__`), since to make all of
+them costs a twentieth of the interpreter's own start.  So modules of the create path write `errors.HostError`; other
+modules can import the name.
 """
 
 from __future__ import annotations
@@ -16,11 +15,14 @@ if TYPE_CHECKING:
     from typing import Type
 
 
-MAX_SENTENCE = 2000  # characters: a request may quote 256 KiB at us, and nobody reads that
+MAX_SENTENCE = 2000  # characters: an error can quote a request, which can have 256 KiB
 
 
 class ChandlerError(Exception):
-    """What is wrong (`what`, lower case, naming the key or file) and, where it helps, `todo`, the remedy."""
+    """An error for people.
+
+    `what`: what is wrong, in lower case, with the key or file.  `todo`: what to do about it; '' where nothing helps.
+    """
 
     def __init__(self, what: str, todo: str = "") -> None:
         super().__init__(what, todo)
@@ -32,7 +34,7 @@ class ChandlerError(Exception):
         return text if len(text) <= MAX_SENTENCE else text[: MAX_SENTENCE - 1] + "…"
 
     def within(self, context: str) -> ChandlerError:
-        """The same error with the place that it happened in put before it."""
+        """The same error, beginning with the place where it happened."""
         return type(self)(f"{context}: {self.what}", self.todo)
 
 
@@ -41,22 +43,22 @@ _FAMILY = {
     "RequestError": "The request document is wrong: unknown key, wrong type, out of range.",
     "PolicyError": "The request is well formed, but the node's policy does not allow it.",
     "CdiError": "A CDI file is invalid, or a CDI device cannot be resolved.",
-    "TrustError": "A file, or a directory on its way, may be written by somebody who must not.",
+    "TrustError": "Somebody who is not trusted can write to a file, or to a directory on the way to it.",
     "ConfigError": "The configuration is wrong.",
     "LeaseError": "A device is held by another container.",
-    "LedgerError": "The ledger of leases is there, and nobody can say what stood in it.",
+    "LedgerError": "The ledger of leases exists, but it cannot be read.",
     "HostError": "The host lacks something: a device node, a runtime, a file.",
     "BundleError": "The bundle cannot be read or changed.",
-    "ChangedError": "A device is another one than when the inventory was compiled.",
+    "ChangedError": "A device node is another device than when the inventory was compiled.",
 }
 
 
 def __getattr__(name: str) -> Type[ChandlerError]:
     if name not in _FAMILY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    made = type(name, (ChandlerError,), {"__doc__": _FAMILY[name], "__module__": __name__})
-    globals()[name] = made
-    return made
+    error_class = type(name, (ChandlerError,), {"__doc__": _FAMILY[name], "__module__": __name__})
+    globals()[name] = error_class
+    return error_class
 
 
 if TYPE_CHECKING:

@@ -1,9 +1,9 @@
-"""JSON in and out with the interpreter's C scanner and encoder alone.
+"""Reads and writes JSON with only the interpreter's C scanner and encoder (the module _json).
 
-`import json` costs as much again as the interpreter's own start, because it brings re, enum and functools; the
-C code behind it costs nothing.  It leaves some work to its caller, done here: blanks around the text, the end
-of input, one error for all that can be wrong, no NaN, and numbers that are not integers stay as they were
-written (class Number).  A damaged text is parsed again with `json` only to say where it is damaged.
+`import json` costs as much as the interpreter's own start, because it imports re, enum and functools.  The C code costs
+nothing, but leaves some work to its caller: blanks around the text, text after the value, one error class for all that
+can be wrong.  This module also refuses NaN, and keeps numbers that are not integers as they were written (class
+Number).  A damaged text is parsed again with `json`, only to say where it is damaged.  Part of the create path.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def _unique(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
+    """The object with these members.  Raises JsonError for a key that is there twice."""
     members = dict(pairs)
     if len(members) != len(pairs):
         seen = set()
@@ -62,10 +63,11 @@ def _unique(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
 
 
 def _scanner(unique: bool = False) -> Callable[[str, int], Tuple[Any, int]]:
-    """A function from text and place to value and the place after it."""
+    """A function that takes a text and an offset, and gives the value there and the offset after it."""
     hook = _unique if unique else None
     if make_scanner is not None:
-        # any object with these attributes will do; a class of our own would cost more than a small document
+        # The C code takes any object with these attributes.  sys.implementation has a suitable class: to make one
+        # would cost more than to read a small document.
         return make_scanner(
             type(sys.implementation)(  # type: ignore[arg-type, call-arg, unused-ignore]
                 strict=True,
@@ -84,8 +86,9 @@ def _scanner(unique: bool = False) -> Callable[[str, int], Tuple[Any, int]]:
 
 
 def loads(data: bytes, unique: bool = False) -> Any:
-    """The value of a JSON text in UTF-8.  `unique`: a key that stands twice in one object is an error, too.
+    """The value of a JSON text in UTF-8.
 
+    `unique`: refuse a key that an object has twice; else its last value counts.
     Raises JsonError, which says where the text is damaged.
     """
     try:
@@ -107,7 +110,7 @@ def loads(data: bytes, unique: bool = False) -> Any:
 
 
 def _damage(text: str) -> errors.JsonError:
-    """Where `text` is damaged: the slow parser knows, and this is no hot path any more."""
+    """The error that says where `text` is damaged.  The slow module `json` knows it, and errors need not be fast."""
     import json
 
     try:
@@ -120,8 +123,11 @@ def _damage(text: str) -> errors.JsonError:
 
 
 def check_value(value: Any, limit: int = MAX_DEPTH) -> None:
-    """Raises JsonError when a parsed value is nested deeper than `limit`, or holds a text that is not Unicode: JSON can
-    write half of a surrogate pair (`\\ud800`), which no file and no system call can take (RFC 8259, section 8.2)."""
+    """Raises JsonError when a parsed value is nested deeper than `limit`, or has a text that is not Unicode.
+
+    JSON can write half of a surrogate pair (`\\ud800`), which cannot be encoded for a file or a system call (RFC 8259,
+    section 8.2).
+    """
     level = [value]
     for _ in range(limit):
         below: List[Any] = []
@@ -154,17 +160,17 @@ def check_text(text: str) -> None:
 
 
 class Source:
-    """A parsed text that remembers how its larger parts were written.
+    """A parsed JSON object that remembers how its larger members were written.
 
-    `value` is the document.  The members of the document, and of its members `deep`, that are objects or lists are
-    kept as text as well; `dumps` writes those that are still the same object as they were, which saves encoding
-    most of a config.json and leaves it to the byte.
+    `value`: the document.  `deep`: names of members whose own members are remembered one by one.
+    The text of each remembered object or list is kept.  `dumps` writes that text for every member that is still the
+    identical Python object.  So most of a config.json need not be encoded, and stays byte for byte as it was.
     """
 
     __slots__ = ("value", "deep", "_texts")
 
     def __init__(self, data: bytes, deep: Tuple[str, ...]) -> None:
-        """Raises JsonError, also when the text is no object."""
+        """Parses `data`.  Raises JsonError, also when the text is not an object."""
         self.value: Dict[str, Any] = {}
         self.deep = deep
         self._texts: Dict[int, str] = {}
@@ -174,14 +180,17 @@ class Source:
             whole = not text[end:].strip(_BLANKS) and "\ufffd" not in text
         except (ChandlerError, RecursionError, StopIteration, IndexError, ValueError, SystemError):
             whole = False
-        if not whole:  # damaged, or written in a way that the fast walk does not know
+        if not whole:  # damaged, or valid in a way that _members does not handle
             self._texts = {}
             self.value = loads(data)
             if type(self.value) is not dict:
                 raise errors.JsonError("not an object")
 
     def _members(self, text: str, at: int, members: Dict[str, Any], scan: Any, deep: Tuple[str, ...]) -> int:
-        """Reads the object that begins at `at`; the place after it."""
+        """Reads the object at the offset `at` into `members`, and gives the offset after it.
+
+        Raises one of several exceptions where it cannot; __init__ then parses the whole text again.
+        """
         if text[at] != "{":
             raise ValueError
         at = _blanks(text, at + 1)
@@ -201,7 +210,8 @@ class Source:
             else:
                 value, at = scan(text, at)
             if key in members:
-                raise ValueError  # the first value would be forgotten, and another could take its identity
+                # the first value would be freed, and a later one could get its id(), which is the key of _texts
+                raise ValueError
             members[key] = value
             if type(value) is dict or type(value) is list:
                 self._texts[id(value)] = text[start:at]
@@ -213,7 +223,10 @@ class Source:
             at = _blanks(text, at + 1)
 
     def dumps(self, value: Dict[str, Any]) -> bytes:
-        """`value`, a document made from ours, as JSON on one line but for what is as it was."""
+        """`value`, a changed copy of the document, as JSON.  Members that did not change keep their text.
+
+        The rest is written on one line.
+        """
         return _written(lambda encode: self._text(value, encode, self.deep)).encode("utf-8")
 
     def _text(self, members: Dict[str, Any], encode: Encode, deep: Tuple[str, ...]) -> str:
@@ -228,18 +241,25 @@ class Source:
 
 
 def _blanks(text: str, at: int) -> int:
+    """The offset of the first character from `at` on that is not blank."""
     while text[at] in _BLANKS:
         at += 1
     return at
 
 
 def dumps(value: Any) -> bytes:
-    """A value as JSON on one line, ASCII only; Numbers as they were written.  Raises JsonError for NaN."""
+    """A value as JSON on one line, in ASCII, with Numbers as they were written.
+
+    Raises JsonError for NaN, and for a value that is nested too deep.
+    """
     return _written(lambda encode: encode(value)).encode("ascii")
 
 
 def _written(write: Callable[[Encode], str]) -> str:
-    """The text that `write` makes with an encoder, with every Number as it was written."""
+    """The text that `write` makes with the encoder that it is given, with every Number as it was written.
+
+    The C encoder cannot write a Number as it is.  So it writes a placeholder string, which is replaced afterwards.
+    """
     token = "chandler number"
     while True:
         numbers: List[str] = []
@@ -249,11 +269,11 @@ def _written(write: Callable[[Encode], str]) -> str:
         pieces = text.split(f'"{token}"')
         if len(pieces) == len(numbers) + 1:
             return "".join(piece + number for piece, number in zip(pieces, [*numbers, ""]))
-        token += "'"  # a string of the document looks like our placeholder
+        token += "'"  # a string of the document equals the placeholder: try another one
 
 
 def _encoder(token: str, numbers: List[str]) -> Encode:
-    """A function from value to text, with `token` in the place of every Number, whose text goes to `numbers`."""
+    """A function that encodes a value, with the string `token` for every Number.  Appends their texts to `numbers`."""
 
     def default(item: Any) -> str:
         if not isinstance(item, Number):

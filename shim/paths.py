@@ -1,4 +1,4 @@
-"""Where things are.  The installation rewrites these constants when it is given other directories."""
+"""The directories and programs of this installation.  packaging/install rewrites these constants for other prefixes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ HOOK = "/usr/bin/chandler-hook"
 
 VERSION = "0.1.0"
 
-# For programs that Chandler starts and for hooks, in the place of their caller's environment.
+# PATH for the programs that Chandler starts and for hooks, which do not get the caller's.
 SAFE_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
-# Where Chandler itself looks for programs.  Never $PATH: containerd's ends in a colon, which means the working directory.
+# Where Chandler looks for programs.  Never $PATH: containerd's ends in a colon, which means the working directory.
 BINARY_DIRS = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")

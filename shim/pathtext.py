@@ -1,4 +1,4 @@
-"""Paths as texts, without a look at any file.  Pure; part of the create path."""
+"""Works on paths as texts, without access to files.  Pure; part of the create path."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ MAX_LINKS = 40  # as in Linux: path_resolution(7)
 
 
 def absolute(destination: str) -> str:
-    """The path of a destination, from the container's root and without dots; a relative one is meant from there, too."""
+    """A mount's destination as an absolute path without dots.  A relative one begins at the container's root, too."""
     if "//" in destination or "/." in destination or destination[-1:] == "/" or destination[:1] != "/":
         return clean(f"/{destination}")
     return destination
 
 
 def clean(path: str) -> str:
-    """Go's filepath.Clean."""
+    """The shortest equivalent path, by the rules of Go's filepath.Clean."""
     rooted = path.startswith("/")
     parts: List[str] = []
     for part in path.split("/"):
@@ -31,27 +31,27 @@ def clean(path: str) -> str:
 
 
 def follow(path: str, link: Callable[[str, str], str]) -> str:
-    """`path` with its links followed as a process would whose root directory is `/`; '' for more than MAX_LINKS of them.
+    """`path` with its links followed, as a process does whose root directory is `/`; '' for more than MAX_LINKS links.
 
-    `link(directory, name)` gives what the link at {directory}/{name} says, '' where there is no link; `directory` has no
-    links and no slash at its end.
+    `link(directory, name)` gives the target of the link {directory}/{name}, or '' where there is no link.  It gets a
+    `directory` without links, and without a slash at its end: '' for the root.
     """
-    rest = [part for part in reversed(path.split("/")) if part not in ("", ".")]
-    here = ""
+    rest = [part for part in reversed(path.split("/")) if part not in ("", ".")]  # a stack: the next part is last
+    directory = ""
     links = 0
     while rest:
         part = rest.pop()
         if part == "..":
-            here = here.rpartition("/")[0]
+            directory = directory.rpartition("/")[0]
             continue
-        target = link(here, part)
+        target = link(directory, part)
         if not target:
-            here = f"{here}/{part}"
+            directory = f"{directory}/{part}"
             continue
         links += 1
         if links > MAX_LINKS:
             return ""
         if target.startswith("/"):
-            here = ""
-        rest += [each for each in reversed(target.split("/")) if each not in ("", ".")]
-    return here or "/"
+            directory = ""
+        rest += [part for part in reversed(target.split("/")) if part not in ("", ".")]
+    return directory or "/"

@@ -1,7 +1,7 @@
-"""How a refusal reaches a person: one sentence on stderr, one record appended to the file given as --log.
+"""Tells people about a refusal: writes one sentence to stderr, and appends one record to the runtime's --log file.
 
-containerd shows the last record of level error in that file and nothing else.  Source: the runtimes' own log
-formats (logrus text and JSON).
+containerd shows only the last record of level error in that file.  Source: the runtimes' own log formats (logrus text
+and JSON).  Also writes Chandler's own log.
 """
 
 from __future__ import annotations
@@ -22,17 +22,22 @@ _APPEND = posix.O_WRONLY | posix.O_CREAT | posix.O_APPEND | posix.O_CLOEXEC | po
 
 
 def error(message: str, log: str, log_format: str) -> None:
-    """Says why nothing was started; a place that cannot be written to is passed over."""
-    line = f"chandler-runtime: {message}\n".encode("utf-8", "backslashreplace")  # JSON may hold half a character
+    """Says why no container was started.  `log`: the path of the --log file, or ''; `log_format`: json or text.
+
+    Where it cannot write, it does nothing.
+    """
+    # a message can quote half a surrogate pair from JSON, which UTF-8 cannot encode
+    line = f"chandler-runtime: {message}\n".encode("utf-8", "backslashreplace")
     try:
         files.write_all(2, line)
     except OSError:
-        pass  # nobody listens
+        pass  # nobody reads stderr any more
     if log:
         append(log, _record(message, log_format))
 
 
 def _record(message: str, log_format: str) -> bytes:
+    """One record of a log file: a line."""
     text = message.encode("utf-8", "backslashreplace").decode()
     if log_format == "json":
         return jsontext.dumps({"level": "error", "msg": text, "time": now()}) + b"\n"
@@ -45,7 +50,7 @@ def now() -> str:
 
 
 def append(path: str, data: bytes) -> None:
-    """Appends to the engine's log in one write; one that cannot be written to is passed over."""
+    """Appends to the engine's log file.  Where that cannot be written, it does nothing."""
     try:
         descriptor = posix.open(path, _APPEND, 0o644)
     except (OSError, ValueError):
@@ -63,27 +68,33 @@ def _write(descriptor: int, data: bytes) -> None:
 
 
 def open_own(path: str) -> int:
-    """A descriptor for Chandler's own log, which lies where only the administrator could have put it: the directory may
-    be a group's to write to, as /var/log is, so what is opened is no link, and no second name of another file.
+    """Opens Chandler's own log for appending, and creates it if needed.  Gives a file descriptor.
 
+    All directories on the way must be trusted.  The log's own directory may be writable for its group, as /var/log is, or
+    for all where it is sticky.  Who can write there could make a link, or a second name of another file: both are refused.
     Raises OSError, or TrustError.
     """
     owners = userns.trusted_owners(userns.user_namespace())
-    passed = trust.way(path.rpartition("/")[0] or "/")
-    for part, found in passed[:-1]:
-        trust.check_trust(part, found, owners, last=False)
-    if passed[-1][1].st_uid not in owners:
-        trust.check_trust(*passed[-1], owners)
+    directories = trust.way(path.rpartition("/")[0] or "/")
+    for directory, status in directories[:-1]:
+        trust.check_trust(directory, status, owners, last=False)
+    directory, status = directories[-1]
+    if status.st_uid not in owners or status.st_mode & 0o1002 == 0o002:
+        trust.check_trust(directory, status, owners)
     descriptor = posix.open(path, _APPEND | posix.O_NOFOLLOW, 0o644)
-    found = posix.fstat(descriptor)
-    if found.st_mode & 0o170000 != 0o100000 or found.st_nlink != 1:
+    status = posix.fstat(descriptor)
+    if status.st_mode & 0o170000 != 0o100000 or status.st_nlink != 1:
         posix.close(descriptor)
-        raise errors.TrustError(f"{path} is not a file with this one name")
+        raise errors.TrustError(f"{path} is not a regular file with only this name")
     return descriptor
 
 
 def line(target: str, record: Any) -> None:
-    """Chandler's own log: one JSON line to a file, or to the journal (its native protocol's socket)."""
+    """Appends a record to Chandler's own log: as a JSON line to the file `target`, or to the journal.
+
+    The journal takes it by its native protocol (systemd, "Native Journal Protocol").  Where it cannot write, it does
+    nothing.
+    """
     data = jsontext.dumps(record)
     if target != "journal":
         try:
@@ -99,6 +110,6 @@ def line(target: str, record: Any) -> None:
             b"PRIORITY=6\nSYSLOG_IDENTIFIER=chandler\nMESSAGE=" + data + b"\n", "/run/systemd/journal/socket"
         )
     except OSError:
-        pass  # no journal on this machine, or it does not keep up
+        pass  # no journal on this machine, or its socket is full
     finally:
         channel.close()

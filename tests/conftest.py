@@ -1,4 +1,8 @@
-"""What every test may use, which tests are unit tests, what this machine lacks for some, and that nothing skips quietly where it could have run."""
+"""Fixtures and hooks for all tests.
+
+The hooks mark unit and quick tests, print before the run what this machine lacks, and turn a skip into a failure where
+the test could have run.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +23,7 @@ from lab import bundle, cgroups, install, needs, runtimes
 from lab import node as gpu_node
 from lab.engine import Engine
 
-# A skip for one of these reasons means that an installation step failed; under CI=true that is a failure of its own.
+# A skip for one of these reasons means that an installation step failed; under CI=true it becomes a failure.
 COULD_BE_INSTALLED = ("not installed:", "could not import")
 
 
@@ -33,14 +37,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_report_collectionfinish(items: list[pytest.Item]) -> list[str]:
-    """What is known to be skipped, before the first test runs."""
+    """Known skips with their reasons, before the first test runs."""
     skipped: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     for item in items:
         reason = next(filter(None, (needs.NEEDS[name]() for name in needs.NEEDS if name in fixtures(item))), "")
         if reason:
             skipped[reason][os.path.join("tests", folder(item))] += 1
     return [
-        f"{sum(counts.values())} tests will be skipped: {reason} ({', '.join(f'{counts[name]} of {name}' for name in sorted(counts))})"
+        f"{sum(counts.values())} tests will be skipped: {reason} "
+        f"({', '.join(f'{counts[name]} of {name}' for name in sorted(counts))})"
         for reason, counts in skipped.items()
     ]
 
@@ -108,7 +113,10 @@ def needs_kmsg() -> None:
 
 @pytest.fixture(scope="session")
 def lab(needs_root: None) -> Iterator[str]:
-    """A directory that root alone can write to all the way up and that everybody can enter, unlike pytest's own."""
+    """A directory that only root can write to, with all directories above it, and that everybody can enter.
+
+    pytest's own temporary directories are not like that.
+    """
     directory = tempfile.mkdtemp(prefix="run-", dir=runtimes.CACHE if os.path.isdir(runtimes.CACHE) else "/var/lib")
     os.chmod(directory, 0o755)
     yield directory
@@ -119,7 +127,7 @@ def lab(needs_root: None) -> Iterator[str]:
 
 @pytest.fixture
 def place(lab: str) -> Iterator[str]:
-    """A directory of the test's own in `lab`."""
+    """A directory for one test in `lab`."""
     directory = tempfile.mkdtemp(dir=lab)
     os.chmod(directory, 0o755)
     yield directory
@@ -134,13 +142,13 @@ def node(lab: str, needs_devices: None) -> gpu_node.Node:
 
 @pytest.fixture(scope="session")
 def installation(lab: str) -> install.Installation:
-    """For tests that write a configuration of their own."""
+    """An installation for tests that write a configuration of their own."""
     return install.Installation(os.path.join(lab, "installed"))
 
 
 @pytest.fixture(scope="session")
 def served(lab: str, node: gpu_node.Node) -> Callable[[runtimes.Runtime], install.Installation]:
-    """An installation for each runtime that serves it alone, on the simulated node, with everything compiled."""
+    """For each runtime an installation that has only this runtime, on the simulated node, with everything compiled."""
 
     @functools.cache
     def serving(runtime: runtimes.Runtime) -> install.Installation:

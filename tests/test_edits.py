@@ -51,8 +51,8 @@ def test_merge_with_itself_repeats_only_what_may_stand_twice(edits: Edits) -> No
 
 
 @given(st.lists(items, max_size=8), st.lists(items, max_size=8))
-def test_the_later_one_wins_in_the_earlier_ones_place(first: list[Any], second: list[Any]) -> None:
-    """A model: the last value of a key counts; the place is that of its first appearance, for a mount of its last."""
+def test_a_later_value_takes_the_place_of_the_earlier_one(first: list[Any], second: list[Any]) -> None:
+    """A model: the last value of a key counts. It stays where the key came first; a mount moves to the end."""
     merged = merge(Edits(first), Edits(second))
     every = first + second
     for kind in ONCE:

@@ -235,7 +235,7 @@ def test_a_runtime_that_does_not_start(front: Front) -> None:
     with pytest.raises(SystemExit):
         front.main("c")
     assert "cannot be started: Exec format error" in front.log.read_text()
-    assert front.config.read_bytes() == before, "the engine's own is put back"
+    assert front.config.read_bytes() == before, "the engine's own file must be restored"
 
 
 def test_a_name_that_holds_a_lease_is_not_created_again(front: Front) -> None:
@@ -256,7 +256,9 @@ def test_a_restored_container_has_the_devices_that_it_had(front: Front) -> None:
     front.ends("a", "b")
     front.write(service({"resources": {"gpu": {"count": 2}}}))
     front.restore("b")
-    assert front.result()["annotations"][P + "granted"] == granted, "though lower ones are free"
+    assert front.result()["annotations"][P + "granted"] == granted, (
+        "the devices that it had, though lower ones are free"
+    )
     front.ends("b")
     front.write(service({"resources": {"gpu": {"devices": ["2"]}}}))
     front.create("c")
@@ -266,8 +268,8 @@ def test_a_restored_container_has_the_devices_that_it_had(front: Front) -> None:
     assert f"{NVIDIA}=2 is not free: c holds" in front.log.read_text()
 
 
-def test_a_secret_is_asked_for_while_nobody_waits_for_the_ledger(front: Front) -> None:
-    """The command fails when the ledger's lock is taken."""
+def test_a_secret_is_read_without_holding_the_ledger(front: Front) -> None:
+    """The secret's command fails if the ledger's lock is held meanwhile."""
     if not os.access("/usr/bin/flock", os.X_OK):
         pytest.skip("not installed: flock")
     lock = f"{front.node.directory}/state/leases.lock"
@@ -309,7 +311,9 @@ def test_one_line_for_each_edited_create(front: Front) -> None:
         f"annotation {P}service",
     )
     assert record["runtime"].endswith("/bin/runc") and record["after"] == files.digest(front.config.read_bytes())
-    assert record["edits"] == {"env": 3, "device": 3, "mount": 1, "hook": 2, "annotation": 1}, "the lease's hook is one"
+    assert record["edits"] == {"env": 3, "device": 3, "mount": 1, "hook": 2, "annotation": 1}, (
+        "one of the hooks is the lease's"
+    )
     assert type(record["ms"]) is int
 
 

@@ -38,12 +38,12 @@ def test_context_is_put_before_and_keeps_the_rest(kind: type[errors.ChandlerErro
 
 
 def test_the_family_is_not_a_value_error() -> None:
-    """Callers that catch ValueError for the interpreter's own errors would swallow ours."""
+    """Code that catches ValueError of the interpreter would hide Chandler's errors."""
     assert not [kind for kind in FAMILY if issubclass(kind, (ValueError, OSError, RuntimeError))]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_name_is_one_class_however_often_it_is_asked_for(name: str) -> None:
+def test_a_name_always_gives_the_same_class(name: str) -> None:
     kind = getattr(errors, name)
     assert kind is getattr(errors, name)
     assert issubclass(kind, errors.ChandlerError)

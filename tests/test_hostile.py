@@ -1,7 +1,7 @@
-"""The hostile corpus: whatever somebody who may write annotations asks for is refused in one sentence, or harmless.
+"""The hostile corpus: every request of somebody who may write annotations is refused in one sentence, or harmless.
 
-Harmless means: the parts of config.json that decide what a process may do are as they were, no path of the host is
-reached that CDI files do not name, and no device that the policy does not allow.
+Harmless means three things. The parts of config.json that decide what a process may do do not change. No path of the
+host is used that CDI files do not name. No device is given that the policy does not allow.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def gpu(**keys: Any) -> dict[str, Any]:
 
 # --- documents --------------------------------------------------------------------------------------------------
 
-# Keys of deployment files, of config.json and of other tools, at the top and where they would do most.
+# Keys of deployment files, of config.json and of other tools, at the top level and where they would do most harm.
 DANGEROUS: dict[str, Any] = {
     "privileged": True,
     "capabilities": ["CAP_SYS_ADMIN"],
@@ -195,7 +195,8 @@ VARIABLES = {
     "C": "x\0LD_PRELOAD=/x",
     "\u202e": "x",
 }
-# Well formed, and more than anybody may have whom no rule names; then what is wrong in itself, whoever asks.
+# Well-formed requests for more than a caller may have whom no rule names; then requests that are wrong for every
+# caller.
 REACHING: list[dict[str, Any]] = [
     {"user": "0:0"},
     {"user": "root"},
@@ -426,7 +427,7 @@ OTHER_REFUSED: list[dict[str, Any]] = [
     {P + "resources": "{}"},
     {P + "resources.gpu": "{}"},
 ]
-# What may be asked for but must not reach further than it says.
+# Allowed requests that must do no more than they say.
 HARMLESS: list[dict[str, Any]] = [
     {P + "service": "{}"},
     {P + "service": '{"env": {}}'},
@@ -473,7 +474,7 @@ def node(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Node:
 
 @pytest.fixture(scope="module")
 def at(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """One node for all: nothing here changes it."""
+    """One node for all tests, because nothing here changes it."""
     monkeypatch = pytest.MonkeyPatch()
     made = Node(tmp_path_factory.mktemp("node"), monkeypatch)
     made.spec("evil.json", cdi(2, "evil.com/x"))
@@ -523,7 +524,7 @@ def check_harmless(before: dict[str, Any], after: dict[str, Any] | None) -> None
             )
         )
         for key in kept
-    ), "none is created"
+    ), "no annotation with a known prefix may be added"
 
 
 def test_the_corpus_is_large() -> None:
@@ -627,7 +628,7 @@ EVERYTHING = annotated(
 
 @pytest.mark.parametrize("place", PLACES, ids=".".join)
 def test_odd_shapes_of_config_json(at: tuple[Node, inventory.Inventory], place: tuple[str, ...]) -> None:
-    """A result or one sentence, never a traceback; whatever was not asked for is as it was."""
+    """A result or one sentence, never a traceback. Whatever was not asked for does not change."""
     node, compiled = at
     for odd in ODD:
         config: Any = json.loads(json.dumps(CONFIG))

@@ -1,4 +1,4 @@
-"""What a create may load: the start-up contract of shim/runtime/wrapper.py, on an installation and without one."""
+"""Which modules a create may load (the start-up contract of shim/runtime/wrapper.py), installed and from a checkout."""
 
 from __future__ import annotations
 
@@ -14,19 +14,22 @@ from lab import REPOSITORY
 
 PYTHON = "/usr/bin/python3" if os.path.exists("/usr/bin/python3") else sys.executable
 
-# What a bare interpreter has loaded is free; beyond that a create loads these of the standard library, all written in C,
+# A create loads only these modules of the standard library that a bare interpreter has not loaded; all are written in
+# C.
 OTHERS = {"_json", "_blake2", "_signal", "errno", "fcntl", "gc", "marshal", "posix", "time", "zlib"}
-# and these of ours.  A new one costs every container on every node: think first.
+# Chandler's modules that a create loads. A new one costs every container on every node: think first.
 OURS = set(
     """
-shim shim.cdi shim.cdi.names shim.cdi.resolve shim.edits shim.engine shim.errors shim.gpu shim.gpu.choose shim.gpu.vendors shim.host shim.host.device_nodes
-shim.host.files shim.host.kernel shim.host.runtimes shim.host.trust shim.host.userns shim.jsontext shim.keys shim.keys.resources shim.node
-shim.node.cdi_check shim.node.inventory shim.oci shim.oci.config_file shim.oci.reader shim.oci.targets shim.oci.writer shim.paths shim.pathtext
-shim.policy shim.policy.caller shim.policy.engines shim.policy.permission shim.policy.words shim.request shim.request.parse shim.request.quantity
-shim.request.schema shim.request.values shim.runtime shim.runtime.args shim.runtime.node_inventory shim.runtime.equip shim.runtime.wrapper shim.state shim.state.grants
+shim shim.cdi shim.cdi.names shim.cdi.resolve shim.edits shim.engine shim.errors shim.gpu shim.gpu.choose
+shim.gpu.vendors shim.host shim.host.device_nodes shim.host.files shim.host.kernel shim.host.runtimes shim.host.trust
+shim.host.userns shim.jsontext shim.keys shim.keys.resources shim.node shim.node.cdi_check shim.node.inventory shim.oci
+shim.oci.config_file shim.oci.reader shim.oci.targets shim.oci.writer shim.paths shim.pathtext shim.policy
+shim.policy.caller shim.policy.engines shim.policy.permission shim.policy.words shim.request shim.request.parse
+shim.request.quantity shim.request.schema shim.request.values shim.runtime shim.runtime.args shim.runtime.equip
+shim.runtime.node_inventory shim.runtime.wrapper shim.state shim.state.grants
 """.split()
 )
-# Where leases are kept; the image has them in any case, since that is the default.
+# Loaded where leases are kept. The image always has them, because leases are the default.
 LEASES = {"shim.state.leases", "shim.state.ledger", "shim.state.lock"}
 
 REPORT = """
@@ -60,7 +63,7 @@ def bundle(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def installed(tmp_path: Path, needs_root: None) -> Path:
-    """An installation under a prefix of its own, with one device in one CDI file that is old enough to be believed."""
+    """An installation under a prefix of its own, with one device in one CDI file that is old enough to be trusted."""
     settings = {
         "PREFIX": f"{tmp_path}/usr",
         "SYSCONFDIR": f"{tmp_path}/etc",
@@ -82,7 +85,7 @@ def installed(tmp_path: Path, needs_root: None) -> Path:
     (tmp_path / "etc/chandler/config.toml").write_text(
         f'runtimes = ["/bin/true"]\nengines = ["other"]\n[cdi]\nspec-dirs = ["{cdi}"]\n'
     )
-    # ctime cannot be set, so the installed copy is told that everything is settled at once
+    # ctime cannot be set, so the installed copy is changed to trust sources of any age
     compiler = tmp_path / "usr/lib/chandler/shim/node/compiler.py"
     compiler.write_text(compiler.read_text().replace("SETTLED_NS = 2_000_000_000", "SETTLED_NS = -1"))
     subprocess.run(
@@ -106,7 +109,7 @@ def loaded(start: Path, bundle: Path) -> set[str]:
 
 
 def forget(state: Path) -> None:
-    """The ledger, its copy and the grant records: no container was ever made."""
+    """Remove the ledger, its copy and the grant records, as if no container was ever created."""
     for path in (*state.glob("leases*"), *state.glob("grants/*")):
         path.unlink()
 
@@ -132,7 +135,7 @@ def test_a_warm_create_loads_nothing_else(installed: Path, bundle: Path, allocat
         assert {name for name in names if name.startswith("shim")} == OURS | (
             LEASES if with_image or allocator == "leases" else set()
         )
-        # __future__ is what an image does without
+        # an image does not need __future__
         assert {name for name in names if not name.startswith("shim")} <= OTHERS | (
             set() if with_image else {"__future__", "zipimport"}
         )

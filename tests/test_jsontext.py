@@ -1,4 +1,4 @@
-"""jsontext against the standard library's json, on every interpreter that is here, with and without its C accelerator."""
+"""jsontext compared with the standard library's json, on every interpreter here, with and without its C accelerator."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ json_values = st.recursive(
     max_leaves=12,
 )
 blanks = st.text(" \t\r\n", max_size=3)
-# Snippets from which damaged texts are glued together: far likelier to come near JSON than random characters.
+# Snippets from which damaged texts are put together: they come closer to JSON than random characters.
 pieces = st.lists(
     st.sampled_from(
         [
@@ -86,7 +86,7 @@ pieces = st.lists(
 
 
 def plain(value: Any) -> Any:
-    """A parsed value with every Number as the float that json would have made."""
+    """A parsed value with every Number as the float that json would return."""
     if isinstance(value, Number):
         return float(value.text)
     if isinstance(value, list):
@@ -105,7 +105,7 @@ def standard(text: str) -> Any:
 
 
 def agree(text: str) -> None:
-    """jsontext and json give the same value, or both refuse."""
+    """Check that jsontext and json return the same value, or that both refuse."""
     try:
         expected = standard(text)
     except (ValueError, RecursionError):
@@ -338,11 +338,11 @@ for line in sys.stdin:
 
 
 def interpreters() -> list[str]:
-    """Every Python that is on PATH and starts, by its version, and this one."""
+    """Every Python on PATH that starts, by its version, and this one."""
     found = [sys.executable]
     for minor in range(9, 14):
         path = shutil.which(f"python3.{minor}")
-        # a program that only stands for others that are not installed (pyenv's) does not start
+        # a shim for interpreters that are not installed (pyenv's) does not start
         if path and subprocess.run([path, "-I", "-S", "-c", ""], capture_output=True, check=False).returncode == 0:
             found.append(path)
     return list(dict.fromkeys(found))
@@ -439,7 +439,7 @@ def test_a_damaged_source_is_refused_where_loads_refuses(text: str) -> None:
 
 @given(sources, members, st.sampled_from([None, 1]))
 def test_a_changed_source_is_written_as_its_value_is(value: Any, more: Any, indent: Any) -> None:
-    """Changed as oci.apply changes: new objects where something is different, the old ones elsewhere."""
+    """Changed as shim.oci does it: new objects where something differs, the old objects elsewhere."""
     source = jsontext.Source(json.dumps(value, indent=indent).encode(), DEEP)
     new = jsontext.loads(json.dumps(more).encode())
     for changed in (
@@ -508,7 +508,7 @@ def test_what_is_no_source(data: bytes) -> None:
     "text", ['{"a":{"x":1},"a":5}', '{"linux":{"a":{"x":1},"a":5}}', '{"linux":{"a":{"x":1}},"linux":5}']
 )
 def test_a_forgotten_value_is_not_written_for_another(text: str) -> None:
-    """A new object may have the identity of one that is gone."""
+    """A new object may have the id() of one that was freed."""
     source = jsontext.Source(text.encode(), DEEP)
     for new in [{"y": n} for n in range(100)]:
         assert json.loads(source.dumps({"b": new})) == {"b": new}

@@ -21,7 +21,7 @@ def test_a_record_in_json(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> 
     assert capfd.readouterr().err == 'chandler-runtime: the key "x" is wrong\n'
     first, last = log.read_text().splitlines()
     record = json.loads(last)
-    assert first == '{"level":"info"}', "appended"
+    assert first == '{"level":"info"}', "the record must be appended"
     assert (record["level"], record["msg"]) == ("error", 'the key "x" is wrong')
     assert len(record["time"]) == 20 and record["time"].endswith("Z")
 
@@ -69,7 +69,7 @@ def test_a_full_disk() -> None:
 
 
 def test_nobody_listens_on_stderr(tmp_path: Path) -> None:
-    """A closed stderr does not keep the record from the log."""
+    """A closed stderr does not keep the record out of the log."""
     kept = os.dup(2)
     try:
         os.close(2)
@@ -117,7 +117,7 @@ def test_our_own_log_is_appended_to(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("needs_root")
 @pytest.mark.parametrize("trick", ["link", "second name", "fifo", "directory of others", "way of others"])
 def test_a_log_where_others_may_write_changes_no_other_file(tmp_path: Path, trick: str) -> None:
-    """A person may write to the log's directory, as a group may to /var/log."""
+    """A user may have write access to the log's directory, as a group may have to /var/log."""
     logs, victim = tmp_path / "way/logs", tmp_path / "victim"
     logs.mkdir(parents=True)
     log = logs / "log"

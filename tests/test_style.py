@@ -1,4 +1,4 @@
-"""The house's style as tests: lint, types, and who may import whom."""
+"""The project's style as tests: lint, format, types, and which module may import which."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from collections.abc import Iterator
 import pytest
 from lab import REPOSITORY
 
-# Front ends: each may use everything else and none of the others.
+# Front ends: each may import every other module except other front ends.
 FRONT_ENDS = ("shim.runtime", "shim.nri", "shim.bundle", "shim.cli")
-# Commands that show another front end, which has no command line of its own: module, front end.
+# Exceptions: commands for a front end that has no command line of its own: (module, front end).
 COMMANDS = {("shim.cli.bundle", "shim.bundle"), ("shim.cli.doctor", "shim.bundle")}
-# What touches the host.  Everything else that is no front end is pure: values in, values out.
+# Modules that touch the host. All others, except front ends, are pure: values in, values out.
 EFFECTS = (
     "shim.engine",
     "shim.report",
@@ -40,9 +40,10 @@ EFFECTS = (
     "shim.configure.store",
     "shim.configure.verify",
 )
-PURE = ("shim.node.config", "shim.sharing.terms", "shim.state.leases")  # of these
-# What a pure module has no business with; `errno` and the like are only names.
-CALENDAR = {"time", "time.gmtime", "time.strftime"}  # these two by name do not ask the clock
+# Pure modules in packages of EFFECTS.
+PURE = ("shim.node.config", "shim.sharing.terms", "shim.state.leases")
+CALENDAR = {"time", "time.gmtime", "time.strftime"}  # allowed: these two functions do not read the clock
+# What a pure module may not import; `errno` and the like only define names.
 HOST_MODULES = {
     "os",
     "posix",
@@ -69,7 +70,7 @@ def modules() -> Iterator[tuple[str, str]]:
 
 
 def imports(path: str) -> set[str]:
-    """Every module that a file imports when it runs; what only the type checker sees does not count."""
+    """Every module that a file imports at run time; imports under TYPE_CHECKING do not count."""
     with open(path, encoding="utf-8") as file:
         tree = ast.parse(file.read(), path)
     found: set[str] = set()
@@ -89,7 +90,7 @@ def imports(path: str) -> set[str]:
 
 
 def within(name: str, packages: tuple[str, ...]) -> str:
-    """The one of `packages` that a module belongs to, or nothing."""
+    """The first of `packages` that a module belongs to, or ""."""
     return next((package for package in packages if name == package or name.startswith(package + ".")), "")
 
 
@@ -113,13 +114,13 @@ def test_imports_go_one_way(name: str) -> None:
         touching = [
             other for other in wanted if within(other, EFFECTS) and not within(other, PURE) and not is_package(other)
         ]
-        assert not touching, f"{name} is pure and imports what touches the host"
+        assert not touching, f"{name} must be pure, but imports modules that touch the host"
         host = {other for other in wanted if other.partition(".")[0] in HOST_MODULES}
-        assert not host or host == CALENDAR, f"{name} is pure and reaches for the host"
+        assert not host or host == CALENDAR, f"{name} must be pure, but imports host modules of the standard library"
 
 
 def test_no_import_circle() -> None:
-    """Also not through imports in functions: what is loaded late for speed still lies below."""
+    """Imports inside functions count, too: a module that is loaded late for speed must still be a lower one."""
     below = {
         name: {other for other in imports(path) if other in MODULES and other != name} for name, path in MODULES.items()
     }
@@ -139,7 +140,7 @@ def test_format() -> None:
 
 
 def test_types() -> None:
-    # Its cache in the checkout may be another user's.
+    # A cache in the checkout may belong to another user.
     tool("mypy", "--strict", "--cache-dir", os.path.join(tempfile.gettempdir(), f"chandler-mypy-{os.getuid()}"))
 
 

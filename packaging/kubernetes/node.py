@@ -1,11 +1,12 @@
 """node.py install | cleanup | wait | nri: what the image does in a pod of its DaemonSets.
 
-install lays Chandler out on the node that is mounted at --host and gives it to containerd as a runtime handler; cleanup
-takes everything away again, once no container needs it; wait holds a pod that has nothing left to do; nri is the plugin.
+install lays Chandler out on the node whose root is mounted at --host, and makes it a runtime handler of containerd.
+cleanup removes everything again, once no container needs it.  wait keeps a pod alive that has nothing left to do.
+nri runs the NRI plugin.
 
-On the node, PREFIX/versions holds a directory for each version, with an interpreter of its own, and PREFIX/bin is a link
-to the programs of the one in force.  A version is laid out, and started once, before the link is changed; the version
-before stays, for what was started from it.  Whatever fails puts back what was changed.
+On the node, PREFIX/versions has a directory for each version, with its own interpreter, and PREFIX/bin is a link to the
+programs of the version in force.  The installer lays a version out and starts it once before it changes the link.  The
+previous version stays for processes that were started from it.  When a step fails, everything is put back.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from typing import Any, Callable, Dict, List, NamedTuple, NoReturn, Optional
+from typing import Any, Callable, NamedTuple, NoReturn
 
 HOME = os.path.dirname(sys.prefix)  # the version's directory in this image
 VERSION = os.path.basename(HOME)
@@ -37,26 +38,26 @@ from shim.node import config  # noqa: E402
 
 CONFIG = "/etc/chandler/config.d/50-kubernetes.toml"
 STATE = "/run/chandler"
-# Where containerd, and k3s's, keep the bundles of what runs.
+# The directories in which containerd, of its own or in k3s, keeps the bundles of running containers.
 TASKS = ("/run/containerd/io.containerd.runtime.v2.task", "/run/k3s/containerd/io.containerd.runtime.v2.task")
 LABEL = "chandler.oci/runtime"
 UNFINISHED = ".unfinished"
 TOKEN = "/var/run/secrets/kubernetes.io/serviceaccount"
-# Systems that are made so that nobody adds programs to them.
+# os-release ID: name, of systems to which no programs can be added.
 CLOSED = {"talos": "Talos", "bottlerocket": "Bottlerocket"}
-INSTEAD = "use the NRI DaemonSet, nri.yaml, which puts nothing on the node"
+INSTEAD = "use the NRI DaemonSet, nri.yaml, which installs nothing on the node"
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "SYSTEMD_IGNORE_CHROOT": "1"}
 LIBC = ctypes.CDLL(None)
-PAUSE = 2.0  # seconds between two looks at what still runs
-PATIENCE = 300  # seconds for a step on the node, more than `chandler configure` has for a restart
-ANSWER = 30  # seconds for the API server
+PAUSE = 2.0  # seconds between two looks at the containers that still run
+PATIENCE = 300  # seconds for a command on the node, more than `chandler configure` waits for a restart
+ANSWER = 30  # seconds for an answer of the API server
 
 
 class Tree(NamedTuple):
-    """This version as the image has it for one prefix."""
+    """The files of this version in the image for one prefix."""
 
     prefix: str
-    source: int  # a descriptor of its directory
+    source: int  # a descriptor of their directory, which stays open across chroot
 
     @property
     def home(self) -> str:
@@ -76,7 +77,7 @@ def main() -> int:
     return 1
 
 
-def _options(arguments: List[str]) -> argparse.Namespace:
+def _options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="chandler-node", description=(__doc__ or "").partition("\n\n")[2])
     modes = parser.add_subparsers(required=True, metavar="install | cleanup | wait | nri")
     for name, run in (("install", _install), ("cleanup", _cleanup)):
@@ -115,11 +116,11 @@ def _install(options: argparse.Namespace) -> int:
     trees = [
         Tree(prefix, os.open(f"{prefix}/versions/{VERSION}", os.O_RDONLY | os.O_DIRECTORY)) for prefix in _prefixes()
     ]
-    policy: Optional[bytes] = None
+    policy: bytes | None = None
     if options.config:
         with open(options.config, "rb") as file:
             policy = file.read()
-    config.compile_config([(CONFIG, policy or b"")])  # what it imports is needed on the node
+    config.compile_config([(CONFIG, policy or b"")])  # imports what the node's side needs, before chroot
     status = _on_node(options.host, lambda: _lay_out(trees, policy, options))
     if status == 0 and options.label:
         _set_label("ready")
@@ -127,7 +128,7 @@ def _install(options: argparse.Namespace) -> int:
 
 
 def _cleanup(options: argparse.Namespace) -> int:
-    if options.label:  # before all else, so that no more pods come
+    if options.label:  # first, so that no more pods are scheduled here
         _set_label(None)
     prefixes = _prefixes()
     return _on_node(options.host, lambda: _take_away(prefixes, options))
@@ -145,30 +146,32 @@ def _nri(options: argparse.Namespace) -> int:
     return plugin()
 
 
-def _prefixes() -> List[str]:
-    """The directories that this image has a tree for, the usual one first."""
-    found = [
+def _prefixes() -> list[str]:
+    """The prefixes for which this image has files, the usual one first."""
+    prefixes = [
         path.rpartition("/versions/")[0]
         for pattern in ("/*/chandler", "/home/*/*/chandler")
         for path in glob.glob(f"{pattern}/versions/{VERSION}")
     ]
-    return sorted(found, key=lambda prefix: prefix != HOME.rpartition("/versions/")[0])
+    return sorted(prefixes, key=lambda prefix: prefix != HOME.rpartition("/versions/")[0])
 
 
 # --- on the node ------------------------------------------------------------------------------------------------------
 
 
 def _on_node(host: str, work: Callable[[], None]) -> int:
-    """Does `work` in a process whose root is the node's, so that every path and link means what it means there.  The
-    exit status; a SIGTERM to us ends it in order."""
+    """Does `work` in a child process whose root is the node's, so that paths and links mean what they mean there.
+
+    Returns the child's exit status.  On SIGTERM the child stops and puts everything back.
+    """
     child = os.fork()
     if child == 0:
         status = 1
         try:
-            signal.signal(signal.SIGTERM, _ended)
+            signal.signal(signal.SIGTERM, _stop_on_sigterm)
             os.chroot(host)
             os.chdir("/")
-            sys.path.clear()  # from here on nothing is imported: these would be the node's files
+            sys.path.clear()  # import nothing from here on: the files would be the node's
             work()
             status = 0
         except ChandlerError as error:
@@ -183,16 +186,17 @@ def _on_node(host: str, work: Callable[[], None]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def _ended(*_: Any) -> NoReturn:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what puts things back is not to be ended, too
-    raise errors.HostError("ended by SIGTERM before it was done", "the next pod starts anew")
+def _stop_on_sigterm(*_: Any) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second SIGTERM must not end the code that puts things back
+    raise errors.HostError("SIGTERM ended the installer before it was done", "the next pod starts again")
 
 
-def _lay_out(trees: List[Tree], policy: Optional[bytes], options: argparse.Namespace) -> None:
+def _lay_out(trees: list[Tree], policy: bytes | None, options: argparse.Namespace) -> None:
+    """Installs on the node, in its root.  Raises ChandlerError or OSError after undoing what it did."""
     system = _system()
     if system.get("ID") in CLOSED:
         raise errors.HostError(f"this node runs {_name(system)}, on which programs cannot be installed", INSTEAD)
-    tree = _place(trees, system)
+    tree = _choose(trees, system)
     if policy is not None:
         _check_policy(policy)
     os.makedirs(f"{tree.prefix}/versions", exist_ok=True)
@@ -211,8 +215,8 @@ def _lay_out(trees: List[Tree], policy: Optional[bytes], options: argparse.Names
     print(f"chandler-node: {tree.home} is in force on {_name(system)}", flush=True)
 
 
-def _system() -> Dict[str, str]:
-    """What os-release(5) says."""
+def _system() -> dict[str, str]:
+    """The variables of os-release(5); {} on a system without it."""
     for path in ("/etc/os-release", "/usr/lib/os-release"):
         with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace") as file:
             return {
@@ -223,7 +227,7 @@ def _system() -> Dict[str, str]:
     return {}
 
 
-def _name(system: Dict[str, str]) -> str:
+def _name(system: dict[str, str]) -> str:
     return (
         system.get("PRETTY_NAME")
         or CLOSED.get(system.get("ID", ""), "")
@@ -232,32 +236,34 @@ def _name(system: Dict[str, str]) -> str:
     )
 
 
-def _place(trees: List[Tree], system: Dict[str, str]) -> Tree:
-    """The first prefix that can be written and from which programs may run; one that is in use stays it."""
-    why = []
+def _choose(trees: list[Tree], system: dict[str, str]) -> Tree:
+    """The first prefix that is writable and from which programs may run.  A prefix that is in use is tried first."""
+    reasons = []
     for tree in sorted(trees, key=lambda tree: not os.path.islink(f"{tree.prefix}/bin")):
-        there = tree.prefix
-        while not os.path.isdir(there):
-            there = os.path.dirname(there)
-        flags = os.statvfs(there).f_flag
+        existing = tree.prefix
+        while not os.path.isdir(existing):
+            existing = os.path.dirname(existing)
+        flags = os.statvfs(existing).f_flag
         if flags & os.ST_RDONLY:
-            why.append(f"{there} is read-only")
+            reasons.append(f"{existing} is read-only")
         elif flags & os.ST_NOEXEC:
-            why.append(f"{there} is mounted noexec")
-        elif not os.access(there, os.W_OK):
-            why.append(f"{there} cannot be written")
+            reasons.append(f"{existing} is mounted noexec")
+        elif not os.access(existing, os.W_OK):
+            reasons.append(f"{existing} cannot be written")
         else:
             return tree
-    raise errors.HostError(f"this node runs {_name(system)} and has no place for programs: {', '.join(why)}", INSTEAD)
+    raise errors.HostError(
+        f"this node runs {_name(system)} and has no directory for programs: {', '.join(reasons)}", INSTEAD
+    )
 
 
 def _check_policy(policy: bytes) -> None:
-    """Raises ConfigError when the node's own texts and this one do not make a configuration."""
+    """Raises ConfigError when this policy is not valid together with the node's own configuration."""
     texts = {CONFIG: policy}
     for path in ("/etc/chandler/config.toml", *glob.glob(f"{os.path.dirname(CONFIG)}/*.toml")):
         with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
             texts.setdefault(path, file.read())
-    # config.toml, then the others by name, as they are read
+    # in the order in which Chandler reads them: config.toml, then config.d by name
     config.compile_config(
         sorted(texts.items(), key=lambda text: (text[0].startswith(os.path.dirname(CONFIG)), text[0]))
     )
@@ -265,7 +271,7 @@ def _check_policy(policy: bytes) -> None:
 
 @contextlib.contextmanager
 def _locked(directory: str) -> Any:
-    """One installer at a time; the pod of an update may come before the old one's end."""
+    """Lets in one installer at a time.  During an update the new pod may start before the old one has ended."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -275,20 +281,20 @@ def _locked(directory: str) -> Any:
 
 
 def _copy(tree: Tree, undo: contextlib.ExitStack) -> None:
-    """The tree at its place, whole, and able to start there."""
+    """Copies the version to its directory on the node, and checks that it starts there."""
     if not os.path.isdir(tree.home):
-        made = f"{tree.prefix}/versions/.{VERSION}.new"
-        shutil.rmtree(made, ignore_errors=True)  # of an installer that was killed
-        undo.callback(shutil.rmtree, made, True)
-        _copy_files(tree.source, made)
-        _sync(made)  # a power cut after the rename must not leave empty files
-        os.rename(made, tree.home)
+        unfinished = f"{tree.prefix}/versions/.{VERSION}.new"
+        shutil.rmtree(unfinished, ignore_errors=True)  # an installer that was killed may have left it
+        undo.callback(shutil.rmtree, unfinished, True)
+        _copy_files(tree.source, unfinished)
+        _sync(unfinished)  # or a power failure after the rename could leave empty files
+        os.rename(unfinished, tree.home)
         undo.callback(shutil.rmtree, tree.home, True)
     _run(f"{tree.home}/bin/chandler", "--version")
 
 
 def _sync(directory: str) -> None:
-    """Writes out the file system that a directory is on, and no other, which may hang."""
+    """Syncs only the file system that a directory is on, since syncing another one may hang."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         LIBC.syncfs(descriptor)
@@ -297,47 +303,50 @@ def _sync(directory: str) -> None:
 
 
 def _copy_files(source: int, target: str) -> None:
+    """Copies a directory tree from an open descriptor of the image."""
     for path, directories, names, descriptor in os.fwalk(".", dir_fd=source):
-        at = os.path.normpath(f"{target}/{path}")
-        os.mkdir(at, 0o755)
+        directory = os.path.normpath(f"{target}/{path}")
+        os.mkdir(directory, 0o755)
         for name in names + directories:
-            found = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
-            if stat.S_ISLNK(found.st_mode):
-                os.symlink(os.readlink(name, dir_fd=descriptor), f"{at}/{name}")
-            elif stat.S_ISREG(found.st_mode):
+            status = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
+            if stat.S_ISLNK(status.st_mode):
+                os.symlink(os.readlink(name, dir_fd=descriptor), f"{directory}/{name}")
+            elif stat.S_ISREG(status.st_mode):
                 with (
-                    open(os.open(name, os.O_RDONLY, dir_fd=descriptor), "rb") as one,
-                    open(f"{at}/{name}", "xb") as other,
+                    open(os.open(name, os.O_RDONLY, dir_fd=descriptor), "rb") as source_file,
+                    open(f"{directory}/{name}", "xb") as target_file,
                 ):
-                    shutil.copyfileobj(one, other)
-                    os.fchmod(other.fileno(), 0o755 if found.st_mode & 0o100 else 0o644)
+                    shutil.copyfileobj(source_file, target_file)
+                    os.fchmod(target_file.fileno(), 0o755 if status.st_mode & 0o100 else 0o644)
 
 
 def _write(path: str, data: bytes, undo: contextlib.ExitStack) -> None:
+    """Writes a file, and registers in `undo` how to put it back."""
     directory = os.path.dirname(path)
     missing = [each for each in (directory, os.path.dirname(directory)) if not os.path.isdir(each)]
     os.makedirs(directory, exist_ok=True)
     undo.callback(_remove_empty, *missing)
     try:
         with open(path, "rb") as file:
-            before: Optional[bytes] = file.read()
+            former: bytes | None = file.read()
     except FileNotFoundError:
-        before = None
-    if data == before:
+        former = None
+    if data == former:
         return
-    if before is None:
+    if former is None:
         undo.callback(_unlink, path)
     else:
-        undo.callback(_replace, path, before)
+        undo.callback(_replace, path, former)
     _replace(path, data)
 
 
 def _replace(path: str, data: bytes) -> None:
+    """Replaces a file in one step."""
     with open(f"{path}.new", "wb") as file:
         file.write(data)
         os.fchmod(file.fileno(), 0o644)
         file.flush()
-        os.fsync(file.fileno())  # or a power failure leaves the name without the text
+        os.fsync(file.fileno())  # or a power failure could leave an empty file
     os.rename(f"{path}.new", path)
 
 
@@ -347,6 +356,7 @@ def _switch(tree: Tree, before: str, undo: contextlib.ExitStack) -> None:
 
 
 def _link(path: str, target: str) -> None:
+    """Makes a link lead to `target` in one step; removes it for ""."""
     if not target:
         _unlink(path)
     elif _target(path) != target:
@@ -356,6 +366,7 @@ def _link(path: str, target: str) -> None:
 
 
 def _target(path: str) -> str:
+    """The target of a link; "" where the path does not exist."""
     try:
         return os.readlink(path)
     except FileNotFoundError:
@@ -363,15 +374,15 @@ def _target(path: str) -> str:
 
 
 def _prune(tree: Tree, before: str) -> None:
-    """All versions go but the one in force and the one before, whose launchers may still be on their way."""
+    """Removes all versions except the one in force and the previous one, whose launchers may still be starting."""
     kept = {VERSION, before.split("/")[1] if before else ""}
     for name in os.listdir(f"{tree.prefix}/versions"):
         if name not in kept:
             shutil.rmtree(f"{tree.prefix}/versions/{name}", ignore_errors=True)
 
 
-def _engine(options: argparse.Namespace, restart: bool = True) -> List[str]:
-    """Options of `chandler configure`."""
+def _engine_options(options: argparse.Namespace, restart: bool = True) -> list[str]:
+    """The options of `chandler configure` that concern the engine."""
     return [
         *(["--config", options.engine_config] if options.engine_config else []),
         *(["--restart"] if options.restart and restart else []),
@@ -379,27 +390,34 @@ def _engine(options: argparse.Namespace, restart: bool = True) -> List[str]:
 
 
 def _configure(prefix: str, first: bool, options: argparse.Namespace, undo: contextlib.ExitStack) -> None:
-    """The handlers in the engine's configuration, and the engine restarted when that has changed.  An installer that was
-    killed in between leaves a mark, without which the next one would find nothing to change and not restart it."""
+    """Writes the handlers into the engine's configuration, and restarts the engine when that has changed it.
+
+    An installer that is killed in between leaves a mark.  Without the mark the next installer would find nothing to
+    change, and would not restart the engine.
+    """
     mark = f"{prefix}/versions/{UNFINISHED}"
     if os.path.exists(mark):
-        _chandler(prefix, "configure", options.engine, "--remove", *_engine(options, restart=False))
+        _chandler(prefix, "configure", options.engine, "--remove", *_engine_options(options, restart=False))
     with open(mark, "wb"):
         pass
     if first:
         undo.callback(_unlink, mark)
         undo.callback(_take_back, prefix, options)
     _chandler(
-        prefix, "configure", options.engine, *_engine(options), *(f"--runtime={each}" for each in options.runtime)
+        prefix,
+        "configure",
+        options.engine,
+        *_engine_options(options),
+        *(f"--runtime={each}" for each in options.runtime),
     )
     _unlink(mark)
 
 
 def _take_back(prefix: str, options: argparse.Namespace) -> None:
     try:
-        _chandler(prefix, "configure", options.engine, "--remove", *_engine(options))
+        _chandler(prefix, "configure", options.engine, "--remove", *_engine_options(options))
     except ChandlerError as error:
-        print(f"chandler-node: and back again: {error}", file=sys.stderr)
+        print(f"chandler-node: cannot undo the engine's configuration: {error}", file=sys.stderr)
 
 
 def _chandler(prefix: str, *arguments: str) -> None:
@@ -407,7 +425,7 @@ def _chandler(prefix: str, *arguments: str) -> None:
 
 
 def _run(*command: str) -> None:
-    """A command on the node.  Raises HostError with what it says when it fails."""
+    """Runs a command on the node.  Raises HostError with its output when it fails."""
     try:
         done = subprocess.run(
             command,
@@ -429,16 +447,16 @@ def _run(*command: str) -> None:
     print(done.stdout, end="", flush=True)
 
 
-# --- and off it again -------------------------------------------------------------------------------------------------
+# --- cleanup ----------------------------------------------------------------------------------------------------------
 
 
-def _take_away(prefixes: List[str], options: argparse.Namespace) -> None:
+def _take_away(prefixes: list[str], options: argparse.Namespace) -> None:
     for prefix in prefixes:
         if not os.path.islink(f"{prefix}/bin"):
             continue
         _wait_for_containers(prefix)
         if options.engine != "none":
-            _chandler(prefix, "configure", options.engine, "--remove", *_engine(options))
+            _chandler(prefix, "configure", options.engine, "--remove", *_engine_options(options))
         _unlink(f"{prefix}/bin")
         shutil.rmtree(f"{prefix}/versions")
         _remove_empty(prefix)
@@ -446,35 +464,39 @@ def _take_away(prefixes: List[str], options: argparse.Namespace) -> None:
         _unlink("/etc/chandler/launch")
         shutil.rmtree("/etc/chandler/launch.d", ignore_errors=True)
         _remove_empty(os.path.dirname(CONFIG), "/etc/chandler")
-        if not os.path.exists(f"{STATE}/nri"):  # the NRI plugin may still be at work
+        if not os.path.exists(f"{STATE}/nri"):  # the NRI plugin may still run
             shutil.rmtree(STATE, ignore_errors=True)
         print(f"chandler-node: {prefix} is gone", flush=True)
 
 
 def _wait_for_containers(prefix: str) -> None:
-    """Containers are stopped and deleted through the runtime that made them, and then run its hooks."""
-    told: List[str] = []
+    """Waits until no container needs the prefix.
+
+    The engine stops and deletes a container with the runtime that created it, which then runs its hooks.
+    """
+    reported: list[str] = []
     while True:
         users = _users(prefix)
         if not users:
             return
-        if users != told:
+        if users != reported:
             print(
-                f"chandler-node: {len(users)} containers still need {prefix}; it goes when they have ended: {', '.join(users)}",
+                f"chandler-node: {len(users)} containers still need {prefix}; "
+                f"it goes when they have ended: {', '.join(users)}",
                 flush=True,
             )
-            told = users
+            reported = users
         time.sleep(PAUSE)
 
 
-def _users(prefix: str) -> List[str]:
-    """The ids of containers whose runtime is ours.  containerd's shim leaves its path beside config.json."""
-    found = []
+def _users(prefix: str) -> list[str]:
+    """The ids of containers whose runtime is ours.  containerd's shim writes the runtime's path beside config.json."""
+    ids = []
     for path in sorted(each for tasks in TASKS for each in glob.glob(f"{tasks}/*/*/runtime")):
         with contextlib.suppress(FileNotFoundError), open(path, encoding="utf-8", errors="replace") as file:
             if file.read().startswith(f"{prefix}/bin/"):
-                found.append(path.split("/")[-2])
-    return found
+                ids.append(path.split("/")[-2])
+    return ids
 
 
 def _unlink(path: str) -> None:
@@ -491,8 +513,8 @@ def _remove_empty(*directories: str) -> None:
 # --- the node's label -------------------------------------------------------------------------------------------------
 
 
-def _set_label(value: Optional[str]) -> None:
-    """`value` as the node's label, None for none.  Raises HostError."""
+def _set_label(value: str | None) -> None:
+    """Sets the node's label to `value`, or removes it for None.  Raises HostError."""
     name, server = os.environ.get("NODE_NAME"), os.environ.get("KUBERNETES_SERVICE_HOST")
     if not name or not server:
         raise errors.HostError(

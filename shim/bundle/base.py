@@ -50,9 +50,9 @@ Mapping = Dict[str, int]  # containerID, hostID, size
 
 
 class Node(NamedTuple):
-    """What the host is like: `unified`, control groups of version 2 alone; `own_uids` and `own_gids`, the mappings of a
-    user namespace for the container, none where it needs none; `uids` and `gids`, the ids that then exist in it (None: all);
-    `rootless`, whether devices and most mounts are beyond the caller."""
+    """What the host is like: `unified`, control groups of version 2 alone; `own_uids` and `own_gids`, the mappings of
+    a user namespace for the container, none where it needs none; `uids` and `gids`, the ids that then exist in it
+    (None: all); `rootless`, whether devices and most mounts are beyond the caller."""
 
     unified: bool = False
     rootless: bool = False
@@ -110,7 +110,8 @@ def config(
 
 
 def environment(*layers: Sequence[str]) -> List[str]:
-    """The layers one over the other, a later value in the place of an earlier, with PATH and TERM where none sets them."""
+    """The layers one over the other, a later value in the place of an earlier, with PATH and TERM where none sets
+    them."""
     found: Dict[str, str] = {}
     for layer in layers:
         for entry in layer:

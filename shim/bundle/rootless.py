@@ -85,7 +85,8 @@ def of_map(text: str) -> List[Mapping]:
 
 
 def read(path: str) -> str:
-    """The text of a file such as /etc/subuid; '' where there is none or it cannot be read, as for a user without a range."""
+    """The text of a file such as /etc/subuid; '' where there is none or it cannot be read, as for a user without a
+    range."""
     try:
         data: Any = files.read(path, MAX_FILE, follow=True)[0]
     except (OSError, ChandlerError):

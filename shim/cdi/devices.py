@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 
 class Identities:
-    """What the device nodes of one file are on the host: `sets`, those of each device; `shared`, what all of these have;
-    `common`, those of the file's own edits, which every container with one of its devices gets."""
+    """What the device nodes of one file are on the host: `sets`, those of each device; `shared`, what all of these
+    have; `common`, those of the file's own edits, which every container with one of its devices gets."""
 
     __slots__ = ("sets", "shared", "common")
 
@@ -36,15 +36,16 @@ class Identities:
         return frozenset().union(*self.sets.values()) - self.shared if len(self.sets) > 1 else frozenset()
 
     def brought(self, telling: FrozenSet[str]) -> List[str]:
-        """What every device of the file brings of that which tells devices apart, in this file or in any (`telling`)."""
+        """What every device of the file brings of that which tells devices apart, in this file or in any
+        (`telling`)."""
         return sorted(self.common & (telling | self.telling()))
 
     def keys(self, telling: FrozenSet[str] = frozenset()) -> Dict[str, Key]:
-        """The physical key of each device: the sorted set of its nodes, less what every device of the file shares; if that
-        leaves nothing, the whole set; without nodes, the name itself.  Equal keys mean one physical device.
+        """The physical key of each device: the sorted set of its nodes, less what every device of the file shares; if
+        that leaves nothing, the whole set; without nodes, the name itself.  Equal keys mean one physical device.
 
-        `telling`: what tells devices apart in any file.  A GPU that is part of every device of a file is no node that all
-        GPUs share.
+        `telling`: what tells devices apart in any file.  A GPU that is part of every device of a file is no node that
+        all GPUs share.
         """
         common = self.shared - telling
         return {name: tuple(sorted(own - common or own)) or (name,) for name, own in self.sets.items()}

@@ -165,7 +165,8 @@ class Registry:
         return self._identities
 
     def brought(self, file: File, stat: Stat) -> List[str]:
-        """The GPUs that every device of a CDI file brings along, by their device numbers: the file's own edits have their nodes."""
+        """The GPUs that every device of a CDI file brings along, by their device numbers: the file's own edits have
+        their nodes."""
         return self._identify(stat)[file.path].brought(self._telling)
 
     def device_keys(self, kind: str, stat: Stat) -> Dict[str, Tuple[str, ...]]:

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 def resolve(names: Iterable[str], lookup: Lookup) -> Edits:
     """The edits of all devices, in the order asked: a file's own edits come once, before its first device.
 
-    A name that is repeated counts once.  Raises CdiError naming every device that `lookup` does not know, or two network
-    devices that exclude each other.
+    A name that is repeated counts once.  Raises CdiError naming every device that `lookup` does not know, or two
+    network devices that exclude each other.
     """
     wanted = dict.fromkeys(names)
     found = [(name, lookup(name)) for name in wanted]

@@ -126,8 +126,9 @@ def _unknown(key: str, fields: Dict[str, Decoder]) -> str:
     return f"unknown field; write {alike[0]}" if alike else f"unknown field; known are {', '.join(sorted(fields))}"
 
 
-# The kernel's device numbers have 12 and 20 bits (include/linux/kdev_t.h): mknod would cut a larger one to another device's,
-# and in a rule of a control group -1 means every device.  The library refuses what is negative; we refuse both.
+# The kernel's device numbers have 12 and 20 bits (include/linux/kdev_t.h): mknod would cut a larger one to another
+# device's, and in a rule of a control group -1 means every device.  The library refuses what is negative; we refuse
+# both.
 _MAJOR = integer(0, (1 << 12) - 1)
 _MINOR = integer(0, (1 << 20) - 1)
 # Permissions alone: runtimes add the bits of the type, and 060000 of a mode would turn type c into a block device.

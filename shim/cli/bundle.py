@@ -1,4 +1,4 @@
-"""`chandler bundle`: whole OCI bundles from a service of a deployment file."""
+"""`chandler bundle`: makes whole OCI bundles from a service of a deployment file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from typing import Any, Dict, List
+from typing import Any
 
 from shim import paths
 from shim.bundle import build, deployment, image
@@ -17,7 +17,8 @@ from shim.host import cgroups
 from shim.node import compiler
 from shim.node.inventory import Place, Stale
 
-_ID = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-+")
+# The characters of a container id.
+_ID_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-+")
 
 
 def add_parser(commands: Any) -> None:
@@ -38,7 +39,7 @@ def add_parser(commands: Any) -> None:
                 metavar="WORD",
                 action="append",
                 default=[],
-                help="an option of the runtime's, such as --runtime-arg=--root=DIR; may be given again",
+                help="an option of the runtime, such as --runtime-arg=--root=DIR; may be given again",
             )
         action.set_defaults(run=run)
     action = actions.add_parser(
@@ -74,23 +75,23 @@ def _add_options(action: argparse.ArgumentParser) -> None:
     action.add_argument("--id", default="", help="the container (default: the name of BUNDLE)")
     action.add_argument("--hostname", default="")
     action.add_argument("--host-network", action="store_true", help="no network namespace of its own")
-    action.add_argument("--systemd-cgroup", action="store_true", help="control groups are made by systemd")
+    action.add_argument("--systemd-cgroup", action="store_true", help="let systemd make the control groups")
     action.add_argument("--cwd", metavar="DIR", default="", help="the working directory")
-    action.add_argument("--debug", action="store_true", help="say what was left out or chosen")
+    action.add_argument("--debug", action="store_true", help="print what was left out or chosen")
     action.add_argument(
         "--args", nargs=argparse.REMAINDER, help="what to run instead of the image's and the service's command"
     )
 
 
 def create(arguments: argparse.Namespace) -> int:
-    """Exit status 0 when the bundle is there."""
+    """Makes the bundle.  Returns exit status 0; raises ChandlerError."""
     bundle = _bundle(arguments)
     build.create(bundle, _config(arguments, bundle, os.getpid()))
     return 0
 
 
 def write_config(arguments: argparse.Namespace) -> int:
-    """Exit status 0 when config.json is there."""
+    """Writes config.json into a bundle that has a rootfs.  Returns exit status 0; raises ChandlerError."""
     bundle = _bundle(arguments)
     if not arguments.rootfs and not build.exists(os.path.join(bundle, "rootfs")):
         raise BundleError(f"{bundle} has no rootfs", "unpack it there first, or use `chandler bundle create`")
@@ -99,19 +100,24 @@ def write_config(arguments: argparse.Namespace) -> int:
 
 
 def spec(arguments: argparse.Namespace) -> int:
-    """Prints what create would write."""
+    """Prints the config.json that `create` would write."""
     bundle = os.path.abspath(arguments.bundle or arguments.service or "container")
     print(json.dumps(_config(arguments, bundle, None), indent=2))
     return 0
 
 
 def run_bundle(arguments: argparse.Namespace) -> int:
-    """The exit status is the container's."""
+    """Makes the bundle, runs it and removes it.  Returns the container's exit status."""
     bundle = _bundle(arguments)
     if not arguments.rootfs:
-        raise RequestError("run needs --rootfs", "a bundle with a root file system of its own is for write-config")
+        raise RequestError(
+            "run needs --rootfs", "for a bundle that has its own root file system, use `chandler bundle write-config`"
+        )
     if os.path.lexists(bundle):
-        raise BundleError(f"{bundle} is there already", "run makes its bundle and removes it: name another directory")
+        raise BundleError(
+            f"{bundle} exists already",
+            "name a directory that does not exist: run makes its bundle and removes it afterwards",
+        )
     config = _config(arguments, bundle, os.getpid())
     build.create(bundle, config)
     try:
@@ -121,8 +127,8 @@ def run_bundle(arguments: argparse.Namespace) -> int:
         build.remove(bundle)
 
 
-def _wait(command: List[str]) -> int:
-    """The exit status of a command that gets the signals that are meant for it."""
+def _wait(command: list[str]) -> int:
+    """Runs a command, passes it the signals that this process gets, and returns its exit status."""
     with subprocess.Popen(command) as process:
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
             signal.signal(number, lambda which, _: process.send_signal(which))
@@ -136,31 +142,38 @@ def remove(arguments: argparse.Namespace) -> int:
 
 
 def _bundle(arguments: argparse.Namespace) -> str:
-    """BUNDLE, which may have come after the words of --args."""
+    """The bundle's absolute path.
+
+    BUNDLE may stand after --args, where argparse has taken it for the last word of the container's command.
+    """
     if arguments.bundle is None and arguments.args:
         arguments.bundle = arguments.args.pop()
-    named: str = arguments.bundle or ""
-    if not named:
-        raise RequestError("no BUNDLE is named")
-    return os.path.abspath(named)
+    bundle: str = arguments.bundle or ""
+    if not bundle:
+        raise RequestError("BUNDLE is missing", "name the bundle's directory")
+    return os.path.abspath(bundle)
 
 
 def _id(arguments: argparse.Namespace, bundle: str) -> str:
+    """The container's id: --id, else the name of the bundle's directory.  Raises RequestError."""
     name: str = arguments.id or os.path.basename(bundle)
-    if not name or set(name) - _ID or name in (".", ".."):
-        raise RequestError(f"{name!r} is no container id", "give one with --id")
+    if not name or set(name) - _ID_CHARACTERS or name in (".", ".."):
+        raise RequestError(f"{name!r} is not a container id", "choose one with --id NAME")
     return name
 
 
-def _config(arguments: argparse.Namespace, bundle: str, move: Any) -> Dict[str, Any]:
-    """The configuration; what is noteworthy goes to stderr."""
+def _config(arguments: argparse.Namespace, bundle: str, move: Any) -> dict[str, Any]:
+    """The content of config.json.  With --debug, notes about it go to standard error.
+
+    `move`: the process that may be moved to make room for the container's control group, None for `spec`.
+    """
     place = Place(dict(os.environb))
     inventory = compiler.load(place)
     text = build.read(arguments.spec, deployment.MAX_FILE).decode("utf-8", "surrogateescape")
     service = deployment.service(text, arguments.spec, arguments.service)
-    found = image.Image()
+    image_config = image.Image()
     if arguments.image_config:
-        found = image.parse(build.read(arguments.image_config, image.MAX_IMAGE_CONFIG), arguments.image_config)
+        image_config = image.parse(build.read(arguments.image_config, image.MAX_IMAGE_CONFIG), arguments.image_config)
     options = build.BuildOptions(
         id=_id(arguments, bundle),
         bundle=bundle,
@@ -177,26 +190,29 @@ def _config(arguments: argparse.Namespace, bundle: str, move: Any) -> Dict[str, 
         hidden=move is None,
     )
     try:
-        built = build.build(service, found, options, inventory, place)
-    except (Stale, ChangedError):  # it lost a part while we read it, or a device is another one by now
-        built = build.build(service, found, options, compiler.refresh(place), place)
+        built = build.build(service, image_config, options, inventory, place)
+    except (
+        Stale,
+        ChangedError,
+    ):  # the inventory lost a part while it was read, or a device has changed since it was compiled
+        built = build.build(service, image_config, options, compiler.refresh(place), place)
     for note in built.notes if arguments.debug else ():
         print(f"chandler: debug: {note}", file=sys.stderr)
     return built.config
 
 
-def _pairs(option: str, words: List[str]) -> Dict[str, str]:
-    found = {}
+def _pairs(option: str, words: list[str]) -> dict[str, str]:
+    pairs = {}
     for word in words:
         name, equals, value = word.partition("=")
         if not name or not equals or "\0" in value:
-            raise RequestError(f"{option} {word!r} is no NAME=VALUE")
-        found[name] = value
-    return found
+            raise RequestError(f"{option} {word!r} does not have the form NAME=VALUE")
+        pairs[name] = value
+    return pairs
 
 
 def _runtime() -> str:
-    """chandler-runtime, beside the hook program, or in a checkout."""
+    """The path of chandler-runtime: beside the hook program, else in the checkout that this module runs from."""
     program = os.path.join(os.path.dirname(paths.HOOK), "chandler-runtime")
     if os.access(program, os.X_OK):
         return program

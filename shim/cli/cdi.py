@@ -1,7 +1,7 @@
 """`chandler cdi`: what CDI files say, what is wrong with them, and what they would do to a container.
 
-Each command takes the parsed arguments and returns the exit status; it raises ChandlerError or OSError.  What is
-worth saying but no failure of the command goes to standard error, a sentence a line.
+Each command takes the parsed arguments, returns the exit status, and raises ChandlerError or OSError.  Warnings go to
+standard error, one sentence on each line.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import os
 import stat
 import sys
-from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Callable
 
 from shim import jsontext
 from shim.cdi import devices as physical
@@ -32,18 +32,20 @@ if TYPE_CHECKING:
 
     Arguments = argparse.Namespace
     Command = Callable[[Arguments], int]
-    Rows = List[Tuple[str, ...]]
+    Rows = list[tuple[str, ...]]
 
 MAX_CONFIG = 16 << 20  # bytes of a config.json
 
 
 def add_parser(subparsers: Any) -> None:
-    """Adds `cdi` and its commands; the command chosen is `args.run`."""
+    """Adds `cdi` and its commands.  Each sets `run`, a function from the parsed arguments to the exit status."""
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument(
         "--spec-dir", action="append", metavar="DIR", help="a CDI directory, instead of those configured"
     )
-    common.add_argument("--format", choices=("text", "json"), default="text", help="of the output (default: text)")
+    common.add_argument(
+        "--format", choices=("text", "json"), default="text", help="the format of the output (default: text)"
+    )
     cdi = subparsers.add_parser("cdi", help="CDI devices: list, check and inject them", description=__doc__)
     commands = cdi.add_subparsers(dest="cdi_command", metavar="COMMAND", required=True)
     for name, (command, words, arguments) in _COMMANDS.items():
@@ -62,11 +64,11 @@ def _warn(sentence: str) -> None:
 
 
 def list_devices(args: Arguments) -> int:
-    """All devices, the file that defines each, what it shadows, and which names mean the same hardware."""
+    """Lists all devices, the file that defines each, the files that it shadows, and names for the same hardware."""
     registry = _registry(args)
-    devices: List[Dict[str, Any]] = []
+    devices: list[dict[str, Any]] = []
     for kind, keys in _keys_by_kind(registry).items():
-        whole = physical.aggregates(keys.values())
+        aggregates = physical.aggregates(keys.values())
         for key, names in physical.groups(keys):
             for name in names:
                 qualified = f"{kind}={name}"
@@ -76,21 +78,21 @@ def list_devices(args: Arguments) -> int:
                         "file": registry.devices[qualified].path,
                         "physical": list(key),
                         "sameAs": [f"{kind}={other}" for other in names if other != name],
-                        "aggregate": key in whole,
+                        "aggregate": key in aggregates,
                         "shadows": registry.shadowed.get(qualified, []),
                     }
                 )
     problems = _problems(registry)
     if args.format == "json":
         return _json({"devices": devices, "conflicts": registry.conflicts, "problems": problems})
-    _table([("DEVICE", "FILE", "NOTE"), *((one["name"], one["file"], _note(one)) for one in devices)])
+    _table([("DEVICE", "FILE", "NOTE"), *((device["name"], device["file"], _note(device)) for device in devices)])
     for name, paths in registry.conflicts.items():
         _warn(f"{name} cannot be used: it is defined by {' and '.join(paths)}")
-    _warn_of(problems, registry)
+    _warn_of_problems(problems, registry)
     return 0
 
 
-def _note(device: Dict[str, Any]) -> str:
+def _note(device: dict[str, Any]) -> str:
     notes = [
         "several devices" if device["aggregate"] else "",
         f"same as {', '.join(name.partition('=')[2] for name in device['sameAs'])}" if device["sameAs"] else "",
@@ -100,35 +102,35 @@ def _note(device: Dict[str, Any]) -> str:
 
 
 def list_directories(args: Arguments) -> int:
-    """The CDI directories, from low to high priority, and the state of each."""
-    directories = _read(args)
+    """Lists the CDI directories, from low to high priority, and the state of each."""
+    directories = _read_directories(args)
     registry = Registry.build(directories)
-    shown: List[Dict[str, Any]] = []
+    entries: list[dict[str, Any]] = []
     for priority, path in enumerate(registry.directories):
         valid = [file.path for file in registry.files if file.priority == priority]
-        wrong = [bad for bad in registry.problems if bad not in valid and os.path.dirname(bad) == path]
+        unusable = [bad for bad in registry.problems if bad not in valid and os.path.dirname(bad) == path]
         errors = [str(error) for error in registry.problems.get(path, [])]
         state = errors[0] if errors else "" if os.path.isdir(path) else "does not exist"
-        shown.append({"path": path, "priority": priority, "files": valid, "unusable": wrong, "state": state})
+        entries.append({"path": path, "priority": priority, "files": valid, "unusable": unusable, "state": state})
     if args.format == "json":
-        return _json({"directories": shown, "problems": _problems(registry)})
+        return _json({"directories": entries, "problems": _problems(registry)})
     rows = [
-        (one["path"], str(one["priority"]), str(len(one["files"])), str(len(one["unusable"])), one["state"])
-        for one in shown
+        (entry["path"], str(entry["priority"]), str(len(entry["files"])), str(len(entry["unusable"])), entry["state"])
+        for entry in entries
     ]
     _table([("DIRECTORY", "PRIORITY", "VALID", "UNUSABLE", "NOTE"), *rows])
-    _warn_of(_problems(registry), registry)
+    _warn_of_problems(_problems(registry), registry)
     return 0
 
 
 def show(args: Arguments) -> int:
-    """Everything that one device does to a container, and where each edit comes from."""
+    """Shows everything that one device does to a container, and which part of the file each edit comes from."""
     registry = _registry(args)
     edits = _resolve(registry, [args.name])
     file = registry.devices[args.name]
     kind, _, device = args.name.partition("=")
     keys = registry.device_keys(kind, device_nodes.lstat_device)
-    same = [f"{kind}={name}" for name, key in keys.items() if key == keys[device] and name != device]
+    same_hardware = [f"{kind}={name}" for name, key in keys.items() if key == keys[device] and name != device]
     stale = _stale(edits)
     if args.format == "json":
         shown = [dict(zip(("kind", "key", "value", "origin"), edit)) for edit in edits.items]
@@ -137,27 +139,27 @@ def show(args: Arguments) -> int:
                 "name": args.name,
                 "file": file.path,
                 "physical": list(keys[device]),
-                "sameAs": same,
+                "sameAs": same_hardware,
                 "edits": shown,
                 "stale": stale,
             }
         )
     print(f"{args.name} from {file.path}")
-    print(f"hardware: {', '.join(keys[device])}" + (f" (also {', '.join(same)})" if same else ""))
+    print(f"hardware: {', '.join(keys[device])}" + (f" (also {', '.join(same_hardware)})" if same_hardware else ""))
     _table([("EDIT", "OF", "VALUE", "FROM"), *(_edit_row(edit, file.path) for edit in edits.items)])
     for sentence in stale:
         _warn(sentence)
     return 0
 
 
-def _edit_row(edit: Any, path: str) -> Tuple[str, ...]:
+def _edit_row(edit: Any, path: str) -> tuple[str, ...]:
     kind, key, value, origin = edit
     text = value if isinstance(value, str) else "" if value is None else json.dumps(value)
     return kind, str(key), text, "the file" if origin == path else "the device"
 
 
 def validate(args: Arguments) -> int:
-    """Check CDI files; every problem of each, with its line or JSON path."""
+    """Checks CDI files.  Prints every problem of each file, with its line or JSON path."""
     results = []
     for path in args.files:
         try:
@@ -183,7 +185,7 @@ def validate(args: Arguments) -> int:
 
 
 def inject(args: Arguments) -> int:
-    """The config.json with the devices in it, on standard output or in a file."""
+    """Puts devices into a copy of a config.json, on standard output or in a file."""
     data, _ = files.read(args.config, MAX_CONFIG, follow=True)
     config = jsontext.loads(data)
     if not isinstance(config, dict):
@@ -208,7 +210,7 @@ def _mode(path: str) -> int:
 
 
 def migrate(args: Arguments) -> int:
-    """The same file declaring another version, as JSON (which is YAML, too) on standard output."""
+    """Prints the same file with another CDI version.  It prints JSON, which is YAML, too."""
     document = spec.parse(files.read(args.file, MAX_SIZE, follow=True)[0], args.file).document
     minimum, reason = versions.minimum(document)
     version = minimum if args.to is None else versions.normal(args.to)
@@ -220,7 +222,7 @@ def migrate(args: Arguments) -> int:
 
 
 _NAME = ("name", {"metavar": "NAME", "help": "a qualified name: vendor/class=device"})
-_COMMANDS: Dict[str, Tuple[Command, str, Tuple[Tuple[str, Dict[str, Any]], ...]]] = {
+_COMMANDS: dict[str, tuple[Command, str, tuple[tuple[str, dict[str, Any]], ...]]] = {
     "list": (list_devices, "list devices and the files that define them", ()),
     "dirs": (list_directories, "list the CDI directories", ()),
     "show": (show, "show what a device does to a container", (_NAME,)),
@@ -245,50 +247,52 @@ _COMMANDS: Dict[str, Tuple[Command, str, Tuple[Tuple[str, Dict[str, Any]], ...]]
 }
 
 
-# --- what they share ------------------------------------------------------------------------------------------
+# --- shared by the commands ------------------------------------------------------------------------------------------
 
 
 def _place() -> Place:
     return Place(dict(os.environb))
 
 
-def _read(args: Arguments) -> List[Any]:
+def _read_directories(args: Arguments) -> list[Any]:
     place = _place()
-    directories: Optional[List[str]] = args.spec_dir
+    directories: list[str] | None = args.spec_dir
     if directories is None:
         directories = compiler.read_config(place)[0]["cdi.spec-dirs"]
     return list(cdi_files.read_spec_dirs([os.path.abspath(path) for path in directories], place.owners))
 
 
 def _registry(args: Arguments) -> Registry:
-    return Registry.build(_read(args))
+    return Registry.build(_read_directories(args))
 
 
-def _resolve(registry: Registry, names: List[str]) -> Edits:
+def _resolve(registry: Registry, names: list[str]) -> Edits:
     missing = [name for name in dict.fromkeys(names) if registry.lookup(name) is None]
     if missing:
         raise registry.diagnose(missing)
     return resolve(names, registry.lookup)
 
 
-def _keys_by_kind(registry: Registry) -> Dict[str, Dict[str, Key]]:
+def _keys_by_kind(registry: Registry) -> dict[str, dict[str, Key]]:
     kinds = sorted({file.spec.kind for file in registry.files})
     return {kind: registry.device_keys(kind, device_nodes.lstat_device) for kind in kinds}
 
 
-def _problems(registry: Registry) -> Dict[str, List[str]]:
+def _problems(registry: Registry) -> dict[str, list[str]]:
     return {path: [str(error) for error in errors] for path, errors in registry.problems.items()}
 
 
-def _warn_of(problems: Dict[str, List[str]], registry: Registry) -> None:
-    valid = {file.path for file in registry.files}  # the problems of these are conflicts, told by device
+def _warn_of_problems(problems: dict[str, list[str]], registry: Registry) -> None:
+    valid = {
+        file.path for file in registry.files
+    }  # these files' problems are conflicts, which the list shows by device
     for path, errors in problems.items():
         for error in errors if path not in valid else ():
             _warn(error if path in error else f"{path}: {error}")
 
 
-def _stale(edits: Edits) -> List[str]:
-    """What the edits name that this host does not have: a sentence for each."""
+def _stale(edits: Edits) -> list[str]:
+    """A sentence for each path in the edits that this host does not have."""
     sentences = []
     for edit in edits.items:
         try:
@@ -299,7 +303,7 @@ def _stale(edits: Edits) -> List[str]:
 
 
 def _table(rows: Rows) -> None:
-    """Rows in aligned columns, the first one being the headings."""
+    """Prints rows in aligned columns.  The first row has the headings."""
     widths = [max(len(cell) for cell in column) for column in zip(*rows)]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())

@@ -1,5 +1,7 @@
-"""`chandler configure ENGINE`: makes Chandler a runtime handler of containerd, CRI-O, docker or podman, and takes it
-back."""
+"""`chandler configure ENGINE`: makes Chandler a runtime handler of containerd, CRI-O, docker or podman.
+
+With --remove it undoes that.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ import glob
 import os
 import re
 import subprocess
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable
 
 from shim import paths
 from shim.cli.doctor import Examined, numbers
@@ -21,7 +23,7 @@ from shim.node import config as _config
 from shim.node.inventory import Place
 from shim.policy import engines
 
-ENGINES: Dict[str, Any] = {"containerd": containerd, "crio": crio, "docker": docker, "podman": podman}
+ENGINES: dict[str, Any] = {"containerd": containerd, "crio": crio, "docker": docker, "podman": podman}
 PATIENCE = 120.0  # seconds for an engine to start again
 _PROGRAM = re.compile(rb"chandler-(runtime|runc|youki|crun)\b")
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?")  # what a RuntimeClass may name
@@ -30,7 +32,7 @@ _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?")  # what a RuntimeClas
 def add_parser(commands: Any) -> None:
     """Adds the command."""
     command = commands.add_parser(
-        "configure", help="make Chandler a runtime handler of an engine, or take it back", description=__doc__
+        "configure", help="make Chandler a runtime handler of an engine, or undo that", description=__doc__
     )
     command.add_argument("engine", choices=sorted(ENGINES))
     command.add_argument("--handler", metavar="NAME", help="the handler's name (default: chandler)")
@@ -39,7 +41,7 @@ def add_parser(commands: Any) -> None:
         action="append",
         default=[],
         choices=runtimes.KINDS,
-        help="a handler chandler-RUNTIME besides; with --handler NAME, NAME itself runs on RUNTIME; may be repeated",
+        help="also a handler chandler-RUNTIME; with --handler NAME, NAME itself runs on RUNTIME; may be repeated",
     )
     command.add_argument("--default", action="store_true", help="make it the engine's default runtime")
     command.add_argument("--cdi", action="store_true", help="enable CDI in the engine")
@@ -47,7 +49,7 @@ def add_parser(commands: Any) -> None:
     command.add_argument(
         "--nri-required",
         action="store_true",
-        help="the same, and no container is created while chandler-nri is not connected (containerd from 2.2 on)",
+        help="--nri, and no container is created while chandler-nri is not connected (containerd from 2.2 on)",
     )
     command.add_argument(
         "--config", metavar="FILE", default="", help="the engine's main configuration file, if not the usual one"
@@ -74,27 +76,27 @@ def add_parser(commands: Any) -> None:
         "--keep-engine", action="store_true", help="leave the key `engines` of Chandler's own configuration alone"
     )
     command.add_argument("--dry-run", action="store_true", help="show what would change as a diff, and write nothing")
-    command.add_argument("--remove", action="store_true", help="bring back what was there before")
+    command.add_argument("--remove", action="store_true", help="restore the configuration from before this command")
     command.add_argument(
         "--restart",
         action="store_true",
-        help="restart the engine if something has changed, or was changed after its start",
+        help="restart the engine if its configuration has changed now, or since it started",
     )
     command.add_argument(
-        "--verify", action="store_true", help="start a container through the engine and see that a request arrives"
+        "--verify", action="store_true", help="start a container through the engine and check that its request arrives"
     )
     command.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Raises ChandlerError; nothing is written before everything is known to be right."""
+    """Returns exit status 0; raises ChandlerError.  It writes nothing before it has checked every change."""
     if arguments.nri_required and arguments.engine != "containerd":
         raise ConfigError(
-            f"--nri-required is for containerd: {arguments.engine} has no list of required NRI plugins that can be written here",
+            f"--nri-required is for containerd: this command cannot require an NRI plugin in {arguments.engine}",
             "leave it out",
         )
     if arguments.remove and arguments.verify:
-        raise ConfigError("--remove and --verify ask for opposite things", "leave one out")
+        raise ConfigError("--remove takes away the handler that --verify needs", "leave one of them out")
     place = Place(dict(os.environb))
     changes, plan, handlers = _changes(arguments, place)
     changes = [change for change in changes if not change.empty]
@@ -102,12 +104,12 @@ def run(arguments: argparse.Namespace) -> int:
         print("".join(map(store.diff, changes)), end="")
     else:
         store.apply(changes)
-        _tell(arguments, changes, plan, handlers)
+        _print_summary(arguments, changes, plan, handlers)
     if (
         arguments.restart
         and plan.command
         and not arguments.dry_run
-        and (changes or _older(plan.command, [edit.path for edit in plan.edits]))
+        and (changes or _predates_its_files(plan.command, [edit.path for edit in plan.edits]))
     ):
         _restart(plan.command)
     if arguments.verify:
@@ -117,71 +119,73 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _changes(arguments: argparse.Namespace, place: Place) -> Tuple[List[store.Change], Changes, List[Tuple[str, str]]]:
-    """Every change in the order in which it is written."""
-    seen: Dict[str, store.Stored] = {}
+def _changes(arguments: argparse.Namespace, place: Place) -> tuple[list[store.Change], Changes, list[tuple[str, str]]]:
+    """Every change in the order in which to write them, the plan that they follow, and the handlers (name, program)."""
+    seen: dict[str, store.Stored] = {}
 
-    def look(path: str) -> store.Stored:
+    def look_once(path: str) -> store.Stored:
         if path not in seen:
             seen[path] = store.look(path, place.owners)
         return seen[path]
 
-    def text(path: str) -> Optional[str]:
-        return _text(path, look(path).base)
+    def text(path: str) -> str | None:
+        return _text(path, look_once(path).base)
 
-    read = Read(text, lambda path: _text(path, look(path).data), lambda pattern: sorted(glob.glob(pattern)))
-    wish = _wish(arguments, place)
+    read = Read(text, lambda path: _text(path, look_once(path).data), lambda pattern: sorted(glob.glob(pattern)))
+    request = _request(arguments, place)
     module = ENGINES[arguments.engine]
     if arguments.remove:
-        plan = Changes([], [], module.command(wish))
+        plan = Changes([], [], module.command(request))
     else:
-        plan = module.plan(wish, read)
+        plan = module.plan(request, read)
         plan.notes.extend(selinux.notes())
-        for _, program in wish.handlers:
+        for _, program in request.handlers:
             _check_program(program, place)
     edits = {edit.path: edit for edit in [*plan.edits, *_engine_key(arguments, place)]}
     if arguments.remove:
-        plan.notes.extend(_by_hand(module.places(wish, read), look))
-    left = [
+        plan.notes.extend(_by_hand(module.places(request, read), look_once))
+    to_undo = [
         path
-        for path in [*module.places(wish, read), *_own_keys(arguments, place)]
-        if path not in edits and look(path).ours
+        for path in [*module.places(request, read), *_engine_key_files(arguments, place)]
+        if path not in edits and look_once(path).ours
     ]
-    changes = [store.change(look(path), edit, arguments.engine) for path, edit in edits.items()]
-    taken = [store.change(look(path), None, arguments.engine) for path in dict.fromkeys(left)]
-    if arguments.engine == "containerd" and arguments.remove and taken:
+    changes = [store.change(look_once(path), edit, arguments.engine) for path, edit in edits.items()]
+    undone = [store.change(look_once(path), None, arguments.engine) for path in dict.fromkeys(to_undo)]
+    if arguments.engine == "containerd" and arguments.remove and undone:
         plan.notes.append(
             "end the pods that run under the handler before the restart: containerd 2 cannot exec into them afterwards"
         )
-    # what imports a file is changed before that file goes
-    return [*changes, *sorted(taken, key=lambda change: change.after is None)], plan, wish.handlers
+    # change the files that import a drop-in before deleting the drop-in: deletions come last
+    return [*changes, *sorted(undone, key=lambda change: change.after is None)], plan, request.handlers
 
 
-def _by_hand(places: List[str], look: Callable[[str], store.Stored]) -> List[str]:
-    """What to know of files that name our programs, and of which no record says that this command wrote them."""
+def _by_hand(places: list[str], look: Callable[[str], store.Stored]) -> list[str]:
+    """A note for each file that names a program of ours although no record says that this command wrote it."""
     return [
-        f"{path} names {found.group().decode()}, which this command has not written there: take it out by hand"
+        f"{path} names {match.group().decode()}, and this command did not write that: take it out by hand"
         for path in places
-        for found in [_PROGRAM.search(look(path).data or b"")]
-        if found and not look(path).ours
+        for match in [_PROGRAM.search(look(path).data or b"")]
+        if match and not look(path).ours
     ]
 
 
-def _text(path: str, data: Optional[bytes]) -> Optional[str]:
+def _text(path: str, data: bytes | None) -> str | None:
     if data is None:
         return None
     try:
         return data.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError:
-        raise ConfigError(f"{path} is not UTF-8", "mend it first") from None
+        raise ConfigError(f"{path} is not UTF-8", "correct it first") from None
 
 
-def _wish(arguments: argparse.Namespace, place: Place) -> Wish:
+def _request(arguments: argparse.Namespace, place: Place) -> Wish:
     if place.rootless and arguments.engine not in ("docker", "podman"):
-        raise ConfigError(f"{arguments.engine} is configured by root", f"sudo chandler configure {arguments.engine}")
+        raise ConfigError(
+            f"only root can configure {arguments.engine}", f"run `sudo chandler configure {arguments.engine}`"
+        )
     for path in (arguments.config, arguments.drop_in or ""):
         if path and (not path.startswith("/") or any(character.isspace() or character in "*?[" for character in path)):
-            raise ConfigError(f"{path!r} is no absolute path without blanks and patterns", "give the whole path")
+            raise ConfigError(f"{path!r} is not an absolute path, or has blanks or wildcards", "give the whole path")
     home = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
     return Wish(
         engine=arguments.engine,
@@ -199,17 +203,20 @@ def _wish(arguments: argparse.Namespace, place: Place) -> Wish:
     )
 
 
-def _handlers(arguments: argparse.Namespace) -> List[Tuple[str, str]]:
-    """The handlers' names and programs."""
+def _handlers(arguments: argparse.Namespace) -> list[tuple[str, str]]:
+    """Name and program of each handler.  Raises ConfigError."""
     name, kinds = arguments.handler, list(dict.fromkeys(arguments.runtime))
     directory = os.path.dirname(paths.HOOK)
     if name is not None and not _NAME.fullmatch(name):
         raise ConfigError(
-            f"--handler {name!r} is no name that a RuntimeClass can have",
-            "lower-case letters, digits, dots and hyphens",
+            f"--handler {name!r} is not a name that a RuntimeClass can have",
+            "use lower-case letters, digits, dots and hyphens",
         )
     if name is not None and len(kinds) > 1:
-        raise ConfigError(f"--handler {name} with {len(kinds)} runtimes", "give one --runtime, or leave out --handler")
+        raise ConfigError(
+            f"--handler {name} names one handler, and {len(kinds)} runtimes need several",
+            "give one --runtime, or leave out --handler",
+        )
     if name is not None and kinds:
         return [(name, f"{directory}/chandler-{kinds[0]}")]
     return [
@@ -218,8 +225,11 @@ def _handlers(arguments: argparse.Namespace) -> List[Tuple[str, str]]:
     ]
 
 
-def _annotations(arguments: argparse.Namespace, place: Place) -> List[str]:
-    """What containerd lets through to us.  A configuration that is wrong does not keep anybody from --remove."""
+def _annotations(arguments: argparse.Namespace, place: Place) -> list[str]:
+    """The patterns of annotations that containerd is to pass to us.
+
+    --remove works even with a damaged configuration of Chandler's, since it needs no patterns.
+    """
     try:
         config, _ = compiler.read_config(place)
     except ChandlerError:
@@ -229,29 +239,31 @@ def _annotations(arguments: argparse.Namespace, place: Place) -> List[str]:
     return [config["annotation-prefix"] + "*", *(["cdi.k8s.io/*"] if config["cdi.annotations"] else [])]
 
 
-def _version(arguments: argparse.Namespace) -> Tuple[int, ...]:
-    """The engine's version, as said or as its program says; () when nobody says it."""
+def _version(arguments: argparse.Namespace) -> tuple[int, ...]:
+    """containerd's version, from --engine-version or from its program; () when unknown, and for other engines."""
     if arguments.engine != "containerd":
         return ()
     if arguments.engine_version:
-        found = numbers(arguments.engine_version)
-        if not found:
-            raise ConfigError(f"--engine-version {arguments.engine_version!r} is no version", "such as 2.1.9")
-        return found
+        version = numbers(arguments.engine_version)
+        if not version:
+            raise ConfigError(
+                f"--engine-version {arguments.engine_version!r} is not a version", "write one such as 2.1.9"
+            )
+        return version
     programs = Programs(arguments.programs)
     path = programs.find("containerd")
     return numbers(programs.host.version(path)) if path else ()
 
 
 class Programs:
-    """Where the engine's programs are."""
+    """Finds the engine's programs: in a directory, or without one in the usual directories."""
 
     def __init__(self, directory: str) -> None:
         self.directory = directory
         self.host = Examined()
 
     def find(self, name: str) -> str:
-        """The program's path; "" when it is nowhere."""
+        """The program's path; "" when it is not found."""
         if not self.directory:
             return self.host.program(name)
         path = os.path.join(self.directory, name)
@@ -263,12 +275,15 @@ def _check_program(path: str, place: Place) -> None:
         trust.check_way(path, place.owners)
     except OSError as error:
         raise HostError(
-            f"{path}, which the engine is to run, cannot be reached: {error.strerror}", "install Chandler first"
+            f"the engine could not run {path}, which cannot be reached: {error.strerror}", "install Chandler first"
         ) from None
 
 
-def _own_keys(arguments: argparse.Namespace, place: Place) -> List[str]:
-    """Our own files in config.d that name this engine; that of earlier releases had one name for every engine."""
+def _engine_key_files(arguments: argparse.Namespace, place: Place) -> list[str]:
+    """The files in config.d in which this command named this engine.
+
+    Earlier releases wrote 50-engine.toml for every engine.
+    """
     directory = os.path.dirname(place.config_path) + "/config.d"
     paths_of_ours = [f"{directory}/50-engine-{arguments.engine}.toml", f"{directory}/50-engine.toml"]
     if place.rootless or arguments.keep_engine and not arguments.remove:
@@ -276,13 +291,16 @@ def _own_keys(arguments: argparse.Namespace, place: Place) -> List[str]:
     return [path for path in paths_of_ours if store.engine_of(path) == arguments.engine]
 
 
-def _engine_key(arguments: argparse.Namespace, place: Place) -> List[Edit]:
-    """The key `engines` of Chandler's own configuration, as a file of ours in config.d: where the engine's identity
-    annotations can be authority (engines of several files add up), and nobody else has written it."""
+def _engine_key(arguments: argparse.Namespace, place: Place) -> list[Edit]:
+    """The edit that adds the engine to the key `engines` of Chandler's own configuration, as a file in config.d.
+
+    Empty for an engine whose identity annotations Chandler cannot believe, and where another file names the engine
+    already.  The `engines` of several files add up.
+    """
     if arguments.remove or arguments.keep_engine or place.rootless or arguments.engine not in engines.KEYS:
         return []
-    own = _own_keys(arguments, place)
-    texts = [(path, data) for path, data in compiler.config_texts(place, compiler.Sources()) if path not in own]
+    ours = _engine_key_files(arguments, place)
+    texts = [(path, data) for path, data in compiler.config_texts(place, compiler.Sources()) if path not in ours]
     if arguments.engine in _config.compile_config(texts)["engines"]:
         return []
     path = f"{os.path.dirname(place.config_path)}/config.d/50-engine-{arguments.engine}.toml"
@@ -290,7 +308,7 @@ def _engine_key(arguments: argparse.Namespace, place: Place) -> List[Edit]:
 
 
 def _address(arguments: argparse.Namespace) -> str:
-    """The engine's socket; "" where its own program knows it."""
+    """The socket of containerd or CRI-O; "" for docker and podman, whose own programs know it."""
     if arguments.engine == "containerd":
         path = arguments.config or containerd.CONFIG
         try:
@@ -300,8 +318,8 @@ def _address(arguments: argparse.Namespace) -> str:
     return crio.SOCKET if arguments.engine == "crio" else ""
 
 
-def _tell(
-    arguments: argparse.Namespace, changes: List[store.Change], plan: Changes, handlers: List[Tuple[str, str]]
+def _print_summary(
+    arguments: argparse.Namespace, changes: list[store.Change], plan: Changes, handlers: list[tuple[str, str]]
 ) -> None:
     for change in changes:
         if change.after is None:
@@ -327,9 +345,11 @@ def _tell(
         print(f"now: {' '.join(plan.command)}")
 
 
-def _older(command: Tuple[str, ...], names: List[str]) -> bool:
-    """Whether the engine's process is older than what it should have read: written without --restart, or by somebody
-    who was interrupted."""
+def _predates_its_files(command: tuple[str, ...], names: list[str]) -> bool:
+    """Whether the engine's process started before one of its files was written, and so has not read that file.
+
+    That happens after a run without --restart, and after an interrupted run.
+    """
     show = [*command[:-2], "show", "--property=MainPID", "--value", command[-1]]
     try:
         pid = int(
@@ -343,17 +363,17 @@ def _older(command: Tuple[str, ...], names: List[str]) -> bool:
         with open("/proc/stat", encoding="ascii") as file:
             boot = next(int(line.split()[1]) for line in file if line.startswith("btime "))
         started = boot + ticks / os.sysconf("SC_CLK_TCK")
-        # the time of the boot is in whole seconds: a process that was started right after the writing has read it
+        # btime is in whole seconds: add 2, so that a process that started right after the write counts as newer
         return any(os.stat(name).st_mtime > started + 2 for name in names)
     except (OSError, ValueError, IndexError, StopIteration, subprocess.SubprocessError):
-        return False  # it does not run, or nobody can say
+        return False  # the engine does not run, or its start time cannot be read
 
 
-def _restart(command: Tuple[str, ...]) -> None:
+def _restart(command: tuple[str, ...]) -> None:
     words = " ".join(command)
     if not os.path.isdir("/run/systemd/system"):
         raise HostError(
-            f"systemd does not run here, so `{words}` cannot be done; everything is written",
+            f"every file is written, but `{words}` is impossible because systemd does not run here",
             f"restart {command[-1]} by hand",
         )
     try:

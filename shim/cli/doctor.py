@@ -1,4 +1,4 @@
-"""`chandler doctor`: what this host has for containers with GPUs, and a remedy for each problem."""
+"""`chandler doctor`: checks what this host has for containers with GPUs, and prints a remedy for each problem."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 import os
 import posixpath
 import subprocess
-from typing import Any, Dict, List, NamedTuple, Tuple
+from typing import Any, NamedTuple
 
 from shim import paths, report
 from shim.configure import containerd, crio, docker, podman
@@ -26,8 +26,8 @@ from shim.state.ledger import Ledger
 NRI_SOCKET = "/var/run/nri/nri.sock"
 PATIENCE = 10.0  # seconds for a runtime to say its version
 
-# kind, below this version (from this one on), what is wrong, what to do
-_BAD: Tuple[Tuple[str, Tuple[int, ...], Tuple[int, ...], str, str], ...] = (
+# Runtimes with known defects: kind, first bad version, first good version, what is wrong, what to do.
+_KNOWN_DEFECTS: tuple[tuple[str, tuple[int, ...], tuple[int, ...], str, str], ...] = (
     (
         "runc",
         (0,),
@@ -68,8 +68,8 @@ _BAD: Tuple[Tuple[str, Tuple[int, ...], Tuple[int, ...], str, str], ...] = (
 
 _DISPLAY = ("0x03", "0x12")  # PCI classes: display controller, processing accelerator
 
-# engine: (programs, configuration files, directories of them), where `chandler configure` writes, and people do
-_ENGINES: Dict[str, Tuple[Tuple[str, ...], Tuple[str, ...], Tuple[str, ...]]] = {
+# Engine: (programs, configuration files, directories of drop-ins), where `chandler configure` and people write.
+_ENGINES: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
     "containerd": (
         ("containerd", "k3s", "rke2"),
         (
@@ -85,32 +85,32 @@ _ENGINES: Dict[str, Tuple[Tuple[str, ...], Tuple[str, ...], Tuple[str, ...]]] = 
 
 
 class Check(NamedTuple):
-    """One thing that was looked at: what was found, in a line and as data, and what is wrong with it."""
+    """The result of one check: what was found, as a line (`text`) and for JSON (`data`), and its problems."""
 
     name: str
     text: str
     data: Any
-    problems: List[Dict[str, str]]
+    problems: list[dict[str, str]]
 
 
 class Examined(cgroups.CgroupTree):
-    """What doctor asks of the host; a test gives another."""
+    """Reads the host for doctor.  Tests pass one with another root directory."""
 
-    def names(self, directory: str) -> List[str]:
-        """The entries of a directory; none when it cannot be read."""
+    def names(self, directory: str) -> list[str]:
+        """The sorted entries of a directory; none when it cannot be read."""
         try:
             return sorted(os.listdir(self._root + directory))
         except OSError:
             return []
 
     def program(self, name: str) -> str:
-        """Where a program is, '' when it is nowhere."""
+        """The path of a program in the usual directories; '' when it is not there."""
         return next(
             (f"{directory}/{name}" for directory in paths.BINARY_DIRS if self.exists(f"{directory}/{name}")), ""
         )
 
     def version(self, path: str) -> str:
-        """The first line of what a runtime says of its version; '' when it says nothing in time."""
+        """The first line that a program prints for --version; '' when it fails or takes longer than PATIENCE."""
         try:
             done = subprocess.run(
                 [self._root + path, "--version"],
@@ -129,15 +129,13 @@ class Examined(cgroups.CgroupTree):
 
 def add_parser(commands: Any) -> None:
     """Adds the command."""
-    command = commands.add_parser(
-        "doctor", help="look this host over, with a remedy for each problem", description=__doc__
-    )
+    command = commands.add_parser("doctor", help="check this host, with a remedy for each problem", description=__doc__)
     command.add_argument("--format", choices=("text", "json"), default="text")
     command.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Exit status 0 when nothing is wrong."""
+    """Prints every check.  Returns exit status 0 when nothing is wrong, else 1."""
     checks = examine(Examined(), Place(dict(os.environb)))
     problems = sum(len(check.problems) for check in checks)
     if arguments.format == "json":
@@ -155,7 +153,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 1 if problems else 0
 
 
-def _lines(checks: List[Check]) -> List[str]:
+def _lines(checks: list[Check]) -> list[str]:
     width = max(len(check.name) for check in checks)
     lines = []
     for check in checks:
@@ -166,8 +164,8 @@ def _lines(checks: List[Check]) -> List[str]:
     return [*lines, "", f"{problems} problem{'' if problems == 1 else 's'}" if problems else "nothing is wrong"]
 
 
-def examine(host: Examined, place: Place) -> List[Check]:
-    """Every check, in the order in which a person reads them."""
+def examine(host: Examined, place: Place) -> list[Check]:
+    """Makes every check.  The order is the one in which they are printed."""
     config, configured = _configuration(place)
     hybrid = cgroups.survey(host)
     return [
@@ -183,15 +181,15 @@ def examine(host: Examined, place: Place) -> List[Check]:
     ]
 
 
-def _problem(problem: str, remedy: str) -> Dict[str, str]:
+def _problem(problem: str, remedy: str) -> dict[str, str]:
     return {"problem": problem, "remedy": remedy}
 
 
-def _of(error: ChandlerError, remedy: str) -> Dict[str, str]:
+def _problem_of(error: ChandlerError, remedy: str) -> dict[str, str]:
     return _problem(error.what, error.todo or remedy)
 
 
-def _configuration(place: Place) -> Tuple[Dict[str, Any], Check]:
+def _configuration(place: Place) -> tuple[dict[str, Any], Check]:
     try:
         config, _ = compiler.read_config(place)
         return config, Check("configuration", place.config_path, {"path": place.config_path, "valid": True}, [])
@@ -201,7 +199,7 @@ def _configuration(place: Place) -> Tuple[Dict[str, Any], Check]:
             "configuration",
             f"{place.config_path}, which cannot be used",
             {"path": place.config_path, "valid": False},
-            [_of(error, f"mend {place.config_path}")],
+            [_problem_of(error, f"correct {place.config_path}")],
         )
 
 
@@ -215,12 +213,12 @@ def _caller(host: Examined, place: Place) -> Check:
         from shim.bundle.build import owners
 
         for file in ("/etc/subuid", "/etc/subgid"):
-            found = len(rootless.ranges(host.read(file), owners(place.euid)))
-            ranges += found
-            if not found:
+            count = len(rootless.ranges(host.read(file), owners(place.euid)))
+            ranges += count
+            if not count:
                 problems.append(
                     _problem(
-                        f"uid {place.euid} has no range in {file}, so its containers have one id alone",
+                        f"uid {place.euid} has no range in {file}, so each of its containers has only one id",
                         f"usermod --add-sub{file[-3:]}s 100000-165535 USER",
                     )
                 )
@@ -236,20 +234,20 @@ def _caller(host: Examined, place: Place) -> Check:
     )
 
 
-def _groups(found: cgroups.Survey, rootless: bool) -> Check:
-    words = [found.version + ("" if found.version == "none" else f" at {found.mount}")]
-    words.append("in a container" if found.nested else "on the host")
-    words.append("writable" if (found.own_writable if found.nested else found.root_writable) else "not writable")
-    if found.controllers:
-        words.append(f"controllers {' '.join(found.controllers)}")
-    if found.version == "v2":
-        words.append(f"delegated {' '.join(found.delegated) or 'none'}")
-    return Check("cgroups", ", ".join(words), found._asdict(), cgroups.remedy(found, rootless))
+def _groups(survey: cgroups.Survey, rootless: bool) -> Check:
+    words = [survey.version + ("" if survey.version == "none" else f" at {survey.mount}")]
+    words.append("in a container" if survey.nested else "on the host")
+    words.append("writable" if (survey.own_writable if survey.nested else survey.root_writable) else "not writable")
+    if survey.controllers:
+        words.append(f"controllers {' '.join(survey.controllers)}")
+    if survey.version == "v2":
+        words.append(f"delegated {' '.join(survey.delegated) or 'none'}")
+    return Check("cgroups", ", ".join(words), survey._asdict(), cgroups.remedy(survey, rootless))
 
 
-def _runtimes(host: Examined, place: Place, config: Dict[str, Any], groups: str) -> Check:
-    found: List[Dict[str, Any]] = []
-    problems: List[Dict[str, str]] = []
+def _runtimes(host: Examined, place: Place, config: dict[str, Any], groups: str) -> Check:
+    installed: list[dict[str, Any]] = []
+    problems: list[dict[str, str]] = []
     names = list(dict.fromkeys([*config["runtimes"], *runtimes.KINDS]))
     usable = 0
     for name in names:
@@ -260,22 +258,23 @@ def _runtimes(host: Examined, place: Place, config: Dict[str, Any], groups: str)
         kind = runtimes.kind_of(path)
         text = host.version(path)
         version = numbers(text)
-        found.append({"kind": kind, "path": path, "version": ".".join(map(str, version)), "configured": configured})
+        installed.append({"kind": kind, "path": path, "version": ".".join(map(str, version)), "configured": configured})
         if not configured:
             continue
         usable += 1
         try:
             trust.check_way(path, place.owners)
         except ChandlerError as error:
-            problems.append(_of(error, f"chown root {path}; chmod go-w {path}"))
+            problems.append(_problem_of(error, f"chown root {path}; chmod go-w {path}"))
         except OSError:
-            pass  # a test's host
+            pass  # the path exists only below the root directory of a test
         if not version:
-            problems.append(_problem(f"{path} does not say its version", "see whether it starts at all"))
+            problems.append(_problem(f"{path} does not say its version", "see whether it starts"))
         for problem, remedy in known_bad(kind, version):
             problems.append(
                 _problem(
-                    f"{path} {found[-1]['version']}: {problem}", f"{remedy}, or one that the distribution has mended"
+                    f"{path} {installed[-1]['version']}: {problem}",
+                    f"{remedy}, or a build that the distribution has patched",
                 )
             )
         if kind == "crun" and groups == "hybrid" and usable == 1:
@@ -294,13 +293,13 @@ def _runtimes(host: Examined, place: Place, config: Dict[str, Any], groups: str)
         )
     text = ", ".join(
         f"{each['kind']} {each['version'] or '?'} ({each['path']}{'' if each['configured'] else ', not configured'})"
-        for each in found
+        for each in installed
     )
-    return Check("runtimes", text or "none", found, problems)
+    return Check("runtimes", text or "none", installed, problems)
 
 
-def numbers(text: str) -> Tuple[int, ...]:
-    """The version in a line such as `runc version 1.1.5+ds1`; () when there is none."""
+def numbers(text: str) -> tuple[int, ...]:
+    """The version in a line such as `runc version 1.1.5+ds1`, as (1, 1, 5); () when there is none."""
     for word in text.split():
         parts = word[word.startswith("v") :].split("+")[0].split("-")[0].split("~")[0].split(".")
         if len(parts) > 1 and all(part.isdigit() and part.isascii() for part in parts):
@@ -308,18 +307,18 @@ def numbers(text: str) -> Tuple[int, ...]:
     return ()
 
 
-def known_bad(kind: str, version: Tuple[int, ...]) -> List[Tuple[str, str]]:
-    """What is known to be wrong with a version, each with its remedy."""
+def known_bad(kind: str, version: tuple[int, ...]) -> list[tuple[str, str]]:
+    """The known defects of a version of a runtime, each with its remedy."""
     return [
         (problem, remedy)
-        for of, since, below, problem, remedy in _BAD
+        for of, since, below, problem, remedy in _KNOWN_DEFECTS
         if of == kind and version and since <= version < below
     ]
 
 
-def _gpus(host: Examined, place: Place, config: Dict[str, Any]) -> List[Check]:
-    problems: List[Dict[str, str]] = []
-    kinds: Dict[str, int] = {}
+def _gpus(host: Examined, place: Place, config: dict[str, Any]) -> list[Check]:
+    problems: list[dict[str, str]] = []
+    kinds: dict[str, int] = {}
     count = 0
     try:
         registry = compiler.read_registry(place, config)
@@ -328,12 +327,12 @@ def _gpus(host: Examined, place: Place, config: Dict[str, Any]) -> List[Check]:
             kind = name.partition("=")[0]
             kinds[kind] = kinds.get(kind, 0) + 1
         problems = [
-            _of(error if path in error.what else error.within(path), f"mend {path}, or move it away")
+            _problem_of(error if path in error.what else error.within(path), f"correct {path}, or move it away")
             for path, errors in registry.problems.items()
             for error in errors
         ]
     except ChandlerError as error:
-        problems = [_of(error, "see cdi.spec-dirs in the configuration")]
+        problems = [_problem_of(error, "see cdi.spec-dirs in the configuration")]
     text = f"{count} file{'' if count == 1 else 's'} in {', '.join(config['cdi.spec-dirs'])}"
     text += "".join(f", {number} names of {kind}" for kind, number in kinds.items())
     return [
@@ -342,9 +341,9 @@ def _gpus(host: Examined, place: Place, config: Dict[str, Any]) -> List[Check]:
     ]
 
 
-def _drivers(host: Examined, kinds: Dict[str, int], config: Dict[str, Any]) -> Check:
-    found: Dict[str, Any] = {}
-    problems: List[Dict[str, str]] = []
+def _drivers(host: Examined, kinds: dict[str, int], config: dict[str, Any]) -> Check:
+    by_vendor: dict[str, Any] = {}
+    problems: list[dict[str, str]] = []
     cards = _cards(host)
     for vendor in vendors.with_gpus():
         loaded = [module for module in vendor.modules if host.exists(f"/sys/module/{module}")]
@@ -357,14 +356,14 @@ def _drivers(host: Examined, kinds: Dict[str, int], config: Dict[str, Any]) -> C
         if not loaded and not on_bus:
             continue
         version = host.read(f"/sys/module/{vendor.modules[0]}/version").strip()
-        found[vendor.name] = {"on_bus": on_bus, "modules": loaded, "nodes": present, "version": version}
+        by_vendor[vendor.name] = {"on_bus": on_bus, "modules": loaded, "nodes": present, "version": version}
         if not loaded and not vendor.integrated:
             problems.append(
-                _problem(f"{on_bus} devices of {vendor.name} are on the bus, and no driver is loaded", vendor.load)
+                _problem(f"{on_bus} devices of {vendor.name} are on the PCI bus, and no driver is loaded", vendor.load)
             )
         elif loaded and on_bus and len(present) < len(nodes) and not vendor.integrated:
             missing = ", ".join(node for node in nodes if node not in present)
-            problems.append(_problem(f"the driver of {vendor.name} is loaded, and {missing} is not there", vendor.load))
+            problems.append(_problem(f"the driver of {vendor.name} is loaded, and {missing} is missing", vendor.load))
         elif loaded and vendor.kind not in kinds and config["gpu.fallback"] == "off":
             problems.append(
                 _problem(
@@ -375,13 +374,13 @@ def _drivers(host: Examined, kinds: Dict[str, int], config: Dict[str, Any]) -> C
     words = [
         f"{name} {each['version']}".rstrip()
         + f" ({each['on_bus']} on the bus, {' '.join(each['modules']) or 'no driver'})"
-        for name, each in found.items()
+        for name, each in by_vendor.items()
     ]
-    return Check("gpu drivers", ", ".join(words) or "none", found, problems)
+    return Check("gpu drivers", ", ".join(words) or "none", by_vendor, problems)
 
 
-def _cards(host: Examined) -> List[str]:
-    """The PCI vendors of everything that may be a GPU or an accelerator."""
+def _cards(host: Examined) -> list[str]:
+    """The PCI vendor of each device whose class may be that of a GPU or an accelerator."""
     devices = "/sys/bus/pci/devices"
     return [
         host.read(f"{devices}/{name}/vendor").strip()
@@ -390,13 +389,13 @@ def _cards(host: Examined) -> List[str]:
     ]
 
 
-def _nri(host: Examined, config: Dict[str, Any]) -> Check:
-    there = host.exists(NRI_SOCKET)
+def _nri(host: Examined, config: dict[str, Any]) -> Check:
+    has_socket = host.exists(NRI_SOCKET)
     problems = []
-    data: Dict[str, Any] = {"socket": NRI_SOCKET if there else None}
-    text = NRI_SOCKET if there else "no socket"
+    data: dict[str, Any] = {"socket": NRI_SOCKET if has_socket else None}
+    text = NRI_SOCKET if has_socket else "no socket"
     try:
-        if there and containerd.rejects_hooks(
+        if has_socket and containerd.rejects_hooks(
             containerd.CONFIG,
             lambda path: host.read(path) or None,
             lambda pattern: [
@@ -407,12 +406,12 @@ def _nri(host: Examined, config: Dict[str, Any]) -> Check:
         ):
             data["hooks"] = "rejected"
             text += (
-                ", where containerd's validator rejects OCI hooks (reject_oci_hook_adjustment): leases end when containerd "
-                "stops the container, and requests that need a hook, such as shared GPUs, are refused"
+                ", where containerd's validator rejects OCI hooks (reject_oci_hook_adjustment): leases end when "
+                "containerd stops the container, and requests that need a hook, such as shared GPUs, are refused"
             )
     except ChandlerError as error:
-        problems.append(_of(error, "mend containerd's configuration"))
-    if not there and config["require-grant"]:
+        problems.append(_problem_of(error, "correct containerd's configuration"))
+    if not has_socket and config["require-grant"]:
         problems.append(
             _problem(
                 f"require-grant is set, and {NRI_SOCKET} is not there: every create with a request is refused",
@@ -422,8 +421,8 @@ def _nri(host: Examined, config: Dict[str, Any]) -> Check:
     return Check("nri", text, data, problems)
 
 
-def _engines(host: Examined, config: Dict[str, Any]) -> Check:
-    found: Dict[str, Any] = {}
+def _engines(host: Examined, config: dict[str, Any]) -> Check:
+    by_engine: dict[str, Any] = {}
     for engine, (programs, names, directories) in _ENGINES.items():
         texts = [host.read(name) for name in names]
         texts += [host.read(f"{directory}/{name}") for directory in directories for name in host.names(directory)]
@@ -431,7 +430,7 @@ def _engines(host: Examined, config: Dict[str, Any]) -> Check:
         installed = any(host.program(program) for program in programs)
         if installed or configured:
             known_by, from_image = engines.ENGINES[engine]
-            found[engine] = {
+            by_engine[engine] = {
                 "installed": installed,
                 "configured": configured,
                 "identity": engine in config["engines"] and engine in engines.KEYS,
@@ -444,27 +443,29 @@ def _engines(host: Examined, config: Dict[str, Any]) -> Check:
             f"chandler configure {engine}",
         )
         for engine in config["engines"]
-        if engine in engines.KEYS and not found.get(engine, {}).get("configured")
+        if engine in engines.KEYS and not by_engine.get(engine, {}).get("configured")
     ]
     problems += [
         _problem(
-            f'engines of the configuration does not have "{engine}", so no rule by namespace, pod or image can match its containers',
+            f'engines of the configuration does not have "{engine}", '
+            "so no rule by namespace, pod or image can match its containers",
             f'chandler configure {engine}, or engines = ["{engine}"] in {paths.CONFIG_DIR}/config.toml',
         )
-        for engine, each in found.items()
-        if each["configured"] and engine in engines.KEYS and not each["identity"]
+        for engine, entry in by_engine.items()
+        if entry["configured"] and engine in engines.KEYS and not entry["identity"]
     ]
     words = [
-        f"{name} ({'configured' if each['configured'] else 'not configured'}{', names believed' if each['identity'] else ''}; "
-        f"known by: {each['known_by']}; from an image comes: {each['from_image']})"
-        for name, each in found.items()
+        f"{name} ({'configured' if entry['configured'] else 'not configured'}"
+        f"{', names believed' if entry['identity'] else ''}; "
+        f"recognised by: {entry['known_by']}; taken from the image: {entry['from_image']})"
+        for name, entry in by_engine.items()
     ]
     if engines.OTHER in config["engines"]:
         words.append('any other caller may ask, too ("other" in engines)')
-    return Check("engines", ", ".join(words) or "none", found, problems)
+    return Check("engines", ", ".join(words) or "none", by_engine, problems)
 
 
-def _state(place: Place, config: Dict[str, Any]) -> Check:
+def _state(place: Place, config: dict[str, Any]) -> Check:
     directory = config["state-dir"] or place.state_dir
     problems = []
     try:
@@ -474,7 +475,7 @@ def _state(place: Place, config: Dict[str, Any]) -> Check:
                 _problem(f"{directory} is not a directory of uid {place.euid}", f"chown {place.euid} {directory}")
             )
     except ChandlerError as error:
-        problems.append(_of(error, "see who may write there"))
+        problems.append(_problem_of(error, "see who can write to it"))
     log = config["log.file"]
     if log not in ("", "journal") and os.path.lexists(log):
         try:
@@ -482,7 +483,8 @@ def _state(place: Place, config: Dict[str, Any]) -> Check:
         except ChandlerError as error:
             problems.append(
                 _problem(
-                    f"log.file is not written: {error.what}", error.todo or "choose a file in a directory of root's"
+                    f"log.file is not written: {error.what}",
+                    error.todo or "choose a file in a directory that belongs to root",
                 )
             )
         except OSError as error:
@@ -490,15 +492,17 @@ def _state(place: Place, config: Dict[str, Any]) -> Check:
     return Check("state", directory or "none", {"path": directory}, problems)
 
 
-def _leases(place: Place, config: Dict[str, Any]) -> Check:
-    """Who says which container gets which GPU; a lease of a container that is gone is no problem, since whoever needs the
-    device takes it back."""
+def _leases(place: Place, config: dict[str, Any]) -> Check:
+    """Which allocator gives out GPUs, and its leases.
+
+    A stale lease is no problem: the next create that needs the device takes the lease back.
+    """
     allocator = config["gpu.allocator"]
     if allocator != "leases":
         return Check(
             "leases", f'none are kept (allocator = "{allocator}")', {"allocator": allocator, "held": 0, "stale": 0}, []
         )
-    found: List[Dict[str, Any]] = []
+    leases: list[dict[str, Any]] = []
     problems = []
     try:
         directory = place.trusted_state_dir(config["state-dir"])
@@ -507,11 +511,13 @@ def _leases(place: Place, config: Dict[str, Any]) -> Check:
             "leases", "not known, see the state directory", {"allocator": allocator, "held": 0, "stale": 0}, []
         )
     try:
-        found = Ledger(directory, place.rootless).read()
+        leases = Ledger(directory, place.rootless).read()
     except ChandlerError as error:
-        problems.append(_of(error, "see the state directory"))
-    gone = sum(stale.is_stale(lease) for lease in found)
-    text = f"{len(found)} held" + (
-        f", {gone} of them by containers that are gone (`chandler leases release --stale`)" if gone else ""
+        problems.append(_problem_of(error, "see the state directory"))
+    stale_count = sum(stale.is_stale(lease) for lease in leases)
+    text = f"{len(leases)} held" + (
+        f", {stale_count} of them by containers that are gone (`chandler leases release --stale`)"
+        if stale_count
+        else ""
     )
-    return Check("leases", text, {"allocator": allocator, "held": len(found), "stale": gone}, problems)
+    return Check("leases", text, {"allocator": allocator, "held": len(leases), "stale": stale_count}, problems)

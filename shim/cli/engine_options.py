@@ -1,38 +1,38 @@
-"""Options that say which engine calls, since a bundle alone does not, and what it would be taken for."""
+"""Options that name the calling engine, for commands that see only a bundle, and what Chandler knows of the engine."""
 
 from __future__ import annotations
 
 import argparse
 import os
-from typing import Any, Dict
+from typing import Any
 
 from shim.policy import caller as _caller
 from shim.policy import engines
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
-    """--engine and --root."""
+    """Adds --engine and --root."""
     command.add_argument(
         "--engine",
         choices=sorted(engines.ENGINES),
-        help="the engine that calls; otherwise it is known by --root and the bundle's path",
+        help="the engine that calls (default: as recognised by --root and the bundle's path)",
     )
     command.add_argument(
         "--root",
         metavar="DIR",
-        help="the --root that the engine gives the runtime; otherwise the one that fits the bundle's path is taken",
+        help="the --root that the engine gives the runtime (default: the one that fits the bundle's path)",
     )
 
 
-def caller(arguments: argparse.Namespace, path: str, document: Dict[str, Any], built: bool) -> _caller.Caller:
-    """Who calls for the config.json at `path`; `built` as in shim.policy.caller."""
+def caller(arguments: argparse.Namespace, path: str, document: dict[str, Any], built: bool) -> _caller.Caller:
+    """The caller that a create with the config.json at `path` would have.  `built` is as in shim.policy.caller."""
     if arguments.engine:
         return _caller.Caller(arguments.engine, "--engine says so")
     return _caller.of_call(arguments.root, os.path.dirname(os.path.abspath(path)), "", document, built)
 
 
-def shown(who: _caller.Caller, config: Dict[str, Any]) -> Dict[str, Any]:
-    """What there is to say of it."""
+def shown(who: _caller.Caller, config: dict[str, Any]) -> dict[str, Any]:
+    """What Chandler knows of a caller, for JSON: its name and the reason, and whether its identity is believed."""
     return {
         "name": who.engine,
         "why": who.why,
@@ -41,7 +41,7 @@ def shown(who: _caller.Caller, config: Dict[str, Any]) -> Dict[str, Any]:
     }
 
 
-def line(engine: Dict[str, Any]) -> str:
-    """The same in a line."""
+def line(engine: dict[str, Any]) -> str:
+    """The result of `shown` in one line."""
     names = "its identity annotations are believed" if engine["identity"] else "no identity annotation is believed"
-    return f"engine      {engine['name']} ({engine['why']}); {names}; from an image comes: {engine['from_image']}"
+    return f"engine      {engine['name']} ({engine['why']}); {names}; taken from the image: {engine['from_image']}"

@@ -1,4 +1,4 @@
-"""`chandler explain`: what a create would do with a bundle, without doing it."""
+"""`chandler explain`: shows what a create would do with a bundle, without doing it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import difflib
 import json
 import os
-from typing import TYPE_CHECKING, Any, Dict, List
+from typing import TYPE_CHECKING, Any
 
 from shim import engine, jsontext
 from shim.cli import engine_options
@@ -62,12 +62,12 @@ def add_parser(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Exit status 0 when the create would go ahead; a refusal is raised as the create would raise it."""
+    """Returns exit status 0 when the create would go ahead.  Raises the ChandlerError that would refuse it."""
     path = arguments.config or os.path.join(arguments.bundle, "config.json")
     place = Place(dict(os.environb))
     inventory = compiler.load(place)
     if not config_file.may_ask(path, engine.needles(inventory.config)):
-        os.stat(path)
+        os.stat(path)  # raises for a file that does not exist
         return _show_nothing(arguments.format)
     bundle = config_file.ConfigJson(path, engine.mark(inventory.config))
     try:
@@ -76,33 +76,36 @@ def run(arguments: argparse.Namespace) -> int:
         raise BundleError(f"{path}: {error.what}") from None
     if type(document) is not dict:
         raise BundleError(f"{path} is not an object")
-    held = None
+    leases = None
     if inventory.config["gpu.allocator"] == "leases":
-        held = Ledger(place.trusted_state_dir(inventory.config["state-dir"]), place.rootless).read()
-    who = engine_options.caller(arguments, path, document, bundle.built(document))
-    known = {
-        "caller": who,
+        leases = Ledger(place.trusted_state_dir(inventory.config["state-dir"]), place.rootless).read()
+    caller = engine_options.caller(arguments, path, document, bundle.built(document))
+    call_facts = {
+        "caller": caller,
         "id": "ID",
         "bundle": os.path.dirname(os.path.abspath(path)),
         "handler": arguments.handler,
         "rootless": place.rootless,
     }
     try:
-        made = engine.plan(document, inventory, held=held, known=known)
-    except (Stale, ChangedError):  # it lost a part while we read it, or a device is another one by now
+        planned = engine.plan(document, inventory, held=leases, known=call_facts)
+    except (
+        Stale,
+        ChangedError,
+    ):  # the inventory lost a part while it was read, or a device has changed since it was compiled
         inventory = compiler.refresh(place)
-        made = engine.plan(document, inventory, held=held, known=known)
-    if made is None:
+        planned = engine.plan(document, inventory, held=leases, known=call_facts)
+    if planned is None:
         return _show_nothing(arguments.format)
-    if made.sharing is not None:
-        made.add(setup.edits(made.sharing, place.trusted_state_dir(inventory.config["state-dir"])))
-    edits = made.edits.with_values(map(_veiled, made.edits.items))
-    after = engine.equip(document, edits, place.rootless, known["bundle"])
+    if planned.sharing is not None:
+        planned.add(setup.edits(planned.sharing, place.trusted_state_dir(inventory.config["state-dir"])))
+    edits = planned.edits.with_values(map(_without_secret, planned.edits.items))
+    after = engine.equip(document, edits, place.rootless, call_facts["bundle"])
     shown = {
-        "engine": engine_options.shown(who, inventory.config),
-        "source": made.request.source,
-        "request": _plain(made.request.document),
-        "devices": [{"name": name, "physical": inventory.key(name)} for name in made.names],
+        "engine": engine_options.shown(caller, inventory.config),
+        "source": planned.request.source,
+        "request": _plain(planned.request.document),
+        "devices": [{"name": name, "physical": inventory.key(name)} for name in planned.names],
         "edits": [
             {"kind": kind, "what": _words(kind, key, value), "value": _plain(value), "origin": origin}
             for kind, key, value, origin in edits.items
@@ -125,8 +128,8 @@ def _show_nothing(form: str) -> int:
     return 0
 
 
-def _veiled(edit: Edit) -> Edit:
-    """An edit without what is not to be shown."""
+def _without_secret(edit: Edit) -> Edit:
+    """An edit with its value replaced when that is secret."""
     return (*edit[:2], HIDDEN, edit[3]) if isinstance(edit[2], Hidden) else edit
 
 
@@ -136,8 +139,8 @@ def _plain(value: Any) -> Any:
 
 
 def _words(kind: str, key: Any, value: Any) -> str:
-    """One edit in a few words."""
-    words: Dict[str, Any] = {
+    """Describes one edit in a few words."""
+    words: dict[str, Any] = {
         ENV: lambda: f"{key}={value}",
         DEVICE: lambda: (
             f"{key} ({value['type']} {value.get('major', 0)}:{value.get('minor', 0)}, "
@@ -170,8 +173,8 @@ def _diff(before: Any, after: Any, path: str) -> str:
     return "\n".join(difflib.unified_diff(old, new, path, path + " (equipped)", n=2, lineterm=""))
 
 
-def _text(shown: Dict[str, Any]) -> str:
-    lines: List[str] = [
+def _text(shown: dict[str, Any]) -> str:
+    lines: list[str] = [
         engine_options.line(shown["engine"]),
         f"asked by    {shown['source']}",
         f"asked for   {json.dumps(shown['request'])}",

@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import sys
-from typing import TYPE_CHECKING, Any, Dict, List, Tuple
+from typing import TYPE_CHECKING, Any
 
 from shim.cdi import spec
 from shim.cdi.decoder import MAX_SIZE
@@ -33,7 +33,7 @@ def add_parsers(commands: Any) -> None:
         type=_vendor,
         choices=(*(vendor.name for vendor in VENDORS), "all"),
         default="all",
-        help="default: all that are there",
+        help="whose devices (default: all that this host has)",
     )
     parser.add_argument(
         "--output",
@@ -51,21 +51,30 @@ def add_parsers(commands: Any) -> None:
     parser.add_argument(
         "--dev-root", metavar="DIR", help="the directory that holds the driver's dev (default: the driver root)"
     )
-    parser.add_argument("--mode", choices=MODES, default="auto", help="of NVIDIA's devices")
-    parser.add_argument("--format", choices=("json", "yaml"), default="json", help="of the file (default: json)")
+    parser.add_argument(
+        "--mode",
+        choices=MODES,
+        default="auto",
+        help="how to find NVIDIA's devices, or which of their other device classes (default: auto)",
+    )
+    parser.add_argument(
+        "--format", choices=("json", "yaml"), default="json", help="the format of the file (default: json)"
+    )
     parser.add_argument("--no-all", action="store_true", help="leave out the device that stands for all of them")
-    parser.add_argument("--dry-run", action="store_true", help="say what would be written, and write nothing")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be written, and write nothing")
     parser.set_defaults(run=generate)
     parser = commands.add_parser(
         "diff", help="show what changed on this host since a CDI file was made", description=diff.__doc__
     )
     parser.add_argument("file", metavar="FILE")
-    parser.add_argument("--format", choices=("text", "json"), default="text", help="of the output (default: text)")
+    parser.add_argument(
+        "--format", choices=("text", "json"), default="text", help="the format of the output (default: text)"
+    )
     parser.set_defaults(run=diff)
 
 
 def _vendor(text: str) -> str:
-    """--vendor, its aliases included."""
+    """The name of a vendor for a name or alias of it.  Unknown text stays, so that argparse refuses it."""
     vendor = by_name(text)
     return text if vendor is None else vendor.name
 
@@ -80,18 +89,18 @@ def generate(arguments: argparse.Namespace) -> int:
         not arguments.no_all,
         _hook(),
     )
-    chosen = [vendor.name for vendor in VENDORS] if arguments.vendor == "all" else [arguments.vendor]
+    vendors = [vendor.name for vendor in VENDORS] if arguments.vendor == "all" else [arguments.vendor]
     if options.mode != "auto":
         if arguments.vendor not in ("all", "nvidia"):
             raise HostError(f"--mode {options.mode} is a mode of NVIDIA's devices", "leave --vendor out")
-        chosen = ["nvidia"]
-    made = [(vendor, *generators.describe(vendor, HostTree(), options, nvml.ask)) for vendor in chosen]
-    for _, _, found in made:
+        vendors = ["nvidia"]
+    results = [(vendor, *generators.describe(vendor, HostTree(), options, nvml.ask)) for vendor in vendors]
+    for _, _, found in results:
         for note in found.notes:
             print(f"chandler: {note}", file=sys.stderr)
-    described = [(vendor, file, found) for vendor, file, found in made if file is not None]
+    described = [(vendor, file, found) for vendor, file, found in results if file is not None]
     if not described:
-        looked = ", ".join(found.kind for _, _, found in made)
+        looked = ", ".join(found.kind for _, _, found in results)
         raise HostError(f"this host has no device of kind {looked}; nothing was generated")
     targets = _targets(arguments.output, [vendor for vendor, _, _ in described])
     for (_, file, found), path in zip(described, targets):
@@ -100,23 +109,24 @@ def generate(arguments: argparse.Namespace) -> int:
 
 
 def _hook() -> str:
-    """The program for hooks that the configuration names; a configuration that is wrong is told of and passed over."""
+    """The hook program that the configuration names (cdi.hook).  Raises ConfigError or TrustError."""
     return str(compiler.read_config(Place(dict(os.environb)))[0]["cdi.hook"])
 
 
-def _targets(output: str | None, found: List[str]) -> List[str]:
-    """A path for each vendor's file; "" is standard output."""
+def _targets(output: str | None, vendors: list[str]) -> list[str]:
+    """The path of each vendor's file, "" for standard output.  Raises HostError for several files and no directory."""
     if output is not None and (os.path.isdir(output) or output.endswith("/")):
-        return [os.path.join(output, managed.file_name(vendor)) for vendor in found]
-    if len(found) > 1:
+        return [os.path.join(output, managed.file_name(vendor)) for vendor in vendors]
+    if len(vendors) > 1:
         raise HostError(
-            f"this host has devices of {', '.join(found)}, and a CDI file describes one kind",
+            f"this host has devices of {', '.join(vendors)}, and one CDI file describes only one kind",
             "choose with --vendor, or give --output a directory",
         )
     return [output or ""]
 
 
-def _deliver(path: str, data: bytes, file: Dict[str, Any], found: Found, dry: bool) -> None:
+def _deliver(path: str, data: bytes, file: dict[str, Any], found: Found, dry: bool) -> None:
+    """Writes a CDI file, or prints it for the path "", and says on standard error what was done."""
     if not path:
         sys.stdout.buffer.write(data)
         sys.stdout.flush()
@@ -141,20 +151,20 @@ def _deliver(path: str, data: bytes, file: Dict[str, Any], found: Found, dry: bo
 def diff(arguments: argparse.Namespace) -> int:
     """Show what changed on this host since a CDI file was made: exit status 0 when nothing did, 1 otherwise.
 
-    A file of another tool is compared with what Chandler would generate, so differences of taste show, too.
+    A file from another tool is compared with what Chandler would generate, so it shows differences in style, too.
     """
     data, _ = files.read(arguments.file, MAX_SIZE, follow=True)
     before = spec.parse(data, arguments.file).document
-    own = managed.read(arguments.file, data)
-    options = own.options(_hook()) if own else Options(strategies=_strategies(before), hook=_hook())
-    now, _ = generators.describe(generators.vendor_name(before["kind"]), HostTree(), options, nvml.ask)
-    lines = managed.differences(before, now or {"kind": before["kind"]})
-    if now is None:
+    ours = managed.read(arguments.file, data)
+    options = ours.options(_hook()) if ours else Options(strategies=_strategies(before), hook=_hook())
+    after, _ = generators.describe(generators.vendor_name(before["kind"]), HostTree(), options, nvml.ask)
+    lines = managed.differences(before, after or {"kind": before["kind"]})
+    if after is None:
         lines.insert(0, f"this host has no device of kind {before['kind']} at present")
-    edited = own is not None and not cdi_file.is_untouched(before)
+    edited = ours is not None and not cdi_file.is_untouched(before)
     if arguments.format == "json":
         print(
-            json.dumps({"file": arguments.file, "ours": own is not None, "edited": edited, "changes": lines}, indent=2)
+            json.dumps({"file": arguments.file, "ours": ours is not None, "edited": edited, "changes": lines}, indent=2)
         )
         return 1 if lines else 0
     if edited:
@@ -164,12 +174,12 @@ def diff(arguments: argparse.Namespace) -> int:
     return 1 if lines else 0
 
 
-def _strategies(made: Dict[str, Any]) -> Tuple[str, ...]:
-    """The naming that another tool's file seems to follow, so that names do not differ for nothing."""
-    names = [str(device["name"]) for device in made["devices"]]
-    looks = {
+def _strategies(document: dict[str, Any]) -> tuple[str, ...]:
+    """The naming strategies that another tool's file seems to follow, so that the comparison uses the same names."""
+    names = [str(device["name"]) for device in document["devices"]]
+    follows = {
         "uuid": any(name.startswith(("GPU-", "MIG-")) for name in names),
         "type-index": any(name.startswith(("gpu", "mig")) for name in names),
         "index": any(name[:1].isdigit() or name.startswith(("card", "accel")) for name in names),
     }
-    return tuple(strategy for strategy in STRATEGIES if looks[strategy]) or DEFAULT_STRATEGIES
+    return tuple(strategy for strategy in STRATEGIES if follows[strategy]) or DEFAULT_STRATEGIES

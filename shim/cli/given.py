@@ -1,7 +1,8 @@
-"""Containers whose GPUs came from their engine: seen by the device nodes that their processes find in /dev.
+"""Finds containers whose GPUs came from their engine, by the device nodes that their processes see in /dev.
 
-A container is a mount namespace with a root directory of its own; its first process stands for it.  What is in its /dev is
-looked up inside its root (shim.host.inroot), by a child process with a bounded time: it may have mounted anything there.
+A container is a mount namespace with a root directory of its own.  Its process with the lowest pid stands for it.  The
+container may have mounted anything on its /dev, so a child process with a time limit looks there, inside the
+container's root (shim.host.inroot).
 Source: namespaces(7), proc_pid_root(5), cgroups(7).
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import Any, Callable, Dict, List
+from typing import Any, Callable
 
 from shim.errors import HostError
 from shim.generate import nvml
@@ -23,50 +24,52 @@ _PATIENCE = 10.0  # seconds for all containers
 _DIRECTORIES = dict.fromkeys(
     ["/dev", *(directory for vendor in vendors.with_gpus() for directory in vendors.node_directories(vendor))]
 )
-_MAX_GPUS = 64  # of each vendor, without a CDI file
+_MAX_GPUS = 64  # of each vendor, that no CDI file describes
 _MAX_NODES = 4096  # entries of one directory
 _HEX = frozenset("0123456789abcdef")
 
 
 def namespace(pid: int) -> int:
-    """The mount namespace of a process; 0 when it is gone or not ours to ask."""
+    """The inode of a process's mount namespace; 0 when the process is gone or we may not look at it."""
     try:
         return os.stat(f"/proc/{pid}/ns/mnt").st_ino
     except OSError:
         return 0
 
 
-def known(inventory: Inventory, look: choose.Look = device_nodes.look_at_gpu) -> Dict[str, str]:
-    """The node's GPUs: device number (c195:0) to name, CDI's where a file has one."""
-    found = choose.numbers(inventory.config["policy.kinds"], inventory, look)
+def known(inventory: Inventory, look: choose.Look = device_nodes.look_at_gpu) -> dict[str, str]:
+    """The node's GPUs, as {device number (c195:0): name}.  The name is from CDI where a CDI file has the device."""
+    names = choose.numbers(inventory.config["policy.kinds"], inventory, look)
     for vendor in vendors.with_gpus():
-        for place in range(_MAX_GPUS):
-            for number in _numbers_of(
-                [template.format(place, 128 + place) for template in vendor.gpu_nodes], vendor.pci, look
+        for index in range(_MAX_GPUS):
+            for number in _gpu_numbers(
+                [template.format(index, 128 + index) for template in vendor.gpu_nodes], vendor.pci, look
             ):
-                found.setdefault(number, f"{vendor.kind}={place}")
-    return found
+                names.setdefault(number, f"{vendor.kind}={index}")
+    return names
 
 
-def _numbers_of(paths: List[str], vendor: str, look: choose.Look) -> List[str]:
-    """The numbers of a GPU's nodes; none when one is missing or is another vendor's.  A node of /dev/dri or /dev/accel does
-    not show by its name whose it is."""
-    found = []
+def _gpu_numbers(paths: list[str], vendor: str, look: choose.Look) -> list[str]:
+    """The device numbers of a GPU's nodes; none when a node is missing or belongs to another vendor.
+
+    The name of a node in /dev/dri or /dev/accel does not tell the vendor, so the driver must.
+    """
+    numbers = []
     for path in paths:
         try:
-            kind, major, minor, _, _, whose = look(path)
+            kind, major, minor, _, _, node_vendor = look(path)
         except HostError:
             return []
-        if whose != vendor and (whose or path.count("/") > 2):
+        if node_vendor != vendor and (node_vendor or path.count("/") > 2):
             return []
-        found.append(f"{kind}{major}:{minor}")
-    return found
+        numbers.append(f"{kind}{major}:{minor}")
+    return numbers
 
 
-def containers(gpus: Dict[str, str], notes: List[str]) -> List[Dict[str, Any]]:
-    """{pid, names: of its control groups, numbers: of the GPUs in its /dev} of every container on the host.
+def containers(gpus: dict[str, str], notes: list[str]) -> list[dict[str, Any]]:
+    """Every container on the host, as {pid, names: of its control groups, numbers: of the GPUs in its /dev}.
 
-    Why there is no answer goes to `notes`.
+    When they cannot be found, the list is empty and the reason goes to `notes`.
     """
     try:
         import psutil
@@ -75,66 +78,69 @@ def containers(gpus: Dict[str, str], notes: List[str]) -> List[Dict[str, Any]]:
         return []
     pids = [process.pid for process in psutil.process_iter()]
     try:
-        found: List[Dict[str, Any]] = nvml.in_child(lambda: {"containers": _looked_at(pids, gpus)}, _PATIENCE)[
+        seen: list[dict[str, Any]] = nvml.in_child(lambda: {"containers": _look_at_all(pids, gpus)}, _PATIENCE)[
             "containers"
         ]
-        return found
+        return seen
     except (HostError, Unanswered):
-        notes.append(f"what containers have in /dev could not be seen in {_PATIENCE:g} seconds")
+        notes.append(f"the /dev of containers could not be read within {_PATIENCE:g} seconds")
         return []
 
 
-def _looked_at(pids: List[int], gpus: Dict[str, str]) -> List[Dict[str, Any]]:
-    here = os.stat("/")
+def _look_at_all(pids: list[int], gpus: dict[str, str]) -> list[dict[str, Any]]:
+    """Looks at the first process of each mount namespace, and keeps those with a root directory of their own."""
+    host_root = os.stat("/")
     seen = {namespace(os.getpid()), 0}
-    found = []
+    containers = []
     for pid in sorted(pids):
-        own = namespace(pid)
-        if own in seen:
+        mount_namespace = namespace(pid)
+        if mount_namespace in seen:
             continue
-        seen.add(own)
+        seen.add(mount_namespace)
         try:
             root = os.stat(f"/proc/{pid}/root/")
-            if (root.st_dev, root.st_ino) != (here.st_dev, here.st_ino):
-                found.append({"pid": pid, "names": _names(pid), "numbers": sorted(_numbers(pid) & gpus.keys())})
+            if (root.st_dev, root.st_ino) != (host_root.st_dev, host_root.st_ino):
+                containers.append(
+                    {"pid": pid, "names": _cgroup_names(pid), "numbers": sorted(_device_numbers(pid) & gpus.keys())}
+                )
         except OSError:
-            continue  # it has ended
-    return found
+            continue  # the process has ended
+    return containers
 
 
-def _numbers(pid: int) -> set[str]:
-    """The character devices that a process finds in /dev."""
-    found = set()
+def _device_numbers(pid: int) -> set[str]:
+    """The numbers of the character devices that a process sees in /dev."""
+    numbers = set()
     root = Root(f"/proc/{pid}/root")
     try:
         for directory in _DIRECTORIES:
             try:
-                place = root.find(directory, cross=True)
+                descriptor = root.find(directory, cross=True)
             except OSError:
                 continue
             try:
-                with os.scandir(f"/proc/self/fd/{place}") as entries:
+                with os.scandir(f"/proc/self/fd/{descriptor}") as entries:
                     for _, entry in zip(range(_MAX_NODES), entries):
-                        is_at = entry.stat(follow_symlinks=False)
-                        if stat.S_ISCHR(is_at.st_mode):
-                            found.add(f"c{os.major(is_at.st_rdev)}:{os.minor(is_at.st_rdev)}")
+                        status = entry.stat(follow_symlinks=False)
+                        if stat.S_ISCHR(status.st_mode):
+                            numbers.add(f"c{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}")
             except OSError:
                 continue
             finally:
-                os.close(place)
+                os.close(descriptor)
     finally:
         root.close()
-    return found
+    return numbers
 
 
-def _names(pid: int) -> List[str]:
-    """The parts of its control groups' paths, the innermost first."""
+def _cgroup_names(pid: int) -> list[str]:
+    """The parts of the paths of a process's control groups, the innermost first."""
     paths = sorted(kernel.cgroups_of(pid).values(), key=len, reverse=True)
     return [part for path in paths for part in reversed(path.split("/")) if part]
 
 
-def called(names: List[str], pid: int) -> str:
-    """What to call a container: the id that its control group is named after."""
+def called(names: list[str], pid: int) -> str:
+    """A container's id: 64 hexadecimal digits in the name of a control group, else the innermost group's name."""
     for name in names:
         last = name.removesuffix(".scope").rpartition("-")[2].rpartition(":")[2]
         if len(last) == 64 and not set(last) - _HEX:
@@ -142,43 +148,46 @@ def called(names: List[str], pid: int) -> str:
     return names[0] if names else f"process {pid}"
 
 
-def is_called(names: List[str], container: str) -> bool:
-    """Whether one of a container's control groups is named after that id."""
+def is_called(names: list[str], container: str) -> bool:
+    """Whether one of a container's control groups is named after the id `container`."""
     return any(
         name == container or len(container) > 11 and name.removesuffix(".scope").endswith(container) for name in names
     )
 
 
 def add(
-    rows: List[Dict[str, Any]],
-    seen: List[Dict[str, Any]],
-    gpus: Dict[str, str],
+    rows: list[dict[str, Any]],
+    seen: list[dict[str, Any]],
+    gpus: dict[str, str],
     inside: Callable[[int], int] = namespace,
 ) -> None:
-    """Tells rows without a pid theirs, and adds a row for every container with GPUs that it has no lease or grant for."""
+    """Adds the pid to rows that have none, and rows for containers with GPUs that no row records.
+
+    `seen`: from `containers`; `gpus`: from `known`; `inside`: the mount namespace of a pid.
+    """
     by_namespace = {inside(row["pid"]): row for row in rows if row["pid"]}
-    for one in seen:
-        row = by_namespace.get(inside(one["pid"]))
+    for container in seen:
+        row = by_namespace.get(inside(container["pid"]))
         if row is None:
-            row = next((each for each in rows if not each["pid"] and is_called(one["names"], each["id"])), None)
+            row = next((each for each in rows if not each["pid"] and is_called(container["names"], each["id"])), None)
             if row is not None:
-                row["pid"], row["status"] = one["pid"], "running"
-        own = {number for key in row["keys"] for number in key.split("+")} if row is not None else set()
-        more = [number for number in one["numbers"] if number not in own]
-        if more:
+                row["pid"], row["status"] = container["pid"], "running"
+        recorded = {number for key in row["keys"] for number in key.split("+")} if row is not None else set()
+        unrecorded = [number for number in container["numbers"] if number not in recorded]
+        if unrecorded:
             rows.append(
                 {
-                    "id": row["id"] if row is not None else called(one["names"], one["pid"]),
+                    "id": row["id"] if row is not None else called(container["names"], container["pid"]),
                     "by": "engine",
                     "root": "",
                     "runtime": "",
-                    "devices": sorted({gpus[number] for number in more}),
-                    "keys": more,
+                    "devices": sorted({gpus[number] for number in unrecorded}),
+                    "keys": unrecorded,
                     "mode": "not leased",
                     "limits": {},
                     "held": "",
                     "since": None,
-                    "pid": one["pid"],
+                    "pid": container["pid"],
                     "status": "running",
                 }
             )

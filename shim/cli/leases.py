@@ -1,4 +1,4 @@
-"""`chandler leases`: which container holds which device, the mending of leases that were lost, and of a damaged ledger."""
+"""`chandler leases`: shows which container holds which device, ends leases, and rebuilds a damaged ledger."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import sys
-from typing import Any, Dict, List, Tuple
+from typing import Any
 
 from shim.cli.ps import limits, utc
 from shim.errors import HostError, LeaseError
@@ -15,48 +15,56 @@ from shim.node.inventory import Place
 from shim.state import stale
 from shim.state.ledger import Ledger
 
-_FORGET_AFTER = 3600.0  # seconds, for grants of an older Chandler that do not say who makes the container
+_FORGET_AFTER = (
+    3600.0  # seconds; for grants of older releases, which do not name the process that creates the container
+)
 
 
 def add_parser(commands: Any) -> None:
     """Adds the command."""
-    command = commands.add_parser("leases", help="show and mend who holds which device", description=__doc__)
+    command = commands.add_parser(
+        "leases", help="show which container holds which device, and repair that", description=__doc__
+    )
     command.add_argument("--format", choices=("text", "json"), default="text")
     command.set_defaults(run=show)
     actions = command.add_subparsers(dest="action", metavar="ACTION")
     release = actions.add_parser(
         "release",
         help="end leases",
-        description="Ends the leases of a container, or those that nobody holds any longer.",
+        description="Ends the leases of a container, or those whose container is gone.",
     )
     which = release.add_mutually_exclusive_group(required=True)
     which.add_argument("id", nargs="?", help="the container")
     which.add_argument(
-        "--stale", action="store_true", help="all whose container is gone, and the grant records of those that had none"
+        "--stale",
+        action="store_true",
+        help="all leases whose container is gone, and the grant records of such containers",
     )
-    release.add_argument("--quiet", action="store_true", help="say nothing when all is well")
-    release.add_argument("--force", action="store_true", help="also while the container may be using its devices")
+    release.add_argument("--quiet", action="store_true", help="print nothing when nothing is wrong")
+    release.add_argument("--force", action="store_true", help="even while the container may be using its devices")
     release.set_defaults(run=end)
-    made = actions.add_parser(
+    rebuild = actions.add_parser(
         "rebuild",
-        help="make a damaged ledger anew",
-        description="Makes the ledger anew from grant records, the state of runtimes and control groups.",
+        help="rebuild a damaged ledger",
+        description="Rebuilds the ledger from grant records, the state of runtimes and control groups.",
     )
-    made.add_argument("--force", action="store_true", help="also where a record is damaged and its container unknown")
-    made.set_defaults(run=make_anew)
+    rebuild.add_argument(
+        "--force", action="store_true", help="even where a record is damaged and its container is unknown"
+    )
+    rebuild.set_defaults(run=make_anew)
 
 
-def _place() -> Tuple[str, bool]:
-    """The node's state directory, and whether it is for the caller's eyes alone."""
+def _place() -> tuple[str, bool]:
+    """The node's state directory, and whether it is private to the caller (rootless)."""
     place = Place(dict(os.environb))
     return place.trusted_state_dir(compiler.read_config(place)[0]["state-dir"]), place.rootless
 
 
 def show(arguments: argparse.Namespace) -> int:
-    """Exit status 0."""
-    found = Ledger(*_place()).read()
+    """Prints all leases.  Returns exit status 0."""
+    leases = Ledger(*_place()).read()
     if arguments.format == "json":
-        print(json.dumps(found, indent=2))
+        print(json.dumps(leases, indent=2))
         return 0
     rows = [("CONTAINER", "DEVICES", "MODE", "LIMITS", "SINCE", "BY", "STATE")]
     rows += [
@@ -69,7 +77,7 @@ def show(arguments: argparse.Namespace) -> int:
             lease["owner"],
             _state(lease),
         )
-        for lease in found
+        for lease in leases
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
@@ -78,41 +86,44 @@ def show(arguments: argparse.Namespace) -> int:
 
 
 def end(arguments: argparse.Namespace) -> int:
-    """Exit status 0 when a lease was ended, or none was stale.  Raises LeaseError when the container has none."""
+    """Ends leases.  Returns exit status 0.
+
+    Raises LeaseError when the container has no lease, or may still use its devices.
+    """
     state_dir, private = _place()
-    kept = Ledger(state_dir, private)
+    ledger = Ledger(state_dir, private)
     if arguments.stale:
-        ended, forgotten = kept.take_back(), stale.prune(state_dir, _FORGET_AFTER)
+        ended, forgotten = ledger.take_back(), stale.prune(state_dir, _FORGET_AFTER)
         if not arguments.quiet:
             print(f"{ended} stale leases ended, {len(forgotten)} grants of containers that are gone forgotten")
-        kept.settle_all()
+        ledger.settle_all()
         return 0
-    held: List[Dict[str, Any]] = [lease for lease in kept.read() if lease["id"] == arguments.id]
-    if not held:
+    leases: list[dict[str, Any]] = [lease for lease in ledger.read() if lease["id"] == arguments.id]
+    if not leases:
         raise LeaseError(f"no container {arguments.id!r} holds a lease", "`chandler leases` lists those that do")
-    used = [lease for lease in held if not stale.is_stale(lease)]
+    used = [lease for lease in leases if not stale.is_stale(lease)]
     if used and not arguments.force:
         raise LeaseError(
-            f"{arguments.id} may still be using {', '.join(name for lease in used for name in lease['names'])}, which would be "
-            "given to another container, too",
-            "delete the container, or say --force when it is certainly gone",
+            f"{arguments.id} may still be using {', '.join(name for lease in used for name in lease['names'])}, "
+            "which another container would then get, too",
+            "delete the container, or use --force when it is certainly gone",
         )
-    kept.release({lease["token"] for lease in held})
+    ledger.release({lease["token"] for lease in leases})
     return 0
 
 
 def make_anew(arguments: argparse.Namespace) -> int:
-    """Exit status 0.  Raises HostError when there are doubts and no --force."""
+    """Rebuilds the ledger.  Returns exit status 0; raises HostError when there are doubts and no --force."""
     state_dir, private = _place()
     try:
-        made = Ledger(state_dir, private).make_anew(asked=True, force=arguments.force)
+        rebuilt = Ledger(state_dir, private).make_anew(asked=True, force=arguments.force)
     except OSError as error:
-        raise HostError(f"the ledger of leases cannot be made anew in {state_dir}: {error.strerror}") from None
-    for doubt in made.doubts:
+        raise HostError(f"the ledger of leases cannot be rebuilt in {state_dir}: {error.strerror}") from None
+    for doubt in rebuilt.doubts:
         print(f"chandler: {doubt}", file=sys.stderr)
-    print(f"{len(made.leases)} leases")
+    print(f"{len(rebuilt.leases)} leases")
     return 0
 
 
-def _state(lease: Dict[str, Any]) -> str:
+def _state(lease: dict[str, Any]) -> str:
     return "stale" if stale.is_stale(lease) else "held"

@@ -6,7 +6,7 @@ import argparse
 import io
 import os
 import sys
-from typing import Any, List, Optional
+from typing import Any
 
 from shim import paths
 from shim.cli import bundle, cdi, configure, doctor, explain, leases, policy, ps, refresh
@@ -16,15 +16,20 @@ from shim.node.inventory import Place, Stale
 
 
 class Parser(argparse.ArgumentParser):
-    """Options are written out: an abbreviation would change its meaning when an option is added.  So are those of the commands,
-    which argparse makes with the same class."""
+    """A parser that accepts no abbreviated options, since a new option would change the meaning of an abbreviation.
+
+    argparse makes the parsers of the commands with the same class.
+    """
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(allow_abbrev=False, **settings)
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line; every command sets `run`, a function from the parsed arguments to the exit status."""
+    """The parser of the command line.
+
+    Every command sets `run`, a function from the parsed arguments to the exit status.
+    """
     top = Parser(prog="chandler", description="Equips containers with GPUs and CDI devices.")
     top.add_argument("--version", action="version", version=f"chandler {paths.VERSION}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -33,11 +38,11 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def main(argv: Optional[List[str]] = None) -> int:
-    """Runs one command; errors are one sentence on stderr and exit status 1."""
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command.  An error is one sentence on standard error and exit status 1."""
     arguments = parser().parse_args(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # JSON may hold half a character
+        sys.stdout.reconfigure(errors="backslashreplace")  # JSON may hold a lone surrogate, which UTF-8 cannot encode
     try:
         try:
             status: int = arguments.run(arguments)
@@ -49,7 +54,9 @@ def main(argv: Optional[List[str]] = None) -> int:
     except ChandlerError as error:
         print(f"chandler: {error}", file=sys.stderr)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nobody reads on; nothing to say at the exit
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), 1
+        )  # the reader closed the pipe: keep Python from failing again when it flushes at exit
     except OSError as error:
         print(f"chandler: {error.filename or ''}: {error.strerror}", file=sys.stderr)
     except KeyboardInterrupt:

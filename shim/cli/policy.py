@@ -1,11 +1,11 @@
-"""`chandler policy check`: which rule of the node's policy is for a container, why, and what it says to the request."""
+"""`chandler policy check`: shows which rule of the node's policy applies to a container, why, and what it decides."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
-from typing import Any, Dict, List, Tuple
+from typing import Any
 
 from shim import engine, jsontext
 from shim.cli import engine_options
@@ -25,8 +25,9 @@ def add_parser(commands: Any) -> None:
     actions = command.add_subparsers(dest="action", metavar="ACTION", required=True)
     check = actions.add_parser(
         "check",
-        help="which rule is for a container, and what it says",
-        description="Which rule is for a container, why, and what it says to its request.  Exit status 1 for a refusal.",
+        help="show which rule applies to a container, and what it decides",
+        description="Shows which rule applies to a container, why, and what it decides about the request.  "
+        "Exit status 1 for a refusal.",
     )
     source = check.add_mutually_exclusive_group(required=True)
     source.add_argument("--bundle", metavar="DIR", help="the container's bundle")
@@ -34,31 +35,31 @@ def add_parser(commands: Any) -> None:
     check.add_argument("--handler", default="chandler-runtime", metavar="NAME", help="how the engine calls the runtime")
     engine_options.add_options(check)
     check.add_argument(
-        "--user", action="append", metavar="USER", help="who starts the container, uid or name; you, unless said"
+        "--user", action="append", metavar="USER", help="who starts the container, uid or name (default: you)"
     )
     check.add_argument("--format", choices=("text", "json"), default="text")
     check.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Exit status 0 when the policy allows what is asked for."""
+    """Returns exit status 0 when the policy allows the request, 1 when it refuses the request."""
     path = arguments.config or os.path.join(arguments.bundle, "config.json")
     config = compiler.read_config(Place(dict(os.environb)))[0]
     document, built = _document(path, config)
     annotations = document.get("annotations")
     annotations = annotations if isinstance(annotations, dict) else {}
-    calls = engine_options.caller(arguments, path, document, built)
-    known = {"caller": calls, "handler": arguments.handler, "user": tuple(arguments.user or host_facts.caller())}
-    who = rules.identity(annotations, rules.believed(config, known), known)
-    shown: Dict[str, Any] = {
-        "engine": engine_options.shown(calls, config),
-        "known": {field: list(values) for field, values in who.items()},
-        "unknown": [field for field in rules.FIELDS if field not in who],
+    caller = engine_options.caller(arguments, path, document, built)
+    call_facts = {"caller": caller, "handler": arguments.handler, "user": tuple(arguments.user or host_facts.caller())}
+    identity = rules.identity(annotations, rules.believed(config, call_facts), call_facts)
+    shown: dict[str, Any] = {
+        "engine": engine_options.shown(caller, config),
+        "known": {field: list(values) for field, values in identity.items()},
+        "unknown": [field for field in rules.FIELDS if field not in identity],
         "rules": [],
     }
-    applied = rules.applied(config, annotations, known)
+    applied = rules.applied(config, annotations, call_facts)
     for rule in config["policy.rule"]:
-        verdict, why = rules.verdict(rule["match"], who)
+        verdict, why = rules.verdict(rule["match"], identity)
         denies = list(rule.get("policy.deny", ())) if verdict != rules.NO else []
         shown["rules"].append(
             {
@@ -76,13 +77,13 @@ def run(arguments: argparse.Namespace) -> int:
         if key.startswith("policy.")
         and key not in ("policy.rule", "policy.by", "policy.denied-by", "policy.evict-unadjusted")
     }
-    shown.update(_verdict(document, annotations, applied, calls))
+    shown.update(_verdict(document, annotations, applied, caller))
     print(json.dumps(shown, indent=2) if arguments.format == "json" else _text(shown))
     return 1 if shown["refusal"] else 0
 
 
-def _document(path: str, config: Dict[str, Any]) -> Tuple[Dict[str, Any], bool]:
-    """config.json as the engine wrote it, and whether that engine was our own builder."""
+def _document(path: str, config: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+    """config.json as the engine wrote it, and whether `chandler bundle` built it.  Raises BundleError."""
     bundle = config_file.ConfigJson(os.path.realpath(path), engine.mark(config))
     try:
         document = jsontext.loads(bundle.engine)
@@ -94,32 +95,32 @@ def _document(path: str, config: Dict[str, Any]) -> Tuple[Dict[str, Any], bool]:
 
 
 def _verdict(
-    document: Dict[str, Any], annotations: Dict[str, Any], config: Dict[str, Any], calls: Caller
-) -> Dict[str, Any]:
-    """What is asked for, by class, and why it is refused; '' when the policy itself allows it."""
+    document: dict[str, Any], annotations: dict[str, Any], config: dict[str, Any], caller: Caller
+) -> dict[str, Any]:
+    """What the request asks for, with the class of each key, and why the policy refuses it ('' when it allows it)."""
     refusal, asked = "", []
     try:
-        name, sandbox = engines.container(annotations, calls.engine)
+        name, sandbox = engines.container(annotations, caller.engine)
         if not sandbox:
-            calls.check(annotations, config)
-        wish = None if sandbox else parse.from_annotations(annotations, config["annotation-prefix"], name)
-        if wish is not None:
+            caller.check(annotations, config)
+        request = None if sandbox else parse.from_annotations(annotations, config["annotation-prefix"], name)
+        if request is not None:
             asked = [
                 {
                     "key": key,
                     "word": word,
                     "class": classes.TIGHTEN if tightens else classes.CLASSES.get(word, classes.NAMED),
                 }
-                for word, key, tightens in classes.asked(wish, document)
+                for word, key, tightens in classes.asked(request, document)
             ]
-            permission.check(wish, document, config)
+            permission.check(request, document, config)
     except ChandlerError as error:
         refusal = str(error)
     return {"asked": asked, "refusal": refusal}
 
 
-def _text(shown: Dict[str, Any]) -> str:
-    lines: List[str] = [engine_options.line(shown["engine"])]
+def _text(shown: dict[str, Any]) -> str:
+    lines: list[str] = [engine_options.line(shown["engine"])]
     lines += [f"{field:<12}{', '.join(values)}" for field, values in shown["known"].items()]
     if shown["unknown"]:
         lines.append(f"not known   {', '.join(shown['unknown'])}")

@@ -1,4 +1,4 @@
-"""`chandler ps`: containers with their GPUs, how they share them, their limits, and what they use of them."""
+"""`chandler ps`: shows containers with their GPUs, how they share them, their limits, and how much they use."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from typing import Any, Callable, Dict, List
+from typing import Any, Callable
 
 from shim import paths
 from shim.cli import given
@@ -23,9 +23,9 @@ from shim.state import grants, records
 from shim.state.ledger import Ledger
 
 _PATIENCE = 5.0  # seconds for a runtime's answer
-_MINOR = "c195:"  # NVIDIA's GPUs
+_MINOR = "c195:"  # the device number of an NVIDIA GPU, without the minor
 _COLOURS = {"exclusive": "32", "mps": "36", "time-slice": "36", "not leased": "33", "stopped": "31", "gone": "31"}
-_SHOWN = frozenset(("runtime", "devices", "physical", "time"))  # what a record of a container with devices has
+_SHOWN = frozenset(("runtime", "devices", "physical", "time"))  # keys that every record of a container with devices has
 
 
 def add_parser(commands: Any) -> None:
@@ -36,17 +36,16 @@ def add_parser(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Exit status 0."""
+    """Prints the table or JSON.  Returns exit status 0."""
     place = Place(dict(os.environb))
     inventory = compiler.load(place)
     state_dir = place.trusted_state_dir(inventory.config["state-dir"])
-    notes: List[str] = []
+    notes: list[str] = []
     rows = containers(Ledger(state_dir, place.rootless).read(), _records(state_dir))
     for row in rows:
         row["pid"], row["status"] = state(row)
-    rows = [
-        row for row in rows if row["mode"] != "not leased" or row["status"] != "gone"
-    ]  # what nobody holds is not shown
+    # a container that is gone is shown only while it holds a lease
+    rows = [row for row in rows if row["mode"] != "not leased" or row["status"] != "gone"]
     devices = given.known(inventory)
     given.add(rows, given.containers(devices, notes), devices)
     gpus = _usage(notes)
@@ -60,12 +59,12 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def containers(leases: List[Dict[str, Any]], records: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
-    """One row for each container: those with a lease, and those that were granted devices without one."""
+def containers(leases: list[dict[str, Any]], records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row for each container that has a lease, or that was granted devices without a lease."""
     rows = []
-    known = set()
+    leased = set()
     for lease in leases:
-        known.add((lease.get("root", ""), lease["id"]))
+        leased.add((lease.get("root", ""), lease["id"]))
         rows.append(
             {
                 "id": lease["id"],
@@ -81,7 +80,7 @@ def containers(leases: List[Dict[str, Any]], records: List[Dict[str, Any]]) -> L
             }
         )
     for record in records:
-        if not record["devices"] or (record["root"], record["id"]) in known:
+        if not record["devices"] or (record["root"], record["id"]) in leased:
             continue
         marks = record.get("sharing", {})
         rows.append(
@@ -101,23 +100,26 @@ def containers(leases: List[Dict[str, Any]], records: List[Dict[str, Any]]) -> L
     return rows
 
 
-def _records(state_dir: str) -> List[Dict[str, Any]]:
-    """All grant records, the wrapper's and the plugin's."""
-    found = []
+def _records(state_dir: str) -> list[dict[str, Any]]:
+    """All grant records, of the wrapper and of the NRI plugin."""
+    granted = []
     for base in (state_dir, grants.nri(state_dir)):
         for _, record in records.every(base):
             if record is not None and _SHOWN <= record.keys():
-                found.append(record)
-    return found
+                granted.append(record)
+    return granted
 
 
 def utc(seconds: int) -> str:
-    """A time in seconds since 1970 for a table."""
+    """Formats a time in seconds since 1970 for a table."""
     return time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(seconds))
 
 
-def state(row: Dict[str, Any]) -> Any:
-    """The container's pid (0: nobody knows) and status, from its runtime."""
+def state(row: dict[str, Any]) -> Any:
+    """The container's pid (0: unknown) and status, as its runtime reports them.
+
+    The status is "gone" without a state directory, "unknown" without an answer, "" for containers of other front ends.
+    """
     if row["by"] != "oci" or not row["runtime"]:
         return 0, ""
     if not os.path.exists(os.path.join(row["root"], row["id"])):
@@ -138,11 +140,11 @@ def state(row: Dict[str, Any]) -> Any:
         return 0, "unknown"
 
 
-def _usage(notes: List[str]) -> List[Dict[str, Any]]:
-    """What NVML says of each GPU; why it says nothing goes to `notes`."""
+def _usage(notes: list[str]) -> list[dict[str, Any]]:
+    """What NVML reports of each GPU.  When NVML gives no answer, the reason goes to `notes`."""
     try:
         library = nvfiles.driver(HostTree(), Options()).library
-        gpus: List[Dict[str, Any]] = nvml.ask(library, nvml.usage)["gpus"]
+        gpus: list[dict[str, Any]] = nvml.ask(library, nvml.usage)["gpus"]
         return gpus
     except (Unanswered, ChandlerError) as reason:
         notes.append(f"memory and utilisation are not known: {reason}")
@@ -150,27 +152,30 @@ def _usage(notes: List[str]) -> List[Dict[str, Any]]:
 
 
 def attribute(
-    rows: List[Dict[str, Any]], gpus: List[Dict[str, Any]], inside: Callable[[int], int] = given.namespace
+    rows: list[dict[str, Any]], gpus: list[dict[str, Any]], inside: Callable[[int], int] = given.namespace
 ) -> None:
-    """Gives each container the memory of its processes and the utilisation of its GPUs, and adds a row for every process
-    on a GPU that is in no container.  `inside`: the mount namespace of a process, which is what a container's share."""
-    of: Dict[int, Dict[str, Any]] = {}
+    """Adds to each row the memory of the container's processes (bytes) and the utilisation of its GPUs (percent).
+
+    Adds a row for every process on a GPU that is in no container.  `inside`: the mount namespace of a process, which
+    all processes of a container share.
+    """
+    row_of_namespace: dict[int, dict[str, Any]] = {}
     for row in rows:
         row["memory"] = row["busy"] = None
-        mine = [gpu for gpu in gpus if any(f"{_MINOR}{gpu['minor']}" in key.split("+") for key in row["keys"])]
-        told = [gpu["busy"] for gpu in mine if gpu["busy"] is not None]
-        if told:
-            row["busy"] = max(told)
-        if mine and row["pid"]:
+        its_gpus = [gpu for gpu in gpus if any(f"{_MINOR}{gpu['minor']}" in key.split("+") for key in row["keys"])]
+        reported = [gpu["busy"] for gpu in its_gpus if gpu["busy"] is not None]
+        if reported:
+            row["busy"] = max(reported)
+        if its_gpus and row["pid"]:
             row["memory"] = 0
         if row["pid"]:
-            of.setdefault(inside(row["pid"]), row)
-    outside: Dict[int, Dict[str, Any]] = {}
+            row_of_namespace.setdefault(inside(row["pid"]), row)
+    row_of_pid: dict[int, dict[str, Any]] = {}
     for gpu in gpus:
         for pid, memory in gpu["processes"]:
-            own = of.get(inside(pid)) or outside.get(pid)
-            if own is None:
-                own = outside[pid] = {
+            row_of_process = row_of_namespace.get(inside(pid)) or row_of_pid.get(pid)
+            if row_of_process is None:
+                row_of_process = row_of_pid[pid] = {
                     "id": f"process {pid}",
                     "by": "",
                     "root": "",
@@ -186,12 +191,12 @@ def attribute(
                     "memory": 0,
                     "busy": gpu["busy"],
                 }
-                rows.append(own)
-            own["memory"] = (own["memory"] or 0) + (memory or 0)
+                rows.append(row_of_process)
+            row_of_process["memory"] = (row_of_process["memory"] or 0) + (memory or 0)
 
 
-def text(answer: Dict[str, Any], coloured: bool) -> str:
-    """A table for people."""
+def text(answer: dict[str, Any], coloured: bool) -> str:
+    """Formats the answer as a table."""
     head = ("CONTAINER", "DEVICES", "MODE", "LIMITS", "PID", "STATUS", "MEMORY", "BUSY", "SINCE")
     rows = [head]
     for row in answer["containers"]:
@@ -223,8 +228,8 @@ def text(answer: Dict[str, Any], coloured: bool) -> str:
     return "\n".join([*lines, *(f"note: {note}" for note in answer["notes"])])
 
 
-def limits(row: Dict[str, Any]) -> str:
-    """The limits of a container or a lease in words, and who holds them."""
+def limits(row: dict[str, Any]) -> str:
+    """The limits of a container or a lease in words, and whether they are enforced or advisory; "-" without limits."""
     words = [
         f"{value}% threads" if key == "mps_active_thread_percentage" else f"{value >> 20}Mi"
         for key, value in row.get("limits", {}).items()

@@ -1,5 +1,7 @@
-"""`chandler refresh`: makes Chandler's own CDI files true again, compiles the inventory, so that no create has to, and
-forgets containers that are gone."""
+"""`chandler refresh`: renews Chandler's own CDI files, compiles the inventory and forgets containers that are gone.
+
+A create reads the compiled inventory, and compiles it itself only when it is out of date.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +10,15 @@ import os
 import shutil
 import sys
 import time
-from typing import Any, Dict
+from typing import Any
 
 from shim.generate import managed
 from shim.node import compiler, launch_line
 from shim.node.inventory import Place
 from shim.state import grants, stale
 
-_FORGET_AFTER = 3600.0  # seconds; a grant is older than its container by the time that a create takes
-_WAITS = 2  # a file may be written while another is waited for, which no path unit tells then
+_FORGET_AFTER = 3600.0  # seconds; a create writes its grant before its container exists, so young grants stay
+_WAITS = 2  # a file may be written while this waits for another, and systemd's path unit does not start it again then
 
 
 def add_parser(commands: Any) -> None:
@@ -24,55 +26,55 @@ def add_parser(commands: Any) -> None:
     command = commands.add_parser(
         "refresh", help="compile configuration and CDI files for the next create", description=__doc__
     )
-    command.add_argument("--quiet", action="store_true", help="say nothing when all is well")
+    command.add_argument("--quiet", action="store_true", help="print nothing when nothing is wrong")
     command.add_argument(
         "--remove",
         action="store_true",
-        help="take away what it makes, before Chandler is removed: its CDI "
-        "files that nobody changed, the inventory, the launcher's line",
+        help="remove what it makes, before Chandler itself is removed: its CDI files that nobody changed, the "
+        "inventory, the launcher's line",
     )
     command.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Exit status 0 when all was read and stored, 1 when a file could not be used (it is named on stderr)."""
+    """Returns exit status 0 when all was read and stored, 1 when a file could not be used (stderr names it)."""
     place = Place(dict(os.environb))
     config, _ = compiler.read_config(place)
     if arguments.remove:
         return _remove(place, config, arguments.quiet)
-    done, old = ([], []) if place.rootless else managed.refresh(config, place.owners)
-    for sentence in old if arguments.quiet else done + old:
+    done, failures = ([], []) if place.rootless else managed.refresh(config, place.owners)
+    for sentence in failures if arguments.quiet else done + failures:
         print(f"chandler: {sentence}", file=sys.stderr)
     for _ in range(_WAITS):
         wait = compiler.unsettled(place, time.time_ns())
         if wait <= 0:
             break
-        time.sleep(wait)  # a file that has just been written is believed two seconds later
-    made = compiler.refresh(place)
-    removed = stale.prune(place.trusted_state_dir(config["state-dir"]), _FORGET_AFTER)
+        time.sleep(wait)  # only a file that has not changed for two seconds counts as completely written
+    inventory = compiler.refresh(place)
+    forgotten = stale.prune(place.trusted_state_dir(config["state-dir"]), _FORGET_AFTER)
     problems = compiler.read_registry(place, config).problems
     for path, errors in problems.items():
         for error in errors:
             print(f"chandler: {path}: {error}", file=sys.stderr)
     if not arguments.quiet:
-        devices = sum(len(made.picks(kind)) for kind in made.kinds())
-        print(f"{devices} devices of {len(made.kinds())} kinds; {len(removed)} old grants forgotten")
-    return 1 if problems or old else 0
+        devices = sum(len(inventory.picks(kind)) for kind in inventory.kinds())
+        print(f"{devices} devices of {len(inventory.kinds())} kinds; {len(forgotten)} old grants forgotten")
+    return 1 if problems or failures else 0
 
 
-def _remove(place: Place, config: Dict[str, Any], quiet: bool) -> int:
-    """Exit status 0 when nothing of ours is left."""
+def _remove(place: Place, config: dict[str, Any], quiet: bool) -> int:
+    """Removes what `refresh` makes.  Returns exit status 0 when nothing of ours is left, else 1."""
     done, left = ([], []) if place.rootless else managed.remove(config, place.owners)
     state_dir = place.trusted_state_dir(config["state-dir"])
     stale.prune(state_dir, 0.0)
     try:
-        there = [name[9:].rpartition(".")[0] for name in sorted(os.listdir(grants.directory(state_dir)))]
+        containers = [name[9:].rpartition(".")[0] for name in sorted(os.listdir(grants.directory(state_dir)))]
     except FileNotFoundError:
-        there = []
-    if there:
+        containers = []
+    if containers:
         left.append(
-            f"{', '.join(there)} {'is' if len(there) == 1 else 'are'} still there: an engine that calls chandler-runtime cannot end "
-            "them without it"
+            f"{', '.join(containers)} {'is' if len(containers) == 1 else 'are'} still there: "
+            "an engine that calls chandler-runtime cannot end them without it"
         )
     for sentence in left if quiet else done + left:
         print(f"chandler: {sentence}", file=sys.stderr)

@@ -1,14 +1,15 @@
 """containerd: adds runtime handlers to the CRI plugin, in config.toml or, from containerd 2.1 on, in a drop-in.
 
-Versions 2 and 3 of the file have the CRI plugin's keys in different tables.  Before 2.1 an imported file replaces whole
-plugins of the importing one, so there the file itself is edited; from 2.1 on tables are merged, if both files have the
-same version.  Observed with 1.7.24 and 2.1.9.  Pure.
+Versions 2 and 3 of the file keep the CRI plugin's keys in different tables.  Before containerd 2.1 an imported file
+replaces the whole configuration of each plugin that it names, so Chandler edits the main file itself there.  From 2.1
+on containerd merges the tables of both files, if both files have the same version.  Observed with 1.7.24 and 2.1.9.
+Pure.
 """
 
 from __future__ import annotations
 
 import posixpath
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable
 
 from shim.configure import template, tomledit
 from shim.configure.model import (
@@ -33,228 +34,232 @@ CONFIG = "/etc/containerd/config.toml"
 SOCKET, K3S_SOCKET = "/run/containerd/containerd.sock", "/run/k3s/containerd/containerd.sock"
 DROP_IN = "conf.d/99-chandler.toml"
 RUNC = "io.containerd.runc.v2"
-# The name of the CRI plugin by version of the file.
+# Version of the file: name of the CRI plugin.
 CRI = {2: "io.containerd.grpc.v1.cri", 3: "io.containerd.cri.v1.runtime"}
 NRI = "io.containerd.nri.v1.nri"
 VALIDATOR = ("plugins", NRI, "default_validator")
 VALIDATES = (2, 2)  # the first version with NRI's default validator
 PLUGIN = "chandler"  # the name with which chandler-nri registers
-TOLERATE = (
-    "tolerate-missing-nri-plugins.noderesource.dev"  # the annotation of a pod that may start without required plugins
-)
+# The annotation of a pod that may start while a required plugin is missing.
+TOLERATE = "tolerate-missing-nri-plugins.noderesource.dev"
 MERGES = (2, 1)  # the first version that merges imported tables
-# Where k3s and rke2 generate config.toml at every start, and from which templates (name: version of the file).
+# The directories in which k3s and rke2 generate config.toml at every start, and the names of the templates that they
+# generate it from (name: version of the file).
 RANCHER = ("/rancher/k3s/agent/etc/containerd", "/rancher/rke2/agent/etc/containerd")
 TEMPLATES = {"config.toml.tmpl": 2, "config-v3.toml.tmpl": 3}
 # The keys that our handlers set themselves; all others are copied from runc's.
-_OWN = ("pod_annotations", "container_annotations", "options", "runtime_path")
+_OWN_KEYS = ("pod_annotations", "container_annotations", "options", "runtime_path")
 
 
-def plan(wish: Wish, read: Read) -> Changes:
-    """What to write where.  Raises ConfigError, which names the file."""
-    path = wish.config or CONFIG
+def plan(request: Wish, read: Read) -> Changes:
+    """The files and settings to write.  Raises ConfigError, which names the file."""
+    path = request.config or CONFIG
     name = posixpath.basename(path)
     if name in TEMPLATES:
-        return _template(wish, path, TEMPLATES[name])
+        return _template(request, path, TEMPLATES[name])
     if posixpath.dirname(path).endswith(RANCHER):
         raise ConfigError(
-            f"{path} is made anew at every start",
+            f"k3s or rke2 generates {path} anew at every start",
             f"--config {posixpath.dirname(path)}/config-v3.toml.tmpl "
             "(config.toml.tmpl before containerd 2.0) names the template that it is made from",
         )
     text = read.text(path)
-    rancher = read.glob("/var/lib/rancher/*/agent/etc/containerd") if text is None and not wish.config else []
+    rancher = read.glob("/var/lib/rancher/*/agent/etc/containerd") if text is None and not request.config else []
     if rancher:
         raise ConfigError(
-            f"{path} is not there, and k3s or rke2 is, whose containerd reads another file",
+            f"{path} does not exist; this host has k3s or rke2, whose containerd reads another file",
             f"--config {rancher[0]}/config-v3.toml.tmpl (config.toml.tmpl before containerd 2.0)",
         )
     try:
-        return _plan(wish, path, text, read)
+        return _plan(request, path, text, read)
     except ConfigError as error:
         raise error.within(path) if path not in error.what else error from None
 
 
-def _plan(wish: Wish, path: str, text: Optional[str], read: Read) -> Changes:
+def _plan(request: Wish, path: str, text: str | None, read: Read) -> Changes:
     document = tomledit.parse(text or "")
-    schema = _schema(wish, document)
-    whole = _whole(path, document, read)
-    notes = _notes(whole, schema)
-    settings = handlers(wish, whole, schema)
-    if _dropping(wish, document, schema, notes):
+    schema = _schema(request, document)
+    effective = _with_imports(path, document, read)
+    notes = _notes(effective, schema)
+    settings = handlers(request, effective, schema)
+    if _uses_drop_in(request, document, schema, notes):
         imported = _imported(path, document, read)
-        drop_in = wish.drop_in or _usual(path, imported)
+        drop_in = request.drop_in or _usual_drop_in(path, imported)
         edits = [Edit(drop_in, TOML, [Setting(VALUE, ("version",), schema), *settings], own=True)]
         if drop_in not in imported and not (
             posixpath.dirname(drop_in) + "/*.toml" in imported and drop_in.endswith(".toml")
         ):
             edits.append(Edit(path, TOML, [Setting(ELEMENT, ("imports",), drop_in)]))
-        elif wish.default:
-            beside = [name for name in imported if "*" not in name and name > drop_in]
+        elif request.default:
+            later_files = [name for name in imported if "*" not in name and name > drop_in]
             notes += tomledit.overriders(
-                beside, ("plugins", CRI[schema], "containerd", "default_runtime_name"), read.text
+                later_files, ("plugins", CRI[schema], "containerd", "default_runtime_name"), read.text
             )
-        return Changes(edits, notes, command(wish))
+        return Changes(edits, notes, command(request))
     if not document:
         settings = [Setting(VALUE, ("version",), schema), *settings]
-    return Changes([Edit(path, TOML, settings)], notes, command(wish))
+    return Changes([Edit(path, TOML, settings)], notes, command(request))
 
 
-def command(wish: Wish) -> Tuple[str, ...]:
+def command(request: Wish) -> tuple[str, ...]:
     """The command that makes containerd read its configuration again."""
-    path = wish.config
+    path = request.config
     service = "rke2-server" if RANCHER[1] in path else "k3s" if RANCHER[0] in path else "containerd"
     return ("systemctl", "restart", service)
 
 
-def address(path: str, text: Optional[str]) -> str:
+def address(path: str, text: str | None) -> str:
     """The socket of the containerd that reads this configuration file."""
     try:
-        named = lookup(tomledit.parse(text or ""), ("grpc", "address"))
+        socket = lookup(tomledit.parse(text or ""), ("grpc", "address"))
     except ConfigError:
-        named = None  # a template
+        socket = None  # a Go template of k3s or rke2, which is not TOML
     return (
-        named if isinstance(named, str) and named else K3S_SOCKET if any(each in path for each in RANCHER) else SOCKET
+        socket
+        if isinstance(socket, str) and socket
+        else K3S_SOCKET
+        if any(each in path for each in RANCHER)
+        else SOCKET
     )
 
 
-def places(wish: Wish, read: Read) -> List[str]:
+def places(request: Wish, read: Read) -> list[str]:
     """The files in which Chandler may have written."""
-    path = wish.config or CONFIG
-    found = [wish.drop_in] if wish.drop_in else []
+    path = request.config or CONFIG
+    paths = [request.drop_in] if request.drop_in else []
     if posixpath.basename(path) not in TEMPLATES:
-        found.append(f"{posixpath.dirname(path)}/{DROP_IN}")
+        paths.append(f"{posixpath.dirname(path)}/{DROP_IN}")
         try:
-            found += [name for name in _imported(path, tomledit.parse(read.raw(path) or ""), read) if "*" not in name]
+            paths += [name for name in _imported(path, tomledit.parse(read.raw(path) or ""), read) if "*" not in name]
         except ConfigError:
-            pass  # whoever needs the file says so
-    return [path, *found]
+            pass  # whatever needs the file's content reports that it cannot be parsed
+    return [path, *paths]
 
 
-def _schema(wish: Wish, document: Dict[str, Any]) -> int:
+def _schema(request: Wish, document: dict[str, Any]) -> int:
     """The version of the file.  Raises ConfigError for one that is not supported."""
     if not document:
-        if not wish.version:
+        if not request.version:
             raise ConfigError(
-                "it is not there, and no containerd that would say its version",
+                "it does not exist, and without containerd's program the version to write is unknown",
                 "--engine-version X.Y, or --programs DIR where containerd is",
             )
-        return 3 if wish.version >= (2,) else 2
+        return 3 if request.version >= (2,) else 2
     version = document.get("version", 1)
     if version not in tuple(CRI):
         raise ConfigError(
-            f"it has version {version}, and only 2 and 3 have runtime handlers that can be configured here",
-            "`containerd config migrate` prints it as a newer one",
+            f"it has version {version}; this command can add runtime handlers to versions 2 and 3 only",
+            "`containerd config migrate` prints it in a newer version",
         )
-    if version == 3 and wish.version and wish.version < (2,):
+    if version == 3 and request.version and request.version < (2,):
         raise ConfigError(
-            f"it has version 3, which containerd {_dotted(wish.version)} does not read", "give it version = 2"
+            f"it has version 3, which containerd {_dotted(request.version)} does not read", "give it version = 2"
         )
     return int(version)
 
 
-def _dropping(wish: Wish, document: Dict[str, Any], schema: int, notes: List[str]) -> bool:
-    """Whether to write a drop-in.  Raises ConfigError when one was asked for and would not work."""
-    merges = wish.version >= MERGES
-    if wish.drop_in is not None:
-        if not wish.version:
+def _uses_drop_in(request: Wish, document: dict[str, Any], schema: int, notes: list[str]) -> bool:
+    """Whether to write a drop-in.  Raises ConfigError when the request asks for one that would not work."""
+    merges = request.version >= MERGES
+    if request.drop_in is not None:
+        if not request.version:
             raise ConfigError(
-                "a drop-in needs containerd 2.1 or newer, and which one this is is not known",
+                "a drop-in needs containerd 2.1 or newer, and the version of containerd is unknown",
                 "--engine-version X.Y, or --programs DIR where containerd is",
             )
         if not merges:
             raise ConfigError(
-                f"containerd {_dotted(wish.version)} would lose the rest of the CRI plugin's configuration to a drop-in",
-                "leave out --drop-in: then the file itself is edited",
+                f"containerd {_dotted(request.version)} would drop the CRI plugin's other configuration with a drop-in",
+                "leave out --drop-in, so that the file itself is edited",
             )
         return True
-    if not wish.version:
-        notes.append("containerd's version is not known: the file itself is edited, which every version reads")
-    # a file that is not there is better written than imported from
-    return merges and bool(document) and not wish.in_place
+    if not request.version:
+        notes.append("containerd's version is unknown: the file itself is edited, because every version reads it")
+    # without a main file there is none that could import a drop-in: the settings make a new main file
+    return merges and bool(document) and not request.in_place
 
 
-def _imported(path: str, document: Dict[str, Any], read: Read) -> List[str]:
+def _imported(path: str, document: dict[str, Any], read: Read) -> list[str]:
     """The patterns that a file imports, each followed by the files that match it."""
-    found: List[str] = []
+    paths: list[str] = []
     for pattern in words(document, ("imports",)):
         pattern = posixpath.join(posixpath.dirname(path), pattern)
-        found += [pattern, *read.glob(pattern)]
-    return found
+        paths += [pattern, *read.glob(pattern)]
+    return paths
 
 
-def _usual(path: str, imported: List[str]) -> str:
-    """The drop-in's usual path: in a directory beside the file that is imported already, if there is one."""
-    here = posixpath.dirname(path)
-    there = [
+def _usual_drop_in(path: str, imported: list[str]) -> str:
+    """The drop-in's usual path: in a directory below the file's own that it already imports, else in conf.d there."""
+    beside = posixpath.dirname(path)
+    directories = [
         posixpath.dirname(pattern)
         for pattern in imported
-        if pattern.startswith(here + "/") and pattern.endswith("/*.toml")
+        if pattern.startswith(beside + "/") and pattern.endswith("/*.toml")
     ]
-    return f"{there[0]}/{posixpath.basename(DROP_IN)}" if there else f"{here}/{DROP_IN}"
+    return f"{directories[0]}/{posixpath.basename(DROP_IN)}" if directories else f"{beside}/{DROP_IN}"
 
 
-def _whole(path: str, document: Dict[str, Any], read: Read) -> Dict[str, Any]:
-    """The document merged with those that it imports."""
-    whole = document
+def _with_imports(path: str, document: dict[str, Any], read: Read) -> dict[str, Any]:
+    """The document merged with the documents that it imports, as containerd merges them."""
+    result = document
     for name in _imported(path, document, read):
         text = None if "*" in name else read.text(name)
         if text:
             try:
-                whole = merged(whole, tomledit.parse(text))
+                result = merged(result, tomledit.parse(text))
             except ConfigError as error:
                 raise error.within(name) from None
-    return whole
+    return result
 
 
-def _notes(document: Dict[str, Any], schema: int) -> List[str]:
+def _notes(document: dict[str, Any], schema: int) -> list[str]:
     if {CRI[schema], CRI[2], "cri"} & set(words(document, ("disabled_plugins",))):
-        return ["the CRI plugin is in disabled_plugins, so that no pod reaches a handler: take it out there"]
+        return ["the CRI plugin is in disabled_plugins, so no pod can use a runtime handler: take it out of that list"]
     return []
 
 
-def handlers(wish: Wish, document: Dict[str, Any], schema: int) -> List[Setting]:
-    """The settings of all handlers and options."""
-    cri: Tuple[str, ...] = ("plugins", CRI[schema])
+def handlers(request: Wish, document: dict[str, Any], schema: int) -> list[Setting]:
+    """The settings of all handlers and options.  Raises ConfigError when somebody else configured one of the names."""
+    cri: tuple[str, ...] = ("plugins", CRI[schema])
     runtimes = table(document, (*cri, "containerd", "runtimes"))
     default = lookup(document, (*cri, "containerd", "default_runtime_name")) or "runc"
     settings = []
-    if not runtimes and not wish.version >= (2,):
-        # 1.x takes the file's handlers in place of its own single one
+    if not runtimes and not request.version >= (2,):
+        # as soon as the file has a handler, containerd 1.x no longer adds its built-in runc: write that one, too
         settings.append(Setting(TABLE, (*cri, "containerd", "runtimes", "runc"), {"runtime_type": RUNC}))
-    there: List[Dict[str, Any]] = [table(runtimes, (str(name),)) for name in ("runc", default)]
-    like = next((each for each in there if each.get("runtime_type") == RUNC), {})
-    for name, program in wish.handlers:
-        made = _handler(wish, like, program)
-        if name in runtimes and runtimes[name] != made:
+    candidates: list[dict[str, Any]] = [table(runtimes, (str(name),)) for name in ("runc", default)]
+    base = next((each for each in candidates if each.get("runtime_type") == RUNC), {})
+    for name, program in request.handlers:
+        handler = _handler(request, base, program)
+        if name in runtimes and runtimes[name] != handler:
             raise ConfigError(
-                f"there is a handler {name!r} already, which this command has not written",
-                "--handler NAME gives ours another name; or take that one out",
+                f"it has a handler {name!r} already, and this command did not write it",
+                "choose another name with --handler NAME, or remove that handler",
             )
-        settings.append(Setting(TABLE, (*cri, "containerd", "runtimes", name), made))
-    if wish.default:
-        settings.append(Setting(VALUE, (*cri, "containerd", "default_runtime_name"), wish.handlers[0][0]))
-    if wish.cdi:
+        settings.append(Setting(TABLE, (*cri, "containerd", "runtimes", name), handler))
+    if request.default:
+        settings.append(Setting(VALUE, (*cri, "containerd", "default_runtime_name"), request.handlers[0][0]))
+    if request.cdi:
         settings.append(Setting(VALUE, (*cri, "enable_cdi"), True))
-    if wish.nri:
+    if request.nri:
         settings.append(Setting(VALUE, ("plugins", NRI, "disable"), False))
-    if wish.nri_required:
-        settings += _required(wish, document)
+    if request.nri_required:
+        settings += _require_plugin(request, document)
     return settings
 
 
-def _required(wish: Wish, document: Dict[str, Any]) -> List[Setting]:
-    """The settings that refuse containers while chandler-nri is not connected.  Raises ConfigError."""
-    if not wish.version:
+def _require_plugin(request: Wish, document: dict[str, Any]) -> list[Setting]:
+    """The settings that make containerd refuse containers while chandler-nri is not connected.  Raises ConfigError."""
+    if not request.version:
         raise ConfigError(
-            "--nri-required needs containerd 2.2 or newer, and which one this is is not known",
+            "--nri-required needs containerd 2.2 or newer, and the version of containerd is unknown",
             "--engine-version X.Y, or --programs DIR where containerd is",
         )
-    if wish.version < VALIDATES:
+    if request.version < VALIDATES:
         raise ConfigError(
-            f"containerd {_dotted(wish.version)} cannot require an NRI plugin: its NRI has no validator before 2.2, so that a "
-            "container which is created while chandler-nri is not connected starts unserved",
-            "--nri instead, or the runtime handler with require-grant, or a newer containerd",
+            f"containerd {_dotted(request.version)} cannot require an NRI plugin, as NRI has no validator before 2.2: "
+            "a container that is created while chandler-nri is not connected starts without what it asks for",
+            "use --nri, or the runtime handler with require-grant, or a newer containerd",
         )
     settings = [Setting(VALUE, (*VALIDATOR, "enable"), True)]
     plugins = words(document, (*VALIDATOR, "required_plugins"))
@@ -265,44 +270,47 @@ def _required(wish: Wish, document: Dict[str, Any]) -> List[Setting]:
     return settings
 
 
-def rejects_hooks(path: str, text: Callable[[str], Optional[str]], names: Callable[[str], List[str]]) -> bool:
-    """Whether NRI's default validator rejects every create for which a plugin adds OCI hooks.  `text`, `names`: as in Read.
+def rejects_hooks(path: str, text: Callable[[str], str | None], names: Callable[[str], list[str]]) -> bool:
+    """Whether NRI's default validator rejects every create for which a plugin adds OCI hooks.
 
-    Raises ConfigError.
+    `text` and `names` are `text` and `glob` of Read.  Raises ConfigError.
     """
     try:
-        validator = table(_whole(path, tomledit.parse(text(path) or ""), Read(text, text, names)), VALIDATOR)
+        validator = table(_with_imports(path, tomledit.parse(text(path) or ""), Read(text, text, names)), VALIDATOR)
     except ConfigError as error:
         raise error.within(path) if path not in error.what else error from None
     return validator.get("enable") is True and validator.get("reject_oci_hook_adjustment") is True
 
 
-def _handler(wish: Wish, like: Dict[str, Any], program: str) -> Dict[str, Any]:
-    """A handler like runc's (`like`), but for the program and the annotations that it gets."""
-    made = {"runtime_type": RUNC, **{key: value for key, value in like.items() if key not in _OWN}}
+def _handler(request: Wish, base: dict[str, Any], program: str) -> dict[str, Any]:
+    """A handler with the keys of `base` (runc's handler), but with our program and the annotations that we need."""
+    handler = {"runtime_type": RUNC, **{key: value for key, value in base.items() if key not in _OWN_KEYS}}
     for key in ("pod_annotations", "container_annotations"):
-        made[key] = [*(item for item in words(like, (key,)) if item not in wish.annotations), *wish.annotations]
-    options = {key: value for key, value in table(like, ("options",)).items() if key != "BinaryName"}
-    return {**made, "options": {"BinaryName": program, **options}}
+        handler[key] = [
+            *(item for item in words(base, (key,)) if item not in request.annotations),
+            *request.annotations,
+        ]
+    options = {key: value for key, value in table(base, ("options",)).items() if key != "BinaryName"}
+    return {**handler, "options": {"BinaryName": program, **options}}
 
 
-def _template(wish: Wish, path: str, schema: int) -> Changes:
-    """A template of k3s or rke2: a block at its end."""
-    if wish.default or wish.cdi or wish.nri or wish.nri_required or wish.drop_in is not None:
+def _template(request: Wish, path: str, schema: int) -> Changes:
+    """The plan for a template of k3s or rke2: one block at its end.  Raises ConfigError for options beyond handlers."""
+    if request.default or request.cdi or request.nri or request.nri_required or request.drop_in is not None:
         raise ConfigError(
-            f"{path} is a template, to which handlers can be added and nothing else",
-            "k3s and rke2 have default-runtime in their own config.yaml; CDI and NRI are written into the template by hand",
+            f"{path} is a template, and this command adds handlers to a template and nothing else",
+            "set default-runtime in config.yaml of k3s or rke2; write CDI and NRI into the template by hand",
         )
-    # k3s knows the node's cgroup driver when it fills the template in
+    # Only k3s knows the node's cgroup driver, when it fills in the template.
     cri = ("plugins", CRI[schema], "containerd", "runtimes")
     settings = []
-    for name, program in wish.handlers:
-        made = _handler(wish, {}, program)
-        made["options"]["SystemdCgroup"] = template.raw("{{ .SystemdCgroup }}")
-        settings.append(Setting(TABLE, (*cri, name), made))
-    agent = command(wish)[-1].replace("-server", "") + "-agent"
-    return Changes([Edit(path, TEMPLATE, settings)], [f"on an agent the service is {agent}"], command(wish))
+    for name, program in request.handlers:
+        handler = _handler(request, {}, program)
+        handler["options"]["SystemdCgroup"] = template.raw("{{ .SystemdCgroup }}")
+        settings.append(Setting(TABLE, (*cri, name), handler))
+    agent = command(request)[-1].replace("-server", "") + "-agent"
+    return Changes([Edit(path, TEMPLATE, settings)], [f"on an agent the service is {agent}"], command(request))
 
 
-def _dotted(version: Tuple[int, ...]) -> str:
+def _dotted(version: tuple[int, ...]) -> str:
     return ".".join(map(str, version))

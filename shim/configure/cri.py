@@ -1,25 +1,27 @@
 """Starts a pod through the CRI of containerd or CRI-O, as the kubelet does.
 
-Only `chandler configure --verify` uses it; it needs grpcio and protobuf.
-Source of the fields' numbers: k8s.io/cri-api, runtime/v1/api.proto.
+Only `chandler configure --verify` uses this module.  It needs grpcio and protobuf.
+Source of the field numbers: k8s.io/cri-api, runtime/v1/api.proto.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from typing import Any, Dict, List, Tuple
+from typing import Any
 
 from shim.errors import HostError
 
-PATIENCE = 120.0  # seconds for one call: a sandbox's image may have to be fetched
+PATIENCE = 120.0  # seconds for one call: the engine may have to pull the sandbox's image
 STARTING = 20.0  # seconds for an engine that was just started
 TRIES = 3
-ENDING = 2.0  # seconds to wait for the end of a pod that somebody else stops
-_NODE, _POD, _CONTAINER = 2, 0, 1  # namespaces: the node's network, so that no network plugin is needed
-_READY = 0
+ENDING = 2.0  # seconds in which a pod ends that another program, such as the kubelet, has begun to stop
+# NamespaceMode.  The pod uses the node's network, so it needs no network plugin.
+_NODE, _POD, _CONTAINER = 2, 0, 1
+_READY = 0  # SANDBOX_READY
 
-TABLE: Dict[str, Dict[str, Tuple[int, str]]] = {
+# Message: {field: (number, type)}; *Type is a repeated field, {Type} a map from strings.
+TABLE: dict[str, dict[str, tuple[int, str]]] = {
     "ListImagesRequest": {},
     "ListImagesResponse": {"images": (1, "*Image")},
     "Image": {"id": (1, "string")},
@@ -68,7 +70,10 @@ TABLE: Dict[str, Dict[str, Tuple[int, str]]] = {
 
 
 class Ended(Exception):
-    """Our pod was stopped, as a kubelet does with pods that it does not know; `cause` is the engine's error."""
+    """Another program stopped our pod, as a kubelet does with pods that it does not know.
+
+    `cause` is the engine's error.
+    """
 
     def __init__(self, cause: Any) -> None:
         super().__init__()
@@ -76,11 +81,12 @@ class Ended(Exception):
 
 
 def ask(
-    engine: str, handler: str, address: str, annotation: Tuple[str, str], mounts: List[Tuple[str, str]], variable: str
+    engine: str, handler: str, address: str, annotation: tuple[str, str], mounts: list[tuple[str, str]], variable: str
 ) -> str:
-    """Starts a container of the handler in a pod with the annotation, and returns a variable of it, "" when not set.
+    """Starts a container of the handler in a pod with the annotation, and returns one variable of its environment.
 
-    Raises HostError, with the engine's own message.
+    Returns "" when the variable is not set.  `mounts`: path in the container, path on the host.  Raises
+    HostError, with the engine's own message.
     """
     try:
         import grpc
@@ -88,7 +94,7 @@ def ask(
         from shim.ttrpc import proto
     except ImportError as error:
         raise HostError(
-            f"--verify asks {engine} through CRI, and the Python package of {error.name} is not installed",
+            f"--verify calls {engine} through CRI, and the Python package of {error.name} is not installed",
             "install python3-grpcio and python3-protobuf, or leave --verify out",
         ) from None
     path = address.replace("unix://", "", 1)
@@ -109,9 +115,9 @@ def ask(
 
 
 class Cri:
-    """The calls of CRI that a pod with one container needs.  They raise grpc.RpcError."""
+    """Makes the CRI calls that a pod with one container needs.  Each raises grpc.RpcError."""
 
-    def __init__(self, channel: Any, messages: Dict[str, Any], grpc: Any) -> None:
+    def __init__(self, channel: Any, messages: dict[str, Any], grpc: Any) -> None:
         self.channel = channel
         self.messages = messages
         self.grpc = grpc
@@ -126,44 +132,46 @@ class Cri:
         return invoke(self.messages[method + "Request"](**fields), timeout=PATIENCE)
 
     def verified(
-        self, engine: str, handler: str, annotation: Tuple[str, str], mounts: List[Tuple[str, str]], variable: str
+        self, engine: str, handler: str, annotation: tuple[str, str], mounts: list[tuple[str, str]], variable: str
     ) -> str:
-        """See `ask`; raises HostError without an image."""
+        """See `ask`.  Starts another pod when another program stops the first.  Raises HostError without an image."""
         image = self._image(engine)
-        ended = None
+        last_end = None
         for _ in range(TRIES):
             try:
                 return self._pod(handler, image, annotation, mounts, variable)
             except Ended as error:
-                ended = error
-        assert ended is not None
-        raise ended.cause
+                last_end = error
+        assert last_end is not None
+        raise last_end.cause
 
     def _image(self, engine: str) -> str:
-        """Any image that the engine has; the container runs only programs of the host."""
+        """The id of any image that the engine has.  Any will do, since the container runs only programs of the host."""
         until = time.monotonic() + STARTING
         while True:
             try:
                 images = self.call("ListImages", "ImageService").images
                 break
-            except self.grpc.RpcError as error:  # the engine is starting: it has its socket before its service
+            except (
+                self.grpc.RpcError
+            ) as error:  # while the engine starts, its socket accepts calls before its service does
                 code = self.grpc.StatusCode
                 if error.code() not in (code.UNAVAILABLE, code.UNIMPLEMENTED, code.UNKNOWN) or time.monotonic() > until:
                     raise
             time.sleep(0.1)
         if not images:
             raise HostError(
-                f"{engine} has no image, and none is fetched for this", "pull one, or start a pod, and verify again"
+                f"{engine} has no image, and --verify pulls none", "pull an image, or start a pod, and verify again"
             )
         return str(images[0].id)
 
     def _pod(
-        self, handler: str, image: str, annotation: Tuple[str, str], mounts: List[Tuple[str, str]], variable: str
+        self, handler: str, image: str, annotation: tuple[str, str], mounts: list[tuple[str, str]], variable: str
     ) -> str:
-        name = f"chandler-verify-{os.urandom(8).hex()}"
+        pod_name = f"chandler-verify-{os.urandom(8).hex()}"
         namespaces = {"network": _NODE, "pid": _CONTAINER, "ipc": _POD}
         pod = {
-            "metadata": {"name": name, "uid": name, "namespace": "chandler-verify"},
+            "metadata": {"name": pod_name, "uid": pod_name, "namespace": "chandler-verify"},
             "annotations": dict([annotation]),
             "linux": {"security_context": {"namespace_options": namespaces}},
         }
@@ -176,15 +184,17 @@ class Cri:
                 "mounts": [
                     {"container_path": inside, "host_path": outside, "readonly": True} for inside, outside in mounts
                 ],
-                # as uid 0, whatever user the image names
+                # an empty Int64Value is 0: run as uid 0, whichever user the image names
                 "linux": {"security_context": {"namespace_options": namespaces, "run_as_user": {}}},
             }
-            made = self.call(
+            created_id = self.call(
                 "CreateContainer", pod_sandbox_id=sandbox, config=container, sandbox_config=pod
             ).container_id
-            self.call("StartContainer", container_id=made)
-            said = self.call("ExecSync", container_id=made, cmd=["/bin/sh", "-c", "cat /proc/1/environ"], timeout=20)
-            entries = said.stdout.decode("utf-8", "replace").split("\0")
+            self.call("StartContainer", container_id=created_id)
+            answer = self.call(
+                "ExecSync", container_id=created_id, cmd=["/bin/sh", "-c", "cat /proc/1/environ"], timeout=20
+            )
+            entries = answer.stdout.decode("utf-8", "replace").split("\0")
             return next((entry.partition("=")[2] for entry in entries if entry.startswith(variable + "=")), "")
         except self.grpc.RpcError as error:
             raise Ended(error) if self._ended(sandbox) else error from None
@@ -192,7 +202,7 @@ class Cri:
             self._remove(sandbox)
 
     def _ended(self, sandbox: str) -> bool:
-        """Whether the sandbox was stopped or removed, or is within ENDING seconds."""
+        """Whether the sandbox is stopped or removed now, or within ENDING seconds."""
         until = time.monotonic() + ENDING
         while time.monotonic() < until:
             try:
@@ -204,7 +214,7 @@ class Cri:
         return False
 
     def _remove(self, sandbox: str) -> None:
-        """Stops and removes the pod; while somebody else does so, too, that may take several calls."""
+        """Stops and removes the pod.  While another program does the same, that may take several calls."""
         until = time.monotonic() + STARTING
         while True:
             try:
@@ -213,5 +223,5 @@ class Cri:
                 return
             except self.grpc.RpcError as error:
                 if error.code() == self.grpc.StatusCode.UNAVAILABLE or time.monotonic() > until:
-                    return  # the cause is reported already
+                    return  # the pod stays; the failure that led here is the one to report
             time.sleep(0.1)

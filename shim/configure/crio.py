@@ -1,13 +1,14 @@
 """CRI-O: adds runtime handlers in a drop-in in crio.conf.d.
 
-CRI-O passes every annotation of a pod to the runtime, except those experimental ones of its own that are not in
-`allowed_annotations`; it does not start when that list has any other name.  So Chandler's annotations need no entry, and
-the list is copied from the default handler, so that pods keep what they were allowed.  Pure.
+CRI-O passes every annotation of a pod to the runtime, except its own experimental annotations that are not in
+`allowed_annotations`.  It does not start when that list has any other name.  So Chandler's annotations need no entry.
+The list is copied from the default handler, so that pods may still use the annotations that they could use before.
+Pure.
 """
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Tuple
+from typing import Any
 
 from shim.configure import tomledit
 from shim.configure.model import (
@@ -30,7 +31,8 @@ CONFIG = "/etc/crio/crio.conf"
 SOCKET = "/var/run/crio/crio.sock"
 DROP_IN = "99-chandler.conf"
 _RUNTIMES, _DEFAULT = ("crio", "runtime", "runtimes"), ("crio", "runtime", "default_runtime")
-_OWN = (
+# The keys of the default handler that ours does not copy.
+_NOT_COPIED = (
     "runtime_path",
     "runtime_type",
     "runtime_config_path",
@@ -40,17 +42,17 @@ _OWN = (
 )
 
 
-def command(wish: Wish) -> Tuple[str, ...]:
+def command(request: Wish) -> tuple[str, ...]:
     """The command that makes CRI-O read its configuration again."""
     return ("systemctl", "restart", "crio")
 
 
-def plan(wish: Wish, read: Read) -> Changes:
-    """What to write where.  Raises ConfigError, which names the file."""
-    main = wish.config or CONFIG
+def plan(request: Wish, read: Read) -> Changes:
+    """The drop-in to write.  Raises ConfigError, which names the file."""
+    main = request.config or CONFIG
     directory = main + ".d"
-    drop_in = in_directory(wish.drop_in, directory, DROP_IN)
-    document: Dict[str, Any] = {}
+    drop_in = in_directory(request.drop_in, directory, DROP_IN)
+    document: dict[str, Any] = {}
     for path in [main, *read.glob(directory + "/*")]:
         text = read.text(path) if path != drop_in else None
         if text:
@@ -58,39 +60,39 @@ def plan(wish: Wish, read: Read) -> Changes:
                 document = merged(document, tomledit.parse(text))
             except ConfigError as error:
                 raise error.within(path) from None
-    notes = ["CRI-O injects CDI devices by itself"] if wish.cdi else []
-    if wish.default:
+    notes = ["CRI-O injects CDI devices by itself"] if request.cdi else []
+    if request.default:
         notes += tomledit.overriders(
             [path for path in read.glob(directory + "/*") if path > drop_in], _DEFAULT, read.text
         )
-    return Changes([Edit(drop_in, TOML, _settings(wish, document), own=True)], notes, command(wish))
+    return Changes([Edit(drop_in, TOML, _settings(request, document), own=True)], notes, command(request))
 
 
-def places(wish: Wish, read: Read) -> List[str]:
+def places(request: Wish, read: Read) -> list[str]:
     """The files in which Chandler may have written."""
-    return [*([wish.drop_in] if wish.drop_in else []), *read.glob((wish.config or CONFIG) + ".d/*")]
+    return [*([request.drop_in] if request.drop_in else []), *read.glob((request.config or CONFIG) + ".d/*")]
 
 
-def _settings(wish: Wish, document: Dict[str, Any]) -> List[Setting]:
+def _settings(request: Wish, document: dict[str, Any]) -> list[Setting]:
     runtimes = table(document, _RUNTIMES)
-    like = table(runtimes, (str(lookup(document, _DEFAULT) or "runc"),))
-    made = {key: value for key, value in like.items() if key not in _OWN}
+    base = table(runtimes, (str(lookup(document, _DEFAULT) or "runc"),))
+    inherited = {key: value for key, value in base.items() if key not in _NOT_COPIED}
     settings = []
-    for name, program in wish.handlers:
+    for name, program in request.handlers:
         if name in runtimes:
             raise ConfigError(
-                f"CRI-O has a handler {name!r} already, which this command has not written",
-                "--handler NAME gives ours another name; or take that one out",
+                f"CRI-O has a handler {name!r} already, and this command did not write it",
+                "choose another name with --handler NAME, or remove that handler",
             )
         settings.append(
             Setting(
                 TABLE,
                 (*_RUNTIMES, name),
-                {"runtime_path": program, "runtime_type": "oci", "allowed_annotations": [], **made},
+                {"runtime_path": program, "runtime_type": "oci", "allowed_annotations": [], **inherited},
             )
         )
-    if wish.default:
-        settings.append(Setting(VALUE, _DEFAULT, wish.handlers[0][0]))
-    if wish.nri:
+    if request.default:
+        settings.append(Setting(VALUE, _DEFAULT, request.handlers[0][0]))
+    if request.nri:
         settings.append(Setting(VALUE, ("crio", "nri", "enable_nri"), True))
     return settings

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import List, Tuple
-
 from shim.configure import jsonedit
 from shim.configure.model import JSON, TABLE, VALUE, Changes, Edit, Read, Setting, Wish, table
 from shim.errors import ConfigError
@@ -11,22 +9,22 @@ from shim.errors import ConfigError
 CONFIG = "/etc/docker/daemon.json"
 
 
-def config(wish: Wish) -> str:
-    """The path of daemon.json; without root the caller's own."""
-    return wish.config or (f"{wish.home}/docker/daemon.json" if wish.home else CONFIG)
+def config(request: Wish) -> str:
+    """The path of daemon.json: the caller's own for a caller without root."""
+    return request.config or (f"{request.home}/docker/daemon.json" if request.home else CONFIG)
 
 
-def command(wish: Wish) -> Tuple[str, ...]:
+def command(request: Wish) -> tuple[str, ...]:
     """The command that makes docker read its configuration again."""
-    return ("systemctl", "--user", "restart", "docker") if wish.home else ("systemctl", "restart", "docker")
+    return ("systemctl", "--user", "restart", "docker") if request.home else ("systemctl", "restart", "docker")
 
 
-def plan(wish: Wish, read: Read) -> Changes:
-    """What to write.  Raises ConfigError, which names the file."""
-    path = config(wish)
-    if wish.nri:
+def plan(request: Wish, read: Read) -> Changes:
+    """The settings to write into daemon.json.  Raises ConfigError, which names the file."""
+    path = config(request)
+    if request.nri:
         raise ConfigError("docker has no NRI that can be enabled here", "leave out --nri")
-    if wish.drop_in is not None:
+    if request.drop_in is not None:
         raise ConfigError("docker reads one file and no drop-ins", "leave out --drop-in")
     try:
         document = jsonedit.parse(read.text(path) or "")
@@ -34,21 +32,21 @@ def plan(wish: Wish, read: Read) -> Changes:
         raise error.within(path) from None
     runtimes = table(document, ("runtimes",))
     settings = []
-    for name, program in wish.handlers:
-        made = {"path": program}
-        if name in runtimes and runtimes[name] != made:
+    for name, program in request.handlers:
+        runtime = {"path": program}
+        if name in runtimes and runtimes[name] != runtime:
             raise ConfigError(
-                f"{path} has a runtime {name!r} already, which this command has not written",
-                "--handler NAME gives ours another name; or take that one out",
+                f"{path} has a runtime {name!r} already, and this command did not write it",
+                "choose another name with --handler NAME, or remove that runtime",
             )
-        settings.append(Setting(TABLE, ("runtimes", name), made))
-    if wish.default:
-        settings.append(Setting(VALUE, ("default-runtime",), wish.handlers[0][0]))
-    if wish.cdi:
+        settings.append(Setting(TABLE, ("runtimes", name), runtime))
+    if request.default:
+        settings.append(Setting(VALUE, ("default-runtime",), request.handlers[0][0]))
+    if request.cdi:
         settings.append(Setting(VALUE, ("features", "cdi"), True))
-    return Changes([Edit(path, JSON, settings)], [], command(wish))
+    return Changes([Edit(path, JSON, settings)], [], command(request))
 
 
-def places(wish: Wish, read: Read) -> List[str]:
+def places(request: Wish, read: Read) -> list[str]:
     """The files in which Chandler may have written."""
-    return [config(wish)]
+    return [config(request)]

@@ -1,13 +1,14 @@
 """Edits JSON in place: `put` adds settings to a text, `take` removes them again, and all other characters stay.
 
-The text is never serialised as a whole: single members are inserted, replaced and cut, in the file's own indentation.
-Pure.
+The text is never serialised as a whole.  The functions insert, replace and cut single members, in the indentation that
+the file already has.  Pure.
 """
 
 from __future__ import annotations
 
 import json
-from typing import Any, Dict, Iterator, List, Tuple
+from collections.abc import Iterator
+from typing import Any
 
 from shim import jsontext
 from shim.configure.model import Setting, lookup, with_setting, with_settings
@@ -16,7 +17,7 @@ from shim.errors import ChandlerError, ConfigError
 _BLANKS = " \t\r\n"
 
 
-def parse(text: str) -> Dict[str, Any]:
+def parse(text: str) -> dict[str, Any]:
     """Parses a document; an empty text is an empty object.  Raises ConfigError, also for a key that occurs twice."""
     if not text.strip(_BLANKS):
         return {}
@@ -24,18 +25,19 @@ def parse(text: str) -> Dict[str, Any]:
         document = jsontext.loads(text.encode(), unique=True)
     except ChandlerError as error:
         raise ConfigError(
-            f"it is not JSON that can be edited: {error.what}", "mend it first; comments are not JSON"
+            f"it is not JSON that can be edited: {error.what}", "correct it first; JSON has no comments"
         ) from None
     if not isinstance(document, dict):
-        raise ConfigError("it is not a JSON object", "mend it first")
+        raise ConfigError("it is not a JSON object", "correct it first")
     return document
 
 
-def put(text: str, settings: List[Setting]) -> Tuple[str, Dict[str, Any]]:
+def put(text: str, settings: list[Setting]) -> tuple[str, dict[str, Any]]:
     """Returns the text with the settings, and the record that `take` needs.  Raises ConfigError.
 
-    The record has the `changes`: path and value, the `previous` value as it was written (None: there was none), and
-    how many keys of the path lead to the first object that was `made`.
+    The record has a list `changes`.  Each change has a `path` and a `value`; `previous`, the former value as the file
+    had it written (None: there was none); and `made`, how many keys of the path lead to the first member that `put`
+    created.
     """
     wanted = parse(text)
     result = text if text.strip(_BLANKS) else "{}\n"
@@ -47,10 +49,10 @@ def put(text: str, settings: List[Setting]) -> Tuple[str, Dict[str, Any]]:
         depth = next(
             number
             for number in range(1, len(setting.path) + 1)
-            if number == len(setting.path) or not _there(wanted, setting.path[:number])
+            if number == len(setting.path) or not _exists(wanted, setting.path[:number])
         )
         old = None
-        if _there(wanted, setting.path):
+        if _exists(wanted, setting.path):
             begin, end = _span(result, setting.path)
             old = result[begin:end]
         changes.append({"path": list(setting.path), "value": setting.value, "previous": old, "made": depth})
@@ -58,18 +60,18 @@ def put(text: str, settings: List[Setting]) -> Tuple[str, Dict[str, Any]]:
         wanted = with_setting(wanted, setting)
     if parse(result) != wanted:
         raise ConfigError(
-            "it is written in a way that cannot be edited without harm", "write this into it: " + snippet(settings)
+            "it is written in a way that this command cannot edit safely", "write this into it: " + snippet(settings)
         )
     return result, {"changes": changes}
 
 
-def take(text: str, record: Dict[str, Any]) -> str:
-    """Returns the text without what `put` added, whatever else was changed since.  Raises ConfigError."""
+def take(text: str, record: dict[str, Any]) -> str:
+    """Returns the text without what `put` added, and keeps every other change since then.  Raises ConfigError."""
     for change in reversed(record["changes"]):
         path = tuple(change["path"])
-        now = lookup(parse(text), path)
-        ours = isinstance(change["value"], dict) or now == change["value"]
-        if now is None or not ours:
+        present = lookup(parse(text), path)
+        is_ours = isinstance(change["value"], dict) or present == change["value"]
+        if present is None or not is_ours:
             continue
         if change["previous"] is not None:
             begin, end = _span(text, path)
@@ -82,19 +84,19 @@ def take(text: str, record: Dict[str, Any]) -> str:
     return text
 
 
-def _there(document: Any, path: Tuple[str, ...]) -> bool:
+def _exists(document: Any, path: tuple[str, ...]) -> bool:
     """Whether there is a member at a path; it may be null."""
     above = lookup(document, path[:-1])
     return isinstance(above, dict) and path[-1] in above
 
 
-def snippet(settings: List[Setting]) -> str:
+def snippet(settings: list[Setting]) -> str:
     """Writes settings as JSON, for an error message."""
     return json.dumps(with_settings({}, settings))
 
 
-def _members(text: str, at: int) -> Iterator[Tuple[str, int, int, int]]:
-    """Yields, for each member of the object that begins at `at`: the key, its start, and the value's start and end."""
+def _members(text: str, at: int) -> Iterator[tuple[str, int, int, int]]:
+    """Yields each member of the object that begins at offset `at`: key, key's offset, start and end of the value."""
     decoder = json.JSONDecoder()
     at = _skip(text, at + 1)
     while text[at] != "}":
@@ -114,7 +116,7 @@ def _skip(text: str, at: int) -> int:
 
 
 def _unit(text: str) -> str:
-    """The file's indentation of one level; "" for a file whose members are all in one line."""
+    """The blanks with which the file indents one level; "" for a file that has all members in one line."""
     members = list(_members(text, text.index("{")))
     if not members:
         return "    "
@@ -122,7 +124,8 @@ def _unit(text: str) -> str:
     return blanks.rpartition("\n")[2] or "    " if "\n" in blanks else ""
 
 
-def _put(text: str, at: int, path: Tuple[str, ...], value: Any, unit: str, depth: int) -> str:
+def _put(text: str, at: int, path: tuple[str, ...], value: Any, unit: str, depth: int) -> str:
+    """The text with a value at a path below the object that begins at offset `at`, `depth` levels below the top."""
     members = list(_members(text, at))
     for name, _, begin, end in members:
         if name != path[0]:
@@ -130,7 +133,7 @@ def _put(text: str, at: int, path: Tuple[str, ...], value: Any, unit: str, depth
         if len(path) == 1:
             return text[:begin] + _render(value, unit, depth + 1) + text[end:]
         if text[begin] != "{":
-            raise ConfigError(f"{name!r} is no object", "mend it first")
+            raise ConfigError(f"{name!r} is not an object", "correct it first")
         return _put(text, begin, path[1:], value, unit, depth + 1)
     for part in reversed(path[1:]):
         value = {part: value}
@@ -139,6 +142,7 @@ def _put(text: str, at: int, path: Tuple[str, ...], value: Any, unit: str, depth
         end = text.index("}", at)
         inner = f"\n{unit * (depth + 1)}{member}\n{unit * depth}" if unit else member
         return text[: at + 1] + inner + text[end:]
+    # Repeat the blanks that stand before the last member, so that the new one is indented like it.
     last = members[-1]
     before = members[-2][3] if members[1:] else at
     blanks = text[before + 1 : last[1]].lstrip(",") if members[1:] else text[at + 1 : last[1]]
@@ -152,7 +156,7 @@ def _render(value: Any, unit: str, depth: int) -> str:
     return json.dumps(value, indent=unit, ensure_ascii=False).replace("\n", "\n" + unit * depth)
 
 
-def _span(text: str, path: Tuple[str, ...]) -> Tuple[int, int]:
+def _span(text: str, path: tuple[str, ...]) -> tuple[int, int]:
     """Where the value at a path begins and ends."""
     at = text.index("{")
     end = len(text)
@@ -161,8 +165,8 @@ def _span(text: str, path: Tuple[str, ...]) -> Tuple[int, int]:
     return at, end
 
 
-def _cut(text: str, path: Tuple[str, ...]) -> str:
-    """The text without one member."""
+def _cut(text: str, path: tuple[str, ...]) -> str:
+    """The text without the member at a path, and without the comma that it needed."""
     at = _span(text, path[:-1])[0] if path[1:] else text.index("{")
     members = list(_members(text, at))
     number = next(number for number, member in enumerate(members) if member[0] == path[-1])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import posixpath
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, NamedTuple
 
 from shim.errors import ConfigError
 
@@ -16,68 +16,81 @@ PROGRAMS = ("chandler-runtime", "chandler-runc", "chandler-youki", "chandler-cru
 
 
 class Setting(NamedTuple):
-    """`path`: the keys from the top of the document to the table or value; for an element, to its list."""
+    """A setting.  `path`: the keys from the top of the document to the table or value; for an element, to its list."""
 
     kind: str
-    path: Tuple[str, ...]
+    path: tuple[str, ...]
     value: Any
 
 
 class Edit(NamedTuple):
-    """The settings for one file.  `form`: TOML, JSON or TEMPLATE; `own`: it is a drop-in that only Chandler writes."""
+    """The settings for one file.  `form`: TOML, JSON or TEMPLATE.  `own`: it is a drop-in that only Chandler writes."""
 
     path: str
     form: str
-    settings: List[Setting]
+    settings: list[Setting]
     own: bool = False
 
 
 class Wish(NamedTuple):
-    """What the command line asks for.  `handlers`: name and program of each; `annotations`: patterns of those that the
-    engine passes on; `version`: the engine's, () when it is unknown; `drop_in`: a path, "" for the usual one, None when
-    no drop-in was asked for; `home`: where a caller without root keeps configuration, "" for root."""
+    """What the command line asks for.
+
+    `handlers`: name and program of each handler.  `annotations`: patterns of the annotations that the engine passes to
+    the runtime.  `version`: the engine's version, () when it is unknown.  `drop_in`: a path, "" for the usual one, None
+    when the command line asks for no drop-in.  `home`: the configuration directory of a caller without root, "" for
+    root.
+    """
 
     engine: str
-    handlers: List[Tuple[str, str]]
-    annotations: List[str]
+    handlers: list[tuple[str, str]]
+    annotations: list[str]
     default: bool
     cdi: bool
     nri: bool
     config: str
-    drop_in: Optional[str]
+    drop_in: str | None
     in_place: bool
-    version: Tuple[int, ...]
+    version: tuple[int, ...]
     home: str
     nri_required: bool = False
 
 
 class Changes(NamedTuple):
-    """`edits` in the order in which they are written; `notes` to print; `command`: makes the engine read its
-    configuration again, () when it does so by itself."""
+    """What an engine's module plans to change.
 
-    edits: List[Edit]
-    notes: List[str]
-    command: Tuple[str, ...]
+    `edits`: in the order in which they are written.  `notes`: sentences to print.  `command`: makes the engine read its
+    configuration again, () when the engine does that without a command.
+    """
+
+    edits: list[Edit]
+    notes: list[str]
+    command: tuple[str, ...]
 
 
 class Read(NamedTuple):
-    """How an engine's module reads files.  `text`: a file without what Chandler has written (None when there would be
-    no file); `raw`: the file as it is; `glob`: the paths that match a pattern, sorted."""
+    """How an engine's module reads files.
 
-    text: Callable[[str], Optional[str]]
-    raw: Callable[[str], Optional[str]]
-    glob: Callable[[str], List[str]]
+    `text`: a file's text without the part that Chandler wrote, None when no file would be left.  `raw`: the file's text
+    as it is, None when there is no file.  `glob`: the paths that match a pattern, sorted.
+    """
+
+    text: Callable[[str], str | None]
+    raw: Callable[[str], str | None]
+    glob: Callable[[str], list[str]]
 
 
-def in_directory(wanted: Optional[str], directory: str, usual: str, ending: str = "") -> str:
-    """The drop-in's path: `wanted` or the usual one.  Raises ConfigError when the engine would not read it."""
+def in_directory(wanted: str | None, directory: str, usual: str, ending: str = "") -> str:
+    """The drop-in's path: `wanted`, or the file `usual` in `directory`.
+
+    Raises ConfigError for a path that the engine would not read: outside of `directory`, or without `ending`.
+    """
     path = wanted or f"{directory}/{usual}"
     if posixpath.dirname(path) != directory or not path.endswith(ending):
         raise ConfigError(f"--drop-in {path} would not be read", f"name a file {directory}/NAME{ending}")
     return path
 
 
-def lookup(document: Any, path: Tuple[str, ...]) -> Any:
+def lookup(document: Any, path: tuple[str, ...]) -> Any:
     """The value at a path of nested dicts; None when there is none."""
     for part in path:
         if not isinstance(document, dict) or part not in document:
@@ -86,19 +99,19 @@ def lookup(document: Any, path: Tuple[str, ...]) -> Any:
     return document
 
 
-def table(document: Any, path: Tuple[str, ...]) -> Dict[str, Any]:
-    """The table at a path; an empty one when there is none, or no table."""
-    found = lookup(document, path)
-    return found if isinstance(found, dict) else {}
+def table(document: Any, path: tuple[str, ...]) -> dict[str, Any]:
+    """The table at a path; an empty one when the path has no value, or a value that is no table."""
+    value = lookup(document, path)
+    return value if isinstance(value, dict) else {}
 
 
-def words(document: Any, path: Tuple[str, ...]) -> List[str]:
+def words(document: Any, path: tuple[str, ...]) -> list[str]:
     """The strings of the list at a path; none when there is no list."""
-    found = lookup(document, path)
-    return [item for item in found if isinstance(item, str)] if isinstance(found, list) else []
+    value = lookup(document, path)
+    return [item for item in value if isinstance(item, str)] if isinstance(value, list) else []
 
 
-def merged(low: Dict[str, Any], high: Dict[str, Any]) -> Dict[str, Any]:
+def merged(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
     """Merges two documents table by table; a value of `high` replaces one of `low`."""
     result = dict(low)
     for key, value in high.items():
@@ -107,21 +120,21 @@ def merged(low: Dict[str, Any], high: Dict[str, Any]) -> Dict[str, Any]:
     return result
 
 
-def with_setting(document: Dict[str, Any], setting: Setting) -> Dict[str, Any]:
+def with_setting(document: dict[str, Any], setting: Setting) -> dict[str, Any]:
     """A copy of the document with the setting."""
     value = setting.value
     if setting.kind == ELEMENT:
         value = [*(lookup(document, setting.path) or []), value]
     result = dict(document)
-    at = result
+    table_at_part = result
     for part in setting.path[:-1]:
-        at[part] = dict(at[part]) if isinstance(at.get(part), dict) else {}
-        at = at[part]
-    at[setting.path[-1]] = value
+        table_at_part[part] = dict(table_at_part[part]) if isinstance(table_at_part.get(part), dict) else {}
+        table_at_part = table_at_part[part]
+    table_at_part[setting.path[-1]] = value
     return result
 
 
-def with_settings(document: Dict[str, Any], settings: List[Setting]) -> Dict[str, Any]:
+def with_settings(document: dict[str, Any], settings: list[Setting]) -> dict[str, Any]:
     """A copy of the document with all the settings, in their order."""
     for setting in settings:
         document = with_setting(document, setting)

@@ -1,13 +1,14 @@
 """podman: adds runtimes in a drop-in in containers.conf.d.
 
 `runtime_supports_json` lists the runtimes that conmon starts with `--log`, so that podman shows their error messages
-word by word.  Before podman 5 a list in a drop-in replaces those of earlier files, so ours repeats their entries.  Pure.
+word for word.  Before podman 5 a list in a drop-in replaces the lists of earlier files, so our list repeats their
+entries.  Pure.
 """
 
 from __future__ import annotations
 
 import posixpath
-from typing import Any, Dict, List, Tuple
+from typing import Any
 
 from shim.configure import tomledit
 from shim.configure.model import (
@@ -29,65 +30,67 @@ from shim.errors import ConfigError
 CONFIG = "/etc/containers/containers.conf"
 VENDOR = "/usr/share/containers/containers.conf"
 DROP_IN = "99-chandler.conf"
-# podman's default where no file has the key.
+# podman's default for runtime_supports_json where no file has the key.
 SUPPORTS_JSON = ["crun", "runc", "kata", "runsc", "youki", "krun"]
 _SUPPORTS = ("engine", "runtime_supports_json")
 _RUNTIMES, _DEFAULT = ("engine", "runtimes"), ("engine", "runtime")
 
 
-def config(wish: Wish) -> str:
-    """The path of the main file; without root the caller's own."""
-    return wish.config or (f"{wish.home}/containers/containers.conf" if wish.home else CONFIG)
+def config(request: Wish) -> str:
+    """The path of the main file: the caller's own for a caller without root."""
+    return request.config or (f"{request.home}/containers/containers.conf" if request.home else CONFIG)
 
 
-def command(wish: Wish) -> Tuple[str, ...]:
-    """No command: podman reads its configuration at every call."""
+def command(request: Wish) -> tuple[str, ...]:
+    """No command, since podman reads its configuration at every call."""
     return ()
 
 
-def plan(wish: Wish, read: Read) -> Changes:
-    """What to write where.  Raises ConfigError, which names the file."""
-    if wish.nri:
+def plan(request: Wish, read: Read) -> Changes:
+    """The drop-in to write.  Raises ConfigError, which names the file."""
+    if request.nri:
         raise ConfigError("podman has no NRI", "leave out --nri")
-    main = config(wish)
-    drop_in = in_directory(wish.drop_in, main + ".d", DROP_IN, ".conf")
-    document: Dict[str, Any] = {}
-    supports: List[str] = []
+    main = config(request)
+    drop_in = in_directory(request.drop_in, main + ".d", DROP_IN, ".conf")
+    document: dict[str, Any] = {}
+    supports: list[str] = []
     for path in _files(main, read):
         text = read.text(path) if path != drop_in else None
         if not text:
             continue
         try:
-            own = tomledit.parse(text)
+            file_document = tomledit.parse(text)
         except ConfigError as error:
             raise error.within(path) from None
-        document = merged(document, own)
-        supports += words(own, _SUPPORTS)
-    names = [*(supports or SUPPORTS_JSON), *(name for name, _ in wish.handlers), *PROGRAMS]
+        document = merged(document, file_document)
+        supports += words(file_document, _SUPPORTS)
+    names = [*(supports or SUPPORTS_JSON), *(name for name, _ in request.handlers), *PROGRAMS]
     settings = [Setting(VALUE, _SUPPORTS, list(dict.fromkeys(names)))]
-    if wish.default:
-        settings.insert(0, Setting(VALUE, _DEFAULT, wish.handlers[0][0]))
-    there = table(document, _RUNTIMES)
-    for name, program in wish.handlers:
-        if name in there and there[name] != [program]:
+    if request.default:
+        settings.insert(0, Setting(VALUE, _DEFAULT, request.handlers[0][0]))
+    runtimes = table(document, _RUNTIMES)
+    for name, program in request.handlers:
+        if name in runtimes and runtimes[name] != [program]:
             raise ConfigError(
-                f"podman has a runtime {name!r} already, which this command has not written",
-                "--handler NAME gives ours another name; or take that one out",
+                f"podman has a runtime {name!r} already, and this command did not write it",
+                "choose another name with --handler NAME, or remove that runtime",
             )
         settings.append(Setting(VALUE, (*_RUNTIMES, name), [program]))
-    notes = ["podman injects CDI devices by itself"] if wish.cdi else []
+    notes = ["podman injects CDI devices by itself"] if request.cdi else []
     later = [path for path in read.glob(main + ".d/*.conf") if path > drop_in]
-    for key in (_SUPPORTS, *([_DEFAULT] if wish.default else [])):
+    for key in (_SUPPORTS, *([_DEFAULT] if request.default else [])):
         notes += tomledit.overriders(later, key, read.text)
-    return Changes([Edit(drop_in, TOML, settings, own=True)], notes, command(wish))
+    return Changes([Edit(drop_in, TOML, settings, own=True)], notes, command(request))
 
 
-def places(wish: Wish, read: Read) -> List[str]:
+def places(request: Wish, read: Read) -> list[str]:
     """The files in which Chandler may have written."""
-    return [*([wish.drop_in] if wish.drop_in else []), *read.glob(config(wish) + ".d/*.conf")]
+    return [*([request.drop_in] if request.drop_in else []), *read.glob(config(request) + ".d/*.conf")]
 
 
-def _files(main: str, read: Read) -> List[str]:
+def _files(main: str, read: Read) -> list[str]:
     """The files that podman reads, in its order."""
-    mains = list(dict.fromkeys((VENDOR, CONFIG, main))) if posixpath.basename(main) == "containers.conf" else [main]
-    return [path for one in mains for path in (one, *read.glob(one + ".d/*.conf"))]
+    main_files = (
+        list(dict.fromkeys((VENDOR, CONFIG, main))) if posixpath.basename(main) == "containers.conf" else [main]
+    )
+    return [path for main_file in main_files for path in (main_file, *read.glob(main_file + ".d/*.conf"))]

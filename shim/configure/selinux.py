@@ -1,15 +1,13 @@
-"""SELinux: whether its policy lets containers use their devices."""
+"""Tells whether the SELinux policy lets containers use devices."""
 
 from __future__ import annotations
-
-from typing import List
 
 ROOT = "/sys/fs/selinux"
 _BOOLEAN = "container_use_devices"
 
 
-def notes(root: str = ROOT) -> List[str]:
-    """A note with the command that allows devices in containers; none when they are allowed, or without SELinux."""
+def notes(root: str = ROOT) -> list[str]:
+    """A note with the command that allows devices in containers.  Empty when they are allowed, or without SELinux."""
     try:
         with open(f"{root}/enforce", encoding="ascii") as file:
             enforcing = file.read().strip() == "1"

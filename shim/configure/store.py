@@ -1,8 +1,9 @@
-"""Reads and writes the configuration files, and works out what they would be without Chandler.
+"""Reads and writes the engines' configuration files, and works out what they would be without Chandler.
 
-Beside an edited file are its former bytes (`.chandler-original`) and a record of the edit (`.chandler-record`).  A
-drop-in of Chandler's has its record in a comment instead, because some engines read every file of a directory.  As
-long as nobody else has changed the file, undoing restores the former bytes; otherwise it removes what the record names.
+Two files stand beside an edited file: its former bytes (`.chandler-original`) and a record of the edit
+(`.chandler-record`).  A drop-in of Chandler's keeps its record in a comment instead, because some engines read every
+file of a directory.  If nobody else has changed the file since, undoing restores the former bytes.  Otherwise it
+removes only what the record names.
 """
 
 from __future__ import annotations
@@ -10,22 +11,22 @@ from __future__ import annotations
 import difflib
 import json
 import os
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, NamedTuple
 
 from shim.configure import jsonedit, template, tomledit
 from shim.configure.model import JSON, TEMPLATE, TOML, Edit, Setting
 from shim.errors import ChandlerError, ConfigError, HostError
 from shim.host import files, trust
 
-LIMIT = 16 << 20
+LIMIT = 16 << 20  # bytes of a file
 ORIGINAL, RECORD = ".chandler-original", ".chandler-record"
 HEADER = "# Written by `chandler configure`; its --remove takes this file away.\n"
-_OWN = HEADER + "# record: "
+_OWN_START = HEADER + "# record: "
 _BOM = "\ufeff"
 
-Put = Callable[[str, List[Setting]], Tuple[str, Dict[str, Any]]]
-Take = Callable[[str, Dict[str, Any]], str]
-FORMS: Dict[str, Tuple[Put, Take]] = {
+Put = Callable[[str, list[Setting]], tuple[str, dict[str, Any]]]
+Take = Callable[[str, dict[str, Any]], str]
+FORMS: dict[str, tuple[Put, Take]] = {
     TOML: (tomledit.put, tomledit.take),
     JSON: (jsonedit.put, jsonedit.take),
     TEMPLATE: (template.put, template.take),
@@ -33,131 +34,150 @@ FORMS: Dict[str, Tuple[Put, Take]] = {
 
 
 class Stored(NamedTuple):
-    """A file as it is.  `path`: as it was asked for; `real`: with links resolved; `data`: its bytes, and `base`: its
-    bytes without Chandler's part (None: no file); `ours`: there is a part of Chandler's; `directory`: the file's
-    directory was created for it, or will be."""
+    """A file as it is now.
+
+    `path`: as the caller named it; `real`: with links resolved.  `data`: its bytes; `base`: its bytes without
+    Chandler's part; both None for no file.  `mode` and `owner` (uid, gid): for every file that is written in its
+    place.  `ours`: the file has a part of Chandler's.  `directory`: Chandler created the file's directory for it, or
+    will.
+    """
 
     path: str
     real: str
-    data: Optional[bytes]
-    base: Optional[bytes]
+    data: bytes | None
+    base: bytes | None
     mode: int
-    owner: Tuple[int, int]
+    owner: tuple[int, int]
     ours: bool
     directory: bool = False
 
 
 class Change(NamedTuple):
-    """What to write to a file.  `after`: its new bytes, None to delete it; `record`: the record beside it, or None."""
+    """What to write to a file.  `after`: its new bytes, None to delete it.  `record`: the record beside it, or None."""
 
     stored: Stored
-    after: Optional[bytes]
-    record: Optional[bytes]
+    after: bytes | None
+    record: bytes | None
 
     @property
     def empty(self) -> bool:
-        """Whether the file, its record and its backup already are what they should be."""
+        """Whether the file, its record and its former bytes already are as this change would make them."""
         beside = _beside(self.stored.real)
         return self.stored.data == self.after and beside == (self.record, self.stored.base if self.record else None)
 
 
-def look(path: str, owners: Dict[int, str]) -> Stored:
+def look(path: str, owners: dict[int, str]) -> Stored:
     """Reads a file.  Raises TrustError, HostError, or ConfigError when Chandler's part cannot be removed from it."""
     real = trusted(path, owners)
     try:
-        data, found = files.read(real, LIMIT)
+        data, status = files.read(real, LIMIT)
     except FileNotFoundError:
-        return Stored(path, real, None, None, 0o644, (os.geteuid(), os.getegid()), False, _made(os.path.dirname(real)))
+        return Stored(
+            path, real, None, None, 0o644, (os.geteuid(), os.getegid()), False, _needs_directory(os.path.dirname(real))
+        )
     except OSError as error:
         raise HostError(f"{path} cannot be read: {error.strerror}") from None
     try:
-        base, ours, directory = _without(real, data)
+        base, ours, directory = _without_chandler(real, data)
     except ConfigError as error:
         raise error.within(path) from None
-    return Stored(path, real, data, base, found.st_mode & 0o7777, (found.st_uid, found.st_gid), ours, directory)
+    return Stored(path, real, data, base, status.st_mode & 0o7777, (status.st_uid, status.st_gid), ours, directory)
 
 
-def _made(directory: str) -> bool:
-    """Whether a directory is to be created, or was for another drop-in of Chandler's, which the new one replaces."""
+def _needs_directory(directory: str) -> bool:
+    """Whether Chandler has to create a directory, or created it for an earlier drop-in that the new one replaces."""
     if not os.path.isdir(directory):
         return True
-    return any(_head_of(os.path.join(directory, name)).get("directory") for name in os.listdir(directory))
+    return any(_record_of(os.path.join(directory, name)).get("directory") for name in os.listdir(directory))
 
 
-def trusted(path: str, owners: Dict[int, str]) -> str:
-    """Resolves links in a path.  Raises TrustError when an untrusted user could make it lead elsewhere."""
+def trusted(path: str, owners: dict[int, str]) -> str:
+    """Resolves links in a path.  Raises TrustError when a user who is not in `owners` could make it lead elsewhere."""
     real = os.path.realpath(path)
-    there = path
-    while not os.path.lexists(there):
-        there = os.path.dirname(there)
+    existing = path
+    while not os.path.lexists(existing):
+        existing = os.path.dirname(existing)
     if os.path.islink(path) and not os.path.exists(path):
-        raise HostError(f"{path} is a link to {real}, which is not there", "make that file, or take the link away")
+        raise HostError(f"{path} is a link to {real}, which is not there", "make that file, or remove the link")
     try:
-        trust.check_way(there, owners)
+        trust.check_way(existing, owners)
     except OSError as error:
         raise HostError(f"{path} cannot be reached: {error.strerror}") from None
     return real
 
 
-def _beside(real: str) -> Tuple[Optional[bytes], Optional[bytes]]:
-    """Reads the record and the former bytes beside a file; None where there is no such file."""
-    found: List[Optional[bytes]] = []
+def _beside(real: str) -> tuple[bytes | None, bytes | None]:
+    """Reads the record and the former bytes that stand beside a file; None for each that does not exist."""
+    contents: list[bytes | None] = []
     for name in (real + RECORD, real + ORIGINAL):
         try:
-            found.append(files.read(name, LIMIT)[0])
+            contents.append(files.read(name, LIMIT)[0])
         except FileNotFoundError:
-            found.append(None)
+            contents.append(None)
         except OSError as error:
             raise HostError(f"{name} cannot be read: {error.strerror}") from None
-    return found[0], found[1]
+    return contents[0], contents[1]
 
 
-def _without(real: str, data: bytes) -> Tuple[Optional[bytes], bool, bool]:
-    """Returns `base`, `ours` and `directory` of Stored."""
-    if data.startswith(_OWN.encode()):
-        return _without_own(data), True, bool(_head(data).get("directory"))
+def _without_chandler(real: str, data: bytes) -> tuple[bytes | None, bool, bool]:
+    """Returns `base`, `ours` and `directory` of Stored.  Raises ConfigError when Chandler's part cannot be removed."""
+    if data.startswith(_OWN_START.encode()):
+        return _without_own(data), True, bool(_record_in(data).get("directory"))
     record, original = _beside(real)
     if record is None:
-        return data, original is not None, False  # a backup without a record: the writer was interrupted
+        return data, original is not None, False  # former bytes without a record: an earlier command was interrupted
     try:
-        known = json.loads(record)
-        unchanged, take, made = known["digest"] == files.digest(data), FORMS[known["form"]][1], known["record"]
-        directory = bool(known["directory"])
+        stored_record = json.loads(record)
+        unchanged, take, form_record = (
+            stored_record["digest"] == files.digest(data),
+            FORMS[stored_record["form"]][1],
+            stored_record["record"],
+        )
+        directory = bool(stored_record["directory"])
     except (ValueError, KeyError, TypeError):
         raise ConfigError(
-            f"{real}{RECORD} is damaged", f"compare the file with {real}{ORIGINAL}, and remove both of these"
+            f"{real}{RECORD} is damaged",
+            f"compare the file with {real}{ORIGINAL}, then remove the record and that copy",
         ) from None
     if unchanged:
         return original, True, directory
-    return _edited(data, lambda text: take(text, made)), True, directory
+    return _edit_text(data, lambda text: take(text, form_record)), True, directory
 
 
-def _head(data: bytes) -> Dict[str, Any]:
-    """The record in the comment of a drop-in of Chandler's; empty for any other file."""
+def _record_in(data: bytes) -> dict[str, Any]:
+    """The record in the comment of a drop-in of Chandler's; {} for any other file."""
     try:
-        found = json.loads(data[len(_OWN.encode()) :].partition(b"\n")[0]) if data.startswith(_OWN.encode()) else None
+        record = (
+            json.loads(data[len(_OWN_START.encode()) :].partition(b"\n")[0])
+            if data.startswith(_OWN_START.encode())
+            else None
+        )
     except ValueError:
-        found = None
+        record = None
     keys = {"engine", "alone", "directory", "digest", "tables", "values", "changes"}
-    return found if isinstance(found, dict) and keys <= set(found) else {}
+    return record if isinstance(record, dict) and keys <= set(record) else {}
 
 
-def _without_own(data: bytes) -> Optional[bytes]:
-    known, rest = _head(data), data[len(_OWN.encode()) :].partition(b"\n")[2]
-    if not known:
+def _without_own(data: bytes) -> bytes | None:
+    """A drop-in of Chandler's without Chandler's part; None when nothing is left.  Raises ConfigError."""
+    record, rest = _record_in(data), data[len(_OWN_START.encode()) :].partition(b"\n")[2]
+    if not record:
         raise ConfigError("its first lines are damaged", "remove the file, and configure again")
-    if known["alone"] and known["digest"] == files.digest(rest):
+    if record["alone"] and record["digest"] == files.digest(rest):
         return None
-    taken = _edited(rest, lambda text: tomledit.take(text, {**known, "block": ""}))
-    return taken if tomledit.parse(taken.decode()) else None
+    remaining = _edit_text(rest, lambda text: tomledit.take(text, {**record, "block": ""}))
+    return remaining if tomledit.parse(remaining.decode()) else None
 
 
-def _edited(data: bytes, edit: Callable[[str], str]) -> bytes:
-    """Edits a text with plain line ends and without a byte order mark, and restores both.  Raises ConfigError."""
+def _edit_text(data: bytes, edit: Callable[[str], str]) -> bytes:
+    """Applies `edit` to the text with plain line ends and without a byte order mark, and restores both afterwards.
+
+    Raises ConfigError.
+    """
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError:
-        raise ConfigError("it is not UTF-8", "mend it first") from None
+        raise ConfigError("it is not UTF-8", "correct it first") from None
     bom = text.startswith(_BOM)
     text = text[1:] if bom else text
     crlf = "\r\n" in text and text.count("\r\n") == text.count("\n")
@@ -165,21 +185,23 @@ def _edited(data: bytes, edit: Callable[[str], str]) -> bytes:
     return ((_BOM if bom else "") + (text.replace("\n", "\r\n") if crlf else text)).encode()
 
 
-def change(stored: Stored, edit: Optional[Edit], engine: str) -> Change:
-    """The change that makes an edit, or, without one, undoes everything.  Raises ConfigError."""
+def change(stored: Stored, edit: Edit | None, engine: str) -> Change:
+    """The change that makes an edit, or, without an edit, removes Chandler's part.  Raises ConfigError."""
     if edit is None:
         return Change(stored, stored.base, None)
     if edit.own and stored.base is not None and not stored.ours:
-        raise ConfigError(f"{edit.path} is there already, and it is not Chandler's", "--drop-in PATH names another")
-    record: Dict[str, Any] = {}
+        raise ConfigError(
+            f"{edit.path} exists, and Chandler did not write it", "choose another path with --drop-in PATH"
+        )
+    record: dict[str, Any] = {}
 
     def put(text: str) -> str:
-        result, made = FORMS[edit.form][0](text, edit.settings)
-        record.update(made)
+        result, put_record = FORMS[edit.form][0](text, edit.settings)
+        record.update(put_record)
         return result
 
     try:
-        after = _edited(stored.base or b"", put)
+        after = _edit_text(stored.base or b"", put)
     except ConfigError as error:
         raise error.within(edit.path) from None
     if edit.own:
@@ -192,7 +214,7 @@ def change(stored: Stored, edit: Optional[Edit], engine: str) -> Change:
             **record,
         }
         head.pop("block")
-        return Change(stored, f"{_OWN}{json.dumps(head)}\n".encode() + after, None)
+        return Change(stored, f"{_OWN_START}{json.dumps(head)}\n".encode() + after, None)
     if after == stored.base:
         return Change(stored, after, None)
     whole = {
@@ -206,13 +228,13 @@ def change(stored: Stored, edit: Optional[Edit], engine: str) -> Change:
 
 
 def engine_of(path: str) -> str:
-    """The engine that a drop-in of Chandler's was written for; "" for any other file."""
-    return str(_head_of(path).get("engine", ""))
+    """The engine for which Chandler wrote a drop-in; "" for any other file."""
+    return str(_record_of(path).get("engine", ""))
 
 
-def _head_of(path: str) -> Dict[str, Any]:
+def _record_of(path: str) -> dict[str, Any]:
     try:
-        return _head(files.read(path, LIMIT)[0])
+        return _record_in(files.read(path, LIMIT)[0])
     except (OSError, ChandlerError):
         return {}
 
@@ -226,23 +248,23 @@ def diff(one: Change) -> str:
     return "".join(line if line.endswith("\n") else line + "\n\\ No newline at end of file\n" for line in lines)
 
 
-def apply(changes: List[Change]) -> None:
-    """Writes changes in their order; when one fails, restores all files.  Raises HostError."""
-    before: List[Tuple[Stored, Dict[str, Optional[bytes]]]] = []
+def apply(changes: list[Change]) -> None:
+    """Writes changes in their order.  When one fails, restores all files and raises HostError."""
+    written: list[tuple[Stored, dict[str, bytes | None]]] = []
     try:
         for one in changes:
             real = one.stored.real
             record, original = _beside(real)
-            before.append((one.stored, {real: one.stored.data, real + ORIGINAL: original, real + RECORD: record}))
+            written.append((one.stored, {real: one.stored.data, real + ORIGINAL: original, real + RECORD: record}))
             _apply(one)
     except BaseException:
-        for stored, were in reversed(before):
-            for path, data in were.items():
+        for stored, former in reversed(written):
+            for path, data in former.items():
                 _put_back(path, data, stored)
         raise
 
 
-def _put_back(path: str, data: Optional[bytes], stored: Stored) -> None:
+def _put_back(path: str, data: bytes | None, stored: Stored) -> None:
     try:
         if data is None:
             _unlink(path)
@@ -251,11 +273,11 @@ def _put_back(path: str, data: Optional[bytes], stored: Stored) -> None:
         else:
             _replace(path, data, stored)
     except OSError:
-        pass  # the cause of the failure may prevent this, too; it is reported already
+        pass  # what made the change fail may prevent this, too; the caller raises that first error
 
 
 def _apply(one: Change) -> None:
-    """Writes a change: the former bytes and the record first, so that an interrupted one can be undone."""
+    """Writes a change.  The former bytes and the record come first, so that an interrupted change can be undone."""
     stored = one.stored
     try:
         if one.record is not None:
@@ -279,10 +301,10 @@ def _apply(one: Change) -> None:
 
 
 def _replace(path: str, data: bytes, like: Stored) -> None:
-    """Writes a file under another name, with the mode, owner and SELinux label of `like`, syncs it, and renames it."""
+    """Writes a file under a temporary name with the mode, owner and SELinux label of `like`, syncs and renames it."""
     files.make_directory(os.path.dirname(path))
     temporary = _temporary(path)
-    _unlink(temporary)  # left by a process that was killed
+    _unlink(temporary)  # an interrupted command may have left it
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         try:
@@ -293,7 +315,7 @@ def _replace(path: str, data: bytes, like: Stored) -> None:
             try:
                 os.setxattr(descriptor, "security.selinux", os.getxattr(like.real, "security.selinux"))
             except OSError:
-                pass  # no SELinux, or a new file, which gets its directory's default label
+                pass  # no SELinux; or a new file, which keeps the default label of its directory
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
@@ -308,11 +330,11 @@ def _remove_empty(directory: str) -> bool:
         os.rmdir(directory)
         return True
     except OSError:
-        return False  # it has files of somebody else
+        return False  # other files are in it
 
 
 def _temporary(path: str) -> str:
-    """The name under which a file is written first: not in a directory of drop-ins, where an engine might read it."""
+    """The temporary name of a file: outside a directory of drop-ins, where an engine might read a half-written file."""
     directory, name = os.path.split(path)
     above = os.path.dirname(directory)
     if directory.endswith(".d") and os.stat(above).st_dev == os.stat(directory).st_dev and os.access(above, os.W_OK):

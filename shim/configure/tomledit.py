@@ -1,12 +1,12 @@
 """Edits TOML in place: `put` adds settings to a text, `take` removes them again, and all other bytes stay.
 
-Settings whose table can have a header of its own are appended to the text as one block, which needs no library.
-Every other edit is made by tomlkit in the whole document and then checked with the standard library's parser: the
-result must mean exactly what was intended.  Otherwise the file is refused, with what to do by hand.
+Settings whose table can have a header of its own are appended to the text as one block, which needs no library.  For
+every other edit tomlkit edits the whole document, and the standard library's parser checks that the result means
+exactly what was intended.  If it does not, ConfigError refuses the file and says what to write by hand.
 
-This module looks for a table in the nodes of tomlkit's document (`body`), and not with `document[key]`: in the
-releases of Debian 12 and 13 and Ubuntu 24.04 the latter cannot change a table whose parts are not together, as in the
-configuration of EKS' nodes.  Pure.
+This module looks for a table in the nodes of tomlkit's document (`body`), not with `document[key]`.  In the tomlkit of
+Debian 12 and 13 and Ubuntu 24.04 the latter cannot change a table whose parts are not together, as in the
+configuration of EKS nodes.  Pure.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from __future__ import annotations
 import json
 import posixpath
 import re
-from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+from collections.abc import Iterator
+from typing import Any, Callable
 
 from shim.configure.model import ELEMENT, TABLE, VALUE, Setting, lookup, with_setting, with_settings
 from shim.errors import ChandlerError, ConfigError
@@ -22,11 +23,11 @@ from shim.errors import ChandlerError, ConfigError
 COMMENT = "# From `chandler configure`; its --remove takes this out again.\n"
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
-Path = Tuple[str, ...]
+Path = tuple[str, ...]
 
 
-def parse(text: str) -> Dict[str, Any]:
-    """Parses a document.  Raises ConfigError."""
+def parse(text: str) -> dict[str, Any]:
+    """Parses a document.  Raises ConfigError for a text that is not TOML."""
     try:
         import tomllib
     except ImportError:  # Python before 3.11
@@ -34,15 +35,15 @@ def parse(text: str) -> Dict[str, Any]:
     try:
         return tomllib.loads(text)
     except (RecursionError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"it is not TOML: {error}", "mend it first") from None
+        raise ConfigError(f"it is not TOML: {error}", "correct it first") from None
 
 
-def put(text: str, settings: List[Setting]) -> Tuple[str, Dict[str, Any]]:
+def put(text: str, settings: list[Setting]) -> tuple[str, dict[str, Any]]:
     """Returns the text with the settings, and the record that `take` needs.  Raises ConfigError.
 
-    The record has the appended `block`, the `tables` that are ours (their paths), the `values` in the block (path and
-    value), and the `changes` outside of the block, each with the `previous` value as it was written (None: there was
-    none; for an element: what was inserted into the list).
+    The record has the appended `block`; the paths of the `tables` that are ours; the `values` in the block (path and
+    value); and the `changes` outside of the block.  Each change has `previous`: for an element, the text inserted into
+    the list; for anything else, the former value as the file had it written, None when there was none.
     """
     document = parse(text)
     missing = [setting for setting in settings if not _has(document, setting)]
@@ -61,7 +62,7 @@ def put(text: str, settings: List[Setting]) -> Tuple[str, Dict[str, Any]]:
         wanted = with_settings(parse(result), appended)
         result += block
         if not _means(result, wanted):
-            raise _refusal(_write_by_hand(appended))
+            raise _cannot_edit(_write_by_hand(appended))
     return result, {
         "block": block,
         "changes": changes,
@@ -70,10 +71,10 @@ def put(text: str, settings: List[Setting]) -> Tuple[str, Dict[str, Any]]:
     }
 
 
-def take(text: str, record: Dict[str, Any]) -> str:
-    """Returns the text without what `put` added, whatever else was changed since.  Raises ConfigError.
+def take(text: str, record: dict[str, Any]) -> str:
+    """Returns the text without what `put` added, and keeps every other change since then.  Raises ConfigError.
 
-    Our tables go in any case; a value or element that somebody has changed is no longer ours, and stays.
+    Our tables are removed in any case.  A value or element that somebody has changed is no longer ours, and stays.
     """
     block = record["block"]
     text = text.replace(block if block and text.count(block) == 1 else COMMENT, "")
@@ -88,25 +89,25 @@ def take(text: str, record: Dict[str, Any]) -> str:
     return text
 
 
-def overriders(paths: List[str], path: Path, read: Callable[[str], Optional[str]]) -> List[str]:
+def overriders(paths: list[str], path: Path, read: Callable[[str], str | None]) -> list[str]:
     """Returns a note for each file that the engine reads after ours and that sets the same key."""
     notes = []
     for name in paths:
         try:
             if lookup(parse(read(name) or ""), path) is not None:
-                notes.append(f"{name} is read later, and sets {'.'.join(path)}: that is what counts")
+                notes.append(f"{name} is read later, and sets {'.'.join(path)}, so its value is the one in force")
         except ConfigError:
-            continue  # reported by whoever needs that file
+            continue  # whatever needs that file's content reports this
     return notes
 
 
-def snippet(settings: List[Setting]) -> str:
+def snippet(settings: list[Setting]) -> str:
     """Writes settings as TOML, each table with a header of its own."""
     return "\n".join(_lines(with_settings({}, settings))).lstrip("\n") + "\n"
 
 
 def render(value: Any) -> str:
-    """Writes a value as TOML.  A JSON string is a TOML string, but for DEL."""
+    """Writes a value as TOML.  Every JSON string is a TOML string, except that TOML escapes DEL."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key(name)} = {render(item)}" for name, item in value.items()) + "}"
     if isinstance(value, list):
@@ -117,11 +118,11 @@ def render(value: Any) -> str:
 
 
 def key(name: str) -> str:
-    """Writes a key, quoted where it must be."""
+    """Writes a key, in quotes where TOML needs them."""
     return name if _BARE_KEY.fullmatch(name) else render(name)
 
 
-def _lines(table: Dict[str, Any], path: Path = ()) -> List[str]:
+def _lines(table: dict[str, Any], path: Path = ()) -> list[str]:
     """A table's lines, with its header and those of the tables in it, each after an empty line."""
     values = [f"{key(name)} = {render(value)}" for name, value in table.items() if not isinstance(value, dict)]
     header = ["", "[" + ".".join(map(key, path)) + "]"] if path and (values or not table) else []
@@ -129,20 +130,20 @@ def _lines(table: Dict[str, Any], path: Path = ()) -> List[str]:
     return header + values + tables
 
 
-def _has(document: Dict[str, Any], setting: Setting) -> bool:
+def _has(document: dict[str, Any], setting: Setting) -> bool:
     present = lookup(document, setting.path)
     if setting.kind == ELEMENT:
         return isinstance(present, list) and setting.value in present
     return bool(present == setting.value)
 
 
-def _appendable(text: str, document: Dict[str, Any], setting: Setting) -> bool:
-    """Whether the setting can be appended to the text: its table has no header yet, and is not in an inline table."""
+def _appendable(text: str, document: dict[str, Any], setting: Setting) -> bool:
+    """Whether the setting can be appended: its table has no header in the text yet, and is not in an inline table."""
     return setting.kind != ELEMENT and _means(f"{text}\n{snippet([setting])}", with_setting(document, setting))
 
 
-def _put_in_place(text: str, setting: Setting) -> Tuple[str, Optional[str]]:
-    """Puts a setting where its table is; returns the text and the `previous` of the record.  Raises ConfigError."""
+def _put_in_place(text: str, setting: Setting) -> tuple[str, str | None]:
+    """Puts a setting into its existing table.  Returns the text and `previous` for the record.  Raises ConfigError."""
     previous = _as_written(text, setting.path)
     remedy = _write_by_hand([setting])
     if setting.kind != ELEMENT:
@@ -153,54 +154,54 @@ def _put_in_place(text: str, setting: Setting) -> Tuple[str, Optional[str]]:
     return _set(text, setting.path, array, remedy), inserted
 
 
-def _undo(text: str, kind: str, path: Path, value: Any, previous: Optional[str]) -> str:
+def _undo(text: str, kind: str, path: Path, value: Any, previous: str | None) -> str:
     """Undoes what `_put_in_place` did, unless somebody has changed it since.  Raises ConfigError."""
     present = lookup(parse(text), path)
     if kind == ELEMENT:
         if not isinstance(present, list) or value not in present:
             return text
         if present != [value] or previous is not None:
-            remedy = _take_out_by_hand(path)
+            remedy = _remove_by_hand(path)
             array = _without_element(_as_written(text, path) or "", value, previous or "", remedy)
             return _set(text, path, array, remedy)
     elif present != value:
         return text
-    return _remove(text, path) if previous is None else _set(text, path, previous, _take_out_by_hand(path))
+    return _remove(text, path) if previous is None else _set(text, path, previous, _remove_by_hand(path))
 
 
-def _with_element(array: str, value: Any, remedy: str) -> Tuple[str, str]:
-    """An array, as it is written, with one more element at its end, and what was inserted.  Raises ConfigError.
+def _with_element(array: str, value: Any, remedy: str) -> tuple[str, str]:
+    """Adds an element at the end of an array's text.  Returns the new text and the inserted part.  Raises ConfigError.
 
-    By hand, because tomlkit's `append` makes invalid TOML of an array that ends in a comment.
+    It does not use tomlkit's `append`, which makes invalid TOML of an array that ends in a comment.
     """
-    elements = _value(array)
+    elements = _parsed_value(array)
     start = array[:-1].rstrip()
     last = start.rpartition("\n")[2]
     gap = "\n" + last[: len(last) - len(last.lstrip())] if "\n" in array else " "
-    # After "[", after a comma, after an element, after a comment below an element.
+    # Where the element may go: after "[", after a comma, after an element, after a comment below an element.
     for separator in (*([] if elements else [""]), gap, "," + gap, gap + ", "):
         inserted = separator + render(value)
         result = start + inserted + array[len(start) :]
         if _means(f"x = {result}", {"x": [*elements, value]}):
             return result, inserted
-    raise _refusal(remedy)
+    raise _cannot_edit(remedy)
 
 
 def _without_element(array: str, value: Any, inserted: str, remedy: str) -> str:
-    """An array, as it is written, without an element, which was `inserted` ("" in records before 0.1.0).
+    """The text of an array without an element.  Raises ConfigError.
 
-    Raises ConfigError.
+    `inserted` is the text that `_with_element` inserted ("" in records from before 0.1.0).
     """
-    wanted = {"x": [item for item in _value(array) if item != value]}
+    wanted = {"x": [item for item in _parsed_value(array) if item != value]}
     written = render(value)
     for part in filter(None, (inserted, ", " + written, written + ", ", written + ",", written)):
         start, _, end = array.rpartition(part)
         if _means(f"x = {start}{end}", wanted):
             return start + end
-    raise _refusal(remedy)
+    raise _cannot_edit(remedy)
 
 
-def _value(written: str) -> Any:
+def _parsed_value(written: str) -> Any:
     return parse(f"x = {written}")["x"]
 
 
@@ -214,8 +215,8 @@ def _tomlkit() -> Any:
     return tomlkit
 
 
-def _as_written(text: str, path: Path) -> Optional[str]:
-    """The value at a path as it is written; None when there is none."""
+def _as_written(text: str, path: Path) -> str | None:
+    """The text of the value at a path, as the file has it written; None when there is no value."""
     present = lookup(parse(text), path)
     if present is None:
         return None
@@ -226,11 +227,11 @@ def _as_written(text: str, path: Path) -> Optional[str]:
 
 
 def _set(text: str, path: Path, written: str, remedy: str) -> str:
-    """The text with a value at a path: in place of the old one, or in the innermost table that exists.
+    """The text with a value at a path: in place of the old value, or new in the innermost table that exists.
 
-    Raises ConfigError.
+    `written` is the value's TOML.  Raises ConfigError, with `remedy`.
     """
-    wanted = with_setting(parse(text), Setting(VALUE, path, _value(written)))
+    wanted = with_setting(parse(text), Setting(VALUE, path, _parsed_value(written)))
     previous = _as_written(text, path) or ""
     text = text if text.endswith("\n") or not text else text + "\n"
 
@@ -253,7 +254,7 @@ def _set(text: str, path: Path, written: str, remedy: str) -> str:
         if type(table).__name__ == "InlineTable":
             table.append(name, _tomlkit().value(value))
             return
-        # below the table's last value: tomlkit would go below the comment of the next table
+        # Insert after the table's last value: tomlkit would insert after the comment of the next table.
         body = _container(table).body
         values = [
             (number, item)
@@ -268,7 +269,7 @@ def _set(text: str, path: Path, written: str, remedy: str) -> str:
     start = len(posixpath.commonprefix([text, result]))
     end = len(posixpath.commonprefix([text[start:][::-1], result[start:][::-1]]))
     if text[start : len(text) - end].strip() not in previous:
-        raise _refusal(remedy)
+        raise _cannot_edit(remedy)
     return result
 
 
@@ -288,11 +289,14 @@ def _remove(text: str, path: Path) -> str:
                 if name is not None and name.key == path[-1]:
                     body[number] = None, _tomlkit().ws(_trailing_comments(item))
 
-    return _edited(text, act, _without(document, path), _take_out_by_hand(path))
+    return _edited(text, act, _without(document, path), _remove_by_hand(path))
 
 
 def _trailing_comments(item: Any) -> str:
-    """The blank lines and comments at a table's end, which belong to the next table, though not to tomlkit."""
+    """The blank lines and comments at a table's end.
+
+    To a reader they belong to the next table, while tomlkit counts them to this one.
+    """
     written = ""
     for name, inner in reversed(_container(item).body if hasattr(item, "is_super_table") else []):
         if name is not None:
@@ -301,11 +305,11 @@ def _trailing_comments(item: Any) -> str:
     return written
 
 
-def _edited(text: str, act: Callable[[Any], None], wanted: Dict[str, Any], remedy: str) -> str:
-    """The text after `act` has edited tomlkit's document of it.  Raises ConfigError when it does not mean `wanted`.
+def _edited(text: str, act: Callable[[Any], None], wanted: dict[str, Any], remedy: str) -> str:
+    """The text after `act` has edited its tomlkit document.  Raises ConfigError when the result does not mean `wanted`.
 
-    Only the lines that `act` changed are tomlkit's: its release in Debian 12 does not keep the indentation of all
-    others, for instance in the configuration of AKS' nodes.
+    The result has only the changed lines from tomlkit and all others from the text.  The tomlkit of Debian 12 does not
+    keep the indentation of every line, for instance in the configuration of AKS nodes.
     """
     tomlkit = _tomlkit()
     try:
@@ -314,23 +318,23 @@ def _edited(text: str, act: Callable[[Any], None], wanted: Dict[str, Any], remed
         act(document)
         after = document.as_string().split("\n")
     except (tomlkit.exceptions.TOMLKitError, LookupError, ValueError, TypeError, AttributeError):
-        raise _refusal(remedy) from None  # its releases fail in different ways on what they do not support
+        raise _cannot_edit(remedy) from None  # each tomlkit release fails differently on what it does not support
     lines = text.split("\n")
     start = len(posixpath.commonprefix([before, after]))
     end = len(posixpath.commonprefix([before[start:][::-1], after[start:][::-1]]))
     result = "\n".join([*lines[:start], *after[start : len(after) - end], *lines[len(lines) - end :]])
     if len(lines) != len(before) or not _means(result, wanted):
-        raise _refusal(remedy)
+        raise _cannot_edit(remedy)
     return result
 
 
 def _container(table: Any) -> Any:
-    """What holds the nodes of a table; a document holds them itself."""
+    """The tomlkit object that holds the nodes of a table.  A document holds its nodes itself."""
     return table if type(table).__name__ == "TOMLDocument" else table.value
 
 
 def _tables(table: Any, path: Path) -> Iterator[Any]:
-    """Every node of tomlkit's document that is a part of the table at a path."""
+    """Every tomlkit node that is a part of the table at a path.  A table may have several parts in a document."""
     if not path:
         yield table
         return
@@ -339,8 +343,8 @@ def _tables(table: Any, path: Path) -> Iterator[Any]:
             yield from _tables(item, path[1:])
 
 
-def _means(text: str, wanted: Dict[str, Any]) -> bool:
-    """Whether a text means a document.  An empty table counts as none: it may lose its header."""
+def _means(text: str, wanted: dict[str, Any]) -> bool:
+    """Whether a text parses to the document `wanted`.  Empty tables are ignored, since one may lose its header."""
     try:
         return bool(_without_empty(parse(text)) == _without_empty(wanted))
     except ConfigError:
@@ -354,19 +358,19 @@ def _without_empty(value: Any) -> Any:
     return {name: item for name, item in items.items() if item != {}}
 
 
-def _without(document: Dict[str, Any], path: Path) -> Dict[str, Any]:
+def _without(document: dict[str, Any], path: Path) -> dict[str, Any]:
     if path[1:]:
         return {**document, path[0]: _without(document[path[0]], path[1:])}
     return {name: value for name, value in document.items() if name != path[0]}
 
 
-def _refusal(remedy: str) -> ConfigError:
-    return ConfigError("it is written in a way that cannot be edited without harm", remedy)
+def _cannot_edit(remedy: str) -> ConfigError:
+    return ConfigError("it is written in a way that this command cannot edit safely", remedy)
 
 
-def _write_by_hand(settings: List[Setting]) -> str:
+def _write_by_hand(settings: list[Setting]) -> str:
     return "write this into it: " + " ".join(snippet(settings).split())
 
 
-def _take_out_by_hand(path: Path) -> str:
-    return f"take out {'.'.join(path)} by hand"
+def _remove_by_hand(path: Path) -> str:
+    return f"remove {'.'.join(path)} by hand"

@@ -1,4 +1,4 @@
-"""From what was found to a CDI file: names, what all devices share, `all`, the version, annotations, text.  Pure.
+"""Makes a CDI file of what a generator found: names, common edits, the device `all`, version, annotations.  Pure.
 
 Source: CDI SPEC.md, "JSON Definition" and "Released versions".
 """
@@ -7,30 +7,28 @@ from __future__ import annotations
 
 import hashlib
 import json
+from typing import TYPE_CHECKING, Any
 
 from shim.cdi import spec, versions
 from shim.cdi.names import check_device
 from shim.errors import CdiError, HostError
 from shim.generate.answers import CATEGORIES, merged, with_hooks
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, List
-
     from shim.generate.answers import Block, Found, Options
 
-# Annotations of a file that we made.  They never reach a container.
+# The annotations of a file that we made.  No container gets them.
 DRIVER = "chandler.oci/driver-version"
 LAYOUT = "chandler.oci/layout"
 OPTIONS = "chandler.oci/options"
-DIGEST = "chandler.oci/digest"  # of all the rest: a file that a person changed is a person's
+DIGEST = "chandler.oci/digest"  # of the rest of the file; another digest means that a person changed it
 
 
-def document(found: Found, options: Options) -> Dict[str, Any]:
-    """The CDI document.  Raises HostError when a device would have no name, or two the same."""
-    common, own = with_hooks(*_lifted(found), options)
-    devices: List[Dict[str, Any]] = []
-    for device, edits in zip(found.devices, own):
+def document(found: Found, options: Options) -> dict[str, Any]:
+    """The CDI document.  Raises HostError when a device would have no name, or two devices the same name."""
+    common, device_edits = with_hooks(*_lifted(found), options)
+    devices: list[dict[str, Any]] = []
+    for device, edits in zip(found.devices, device_edits):
         names = [name for name in (device.names.get(strategy, "") for strategy in options.strategies) if _is_name(name)]
         if not names:
             wanted = " or ".join(options.strategies)
@@ -40,12 +38,14 @@ def document(found: Found, options: Options) -> Dict[str, Any]:
             )
         devices += [_device(name, device.annotations, edits) for name in dict.fromkeys(names)]
     if options.all and not any(device["name"] == "all" for device in devices):
-        devices.append(_device("all", {}, merged(*own)))
+        devices.append(_device("all", {}, merged(*device_edits)))
     seen = [device["name"] for device in devices]
-    twice = [name for place, name in enumerate(seen) if name in seen[:place]]
-    if twice:
-        raise HostError(f"two devices of this host are both called {twice[0]}", "choose another --device-name-strategy")
-    made: Dict[str, Any] = {
+    repeated = [name for place, name in enumerate(seen) if name in seen[:place]]
+    if repeated:
+        raise HostError(
+            f"two devices of this host are both called {repeated[0]}", "choose another --device-name-strategy"
+        )
+    result: dict[str, Any] = {
         "cdiVersion": "",
         "kind": found.kind,
         "annotations": _annotations(found, options),
@@ -53,13 +53,13 @@ def document(found: Found, options: Options) -> Dict[str, Any]:
         "devices": devices,
     }
     if not common:
-        del made["containerEdits"]
-    made["cdiVersion"] = versions.minimum(made)[0]
-    made["annotations"][DIGEST] = own_digest(made)
-    return made
+        del result["containerEdits"]
+    result["cdiVersion"] = versions.minimum(result)[0]
+    result["annotations"][DIGEST] = own_digest(result)
+    return result
 
 
-def _annotations(found: Found, options: Options) -> Dict[str, str]:
+def _annotations(found: Found, options: Options) -> dict[str, str]:
     result = {LAYOUT: _printable("; ".join(device.layout for device in found.devices))}
     if found.driver:
         result[DRIVER] = _printable(found.driver)
@@ -70,7 +70,7 @@ def _annotations(found: Found, options: Options) -> Dict[str, str]:
 
 
 def _printable(text: str) -> str:
-    """What the host says, without what nobody can read."""
+    """The text with "?" for every character that is not printable ASCII."""
     return "".join(c if c.isascii() and c.isprintable() else "?" for c in text)
 
 
@@ -82,28 +82,31 @@ def _is_name(name: str) -> bool:
     return True
 
 
-def _device(name: str, annotations: Dict[str, str], edits: Block) -> Dict[str, Any]:
-    made: Dict[str, Any] = {"name": name, "containerEdits": edits}
-    return {"name": name, "annotations": dict(annotations), "containerEdits": edits} if annotations else made
+def _device(name: str, annotations: dict[str, str], edits: Block) -> dict[str, Any]:
+    if not annotations:
+        return {"name": name, "containerEdits": edits}
+    return {"name": name, "annotations": dict(annotations), "containerEdits": edits}
 
 
-def _lifted(found: Found) -> tuple[Block, List[Block]]:
-    """Common edits and each device's own: what several devices all have moves to the file, once.
+def _lifted(found: Found) -> tuple[Block, list[Block]]:
+    """The common edits, and each device's own edits.  Edits that all of several devices have become common edits.
 
-    Nodes stay when a device had nothing else left, since a device without edits is not valid.
+    Device nodes stay in the devices when a device would have no node left, since CDI needs edits in every device.
     """
-    own = [merged(device.edits) for device in found.devices]
-    if len(own) < 2:
-        return merged(found.common), own
+    device_edits = [merged(device.edits) for device in found.devices]
+    if len(device_edits) < 2:
+        return merged(found.common), device_edits
     shared: Block = {
         category: [
-            item for item in own[0].get(category, ()) if all(item in edits.get(category, ()) for edits in own[1:])
+            item
+            for item in device_edits[0].get(category, ())
+            if all(item in edits.get(category, ()) for edits in device_edits[1:])
         ]
         for category in CATEGORIES
     }
-    rest: List[Block] = [
+    rest: list[Block] = [
         {category: [item for item in items if item not in shared[category]] for category, items in edits.items()}
-        for edits in own
+        for edits in device_edits
     ]
     rest = [{category: items for category, items in edits.items() if items} for edits in rest]
     if all(edits.get("deviceNodes") for edits in rest):
@@ -112,36 +115,36 @@ def _lifted(found: Found) -> tuple[Block, List[Block]]:
     return merged(found.common, shared), [merged(nodes, edits) for edits in rest]
 
 
-def own_digest(made: Dict[str, Any]) -> str:
-    """The digest of a document less the annotation that holds it."""
-    annotations = {key: value for key, value in (made.get("annotations") or {}).items() if key != DIGEST}
-    text = json.dumps({**made, "annotations": annotations}, sort_keys=True, ensure_ascii=True)
+def own_digest(decoded: dict[str, Any]) -> str:
+    """The digest of a document without the annotation that holds the digest."""
+    annotations = {key: value for key, value in (decoded.get("annotations") or {}).items() if key != DIGEST}
+    text = json.dumps({**decoded, "annotations": annotations}, sort_keys=True, ensure_ascii=True)
     return hashlib.blake2b(text.encode(), digest_size=32).hexdigest()
 
 
-def is_ours(made: Dict[str, Any]) -> bool:
-    """Whether a decoded document carries our mark."""
-    return DIGEST in (made.get("annotations") or {})
+def is_ours(decoded: dict[str, Any]) -> bool:
+    """Whether a decoded document has our digest annotation."""
+    return DIGEST in (decoded.get("annotations") or {})
 
 
-def is_untouched(made: Dict[str, Any]) -> bool:
-    """Whether a document of ours is still as we wrote it."""
-    return is_ours(made) and made["annotations"][DIGEST] == own_digest(made)
+def is_untouched(decoded: dict[str, Any]) -> bool:
+    """Whether a decoded document is ours and nobody has changed it."""
+    return is_ours(decoded) and decoded["annotations"][DIGEST] == own_digest(decoded)
 
 
-def render(made: Dict[str, Any], form: str = "json") -> bytes:
-    """The file's bytes; `form` is `json` or `yaml`.  Raises HostError if they were no valid CDI file."""
-    text = json.dumps(made, indent=2) if form == "json" else "---\n" + "\n".join(_yaml(made, ""))
+def render(decoded: dict[str, Any], form: str = "json") -> bytes:
+    """The file's bytes; `form` is `json` or `yaml`.  Raises HostError when they would not be a valid CDI file."""
+    text = json.dumps(decoded, indent=2) if form == "json" else "---\n" + "\n".join(_yaml(decoded, ""))
     data = text.encode() + b"\n"
     problems = spec.problems(data, "")
     if problems:
-        raise HostError(f"what was found on this host gives no valid CDI file: {problems[0][0]}: {problems[0][1]}")
+        raise HostError(f"the devices of this host give no valid CDI file: {problems[0][0]}: {problems[0][1]}")
     return data
 
 
-def _yaml(value: Any, indent: str) -> List[str]:
-    """Block YAML with every string in double quotes, as JSON writes them, and so without a word to be mistaken."""
-    lines: List[str] = []
+def _yaml(value: Any, indent: str) -> list[str]:
+    """The lines of block YAML for a mapping.  Strings are quoted as in JSON, so none can be read as another type."""
+    lines: list[str] = []
     for key, item in value.items():
         name = key if key.isidentifier() else json.dumps(key)
         if isinstance(item, dict):

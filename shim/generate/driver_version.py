@@ -1,6 +1,6 @@
-"""Which driver a CDI file was made for, and which one runs, for the sentence of a create that meets a stale file.
+"""Tells which driver version a CDI file was made for and which one runs, for a create that meets a stale CDI file.
 
-Imported when that has happened, and never before.
+A create imports this module only then.
 """
 
 from __future__ import annotations
@@ -8,14 +8,16 @@ from __future__ import annotations
 from shim.generate import nvproc
 from shim.generate.tree import HostTree
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Optional
 
+def remedy(missing: str, tree: HostTree | None = None) -> str:
+    """What to do about a CDI file that names `missing`, a path that does not exist.
 
-def remedy(missing: str, tree: Optional[HostTree] = None) -> str:
-    """What to do about a file that names the path `missing` in vain, with both driver versions where they differ."""
-    words = [missing.partition(".so.")[2], *missing.split("/")]  # lib….so.VERSION, or a folder of firmware
+    The sentence has both driver versions where they differ.
+    """
+    words = [
+        missing.partition(".so.")[2],
+        *missing.split("/"),
+    ]  # lib….so.VERSION, or a firmware directory named after the version
     old = next((word for word in words if nvproc.is_version(word)), "")
     now = nvproc.kernel_version(tree or HostTree())
     why = "the file is older than the driver"

@@ -1,21 +1,20 @@
-"""The generators of CDI files by the shape of a vendor's devices, and what one of them says of this host.  Pure."""
+"""The generators of CDI files, by the `generator` key of the vendor table.  Pure."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Callable
 
 from shim.errors import HostError
 from shim.generate import amd, cdi_file, intel, nvidia
 from shim.generate.answers import Found, Options
 from shim.gpu.vendors import NVIDIA, VENDORS, Vendor, of_kind
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, Optional, Tuple
-
     from shim.generate.nvidia import Ask
     from shim.generate.tree import HostTree
 
-# `generator` of the vendor table: the function
-GENERATORS: Dict[str, Callable[[Vendor, HostTree, Options, Ask], Found]] = {
+# Vendor.generator: the function that finds the vendor's devices.
+GENERATORS: dict[str, Callable[[Vendor, HostTree, Options, Ask], Found]] = {
     "nvidia": nvidia.gpus,
     "amd": lambda vendor, tree, options, ask: amd.gpus(vendor, tree, options),
     "drm": lambda vendor, tree, options, ask: intel.gpus(vendor, tree, options),
@@ -25,7 +24,9 @@ GENERATORS: Dict[str, Callable[[Vendor, HostTree, Options, Ask], Found]] = {
 
 def vendor_name(kind: str) -> str:
     """The vendor that a kind belongs to.  Raises HostError for a kind that we do not generate."""
-    if kind.startswith(("nvidia.com/", "management.nvidia.com/")):  # the kinds of shim.generate.nvmodes, too
+    if kind.startswith(
+        ("nvidia.com/", "management.nvidia.com/")
+    ):  # also the kinds of shim.generate.nvmodes, which the vendor table does not have
         return NVIDIA.name
     vendor = of_kind(kind)
     if not vendor.name:
@@ -36,8 +37,8 @@ def vendor_name(kind: str) -> str:
     return vendor.name
 
 
-def describe(name: str, tree: HostTree, options: Options, ask: Ask) -> Tuple[Optional[Dict[str, Any]], Found]:
-    """The CDI document for a vendor's devices on this host, None where there are none, and what was found.
+def describe(name: str, tree: HostTree, options: Options, ask: Ask) -> tuple[dict[str, Any] | None, Found]:
+    """The CDI document for a vendor's devices on this host (None where there are none), and what was found.
 
     Raises HostError for hardware that is there and cannot be described.
     """

@@ -1,4 +1,4 @@
-"""Intel's GPUs, Gaudi accelerators and NPUs, through sysfs alone.  Pure.
+"""Describes Intel's GPUs, Gaudi accelerators and NPUs, from sysfs alone.  Pure.
 
 A device is named after its node (`card0`, `accel0`), and after its PCI address and model (`0000-03-00-0-0x56a0`).
 Source: Intel resource drivers for Kubernetes; Linux, Documentation/ABI/testing/sysfs-driver-habanalabs.
@@ -6,13 +6,12 @@ Source: Intel resource drivers for Kubernetes; Linux, Documentation/ABI/testing/
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from shim.generate import pci
 from shim.generate.answers import Device, Found, merged, node
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import List
-
     from shim.generate.answers import Block, Options
     from shim.generate.tree import HostTree
     from shim.gpu.vendors import Vendor
@@ -22,9 +21,12 @@ _FOLDERS = {"accel": "accel", "infiniband_verbs": "infiniband"}  # class in sysf
 
 
 def gpus(vendor: Vendor, tree: HostTree, options: Options) -> Found:
-    """The GPUs that the vendor's modules drive, with nodes in /dev/dri alone; a physical function passes its virtual functions on as devices of their own."""
-    devices: List[Device] = []
-    notes: List[str] = []
+    """Finds the GPUs that the vendor's kernel modules drive, and that have nodes only in /dev/dri.
+
+    An SR-IOV virtual function that has a driver is a device of its own.
+    """
+    devices: list[Device] = []
+    notes: list[str] = []
     for bdf in filter(pci.is_address, tree.names(pci.DEVICES)):
         directory = f"{pci.DEVICES}/{bdf}"
         if tree.text(directory + "/vendor") != vendor.pci or not tree.text(directory + "/class").startswith(_DISPLAY):
@@ -32,7 +34,7 @@ def gpus(vendor: Vendor, tree: HostTree, options: Options) -> Found:
         driver = tree.link(directory + "/driver").rpartition("/")[2]
         cards = pci.numbered(tree.names(directory + "/drm"), "card")
         if driver not in vendor.modules or not cards:
-            continue  # passed to a virtual machine, or not in use
+            continue  # bound to another driver, for instance for a virtual machine, or to none
         edits, missing = pci.drm(tree, options, directory, bdf)
         _add(devices, notes, tree, bdf, cards[0], "gpu", edits, missing, driver)
     return Found(
@@ -41,28 +43,30 @@ def gpus(vendor: Vendor, tree: HostTree, options: Options) -> Found:
 
 
 def accelerators(vendor: Vendor, tree: HostTree, options: Options) -> Found:
-    """Devices with nodes in /dev/accel, such as Gaudi accelerators and the NPUs of Intel's processors; each with its control
-    node, if it has one, and, where its network is in use, its verbs node."""
+    """Finds devices with nodes in /dev/accel, such as Gaudi accelerators and the NPUs of Intel's processors.
+
+    A device also gets its control node, if it has one, and its InfiniBand verbs node, where its network is in use.
+    """
     driver = vendor.modules[0]
-    devices: List[Device] = []
-    notes: List[str] = []
+    devices: list[Device] = []
+    notes: list[str] = []
     for bdf in filter(pci.is_address, tree.names(f"/sys/bus/pci/drivers/{driver}")):
         directory = f"/sys/bus/pci/drivers/{driver}/{bdf}"
-        found = tree.names(directory + "/accel")
-        blocks: List[Block] = []
-        missing: List[str] = []
-        wanted = [("accel", name) for name in pci.numbered(found, "accel") + pci.numbered(found, "accel_controlD")]
+        names = tree.names(directory + "/accel")
+        blocks: list[Block] = []
+        missing: list[str] = []
+        wanted = [("accel", name) for name in pci.numbered(names, "accel") + pci.numbered(names, "accel_controlD")]
         wanted += [
             ("infiniband_verbs", name) for name in pci.numbered(tree.names(directory + "/infiniband_verbs"), "uverbs")
         ]
         for class_, name in wanted:
             path = f"/dev/{_FOLDERS[class_]}/{name}"
-            made = node(tree, options, path, pci.numbers(tree, f"{directory}/{class_}/{name}"))
-            if made is None:
+            block = node(tree, options, path, pci.numbers(tree, f"{directory}/{class_}/{name}"))
+            if block is None:
                 missing.append(path)
             else:
-                blocks.append(made)
-        accel = pci.numbered(found, "accel")
+                blocks.append(block)
+        accel = pci.numbered(names, "accel")
         if accel:
             module = tree.text(directory + "/module_id")[:32]
             _add(
@@ -81,18 +85,18 @@ def accelerators(vendor: Vendor, tree: HostTree, options: Options) -> Found:
 
 
 def _add(
-    devices: List[Device],
-    notes: List[str],
+    devices: list[Device],
+    notes: list[str],
     tree: HostTree,
     bdf: str,
     name: str,
     class_: str,
     edits: Block,
-    missing: List[str],
+    missing: list[str],
     driver: str,
-    more: str = "",
+    extra: str = "",
 ) -> None:
-    """One device, unless the very node that it is named after is missing."""
+    """Adds one device, unless the node that it is named after is missing.  Missing nodes go to `notes`."""
     if missing:
         notes.append(f"{', '.join(missing)} of the {class_} at {bdf} is not in /dev")
     if not any(item["path"].endswith("/" + name) for item in edits.get("deviceNodes", ())):
@@ -103,4 +107,4 @@ def _add(
         "uuid": f"{bdf.replace(':', '-').replace('.', '-')}-{model}" if model else "",
         "type-index": f"{class_}{len(devices)}",
     }
-    devices.append(Device(names, edits, f"{name} {bdf} {model} {driver}{more}".replace("  ", " ")))
+    devices.append(Device(names, edits, f"{name} {bdf} {model} {driver}{extra}".replace("  ", " ")))

@@ -1,18 +1,17 @@
-"""The files of an NVIDIA driver: libraries, configuration, firmware, programs, sockets; and the hooks they need.  Pure.
+"""Finds the files of an NVIDIA driver (libraries, configuration, firmware, programs, sockets) and their hooks.  Pure.
 
-Everything is looked for inside the driver root and named by what its links end at, so that a mount never depends on a
-link that the host would resolve in another root.  Source: NVIDIA Container Toolkit, pkg/nvcdi.
+Every file is looked up inside the driver root, and a mount names the end of its links.  So no mount depends on a link
+that the host would resolve in another root.  Source: NVIDIA Container Toolkit, pkg/nvcdi.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from shim.generate import ldcache, nvproc
 from shim.generate.answers import OUR_PROGRAM, SOCKET_OPTIONS, links, merged, mount
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, List, Tuple
-
     from shim.generate.answers import Block, Options
     from shim.generate.tree import HostTree
 
@@ -25,9 +24,10 @@ _DIRECTORIES = (
     "/usr/lib",
     "/run/opengl-driver/lib",
 )
+# The libraries whose names end in the driver version.
 _MARKERS = ("libcuda.so.", "libnvidia-ml.so.")
 
-# Libraries with versions of their own: how their names start.
+# Driver libraries that do not have the driver's version: how their names start.
 _OTHER_VERSIONS = (
     "libnvidia-nvvm",
     "libnvidia-egl-gbm.so.",
@@ -67,12 +67,20 @@ _BINARIES = (
 )
 _PROGRAM_DIRS = ("/usr/bin", "/usr/sbin", "/usr/local/bin", "/bin", "/sbin", "/run/current-system/sw/bin")
 _SOCKETS = ("nvidia-persistenced/socket", "nvidia-fabricmanager/socket")
-_FIRMWARE = ("updates/{0}", "updates", "{0}", "")  # below /lib/firmware, the kernel's order; {0}: its release
-_MAX_CACHE = 32 << 20
+_FIRMWARE = (
+    "updates/{0}",
+    "updates",
+    "{0}",
+    "",
+)  # below /lib/firmware, in the kernel's search order; {0}: the kernel release
+_MAX_CACHE = 32 << 20  # bytes of the dynamic loader's cache
 
 
 class Driver:
-    """A driver in its root: `version`, `directory` of its libraries, `library` (libnvidia-ml.so.1) on the host."""
+    """A driver: its version, the directory of its libraries in the driver root, and libnvidia-ml.so.1 on the host.
+
+    Each is "" when it was not found.
+    """
 
     __slots__ = ("version", "directory", "library")
 
@@ -83,21 +91,21 @@ class Driver:
 
 
 def driver(tree: HostTree, options: Options) -> Driver:
-    """The driver's libraries and version, with nothing where there is nothing."""
+    """Finds the driver's libraries and version.  The loaded kernel module's version is preferred."""
     root = options.driver_root
-    wanted = nvproc.kernel_version(tree)
-    for directory in (*_DIRECTORIES, *_cached(tree, root)):
+    kernel_version = nvproc.kernel_version(tree)
+    for directory in (*_DIRECTORIES, *_cached_directories(tree, root)):
         versions = _versions(tree, root, directory)
         if versions:
-            version = wanted if wanted in versions else _linked(tree, root, directory, versions)
+            version = kernel_version if kernel_version in versions else _linked(tree, root, directory, versions)
             real = tree.real(f"{directory}/libnvidia-ml.so.1", root) or tree.real(
                 f"{directory}/libnvidia-ml.so.{version}", root
             )
             return Driver(version, directory, root + real if real else "")
-    return Driver(wanted, "", "")
+    return Driver(kernel_version, "", "")
 
 
-def _cached(tree: HostTree, root: str) -> List[str]:
+def _cached_directories(tree: HostTree, root: str) -> list[str]:
     cache = tree.data(root + "/etc/ld.so.cache", _MAX_CACHE)
     return [
         path.rpartition("/")[0]
@@ -107,20 +115,20 @@ def _cached(tree: HostTree, root: str) -> List[str]:
     ]
 
 
-def _versions(tree: HostTree, root: str, directory: str) -> List[str]:
-    """The driver versions that libraries in a directory carry; those of the first library that has any."""
+def _versions(tree: HostTree, root: str, directory: str) -> list[str]:
+    """The driver versions in the names of a directory's libraries, from the first of _MARKERS that is there."""
     names = tree.names(root + tree.real(directory, root)) if tree.real(directory, root) else []
     for marker in _MARKERS:
-        found = [
+        versions = [
             name[len(marker) :] for name in names if name.startswith(marker) and nvproc.is_version(name[len(marker) :])
         ]
-        if found:
-            return found
+        if versions:
+            return versions
     return []
 
 
-def _linked(tree: HostTree, root: str, directory: str, versions: List[str]) -> str:
-    """The version that programs get: the one that libcuda.so.1 ends at, else the highest."""
+def _linked(tree: HostTree, root: str, directory: str, versions: list[str]) -> str:
+    """The version that programs load: the one to which libcuda.so.1 links, else the highest."""
     for marker in _MARKERS:
         target = tree.real(f"{directory}/{marker}1", root)
         version = target.rpartition("/")[2][len(marker) :]
@@ -129,13 +137,13 @@ def _linked(tree: HostTree, root: str, directory: str, versions: List[str]) -> s
     return max(versions, key=lambda version: [int(part) for part in version.split(".")])
 
 
-def common(tree: HostTree, options: Options, found: Driver, compat: bool = False) -> Block:
-    """What every container with a GPU of this driver gets, besides nodes.
+def common(tree: HostTree, options: Options, driver: Driver, compat: bool = False) -> Block:
+    """The edits for every container with a GPU of this driver, except device nodes.
 
-    `compat`: whether every GPU takes the newer CUDA library that an image may bring.
+    `compat`: whether every GPU supports CUDA forward compatibility, with a newer libcuda from the image.
     """
-    libraries, pairs, folders = _libraries(tree, options, found)
-    mounts = libraries + _configuration(tree, options) + _firmware(tree, options, found) + _programs(tree, options)
+    libraries, pairs, folders = _libraries(tree, options, driver)
+    mounts = libraries + _configuration(tree, options) + _firmware(tree, options, driver) + _programs(tree, options)
     sockets = [
         (real, path)
         for path in (f"/run/{name}" for name in _SOCKETS)
@@ -143,23 +151,28 @@ def common(tree: HostTree, options: Options, found: Driver, compat: bool = False
         if tree.kind(options.driver_root + real) == "socket"
     ]
     mounts += [mount(options, real, path, SOCKET_OPTIONS) for real, path in sockets]
-    last: Block = {}
+    lock_nodes: Block = {}
     if nvproc.params(tree).get("ModifyDeviceFiles") == "1":
-        last = {"calls": [["disable-device-node-modification"]]}
-    # so that NVIDIA's own runtime hook, where it is installed too, does not inject a second time
-    own: Block = {"env": ["NVIDIA_VISIBLE_DEVICES=void"], "mounts": mounts}
-    newer: Block = (
-        {"calls": [["enable-cuda-compat", "--host-driver-version=" + found.version]]}
-        if compat and found.version
+        lock_nodes = {"calls": [["disable-device-node-modification"]]}
+    # With `void` NVIDIA's own runtime hook, where that is installed too, does not inject a second time.
+    files: Block = {"env": ["NVIDIA_VISIBLE_DEVICES=void"], "mounts": mounts}
+    compat_call: Block = (
+        {"calls": [["enable-cuda-compat", "--host-driver-version=" + driver.version]]}
+        if compat and driver.version
         else {}
     )
-    # NVIDIA's hook leaves the cache to the next one; ours puts entries first, and so comes last
-    ours = options.hook.endswith("/" + OUR_PROGRAM)
-    return merged(own, links(pairs), *((cache_call(folders), newer) if ours else (newer, cache_call(folders))), last)
+    # NVIDIA's compat hook needs the cache update after it.  Ours puts its entry first into the cache, so it runs later.
+    our_hook = options.hook.endswith("/" + OUR_PROGRAM)
+    return merged(
+        files,
+        links(pairs),
+        *((cache_call(folders), compat_call) if our_hook else (compat_call, cache_call(folders))),
+        lock_nodes,
+    )
 
 
-def cache_call(folders: List[str]) -> Block:
-    """For a hook: to make the container's loader know some folders; nothing for none."""
+def cache_call(folders: list[str]) -> Block:
+    """A call that adds folders to the cache of the container's loader; an empty block for none."""
     return (
         {"calls": [["update-ldcache", *(word for folder in folders for word in ("--folder", folder))]]}
         if folders
@@ -168,38 +181,38 @@ def cache_call(folders: List[str]) -> Block:
 
 
 def _libraries(
-    tree: HostTree, options: Options, found: Driver
-) -> Tuple[List[Dict[str, Any]], List[Tuple[str, str]], List[str]]:
-    """Mounts of libraries, links to them as (path, what it says), and folders for the loader's cache."""
-    root, directory = options.driver_root, found.directory
+    tree: HostTree, options: Options, driver: Driver
+) -> tuple[list[dict[str, Any]], list[tuple[str, str]], list[str]]:
+    """Mounts of libraries, links to them as (path, target), and folders for the loader's cache."""
+    root, directory = options.driver_root, driver.directory
     if not directory:
         return [], [], []
-    mounts: List[Dict[str, Any]] = []
-    pairs: List[Tuple[str, str]] = []
-    folders: List[str] = []
-    suffix = ".so." + found.version
+    mounts: list[dict[str, Any]] = []
+    pairs: list[tuple[str, str]] = []
+    folders: list[str] = []
+    suffix = ".so." + driver.version
     for folder in (directory, directory + "/vdpau"):
-        place = root + (tree.real(folder, root) or folder)
-        names = tree.names(place)
-        targets: Dict[str, str] = {}
+        host_folder = root + (tree.real(folder, root) or folder)
+        names = tree.names(host_folder)
+        targets: dict[str, str] = {}
         for name in names:
             if name.endswith(suffix) or (name.startswith(_OTHER_VERSIONS) and ".so" in name):
                 real = tree.real(f"{folder}/{name}", root)
                 if tree.kind(root + real) == "file" and len(name) > len(targets.get(real, "")):
                     targets[real] = name
-        linked = {
+        links_here = {
             name: tree.real(f"{folder}/{name}", root)
             for name in names
-            if ".so" in name and name.startswith("lib") and tree.link(f"{place}/{name}")
+            if ".so" in name and name.startswith("lib") and tree.link(f"{host_folder}/{name}")
         }
-        # of several names for one file the longest is the file's own; the others are its links
-        for name, real in linked.items():
+        # Of several names for one file the longest becomes the file's name, and the others become links to it.
+        for name, real in links_here.items():
             if real in targets and len(name) > len(targets[real]):
                 targets[real] = name
         mounts += [mount(options, real, f"{folder}/{name}") for real, name in targets.items()]
         pairs += [
-            (f"{folder}/{name}", _says(tree, root, folder, name, targets[real]))
-            for name, real in linked.items()
+            (f"{folder}/{name}", _link_target(tree, root, folder, name, targets[real]))
+            for name, real in links_here.items()
             if real in targets and targets[real] != name
         ]
         if targets:
@@ -222,13 +235,17 @@ def _libraries(
     return mounts, pairs, folders
 
 
-def _says(tree: HostTree, root: str, folder: str, name: str, target: str) -> str:
-    """What a link in the container says: the next link in the same folder as on the host, else the library itself."""
-    said = tree.link(f"{root}{folder}/{name}")
-    return said if said and "/" not in said and tree.kind(f"{root}{folder}/{said}") else target
+def _link_target(tree: HostTree, root: str, folder: str, name: str, library: str) -> str:
+    """The target of a link in the container: the same as on the host within the same folder, else the library."""
+    host_target = tree.link(f"{root}{folder}/{name}")
+    return (
+        host_target
+        if host_target and "/" not in host_target and tree.kind(f"{root}{folder}/{host_target}")
+        else library
+    )
 
 
-# Links that programs ask for, where a driver's package leaves them to others: path, what it says.
+# Links that programs open, and that some driver packages leave to other packages: name, target.
 _EXPECTED = (
     ("libcuda.so", "libcuda.so.1"),
     ("libnvidia-opticalflow.so", "libnvidia-opticalflow.so.1"),
@@ -236,46 +253,53 @@ _EXPECTED = (
 )
 
 
-def _missing_links(mounts: List[Dict[str, Any]], pairs: List[Tuple[str, str]], directory: str) -> List[Tuple[str, str]]:
-    there = {item["containerPath"] for item in mounts} | {path for path, _ in pairs}
+def _missing_links(mounts: list[dict[str, Any]], pairs: list[tuple[str, str]], directory: str) -> list[tuple[str, str]]:
+    present = {item["containerPath"] for item in mounts} | {path for path, _ in pairs}
     return [
-        (f"{directory}/{name}", says)
-        for name, says in _EXPECTED
-        if f"{directory}/{name}" not in there and f"{directory}/{says}" in there
+        (f"{directory}/{name}", target)
+        for name, target in _EXPECTED
+        if f"{directory}/{name}" not in present and f"{directory}/{target}" in present
     ]
 
 
-def _first(tree: HostTree, options: Options, places: List[str]) -> List[Dict[str, Any]]:
-    """A mount of the first of some paths that is a file; none where none is."""
-    for path in places:
+def _mount_first(tree: HostTree, options: Options, paths: list[str]) -> list[dict[str, Any]]:
+    """A mount of the first path that is a file; an empty list without one."""
+    for path in paths:
         real = tree.real(path, options.driver_root)
         if real and tree.kind(options.driver_root + real) == "file":
             return [mount(options, real, path)]
     return []
 
 
-def _configuration(tree: HostTree, options: Options) -> List[Dict[str, Any]]:
-    return [item for name in _CONFIGURATION for item in _first(tree, options, [f"{share}/{name}" for share in _SHARES])]
-
-
-def _programs(tree: HostTree, options: Options) -> List[Dict[str, Any]]:
-    found = [
-        item for name in _BINARIES for item in _first(tree, options, [f"{folder}/{name}" for folder in _PROGRAM_DIRS])
+def _configuration(tree: HostTree, options: Options) -> list[dict[str, Any]]:
+    return [
+        item
+        for name in _CONFIGURATION
+        for item in _mount_first(tree, options, [f"{share}/{name}" for share in _SHARES])
     ]
-    for item in found:  # programs of a package manager's own directory are looked for in /usr/bin
+
+
+def _programs(tree: HostTree, options: Options) -> list[dict[str, Any]]:
+    mounts = [
+        item
+        for name in _BINARIES
+        for item in _mount_first(tree, options, [f"{folder}/{name}" for folder in _PROGRAM_DIRS])
+    ]
+    # A program from a package manager's own directory of the host goes to /usr/bin, where containers look for it.
+    for item in mounts:
         if not item["containerPath"].startswith("/usr/"):
             item["containerPath"] = "/usr/bin/" + item["containerPath"].rpartition("/")[2]
-    return found
+    return mounts
 
 
-def _firmware(tree: HostTree, options: Options, found: Driver) -> List[Dict[str, Any]]:
-    """The GPU system processor's firmware, where the kernel looks for it first."""
-    own = tree.text("/sys/module/firmware_class/parameters/path")
+def _firmware(tree: HostTree, options: Options, driver: Driver) -> list[dict[str, Any]]:
+    """Mounts of the GPU system processor's firmware, from the first directory of the kernel's search order."""
+    configured = tree.text("/sys/module/firmware_class/parameters/path")
     release = tree.text("/proc/sys/kernel/osrelease")
-    places = [own] if own.startswith("/") else []
+    places = [configured] if configured.startswith("/") else []
     places += [f"/lib/firmware/{place.format(release)}".rstrip("/") for place in _FIRMWARE]
     for place in places:
-        folder = f"{place}/nvidia/{found.version}"
+        folder = f"{place}/nvidia/{driver.version}"
         real = tree.real(folder, options.driver_root)
         names = (
             [

@@ -1,4 +1,4 @@
-"""NVIDIA's GPUs and their MIG devices.  Pure: NVML is asked through a function that is passed in.
+"""Describes NVIDIA's GPUs and their MIG devices.  Pure: a function from the caller asks NVML.
 
 Source: NVIDIA Container Toolkit, pkg/nvcdi; NVIDIA, "Multi-Instance GPU User Guide", "Device Nodes and Capabilities"
 (/proc/driver/nvidia-caps).
@@ -6,23 +6,22 @@ Source: NVIDIA Container Toolkit, pkg/nvcdi; NVIDIA, "Multi-Instance GPU User Gu
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any, Callable
+
 from shim.errors import HostError
 from shim.generate import nvfiles, nvmodes, nvproc, pci
 from shim.generate.answers import Device, Found, Unanswered, merged, node
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, List, Optional, Tuple
-
     from shim.generate.answers import Block, Options
     from shim.generate.tree import HostTree
     from shim.gpu.vendors import Vendor
 
-    Ask = Callable[[str], Dict[str, Any]]
-    Node = Tuple[str, int, int, int, int]
+    Ask = Callable[[str], dict[str, Any]]
+    Node = tuple[str, int, int, int, int]
 
 _CAPS = "/dev/nvidia-caps/nvidia-cap"
-# control node: (names in /proc/devices, minor, whether containers compute without it)
+# Control node: (its driver's names in /proc/devices, minor, whether containers can compute without it).
 _CONTROLS = {
     "/dev/nvidia-modeset": (("nvidia-modeset",), 254, True),
     "/dev/nvidia-uvm-tools": (("nvidia-uvm",), 1, False),
@@ -34,17 +33,17 @@ _WATCH = ("/sys/module/nvidia", "/dev/nvidiactl", "/dev/nvidia-caps", "/dev/dxg"
 
 
 def gpus(vendor: Vendor, tree: HostTree, options: Options, ask: Ask) -> Found:
-    """What the chosen mode finds.  `ask` is nvml.ask; it raises Unanswered where there is no NVML.
+    """Finds the devices of the chosen mode.  `ask` is nvml.ask, which raises Unanswered where there is no NVML.
 
-    Raises HostError for a MIG device without its capabilities, and where the chosen mode cannot work.
+    Raises HostError for a MIG device without its capability nodes, and where the chosen mode cannot work.
     """
     mode = options.mode if options.mode != "auto" else nvmodes.automatic(tree)
     if mode in nvmodes.MODES:
         return nvmodes.MODES[mode](tree, options)
     driver = nvfiles.driver(tree, options)
-    notes: List[str] = []
+    notes: list[str] = []
     kernel = nvproc.kernel_version(tree)
-    answer: Optional[Dict[str, Any]] = None
+    answer: dict[str, Any] | None = None
     if mode != "proc" and (mode == "nvml" or kernel):
         try:
             answer = ask(driver.library)
@@ -57,7 +56,7 @@ def gpus(vendor: Vendor, tree: HostTree, options: Options, ask: Ask) -> Found:
     if not answer["gpus"]:
         return Found(vendor.kind, [], notes=notes, watch=_WATCH)
     if not driver.directory:
-        notes.append("the driver's libraries were not found; containers get its device nodes alone")
+        notes.append("the driver's libraries were not found; containers get only its device nodes")
     elif kernel and driver.version != kernel:
         notes.append(
             f"the kernel module is version {kernel} and the libraries are {driver.version}; "
@@ -66,7 +65,7 @@ def gpus(vendor: Vendor, tree: HostTree, options: Options, ask: Ask) -> Found:
     version = answer["driver"] or driver.version
     majors, params = nvproc.majors(tree), nvproc.params(tree)
     controls = _controls(tree, options, majors, params, notes)
-    devices: List[Device] = []
+    devices: list[Device] = []
     for gpu in answer["gpus"]:
         devices += _devices(tree, options, gpu, majors, params, notes)
     if by_proc and any(gpu["parts"] for gpu in answer["gpus"]):
@@ -74,10 +73,10 @@ def gpus(vendor: Vendor, tree: HostTree, options: Options, ask: Ask) -> Found:
     if not devices:
         notes.append("every GPU is in MIG mode and has no MIG device; make one with `nvidia-smi mig -cgi … -C`")
     watch = [*_WATCH, *(item["path"] for device in devices for item in device.edits["deviceNodes"])]
-    watch += [f"/dev/nvidia{len(answer['gpus'])}"]  # that of a GPU to come
+    watch += [f"/dev/nvidia{len(answer['gpus'])}"]  # the node of a GPU that is added later
     if driver.library:
         watch.append(driver.library)
-    # Forward compatibility is for data centre GPUs; on others the newer library fails where the host's would have worked.
+    # CUDA forward compatibility is for data centre GPUs.  On others the newer library fails and the host's would work.
     compat = all(
         gpu["name"] and not any(word in gpu["name"] for word in ("GeForce", "TITAN")) for gpu in answer["gpus"]
     )
@@ -86,20 +85,20 @@ def gpus(vendor: Vendor, tree: HostTree, options: Options, ask: Ask) -> Found:
 
 
 def _controls(
-    tree: HostTree, options: Options, majors: Dict[str, int], params: Dict[str, str], notes: List[str]
+    tree: HostTree, options: Options, majors: dict[str, int], params: dict[str, str], notes: list[str]
 ) -> Block:
-    blocks: List[Block] = []
+    blocks: list[Block] = []
     for path, (names, minor, optional) in _CONTROLS.items():
-        made = node(tree, options, path, _known(majors, params, names, minor))
-        if made is not None:
-            blocks.append(made)
+        block = node(tree, options, path, _expected_node(majors, params, names, minor))
+        if block is not None:
+            blocks.append(block)
         elif not optional:
             notes.append(f"{path} is missing and the kernel does not say its number; run `nvidia-modprobe -u -c 0`")
     return merged(*blocks)
 
 
-def _known(majors: Dict[str, int], params: Dict[str, str], names: Tuple[str, ...], minor: int) -> Optional[Node]:
-    """A node's numbers without the node: the kernel's majors, and the mode and group that the module gives."""
+def _expected_node(majors: dict[str, int], params: dict[str, str], names: tuple[str, ...], minor: int) -> Node | None:
+    """What a missing node would be: the kernel's major, and the mode and group from the module's parameters."""
     major = next((majors[name] for name in names if name in majors), None)
     if major is None:
         return None
@@ -110,16 +109,16 @@ def _known(majors: Dict[str, int], params: Dict[str, str], names: Tuple[str, ...
 def _devices(
     tree: HostTree,
     options: Options,
-    gpu: Dict[str, Any],
-    majors: Dict[str, int],
-    params: Dict[str, str],
-    notes: List[str],
-) -> List[Device]:
-    """A GPU as one device, or as its MIG devices when MIG is on."""
+    gpu: dict[str, Any],
+    majors: dict[str, int],
+    params: dict[str, str],
+    notes: list[str],
+) -> list[Device]:
+    """The GPU as one device, or its MIG devices when MIG is on.  Raises HostError when the GPU's node is unknown."""
     index, bdf = gpu["index"], pci.address(gpu["bdf"])
     path = f"/dev/nvidia{gpu['minor']}"
-    own = node(tree, options, path, _known(majors, params, _FRONTEND, gpu["minor"]))
-    if own is None:
+    gpu_node = node(tree, options, path, _expected_node(majors, params, _FRONTEND, gpu["minor"]))
+    if gpu_node is None:
         raise HostError(
             f"{path} of GPU {index} ({bdf}) is missing and the kernel does not say its number",
             f"run `nvidia-modprobe -c {gpu['minor']}`",
@@ -128,9 +127,9 @@ def _devices(
     if not gpu["mig"]:
         screens, _ = pci.drm(tree, options, f"{pci.DEVICES}/{bdf}", bdf)
         names = {"index": str(index), "type-index": f"gpu{index}", "uuid": gpu["uuid"]}
-        return [Device(names, merged(own, screens), f"{index} {gpu['uuid'] or '-'} {bdf}", coherent)]
+        return [Device(names, merged(gpu_node, screens), f"{index} {gpu['uuid'] or '-'} {bdf}", coherent)]
     minors = _cap_minors(tree)
-    made = []
+    mig_devices = []
     for part in gpu["parts"]:
         label = f"{index}:{part['index']}"
         folder = f"gpu{gpu['minor']}/gi{part['gi']}"
@@ -140,30 +139,31 @@ def _devices(
         ]
         names = {"index": label, "type-index": f"mig{label}", "uuid": part["uuid"]}
         layout = f"{label} {part['uuid'] or '-'} {bdf} gi{part['gi']} ci{part['ci']}"
-        made.append(Device(names, merged(own, *caps), layout, coherent))
-    return made
+        mig_devices.append(Device(names, merged(gpu_node, *caps), layout, coherent))
+    return mig_devices
 
 
-def _cap_minors(tree: HostTree) -> Dict[str, int]:
+def _cap_minors(tree: HostTree) -> dict[str, int]:
+    """The minors of the MIG capabilities by name, such as gpu0/gi1/access."""
     pairs = (line.split() for line in tree.text("/proc/driver/nvidia-caps/mig-minors").split("\n"))
     return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pci.whole(pair[1]) >= 0}
 
 
 def _capability(
-    tree: HostTree, options: Options, name: str, label: str, minors: Dict[str, int], majors: Dict[str, int]
+    tree: HostTree, options: Options, name: str, label: str, minors: dict[str, int], majors: dict[str, int]
 ) -> Block:
-    """The node of one capability.  A MIG device without both cannot be used, and must not seem to be one."""
+    """The node of one capability.  Raises HostError without it, since a MIG device needs both of its capabilities."""
     if name not in minors:
         raise HostError(
             f"MIG device {label} has no capability {name} in /proc/driver/nvidia-caps/mig-minors",
-            "the driver and its kernel module do not fit, or /proc is not the host's",
+            "the driver and its kernel module do not match, or /proc is not the host's",
         )
     path = f"{_CAPS}{minors[name]}"
-    made = node(tree, options, path)
-    if made is None or (majors and majors.get("nvidia-caps") not in (None, made["deviceNodes"][0]["major"])):
-        what = "is missing" if made is None else "does not have the major number of nvidia-caps"
+    block = node(tree, options, path)
+    if block is None or (majors and majors.get("nvidia-caps") not in (None, block["deviceNodes"][0]["major"])):
+        what = "is missing" if block is None else "does not have the major number of nvidia-caps"
         raise HostError(
             f"{path}, the capability {name} of MIG device {label}, {what}",
             f"run `nvidia-modprobe -f /proc/driver/nvidia/capabilities/{name.replace('/gi', '/mig/gi', 1)}`",
         )
-    return made
+    return block

@@ -1,7 +1,7 @@
-"""NVIDIA's management library, asked once, in a process of its own.  The only place that knows nvidia-ml-py.
+"""Asks NVIDIA's management library (NVML) in a child process.  No other module uses nvidia-ml-py.
 
-The library opens device nodes, may take seconds, and can hang or crash with a broken driver; a child that answers
-through a pipe within a bounded time keeps all of that away from a wrapper that is about to become a runtime.
+The library opens device nodes, may take seconds, and can hang or crash with a broken driver.  A child that answers
+through a pipe within a time limit keeps all of that away from a wrapper that is about to become the runtime.
 Source: NVML API reference; nvidia-ml-py (imported as pynvml).
 """
 
@@ -13,26 +13,23 @@ import select
 import signal
 import time
 from functools import partial
+from typing import Any, Callable
 
 from shim.errors import HostError
 from shim.generate import pci
 from shim.generate.answers import Unanswered
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, List
-
-PATIENCE = 30.0  # seconds; without the persistence daemon each GPU takes one or two to wake
+PATIENCE = 30.0  # seconds; without the persistence daemon each GPU takes one or two seconds to initialise
 _MAX_ANSWER = 4 << 20  # bytes
 _MAX_GPUS = 256
 _MAX_LINKS = 18  # NVML_NVLINK_MAX_LINKS
 _ATS = 2  # NVML_DEVICE_ADDRESSING_MODE_ATS
 
 
-def ask(library: str, question: Callable[[Any], Dict[str, Any]] = lambda pynvml: read(pynvml)) -> Dict[str, Any]:
-    """What `question` (`read`, `usage` or `links`) says, from a child process that loads the library at that path.
+def ask(library: str, question: Callable[[Any], dict[str, Any]] = lambda pynvml: read(pynvml)) -> dict[str, Any]:
+    """The result of `question` (`read`, `usage` or `links`) in a child process that loads the library at that path.
 
-    Raises Unanswered where there is no nvidia-ml-py or no library; HostError when the library fails or keeps silent.
+    Raises Unanswered where there is no nvidia-ml-py or no library; HostError when the library fails or does not answer.
     """
     if not library:
         raise Unanswered("libnvidia-ml.so.1 is not on this host")
@@ -43,7 +40,7 @@ def ask(library: str, question: Callable[[Any], Dict[str, Any]] = lambda pynvml:
     return in_child(lambda: _load_and_ask(pynvml, library, question), PATIENCE)
 
 
-def _load_and_ask(pynvml: Any, library: str, question: Callable[[Any], Dict[str, Any]]) -> Dict[str, Any]:
+def _load_and_ask(pynvml: Any, library: str, question: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
     import ctypes
 
     try:
@@ -53,15 +50,15 @@ def _load_and_ask(pynvml: Any, library: str, question: Callable[[Any], Dict[str,
     return question(pynvml)
 
 
-def in_child(work: Callable[[], Dict[str, Any]], patience: float) -> Dict[str, Any]:
-    """`work`'s answer from a forked child; HostError for one that fails, and for none within `patience` seconds."""
+def in_child(work: Callable[[], dict[str, Any]], patience: float) -> dict[str, Any]:
+    """The result of `work` in a forked child.  Raises HostError when it fails or takes more than `patience` seconds."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         try:
             os.close(reader)
             null = os.open(os.devnull, os.O_RDWR)
-            for stream in (0, 1, 2):  # the library writes what it likes, and an engine reads our streams
+            for stream in (0, 1, 2):  # the library may print anything, and an engine reads our streams
                 os.dup2(null, stream)
             data = json.dumps(work()).encode()
             while data:
@@ -80,7 +77,7 @@ def in_child(work: Callable[[], Dict[str, Any]], patience: float) -> Dict[str, A
             pass
         os.waitpid(child, 0)
     try:
-        answer: Dict[str, Any] = json.loads(data)
+        answer: dict[str, Any] = json.loads(data)
     except ValueError:
         raise HostError(
             "NVIDIA's management library crashed or gave no answer in time",
@@ -94,7 +91,7 @@ def in_child(work: Callable[[], Dict[str, Any]], patience: float) -> Dict[str, A
 
 
 def _until(reader: int, deadline: float) -> bytes:
-    """All that comes before the end of file or the deadline."""
+    """All bytes until the end of file; none when the deadline passes before that."""
     data = b""
     while len(data) <= _MAX_ANSWER:
         if not select.select([reader], [], [], max(0.0, deadline - time.monotonic()))[0]:
@@ -106,7 +103,7 @@ def _until(reader: int, deadline: float) -> bytes:
     return data
 
 
-def read(pynvml: Any) -> Dict[str, Any]:
+def read(pynvml: Any) -> dict[str, Any]:
     """{"driver": version, "gpus": [{minor, uuid, bdf, name, mig, coherent, parts: [{index, uuid, gi, ci}]}]}, in NVML's
     order, or {"failed": sentence}.  `pynvml` is nvidia-ml-py or something that answers like it.
     """
@@ -134,9 +131,12 @@ def read(pynvml: Any) -> Dict[str, Any]:
             pass
 
 
-def usage(pynvml: Any) -> Dict[str, Any]:
-    """{"gpus": [{minor, uuid, used, total, busy, processes: [[pid, bytes]]}]}, or {"failed": sentence}: bytes of memory, and
-    the percentage of the last moments in which the GPU computed; None where a GPU does not say."""
+def usage(pynvml: Any) -> dict[str, Any]:
+    """{"gpus": [{minor, uuid, used, total, busy, processes: [[pid, bytes]]}]}, or {"failed": sentence}.
+
+    `used`, `total`: bytes of memory.  `busy`: the percentage of the last moments in which the GPU computed.  Each is
+    None where the GPU does not report it.
+    """
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
@@ -153,8 +153,11 @@ def usage(pynvml: Any) -> Dict[str, Any]:
             pass
 
 
-def links(pynvml: Any) -> Dict[str, Any]:
-    """{"links": {PCI address: those of the GPUs or switches at the other end of its active NVLinks}}, or {"failed": sentence}."""
+def links(pynvml: Any) -> dict[str, Any]:
+    """{"links": {PCI address of a GPU: [PCI addresses at the other ends]}}, or {"failed": sentence}.
+
+    The other ends of its active NVLinks are GPUs or switches.
+    """
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
@@ -177,26 +180,26 @@ def links(pynvml: Any) -> Dict[str, Any]:
             pass
 
 
-def _far_ends(pynvml: Any, handle: Any) -> List[str]:
-    found = []
+def _far_ends(pynvml: Any, handle: Any) -> list[str]:
+    addresses = []
     for number in range(_MAX_LINKS):
         try:
             if pynvml.nvmlDeviceGetNvLinkState(handle, number) == 1:
-                found.append(pci.address(_text(pynvml.nvmlDeviceGetNvLinkRemotePciInfo(handle, number).busId)))
+                addresses.append(pci.address(_text(pynvml.nvmlDeviceGetNvLinkRemotePciInfo(handle, number).busId)))
         except pynvml.NVMLError:
-            continue  # one that this GPU does not have, or that does not say
-    return sorted(set(found))
+            continue  # this GPU has no link with that number, or cannot tell its other end
+    return sorted(set(addresses))
 
 
-def _usage(pynvml: Any, handle: Any) -> Dict[str, Any]:
+def _usage(pynvml: Any, handle: Any) -> dict[str, Any]:
     memory = _unless_unsupported(pynvml, lambda: pynvml.nvmlDeviceGetMemoryInfo(handle), None)
     busy = _unless_unsupported(pynvml, lambda: pynvml.nvmlDeviceGetUtilizationRates(handle).gpu, None)
-    processes: Dict[int, Any] = {}
+    processes: dict[int, Any] = {}
     for name in ("nvmlDeviceGetComputeRunningProcesses", "nvmlDeviceGetMPSComputeRunningProcesses"):
-        question = getattr(pynvml, name, None)  # older versions know one kind alone
+        question = getattr(pynvml, name, None)  # older versions of nvidia-ml-py know only one of them
         if question is not None:
-            for one in _unless_unsupported(pynvml, partial(question, handle), []):
-                processes[one.pid] = one.usedGpuMemory
+            for process in _unless_unsupported(pynvml, partial(question, handle), []):
+                processes[process.pid] = process.usedGpuMemory
     return {
         "minor": pynvml.nvmlDeviceGetMinorNumber(handle),
         "uuid": _text(pynvml.nvmlDeviceGetUUID(handle)),
@@ -212,10 +215,10 @@ def _words(error: Any) -> str:
 
 
 def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)  # older versions give bytes
+    return value.decode() if isinstance(value, bytes) else str(value)  # older versions return bytes
 
 
-def _gpu(pynvml: Any, handle: Any, index: int) -> Dict[str, Any]:
+def _gpu(pynvml: Any, handle: Any, index: int) -> dict[str, Any]:
     mig = _unless_unsupported(pynvml, lambda: pynvml.nvmlDeviceGetMigMode(handle)[0] == 1, False)
     return {
         "index": index,
@@ -235,28 +238,31 @@ def _addressing(pynvml: Any, handle: Any) -> Any:
     return getattr(mode, "value", mode)
 
 
-def _parts(pynvml: Any, handle: Any) -> List[Dict[str, Any]]:
-    found = []
+def _parts(pynvml: Any, handle: Any) -> list[dict[str, Any]]:
+    instances = []
     for index in range(pynvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
         try:
-            part = pynvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, index)
+            device = pynvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, index)
         except pynvml.NVMLError as error:
             if error.value in (pynvml.NVML_ERROR_NOT_FOUND, pynvml.NVML_ERROR_INVALID_ARGUMENT):
-                continue  # fewer instances than the GPU could have
+                continue  # the GPU has fewer instances than it could have
             raise
-        found.append(
+        instances.append(
             {
                 "index": index,
-                "uuid": _text(pynvml.nvmlDeviceGetUUID(part)),
-                "gi": pynvml.nvmlDeviceGetGpuInstanceId(part),
-                "ci": pynvml.nvmlDeviceGetComputeInstanceId(part),
+                "uuid": _text(pynvml.nvmlDeviceGetUUID(device)),
+                "gi": pynvml.nvmlDeviceGetGpuInstanceId(device),
+                "ci": pynvml.nvmlDeviceGetComputeInstanceId(device),
             }
         )
-    return found
+    return instances
 
 
 def _unless_unsupported(pynvml: Any, question: Callable[[], Any], otherwise: Any) -> Any:
-    """NOT_SUPPORTED: the GPU has no such thing; FUNCTION_NOT_FOUND: the driver is older than the question."""
+    """The answer to `question`, or `otherwise` for two errors.
+
+    NOT_SUPPORTED: the GPU does not have the feature; FUNCTION_NOT_FOUND: the driver is older than the function.
+    """
     try:
         return question()
     except pynvml.NVMLError as error:

@@ -1,17 +1,18 @@
-"""NVIDIA's other device classes: management, WSL, Tegra's lists, GPUDirect storage and copy, verbs, switches, IMEX.  Pure.
+"""NVIDIA's other device classes and platforms, one function for each --mode.  Pure.
+
+They are management, WSL, Tegra (csv), GPUDirect Storage, GDRCopy, InfiniBand verbs (mofed), NVSwitch and IMEX.
 
 Source: NVIDIA Container Toolkit, pkg/nvcdi and `nvidia-ctk cdi generate --help` (--mode).
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Callable
+
 from shim.generate import nvfiles, pci
 from shim.generate.answers import Device, Found, links, merged, mount, node
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Callable, Dict, List, Tuple
-
     from shim.generate.answers import Block, Options
     from shim.generate.tree import HostTree
 
@@ -22,7 +23,7 @@ _CHANNELS = "/dev/nvidia-caps-imex-channels"
 
 
 def automatic(tree: HostTree) -> str:
-    """The mode that this host asks for; `auto` is NVML, or /proc where there is none."""
+    """The mode for this host.  `auto` means NVML, or /proc where there is no NVML."""
     if tree.kind("/proc/driver/nvidia/version"):
         return "auto"
     if tree.node("/dev/dxg"):
@@ -30,18 +31,18 @@ def automatic(tree: HostTree) -> str:
     return "csv" if tree.kind("/etc/nv_tegra_release") and tree.names(_TEGRA_LISTS) else "auto"
 
 
-def _nodes(tree: HostTree, options: Options, folder: str, wanted: Callable[[str], bool]) -> List[Block]:
-    """The device nodes of a directory whose names are wanted."""
+def _nodes(tree: HostTree, options: Options, folder: str, wanted: Callable[[str], bool]) -> list[Block]:
+    """The device nodes of a directory whose names `wanted` accepts."""
     names = tree.names(options.dev_root + folder) or tree.names(folder)
-    found = (node(tree, options, f"{folder}/{name}") for name in names if wanted(name))
-    return [block for block in found if block is not None]
+    blocks = (node(tree, options, f"{folder}/{name}") for name in names if wanted(name))
+    return [block for block in blocks if block is not None]
 
 
-def _one(kind: str, blocks: List[Block], common: Block, layout: str, driver: str = "") -> Found:
-    """A single device with all nodes, called `all`."""
-    own = merged(*blocks)
+def _single_device(kind: str, blocks: list[Block], common: Block, layout: str, driver: str = "") -> Found:
+    """One device that has all nodes and is named `all`."""
+    edits = merged(*blocks)
     names = dict.fromkeys(("index", "uuid", "type-index"), "all")
-    devices = [Device(names, own, layout)] if own.get("deviceNodes") else []
+    devices = [Device(names, edits, layout)] if edits.get("deviceNodes") else []
     return Found(kind, devices, common, driver, watch=["/dev"])
 
 
@@ -50,7 +51,7 @@ def _management(tree: HostTree, options: Options) -> Found:
     blocks = _nodes(tree, options, "/dev", lambda name: name.startswith("nvidia"))
     for folder in ("/dev/nvidia-caps", _CHANNELS):
         blocks += _nodes(tree, options, folder, lambda name: True)
-    return _one(
+    return _single_device(
         "management.nvidia.com/gpu",
         blocks,
         nvfiles.common(tree, options, driver),
@@ -60,7 +61,7 @@ def _management(tree: HostTree, options: Options) -> Found:
 
 
 def _wsl(tree: HostTree, options: Options) -> Found:
-    """Windows' own driver, seen through /dev/dxg: all of its store that holds libcuda, and the loader's libraries."""
+    """The driver of Windows behind /dev/dxg: the files of each driver store that has libcuda, and libdxcore.so."""
     root = options.driver_root
     stores = [
         f"{_WSL_STORE}/{name}"
@@ -86,7 +87,7 @@ def _wsl(tree: HostTree, options: Options) -> Found:
         *stores,
         *([_WSL_LIBRARIES] if len(mounts) and mounts[-1]["containerPath"].startswith(_WSL_LIBRARIES) else []),
     ]
-    return _one(
+    return _single_device(
         "nvidia.com/gpu",
         [node(tree, options, "/dev/dxg") or {}],
         merged(common, links(pairs), nvfiles.cache_call(folders)),
@@ -95,12 +96,15 @@ def _wsl(tree: HostTree, options: Options) -> Found:
 
 
 def _csv(tree: HostTree, options: Options) -> Found:
-    """Tegra: what the lists of the board's packages name, each line `dev|dir|lib|sym, path`; what is missing is left out."""
+    """Tegra: the files in the lists of the board's packages.
+
+    Each line has the form `dev|dir|lib|sym, path`.  Paths that are missing are left out.
+    """
     root = options.driver_root
-    blocks: List[Block] = []
-    mounts: List[Dict[str, object]] = []
-    pairs: List[Tuple[str, str]] = []
-    folders: Dict[str, None] = {}
+    blocks: list[Block] = []
+    mounts: list[dict[str, object]] = []
+    pairs: list[tuple[str, str]] = []
+    folders: dict[str, None] = {}
     for name in tree.names(root + _TEGRA_LISTS):
         for line in tree.text(f"{root}{_TEGRA_LISTS}/{name}").split("\n") if name.endswith(".csv") else ():
             kind, _, path = (part.strip() for part in line.partition(","))
@@ -115,7 +119,7 @@ def _csv(tree: HostTree, options: Options) -> Found:
                 if kind == "lib" and ".so" in path:
                     folders[path.rpartition("/")[0]] = None
     common: Block = {"env": ["NVIDIA_VISIBLE_DEVICES=void"], "mounts": mounts}
-    return _one(
+    return _single_device(
         "nvidia.com/gpu",
         blocks,
         merged(common, links(pairs), nvfiles.cache_call(list(folders))),
@@ -125,9 +129,9 @@ def _csv(tree: HostTree, options: Options) -> Found:
 
 
 def _gds(tree: HostTree, options: Options) -> Found:
-    places = [path for path in ("/etc/cufile.json", "/run/udev") if tree.real(path, options.driver_root)]
-    mounts = [mount(options, tree.real(path, options.driver_root), path) for path in places]
-    return _one(
+    paths = [path for path in ("/etc/cufile.json", "/run/udev") if tree.real(path, options.driver_root)]
+    mounts = [mount(options, tree.real(path, options.driver_root), path) for path in paths]
+    return _single_device(
         "nvidia.com/gds",
         _nodes(tree, options, "/dev", lambda name: name.startswith("nvidia-fs")),
         {"mounts": mounts} if mounts else {},
@@ -136,16 +140,18 @@ def _gds(tree: HostTree, options: Options) -> Found:
 
 
 def _gdrcopy(tree: HostTree, options: Options) -> Found:
-    return _one("nvidia.com/gdrcopy", _nodes(tree, options, "/dev", lambda name: name == "gdrdrv"), {}, "GDRCopy")
+    return _single_device(
+        "nvidia.com/gdrcopy", _nodes(tree, options, "/dev", lambda name: name == "gdrdrv"), {}, "GDRCopy"
+    )
 
 
 def _mofed(tree: HostTree, options: Options) -> Found:
     blocks = _nodes(tree, options, "/dev/infiniband", lambda name: pci.number(name, "uverbs") >= 0 or name == "rdma_cm")
-    return _one("nvidia.com/mofed", blocks, {}, "InfiniBand verbs")
+    return _single_device("nvidia.com/mofed", blocks, {}, "InfiniBand verbs")
 
 
 def _nvswitch(tree: HostTree, options: Options) -> Found:
-    return _one(
+    return _single_device(
         "nvidia.com/nvswitch",
         _nodes(tree, options, "/dev", lambda name: name.startswith("nvidia-nvswitch")),
         {},
@@ -154,18 +160,18 @@ def _nvswitch(tree: HostTree, options: Options) -> Found:
 
 
 def _imex(tree: HostTree, options: Options) -> Found:
-    """Each IMEX channel is a device, called by its number."""
+    """Each IMEX channel is a device, named after its number."""
     names = tree.names(options.dev_root + _CHANNELS) or tree.names(_CHANNELS)
-    devices: List[Device] = []
+    devices: list[Device] = []
     for name in pci.numbered(names, "channel"):
-        made = node(tree, options, f"{_CHANNELS}/{name}")
+        block = node(tree, options, f"{_CHANNELS}/{name}")
         number = name[len("channel") :]
-        if made is not None:
-            devices.append(Device(dict.fromkeys(("index", "uuid", "type-index"), number), made, name))
+        if block is not None:
+            devices.append(Device(dict.fromkeys(("index", "uuid", "type-index"), number), block, name))
     return Found("nvidia.com/imex-channel", devices, watch=[_CHANNELS])
 
 
-MODES: Dict[str, Callable[[HostTree, Options], Found]] = {
+MODES: dict[str, Callable[[HostTree, Options], Found]] = {
     "management": _management,
     "wsl": _wsl,
     "csv": _csv,

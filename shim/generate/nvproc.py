@@ -1,24 +1,23 @@
-"""NVIDIA's GPUs as the kernel module tells them in /proc/driver/nvidia, in NVML's terms.  Pure.
+"""Reads NVIDIA's GPUs from /proc/driver/nvidia, where the kernel module lists them, in NVML's terms.  Pure.
 
-NVML numbers GPUs by PCI address; so does this.  What NVML alone knows is left empty: the UUID of a MIG device.
+Like NVML, it numbers GPUs by PCI address.  The UUID of a MIG device stays empty, since only NVML knows it.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from shim.generate import pci
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, List
-
     from shim.generate.tree import HostTree
 
 _ROOT = "/proc/driver/nvidia"
 
 
-def read(tree: HostTree) -> Dict[str, Any]:
-    """The same shape as nvml.read."""
-    gpus: List[Dict[str, Any]] = []
+def read(tree: HostTree) -> dict[str, Any]:
+    """The GPUs in the shape of nvml.read."""
+    gpus: list[dict[str, Any]] = []
     for name in tree.names(_ROOT + "/gpus"):
         fields = _fields(tree.text(f"{_ROOT}/gpus/{name}/information"))
         minor = pci.whole(fields.get("Device Minor", ""))
@@ -44,45 +43,50 @@ def read(tree: HostTree) -> Dict[str, Any]:
     return {"driver": kernel_version(tree), "gpus": gpus}
 
 
-def _fields(text: str) -> Dict[str, str]:
+def _fields(text: str) -> dict[str, str]:
     pairs = (line.partition(":") for line in text.split("\n"))
     return {key.strip(): value.strip() for key, _, value in pairs}
 
 
-def _parts(tree: HostTree, minor: int) -> List[Dict[str, Any]]:
-    """Compute instances that exist, in the order of their GPU instances."""
+def _parts(tree: HostTree, minor: int) -> list[dict[str, Any]]:
+    """The compute instances of a GPU, in the order of their GPU instances."""
     folder = f"{_ROOT}/capabilities/gpu{minor}/mig"
-    found: List[Dict[str, Any]] = []
-    for instance in pci.numbered(tree.names(folder), "gi"):
-        for compute in pci.numbered(tree.names(f"{folder}/{instance}"), "ci"):
-            found.append(
-                {"index": len(found), "uuid": "", "gi": pci.number(instance, "gi"), "ci": pci.number(compute, "ci")}
+    instances: list[dict[str, Any]] = []
+    for gpu_instance in pci.numbered(tree.names(folder), "gi"):
+        for compute_instance in pci.numbered(tree.names(f"{folder}/{gpu_instance}"), "ci"):
+            instances.append(
+                {
+                    "index": len(instances),
+                    "uuid": "",
+                    "gi": pci.number(gpu_instance, "gi"),
+                    "ci": pci.number(compute_instance, "ci"),
+                }
             )
-    return found
+    return instances
 
 
 def kernel_version(tree: HostTree) -> str:
-    """The version of the kernel module that is loaded, such as 550.54.15; nothing when there is none."""
+    """The version of the loaded kernel module, such as 550.54.15; "" when none is loaded."""
     first = tree.text(_ROOT + "/version").partition("\n")[0]
     return next((word for word in first.split() if is_version(word)), "")
 
 
 def is_version(word: str) -> bool:
-    """Whether a word is a driver's version: two or three numbers joined by dots."""
+    """Whether a word is a driver's version: two or three numbers joined by dots, the first of three or more digits."""
     parts = word.split(".")
     return 2 <= len(parts) <= 3 and all(part.isascii() and part.isdigit() for part in parts) and len(parts[0]) >= 3
 
 
-def majors(tree: HostTree) -> Dict[str, int]:
+def majors(tree: HostTree) -> dict[str, int]:
     """The character device majors of /proc/devices by the name of the driver."""
-    found: Dict[str, int] = {}
+    by_driver: dict[str, int] = {}
     for line in tree.text("/proc/devices").partition("Block devices")[0].split("\n"):
         number, _, name = line.strip().partition(" ")
         if 0 < pci.whole(number) < 1 << 12:
-            found.setdefault(name, int(number))
-    return found
+            by_driver.setdefault(name, int(number))
+    return by_driver
 
 
-def params(tree: HostTree) -> Dict[str, str]:
-    """The module's parameters: mode, owner and group of its nodes, and whether libraries may make nodes."""
+def params(tree: HostTree) -> dict[str, str]:
+    """The module's parameters: mode, owner and group of its nodes, and whether libraries may create nodes."""
     return _fields(tree.text(_ROOT + "/params"))

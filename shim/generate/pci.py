@@ -1,16 +1,15 @@
-"""Devices on the PCI bus as sysfs tells them, and the DRM nodes that belong to one.  Pure.
+"""Devices on the PCI bus in sysfs, and the DRM nodes of a device.  Pure.
 
 Source: Documentation/ABI/testing/sysfs-bus-pci; systemd's 60-drm.rules for the links by path.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from shim.generate.answers import links, merged, node
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import List, Optional, Tuple
-
     from shim.generate.answers import Block, Options
     from shim.generate.tree import HostTree
 
@@ -25,7 +24,7 @@ def address(text: str) -> str:
 
 
 def is_address(text: str) -> bool:
-    """Whether a name is one, such as 0000:41:00.0 (the domain may be longer, as Intel's VMD makes it)."""
+    """Whether a text is a PCI address, such as 0000:41:00.0.  The domain may be longer, as with Intel's VMD."""
     domain, _, rest = text.partition(":")
     return (
         len(domain) >= 4
@@ -37,43 +36,45 @@ def is_address(text: str) -> bool:
 
 
 def number(name: str, prefix: str) -> int:
-    """The number behind a prefix, as in card12; -1 for any other name."""
+    """The number after a prefix, as in card12; -1 for any other name."""
     digits = name[len(prefix) :]
     return whole(digits) if name.startswith(prefix) and len(digits) < 10 else -1
 
 
 def whole(text: str) -> int:
-    """A number of /proc or /sys, of at most 64 bits; -1 for any other text."""
+    """A non-negative number from /proc or /sys, of at most 20 digits; -1 for any other text."""
     return int(text) if text.isascii() and text.isdigit() and len(text) <= 20 else -1
 
 
-def numbered(names: List[str], prefix: str) -> List[str]:
-    """The names that are a prefix and a number, by number."""
+def numbered(names: list[str], prefix: str) -> list[str]:
+    """The names that consist of a prefix and a number, sorted by number."""
     return sorted((name for name in names if number(name, prefix) >= 0), key=lambda name: number(name, prefix))
 
 
-def drm(tree: HostTree, options: Options, directory: str, bdf: str = "") -> Tuple[Block, List[str]]:
-    """The DRM nodes of the device at a sysfs directory with, for one on the PCI bus, their links by path; and the
-    names of nodes that sysfs knows and /dev does not."""
+def drm(tree: HostTree, options: Options, directory: str, bdf: str = "") -> tuple[Block, list[str]]:
+    """The edits for the DRM nodes of the device at a sysfs directory, and the nodes that sysfs knows and /dev lacks.
+
+    `bdf`: the PCI address of a device on the bus.  Its nodes get their links in /dev/dri/by-path, too.
+    """
     names = tree.names(directory + "/drm")
-    blocks: List[Block] = []
-    missing: List[str] = []
-    pairs: List[Tuple[str, str]] = []
+    blocks: list[Block] = []
+    missing: list[str] = []
+    pairs: list[tuple[str, str]] = []
     for prefix, kind in (("card", "card"), ("renderD", "render")):
         for name in numbered(names, prefix):
-            made = node(tree, options, f"/dev/dri/{name}", numbers(tree, f"{directory}/drm/{name}"))
-            if made is None:
+            block = node(tree, options, f"/dev/dri/{name}", numbers(tree, f"{directory}/drm/{name}"))
+            if block is None:
                 missing.append(f"/dev/dri/{name}")
                 continue
-            blocks.append(made)
+            blocks.append(block)
             link = f"{BY_PATH}/pci-{bdf}-{kind}"
             if bdf and name in (tree.link(options.dev_root + link) or tree.link(link)).split("/"):
                 pairs.append((link, f"../{name}"))
     return merged(*blocks, links(pairs)), missing
 
 
-def numbers(tree: HostTree, directory: str) -> Optional[Tuple[str, int, int, int, int]]:
-    """A node's numbers from sysfs, where it stands even while udev has not made the node."""
+def numbers(tree: HostTree, directory: str) -> tuple[str, int, int, int, int] | None:
+    """A node's values (type, major, minor, mode, group) from sysfs, which has its numbers even before udev makes it."""
     major, _, minor = tree.text(directory + "/dev").partition(":")
     if not (0 < whole(major) < 1 << 12 and 0 <= whole(minor) < 1 << 20):  # what a dev_t of Linux holds
         return None

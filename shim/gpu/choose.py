@@ -1,6 +1,7 @@
-"""From `resources.gpu` to devices: CDI names where a CDI file describes the GPUs, the vendor's nodes where none does.
+"""Chooses the devices for `resources.gpu`, and makes the edits that add them to the container.
 
-Pure (the host is asked through `look`); part of the create path.
+Where a CDI file describes the GPUs, a device is a CDI name.  Where none does, it is the vendor's own device nodes.
+Pure: the caller passes a function, `look`, that looks at device nodes.  Part of the create path.
 """
 
 from __future__ import annotations
@@ -23,9 +24,14 @@ if TYPE_CHECKING:
 
 
 class Grant:
-    """What a GPU request came to: `names`, the devices (CDI names, or kind=number without CDI); `keys`, the
-    physical device behind each; `edits`.  Of these an engine that knows CDI can make some by itself: `by_cdi` are
-    the names to give it, `beside` the edits that are then left."""
+    """The devices that a GPU request gets.
+
+    `names`: the devices, as CDI names, or as kind=number without CDI.
+    `keys`: the physical devices behind them, such as c195:0.  One name can stand for several.
+    `edits`: everything that the container needs for them.
+    `by_cdi`, `beside`: the same in two parts, for an engine that injects CDI devices itself: the CDI names to give to
+    the engine, and the edits that Chandler still makes.
+    """
 
     __slots__ = ("names", "keys", "edits", "by_cdi", "beside")
 
@@ -37,7 +43,7 @@ class Grant:
         self.beside = beside
 
     def joined(self, other: Grant) -> Grant:
-        """Both together."""
+        """A grant of the devices of both."""
         return Grant(
             self.names + other.names,
             self.keys + other.keys,
@@ -48,33 +54,36 @@ class Grant:
 
 
 def grant(
-    wish: Optional[Dict[str, Any]],
+    request: Optional[Dict[str, Any]],
     engine_names: List[str],
     inventory: Inventory,
     source: str,
     look: Look,
     held: Optional[List[Lease]] = None,
 ) -> Grant:
-    """The devices for a request (None: no GPU is asked for) and for the qualified CDI names that the engine left.
+    """Chooses the devices for a request and for the qualified CDI names that the engine left to Chandler.
 
-    `look` gives type, numbers, permission bits, group and PCI vendor of a device node, or raises HostError.  `held` are the leases
-    that stand in the way; None: nobody keeps leases here.  Raises RequestError, CdiError, HostError, or LeaseError
-    when there would be devices but for the leases.
+    `request`: the value of resources.gpu; None when the container asks for no GPU.
+    `look`: gives type, major and minor number, permission bits, group and PCI vendor of a device node, or raises
+    HostError.
+    `held`: the leases of other containers; None on a node that keeps no leases.
+
+    Raises RequestError, CdiError or HostError, and LeaseError when leases alone prevent the grant.
     """
     names = list(engine_names)
     nodes: Optional[Grant] = None
-    if wish is not None:
-        kind = _kind(wish.get("vendor", vendors.DEFAULT.name), source)
-        asked, count = wish.get("devices"), wish.get("count", 1)
-        if asked is not None and "count" in wish and ("all" in asked or count != len(asked)):
+    if request is not None:
+        kind = _kind(request.get("vendor", vendors.DEFAULT.name), source)
+        asked, count = request.get("devices"), request.get("count", 1)
+        if asked is not None and "count" in request and ("all" in asked or count != len(asked)):
             raise errors.RequestError(
                 f"{source}: resources.gpu asks for {count} devices and names {len(asked)}",
-                "leave one of count and devices out",
+                "leave out count or devices",
             )
-        if asked is not None and "prefer" in wish:
+        if asked is not None and "prefer" in request:
             raise errors.RequestError(
                 f"{source}: resources.gpu.prefer says which devices a count takes, and these are named",
-                "leave one of prefer and devices out",
+                "leave out prefer or devices",
             )
         if asked is None and inventory.config["gpu.allocator"] == "none":
             raise errors.RequestError(
@@ -82,87 +91,95 @@ def grant(
                 "name them in resources.gpu.devices",
             )
         picks = inventory.picks(kind)
+        # a qualified name needs a CDI file, even where no file describes the devices of this vendor
         if picks or any("=" in name for name in asked or ()):
             names += (
-                _counted(kind, count, picks, inventory, source, held, wish.get("prefer", ""))
+                _counted(kind, count, picks, inventory, source, held, request.get("prefer", ""))
                 if asked is None
                 else _named(kind, asked, inventory)
             )
         else:
             nodes = _from_nodes(kind, asked, count, inventory, source, look, held)
-    found = _from_cdi(names, inventory, source, held)
-    return found if nodes is None else found.joined(nodes)
+    cdi_grant = _from_cdi(names, inventory, source, held)
+    return cdi_grant if nodes is None else cdi_grant.joined(nodes)
 
 
 def weighed(grant: Grant, inventory: Inventory) -> Tuple[int, List[str]]:
-    """How many GPUs a grant comes to, and the names that stand, each alone, for every GPU of their kind of which there is
-    more than one.  A device of a CDI file may hold several GPUs that the file does not describe singly: of the vendors
-    that are known here their own nodes are counted."""
-    count, every = len(grant.names) - len(grant.by_cdi), []
-    single = len(grant.keys) == len(grant.names)
+    """Counts the GPUs of a grant, for the policy's max-gpus and `gpu.all`.
+
+    Gives their number, and the names that stand for all GPUs of their kind where there are several.  A device of a CDI
+    file may hold GPUs that no other device of the file describes, so the vendor's own device nodes are counted, too,
+    where the vendor table knows them.
+    """
+    count, aggregates = len(grant.names) - len(grant.by_cdi), []
+    one_key_each = len(grant.keys) == len(grant.names)
     for name in grant.by_cdi:
-        found = inventory.lookup(name)
-        if single and found and len(found[2]) < 2:
+        device = inventory.lookup(name)
+        if one_key_each and device and len(device[2]) < 2:  # one edit at most: no room for a second GPU
             count += 1
             continue
         kind = name.partition("=")[0]
         prefix = "".join(vendors.of_kind(kind).gpu_nodes[:1]).partition("{")[0]
         nodes = (
-            [edit[1] for edit in found[2] if edit[0] == DEVICE and edit[1].startswith(prefix)]
-            if found and prefix
+            [edit[1] for edit in device[2] if edit[0] == DEVICE and edit[1].startswith(prefix)]
+            if device and prefix
             else []
         )
-        if len(nodes) > 1:  # nvidia0 and its like, not nvidiactl
+        if len(nodes) > 1:  # count nvidia0 and its like, not nvidiactl
             nodes = [path for path in nodes if path[len(prefix) :].isdigit()]
-        own = max(len(inventory.key(name)), len(nodes))
-        count += own
-        if own > 1 and own >= len(inventory.picks(kind)):
-            every.append(name)
-    return count, every
+        gpus = max(len(inventory.key(name)), len(nodes))
+        count += gpus
+        if gpus > 1 and gpus >= len(inventory.picks(kind)):
+            aggregates.append(name)
+    return count, aggregates
 
 
 def numbers(kinds: Iterable[str], inventory: Inventory, look: Look) -> Dict[str, str]:
-    """The device numbers (c195:0) of all GPUs of some kinds that this node may grant, each with the GPU's name."""
-    found: Dict[str, str] = {}
+    """The device numbers (such as c195:0) of all GPUs of some kinds that this node may grant, with the GPUs' names."""
+    gpu_names: Dict[str, str] = {}
     for kind in kinds:
         picks = inventory.picks(kind)
         keys = {f"{kind}={pick}": inventory.key(f"{kind}={pick}") for pick in picks}
-        own = vendors.of_kind(kind).gpu_nodes
-        if not picks and own and inventory.config["gpu.fallback"] == "devices":
-            keys = {f"{kind}={number}": [_own_key(own, number, look)] for number in _numbers_there(own, look)}
-        # the key of a device without a node of its own is its name
-        found.update(
+        templates = vendors.of_kind(kind).gpu_nodes
+        if not picks and templates and inventory.config["gpu.fallback"] == "devices":
+            keys = {f"{kind}={index}": [_own_key(templates, index, look)] for index in _numbers_there(templates, look)}
+        # A key joins the numbers of all nodes of a device with "+".  The key of a device without nodes is its name.
+        gpu_names.update(
             (number, name)
-            for name, own_keys in keys.items()
-            for key in own_keys
+            for name, device_keys in keys.items()
+            for key in device_keys
             for number in key.split("+")
             if number[1:2].isdigit()
         )
-    return found
+    return gpu_names
 
 
-def again(wish: Dict[str, Any], names: List[str], engine_names: List[str]) -> Dict[str, Any]:
-    """The request of a container that is restored: for the devices that it had, of which the engine brings some itself."""
-    own = [name for name in names if name not in engine_names]
-    if not own:
-        return wish
-    name = wish.get("vendor", vendors.DEFAULT.name)
+def again(request: Dict[str, Any], names: List[str], engine_names: List[str]) -> Dict[str, Any]:
+    """The request of a restored container, changed to name the devices that it had.
+
+    `names`: those devices, as qualified names.  `engine_names`: the names that the engine asks for itself, which the
+    request leaves out.
+    """
+    remaining = [name for name in names if name not in engine_names]
+    if not remaining:
+        return request
+    name = request.get("vendor", vendors.DEFAULT.name)
     vendor = vendors.by_name(name)
     kind = name if vendor is None else vendor.kind
     return {
-        **{key: value for key, value in wish.items() if key not in ("count", "prefer")},
-        "devices": [name.partition("=")[2] if name.partition("=")[0] == kind else name for name in own],
+        **{key: value for key, value in request.items() if key not in ("count", "prefer")},
+        "devices": [name.partition("=")[2] if name.partition("=")[0] == kind else name for name in remaining],
     }
 
 
 def _kind(name: str, source: str) -> str:
-    """The CDI kind that resources.gpu.vendor means: that of a vendor, or itself."""
+    """The CDI kind that resources.gpu.vendor means: that of a known vendor, or the value itself, if it is a kind."""
     vendor = vendors.by_name(name)
     if vendor is not None and vendor.gpu_nodes:
         return vendor.kind
     if "/" in name:
         return name
-    known = ", ".join(each for vendor in vendors.with_gpus() for each in vendor.names)
+    known = ", ".join(alias for vendor in vendors.with_gpus() for alias in vendor.names)
     raise errors.RequestError(
         f"{source}: resources.gpu.vendor: unknown vendor {name!r}",
         f"known: {known}, or a CDI kind such as example.com/gpu",
@@ -175,7 +192,7 @@ def _kind(name: str, source: str) -> str:
 def _counted(
     kind: str, count: int, picks: List[str], inventory: Inventory, source: str, held: Optional[List[Lease]], prefer: str
 ) -> List[str]:
-    """The first `count` devices of a kind, or of those that are free, where `prefer` says so those that are neighbours."""
+    """The qualified names of `count` devices of a kind: the first free ones, or with `prefer` neighbours."""
     names = [f"{kind}={device}" for device in picks]
     if count > len(names):
         raise errors.RequestError(
@@ -184,17 +201,17 @@ def _counted(
         )
     if held:
         names = _free([(name, inventory.key(name)) for name in names], count, kind, source, held)
-    if prefer and held is not None:
+    if prefer and held is not None:  # a node without leases always grants the first devices
         from shim.gpu import neighbours
 
         free = {name.partition("=")[2] for name in names}
-        places = [place for place, pick in enumerate(picks) if pick in free]
-        return [f"{kind}={picks[place]}" for place in neighbours.choose(places, count, prefer, inventory.near(kind))]
+        indexes = [index for index, pick in enumerate(picks) if pick in free]
+        return [f"{kind}={picks[index]}" for index in neighbours.choose(indexes, count, prefer, inventory.near(kind))]
     return names[:count]
 
 
 def _free(devices: List[Tuple[str, List[str]]], count: int, kind: str, source: str, held: List[Lease]) -> List[str]:
-    """The names of the devices that no lease stands in the way of.  Raises LeaseError when they are fewer than `count`."""
+    """The names of the devices that no lease holds.  Raises LeaseError when there are fewer than `count`."""
     from shim.state import leases
 
     free = []
@@ -215,36 +232,41 @@ def _free(devices: List[Tuple[str, List[str]]], count: int, kind: str, source: s
 
 
 def _named(kind: str, asked: List[str], inventory: Inventory) -> List[str]:
-    """The qualified names of `devices`; `all` is the device of that name, or every device where there is none."""
+    """The qualified names of resources.gpu.devices.
+
+    `all` means the device of that name.  Where no CDI file has one, it means every device of the kind.
+    """
     names: List[str] = []
     for device in asked:
         if "=" in device:
             names.append(device)
         elif device == "all" and inventory.lookup(f"{kind}=all") is None:
-            names.extend(f"{kind}={each}" for each in inventory.picks(kind))
+            names.extend(f"{kind}={pick}" for pick in inventory.picks(kind))
         else:
             names.append(f"{kind}={device}")
     return names
 
 
 def _from_cdi(names: List[str], inventory: Inventory, source: str, held: Optional[List[Lease]]) -> Grant:
+    """The grant of some qualified CDI names.  Raises CdiError, RequestError or LeaseError."""
     keys: List[str] = []
     per_kind: Dict[str, int] = {}
     for name in names:
         kind = cdi_names.kind(name)
         if inventory.lookup(name) is None:
-            inventory.explain_missing([each for each in names if inventory.lookup(each) is None])
-        own = inventory.key(name)
-        if any(key in keys for key in own):
+            inventory.explain_missing([missing for missing in names if inventory.lookup(missing) is None])
+        device_keys = inventory.key(name)
+        if any(key in keys for key in device_keys):
             raise errors.RequestError(
-                f"{source}: {name} is a device that another of the names asked for stands for, too",
+                f"{source}: {name} asks for a device that another of the names asks for, too",
                 "name each device once",
             )
-        _check_free(name, own, source, held)
-        keys += own
-        per_kind[kind] = per_kind.get(kind, 0) + len(own)
+        _check_free(name, device_keys, source, held)
+        keys += device_keys
+        per_kind[kind] = per_kind.get(kind, 0) + len(device_keys)
     edits = cdi_resolve.resolve(names, inventory.lookup)
     set_by_cdi = {edit[1] for edit in edits.items if edit[0] == ENV}
+    # a variable that the CDI file sets keeps the file's value
     visible = Edits(
         [edit for kind, number in per_kind.items() for edit in _visibility(kind, number) if edit[1] not in set_by_cdi]
     )
@@ -264,9 +286,9 @@ def _check_free(name: str, keys: List[str], source: str, held: Optional[List[Lea
 
 
 def _visibility(kind: str, count: int) -> List[Edit]:
-    """The vendor's variables: inside the container its devices are numbered from 0, whatever they are outside."""
-    listed = ",".join(str(number) for number in range(count))
-    return [(ENV, variable, listed, f"vendor table, {kind}") for variable in vendors.of_kind(kind).variables]
+    """The vendor's variables, which list `count` devices.  Inside the container devices are always numbered from 0."""
+    indexes = ",".join(str(index) for index in range(count))
+    return [(ENV, variable, indexes, f"vendor table, {kind}") for variable in vendors.of_kind(kind).variables]
 
 
 # --- without CDI ----------------------------------------------------------------------------------------------
@@ -275,23 +297,25 @@ def _visibility(kind: str, count: int) -> List[Edit]:
 def _from_nodes(
     kind: str, asked: Any, count: int, inventory: Inventory, source: str, look: Look, held: Optional[List[Lease]]
 ) -> Grant:
-    """The vendor's own device nodes, for a host without a CDI file for the kind."""
+    """The grant of a vendor's own device nodes, for a host without a CDI file for the kind."""
     vendor = vendors.of_kind(kind)
-    own = vendor.gpu_nodes
-    if inventory.config["gpu.fallback"] != "devices" or not own or inventory.problems:
+    templates = vendor.gpu_nodes
+    # where a CDI file cannot be used, its error is shown, and no nodes take its place
+    if inventory.config["gpu.fallback"] != "devices" or not templates or inventory.problems:
         inventory.explain_missing([f"{kind}={device}" for device in asked or ("0",)])
     if asked is not None:
         numbers = [_device_number(device, kind, source) for device in asked]
     elif held:
-        there = _numbers_there(own, look)
+        present = _numbers_there(templates, look)
         free = _free(
-            [(str(number), [_own_key(own, number, look)]) for number in there],
-            min(count, len(there)),
+            [(str(number), [_own_key(templates, number, look)]) for number in present],
+            min(count, len(present)),
             kind,
             source,
             held,
         )
-        numbers = [int(name) for name in free[:count]] + list(range(len(there), count))
+        # numbers beyond those of the host fail below, with the name of the node that is missing
+        numbers = [int(name) for name in free[:count]] + list(range(len(present), count))
     else:
         numbers = list(range(count))
     if len(set(numbers)) != len(numbers):
@@ -303,9 +327,9 @@ def _from_nodes(
         for path in vendor.control_nodes:
             edits.extend(_node(path, origin, look))
         for number in numbers:
-            for template in own:
+            for template in templates:
                 edits.extend(_node(template.format(number, 128 + number), origin, look, vendor.pci))
-            keys.append(_own_key(own, number, look))
+            keys.append(_own_key(templates, number, look))
             _check_free(f"{kind}={number}", keys[-1:], source, held)
     except errors.HostError as error:
         raise errors.HostError(
@@ -314,25 +338,25 @@ def _from_nodes(
             f"load the driver with `{vendor.load}`, or give the node a CDI file with `chandler cdi generate`",
         ) from None
     names = [f"{kind}={number}" for number in numbers]
-    made = Edits(edits + _visibility(kind, len(numbers)))
-    return Grant(names, keys, made, [], made)
+    all_edits = Edits(edits + _visibility(kind, len(numbers)))
+    return Grant(names, keys, all_edits, [], all_edits)
 
 
-def _own_key(own: Tuple[str, ...], number: int, look: Look) -> str:
-    """The physical key of a GPU from its own nodes, as a CDI file with the same nodes would give it."""
+def _own_key(templates: Tuple[str, ...], number: int, look: Look) -> str:
+    """The key of a GPU, made of the numbers of its device nodes.  A CDI file with the same nodes gives the same key."""
     parts = []
-    for template in own:
+    for template in templates:
         kind, major, minor, _, _, _ = look(template.format(number, 128 + number))
         parts.append(f"{kind}{major}:{minor}")
     return "+".join(sorted(parts))
 
 
-def _numbers_there(own: Tuple[str, ...], look: Look) -> List[int]:
-    """The numbers, from 0 without a gap, of the GPUs whose nodes are on the host."""
+def _numbers_there(templates: Tuple[str, ...], look: Look) -> List[int]:
+    """The numbers of the GPUs whose device nodes are on the host, from 0 up to the first that is missing."""
     numbers: List[int] = []
     while True:
         try:
-            _own_key(own, len(numbers), look)
+            _own_key(templates, len(numbers), look)
         except errors.HostError:
             return numbers
         numbers.append(len(numbers))
@@ -348,13 +372,14 @@ def _device_number(device: str, kind: str, source: str) -> int:
 
 
 def _node(path: str, origin: str, look: Look, vendor: str = "") -> List[Edit]:
-    """A node as the host has it, and its group where others may not open it (/dev/dri and /dev/kfd).
+    """The edits that add a device node as the host has it.
 
-    Raises HostError when it is another vendor's, as far as the host says.
+    The container's process also joins the node's group where its members may use the node and others may not, as with
+    /dev/dri and /dev/kfd.  Raises HostError when the host says that the device is another vendor's.
     """
-    kind, major, minor, mode, group, found = look(path)
-    if vendor and found and found != vendor:
-        raise errors.HostError(f"{path} is a device of the PCI vendor {found}, not {vendor}")
+    kind, major, minor, mode, group, pci_vendor = look(path)
+    if vendor and pci_vendor and pci_vendor != vendor:
+        raise errors.HostError(f"{path} is a device of the PCI vendor {pci_vendor}, not {vendor}")
     node = {"path": path, "type": kind, "major": major, "minor": minor, "fileMode": mode}
     if not group or mode & 0o006 == 0o006 or mode & 0o060 != 0o060:
         return [(DEVICE, path, node, origin)]

@@ -1,8 +1,9 @@
-"""Free devices that are neighbours: `resources.gpu.prefer`.  Pure; part of a create that asks for it.
+"""Chooses free devices that are close to each other: `resources.gpu.prefer`.  Pure; loaded by creates that ask for it.
 
-`numa`: of one memory node.  `link`: linked with each other (NVLink, XGMI), else near each other on PCI, below one switch
-rather than below one host bridge, else of one memory node.  A wish, never a condition: what the host does not say makes
-no difference, and of equal choices the one with the lowest indexes is taken.
+`numa` prefers devices of one NUMA node.  `link` prefers devices that are linked with each other (NVLink, XGMI), then
+devices that are close on PCI (below one switch before below one host bridge), then devices of one NUMA node.  It is a
+preference: a container gets its devices even where none are close.  What the host does not report counts for no device.
+Of equal choices the one with the lowest indexes wins.
 """
 
 from __future__ import annotations
@@ -11,61 +12,76 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Callable, Dict, List, Tuple
 
-    Place = Tuple[str, List[str], List[str]]  # memory node, way through PCI, places of linked devices
+    Place = Tuple[str, List[str], List[str]]  # NUMA node, PCI path from the host bridge, indexes of linked devices
 
-_MOST = 64  # of more free devices than this the first ones are looked at
-_LINK, _STEP, _NUMA = 256, 2, 1  # a link counts more than any way through PCI, and that more than the memory node
+_MOST = 64  # of more free devices than these, only the first are compared
+# A link counts more than any PCI path in common, and one step of a path more than the NUMA node.
+_LINK, _STEP, _NUMA = 256, 2, 1
 
 
 def choose(free: List[int], count: int, how: str, text: str) -> List[int]:
-    """`count` of the devices at the places `free`, in order.  `text`: a line for each place, as shim.generate.topology
-    writes it, or ''."""
+    """Chooses `count` of the devices with the indexes `free`; gives their indexes in order.
+
+    `how`: numa or link.  `text`: one line for each device of the kind, as shim.generate.topology writes it, or ''.
+    """
     lines = text.split("\n")
     if not text or count >= len(free) or count > _MOST:
         return free[:count]
-    places = {number: _place(lines[number]) for number in free[:_MOST]}
-    near: Dict[Tuple[int, int], int] = {}
-    for one in places:
-        for other in places:
-            near[one, other] = 0 if one == other else _closeness(one, places[one], other, places[other], how)
-    return min((_grown(start, count, list(places), near) for start in places), key=_rank(near, list(places)))
+    places = {index: _place(lines[index]) for index in free[:_MOST]}
+    closeness: Dict[Tuple[int, int], int] = {}
+    for first in places:
+        for second in places:
+            closeness[first, second] = (
+                0 if first == second else _closeness(first, places[first], second, places[second], how)
+            )
+    candidates = (_grown(start, count, list(places), closeness) for start in places)
+    return min(candidates, key=_rank(closeness, list(places)))
 
 
 def _place(line: str) -> Place:
-    numa, way, links = line.split("\t")
-    return numa, way.split("/"), links.split()
+    numa, pci_path, links = line.split("\t")
+    return numa, pci_path.split("/"), links.split()
 
 
-def _closeness(one: int, here: Place, other: int, there: Place, how: str) -> int:
-    numa = _NUMA if here[0] and here[0] == there[0] else 0
+def _closeness(first: int, first_place: Place, second: int, second_place: Place, how: str) -> int:
+    """How close two devices are: the higher, the closer."""
+    numa = _NUMA if first_place[0] and first_place[0] == second_place[0] else 0
     if how == "numa":
         return numa
     common = 0
-    for mine, theirs in zip(here[1], there[1]):
-        if not mine or mine != theirs:
+    for first_step, second_step in zip(first_place[1], second_place[1]):
+        if not first_step or first_step != second_step:
             break
         common += 1
-    return numa + _STEP * common + (_LINK if str(other) in here[2] or str(one) in there[2] else 0)
+    linked = str(second) in first_place[2] or str(first) in second_place[2]
+    return numa + _STEP * common + (_LINK if linked else 0)
 
 
-def _grown(start: int, count: int, places: List[int], near: Dict[Tuple[int, int], int]) -> List[int]:
-    """`start`, and one after another the device that is nearest to all taken so far, the lowest of equals."""
+def _grown(start: int, count: int, indexes: List[int], closeness: Dict[Tuple[int, int], int]) -> List[int]:
+    """`count` devices, beginning with `start`: each time the device is added that is closest to those chosen so far."""
     chosen = [start]
-    gain = {place: near[start, place] for place in places if place != start}
+    gain = {index: closeness[start, index] for index in indexes if index != start}
     while len(chosen) < count:
-        best = max(gain, key=lambda place: (gain[place], -place))
+        best = max(gain, key=lambda index: (gain[index], -index))  # of equals the lowest index
         del gain[best]
         chosen.append(best)
-        for place in gain:
-            gain[place] += near[best, place]
+        for index in gain:
+            gain[index] += closeness[best, index]
     return sorted(chosen)
 
 
-def _rank(near: Dict[Tuple[int, int], int], places: List[int]) -> Callable[[List[int]], Tuple[int, int, List[int]]]:
-    """Sorts the nearest first; of equals that which breaks up the least of what stays free, then the lowest."""
+def _rank(
+    closeness: Dict[Tuple[int, int], int], indexes: List[int]
+) -> Callable[[List[int]], Tuple[int, int, List[int]]]:
+    """A sort key for choices: the closest devices first.
+
+    Of equals, the choice comes first whose devices are the least close to the others, since those stay free together.
+    Then the lowest indexes come first.
+    """
 
     def rank(chosen: List[int]) -> Tuple[int, int, List[int]]:
-        inside = sum(near[one, other] for one in chosen for other in chosen)
-        return -inside, sum(near[one, other] for one in chosen for other in places) - inside, chosen
+        inside = sum(closeness[first, second] for first in chosen for second in chosen)
+        to_all = sum(closeness[first, second] for first in chosen for second in indexes)
+        return -inside, to_all - inside, chosen
 
     return rank

@@ -1,7 +1,7 @@
-"""The vendors that Chandler knows, one entry each: a new vendor is added here and nowhere else.
+"""The vendors that Chandler knows, one entry each.  A new vendor is added only here.
 
 Requests, the default of policy.kinds, the fallback without CDI files, `chandler cdi generate` and `chandler doctor` all
-read this table.  Pure; part of the create path, so it names the generators and does not import them.
+read this table.  Pure; part of the create path, so the table has the names of the generators and does not import them.
 """
 
 from __future__ import annotations
@@ -14,15 +14,17 @@ if TYPE_CHECKING:
 class Vendor:
     """One entry of the table.
 
-    `names`: what requests, `cdi.generate` and --vendor may call it; the first is the one that Chandler writes.
+    `names`: its names in requests, in `cdi.generate` and for --vendor.  Chandler itself writes the first one.
     `kind`: the CDI kind of its devices.
-    `generator`: which function describes its devices, a key of shim.generate.generators.GENERATORS.
-    `pci`: the PCI vendor, as in sysfs.  A node of /dev/dri or /dev/accel does not show by its name whose it is.
+    `generator`: the function that describes its devices, a key of shim.generate.generators.GENERATORS.
+    `pci`: the PCI vendor as in sysfs.  It is compared because the name of a node in /dev/dri or /dev/accel does not
+    show the vendor.
     `modules`: the kernel modules of its drivers; `load`: the command that loads them.
     `variables`: environment variables that list the visible devices by their number inside the container.
-    `control_nodes` and `gpu_nodes`: without a CDI file, the device nodes that every container needs, and those of GPU
-    number {0}, where {1} is 128 + number.  A vendor without `gpu_nodes` is known to `chandler cdi generate` alone: no
-    request can name it, and policy.kinds does not allow its kind by default.
+    `control_nodes`: without a CDI file, the device nodes that every container gets.
+    `gpu_nodes`: without a CDI file, the device nodes of one GPU.  {0} is its number and {1} is 128 + its number.  Only
+    `chandler cdi generate` knows a vendor without `gpu_nodes`: no request can name it, and policy.kinds does not allow
+    its kind by default.
     `integrated`: whether nearly every machine has such a device, so that a missing driver is no problem.
     """
 
@@ -112,7 +114,7 @@ VENDORS = (
     Vendor(("npu",), "intel.com/npu", "accel", "0x8086", ("intel_vpu",), "modprobe intel_vpu"),
 )
 NVIDIA = VENDORS[0]
-DEFAULT = NVIDIA  # of a request that names no vendor
+DEFAULT = NVIDIA  # the vendor of a request that names none
 
 
 def by_name(name: str) -> Optional[Vendor]:
@@ -124,7 +126,7 @@ def by_name(name: str) -> Optional[Vendor]:
 
 
 def of_kind(kind: str) -> Vendor:
-    """The vendor whose devices are of a CDI kind; an entry without nodes and variables for a kind that is not in the table."""
+    """The vendor of a CDI kind.  For a kind that is not in the table: an entry without nodes and variables."""
     for vendor in VENDORS:
         if vendor.kind == kind:
             return vendor

@@ -245,9 +245,9 @@ def place(
     beside this process where it runs in a container, else wherever the runtime puts it.
 
     `move`: the process to move into the leaf (None: nothing is changed).  Doing it again changes nothing more.
-    `needed`: the controllers without which the container cannot have its limits.
-    Raises RequestError for a parent that is none, and HostError, with the remedies, when no parent can be written to, or
-    one of ours cannot hand on what is needed.
+    `needed`: the controllers without which the container cannot have its limits. Raises RequestError for a parent
+    that is none, and HostError, with the remedies, when no parent can be written to, or one of ours cannot hand on
+    what is needed.
     """
     for parent, by in ((asked, "cgroup_parent"), (variable, VARIABLE)):
         if parent:

@@ -120,7 +120,8 @@ def seal(text: bytes) -> bytes:
 
 
 def unseal(data: bytes) -> Optional[bytes]:
-    """The text that `seal` was given; None for bytes that were never sealed.  Raises HostError when the checksum is wrong."""
+    """The text that `seal` was given; None for bytes that were never sealed.  Raises HostError when the checksum is
+    wrong."""
     if data[: len(_SEAL)] != _SEAL:
         return None
     rest = data[_SEALED:-1]

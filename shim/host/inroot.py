@@ -129,7 +129,8 @@ def read_regular(descriptor: int, limit: int) -> bytes:
 
 
 def replace(directory: int, name: str, data: bytes) -> None:
-    """A file in a directory, by a new one beside it and a rename: what is at `name` is never opened.  Raises OSError."""
+    """A file in a directory, by a new one beside it and a rename: what is at `name` is never opened.  Raises
+    OSError."""
     temporary = f".{name}.chandler"
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:

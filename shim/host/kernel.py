@@ -28,8 +28,8 @@ def started(pid: int) -> int:
 
 
 def cgroups(table: str) -> Dict[str, str]:
-    """The control groups in the text of a /proc/PID/cgroup: the path in each hierarchy, by the hierarchy's controllers as
-    they are written there, such as cpu,cpuacct; '' is cgroup v2.  Source: cgroups(7)."""
+    """The control groups in the text of a /proc/PID/cgroup: the path in each hierarchy, by the hierarchy's
+    controllers as they are written there, such as cpu,cpuacct; '' is cgroup v2.  Source: cgroups(7)."""
     lines = (line.split(":", 2) for line in table.split("\n"))
     return {line[1]: line[2] for line in lines if len(line) == 3}
 
@@ -49,7 +49,8 @@ def boot() -> str:
 
 
 def namespace(kind: str, pid: str = "self") -> str:
-    """The namespace of one kind (`pid`, `time`) that a process is in, such as `pid:[4026531836]`; '' when it cannot be seen."""
+    """The namespace of one kind (`pid`, `time`) that a process is in, such as `pid:[4026531836]`; '' when it cannot
+    be seen."""
     try:
         return posix.readlink(f"/proc/{pid}/ns/{kind}")
     except OSError:
@@ -57,9 +58,10 @@ def namespace(kind: str, pid: str = "self") -> str:
 
 
 def creation(root: str) -> Dict[str, Any]:
-    """By what another process can tell later whether the create that runs in this one goes on: pid and start time, in which
-    boot, PID namespace and time namespace these count, in which user namespace it runs, and `place`, which file system the runtime's root was seen on (its
-    path or that of the nearest directory above it that is there, device number, inode)."""
+    """By what another process can tell later whether the create that runs in this one goes on: pid and start time, in
+    which boot, PID namespace and time namespace these count, in which user namespace it runs, and `place`, which file
+    system the runtime's root was seen on (its path or that of the nearest directory above it that is there, device
+    number, inode)."""
     pid = posix.getpid()
     place = root
     while True:

@@ -89,9 +89,9 @@ def default_root(kind: str, rootless: bool, environment: Dict[bytes, bytes]) -> 
 def state_root(given: str, kind: str, rootless: bool, environment: Dict[bytes, bytes], bundle: str = "") -> str:
     """The root as leases and grants name it, however --root was spelled: absolute, without links, `.` and `..`.
 
-    `given`: the value of --root, '' for none; a relative one counts from the working directory, and with crun's create from
-    the bundle, where it goes first (`bundle`, '' where crun is called without one).  runc takes `..` out of the text before it looks at any link (Go's
-    filepath.Abs), the others leave it to the kernel.
+    `given`: the value of --root, '' for none; a relative one counts from the working directory, and with crun's
+    create from the bundle, where it goes first (`bundle`, '' where crun is called without one).  runc takes `..` out
+    of the text before it looks at any link (Go's filepath.Abs), the others leave it to the kernel.
     """
     root = given or default_root(kind, rootless, environment)
     if not root.startswith("/"):

@@ -78,8 +78,8 @@ def check_way(path: str, owners: Dict[int, str]) -> List[Tuple[str, posix.stat_r
 
 
 def check_own_directory(path: str, owners: Dict[int, str]) -> None:
-    """Raises TrustError when somebody else than `owners` could change what is in the directory `path`, or, where that is
-    not there yet, could make it first; HostError when it cannot be looked at."""
+    """Raises TrustError when somebody else than `owners` could change what is in the directory `path`, or, where that
+    is not there yet, could make it first; HostError when it cannot be looked at."""
     there = path.rstrip("/") or "/"
     while True:
         try:

@@ -1,7 +1,7 @@
-"""What the rarer keys of a request ask of the host, of the image and of whoever calls; and the edits that come of them.
+"""Looks up what the rarer keys of a request need to know of the host, the image and the caller, and makes their edits.
 
-Loaded only when a request has one of these keys, or a reference to the host in a variable.  Everything that can fail
-fails here, before anything is touched.
+Loaded only when a request has one of these keys, or refers to a variable of the host or to a secret.  Everything that
+can fail fails here, before anything is changed.
 """
 
 from __future__ import annotations
@@ -25,15 +25,19 @@ if TYPE_CHECKING:
     from shim.request.parse import Request
 
 MAX_ACCOUNTS = 1 << 20  # bytes of /etc/passwd or /etc/group
-SECONDS = 5.0  # for all secrets of a container
+SECONDS = 5.0  # to read all secrets of a container
 _LINK, _FORMAT, _DIRECTORY = 0o120000, 0o170000, 0o040000
-_ACCESS = {"type", "major", "minor"}
 
 
 class Facts:
-    """The answers.  `root` is the container's root file system, '' when that is not known; `container` its id; `volumes`
-    the directories of prepared volumes by name; `prefixes` the only places that may be mounted from, None: any; `document`
-    config.json, None while there is no bundle whose image could lead targets elsewhere."""
+    """Looks up facts for one container.
+
+    `root`: the container's root file system, '' when it is not known.  `container`: the container's id.
+    `volumes`: the directories of prepared volumes, by name.
+    `prefixes`: the directories below which bind mounts may take their sources; None for a trusted caller, who may
+    mount any path, and whose targets may lie below /proc, /sys and the engine's mounts.
+    `document`: config.json; None while there is no bundle, so that targets cannot be resolved in the image.
+    """
 
     def __init__(
         self,
@@ -54,21 +58,21 @@ class Facts:
     # --- the image ------------------------------------------------------------------------------------------------
 
     def account(self, name: str) -> Tuple[int, int]:
-        """uid and gid of a user of the image.  Raises HostError."""
+        """uid and gid of a user in the image's /etc/passwd.  Raises HostError."""
         for entry in self._read("/etc/passwd", f"the user {name!r}"):
             if entry[0] == name and len(entry) >= 4 and _plain(entry[2]) and _plain(entry[3]):
                 return int(entry[2]), int(entry[3])
         raise errors.HostError(f"the image's /etc/passwd has no user {name!r}")
 
     def group(self, name: str) -> int:
-        """gid of a group of the image.  Raises HostError."""
+        """gid of a group in the image's /etc/group.  Raises HostError."""
         for entry in self._read("/etc/group", f"the group {name!r}"):
             if entry[0] == name and len(entry) >= 3 and _plain(entry[2]):
                 return int(entry[2])
         raise errors.HostError(f"the image's /etc/group has no group {name!r}")
 
     def memberships(self, name: str) -> List[int]:
-        """gids of the groups that list a user; none where the image has no /etc/group."""
+        """gids of the groups of the image that list a user; [] where its /etc/group cannot be read."""
         try:
             entries = self._read("/etc/group", "")
         except errors.HostError:
@@ -78,12 +82,18 @@ class Facts:
         ]
 
     def _read(self, path: str, wanted: str) -> List[List[str]]:
-        """The lines of a file of the image: resolved as the container would, a FIFO or a device never opened."""
-        found = self._accounts.get(path)
-        if found is not None:
-            return found
+        """The lines of a file of the image, split at colons.  `wanted`: what is looked up, for the error.
+
+        The path is resolved as the container would resolve it.  Only a regular file is read, since to open a FIFO or a
+        device can block or have effects.  Raises HostError.
+        """
+        entries = self._accounts.get(path)
+        if entries is not None:
+            return entries
         if not self.root:
-            raise errors.HostError(f"{wanted} is a name, and the image is not known here", "write numbers")
+            raise errors.HostError(
+                f"{wanted} cannot be looked up: the container's root file system is not known", "write numbers"
+            )
         from shim.host.inroot import Root, read_regular
 
         try:
@@ -99,20 +109,21 @@ class Facts:
         except OSError as error:
             raise errors.HostError(f"{wanted} cannot be looked up: the image's {path}: {error.strerror}") from None
         text = data.decode("utf-8", "surrogateescape")
-        found = self._accounts[path] = [line.split(":") for line in text.split("\n") if ":" in line]
-        return found
+        entries = self._accounts[path] = [line.split(":") for line in text.split("\n") if ":" in line]
+        return entries
 
     def target(self, path: str, source: str) -> str:
-        """A path of the request inside the container, the links of the image followed.
+        """The path inside the container to which a path of the request leads when the image's links are followed.
 
-        Raises BundleError, or PolicyError for a target in a directory that the engine mounts: whoever may write there could
-        lead it elsewhere between this look and the mount.
+        `source`: what the path is for, for the error.  Raises BundleError.  Raises PolicyError for a target below /proc
+        or /sys, or in a directory that the engine mounts: who can write there could replace a part of the path by a
+        link between this check and the mount.
         """
         if self._document is None:
             return path
         if not self.root:
             raise errors.BundleError(
-                f"{source}: where the image leads {path} cannot be seen here: its root file system is not known"
+                f"{source}: {path} cannot be resolved in the image: the container's root file system is not known"
             )
         if self._image is None:
             from shim.oci import targets
@@ -121,20 +132,25 @@ class Facts:
         resolved: str = self._image.resolve(path, source)
         if self.prefixes is not None and self._image.kernel(resolved):
             raise errors.PolicyError(
-                f"{source}: {path} lies in {self._image.kernel(resolved)}, which is the kernel's and cannot be mounted over"
+                f"{source}: {path} lies in {self._image.kernel(resolved)}, which is the kernel's and cannot be mounted "
+                "over"
             )
-        bound = self._image.within_bind(resolved) if self.prefixes is not None else ""
-        if bound:
+        bind = self._image.within_bind(resolved) if self.prefixes is not None else ""
+        if bind:
             raise errors.PolicyError(
-                f"{source}: {path} lies in {bound}, which the engine mounts, and whoever may write there could lead it "
+                f"{source}: {path} lies in {bind}, which the engine mounts, and whoever may write there could lead it "
                 "elsewhere",
                 "take a target outside of it",
             )
         return resolved
 
     def within(self, source: str, rest: str, words: str) -> None:
-        """Refuses a target (`rest`) in a directory of the host's that the request mounts, too: whoever writes there can make
-        a link of it at any time.  A trusted caller's is refused when it is one now.  Raises PolicyError or BundleError."""
+        """Refuses a mount target that lies in another bind mount of the same request.
+
+        `source`: the directory of the host that this other mount shows.  `rest`: the target's path in it.  `words`: the
+        beginning of the error.  Who can write to `source` could make a link of the target at any time.  So the target
+        is refused with PolicyError; for a trusted caller, with BundleError and only if there is a link now.
+        """
         if self.prefixes is not None:
             raise errors.PolicyError(
                 f"{words}, which the request mounts, and whoever may write there could lead it elsewhere",
@@ -147,15 +163,18 @@ class Facts:
                 if posix.lstat(at).st_mode & _FORMAT == _LINK:
                     raise errors.BundleError(f"{words}, and {at} is a link", "take a target without links")
             except OSError:
-                return
+                return  # the rest of the path does not exist yet, so it has no link
 
     # --- the host -------------------------------------------------------------------------------------------------
 
     def capabilities(self) -> List[str]:
-        """The capabilities that the kernel knows and this process may hand on (proc_pid_status(5): CapBnd)."""
+        """The capabilities that the kernel knows and this process can give to others.
+
+        Source: proc_pid_status(5), CapBnd; capabilities(7), cap_last_cap.  A file that cannot be read removes none.
+        """
         last, bounding = len(CAPABILITIES) - 1, -1
         try:
-            last = int(_proc("/proc/sys/kernel/cap_last_cap"))  # a sysctl is read at once or not at all
+            last = int(_proc("/proc/sys/kernel/cap_last_cap"))
         except (OSError, ValueError, errors.HostError):
             pass
         try:
@@ -167,13 +186,16 @@ class Facts:
         return [name for number, name in enumerate(CAPABILITIES) if number <= last and bounding >> number & 1]
 
     def device(self, path: str) -> Dict[str, Any]:
-        """A device node as the host has it, for complete() to fill in.  Raises HostError."""
+        """A device node as the host has it, in the form of a CDI deviceNode.  Raises HostError."""
         kind, major, minor, mode = device_nodes.lstat_device(path)
         return {"path": path, "type": kind, "major": major, "minor": minor, "fileMode": mode}
 
     def bind(self, source: str) -> str:
-        """A path of the host that may be mounted from.  Raises HostError, or PolicyError when the way to it could lead
-        somebody out of the places that are allowed."""
+        """Checks the source of a bind mount, and gives it.
+
+        Raises HostError when it does not exist, and PolicyError when a link, or somebody who can write to a directory
+        on its path, could lead out of the allowed prefixes.
+        """
         prefix = "" if self.prefixes is None else classes.below(source, self.prefixes)
         if self.prefixes is not None:
             _check_bind(source, prefix)
@@ -190,29 +212,34 @@ class Facts:
                 "give its directory in [volumes] of the configuration, or to `chandler bundle` with --volume",
             )
         try:
-            found = posix.stat(path)
+            status = posix.stat(path)
         except OSError as error:
             raise errors.HostError(f"the volume {name!r} is to be in {path}: {error.strerror}") from None
-        if found.st_mode & _FORMAT != _DIRECTORY:
+        if status.st_mode & _FORMAT != _DIRECTORY:
             raise errors.HostError(f"the volume {name!r} is to be in {path}, which is no directory")
         return path
 
 
 def _plain(text: str) -> bool:
+    """Whether a text is a uid or gid below 2**31."""
     return text.isdigit() and text.isascii() and len(text) < 11 and int(text) < 1 << 31
 
 
 def _proc(path: str) -> str:
+    """The text of a file in /proc.  Raises OSError, or HostError when it is too large."""
     descriptor = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
     try:
+        # the first read must get all of a sysctl, since the kernel gives nothing to a second one
         return files.read_all(descriptor, 4095, 1 << 20, path).decode("ascii", "replace")
     finally:
         posix.close(descriptor)
 
 
 def _check_bind(source: str, prefix: str) -> None:
-    """No link on the way below an allowed prefix, and no directory on it that others than root could replace parts of:
-    the runtime resolves the path once more, later."""
+    """Refuses a path below an allowed prefix that has a link, or a directory in which somebody else can replace parts.
+
+    The runtime resolves the path once more when it mounts, so what this check sees must not change until then.
+    """
     owners = userns.trusted_owners(userns.user_namespace())
     rest = [part for part in source[len(prefix.rstrip("/")) :].split("/") if part]
     at = prefix
@@ -220,11 +247,11 @@ def _check_bind(source: str, prefix: str) -> None:
         trust.check_way(prefix if rest else prefix.rpartition("/")[0] or "/", owners)
         for number, part in enumerate(rest):
             at = f"{at.rstrip('/')}/{part}"
-            found = posix.lstat(at)
-            if found.st_mode & _FORMAT == _LINK:
+            status = posix.lstat(at)
+            if status.st_mode & _FORMAT == _LINK:
                 raise errors.PolicyError(f"{at} is a link, and a path below bind-sources must have none")
             if number < len(rest) - 1:
-                trust.check_trust(at, found, owners)
+                trust.check_trust(at, status, owners)
     except errors.TrustError as error:
         raise errors.PolicyError(
             f"{source} is not mounted: {error.what}, who could put another path in its place"
@@ -234,7 +261,7 @@ def _check_bind(source: str, prefix: str) -> None:
 
 
 def caller() -> Tuple[str, ...]:
-    """Who starts the container: the uid that the host knows, and its names in the host's /etc/passwd."""
+    """Who starts the container: the uid outside of the user namespace, and its names in the host's /etc/passwd."""
     uid = posix.geteuid()
     numbers = [int(word) for word in userns.user_namespace().split()]
     for inside, outside, count in zip(numbers[0::3], numbers[1::3], numbers[2::3]):
@@ -252,8 +279,13 @@ def caller() -> Tuple[str, ...]:
 # --- edits ----------------------------------------------------------------------------------------------------
 
 
-def variables(wish: Request, config: Dict[str, Any], scope: str, seconds: float = SECONDS) -> Edits:
-    """The request's own variables, references resolved.  Raises ChandlerError, which names the variable and no value."""
+def variables(request: Request, config: Dict[str, Any], scope: str, seconds: float = SECONDS) -> Edits:
+    """The edits for the request's env, with its references to host variables ($E:) and secrets ($S:) resolved.
+
+    `scope`: the namespace of the pod, or the name of the deployment, to which the secrets belong; '' for none
+    (shim.host.secrets).  `seconds`: the time limit for all secrets together.
+    Raises ChandlerError, which names the variable and never shows its value.
+    """
     from time import monotonic
 
     from shim.host import secrets
@@ -261,29 +293,33 @@ def variables(wish: Request, config: Dict[str, Any], scope: str, seconds: float 
     end = monotonic() + seconds
     owners: Dict[int, str] = {}
     items = []
-    for name, value in wish.env.items():
+    for name, value in request.env.items():
         kind, rest = value[:3], value[3:]
         try:
             if kind == "$E:":
-                found = posix.environ.get(rest.encode("utf-8", "surrogateescape"))
-                if found is None:
+                host_value = posix.environ.get(rest.encode("utf-8", "surrogateescape"))
+                if host_value is None:
                     raise errors.HostError(
                         f"Chandler's own environment has no variable {rest!r}", "set it for the engine's service"
                     )
-                value = secrets.Hidden(found.decode("utf-8", "surrogateescape"))
+                value = secrets.Hidden(host_value.decode("utf-8", "surrogateescape"))
             elif kind == "$S:":
                 owners = owners or userns.trusted_owners(userns.user_namespace())
                 value = secrets.read(rest, scope, config, owners, max(end - monotonic(), 0.01))
         except errors.ChandlerError as error:
-            raise error.within(f"{wish.source}: env.{name}") from None
-        items.append((ENV, name, value, wish.source))
+            raise error.within(f"{request.source}: env.{name}") from None
+        items.append((ENV, name, value, request.source))
     return Edits(items)
 
 
 def edits(
-    wish: Request, document: Dict[str, Any], inventory: Inventory, config: Dict[str, Any], known: Mapping[str, Any]
+    request: Request, document: Dict[str, Any], inventory: Inventory, config: Dict[str, Any], known: Mapping[str, Any]
 ) -> Edits:
-    """The edits of the rarer keys.  `known`: what the front end knows (shim.engine.plan).  Raises ChandlerError."""
+    """The edits for the rarer keys of a request.
+
+    `document`: config.json.  `config`: the configuration as it is for this container.  `known`: what the front end
+    knows of the container (shim.engine.plan).  Raises ChandlerError.
+    """
     prefixes = None if config["policy.trust"] == "all" else config["policy.bind-sources"]
     facts = Facts(
         reader.root_path(document, known.get("bundle", "")),
@@ -292,14 +328,14 @@ def edits(
         prefixes,
         None if known.get("bundle") == "" else document,
     )
-    made = settings.edits(wish.document, document, wish.source, facts)
-    _check_gpus(made, inventory, wish.source)
-    return made
+    result = settings.edits(request.document, document, request.source, facts)
+    _check_gpus(result, inventory, request.source)
+    return result
 
 
-def _check_gpus(made: Edits, inventory: Inventory, source: str) -> None:
-    """A GPU is asked for as a GPU: as a bare node it would be under no count and no lease."""
-    nodes = {f"{node['type']}{node['major']}:{node['minor']}": path for _, path, node, _ in made.of(DEVICE)}
+def _check_gpus(changes: Edits, inventory: Inventory, source: str) -> None:
+    """Refuses the device node of a GPU under `devices`: neither the policy's counts nor a lease would cover it."""
+    nodes = {f"{node['type']}{node['major']}:{node['minor']}": path for _, path, node, _ in changes.of(DEVICE)}
     if not nodes:
         return
     for number, name in choose.numbers(

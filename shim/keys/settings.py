@@ -1,7 +1,9 @@
-"""The rarer keys of a request as edits: command, user, capabilities, storage, devices, namespaces and the like.
+"""Makes the edits for the rarer keys of a request: command, user, capabilities, storage, devices, namespaces…
 
-Both forms of a request come here, that of an engine's bundle and that of a whole one.  Pure: what only the host or the
-image knows is asked of `facts` (shim.keys.host_facts.Facts).  Loaded only when a request has one of these keys.
+It serves requests for an engine's bundle, and those of `chandler bundle`.  Pure: `facts` (shim.keys.host_facts.Facts)
+looks up what only the host or the image knows.  Loaded only when a request has one of these keys.
+
+Each maker takes the value of its key, the whole request, config.json, the origin for its edits, and the facts.
 """
 
 from __future__ import annotations
@@ -22,22 +24,23 @@ if TYPE_CHECKING:
 
     Document = Dict[str, Any]
 
-UNLIMITED = (1 << 64) - 1
+UNLIMITED = (1 << 64) - 1  # RLIM_INFINITY: setrlimit(2)
 
 
-def edits(wish: Document, document: Document, source: str, facts: Facts) -> Edits:
-    """The edits for the rarer keys of `wish`, given the config.json that they are for.
+def edits(request: Document, document: Document, source: str, facts: Facts) -> Edits:
+    """The edits for the rarer keys of a request.
 
-    Raises RequestError or HostError, which name the key.
+    `request`: the document of the request in normal form.  `document`: the config.json that the edits are for.
+    `source`: where the request came from, for errors.  Raises RequestError or HostError, which name the key.
     """
     items: List[Edit] = []
-    resources = wish.get("resources", {})
-    for key in (*wish, *(f"resources.{key}" for key in resources)):
+    resources = request.get("resources", {})
+    for key in (*request, *(f"resources.{key}" for key in resources)):
         make = _MAKERS.get(key)
         if make is not None:
-            value = resources[key[len("resources.") :]] if key.startswith("resources.") else wish[key]
+            value = resources[key[len("resources.") :]] if key.startswith("resources.") else request[key]
             try:
-                items += make(value, wish, document, f"{source}: {key}", facts)
+                items += make(value, request, document, f"{source}: {key}", facts)
             except errors.ChandlerError as error:
                 raise error.within(f"{source}: {key}") from None
     return Edits(items)
@@ -46,8 +49,11 @@ def edits(wish: Document, document: Document, source: str, facts: Facts) -> Edit
 # --- the process ----------------------------------------------------------------------------------------------
 
 
-def _command(value: Document, wish: Document, document: Document, origin: str, facts: Facts) -> List[Edit]:
-    """As Docker does: an entrypoint replaces the image's command, too."""
+def _command(value: Document, request: Document, document: Document, origin: str, facts: Facts) -> List[Edit]:
+    """The program and its arguments, and the working directory.
+
+    As with Docker, entrypoint and args together replace the image's whole command.
+    """
     args = value.get("entrypoint", []) + value.get("args", [])
     items: List[Edit] = []
     if args:
@@ -56,15 +62,14 @@ def _command(value: Document, wish: Document, document: Document, origin: str, f
         items.append((_edits.PROCESS, "args", args, origin))
     if "workdir" in value:
         if facts.root:
-            facts.target(
-                value["workdir"], "workdir"
-            )  # a process that begins below /proc may be in a directory of the host
+            # Raises when a link of the image leads below /proc, where a directory of the host may be (CVE-2024-21626).
+            facts.target(value["workdir"], "workdir")
         items.append((_edits.PROCESS, "cwd", value["workdir"], origin))
     return items
 
 
-def _user(value: str, wish: Document, document: Document, origin: str, facts: Facts) -> List[Edit]:
-    """uid[:gid], of which a missing gid is the uid; or names, which are looked up in the image."""
+def _user(value: str, request: Document, document: Document, origin: str, facts: Facts) -> List[Edit]:
+    """The user: uid[:gid], where gid is by default the uid, or names, which are looked up in the image."""
     name, _, group = value.partition(":")
     groups: List[int] = []
     if name.isdigit():
@@ -76,18 +81,18 @@ def _user(value: str, wish: Document, document: Document, origin: str, facts: Fa
     if group:
         gid = int(group) if group.isdigit() else facts.group(group)
     items: List[Edit] = [(_edits.USER, "uid", uid, origin), (_edits.USER, "gid", gid, origin)]
-    return items + [(GID, each, None, origin) for each in groups if each != gid]
+    return items + [(GID, number, None, origin) for number in groups if number != gid]
 
 
-def _extra_groups(value: List[Any], wish: Document, document: Document, origin: str, facts: Facts) -> List[Edit]:
-    return [(GID, each if type(each) is int else facts.group(each), None, origin) for each in value]
+def _extra_groups(value: List[Any], request: Document, document: Document, origin: str, facts: Facts) -> List[Edit]:
+    return [(GID, group if type(group) is int else facts.group(group), None, origin) for group in value]
 
 
-def _oom_score(value: int, wish: Document, document: Document, origin: str, facts: Facts) -> List[Edit]:
+def _oom_score(value: int, request: Document, document: Document, origin: str, facts: Facts) -> List[Edit]:
     return [(_edits.PROCESS, "oomScoreAdj", value, origin)]
 
 
-def _ulimits(value: Document, wish: Document, document: Document, origin: str, facts: Facts) -> List[Edit]:
+def _ulimits(value: Document, request: Document, document: Document, origin: str, facts: Facts) -> List[Edit]:
     return [
         (
             _edits.RLIMIT,
@@ -102,8 +107,11 @@ def _ulimits(value: Document, wish: Document, document: Document, origin: str, f
 def capability_sets(
     present: Dict[str, List[str]], add: List[str], drop: List[str], all_of_them: List[str]
 ) -> Dict[str, List[str]]:
-    """The capability sets with some dropped, then some added, by Docker's rules for ALL: to add ALL is to have all but
-    what is dropped, to drop ALL is to have what is added alone."""
+    """The capability sets after some are dropped and then some are added.
+
+    ALL means what it means to Docker: to add ALL gives all but those dropped; to drop ALL leaves only those added.
+    `all_of_them`: the capabilities that ALL gives.
+    """
     result: Dict[str, List[str]] = {}
     every = "ALL" in add
     added = [name for name in (all_of_them if every else add) if not (every and name in drop)]
@@ -116,28 +124,29 @@ def capability_sets(
     return result
 
 
-def _capabilities(value: Any, wish: Document, document: Document, origin: str, facts: Facts) -> List[Edit]:
-    if wish.get("privileged"):
-        return []  # which says it all
+def _capabilities(value: Any, request: Document, document: Document, origin: str, facts: Facts) -> List[Edit]:
+    """The capability sets for `capabilities` and `cap_drop` together."""
+    if request.get("privileged"):
+        return []  # _privileged makes these edits
     present = reader.capabilities(document)
-    add, drop = wish.get("capabilities", []), wish.get("cap_drop", [])
+    add, drop = request.get("capabilities", []), request.get("cap_drop", [])
     if not add and not present:
         return []  # there are none to drop
-    there = facts.capabilities() if add else []
+    available = facts.capabilities() if add else []
     for name in add:
-        if name != "ALL" and name not in there:
-            raise errors.HostError(f"{name} is not to be had on this host")
-    found = capability_sets(present, add, drop, there)
-    return [(_edits.CAPABILITY, key, names, origin) for key, names in found.items()]
+        if name != "ALL" and name not in available:
+            raise errors.HostError(f"{name} is not available on this host")
+    sets = capability_sets(present, add, drop, available)
+    return [(_edits.CAPABILITY, key, names, origin) for key, names in sets.items()]
 
 
-def _privileged(value: bool, wish: Document, document: Document, origin: str, facts: Facts) -> List[Edit]:
-    """All capabilities that there are, no filter, every device allowed, nothing of the kernel's hidden."""
+def _privileged(value: bool, request: Document, document: Document, origin: str, facts: Facts) -> List[Edit]:
+    """All capabilities of the host, no seccomp filter and AppArmor profile, every device, /proc and /sys unmasked."""
     if not value:
         return []
     present: Dict[str, List[str]] = {key: [] for key in reader.capabilities(document)}
     every = capability_sets(
-        present, ["ALL"], [name for name in wish.get("cap_drop", []) if name != "ALL"], facts.capabilities()
+        present, ["ALL"], [name for name in request.get("cap_drop", []) if name != "ALL"], facts.capabilities()
     )
     items: List[Edit] = [(_edits.CAPABILITY, key, names, origin) for key, names in every.items()]
     items += [
@@ -165,19 +174,19 @@ def _privileged(value: bool, wish: Document, document: Document, origin: str, fa
 # --- the container --------------------------------------------------------------------------------------------
 
 
-def _hostname(value: str, wish: Document, document: Document, origin: str, facts: Facts) -> List[Edit]:
+def _hostname(value: str, request: Document, document: Document, origin: str, facts: Facts) -> List[Edit]:
     if reader.namespace(document, "uts") is None:
-        raise errors.RequestError("the container has the host's own name (no UTS namespace in config.json)")
+        raise errors.RequestError("the container shares the host's name: config.json has no UTS namespace")
     return [(_edits.HOSTNAME, "", value, origin)]
 
 
-def _host_network(value: bool, wish: Document, document: Document, origin: str, facts: Facts) -> List[Edit]:
+def _host_network(value: bool, request: Document, document: Document, origin: str, facts: Facts) -> List[Edit]:
     if not value:
         return []
     items: List[Edit] = [(_edits.NAMESPACE, "network", None, origin)]
     linux = document.get("linux")
     sysctls = linux.get("sysctl") if isinstance(linux, dict) else None
-    # the engine's own are for the container's network, not for the host's
+    # The engine's net.* sysctls are for a network of the container's own.  They must not change the host's network.
     return items + [
         (_edits.SYSCTL, name, None, origin)
         for name in (sysctls if isinstance(sysctls, dict) else ())
@@ -185,22 +194,25 @@ def _host_network(value: bool, wish: Document, document: Document, origin: str, 
     ]
 
 
-def _sysctls(value: Dict[str, str], wish: Document, document: Document, origin: str, facts: Facts) -> List[Edit]:
+def _sysctls(value: Dict[str, str], request: Document, document: Document, origin: str, facts: Facts) -> List[Edit]:
     for name in value:
         kind = sysctl_namespace(name)
-        if reader.namespace(document, kind) is None or kind == "network" and wish.get("host_network"):
+        if reader.namespace(document, kind) is None or kind == "network" and request.get("host_network"):
             raise errors.RequestError(
                 f"{name} would be set for the whole host: the container has no {kind} namespace of its own"
             )
     return [(_edits.SYSCTL, name, text, origin) for name, text in value.items()]
 
 
-def _read_only_root_fs(value: bool, wish: Document, document: Document, origin: str, facts: Facts) -> List[Edit]:
+def _read_only_root_fs(value: bool, request: Document, document: Document, origin: str, facts: Facts) -> List[Edit]:
     return [(_edits.ROOT, "readonly", value, origin)]
 
 
-def _cgroup_parent(value: str, wish: Document, document: Document, origin: str, facts: Facts) -> List[Edit]:
-    """The engine's own group below another parent, in the form that the engine uses."""
+def _cgroup_parent(value: str, request: Document, document: Document, origin: str, facts: Facts) -> List[Edit]:
+    """The engine's cgroupsPath moved below another parent, in the form that the engine uses.
+
+    Runtimes know two forms: slice:prefix:name with systemd, and a path.
+    """
     present = reader.text(document, "linux", "cgroupsPath")
     slices = present.count(":") == 2
     if slices != value.endswith(".slice") and (present or slices):
@@ -216,7 +228,7 @@ def _cgroup_parent(value: str, wish: Document, document: Document, origin: str, 
     return [(_edits.LINUX, "cgroupsPath", f"{value.rstrip('/')}/{name}", origin)]
 
 
-def _devices(value: List[Document], wish: Document, document: Document, origin: str, facts: Facts) -> List[Edit]:
+def _devices(value: List[Document], request: Document, document: Document, origin: str, facts: Facts) -> List[Edit]:
     items: List[Edit] = []
     for device in value:
         access = "".join(letter for letter, key in (("r", "read"), ("w", "write"), ("m", "mknod")) if device[key])
@@ -224,48 +236,50 @@ def _devices(value: List[Document], wish: Document, document: Document, origin: 
     return items
 
 
-def _storage(value: List[Document], wish: Document, document: Document, origin: str, facts: Facts) -> List[Edit]:
+def _storage(value: List[Document], request: Document, document: Document, origin: str, facts: Facts) -> List[Edit]:
     items: List[Edit] = []
-    places: Dict[str, str] = {}
+    targets: Dict[str, str] = {}  # path in the container, links followed: the target in the request
     for storage in value:
         target = facts.target(storage["target"], storage["type"])
-        if target in places:
+        if target in targets:
             raise errors.RequestError(
-                f"{storage['target']} and {places[target]} are one place in the image, {target}", "mount it once"
+                f"{storage['target']} and {targets[target]} are the same path in the image, {target}", "mount it once"
             )
-        places[target] = storage["target"]
+        targets[target] = storage["target"]
         if storage["type"] == "tmpfs":
             options = ["nosuid", "nodev"]
             options += [f"{key}={storage[key]}" for key in ("size", "mode") if key in storage]
             mount = {"destination": target, "type": "tmpfs", "source": "tmpfs", "options": options}
         else:
-            found = (
+            directory = (
                 facts.bind(storage["source"]) if storage["type"] == "bind" else facts.volume(volume(storage), storage)
             )
             options = ["rbind", "rprivate", "ro" if storage.get("readonly") else "rw"]
-            mount = {"destination": target, "type": "bind", "source": found, "options": options}
+            mount = {"destination": target, "type": "bind", "source": directory, "options": options}
         items.append((MOUNT, target, mount, origin))
+    # a target inside another bind mount is a path of the host that others may change
     for _, outer, mount, _ in items:
         if mount["type"] == "bind":
-            for target, asked in places.items():
+            for target, requested in targets.items():
                 if target.startswith(outer + "/"):
-                    facts.within(mount["source"], target[len(outer) :], f"{asked} lies in {places[outer]}")
+                    facts.within(mount["source"], target[len(outer) :], f"{requested} lies in {targets[outer]}")
     return items
 
 
 # --- limits ---------------------------------------------------------------------------------------------------
 
 
-def _blkio_weight(value: int, wish: Document, document: Document, origin: str, facts: Facts) -> List[Edit]:
+def _blkio_weight(value: int, request: Document, document: Document, origin: str, facts: Facts) -> List[Edit]:
     return [(RESOURCE, ("blockIO", "weight"), value, origin)]
 
 
-def _hugepages(value: Dict[str, int], wish: Document, document: Document, origin: str, facts: Facts) -> List[Edit]:
+def _hugepages(value: Dict[str, int], request: Document, document: Document, origin: str, facts: Facts) -> List[Edit]:
     return [(_edits.HUGEPAGES, size, limit, origin) for size, limit in value.items()]
 
 
-def _drop(value: Any, wish: Document, document: Document, origin: str, facts: Facts) -> List[Edit]:
-    return [] if wish.get("capabilities") else _capabilities(value, wish, document, origin, facts)
+def _drop(value: Any, request: Document, document: Document, origin: str, facts: Facts) -> List[Edit]:
+    # with `capabilities` in the request, that key's maker also drops
+    return [] if request.get("capabilities") else _capabilities(value, request, document, origin, facts)
 
 
 _MAKERS: Dict[str, Any] = {

@@ -20,7 +20,8 @@ MAX_CDI_FILES = 1024
 
 
 def spec_names(directory: str) -> List[str]:
-    """The sorted names of the CDI files in a directory: .json and .yaml alone (CDI Go library, pkg/cdi/spec-dirs.go)."""
+    """The sorted names of the CDI files in a directory: .json and .yaml alone (CDI Go library,
+    pkg/cdi/spec-dirs.go)."""
     return sorted(name for name in posix.listdir(directory) if name.endswith((".json", ".yaml")))
 
 

@@ -334,8 +334,8 @@ def _segment(file: Any) -> Dict[str, Any]:
 
 
 def _with_identity(edit: Edit) -> Tuple[Any, ...]:
-    """An edit without its origin.  A device node whose numbers only the host can say is stored with what they were: leases
-    count by that, so that a create has to find the same (shim.host.device_nodes)."""
+    """An edit without its origin.  A device node whose numbers only the host can say is stored with what they were:
+    leases count by that, so that a create has to find the same (shim.host.device_nodes)."""
     kind, key, value = edit[:3]
     if kind == DEVICE and not device_nodes.is_certain(value):
         value = {**value, device_nodes.COMPILED: physical.identity(value, device_nodes.lstat_device)}
@@ -362,8 +362,8 @@ def _store(path: str, body: bytes) -> None:
 def physical_units(keys: Dict[str, Tuple[str, ...]], picks: List[str], atoms: physical.Sets) -> Dict[str, List[str]]:
     """The physical devices behind each name, each as its device numbers joined by `+`.
 
-    An aggregate stands for all those that are part of it, whatever kind they are of (`atoms`): two devices of one kind may
-    overlap in one of another.
+    An aggregate stands for all those that are part of it, whatever kind they are of (`atoms`): two devices of one
+    kind may overlap in one of another.
     """
     whole = physical.aggregates(keys.values())
     found = {}

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     Found = Tuple[str, Tuple[Edit, ...], Tuple[Edit, ...]]
 
-MAGIC = "chandler-inventory 2 "
+MAGIC = "chandler-inventory 3 "
 MAX_INDEX = 64 << 20
 MAX_PART = 64 << 20
 
@@ -193,7 +193,8 @@ class Place:
         return path
 
     def check_inventory(self) -> None:
-        """The same look for the inventory's directory, which lies in the state directory.  Raises TrustError or OSError."""
+        """The same look for the inventory's directory, which lies in the state directory.  Raises TrustError or
+        OSError."""
         trust.check_way(self.directory, self.owners)
         if self.directory.startswith(self.state_dir + "/"):
             self._checked = self.state_dir  # every part of its way was among them

@@ -1,7 +1,8 @@
 """The launch line: what the launcher (packaging/bin/chandler-runtime) must know of the configuration, on one line.
 
-    CONFIG_DIR/launch              "2 MARK NEEDLES KIND=PATH...": what a request's text has in it, and the runtimes in order
-    CONFIG_DIR/launch.d/MARK/...   for each file of the configuration, and for config.d, an empty one with its time
+    CONFIG_DIR/launch              "2 MARK NEEDLES KIND=PATH...": what a request's text has in it, and the runtimes in
+    order CONFIG_DIR/launch.d/MARK/...   for each file of the configuration, and for config.d, an empty one with its
+    time
 
 A shell can compare times and nothing else.  So a create believes the line only while every source has the very time
 that its empty copy has, and there is none more and none less: a configuration that is older differs as well as one
@@ -41,8 +42,8 @@ def is_ours(place: Place) -> bool:
 
 
 def write(place: Place, config: Dict[str, Any], times: Dict[str, int], settled: bool) -> None:
-    """Writes the line.  `times`: when the configuration's files, and config.d, were changed (ns), as they were before they
-    were read.  `settled`: whether those times tell of every later change.
+    """Writes the line.  `times`: when the configuration's files, and config.d, were changed (ns), as they were before
+    they were read.  `settled`: whether those times tell of every later change.
 
     Where nothing can be written (a read-only /etc) the launcher asks Python on every create.
     """
@@ -64,8 +65,8 @@ def write(place: Place, config: Dict[str, Any], times: Dict[str, int], settled: 
 
 
 def _copy(times: Dict[str, int]) -> str:
-    """Makes the empty copies; the name of their directory, short since a shell pays for each character, and never that of
-    the present line, which would be believed if we were killed before the next one is there."""
+    """Makes the empty copies; the name of their directory, short since a shell pays for each character, and never
+    that of the present line, which would be believed if we were killed before the next one is there."""
     number = time.time_ns() // 1_000_000
     while f"{number & 0xFFFF:x}" in {*os.listdir(_copies()), *_words()[1:2]}:
         number += 1
@@ -91,8 +92,8 @@ def _needles(config: Dict[str, Any]) -> str:
 
 
 def _runtimes(config: Dict[str, Any], owners: Dict[int, str]) -> List[str]:
-    """KIND=PATH of those that are installed.  One that must not be used, or whose path a shell could read in another way,
-    has no path, so that Python is asked."""
+    """KIND=PATH of those that are installed.  One that must not be used, or whose path a shell could read in another
+    way, has no path, so that Python is asked."""
     found = []
     for name in config["runtimes"]:
         try:
@@ -106,7 +107,8 @@ def _runtimes(config: Dict[str, Any], owners: Dict[int, str]) -> List[str]:
 
 
 def read(owners: Dict[int, str]) -> List[str]:
-    """The runtimes on the line, from when the configuration was last right; none where somebody else could have written it."""
+    """The runtimes on the line, from when the configuration was last right; none where somebody else could have
+    written it."""
     try:
         trust.check_way(_line(), owners)
     except (OSError, ChandlerError):

@@ -4,8 +4,8 @@ A create waits for its work until PATIENCE is over, counted from the first one t
 runtime asks for one container after the other, so waiting costs all others.  A create that is refused then leaves a
 hold: the work goes on, and its lease stays, so that what was begun is neither ended nor given to somebody else.  The
 kubelet's retry, another container of the same pod and name, takes the hold's place, or is told why the work has
-failed.  A hold that nobody comes for ends PATIENCE_FOR_RETRY after its work, or with its pod.  No clock here but for `now`, in
-seconds of time.monotonic.
+failed.  A hold that nobody comes for ends PATIENCE_FOR_RETRY after its work, or with its pod.  No clock here but for
+`now`, in seconds of time.monotonic.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class Later:
 
 
 class Hold:
-    """What a refused create has left.  `lease`: None where none are kept; `work`: None once it has ended; `words`: what is
-    on its way; `until`: when it ends if no retry comes, counted from the end of its work, 0 for then."""
+    """What a refused create has left.  `lease`: None where none are kept; `work`: None once it has ended; `words`:
+    what is on its way; `until`: when it ends if no retry comes, counted from the end of its work, 0 for then."""
 
     def __init__(self, lease: Optional[Lease], work: Optional[Work], words: str, until: float = 1.0) -> None:
         self.lease = lease

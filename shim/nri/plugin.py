@@ -185,8 +185,8 @@ class Connection:
         # NRI version know this one.
         events = _EVENTS + ((messages.VALIDATE_CONTAINER_ADJUSTMENT,) if request.NRI_version else ())
         # A create that we do not answer in time fails, with NRI 0.12.4 and newer; an older one skips the field.
-        # `keep_connected` stays off: every container of the node would wait while we hang, and the connection's end would
-        # no longer say that a create is past.
+        # `keep_connected` stays off: every container of the node would wait while we hang, and the connection's end
+        # would no longer say that a create is past.
         return messages.ConfigureResponse(
             events=sum(1 << event - 1 for event in events), failure_policy={"fail_request": True}
         )

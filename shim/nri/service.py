@@ -331,7 +331,8 @@ class Service:
         return work.task(self._state_dir, self.place.rootless, keys, plan.sharing)
 
     def _check_bound(self, plan: engine.Plan) -> None:
-        """In a user namespace a device is a mount of the host's node, for which NRI knows no rule.  Raises ChandlerError."""
+        """In a user namespace a device is a mount of the host's node, for which NRI knows no rule.  Raises
+        ChandlerError."""
         from shim.oci import userns_devices
 
         for kind, path, mount, origin in userns_devices.split(plan.edits)[1].items:
@@ -343,8 +344,8 @@ class Service:
                 )
 
     def _share(self, share: Sharing, user_told: bool) -> Edits:
-        """What a container's share of its GPUs needs, with a hook that keeps it true without us: a daemon may end while no
-        plugin runs."""
+        """What a container's share of its GPUs needs, with a hook that keeps it true without us: a daemon may end
+        while no plugin runs."""
         from shim.sharing import setup
 
         ready = setup.hook(share, self._state_dir)
@@ -382,7 +383,8 @@ class Service:
         line: Dict[str, Any],
         awaited: Callable[[], bool],
     ) -> Any:
-        """Records the grant, and gives the adjustment.  Raises HostError, TrustError or Unawaited; the lease then has ended."""
+        """Records the grant, and gives the adjustment.  Raises HostError, TrustError or Unawaited; the lease then has
+        ended."""
         try:
             granting.record(
                 {
@@ -420,7 +422,8 @@ class Service:
         try:
             return granting.reserve(asked, spared=spared, patient=False)
         except LeaseError:
-            # Runtimes are asked off the handler; when a lease turns out to be nobody's, the kubelet's next try finds it.
+            # Runtimes are asked off the handler; when a lease turns out to be nobody's, the kubelet's next try finds
+            # it.
             if self._collecting is None or not self._collecting.is_alive():
                 book = ledger.Ledger(self._state_dir, self.place.rootless)  # there it may wait
                 self._collecting = threading.Thread(target=self._collect, args=(book,), daemon=True)
@@ -483,8 +486,8 @@ class Service:
             self._end_lease(container_id)
 
     def start(self, pod: Any, container: Any) -> None:
-        """The container's processes are about to run.  Raises PolicyError to refuse one that asked and was not served: its
-        create was not answered, and nobody could be told of it then."""
+        """The container's processes are about to run.  Raises PolicyError to refuse one that asked and was not
+        served: its create was not answered, and nobody could be told of it then."""
         self._unlisted.pop(container.id, None)
         if not self._asks(as_config.merged_annotations(pod, container)):
             return
@@ -669,7 +672,8 @@ class Service:
         return "it runs without what it asked for: it was created while chandler-nri did not answer" if plan else ""
 
     def _reached(self, record: Optional[Dict[str, Any]], container: Any) -> bool:
-        """Whether a grant's answer reached its container: the runtime then tells of it with our mark and with the devices.
+        """Whether a grant's answer reached its container: the runtime then tells of it with our mark and with the
+        devices.
 
         The mark alone proves nothing, since a pod can carry it that we never saw; nor does the record, which is written
         before the answer leaves.  Of a record that cannot be read (None), the mark is all that there is to see.

@@ -31,8 +31,9 @@ _REMEDY = "let the engine make the bundle anew"
 def may_ask(path: str, needles: List[bytes]) -> bool:
     """Whether the file may carry a request: it can be read as a file, and holds one of the needles.
 
-    What is missing, or a directory, carries none and is the runtime's to judge.  Raises BundleError for what the runtime
-    may be able to read and we are not.  Never blocks; reads in pieces, so a file of any size costs little memory.
+    What is missing, or a directory, carries none and is the runtime's to judge.  Raises BundleError for what the
+    runtime may be able to read and we are not.  Never blocks; reads in pieces, so a file of any size costs little
+    memory.
     """
     try:
         descriptor = posix.open(path, posix.O_RDONLY | posix.O_NONBLOCK | posix.O_CLOEXEC | posix.O_NOCTTY)

@@ -1,8 +1,8 @@
 """GPUs that an engine mounts into a container without root, where no control group keeps devices apart.
 
 There a bind mount of a device node, or of a directory with nodes in it, gives the container what the file's mode
-gives its caller: rootless podman writes `--device` and `--privileged` as such mounts.  Loaded only when config.json of such
-a container has bind mounts, and asks for GPUs.
+gives its caller: rootless podman writes `--device` and `--privileged` as such mounts.  Loaded only when config.json
+of such a container has bind mounts, and asks for GPUs.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _MAX_ENTRIES = 4096  # of a directory that are looked at
 def check(
     sources: List[str], others: Dict[str, str], inventory: Inventory, kinds: Iterable[str], bundle: str, source: str
 ) -> None:
-    """Raises RequestError when a bind mount's source (`sources`, paths of the host, or below `bundle`) brings one of `others`,
-    the GPUs (device number to name) that the container was not granted."""
+    """Raises RequestError when a bind mount's source (`sources`, paths of the host, or below `bundle`) brings one of
+    `others`, the GPUs (device number to name) that the container was not granted."""
     nodes = _nodes(inventory, kinds)
     for path in sources:
         real = os.path.realpath(os.path.join(bundle, path))

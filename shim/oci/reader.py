@@ -1,4 +1,5 @@
-"""What config.json says, in the OCI runtime specification's terms: the only place, with shim.oci.writer, that knows its keys.
+"""What config.json says, in the OCI runtime specification's terms: the only place, with shim.oci.writer, that knows
+its keys.
 
 A document is a plain dict.  Odd shapes count as absent, or raise BundleError where a question says so.  Pure; part of
 the create path.
@@ -38,7 +39,8 @@ def member(parent: Document, key: str, kind: Any) -> Any:
 
 
 def root_path(config: Document, bundle: str) -> str:
-    """The container's root file system on the host, '' when it is not known; `bundle` is the bundle's directory or ''."""
+    """The container's root file system on the host, '' when it is not known; `bundle` is the bundle's directory or
+    ''."""
     root = config.get("root")
     path = root.get("path") if isinstance(root, dict) else None
     if type(path) is not str or not path:
@@ -150,15 +152,16 @@ def device_rules(config: Document) -> List[Any]:
 
 
 def opening_rules(config: Document, complete: bool) -> List[Any]:
-    """The device rules that let a container read or write, as (type, major, minor, the rule in words); a type or a number
-    that the rule leaves open is None.
+    """The device rules that let a container read or write, as (type, major, minor, the rule in words); a type or a
+    number that the rule leaves open is None.
 
-    `complete`: whether these are all rules.  Then everything is open until a rule denies everything: crun takes the list as
-    it stands.  A rule that denies everything ends all before it.  One that denies less ends nothing here: cgroup v1 takes an
-    allowance back only in the very words in which it was given.  A rule whose type is neither `c` nor `b` opens
-    everything: for type `a`, and where there is no type, runtimes and cgroup v1 do not look at the numbers and the access;
-    crun takes a type that it does not know for any.  So does a rule with a key that Go reads without regard to case.
-    Source: OCI runtime specification, "Allowed Device list"; Documentation/admin-guide/cgroup-v1/devices.rst.
+    `complete`: whether these are all rules.  Then everything is open until a rule denies everything: crun takes the
+    list as it stands.  A rule that denies everything ends all before it.  One that denies less ends nothing here:
+    cgroup v1 takes an allowance back only in the very words in which it was given.  A rule whose type is neither `c`
+    nor `b` opens everything: for type `a`, and where there is no type, runtimes and cgroup v1 do not look at the
+    numbers and the access; crun takes a type that it does not know for any.  So does a rule with a key that Go reads
+    without regard to case. Source: OCI runtime specification, "Allowed Device list";
+    Documentation/admin-guide/cgroup-v1/devices.rst.
     """
     found: List[Any] = [(None, None, None, "the lack of a device rule that denies everything")] if complete else []
     for rule in device_rules(config):

@@ -1,9 +1,9 @@
 """Where a path inside a container leads once the links of its image are followed, before anything is mounted there.
 
-A request and a CDI file name targets of mounts; the image decides where they lead.  With a link `/l -> /proc/sys` in the
-image, a mount on /l covers /proc/sys.  So every target is resolved as the runtime is going to resolve it, judged, and
-written to config.json resolved, so that the runtime meets no link.  The engine's own mounts hide what the image has
-below them.  The root file system is taken to stand still between create and start.  Part of the create path.
+A request and a CDI file name targets of mounts; the image decides where they lead.  With a link `/l -> /proc/sys` in
+the image, a mount on /l covers /proc/sys.  So every target is resolved as the runtime is going to resolve it, judged,
+and written to config.json resolved, so that the runtime meets no link.  The engine's own mounts hide what the image
+has below them.  The root file system is taken to stand still between create and start.  Part of the create path.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 _FORMAT, _LINK = 0o170000, 0o120000
 _KERNEL = ("/proc", "/sys")
-# Most targets are not there yet, and access costs a tenth of lstat.  A C library that cannot leave links alone says of /
-# itself that it is not there.
+# Most targets are not there yet, and access costs a tenth of lstat.  A C library that cannot leave links alone says
+# of / itself that it is not there.
 _ACCESS = posix.access("/", posix.F_OK, follow_symlinks=False)
 _DOTS = ("", ".", "..")
 _KERNEL_TYPES = ("proc", "sysfs", "cgroup", "cgroup2")
@@ -78,7 +78,8 @@ def judged(document: Dict[str, Any], edits: Edits, root: str) -> Edits:
 
 
 def _check_nested(mounts: Dict[str, Any], outer: str, origins: Dict[str, str]) -> None:
-    """A target below a directory that is mounted by the same edits, `outer`: no link in it may lead the target elsewhere."""
+    """A target below a directory that is mounted by the same edits, `outer`: no link in it may lead the target
+    elsewhere."""
     source = mounts[outer].get("source")
     if not _bound(mounts[outer]):
         return
@@ -153,8 +154,8 @@ class ImageRoot:
         )
 
     def _host(self, path: str) -> Optional[str]:
-        """Where a path of the container lies on the host: '' while nothing is there, None when the path, or a directory on
-        the way to it, is a link."""
+        """Where a path of the container lies on the host: '' while nothing is there, None when the path, or a
+        directory on the way to it, is a link."""
         if path in self.hosts:
             return self.hosts[path]
         above = self._host(path.rpartition("/")[0])

@@ -1,8 +1,8 @@
 """Devices of a container in a user namespace, where none can be made: the runtime mounts the host's own.
 
 It takes the node of the same path, whatever that is.  So a node that lies elsewhere on the host becomes a mount, and
-one that is missing, or another device than the one that was chosen, is refused.  Source: runc, libcontainer/rootfs_linux.go
-(createDeviceNode); crun, src/libcrun/linux.c (create_missing_devs).
+one that is missing, or another device than the one that was chosen, is refused.  Source: runc,
+libcontainer/rootfs_linux.go (createDeviceNode); crun, src/libcrun/linux.c (create_missing_devs).
 """
 
 from __future__ import annotations

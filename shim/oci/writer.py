@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 def apply(config: Document, edits: Edits, idmap: bool = True) -> Document:
     """`config` with all edits in it, as a new document; `config` itself is not changed.
 
-    Edits must be complete (host.complete).  Applying twice gives what applying once gives.  `idmap`: bind
-    mounts become idmapped ones where maps_owners() says so; the kernel grants that to real root only (mount_setattr(2)),
-    so a rootless caller says False, as does one whose runtime refuses such mounts.
-    Raises BundleError when config.json has another shape than the OCI runtime specification gives it.
+    Edits must be complete (host.complete).  Applying twice gives what applying once gives.  `idmap`: bind mounts
+    become idmapped ones where maps_owners() says so; the kernel grants that to real root only (mount_setattr(2)), so
+    a rootless caller says False, as does one whose runtime refuses such mounts. Raises BundleError when config.json
+    has another shape than the OCI runtime specification gives it.
     """
     result = dict(config)
     idmap = idmap and maps_owners(config)
@@ -117,8 +117,9 @@ def _mounts(config: Document, edits: List[Edit]) -> None:
     In the place of the engine's mount of the same destination, if that is the last at or above it; else as late as
     possible: at the end, or before the first later mount that lies below it.  After what lies above it, it is not
     covered; before what lies below it, it covers nothing.  (A mount below that comes before the last one above is
-    covered by that one anyway, so the two never conflict.)  Late, since a link in the image may lead into a later mount:
-    /var/run/x into that of /run.  The reference sorts all mounts by depth, which uncovers what an engine covered.
+    covered by that one anyway, so the two never conflict.)  Late, since a link in the image may lead into a later
+    mount: /var/run/x into that of /run.  The reference sorts all mounts by depth, which uncovers what an engine
+    covered.
     """
     mounts = member(config, "mounts", list)
     ours: Dict[str, Any] = {}

@@ -1,8 +1,9 @@
-"""Which engine calls, and whether its container's image may have asked.
+"""Finds out which engine calls, and refuses annotations that may come from the container's image.
 
-An engine is known by what it alone decides, the runtime's --root and the bundle's path, never by an annotation (one can
-only make us believe less).  An image must never ask, so an annotation counts only where the engine does not copy it from
-an image, or where the image's manifest says that it is not its own.  Part of the create path.
+An engine is recognised by what only the engine decides: the runtime's --root and the path of the bundle.  Annotations
+never prove who calls; one can only make Chandler trust the caller less.  An image must not ask for anything.  So an
+annotation counts only where the engine copies none from images, or where the image's manifest does not have it.
+Part of the create path.
 """
 
 from __future__ import annotations
@@ -17,15 +18,19 @@ if TYPE_CHECKING:
 
     Config = Dict[str, Any]
 
-_TASK = "io.containerd.runtime.v"  # containerd's state: …/io.containerd.runtime.v2.task/NAMESPACE/ID
+_TASK = "io.containerd.runtime.v"  # containerd's bundles: …/io.containerd.runtime.v2.task/NAMESPACE/ID
 _CDI = "cdi.k8s.io/"
 
 
 class Caller:
-    """Who calls: `engine`, a name of shim.policy.engines.ENGINES, and `why` it is taken for that one.
+    """Who calls.
 
-    `images`: asks where podman keeps its images (shim.policy.containers_storage); `problem`: why that cannot be asked; `restores`: whether
-    the annotations are those of a checkpoint, which may be an image, and not of a create that Chandler has seen.
+    `engine`: a name of shim.policy.engines.ENGINES.  `why`: how Chandler came to that name.
+    `images`: podman's record of the container (shim.policy.containers_storage.Container), which reads its image's
+    manifests; None for other engines.
+    `problem`: the error for which that record could not be read, or None.
+    `restores`: whether the annotations come from a checkpoint, which may be an image, and not from a create that
+    Chandler has seen.
     """
 
     __slots__ = ("engine", "why", "images", "problem", "restores")
@@ -40,11 +45,11 @@ class Caller:
         self.restores = False
 
     def believed(self, config: Config) -> str:
-        """The engine, where its identity annotations are authority; else ''."""
+        """The engine, where its identity annotations count as proof for a rule; else ''."""
         return self.engine if self.engine in engines.KEYS and self.engine in config["engines"] else ""
 
     def check(self, annotations: Dict[str, Any], config: Config) -> None:
-        """Raises PolicyError, which names the annotation, unless everything that is asked for comes from the caller."""
+        """Raises PolicyError, which names the annotation, where a request may come from the image."""
         prefix = config["annotation-prefix"]
         keys = [
             key
@@ -73,30 +78,35 @@ class Caller:
         elif self.engine == engines.OTHER and engines.OTHER not in config["engines"]:
             raise errors.PolicyError(
                 f"{key}: it may be the image that asks, since Chandler does not know who calls ({self.why})",
-                f'list "{engines.OTHER}" in engines of the configuration if no such caller copies labels or annotations of images',
+                f'list "{engines.OTHER}" in engines of the configuration if no such caller copies labels or '
+                "annotations of images",
             )
 
     def _check_image(self, keys: List[str], annotations: Dict[str, Any]) -> None:
+        """Refuses annotations that a manifest of the image has with the same value: podman may have copied them."""
         try:
-            of_image = self.images.annotations() if self.images is not None else {}
+            image_annotations = self.images.annotations() if self.images is not None else {}
         except errors.ChandlerError as error:
             raise errors.PolicyError(
                 f"annotation {keys[0]}: whether it comes from the image is not known: {error.what}", error.todo
             ) from None
         for key in keys:
             value = annotations[key]
-            if type(value) is str and value in of_image.get(key, ()):
+            if type(value) is str and value in image_annotations.get(key, ()):
                 raise errors.PolicyError(
-                    f"annotation {key}: it comes from the image, whose manifest has it with this value, and an image may not ask",
-                    "take it out of the image, ask by --annotation with another value, or start the container with another "
-                    "runtime (podman --runtime)",
+                    f"annotation {key}: it comes from the image, whose manifest has it with this value, and an image "
+                    "may not ask",
+                    "take it out of the image, ask by --annotation with another value, or start the container with "
+                    "another runtime (podman --runtime)",
                 )
 
 
 def of_call(root: Optional[str], bundle: str, container: str, document: Dict[str, Any], built: bool = False) -> Caller:
-    """Who calls with this --root ('' when none is given; None when nobody knows) for a container of this id.
+    """Who calls to create a container.
 
-    `bundle`: its directory; `built`: whether config.json is as our own builder wrote it.
+    `root`: the runtime's --root; '' when none is given, None when it is not known.
+    `bundle`: the directory of the bundle.  `container`: the container's id, or ''.  `document`: config.json.
+    `built`: whether config.json is as `chandler bundle` wrote it.
     """
     parts = bundle.split("/")
     if bundle.startswith("/") and len(parts) > 3 and type(document) is dict:
@@ -108,8 +118,9 @@ def of_call(root: Optional[str], bundle: str, container: str, document: Dict[str
 
 
 def _of_containerd(root: Optional[str], namespace: str, document: Dict[str, Any]) -> Caller:
-    above, _, last = ("" if root is None else root).rpartition("/")
-    if root is not None and last != namespace:
+    """Who calls for a bundle of containerd: CRI, Docker, nerdctl, or another client of containerd."""
+    parent, _, root_name = ("" if root is None else root).rpartition("/")
+    if root is not None and root_name != namespace:
         return Caller(
             engines.OTHER, f"the bundle is of containerd's namespace {namespace}, and --root {root or '(none)'} is not"
         )
@@ -118,7 +129,7 @@ def _of_containerd(root: Optional[str], namespace: str, document: Dict[str, Any]
         return Caller(engines.NERDCTL)
     if namespace == "k8s.io":
         return Caller("containerd")
-    if namespace.partition("-")[0] == "moby" and (root is None or above.rpartition("/")[2].startswith("runtime-")):
+    if namespace.partition("-")[0] == "moby" and (root is None or parent.rpartition("/")[2].startswith("runtime-")):
         return Caller("docker")
     return Caller(
         engines.OTHER,
@@ -127,10 +138,11 @@ def _of_containerd(root: Optional[str], namespace: str, document: Dict[str, Any]
 
 
 def _of_storage(bundle: str, container: str, document: Dict[str, Any]) -> Caller:
+    """Who calls for a bundle in containers/storage: CRI-O, whose record names the pod, or podman."""
     from shim.policy import containers_storage
 
     try:
-        found = containers_storage.Container(bundle, container, document)
+        record = containers_storage.Container(bundle, container, document)
     except errors.ChandlerError as error:
         return Caller(engines.OTHER, f"the bundle is podman's or CRI-O's, and {error.what}", problem=error)
-    return Caller("crio") if found.in_pod else Caller("podman", images=found)
+    return Caller("crio") if record.in_pod else Caller("podman", images=record)

@@ -1,7 +1,7 @@
-"""What a request reaches for beyond devices, variables and limits, and whether the node's policy lets it.
+"""Checks the rarer keys of a request (mounts, capabilities, users and the like) against the node's policy.
 
-CLASSES is the one table of the trust classes.  shim.policy.permission hands over to this module when a request has such keys.
-Pure: what must be looked up on the host is checked where that is done (shim.keys.host_facts).
+CLASSES is the one table of the trust classes.  shim.policy.permission calls this module when a request has such keys.
+Pure: shim.keys.host_facts checks what depends on files of the host.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
 TIGHTEN, NAMED, HOST, DANGEROUS = "tighten", "named", "host-reaching", "dangerous"
 
-# word of allow and deny: its trust class.  What tightens needs no allowance; the default allowance, gpu, env and
-# resources, holds nothing that reaches to the host and nothing dangerous.
+# word of allow and deny: its trust class (SECURITY.md, "What a request may do").  A word that only tightens need not
+# be in allow.  The default of allow (gpu, env, resources) covers no host-reaching and no dangerous word.  The comments
+# name the list of [policy] that must also have what the request names.
 CLASSES: Dict[str, str] = {
     "cap_drop": TIGHTEN,
     "read_only_root_fs": TIGHTEN,
@@ -60,17 +61,18 @@ _KERNEL = ("/proc", "/sys")
 # 1 + (weight - 10) * 9999 / 990 to io.weight, whose default is 100.  Source: Documentation/block/bfq-iosched.rst,
 # Documentation/admin-guide/cgroup-v2.rst; runc, libcontainer/cgroups, ConvertBlkIOToIOWeightValue.
 _WEIGHT = {False: 100, True: 19}
-# What `privileged` comes to besides itself: a denial of any of it denies privileged.
+# What `privileged` includes: where one of these words is denied, privileged is denied, too.
 _PRIVILEGED_MEANS = ("capabilities", "devices", "gpu.all")
 
 
 def glob(pattern: str, text: str) -> bool:
-    """Whether a text fits a pattern in which * stands for any characters and ? for one."""
+    """Whether a text matches a pattern in which * stands for any characters and ? for one character."""
     head, *rest = pattern.split("*")
     if len(text) < len(head) or not _alike(head, text[: len(head)]):
         return False
     if not rest:
         return len(text) == len(head)
+    # The first match of each part between two * is enough, since a * takes up any rest.
     at, end = len(head), len(text) - len(rest[-1])
     for part in rest[:-1]:
         while at + len(part) <= end and not _alike(part, text[at : at + len(part)]):
@@ -82,16 +84,17 @@ def glob(pattern: str, text: str) -> bool:
 
 
 def _alike(pattern: str, text: str) -> bool:
-    return len(pattern) == len(text) and all(one in ("?", other) for one, other in zip(pattern, text))
+    """Whether a text matches a pattern in which only ? is special."""
+    return len(pattern) == len(text) and all(wanted in ("?", actual) for wanted, actual in zip(pattern, text))
 
 
 def listed(patterns: List[str], text: str) -> bool:
-    """Whether a text fits any of some patterns."""
+    """Whether a text matches one of some patterns."""
     return any(glob(pattern, text) for pattern in patterns)
 
 
 def below(path: str, prefixes: List[str]) -> str:
-    """The first of `prefixes` that is `path` or a directory that it is in, as far as their texts tell; or ''."""
+    """The first of `prefixes` that is `path` or one of its parent directories, or ''.  Compares texts and no files."""
     for prefix in prefixes:
         plain = prefix.rstrip("/")
         if path == plain or path.startswith(plain + "/"):
@@ -100,7 +103,7 @@ def below(path: str, prefixes: List[str]) -> str:
 
 
 def volume(storage: Dict[str, Any]) -> str:
-    """The name under which the path of a volume is given."""
+    """The name of a storage's volume in [volumes] of the configuration and in policy.volumes."""
     if storage["type"] == "named":
         return str(storage["name"])
     if storage["type"] == "anonymous":
@@ -108,9 +111,9 @@ def volume(storage: Dict[str, Any]) -> str:
     return f"_s3_{storage['bucket']}_{storage.get('prefix', '')}"
 
 
-def asked(wish: Request, document: Config) -> Iterator[Tuple[str, str, bool]]:
-    """What the rarer keys ask for: the word of the table, the request's own key, whether it only tightens."""
-    for key, value in wish.document.items():
+def asked(request: Request, document: Config) -> Iterator[Tuple[str, str, bool]]:
+    """What the rarer keys ask for: (word of CLASSES, key of the request, whether it only tightens)."""
+    for key, value in request.document.items():
         if key == "storage":
             for storage in value:
                 yield f"storage.{storage['type']}", f"storage ({storage['type']})", False
@@ -125,7 +128,7 @@ def asked(wish: Request, document: Config) -> Iterator[Tuple[str, str, bool]]:
             continue
         elif key not in ("env", "resources"):
             yield key, key, CLASSES[key] == TIGHTEN
-    for name, value in wish.env.items():
+    for name, value in request.env.items():
         if value.startswith("$E:"):
             yield "env.host", f"env.{name}", False
         elif value.startswith("$S:"):
@@ -133,40 +136,49 @@ def asked(wish: Request, document: Config) -> Iterator[Tuple[str, str, bool]]:
 
 
 def _lower(limits: Dict[str, Dict[str, int]], document: Config) -> bool:
-    """Whether the engine has set each of these limits, and none lower."""
+    """Whether the engine has set each of these limits to the same value or a higher one."""
     present = reader.rlimits(document)
-    for name, asked_for in limits.items():
-        for key, has in zip(("soft", "hard"), present.get(f"RLIMIT_{name.upper()}", (None, None))):
-            if type(has) is not int or asked_for[key] < 0 or asked_for[key] > has:
+    for name, limit in limits.items():
+        for key, engine_limit in zip(("soft", "hard"), present.get(f"RLIMIT_{name.upper()}", (None, None))):
+            if type(engine_limit) is not int or limit[key] < 0 or limit[key] > engine_limit:
                 return False
     return True
 
 
-def check(wish: Request, document: Config, config: Config, unified: bool = False) -> None:
-    """Raises PolicyError, with the key and the rule, when the policy does not allow what the rarer keys ask for."""
+def check(request: Request, document: Config, config: Config, unified: bool = False) -> None:
+    """Raises PolicyError, with the key and the rule, when the policy does not allow what the rarer keys ask for.
+
+    `document`: config.json.  `config`: the configuration as it is for this container.  `unified`: whether this node has
+    cgroup v2 only.
+    """
     trusted = config["policy.trust"] == "all"
     by = words.by(config)
-    for word, key, tightens in asked(wish, document):
-        words.check_word(wish, word, key, config, trusted or tightens)
+    for word, key, tightens in asked(request, document):
+        words.check_word(request, word, key, config, trusted or tightens)
         for implied in _PRIVILEGED_MEANS if word == "privileged" else ():
-            words.check_word(wish, implied, key, config, allowed=True)
-    _check_engine(wish, document, unified, trusted)
+            words.check_word(request, implied, key, config, allowed=True)
+    _check_engine(request, document, unified, trusted)
     if trusted:
         return
-    refused = next(_unlisted(wish, config), None)
-    if refused is None:
+    refusal = next(_unlisted(request, config), None)
+    if refusal is None:
         return
-    key, what, name = refused
+    key, value, list_name = refusal
     raise errors.PolicyError(
-        f"{wish.source}: {key}: {name} of {by} has no {what}" if name else f"{wish.source}: {key}: {what}",
+        f"{request.source}: {key}: {list_name} of {by} has no {value}"
+        if list_name
+        else f"{request.source}: {key}: {value}",
         "ask the node's administrator",
     )
 
 
-def _unlisted(wish: Request, config: Config) -> Iterator[Tuple[str, str, str]]:
-    """What no list of the policy has: the request's key, what it names, the list."""
-    document = wish.document
-    for name, value in wish.env.items():
+def _unlisted(request: Request, config: Config) -> Iterator[Tuple[str, str, str]]:
+    """What the request names and the policy's lists do not have: (key of the request, value, name of the list).
+
+    Where no list could allow the value, the name is '' and the value is a sentence.
+    """
+    document = request.document
+    for name, value in request.env.items():
         if value.startswith("$E:") and not listed(config["policy.host-variables"], value[3:]):
             yield f"env.{name}", value[3:], "host-variables"
         if value.startswith("$S:") and not listed(config["policy.secrets"], value[3:]):
@@ -189,59 +201,62 @@ def _unlisted(wish: Request, config: Config) -> Iterator[Tuple[str, str, str]]:
     if parent is not None:
         allowed = config["policy.cgroup-parents"]
         if not (
-            below(parent, [each for each in allowed if each.startswith("/")])
+            below(parent, [prefix for prefix in allowed if prefix.startswith("/")])
             if parent.startswith("/")
             else listed(allowed, parent)
         ):
             yield "cgroup_parent", parent, "cgroup-parents"
 
 
-def _check_engine(wish: Request, document: Config, unified: bool, trusted: bool) -> None:
-    """A request may tighten what the engine has set, never loosen it; see policy.check for the kernel's defaults."""
-    score, present = wish.resources.get("oom_score_adj"), reader.oom_score(document)
+def _check_engine(request: Request, document: Config, unified: bool, trusted: bool) -> None:
+    """Raises PolicyError where a request loosens a limit that the engine has set.
+
+    Where the engine has set none, the kernel's default counts, as in shim.policy.permission._check_limits.
+    """
+    score, present = request.resources.get("oom_score_adj"), reader.oom_score(document)
     if score is not None and score < present:
         raise errors.PolicyError(
-            f"{wish.source}: resources.oom_score_adj = {score} loosens the engine's {present}: it is "
+            f"{request.source}: resources.oom_score_adj = {score} loosens the engine's {present}: it is "
             "the other containers that would be killed"
         )
-    weight = wish.resources.get("blkio_weight")
+    weight = request.resources.get("blkio_weight")
     if weight is not None:
         if reader.resource(document, "unified", "io.weight", str) is not None:
             raise errors.PolicyError(
-                f"{wish.source}: resources.blkio_weight: the engine has set io.weight in linux.resources.unified"
+                f"{request.source}: resources.blkio_weight: the engine has set io.weight in linux.resources.unified"
             )
         present = reader.resource(document, "blockIO", "weight")
         if present and weight > present:
             raise errors.PolicyError(
-                f"{wish.source}: resources.blkio_weight = {weight} loosens the engine's limit of {present}"
+                f"{request.source}: resources.blkio_weight = {weight} loosens the engine's limit of {present}"
             )
         if not present and weight > _WEIGHT[unified] and not trusted:
             raise errors.PolicyError(
-                f"{wish.source}: resources.blkio_weight = {weight} gives more than the kernel's default",
+                f"{request.source}: resources.blkio_weight = {weight} gives more than the kernel's default",
                 f"ask for at most {_WEIGHT[unified]}, or let the engine set it",
             )
-    if "hugepages" in wish.resources and any(key.startswith("hugetlb.") for key in reader.unified(document)):
+    if "hugepages" in request.resources and any(key.startswith("hugetlb.") for key in reader.unified(document)):
         raise errors.PolicyError(
-            f"{wish.source}: resources.hugepages: the engine has set such limits in linux.resources.unified"
+            f"{request.source}: resources.hugepages: the engine has set such limits in linux.resources.unified"
         )
     limits = reader.hugepages(document)
-    for size, limit in wish.resources.get("hugepages", {}).items():
+    for size, limit in request.resources.get("hugepages", {}).items():
         if type(limits.get(size)) is int and limit > limits[size]:
             raise errors.PolicyError(
-                f"{wish.source}: resources.hugepages.{size} = {limit} loosens the engine's limit of {limits[size]}"
+                f"{request.source}: resources.hugepages.{size} = {limit} loosens the engine's limit of {limits[size]}"
             )
 
 
-def check_maxima(wish: Request, config: Config) -> None:
-    """Raises PolicyError when a limit that is asked for is above the policy's maximum."""
+def check_maxima(request: Request, config: Config) -> None:
+    """Raises PolicyError when the request asks for a limit above the policy's max-cpu or max-memory."""
     for key, name, unit in (
         ("cpu", "max-cpu", "m"),
         ("memory", "max-memory", ""),
         ("memory_reservation", "max-memory", ""),
         ("memory_swap", "max-memory", ""),
     ):
-        most, value = config[f"policy.{name}"], wish.resources.get(key)
+        most, value = config[f"policy.{name}"], request.resources.get(key)
         if most and value is not None and not 0 < value <= most:
             raise errors.PolicyError(
-                f"{wish.source}: resources.{key} = {value}{unit} is above {name} of {words.by(config)}, {most}{unit}"
+                f"{request.source}: resources.{key} = {value}{unit} is above {name} of {words.by(config)}, {most}{unit}"
             )

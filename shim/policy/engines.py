@@ -1,11 +1,10 @@
-"""The engines that Chandler knows, and who a container is by their annotations.
+"""The engines that Chandler knows, and the annotations with which they name a container.
 
-Names in annotations are for finding a container's part of a pod's request; they are authority for a policy only where the
-engine that called (shim.policy.caller) sets them last itself and `engines` of the configuration names it.  Pure; part of the
-create path.
+These names find a container's part of a pod's request.  The policy believes them only where the engine that called
+(shim.policy.caller) sets them last itself, and `engines` of the configuration lists it.  Pure; part of the create path.
 
-Seen with containerd 1.7.24 and 2.1.9 (CRI and ctr), dockerd 26.1 and 28.5, podman 4.3 (5.8 copies nothing, and the two
-cannot be told apart), buildah 1.28, nerdctl 1.7.7; read in the sources of nerdctl 2.0 and 2.1, and of CRI-O.
+Seen with containerd 1.7.24 and 2.1.9 (CRI and ctr), dockerd 26.1 and 28.5, podman 4.3 (5.8 copies nothing, but Chandler
+cannot tell it from 4.3), buildah 1.28, nerdctl 1.7.7; read in the sources of nerdctl 2.0 and 2.1, and of CRI-O.
 """
 
 from __future__ import annotations
@@ -14,8 +13,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Dict, Optional, Tuple
 
-# engine: the annotations that it sets last itself; "kind" is "sandbox" or "container", the others are fields of a rule's
-# match.  Docker and podman set none: their callers write every annotation.
+# engine: the annotations that it sets last itself.  "kind" has the value "sandbox" or "container"; the others are
+# fields of a rule's match.  Docker and podman set none: their callers can write every annotation.
 KEYS: Dict[str, Dict[str, str]] = {
     "containerd": {
         "kind": "io.kubernetes.cri.container-type",
@@ -32,7 +31,7 @@ KEYS: Dict[str, Dict[str, str]] = {
     },
 }
 OTHER, BUILDER, NERDCTL = "other", "bundle", "nerdctl"
-# engine: (how a call of it is known, what comes from an image into its containers' annotations)
+# engine: (how Chandler recognises its calls, what it copies from an image into the annotations of a container)
 ENGINES: Dict[str, Tuple[str, str]] = {
     "containerd": ("--root and bundle are of containerd's namespace k8s.io", "nothing"),
     "crio": ("the bundle is in containers/storage, whose record names a pod", "nothing"),
@@ -40,20 +39,21 @@ ENGINES: Dict[str, Tuple[str, str]] = {
     "podman": ("the bundle is in containers/storage, whose record names no pod", "the annotations of its manifest"),
     NERDCTL: ("containerd's paths, and nerdctl's own annotations", "labels"),
     BUILDER: ("config.json is as `chandler bundle` wrote it", "nothing"),
-    OTHER: ("neither --root nor the bundle's path is one of an engine that Chandler knows", "nobody knows what"),
+    OTHER: ("neither --root nor the bundle's path is one of an engine that Chandler knows", "unknown"),
 }
 
 
 def container(annotations: Dict[str, Any], engine: str) -> Tuple[Optional[str], bool]:
     """(name of the container in its pod or None, whether it is the pod's sandbox).
 
-    Only the keys of the engine that called count; of one that is not known, those of the first engine that left any.
+    Only the keys of the engine that called count.  For an unknown engine, and for a bundle that `chandler bundle` made,
+    the first engine counts whose keys are there.
     """
     if engine in KEYS:
-        families = [KEYS[engine]]
+        candidates = [KEYS[engine]]
     else:
-        families = [] if engine in ENGINES and engine not in (OTHER, BUILDER) else list(KEYS.values())
-    for keys in families:
+        candidates = [] if engine in ENGINES and engine not in (OTHER, BUILDER) else list(KEYS.values())
+    for keys in candidates:
         kind = annotations.get(keys["kind"])
         if kind is not None:
             name = annotations.get(keys["container"])

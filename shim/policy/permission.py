@@ -1,7 +1,7 @@
-"""What the node allows: the one place that says no to a request that is well formed.
+"""Checks a well-formed request against the node's policy.
 
-An annotation is a request, written by anybody who may start a container; authority is in the node's
-configuration alone.  Pure; part of the create path.
+Anybody who may start a container can write annotations, so an annotation only asks.  What it gets is decided by the
+node's configuration.  Pure; part of the create path.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
     Config = Dict[str, Any]
 
-# Set by Chandler from what was granted, like the variables of the vendor table; a request must not say otherwise.
+# Chandler sets these variables, and those of the vendor table, from what it granted; a request must not set them.
 _OURS_SUFFIX = "_VISIBLE_DEVICES"
 _OURS_PREFIX = "CUDA_MPS_"
-# Variables that decide which code a process loads.
+# These variables decide which code a process loads.
 _LOADER_PREFIXES = ("LD_", "PYTHON")
 _LOADER = frozenset(("PATH", "GCONV_PATH", "GLIBC_TUNABLES", "BASH_ENV", "ENV"))
 _NO_LIMITS = frozenset(("gpu",))
@@ -30,36 +30,43 @@ DEPENDS_ON_CGROUPS = frozenset(("memory_reservation", "blkio_weight"))
 
 
 def check(
-    wish: parse.Request, document: Config, config: Config, names: Sequence[str] = (), unified: bool = False
+    request: parse.Request, document: Config, config: Config, names: Sequence[str] = (), unified: bool = False
 ) -> None:
-    """Raises PolicyError, with the key and the rule, when the node's policy does not allow the request, or the
-    devices (`names`) that other annotations ask for.  `unified`: whether this node has cgroup v2 alone."""
+    """Raises PolicyError, with the key and the rule, when the node's policy does not allow the request.
+
+    `document`: config.json.  `config`: the configuration as it is for this container.
+    `names`: devices for which other annotations ask (cdi.k8s.io/*); they are checked, too.
+    `unified`: whether this node has cgroup v2 only.
+    """
     trusted = config["policy.trust"] == "all"
-    for asked, key in _asked(wish) + _asked_by_name(names, "cdi.k8s.io"):
-        words.check_word(wish, asked, key, config, trusted)
-    for name in wish.env:
-        _check_variable(name, wish.source, trusted)
-    if wish.resources.keys() - _NO_LIMITS:
-        _check_limits(wish, document, unified, trusted)
-    if wish.rare:
+    for word, key in _asked(request) + _asked_by_name(names, "cdi.k8s.io"):
+        words.check_word(request, word, key, config, trusted)
+    for name in request.env:
+        _check_variable(name, request.source, trusted)
+    if request.resources.keys() - _NO_LIMITS:
+        _check_limits(request, document, unified, trusted)
+    if request.rare:
         from shim.policy import classes
 
-        classes.check(wish, document, config, unified)
+        classes.check(request, document, config, unified)
     if not trusted and (config["policy.max-cpu"] or config["policy.max-memory"]):
         from shim.policy import classes
 
-        classes.check_maxima(wish, config)
+        classes.check_maxima(request, config)
 
 
-def check_devices(wish: parse.Request, names: List[str], count: int, aggregates: Sequence[str], config: Config) -> None:
-    """Raises PolicyError when the devices that a request comes to are more, or of other kinds, than allowed.
+def check_devices(
+    request: parse.Request, names: List[str], count: int, aggregates: Sequence[str], config: Config
+) -> None:
+    """Raises PolicyError when the policy does not allow the kinds, or the number, of the devices that were chosen.
 
-    `aggregates` are the names among them that stand for every device of their kind, whatever they are called.
+    `names`, `count`: the devices, and how many GPUs they contain (shim.gpu.choose.weighed).
+    `aggregates`: those of the names that stand for every device of their kind, also where they are not called `all`.
     """
     trusted = config["policy.trust"] == "all"
     for name in aggregates:
         words.check_word(
-            wish, "gpu.all", f"resources.gpu: {name}, which stands for every device of its kind,", config, trusted
+            request, "gpu.all", f"resources.gpu: {name}, which stands for every device of its kind,", config, trusted
         )
     if trusted:
         return
@@ -67,32 +74,35 @@ def check_devices(wish: parse.Request, names: List[str], count: int, aggregates:
         kind = name.partition("=")[0]
         if kind not in config["policy.kinds"]:
             raise errors.PolicyError(
-                f"{wish.source}: resources.gpu asks for {name}; kinds of {words.by(config)} has no {kind}"
+                f"{request.source}: resources.gpu asks for {name}; kinds of {words.by(config)} has no {kind}"
             )
     limit = config["policy.max-gpus"]
     if count > limit:
         raise errors.PolicyError(
-            f"{wish.source}: resources.gpu asks for {count} devices; max-gpus of {words.by(config)} is {limit}"
+            f"{request.source}: resources.gpu asks for {count} devices; max-gpus of {words.by(config)} is {limit}"
         )
 
 
-def _asked(wish: parse.Request) -> List[Tuple[str, str]]:
-    """What the request means, defaults included, in the words of allow and deny, each with the request's own key."""
-    asked = [("env", "env")] if wish.env else []
-    for key in wish.resources:
+def _asked(request: parse.Request) -> List[Tuple[str, str]]:
+    """What a request asks for, defaults included: pairs of a word of allow and deny, and the key of the request."""
+    asked = [("env", "env")] if request.env else []
+    for key in request.resources:
         if key != "gpu":
             asked.append((f"resources.{key}", f"resources.{key}"))
-    if wish.gpu is not None:
-        named = wish.gpu.get("devices")
-        if named is None and "count" not in wish.gpu:
+    if request.gpu is not None:
+        names = request.gpu.get("devices")
+        if names is None and "count" not in request.gpu:
             asked.append(("gpu.count", "resources.gpu (a count of 1, the default)"))
-        asked += [(f"gpu.{key}", f"resources.gpu.{key}") for key in wish.gpu if key != "devices"]
-        asked += _asked_by_name(named or (), "resources.gpu.devices")
+        asked += [(f"gpu.{key}", f"resources.gpu.{key}") for key in request.gpu if key != "devices"]
+        asked += _asked_by_name(names or (), "resources.gpu.devices")
     return asked
 
 
 def _asked_by_name(names: Sequence[str], key: str) -> List[Tuple[str, str]]:
-    """A qualified name chooses the vendor, too, unless that is the default one."""
+    """What some names of devices ask for, as `_asked` gives it.
+
+    A qualified name of another kind than the default vendor's also chooses the vendor.
+    """
     if not names:
         return []
     asked = [("gpu.devices", key)]
@@ -105,6 +115,7 @@ def _asked_by_name(names: Sequence[str], key: str) -> List[Tuple[str, str]]:
 
 
 def _check_variable(name: str, source: str, trusted: bool) -> None:
+    """Raises PolicyError for a variable that a request may not set."""
     if (
         name.endswith(_OURS_SUFFIX)
         or name.startswith(_OURS_PREFIX)
@@ -120,16 +131,19 @@ def _check_variable(name: str, source: str, trusted: bool) -> None:
         )
 
 
-def _check_limits(wish: parse.Request, document: Config, unified: bool, trusted: bool) -> None:
-    """A request may tighten what the engine has set, never loosen it.  Where the engine has set nothing the kernel's
-    default counts, unless the caller is trusted: he may give himself more than others have by default."""
-    asked = wish.resources
+def _check_limits(request: parse.Request, document: Config, unified: bool, trusted: bool) -> None:
+    """Raises PolicyError where a request loosens a limit that the engine has set.
+
+    Where the engine has set none, the kernel's default counts instead, but only for a caller who is not trusted: a
+    trusted one may give himself more than others have by default.
+    """
+    asked = request.resources
     for key, (controller, name, file) in _LIMITS.items():
         if key not in asked:
             continue
         if reader.resource(document, "unified", file, str) is not None:
             raise errors.PolicyError(
-                f"{wish.source}: resources.{key}: the engine has set {file} in linux.resources.unified"
+                f"{request.source}: resources.{key}: the engine has set {file} in linux.resources.unified"
             )
         present = reader.resource(document, controller, name, str if key == "cpuset" else int)
         if key == "cpuset":
@@ -138,7 +152,8 @@ def _check_limits(wish: parse.Request, document: Config, unified: bool, trusted:
             default = _default(key, unified)
             if default is not None and asked[key] > default and not trusted:
                 raise errors.PolicyError(
-                    f"{wish.source}: resources.{key} = {asked[key]} gives more than the kernel's default of {default}",
+                    f"{request.source}: resources.{key} = {asked[key]} gives more than the kernel's default of "
+                    f"{default}",
                     f"ask for at most {default}, or let the engine set it"
                     if default
                     else "leave it out, or let the engine set it",
@@ -151,20 +166,21 @@ def _check_limits(wish: parse.Request, document: Config, unified: bool, trusted:
         else:
             loose = asked[key] <= 0 or asked[key] > present  # runtimes take 0 for no limit
             if key == "memory_swap" and not loose:
-                # both together may shrink while the part that may be swapped grows
+                # OCI's swap is memory and swap together: the sum can shrink while the swap in it grows
                 limit = reader.resource(document, "memory", "limit", int) or 0
                 loose = 0 < limit <= present and asked[key] - asked.get("memory", limit) > present - limit
         if loose:
             raise errors.PolicyError(
-                f"{wish.source}: resources.{key} = {asked[key]} loosens the engine's limit of {present}"
+                f"{request.source}: resources.{key} = {asked[key]} loosens the engine's limit of {present}"
             )
 
 
 def _default(key: str, unified: bool) -> Optional[int]:
-    """The most that a container has of a resource while nobody sets anything; None where that is no limit at all.
+    """The kernel's default for a resource that a request must not exceed; None where any value only limits.
 
-    A weight is a share of what its siblings have, so more of it is less for them.  With cgroup v2 the reservation of
-    memory is a protection (memory.low), whose default is none; with v1 it is a limit that applies when memory is short.
+    CPU shares are relative: a container that has more takes from its siblings.  With cgroup v2 a reservation of memory
+    protects memory (memory.low, by default 0), which takes from others.  With v1 it is a limit that applies when memory
+    is short.
     Source: Documentation/admin-guide/cgroup-v2.rst; cgroup-v1/memory.rst, "Soft limits"; sched-design-CFS.rst.
     """
     if key == "cpu_shares":
@@ -172,7 +188,7 @@ def _default(key: str, unified: bool) -> Optional[int]:
     return 0 if key == "memory_reservation" and unified else None
 
 
-# request key: (controller, key of linux.resources, the file of cgroup v2 that unified would name)
+# key of the request: (controller and key in linux.resources, file of cgroup v2, a key of linux.resources.unified)
 _LIMITS = {
     "cpu": ("cpu", "quota", "cpu.max"),
     "cpu_shares": ("cpu", "shares", "cpu.weight"),

@@ -1,8 +1,9 @@
-"""[[policy.rule]]: which rule of the node's policy is for a container, and what the policy then says.
+"""[[policy.rule]]: finds the rule for a container, and makes the policy that applies to it.
 
-The first rule that matches replaces keys of [policy]; what any matching rule denies stays denied.  Who a container is
-tells the front end, or annotations that the engine which called sets last, if the configuration names it; what is known
-in neither way is unknown: a rule that asks for it grants nothing, and still denies.  Pure.
+The first rule that matches replaces keys of [policy].  What any matching rule denies stays denied.  The identity of a
+container comes from the front end, or from annotations that the calling engine sets last, if `engines` of the
+configuration lists that engine.  A field that neither gives is unknown.  A rule that asks for an unknown field
+grants nothing, but what it denies is denied.  Pure.
 """
 
 from __future__ import annotations
@@ -23,8 +24,11 @@ YES, NO, UNKNOWN = "matches", "does not match", "cannot be told"
 
 
 def identity(annotations: Mapping[str, Any], engine: str, known: Mapping[str, Any]) -> Who:
-    """What is known for certain about a container: by annotations of `engine`, if that is one which is believed, and by
-    `known`, what the front end says."""
+    """The certain identity of a container: for each of FIELDS that is known, its values.
+
+    `engine`: the engine whose annotations are believed, or ''.  `known`: what the front end knows; it wins over
+    annotations.
+    """
     who: Who = {}
     keys = KEYS.get(engine)
     if keys is not None and annotations.get(keys["kind"]) in ("container", "sandbox"):
@@ -41,13 +45,16 @@ def identity(annotations: Mapping[str, Any], engine: str, known: Mapping[str, An
 
 
 def believed(config: Config, known: Mapping[str, Any]) -> str:
-    """The engine whose identity annotations are authority for this container; '' for none."""
+    """The engine whose identity annotations count for this container, or ''."""
     caller = known.get("caller")
     return caller.believed(config) if caller is not None else ""
 
 
 def verdict(match: Dict[str, List[str]], who: Who) -> Tuple[str, str]:
-    """Whether a rule is for a container (YES, NO or UNKNOWN), and why."""
+    """Whether a rule matches a container (YES, NO or UNKNOWN), and why.
+
+    `match`: fields and their patterns.  Every field must match; one pattern of a field is enough.
+    """
     unknown = ""
     for field, patterns in match.items():
         if field not in who:
@@ -60,17 +67,21 @@ def verdict(match: Dict[str, List[str]], who: Who) -> Tuple[str, str]:
 
 
 def applied(config: Config, annotations: Mapping[str, Any], known: Mapping[str, Any]) -> Config:
-    """The configuration as it is for one container."""
+    """The configuration as it is for one container.
+
+    The result has more keys: policy.denied-by has, for each word of policy.deny, the part of the configuration that
+    denies it; policy.by names the rule that replaced keys of [policy], if one did.
+    """
     who = identity(annotations, believed(config, known), known)
     result = dict(config)
     denied = dict.fromkeys(config["policy.deny"], "[policy]")
     winner: Optional[Dict[str, Any]] = None
     for rule in config["policy.rule"]:
-        found, _ = verdict(rule["match"], who)
-        if found != NO:
+        matches, _ = verdict(rule["match"], who)
+        if matches != NO:  # in doubt a rule denies
             for word in rule.get("policy.deny", ()):
                 denied.setdefault(word, f"rule {rule['name']!r}")
-        if found == YES and winner is None:
+        if matches == YES and winner is None:
             winner = rule
     if winner is not None:
         result.update((key, value) for key, value in winner.items() if key.startswith("policy."))

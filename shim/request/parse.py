@@ -1,6 +1,6 @@
-"""The request: what a service asks for, read from annotations and checked against one table (shim.request.schema).
+"""Reads a request from the annotations of a container, and checks it against the table of keys (shim.request.schema).
 
-A Request knows no host and no policy.  Pure; part of the create path.
+Host and policy play no part here.  Pure; part of the create path.
 """
 
 from __future__ import annotations
@@ -15,25 +15,28 @@ if TYPE_CHECKING:
 
     Document = Dict[str, Any]
 
-MAX_ANNOTATIONS = 256 << 10
-MARK = "granted"  # the annotation that says what was granted: for people, never believed
+MAX_ANNOTATIONS = 256 << 10  # bytes of names and values together
+MARK = "granted"  # the annotation with which Chandler tells people what it granted; it is never read back
 _SERVICE, _SERVICES = "service", "services"
-REFERENCES = ("$E:", "$S:")  # to a variable of the host, to a secret
-_PLAIN = frozenset(("env", "resources"))
-_RARE = frozenset(("oom_score_adj", "blkio_weight", "hugepages"))
+REFERENCES = ("$E:", "$S:")  # how a value begins that refers to a variable of the host, or to a secret
+_PLAIN = frozenset(("env", "resources"))  # every other key is rare
+_RARE = frozenset(("oom_score_adj", "blkio_weight", "hugepages"))  # the rare keys of resources
 
 
-def _found_already() -> None:
-    """Nothing to do: the interpreter was started with the directories of installed packages."""
+def _no_search() -> None:
+    """Does nothing: most front ends start with the directories of installed packages in sys.path."""
 
 
-# Lets imports find YAML's library.  A front end that is started without those directories puts its own function here.
-find_libraries = _found_already
+# Called before the YAML library is imported.  A front end that starts without those directories replaces this function.
+find_libraries = _no_search
 
 
 class Request:
-    """A checked request: `document` in normal form (every value of the type that the table gives), and `source`,
-    the words that name where it came from, such as `annotation chandler.oci/service`."""
+    """A checked request.
+
+    `document`: the request in normal form: every value has the type that the table gives it.
+    `source`: where the request came from, for errors, such as `annotation chandler.oci/service`.
+    """
 
     __slots__ = ("document", "source")
 
@@ -53,7 +56,7 @@ class Request:
 
     @property
     def rare(self) -> bool:
-        """Whether it has keys, or references, that a plain request does without (shim.policy.classes, shim.keys.host_facts)."""
+        """Whether the request has rare keys, or references in its variables, which need shim.keys.host_facts."""
         for value in self.env.values():
             if value.startswith(REFERENCES):
                 return True
@@ -66,7 +69,10 @@ class Request:
 
 
 def parse_document(text: str) -> Any:
-    """The value of a request document, JSON or (slower) YAML.  Raises RequestError."""
+    """The value of a request document, which is JSON or YAML.  Raises RequestError.
+
+    Text that begins with a brace is read as JSON, which is much faster.
+    """
     try:
         if text.lstrip(" \t\r\n").startswith("{"):
             value = jsontext.loads(text.encode("utf-8", "surrogatepass"), unique=True)
@@ -82,80 +88,82 @@ def parse_document(text: str) -> Any:
 
 
 def from_annotations(annotations: Dict[str, Any], prefix: str, container: Optional[str]) -> Optional[Request]:
-    """The request for one container, or None when its annotations carry none.
+    """The request for one container, or None when its annotations have none.
 
-    `container` is the name that the engine gave, None where it gives none.  A document of the container's own
-    replaces what is there for the whole pod.  Raises RequestError, which names the annotation.
+    `container`: the name of the container in its pod, None where the engine gives none.  Annotations with a name
+    (`services`, `service.NAME`) are for that container, and replace those for the whole pod.
+    Raises RequestError, which names the annotation.
     """
-    found = {key[len(prefix) :]: value for key, value in annotations.items() if key.startswith(prefix)}
-    if not found:
+    ours = {key[len(prefix) :]: value for key, value in annotations.items() if key.startswith(prefix)}
+    if not ours:
         return None
-    size = sum(len(prefix) + len(key) + len(value) for key, value in found.items() if isinstance(value, str))
-    if size > MAX_ANNOTATIONS // 4:  # a character has up to four bytes
+    size = sum(len(prefix) + len(key) + len(value) for key, value in ours.items() if isinstance(value, str))
+    if size > MAX_ANNOTATIONS // 4:  # a character has up to four bytes: only now the bytes must be counted
         size = sum(
             len((prefix + key + value).encode("utf-8", "surrogatepass"))
-            for key, value in found.items()
+            for key, value in ours.items()
             if isinstance(value, str)
         )
     if size > MAX_ANNOTATIONS:
         raise errors.RequestError(f"the annotations {prefix}* hold {size} bytes, more than {MAX_ANNOTATIONS}")
-    if MARK in found:
+    if MARK in ours:
         raise errors.RequestError(f"annotation {prefix}{MARK} is Chandler's own mark", "remove it")
     pod_wide: Document = {}
-    own: Document = {}
-    for key, value in found.items():
+    by_name: Document = {}
+    for key, value in ours.items():
         if not isinstance(value, str):
             raise errors.RequestError(f"annotation {prefix}{key} is not a text")
         if not (key.isascii() and value.isascii()):
             _check_text(key, f"the name of an annotation {prefix}*")
             _check_text(value, f"annotation {prefix}{key}")
         if key == _SERVICES or key.startswith(_SERVICE + "."):
-            own[key] = value
+            by_name[key] = value
         else:
             pod_wide[key] = value
-    mine = _container_document(own, prefix, container) if own else None
-    if mine is not None:
-        return mine
+    request = _container_document(by_name, prefix, container) if by_name else None
+    if request is not None:
+        return request
     return _pod_document(pod_wide, prefix) if pod_wide else None
 
 
 def _check_text(text: str, where: str) -> None:
+    """Raises RequestError, beginning with `where`, for a text that is not Unicode."""
     try:
         jsontext.check_text(text)
     except ChandlerError as error:
         raise errors.RequestError(f"{where}: {error.what}") from None
 
 
-def _container_document(own: Dict[str, str], prefix: str, container: Optional[str]) -> Optional[Request]:
-    """The document among `services` and `service.<container>` that is for this container."""
+def _container_document(by_name: Dict[str, str], prefix: str, container: Optional[str]) -> Optional[Request]:
+    """The request that `services` or `service.NAME` has for this container, or None."""
     if container is None:
-        keys = ", ".join(prefix + key for key in own)
+        keys = ", ".join(prefix + key for key in by_name)
         raise errors.RequestError(
             f"{keys}: the engine does not say which container of a pod this is",
             f"use the annotation {prefix}{_SERVICE}",
         )
-    found: List[Tuple[str, Any]] = []
-    if _SERVICES in own:
-        services = _document(own[_SERVICES], prefix + _SERVICES)
+    candidates: List[Tuple[str, Any]] = []
+    if _SERVICES in by_name:
+        services = _document(by_name[_SERVICES], prefix + _SERVICES)
         if not isinstance(services, dict):
             raise errors.RequestError(f"annotation {prefix}{_SERVICES} is not an object of container names")
         if container in services:
-            found.append((f"annotation {prefix}{_SERVICES} ({container})", services[container]))
+            candidates.append((f"annotation {prefix}{_SERVICES} ({container})", services[container]))
     short = f"{_SERVICE}.{container}"
-    if short in own:
-        found.append((f"annotation {prefix}{short}", _document(own[short], prefix + short)))
-    if len(found) > 1:
+    if short in by_name:
+        candidates.append((f"annotation {prefix}{short}", _document(by_name[short], prefix + short)))
+    if len(candidates) > 1:
         raise errors.RequestError(
             f"annotations {prefix}{_SERVICES} and {prefix}{short} both ask for {container}", "remove one of them"
         )
-    if not found:
+    if not candidates:
         return None
-    source, document = found[0]
+    source, document = candidates[0]
     return _checked(document, source)
 
 
 def _pod_document(pod_wide: Dict[str, str], prefix: str) -> Request:
-    """`service` and the single values together."""
+    """The request for every container of the pod: `service` together with the annotations of single values."""
     document: Any = {}
     sources = []
     if _SERVICE in pod_wide:
@@ -185,7 +193,10 @@ def _checked(document: Any, source: str) -> Request:
 
 
 def _set(document: Document, key: str, text: str, annotation: str) -> None:
-    """Puts a single value at its dotted path; the table says where the path ends and how the text is read."""
+    """Sets a single value, given by an annotation such as `resources.gpu.count`, in a document.
+
+    The table of keys says where the dotted path ends, and how the text is read.
+    """
     schema: Any = _schema.SCHEMA
     parts = key.split(".")
     depth = 0

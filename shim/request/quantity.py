@@ -1,6 +1,7 @@
-"""Quantities as Kubernetes writes them, exactly: `500m`, `1.5Gi`, `2G`, `1e3`.
+"""Reads quantities as Kubernetes writes them: `500m`, `1.5Gi`, `2G`, `1e3`.
 
-Source: k8s.io/apimachinery resource.Quantity.  Integer arithmetic alone; part of the create path.
+Source: k8s.io/apimachinery resource.Quantity.  Computes with integers only, so results are exact.  Part of the create
+path.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 from shim import errors
 
 MAX = (1 << 63) - 1
+# suffix: (base, power)
 _SUFFIXES = {
     "n": (10, -9),
     "u": (10, -6),
@@ -27,13 +29,13 @@ _SUFFIXES = {
     "Pi": (2, 50),
     "Ei": (2, 60),
 }
-_MAX_DIGITS = 64
+_MAX_DIGITS = 64  # those of the fraction included
 
 
 def scaled(text: str, scale: int = 1) -> int:
-    """`text` times `scale`, as a whole number rounded up (as Kubernetes does), between 0 and 2**63 - 1.
+    """The quantity `text` times `scale`: a whole number from 0 to 2**63 - 1, rounded up as Kubernetes does.
 
-    Raises RequestError, without the name of the key.
+    Raises RequestError, which does not name the key.
     """
     number, suffix = text, ""
     for end, character in enumerate(text):
@@ -62,4 +64,5 @@ def scaled(text: str, scale: int = 1) -> int:
 
 
 def _exponent(text: str) -> bool:
+    """Whether a text is the number after e or E.  E alone is a suffix."""
     return (text[1:] if text.startswith(("+", "-")) else text).isdigit()

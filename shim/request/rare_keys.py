@@ -1,6 +1,6 @@
-"""The leaves of the request's table that a plain request does without: how each key is checked and read.
+"""The leaves of the request's table for rare keys: how each of these keys is checked and read.
 
-shim.request.parse imports this when a document has one of these keys.  Pure.
+shim.request.schema imports this when a request has one of these keys.  Pure.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 _MAX_ITEMS = 1024
 _LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")
-# uapi/linux/capability.h, by number
+# Each at the index that is its number in uapi/linux/capability.h.
 CAPABILITIES = tuple(
     "CAP_" + name
     for name in (
         "CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP LINUX_IMMUTABLE NET_BIND_SERVICE "
-        "NET_BROADCAST NET_ADMIN NET_RAW IPC_LOCK IPC_OWNER SYS_MODULE SYS_RAWIO SYS_CHROOT SYS_PTRACE SYS_PACCT SYS_ADMIN "
-        "SYS_BOOT SYS_NICE SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG MKNOD LEASE AUDIT_WRITE AUDIT_CONTROL SETFCAP MAC_OVERRIDE "
-        "MAC_ADMIN SYSLOG WAKE_ALARM BLOCK_SUSPEND AUDIT_READ PERFMON BPF CHECKPOINT_RESTORE"
+        "NET_BROADCAST NET_ADMIN NET_RAW IPC_LOCK IPC_OWNER SYS_MODULE SYS_RAWIO SYS_CHROOT SYS_PTRACE SYS_PACCT "
+        "SYS_ADMIN SYS_BOOT SYS_NICE SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG MKNOD LEASE AUDIT_WRITE AUDIT_CONTROL "
+        "SETFCAP MAC_OVERRIDE MAC_ADMIN SYSLOG WAKE_ALARM BLOCK_SUSPEND AUDIT_READ PERFMON BPF CHECKPOINT_RESTORE"
     ).split()
 )
 # setrlimit(2)
@@ -46,7 +46,7 @@ RLIMITS = (
     "sigpending",
     "stack",
 )
-# What a container may have of its own (runc's validator): whole names, and what names begin with.
+# The sysctls of an IPC namespace, besides fs.mqueue.*.  Source: runc, libcontainer/configs/validate.
 _IPC_SYSCTLS = (
     "kernel.msgmax",
     "kernel.msgmnb",
@@ -57,7 +57,8 @@ _IPC_SYSCTLS = (
     "kernel.shmmni",
     "kernel.shm_rmid_forced",
 )
-# A mode that YAML has read as an octal number already looks like another mode when its decimal digits are octal, too.
+# YAML reads 0777 as the number 511, whose digits can be read as octal once more: as another mode.  So such a number is
+# refused where it is the value of a usual mode.
 _USUAL_MODES = frozenset(
     int(mode, 8)
     for mode in "1777 1775 1770 1755 1750 777 775 771 770 757 755 750 711 700 666 664 "
@@ -86,11 +87,11 @@ def _list(value: Any, item: Callable[[Any], Any], empty: bool = False) -> List[A
         raise errors.RequestError("the list is empty", "leave the key out")
     if len(value) > _MAX_ITEMS:
         raise errors.RequestError(f"the list has {len(value)} items, more than {_MAX_ITEMS}")
-    return [item(each) for each in value]
+    return [item(member) for member in value]
 
 
 def _json(text: str) -> Any:
-    """The value of a single-value annotation that is JSON; other text is left to the check to refuse."""
+    """The value of a single-value annotation that is JSON.  Other text stays as it is, so that the check refuses it."""
     try:
         value = jsontext.loads(text.encode("utf-8", "surrogatepass"), unique=True)
         jsontext.check_value(value)
@@ -100,7 +101,10 @@ def _json(text: str) -> Any:
 
 
 def _object(value: Any, members: Dict[str, Callable[[Any], Any]], needed: Tuple[str, ...]) -> Dict[str, Any]:
-    """An object with these members alone.  Raises RequestError, which names the member."""
+    """An object with no other members than `members`, each checked by its function.
+
+    `needed`: the members that must be there.  Raises RequestError, which names the member.
+    """
     if not isinstance(value, dict):
         raise values.wrong(value, "is not an object")
     result = {}
@@ -118,15 +122,16 @@ def _object(value: Any, members: Dict[str, Callable[[Any], Any]], needed: Tuple[
 
 
 def _map(value: Any, name: Callable[[str], str], item: Callable[[Any], Any]) -> Dict[str, Any]:
+    """An object whose keys are free.  `name` checks a key and gives its normal form, `item` checks a value."""
     if not isinstance(value, dict):
         raise values.wrong(value, "is not an object")
     result: Dict[str, Any] = {}
-    for key, each in value.items():
-        own = name(key)
-        if own in result:
-            raise errors.RequestError(f"{key!r} stands for {own!r}, which is there already")
+    for key, member in value.items():
+        normal = name(key)
+        if normal in result:
+            raise errors.RequestError(f"{key!r} is the second key that means {normal!r}", "remove one of them")
         try:
-            result[own] = item(each)
+            result[normal] = item(member)
         except errors.RequestError as error:
             raise error.within(key) from None
     return result
@@ -153,7 +158,7 @@ def _target(value: Any) -> str:
 def _workdir(value: Any) -> str:
     text = path(value.rstrip("/") or "/" if isinstance(value, str) and value else value)
     if text == "/proc" or text.startswith("/proc/"):
-        raise values.wrong(value, "is below /proc, where no process may begin")  # CVE-2024-21626
+        raise values.wrong(value, "is below /proc, where no process may start")  # CVE-2024-21626
     return text
 
 
@@ -199,7 +204,7 @@ def _user(value: Any) -> str:
 
 
 def _account(part: str, value: Any) -> str:
-    """A number below 2**31, or a name as it may stand in /etc/passwd."""
+    """A number below 2**31, or a name as /etc/passwd can have it."""
     if part.isdigit() and part.isascii():
         if len(part) > 10 or int(part) >= 1 << 31:
             raise values.wrong(value, "has a number of 2147483648 or more")
@@ -216,7 +221,7 @@ def _group(value: Any) -> Any:
 
 
 def capability(value: Any) -> str:
-    """A capability as the kernel calls it, or ALL."""
+    """The kernel's name of a capability, such as CAP_NET_ADMIN, or ALL."""
     name = values.text(value, 64).upper()
     if name in ("ALL", "CAP_ALL"):
         return "ALL"
@@ -242,7 +247,7 @@ def _cgroup_parent(value: Any) -> str:
 
 
 def sysctl_namespace(name: str) -> str:
-    """The kind of namespace that a sysctl belongs to, or '' when it is the whole host's."""
+    """The kind of namespace that a sysctl belongs to: ipc, network, or '' when it belongs to the whole host."""
     if name in _IPC_SYSCTLS or name.startswith("fs.mqueue."):
         return "ipc"
     return "network" if name.startswith("net.") else ""
@@ -271,35 +276,36 @@ def _sysctl_value(value: Any) -> str:
 
 
 def _amount(value: Any) -> int:
-    """Bytes."""
+    """A number of bytes, from a number or a quantity."""
     if type(value) is int or isinstance(value, jsontext.Number):
         value = str(value)
     return quantity.scaled(values.text(value, 100))
 
 
 def _size(value: Any) -> int:
-    found = _amount(value)
-    if not found:
+    size = _amount(value)
+    if not size:
         raise errors.RequestError("a size of 0 is no limit", "leave the key out")
-    return found
+    return size
 
 
 def _page_size(name: str) -> str:
-    """The kernel's way to write the size of a huge page: 2MB, 1GB, 64KB."""
+    """The size of a huge page as the kernel and OCI write it: 2MB, 1GB, 64KB.  2M, 2Mi and 2MiB mean the same."""
     text = name[:-1] if name.endswith("B") else name
-    for unit in "KMG":  # powers of two here, whatever is written
+    for unit in "KMG":  # units of page sizes are always powers of two
         if text.endswith(unit):
             text += "i"
-    found = quantity.scaled(text)
-    if found < 4096 or found & (found - 1):
+    size = quantity.scaled(text)
+    if size < 4096 or size & (size - 1):
         raise values.wrong(name, "is no size of a page", "write for example 2Mi or 1Gi")
     for power, unit in ((30, "GB"), (20, "MB"), (10, "KB")):
-        if not found & ((1 << power) - 1):
-            return f"{found >> power}{unit}"
+        if not size & ((1 << power) - 1):
+            return f"{size >> power}{unit}"
     raise values.wrong(name, "is no size of a page")
 
 
 def _limit(value: Any) -> int:
+    """A resource limit; -1 for unlimited."""
     if value == "unlimited":
         return -1
     if isinstance(value, str):
@@ -308,15 +314,16 @@ def _limit(value: Any) -> int:
 
 
 def _rlimit(value: Any) -> Dict[str, int]:
+    """A soft and a hard limit, from an object, from soft:hard, or from one value for both."""
     if isinstance(value, str):
         soft, _, hard = value.partition(":")
         value = {"soft": soft, "hard": hard or soft}
     elif type(value) is int:
         value = {"soft": value, "hard": value}
-    found = _object(value, {"soft": _limit, "hard": _limit}, ("soft", "hard"))
-    if found["hard"] >= 0 and not 0 <= found["soft"] <= found["hard"]:
-        raise errors.RequestError(f"the soft limit {found['soft']} is above the hard one, {found['hard']}")
-    return {"soft": found["soft"], "hard": found["hard"]}
+    limits = _object(value, {"soft": _limit, "hard": _limit}, ("soft", "hard"))
+    if limits["hard"] >= 0 and not 0 <= limits["soft"] <= limits["hard"]:
+        raise errors.RequestError(f"the soft limit {limits['soft']} is above the hard one, {limits['hard']}")
+    return {"soft": limits["soft"], "hard": limits["hard"]}
 
 
 def _rlimit_name(name: str) -> str:
@@ -328,7 +335,7 @@ def _rlimit_name(name: str) -> str:
 
 
 def _mode(value: Any) -> str:
-    """A mode as people write it, in octal."""
+    """A file mode in octal, as a text of four digits."""
     text = str(value) if type(value) is int else values.text(value, 8)
     if set(text) - set("01234567") or len(text) > 5 or int(text, 8) > 0o7777:
         raise values.wrong(value, "is no mode", 'write it in octal, as a text: "1777"')
@@ -346,16 +353,16 @@ def _mode(value: Any) -> str:
 def _device(value: Any) -> Dict[str, Any]:
     if isinstance(value, str):
         value = {"path": value}
-    found = _object(value, {"path": _device_path, "read": _boolean, "write": _boolean, "mknod": _boolean}, ("path",))
-    found = {
-        "path": found["path"],
-        "read": found.get("read", True),
-        "write": found.get("write", True),
-        "mknod": found.get("mknod", False),
+    device = _object(value, {"path": _device_path, "read": _boolean, "write": _boolean, "mknod": _boolean}, ("path",))
+    device = {
+        "path": device["path"],
+        "read": device.get("read", True),
+        "write": device.get("write", True),
+        "mknod": device.get("mknod", False),
     }
-    if not (found["read"] or found["write"] or found["mknod"]):
-        raise errors.RequestError(f"{found['path']} is asked for without any access", "leave it out")
-    return found
+    if not (device["read"] or device["write"] or device["mknod"]):
+        raise errors.RequestError(f"{device['path']} is asked for without any access", "leave it out")
+    return device
 
 
 def _tier(value: Any) -> str:
@@ -364,6 +371,7 @@ def _tier(value: Any) -> str:
     return str(value)
 
 
+# type of storage: (its members and their checks, the members that must be there)
 _STORAGE: Dict[str, Tuple[Dict[str, Callable[[Any], Any]], Tuple[str, ...]]] = {
     "bind": ({"source": path, "target": _target, "readonly": _boolean}, ("source", "target")),
     "named": (
@@ -372,7 +380,7 @@ _STORAGE: Dict[str, Tuple[Dict[str, Callable[[Any], Any]], Tuple[str, ...]]] = {
     ),
     "anonymous": ({"target": _target, "tier": _tier}, ("target",)),
     "tmpfs": ({"target": _target, "size": _size, "mode": _mode}, ("target",)),
-    # whoever mounted the bucket has used endpoint and credentials: they are taken and not kept
+    # Chandler mounts no bucket itself: who did used endpoint and credentials, so they are accepted and not kept
     "s3": (
         {
             "bucket": _name,
@@ -393,28 +401,28 @@ def _storage(value: Any) -> Dict[str, Any]:
         raise values.wrong(kind, "is no type of storage", f"known: {', '.join(_STORAGE)}")
     members, needed = _STORAGE[kind]
     try:
-        found = _object(value, {"type": str, **members}, needed)
+        storage = _object(value, {"type": str, **members}, needed)
     except errors.RequestError as error:
         raise error.within(kind) from None
-    return {key: item for key, item in found.items() if key not in ("endpoint", "credentials")}
+    return {key: item for key, item in storage.items() if key not in ("endpoint", "credentials")}
 
 
 def _storages(value: Any) -> List[Dict[str, Any]]:
-    found = _list(value, _storage)
-    targets = [item["target"] for item in found]
+    storages = _list(value, _storage)
+    targets = [storage["target"] for storage in storages]
     for target in targets:
         if targets.count(target) > 1:
             raise errors.RequestError(f"{target} is mounted twice")
-    return found
+    return storages
 
 
 def _devices(value: Any) -> List[Dict[str, Any]]:
-    found = _list(value, _device)
-    paths = [item["path"] for item in found]
-    for each in paths:
-        if paths.count(each) > 1:
-            raise errors.RequestError(f"{each} is named twice")
-    return found
+    devices = _list(value, _device)
+    paths = [device["path"] for device in devices]
+    for device_path in paths:
+        if paths.count(device_path) > 1:
+            raise errors.RequestError(f"{device_path} is named twice")
+    return devices
 
 
 def _words(value: Any) -> List[str]:
@@ -441,8 +449,8 @@ def _interface(value: Any) -> str:
 _RANK = values.integer(0, (1 << 31) - 1)
 _TEXT: Callable[[str], Any] = str
 
-# The table's names for them; a mapping is an object with leaves of its own.  A third member: an object of names, any
-# of which a single-value annotation may set.
+# The leaves by the texts that stand for them in shim.request.schema.SCHEMA; a dict is a table with leaves of its own.
+# A third member says that a single-value annotation can set any name in the object, such as sysctls.NAME.
 LEAVES: Dict[str, Any] = {
     "oom_score_adj": values.integer(-1000, 1000),
     "blkio_weight": values.integer(10, 1000),
@@ -472,7 +480,7 @@ LEAVES: Dict[str, Any] = {
 
 
 def written(document: Dict[str, Any]) -> Dict[str, Any]:
-    """A document in normal form as it may stand in an annotation: parsing gives the same document again."""
+    """A document in normal form changed for an annotation, so that parsing gives the same document again."""
     resources = document.get("resources")
     if not isinstance(resources, dict) or "cpu" not in resources:
         return document

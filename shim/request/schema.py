@@ -1,7 +1,7 @@
 """The table of a request's keys: how each is checked and read.
 
-SCHEMA is a tree of the document's keys, whose leaves are pairs of functions (shim.request.values).  Pure; part of the create
-path.
+SCHEMA is a tree of the document's keys.  Its leaves are pairs of functions (shim.request.values).  Pure; part of the
+create path.
 """
 
 from __future__ import annotations
@@ -17,18 +17,21 @@ if TYPE_CHECKING:
 
 
 def _quantity(scale: int, low: int = 1, high: int = values.MAX_INT) -> values.Leaf:
+    """The leaf of a quantity.  Its normal form is the quantity times `scale`, a whole number from `low` to `high`."""
+
     def check(value: Any) -> int:
-        found = quantity.scaled(values.as_text(value), scale)
-        if found < low:
+        amount = quantity.scaled(values.as_text(value), scale)
+        if amount < low:
             raise values.wrong(value, "is too small")
-        if found > high:
+        if amount > high:
             raise values.wrong(value, "is too large")
-        return found
+        return amount
 
     return check, str
 
 
 def _quantity_or_unlimited() -> values.Leaf:
+    """The leaf of a quantity or -1, which means no limit."""
     check, text = _quantity(1)
     return lambda value: -1 if value == -1 or value == "-1" else check(value), text
 
@@ -39,8 +42,8 @@ def _cpuset(value: Any) -> str:
 
 
 def cpus(text: str) -> set[int]:
-    """The CPUs of a list such as 0-3,8 (cpuset(7), list format).  Raises RequestError."""
-    found: set[int] = set()
+    """The numbers of the CPUs in a list such as 0-3,8 (cpuset(7), list format).  Raises RequestError."""
+    numbers: set[int] = set()
     if len(text) > 4096 or not text.isascii():
         raise values.wrong(text, "is no list of CPUs", "write for example 0-3,8")
     for part in text.split(","):
@@ -50,8 +53,8 @@ def cpus(text: str) -> set[int]:
         low, high = int(first), int(last or first)
         if low > high or high > 8191:
             raise errors.RequestError(f"{text!r} is no list of CPUs", "write for example 0-3,8")
-        found.update(range(low, high + 1))
-    return found
+        numbers.update(range(low, high + 1))
+    return numbers
 
 
 def _names(value: Any) -> List[str]:
@@ -67,10 +70,12 @@ def _names(value: Any) -> List[str]:
     return names
 
 
-def _word(*known: str) -> values.Leaf:
+def _word(*words: str) -> values.Leaf:
+    """The leaf of a value that is one of some words."""
+
     def check(value: Any) -> str:
-        if value not in known:
-            raise values.wrong(value, f"is not one of {', '.join(known)}")
+        if value not in words:
+            raise values.wrong(value, f"is not one of {', '.join(words)}")
         return str(value)
 
     return check, str
@@ -90,12 +95,10 @@ def _env(value: Any) -> Dict[str, str]:
 
 
 _NAMES: values.Leaf = (_names, values.listed)
+# The third member says that a single-value annotation can set any name in the object, such as env.NAME.
+_ENV = (_env, str, True)
 
-
-_ENV = (_env, str, True)  # an object of names, any of which a single-value annotation may set
-
-
-# A text names a leaf, or a table, of shim.request.rare_keys, which a plain request does not load.
+# A text stands for a leaf, or a table, of shim.request.rare_keys, which is loaded only when a request has such a key.
 SCHEMA: Dict[str, Any] = {
     "env": _ENV,
     "command": "command",
@@ -113,7 +116,7 @@ SCHEMA: Dict[str, Any] = {
     "read_only_root_fs": "flag",
     "extra_groups": "extra_groups",
     "resources": {
-        # thousandths of a CPU; times a period of at most a second it must be a quota below 2**63
+        # thousandths of a CPU; times the period, at most a second in microseconds, it must stay below 2**63
         "cpu": _quantity(1000, high=values.MAX_INT // 1000),
         "memory": _quantity(1),  # bytes
         "memory_swap": _quantity_or_unlimited(),  # bytes of memory and swap together
@@ -134,8 +137,8 @@ SCHEMA: Dict[str, Any] = {
             "mps_pipe_dir": (values.host_path, str),
             "mps_log_dir": (values.host_path, str),
             "mps_active_thread_percentage": values.integer(1, 100),
-            "mps_pinned_memory": _quantity(1, 1 << 20),  # bytes of each GPU; the daemon knows whole MiB
-            "mps_priority": values.integer(0, 1),  # 0 normal, 1 below
+            "mps_pinned_memory": _quantity(1, 1 << 20),  # bytes of each GPU; the daemon takes whole MiB
+            "mps_priority": values.integer(0, 1),  # 0 is normal, 1 is below normal
             "time_slice_index": values.integer(0, 4095),
             "time_slicing_config_path": (values.host_path, str),
             "time_slice": _word("default", "short", "medium", "long"),
@@ -149,30 +152,33 @@ SHARING = frozenset(key for key in SCHEMA["resources"]["gpu"] if key.startswith(
 
 
 def check(document: Any, schema: Optional[Dict[str, Any]] = None, path: str = "") -> Document:
-    """`document` in normal form.  Raises RequestError with the dotted path of the key that is wrong."""
+    """The normal form of `document`, an object with the keys of `schema` (by default SCHEMA).
+
+    `path`: the dotted path of this object in the request, for errors.  Raises RequestError, which names the key.
+    """
     if not isinstance(document, dict):
         raise values.wrong(document, "is not an object").within(path or "the document")
     schema = SCHEMA if schema is None else schema
     result: Document = {}
     for key, value in document.items():
         where = f"{path}.{key}" if path else key
-        known = schema.get(key)
-        if known is None:
+        entry = schema.get(key)
+        if entry is None:
             raise errors.RequestError(f"unknown key {where!r}", f"known here: {', '.join(sorted(schema))}")
-        if type(known) is str:
-            known = leaf(known)
-        if isinstance(known, dict):
-            result[key] = check(value, known, where)
+        if type(entry) is str:
+            entry = leaf(entry)
+        if isinstance(entry, dict):
+            result[key] = check(value, entry, where)
         else:
             try:
-                result[key] = known[0](value)
+                result[key] = entry[0](value)
             except errors.RequestError as error:
                 raise error.within(where) from None
     return result
 
 
 def leaf(name: str) -> Any:
-    """The leaf, or the table, that SCHEMA has under a name."""
+    """The leaf, or the table, of shim.request.rare_keys for which a text in SCHEMA stands."""
     from shim.request.rare_keys import LEAVES
 
     return LEAVES[name]

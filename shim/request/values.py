@@ -1,7 +1,7 @@
-"""Readers of single values that requests have in common: each gives the value in normal form or raises RequestError.
+"""Checks of single values of a request.  Each gives the value in normal form, or raises RequestError.
 
-A leaf of the request's table is a pair of functions: one that checks a JSON value and gives its normal form, one that reads
-the text of a single-value annotation.  Pure; part of the create path.
+A leaf of the request's table is a pair of functions.  The first checks a JSON value and gives its normal form.  The
+second makes a JSON value of the text of a single-value annotation.  Pure; part of the create path.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ MAX_INT = (1 << 63) - 1
 
 
 def wrong(value: Any, what: str, todo: str = "") -> errors.RequestError:
-    """The error that a value, shortened to 80 characters, is or holds what it must not."""
+    """An error that begins with the value, shortened to 80 characters.  `what`: what is wrong with it."""
     shown = repr(value)
     return errors.RequestError(f"{shown if len(shown) < 80 else shown[:77] + '...'} {what}", todo)
 
 
 def text(value: Any, limit: int = 4096) -> str:
-    """A text that is not empty."""
+    """A text of 1 to `limit` characters, without NUL."""
     if not isinstance(value, str) or not value:
         raise wrong(value, "is not a text")
     if "\0" in value or len(value) > limit:
@@ -42,19 +42,19 @@ def number(value: Any, low: int, high: int) -> int:
 
 
 def number_text(written: str) -> Any:
-    """The number that a single-value annotation writes; what is none stays text, for the check to refuse."""
+    """The number in a single-value annotation.  Other text stays as it is, so that the check refuses it."""
     digits = written[1:] if written.startswith("-") else written
     return int(written) if digits.isdigit() and digits.isascii() and len(digits) < 20 else written
 
 
 def integer(low: int, high: int = MAX_INT) -> Leaf:
-    """The leaf of a whole number."""
+    """The leaf of a whole number from `low` to `high`."""
     return lambda value: number(value, low, high), number_text
 
 
 def as_text(value: Any) -> str:
-    """The text of a number or a text: quantities and names of devices may be written as either."""
-    if type(value) in (int, float) or isinstance(value, jsontext.Number):  # a float: from YAML
+    """A text, or a number as text: quantities and names of devices can be written as either."""
+    if type(value) in (int, float) or isinstance(value, jsontext.Number):  # only YAML gives floats
         return str(value)
     return text(value)
 
@@ -68,5 +68,5 @@ def host_path(value: Any) -> str:
 
 
 def listed(written: str) -> List[str]:
-    """The items of a single-value annotation, which separates them with commas."""
+    """The items of a single-value annotation, which are separated by commas."""
     return [part.strip() for part in written.split(",")]

@@ -1,8 +1,9 @@
 """An engine's update keeps the devices that Chandler gave.
 
-podman, and containerd for Kubernetes, hand a runtime the container's whole resources anew, as they themselves know them.
-crun and youki then set the control group's device rules to those, and so take away what is ours; runc leaves devices
-alone.  So the rules that we gave, as the grant record has them, are added to such a list, too.  (config.json itself is not asked: podman writes it anew at an update.)
+podman, and containerd for Kubernetes, hand a runtime the container's whole resources anew, as they themselves know
+them. crun and youki then set the control group's device rules to those, and so take away what is ours; runc leaves
+devices alone.  So the rules that we gave, as the grant record has them, are added to such a list, too.  (config.json
+itself is not asked: podman writes it anew at an update.)
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ MAX_RESOURCES = 4 << 20  # bytes
 def with_devices(
     rest: List[str], first: int, state_dir: str, root: str, container: str, spelled: str = ""
 ) -> List[str]:
-    """The arguments for the runtime, `rest` as it is or with new resources on standard input; `first`: the verb's place;
-    `spelled`: the root as it was given.
+    """The arguments for the runtime, `rest` as it is or with new resources on standard input; `first`: the verb's
+    place; `spelled`: the root as it was given.
 
     What cannot be read is the runtime's to complain of.  Raises OSError.
     """
@@ -44,7 +45,8 @@ def with_devices(
 
 
 def _option(words: List[str], at: int) -> Tuple[int, int]:
-    """The place of the value of --resources among the words, and where in that word it begins; (0, 0) when it is not there."""
+    """The place of the value of --resources among the words, and where in that word it begins; (0, 0) when it is not
+    there."""
     while at < len(words):
         word = words[at]
         if word in ("--resources", "-r"):

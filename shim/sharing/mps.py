@@ -110,7 +110,8 @@ def _check_user(uid: int, pipe_dir: str, control: str) -> None:
 
 
 def begin(page: Page, share: Sharing) -> None:
-    """The daemon of one GPU, started if it does not run, with an answer from it.  Raises HostError, TrustError or OSError."""
+    """The daemon of one GPU, started if it does not run, with an answer from it.  Raises HostError, TrustError or
+    OSError."""
     control = page["control"]
     nvidia_tools.check(control, "mps-control")
     if os.geteuid() or userns.user_namespace() != userns.INITIAL_NAMESPACE:
@@ -192,7 +193,8 @@ def _wait_ready(page: Page, pipe_dir: str, patience: float) -> None:
 
 
 def _limit(page: Page, pipe_dir: str, limits: Dict[str, int]) -> None:
-    """Sets the limits in the daemon, for the server to come, and reads them back: it takes what it does not understand."""
+    """Sets the limits in the daemon, for the server to come, and reads them back: it takes what it does not
+    understand."""
     control = page["control"]
     if "mps_active_thread_percentage" in limits:
         wanted = limits["mps_active_thread_percentage"]

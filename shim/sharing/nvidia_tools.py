@@ -98,7 +98,8 @@ def set_time_slice(smi: str, uuid: str, number: int, lock: int = -1) -> None:
 
 
 def uuid_of(key: str) -> str:
-    """The UUID of the GPU with the device number `key` (c195:MINOR), as the kernel module tells it; '' if it does not."""
+    """The UUID of the GPU with the device number `key` (c195:MINOR), as the kernel module tells it; '' if it does
+    not."""
     minor = key.partition("+")[0].partition(":")[2]
     try:
         for name in os.listdir(_PROC):

@@ -1,7 +1,7 @@
 """The pages of shared GPUs, `shared/UUID` in the state directory, and the directories of MPS daemons.
 
-A page says who began the sharing, what was there before (the compute mode, noted before it is changed) and what runs for it.
-It is read and changed under a lock of the GPU's own.
+A page says who began the sharing, what was there before (the compute mode, noted before it is changed) and what runs
+for it. It is read and changed under a lock of the GPU's own.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _MAX_PAGE = 1 << 16
 
 
 class Page:
-    """One GPU's page; the caller holds the GPU's `lock`, a descriptor.  A value that is set is on the disk before anything
-    else happens."""
+    """One GPU's page; the caller holds the GPU's `lock`, a descriptor.  A value that is set is on the disk before
+    anything else happens."""
 
     def __init__(self, state_dir: str, uuid: str, values: Dict[str, Any], lock: int = -1) -> None:
         self.state_dir = state_dir
@@ -51,7 +51,8 @@ class Page:
             files.replace(path, data, 0o600)
 
     def set_compute_mode(self, mode: str) -> None:
-        """Changes the compute mode; what it was before is noted first, and only the first time.  Raises HostError or OSError."""
+        """Changes the compute mode; what it was before is noted first, and only the first time.  Raises HostError or
+        OSError."""
         before = nvidia_tools.compute_mode(self["smi"], self["uuid"])
         if before == mode:
             return

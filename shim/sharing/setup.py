@@ -1,9 +1,9 @@
 """What is set up on the host for GPUs that are shared: begun with the first container, ended after the last.
 
-What was begun for a GPU is on its page (shim.sharing.pages), which is held locked while daemons start and stop; the ledger's lock is
-never held meanwhile.  Whether a GPU is still shared the ledger alone knows, so whoever finds a page that no lease stands for
-may end it: the poststop hook, `chandler leases`, and a create that takes the GPU for something else.  Part of a create that
-shares, and of the release of its lease.
+What was begun for a GPU is on its page (shim.sharing.pages), which is held locked while daemons start and stop; the
+ledger's lock is never held meanwhile.  Whether a GPU is still shared the ledger alone knows, so whoever finds a page
+that no lease stands for may end it: the poststop hook, `chandler leases`, and a create that takes the GPU for
+something else.  Part of a create that shares, and of the release of its lease.
 """
 
 from __future__ import annotations
@@ -133,7 +133,8 @@ def settle(state_dir: str, read: Callable[[], List[Lease]], keys: Optional[List[
 
 
 def hook(share: Sharing, state_dir: str) -> Edits:
-    """Before the container starts the daemon must still answer: without it CUDA would run, and not say that it does not share."""
+    """Before the container starts the daemon must still answer: without it CUDA would run, and not say that it does
+    not share."""
     if share.mode != MPS:
         return Edits()
     pipe_dir = pages.directories(share, state_dir)[0]

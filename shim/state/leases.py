@@ -1,10 +1,10 @@
 """Leases: which container holds which physical device.  Values and rules; the ledger keeps them.
 
-A device's key is made of device numbers (`c195:0`, or several joined by `+`).  Two keys stand in each other's way when
-one has all the numbers of the other: a device and itself, a MIG device or partition and its parent, but not two
+A device's key is made of device numbers (`c195:0`, or several joined by `+`).  Two keys stand in each other's way
+when one has all the numbers of the other: a device and itself, a MIG device or partition and its parent, but not two
 partitions of one parent.  A device that is shared, by MPS or time-slicing, is shared whole: with the containers that
-share it in the same way (shim.sharing.terms), and with no other.  Pure; part of the create path where the configuration says
-`allocator = "leases"`.
+share it in the same way (shim.sharing.terms), and with no other.  Pure; part of the create path where the
+configuration says `allocator = "leases"`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Dict, Iterable, List, Optional
 
-    # token; owner ("oci" or "nri"); id; oci: root, runtime, pid and started of the wrapper; nri: pod, and container, its
-    # name there; names, keys; since (seconds since 1970); where the devices are shared: mode ("mps" or "time-slice") and
-    # what must be alike among those who share (shim.sharing.terms)
+    # token; owner ("oci" or "nri"); id; oci: root, runtime, pid and started of the wrapper; nri: pod, and container,
+    # its name there; names, keys; since (seconds since 1970); where the devices are shared: mode ("mps" or
+    # "time-slice") and what must be alike among those who share (shim.sharing.terms)
     Lease = Dict[str, Any]
 
 
@@ -30,8 +30,8 @@ def clash(one: str, other: str) -> bool:
 def holder(keys: Iterable[str], leases: List[Lease]) -> Optional[Lease]:
     """The first lease that stands in the way of any of `keys`, or None.
 
-    One with `shares` (shim.sharing.terms.seen: the keys that whoever asks may have, too) stands in the way of parts of its
-    devices, and of what they are a part of, alone.
+    One with `shares` (shim.sharing.terms.seen: the keys that whoever asks may have, too) stands in the way of parts
+    of its devices, and of what they are a part of, alone.
     """
     for lease in leases:
         shares = lease.get("shares", ())

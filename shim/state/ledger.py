@@ -1,10 +1,10 @@
 """The ledger: a node's leases in one file of the state directory, one lock, no daemon.
 
-Every change is a rename, so the file is always whole.  It carries a checksum, and a copy of it is written before it is:
-the copy has what the file has, or the change that was never finished.  Where both are damaged, it is made anew from grant
-records and what runtimes know (shim.state.rebuild).  A lease ends when its token is released: by the container's
-poststop hook, by whoever made it when the create fails, or, where both were lost, when devices are short and the
-container turns out to be gone.  Part of the create path where the configuration says `allocator = "leases"`.
+Every change is a rename, so the file is always whole.  It carries a checksum, and a copy of it is written before it
+is: the copy has what the file has, or the change that was never finished.  Where both are damaged, it is made anew
+from grant records and what runtimes know (shim.state.rebuild).  A lease ends when its token is released: by the
+container's poststop hook, by whoever made it when the create fails, or, where both were lost, when devices are short
+and the container turns out to be gone.  Part of the create path where the configuration says `allocator = "leases"`.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ _VERSION = 1
 def parse(data: bytes) -> Optional[List[Lease]]:
     """The leases in a ledger's bytes, None when they are damaged.
 
-    The checksum says that they are what `write` was given.  An older Chandler wrote the list alone, without one, and roots as
-    they were spelled.
+    The checksum says that they are what `write` was given.  An older Chandler wrote the list alone, without one, and
+    roots as they were spelled.
     """
     try:
         text = files.unseal(data)
@@ -145,8 +145,8 @@ class Ledger:
             raise self._failed(error) from None
 
     def announce(self) -> None:
-        """From now until this process becomes the runtime, or ends, it makes a container: who makes the ledger anew waits
-        for that, since the container's grant record may not be there yet.  Raises ChandlerError."""
+        """From now until this process becomes the runtime, or ends, it makes a container: who makes the ledger anew
+        waits for that, since the container's grant record may not be there yet.  Raises ChandlerError."""
         if self._creating is not None:
             return
         try:
@@ -168,7 +168,8 @@ class Ledger:
             self._announce()
 
     def make_anew(self, asked: bool = False, force: bool = False) -> Rebuilt:
-        """Writes the ledger anew from what else is known (shim.state.rebuild), once every create has ended that goes on now.
+        """Writes the ledger anew from what else is known (shim.state.rebuild), once every create has ended that goes
+        on now.
 
         `asked`: by a person, who may want it for a ledger that is not damaged; `force`: also where there are doubts.
         Raises HostError, the ledger then being as it was, or OSError.
@@ -239,14 +240,16 @@ class Ledger:
         return len(present) - len(kept)
 
     def settle(self, keys: List[str]) -> None:
-        """Ends what was set up for sharing these devices, or parts of them, and nobody needs any more.  Raises HostError."""
+        """Ends what was set up for sharing these devices, or parts of them, and nobody needs any more.  Raises
+        HostError."""
         if keys and files.exists(self._state_dir + "/shared"):
             from shim.sharing import setup
 
             setup.settle(self._state_dir, self.read, keys)
 
     def settle_all(self) -> None:
-        """The same for any device: a hook that was killed after it had ended its lease leaves some.  Raises HostError."""
+        """The same for any device: a hook that was killed after it had ended its lease leaves some.  Raises
+        HostError."""
         if files.exists(self._state_dir + "/shared"):
             from shim.sharing import setup
 

@@ -1,8 +1,8 @@
 """Whether somebody may still use a container's devices, by what the kernel alone says.  What cannot be seen is alive.
 
-Whoever asks has an entry: a lease or a grant record, with the id, what shim.host.kernel.creation noted of the process that made
-the container, and `group`, linux.cgroupsPath.  An entry that an older Chandler wrote lacks these; it is taken to be of this
-boot and of our own namespaces.  Part of the release of a lease: no os, no json.
+Whoever asks has an entry: a lease or a grant record, with the id, what shim.host.kernel.creation noted of the process
+that made the container, and `group`, linux.cgroupsPath.  An entry that an older Chandler wrote lacks these; it is
+taken to be of this boot and of our own namespaces.  Part of the release of a lease: no os, no json.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def sees(entry: Entry) -> bool:
 
 
 def _hidden(entry: Entry) -> bool:
-    """Whether /proc may hide the container's processes from us: where it is mounted with hidepid, a user namespace shows
-    its own and those of the namespaces below it.  Source: proc(5), ptrace(2)."""
+    """Whether /proc may hide the container's processes from us: where it is mounted with hidepid, a user namespace
+    shows its own and those of the namespaces below it.  Source: proc(5), ptrace(2)."""
     if not any(
         word in line
         for line in _read("/proc/self/mountinfo").splitlines()
@@ -67,7 +67,8 @@ def creating(entry: Entry) -> bool:
 
 
 def occupants(entry: Entry, groups: Iterable[str] = ()) -> List[int]:
-    """The processes in the container's control group and below it, those aside that have ended and wait for their parent.
+    """The processes in the container's control group and below it, those aside that have ended and wait for their
+    parent.
 
     `groups`: where the runtime says that the container is, as paths in a hierarchy or in /sys/fs/cgroup.
     From /proc, since every mount namespace sees the same there, whatever it has at /sys/fs/cgroup.
@@ -82,8 +83,8 @@ def occupants(entry: Entry, groups: Iterable[str] = ()) -> List[int]:
 
 
 def _tables(pid: str) -> Iterator[str]:
-    """What the kernel says of the control groups of a process.  cgroup v1 shows a first thread that has ended in the root
-    group: then the threads that live on are looked at, too."""
+    """What the kernel says of the control groups of a process.  cgroup v1 shows a first thread that has ended in the
+    root group: then the threads that live on are looked at, too."""
     table = _read(f"/proc/{pid}/cgroup")
     yield table
     if ":/\n" in table and kernel.stat(pid)[:1] == ["Z"]:
@@ -103,8 +104,8 @@ def _in_group(table: str, wanted: List[List[str]]) -> bool:
 
 
 def patterns(group: str, container: str) -> List[List[str]]:
-    """What the names of a container's control group end in: `group` is linux.cgroupsPath ('' for the runtime's own choice),
-    which one driver takes for a path and another for a slice, a prefix and a name.
+    """What the names of a container's control group end in: `group` is linux.cgroupsPath ('' for the runtime's own
+    choice), which one driver takes for a path and another for a slice, a prefix and a name.
 
     Source: runc's libcontainer/cgroups, crun's cgroup-systemd.c, youki's libcgroups; engines put the id in such a name.
     """
@@ -134,7 +135,8 @@ def in_use(entry: Entry) -> bool:
 
 
 def _components(path: str) -> List[str]:
-    """The names of a group's path, without /sys/fs/cgroup and the name after it, which may be a hierarchy of version 1."""
+    """The names of a group's path, without /sys/fs/cgroup and the name after it, which may be a hierarchy of version
+    1."""
     names: List[str] = []
     for name in path.split("/"):
         if name == "..":
@@ -191,8 +193,8 @@ def _inner_pid(pid: str) -> int:
 
 
 def in_our_time(entry: Entry) -> bool:
-    """Whether start times of the container's processes are those that we read: a runtime that compares them with what it
-    noted in another time namespace takes a running container for a stopped one."""
+    """Whether start times of the container's processes are those that we read: a runtime that compares them with what
+    it noted in another time namespace takes a running container for a stopped one."""
     own = kernel.namespace("time")
     return bool(entry.get("timens", own) == own)
 
@@ -219,7 +221,8 @@ def visible(entry: Entry) -> bool:
             if there == "/":
                 return False
             there = there.rpartition("/")[0] or "/"
-    # a directory that was removed and made anew has another inode, but so has a part of the same file system bound over it
+    # a directory that was removed and made anew has another inode, but so has a part of the same file system bound
+    # over it
     return found.st_dev == device and (there == path and found.st_ino == inode or top == "/")
 
 

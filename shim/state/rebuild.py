@@ -1,7 +1,9 @@
-"""The ledger made anew, from grant records, from what runtimes have written of their containers, and from control groups.
+"""The ledger made anew, from grant records, from what runtimes have written of their containers, and from control
+groups.
 
-A grant record has all that its lease had.  A container whose record is damaged or lost is found in its runtime's state
-directory: it has our poststop hook, with the token in it, and holds every device that it was given.  Not part of the create path.
+A grant record has all that its lease had.  A container whose record is damaged or lost is found in its runtime's
+state directory: it has our poststop hook, with the token in it, and holds every device that it was given.  Not part
+of the create path.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from shim.state import grants, records, stale
 
 _MAX_CONFIG = 16 << 20  # bytes
 _KINDS = {99: "c", 98: "b", "c": "c", "u": "c", "b": "b"}  # runc writes a letter's number
-# null, zero, full, random, urandom, tty, console, ptmx: every container has these.  Source: OCI runtime specification, "Default Devices"
+# null, zero, full, random, urandom, tty, console, ptmx: every container has these.  Source: OCI runtime
+# specification, "Default Devices"
 _DEFAULT = frozenset(("c1:3", "c1:5", "c1:7", "c1:8", "c1:9", "c5:0", "c5:1", "c5:2"))
 
 
@@ -196,7 +199,8 @@ def _hooks(config: Dict[str, Any]) -> List[Any]:
 
 
 def _devices(config: Dict[str, Any]) -> List[str]:
-    """A key for each device node; the node of a part of a GPU holds that alone, which is more than the container has."""
+    """A key for each device node; the node of a part of a GPU holds that alone, which is more than the container
+    has."""
     linux = config.get("linux")
     listed = config.get("devices") or (linux.get("devices") if isinstance(linux, dict) else None)
     keys: Dict[str, None] = {}

@@ -178,8 +178,8 @@ def _fit_marks(marks: Dict[str, Any]) -> bool:
 
 
 def restorable(record: Dict[str, Any]) -> bool:
-    """Whether podman has checkpointed the container of a record into its bundle: `podman container restore` asks what it
-    had.  Source: podman-container-checkpoint(1), the directory of its files."""
+    """Whether podman has checkpointed the container of a record into its bundle: `podman container restore` asks what
+    it had.  Source: podman-container-checkpoint(1), the directory of its files."""
     return record.get("engine") == "podman" and files.exists(
         record.get("config", "").rpartition("/")[0] + "/checkpoint"
     )

@@ -30,10 +30,10 @@ def is_stale(lease: Dict[str, Any]) -> bool:
 def is_gone(entry: Dict[str, Any]) -> bool:
     """Whether a container of the wrapper's, by its lease or grant record, is certainly gone.
 
-    So it is when the process that makes it has ended, nobody is in its control group, and the runtime does not know it, or
-    says that it is stopped.  A stopped container alone may have left processes, where it has no PID namespace of its own.
-    A state directory without the file that makes it a container's is what a runtime left that was killed early: it does
-    not know that either.
+    So it is when the process that makes it has ended, nobody is in its control group, and the runtime does not know
+    it, or says that it is stopped.  A stopped container alone may have left processes, where it has no PID namespace
+    of its own. A state directory without the file that makes it a container's is what a runtime left that was killed
+    early: it does not know that either.
     """
     if liveness.of_another_boot(entry):
         return True
@@ -71,7 +71,8 @@ def _object(path: str) -> Dict[str, Any]:
 
 
 def _init(directory: str) -> int:
-    """The container's first process, which has threads where a runtime sees one that has ended; 0 when its runtime names none.
+    """The container's first process, which has threads where a runtime sees one that has ended; 0 when its runtime
+    names none.
 
     Source: what crun (status), youki (state.json) and runc (state.json) write.
     """

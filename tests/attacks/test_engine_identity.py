@@ -1,4 +1,4 @@
-"""Who a container is follows from the engine that called, never from what a caller or an image writes into annotations."""
+"""A container's identity comes from the calling engine, never from annotations that a caller or an image writes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ REACHING = {
     P + "service": json.dumps({"privileged": True, "storage": [{"type": "bind", "source": "/etc", "target": "/h"}]})
 }
 RULES = (
-    '[policy]\nallow = ["gpu"]\n[[policy.rule]]\nname = "prod"\nmatch = {namespace = ["prod"]}\nallow = ["gpu", "env", "privileged", "bind"]\nbind-sources = ["/etc"]\n'
+    '[policy]\nallow = ["gpu"]\n[[policy.rule]]\nname = "prod"\nmatch = {namespace = ["prod"]}\n'
+    'allow = ["gpu", "env", "privileged", "bind"]\nbind-sources = ["/etc"]\n'
     '[[policy.rule]]\nname = "quarantine"\nmatch = {namespace = ["quarantine"]}\ndeny = ["hostname"]\n'
 )
 
@@ -106,7 +107,7 @@ def scene(request: pytest.FixtureRequest, lab: str, node: Node) -> Iterator[Scen
 
 
 def test_engines_side_by_side(scene: Scene) -> None:
-    """Configured one after the other, both serve; names are containerd's alone."""
+    """Both engines work when they are configured one after the other; only containerd's pod names are believed."""
     engines = os.path.join(scene.installation.etc, "config.d")
     assert os.listdir(engines) == ["50-engine-containerd.toml"]
     served = scene.cri.run(scene.cri.pod("served", {P + "env.A": "b"}, "chandler", namespace="prod"))
@@ -179,7 +180,7 @@ def test_a_forged_sandbox_skips_nothing(scene: Scene) -> None:
 
 
 def test_a_rule_that_denies_what_is_unknown(scene: Scene) -> None:
-    """With podman no namespace is known: what a rule denies to one stays denied, whatever the caller says he is."""
+    """Podman gives no namespace, so a denial for one namespace applies, whatever namespace the caller claims."""
     scene.configure('[secrets]\ndirectory = "/run/lab-secrets/{scope}"\n')
     try:
         for forged in ({}, FORGED):
@@ -221,7 +222,7 @@ def test_the_scope_of_secrets(scene: Scene) -> None:
 
 
 def test_another_namespace_of_containerd(scene: Scene) -> None:
-    """Nobody's names are believed there, also where the administrator lets any caller ask."""
+    """Identity annotations are not believed there, even where the administrator lets any caller ask."""
     with open(os.path.join(scene.installation.etc, "config.d/60-any.toml"), "w", encoding="ascii") as file:
         file.write('engines = ["other"]\n')
     try:
@@ -255,14 +256,16 @@ def test_what_the_commands_say(scene: Scene) -> None:
     try:
         said = scene.chandler("policy", "check", "--bundle", scene.podman.bundle(container))
         assert said.startswith(
-            "engine      podman (the bundle is in containers/storage, whose record names no pod); no identity annotation is believed; "
+            "engine      podman (the bundle is in containers/storage, whose record names no pod); "
+            "no identity annotation is believed; "
         )
         assert "not known   namespace" in said
         pod = scene.cri.run(scene.cri.pod("shown", {P + "env.A": "b"}, "chandler", namespace="prod"))
         bundle_of = scene.containerd.bundle(pod)
         said = scene.chandler("policy", "check", "--bundle", bundle_of)
         assert said.startswith(
-            "engine      containerd (--root and bundle are of containerd's namespace k8s.io); its identity annotations are believed; from an image comes: nothing\n"
+            "engine      containerd (--root and bundle are of containerd's namespace k8s.io); "
+            "its identity annotations are believed; taken from the image: nothing\n"
         )
         assert "engine      containerd" in scene.chandler("explain", "--bundle", bundle_of)
         said = scene.chandler("policy", "check", "--bundle", bundle_of, "--root", "/run/runc", status=1)
@@ -273,7 +276,7 @@ def test_what_the_commands_say(scene: Scene) -> None:
 
 @pytest.mark.parametrize("release", DOCKERS, ids=lambda release: release.label)
 def test_a_caller_of_docker(release: Any, lab: str, node: Node) -> None:
-    """On a node where containerd's names are believed."""
+    """On a node where containerd's identity annotations are believed."""
     if release.missing:
         pytest.skip(release.missing)
     with within(lab) as place:
@@ -297,8 +300,8 @@ def test_a_caller_of_docker(release: Any, lab: str, node: Node) -> None:
             docker.stop()
 
 
-def test_a_call_by_hand_that_looks_like_no_engine_s(runtime: runtimes.Runtime, lab: str, place: str) -> None:
-    """Where any caller may ask, none is taken for containerd by its annotations, nor by half of its paths."""
+def test_a_call_by_hand_is_not_taken_for_containerd(runtime: runtimes.Runtime, lab: str, place: str) -> None:
+    """Where any caller may ask, neither annotations nor only one of its two paths make a call containerd's."""
     installation = Installation(os.path.join(lab, "who-" + runtime.label))
     installation.configure([runtime.path], [], RULES)
     task = os.path.join(place, "io.containerd.runtime.v2.task/k8s.io")

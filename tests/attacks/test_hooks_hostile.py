@@ -1,4 +1,4 @@
-"""Root file systems made to harm the hooks, in real containers: the host stays as it is, and no hook grows large.
+"""Root file systems made to harm the hooks, in real containers: the host does not change, and no hook grows large.
 
 Each is an attack that was tried by hand; create-symlinks, update-ldcache and enable-cuda-compat run in every one.
 """
@@ -28,7 +28,7 @@ LIBRARY = "/usr/lib/libfoo.so.1"
 ELF = b"\x7fELF\x02\x01\x01" + bytes(9) + b"\x03\0\x3e\0" + bytes(44)
 HOST_PATHS = ("/etc/ld.so.cache", "/etc/ld.so.conf.d", "/etc", "/usr/lib", "/")
 
-# Runs the hook as the runtime would, and notes how much memory it took.
+# Runs the hook as the runtime would, and records how much memory it used.
 MEASURE = """#!/usr/bin/python3 -IS
 import os, sys
 pid = os.posix_spawn({hook!r}, [{hook!r}, *sys.argv[1:]], os.environ)
@@ -40,7 +40,7 @@ sys.exit(os.waitstatus_to_exitcode(status))
 
 
 class Lab(NamedTuple):
-    """`victim`: a tree of the host that hostile links lead to; `peaks`: where the hooks' sizes are noted, in KiB."""
+    """`victim`: a tree of the host that hostile links lead to. `peaks`: a file of the hooks' peak memory, in KiB."""
 
     engine: Engine
     place: str

@@ -1,4 +1,4 @@
-"""An image never asks: not by its manifest's annotations, not by its labels, not through whatever engine starts it."""
+"""An image cannot make a request: not by its manifest's annotations, not by its labels, not through any engine."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ GPUS = {P + "service": json.dumps({"resources": {"gpu": {"count": 8}}, "env": {"
 
 
 class Scene:
-    """A podman that knows nothing of Chandler, whose program is named with --runtime; `engines` of the configuration is unset."""
+    """A podman that is not configured for Chandler and gets its program by --runtime; `engines` is not set."""
 
     def __init__(self, release: Release, place: str, node: Node, rootless: bool = False) -> None:
         self.node, self.place, self.release = node, place, release
@@ -46,8 +46,10 @@ class Scene:
         self.installation.refresh()
 
     def load(self, annotations: Any, **configured: Any) -> str:
-        """An image with annotations in its manifest, by a name of its own; of its own also by its configuration, which is
-        what podman tells images apart by."""
+        """Load an image with these annotations in its manifest, under a name of its own.
+
+        Its configuration is unique, too, because podman tells images apart by their configuration.
+        """
         self.images += 1
         name = EVIL.replace(":1", f":{self.images}")
         self.pull(name, annotations, **{"Env": ["PATH=/bin", f"NUMBER={self.images}"], **configured})
@@ -109,7 +111,11 @@ def of_image(done: subprocess.CompletedProcess[str], key: str) -> bool:
 
 
 def refused(scene: Scene, done: subprocess.CompletedProcess[str], key: str) -> bool:
-    """The refusal where podman copies what the image has, as 4.3 does; where it does not, as 5.8, a container that got nothing."""
+    """Whether the image's request had no effect.
+
+    Where podman copies the image's annotations (4.3 does), the create is refused. Where it does not (5.8), the
+    container starts without a GPU.
+    """
     if scene.release.label == "podman-4":
         return of_image(done, key)
     gpus = [os.path.basename(gpu.inside) for gpu in scene.node.gpus]
@@ -168,8 +174,8 @@ def test_cdi_s_annotations_where_they_are_honoured(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize("low", ["runc", "crun"])
-def test_the_caller_s_own_word_counts(scene: Scene, low: str) -> None:
-    """podman lets it win over the image's; the very same value could be either's."""
+def test_the_callers_own_annotation_counts(scene: Scene, low: str) -> None:
+    """podman lets the caller's annotation win over the image's. If both have the same value, either may have asked."""
     name = scene.load({P + "service": json.dumps({"env": {"EVIL": "image"}})})
     own = scene.podman.annotation(f"{P}service={json.dumps({'env': {'GOOD': 'caller'}})}")
     done = scene.run(low, name, own, command=("env",))
@@ -190,7 +196,7 @@ def test_nothing_of_the_image_s_beside_the_caller_s(scene: Scene) -> None:
 
 
 def test_an_image_that_asks_nothing(scene: Scene) -> None:
-    """Whatever else stands in its manifest and its labels, and whatever its caller asks."""
+    """Other annotations and labels of the image do not matter, whatever the caller asks for."""
     name = scene.load({"org.opencontainers.image.title": "chandler.oci/service"}, Labels=GPUS)
     plain = scene.run("runc", name, command=("env",))
     assert plain.returncode == 0 and "EVIL" not in plain.stdout
@@ -210,7 +216,7 @@ def test_an_image_that_asks_nothing(scene: Scene) -> None:
     ],
 )
 def test_spellings_of_a_manifest_that_podman_reads(scene: Scene, members: str) -> None:
-    """Go takes keys in any case, some letters for others, and of two the last: what it reads is refused, too."""
+    """Go's JSON decoder ignores case, folds some letters and takes the last duplicate: all that it reads is refused."""
     name = scene.load(members)
     done = scene.run("runc", name, command=("env",))
     assert "EVIL" not in done.stdout, "the image has asked"
@@ -220,7 +226,7 @@ def test_spellings_of_a_manifest_that_podman_reads(scene: Scene, members: str) -
 
 
 def test_an_image_that_was_pulled_anew_since(scene: Scene) -> None:
-    """The same configuration is the same image: its older manifest is not forgotten."""
+    """Images with the same configuration are one image: its older manifest still counts."""
     name = scene.load(GPUS, Env=["PATH=/bin", "A=1"])
     program = scene.installation.program("chandler-runc")
     container = scene.podman.cli(f"--runtime={program}", "create", "--network=host", name, "env").stdout.strip()
@@ -236,8 +242,11 @@ def test_an_image_that_was_pulled_anew_since(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize("gone", ["manifest", "records", "image"])
-def test_what_cannot_be_read_decides_nothing(scene: Scene, gone: str) -> None:
-    """The caller asks, and the image might have: refused, with what is missing.  Who asks nothing is not looked at."""
+def test_an_unreadable_image_record_refuses_the_request(scene: Scene, gone: str) -> None:
+    """Where the image's record cannot be read, a request is refused and the sentence says what is missing.
+
+    A container without a request is not looked at.
+    """
     name = scene.load(None)
     store = os.path.join(scene.podman.home, "images")
     wrapper = os.path.join(scene.place, f"chandler-without-{gone}")
@@ -249,10 +258,11 @@ def test_what_cannot_be_read_decides_nothing(scene: Scene, gone: str) -> None:
     }[gone]
     spoil = f'cp "{path}" "{path}.aside"; echo "{{" >"{path}"' if gone == "manifest" else f'mv "{path}" "{path}.aside"'
     mend = f'rm -f "{path}"; mv "{path}.aside" "{path}"'
-    # podman reads its own store before it calls: what is missing goes while Chandler looks, and comes back
+    # podman reads its own store before it calls the runtime, so the file is missing only while Chandler looks
     with open(wrapper, "w", encoding="utf-8") as file:
         file.write(
-            f'#!/bin/sh\ncase " $* " in *" create "*) {spoil}; "{scene.installation.program("chandler-runc")}" "$@"; status=$?; {mend}; exit $status ;; esac\n'
+            f'#!/bin/sh\ncase " $* " in *" create "*) {spoil}; "{scene.installation.program("chandler-runc")}" "$@"; '
+            f"status=$?; {mend}; exit $status ;; esac\n"
             f'exec "{scene.installation.program("chandler-runc")}" "$@"\n'
         )
     os.chmod(wrapper, 0o755)
@@ -287,7 +297,7 @@ def test_a_root_file_system_without_an_image(scene: Scene) -> None:
 
 
 def test_a_pod_of_kube_play(scene: Scene) -> None:
-    """podman leaves the image out there; the pod's own annotations are the caller's."""
+    """podman does not copy the image's annotations here; the pod's own annotations are the caller's."""
     name = scene.load({P + "env.EVIL": "image"})
     file = os.path.join(scene.place, "pod.yaml")
     with open(file, "w", encoding="utf-8") as out:
@@ -315,7 +325,7 @@ def test_a_pod_of_kube_play(scene: Scene) -> None:
 
 
 def test_a_build_from_the_image(scene: Scene) -> None:
-    """buildah calls the runtime for every RUN, and leaves annotations out."""
+    """buildah calls the runtime for every RUN, without the image's annotations."""
     context = os.path.join(scene.place, "context")
     os.makedirs(context)
     with open(os.path.join(context, "Containerfile"), "w", encoding="utf-8") as file:
@@ -425,11 +435,12 @@ def test_containerd_and_its_clients(release: Any, lab: str, node: Node, monkeypa
             stranger = ctr("default", P + "env.EVIL=x")
             assert (
                 stranger.returncode
-                and "since Chandler does not know who calls (containerd's namespace default is neither CRI's nor Docker's"
+                and "since Chandler does not know who calls "
+                "(containerd's namespace default is neither CRI's nor Docker's"
                 in stranger.stderr
             )
             for namespace in ("default", "k8s.io"):
-                # what nerdctl leaves in every container of its, beside labels of images
+                # annotations that nerdctl adds to each of its containers, beside the image's labels
                 nerdctl = ctr(
                     namespace,
                     f"nerdctl/namespace={namespace}",
@@ -471,7 +482,7 @@ def test_docker(release: Any, lab: str, node: Node) -> None:
 def by_hand(
     runtime: runtimes.Runtime, lab: str, place: str, node: Node
 ) -> Iterator[Callable[..., tuple[Installation, Engine]]]:
-    """Somebody who calls the runtime himself."""
+    """Calls the runtime without an engine, as a person does."""
     engines = []
 
     def make(engine: str) -> tuple[Installation, Engine]:
@@ -488,7 +499,10 @@ def by_hand(
 
 
 def test_a_bundle_that_somebody_unpacked(by_hand: Callable[..., tuple[Installation, Engine]], place: str) -> None:
-    """umoci, as OCI's image specification has it, makes annotations of an image's labels: nobody can tell whose they are."""
+    """umoci turns an image's labels into annotations, as the OCI image specification says.
+
+    Nothing then tells which annotations are the image's.
+    """
     installation, engine = by_hand("")
     for warm in (True, False):
         if warm:
@@ -516,7 +530,10 @@ def test_a_bundle_that_somebody_unpacked(by_hand: Callable[..., tuple[Installati
 def test_a_bundle_of_our_own_builder(
     runtime: runtimes.Runtime, by_hand: Callable[..., tuple[Installation, Engine]], place: str
 ) -> None:
-    """Its request is known for the builder's, until somebody changes it; a mark that a root file system brings is none."""
+    """The builder's own request is believed until somebody changes it.
+
+    A mark inside the root file system is not believed.
+    """
     installation, engine = by_hand("")
     installation.refresh()
     root = bundle.rootfs(os.path.join(place, "rootfs"))
@@ -561,7 +578,8 @@ def test_a_bundle_of_our_own_builder(
         [
             "/usr/bin/python3",
             "-c",
-            f"import sys; sys.path.insert(0, {os.path.dirname(os.path.dirname(installation.program())) + '/lib/chandler'!r}); "
+            "import sys; "
+            f"sys.path.insert(0, {os.path.dirname(os.path.dirname(installation.program())) + '/lib/chandler'!r}); "
             "from shim.host import files; print(files.digest(open(sys.argv[1], 'rb').read()))",
             made.path,
         ],

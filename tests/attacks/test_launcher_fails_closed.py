@@ -1,21 +1,24 @@
 """Each step of the launcher fails in every way that we know of, and no container starts without what it asked for.
 
-    step                        when it fails                                            ends in
-    the shell starts            no memory, no descriptors, a fork that fails             the shell's word, no runtime
-    launch is read              missing, cut short, too long, odd, another version's     creates: Python; other verbs: the usual places
-    launch is compared          a source newer, older, more, less; a copy missing        Python
-                                a pattern that matches nothing ends the loop (failglob)  Python
-    config.json is looked at    missing or no file                                       Python, which refuses what a runtime could read
-    grep                        missing, not executable, killed, out of memory           Python
-                                stopped with the launcher by a signal                    the signal
-    stat (without root)         missing                                                  Python
-    readlink (in a checkout)    missing                                                  a sentence
-    Python                      missing or empty                                         creates: a sentence; other verbs: the runtime
-                                there and broken                                         creates: its word, no runtime; other verbs never need it
-    date (of a refusal)         missing                                                  the record has the time 0
-    exec of the runtime         missing, not executable                                  other verbs: another of its kind, Python, a sentence
+    step                      when it fails                                          ends in
+    the shell starts          no memory, no descriptors, a fork that fails           the shell's message, no runtime
+    launch is read            missing, cut short, too long, odd, another version's   create: Python; else: default paths
+    launch is compared        a source newer, older, added, removed; a copy missing  Python
+                              a pattern without a match ends the loop (failglob)     Python
+    config.json is opened     missing or no file                                     Python, which refuses what
+                                                                                     a runtime could read
+    grep                      missing, not executable, killed, out of memory         Python
+                              stopped together with the launcher by a signal         the signal
+    stat (without root)       missing                                                Python
+    readlink (in a checkout)  missing                                                one sentence
+    Python                    missing or empty                                       create: one sentence; else: runtime
+                              there and broken                                       create: its message, no runtime;
+                                                                                     else: never needed
+    date (of a refusal)       missing                                                the record has the time 0
+    exec of the runtime       missing, not executable                                else: another runtime of its kind,
+                                                                                     Python, one sentence
 
-What Python itself does with what it is handed is held in tests/real/test_faults.py.
+"else" stands for verbs other than create. tests/real/test_faults.py covers what Python does with the call it is given.
 """
 
 from __future__ import annotations
@@ -41,7 +44,7 @@ MARK = "chandler.oci/granted"
 
 
 def under(shell: str, directory: str) -> Installation:
-    """An installation whose programs run in this shell, called sh as ever."""
+    """An installation whose programs run in this shell, which is called sh there."""
     target = f"/bin/{shell}"
     if not os.access(target, os.X_OK):
         pytest.skip(f"not installed: {shell}")
@@ -69,7 +72,10 @@ class Scene:
         return bundle.make(os.path.join(self.place, f"b{self.bundles}"), ["sleep", "60"], annotations, root=self.root)
 
     def served(self, made: Bundle, engine: Engine | None = None) -> bool:
-        """Whether a create starts a container and it has what it asked for; started without that is what must never be."""
+        """Whether a create starts a container that has what it asked for.
+
+        Fails if a container starts without it.
+        """
         name = f"c{self.bundles}"
         engine = engine or self.engine
         done = engine.create(made, name, check=False)
@@ -102,7 +108,7 @@ def scene(request: pytest.FixtureRequest, shell: str, lab: str, node: Node) -> I
 
 
 def replaced(scene: Scene, program: str, text: str, mode: int = 0o755) -> Engine:
-    """The engine where a program of the host is another one, in a mount namespace of its own."""
+    """The engine in a mount namespace in which a program of the host is another one."""
     fake = os.path.join(scene.place, f"fake-{os.path.basename(program)}")
     with open(fake, "w", encoding="utf-8") as file:
         file.write(text)
@@ -138,7 +144,7 @@ GREPS = {
 
 
 @pytest.mark.parametrize("how", GREPS)
-def test_a_grep_that_fails_is_no_answer(scene: Scene, how: str) -> None:
+def test_a_failed_grep_leaves_the_create_to_python(scene: Scene, how: str) -> None:
     engine = replaced(scene, "/bin/grep", GREPS[how], 0o644 if how == "not executable" else 0o755)
     assert scene.served(scene.bundle(), engine)
 
@@ -157,7 +163,7 @@ def test_a_launcher_that_is_ended_while_grep_runs_starts_nothing(scene: Scene, n
     engine = replaced(scene, "/bin/grep", f"#!/bin/dash\nkill -{name} $PPID\nexit 1\n")
     made = scene.bundle({})
     done = engine.create(made, "ended", check=False)
-    # what is before it on the command line are shells that exec, so the status is the launcher's own
+    # every command before it on the command line is a shell that execs, so the status is the launcher's own
     assert done.returncode == -getattr(signal, f"SIG{name}")
     assert scene.engine.call("state", "ended", check=False).returncode
 
@@ -182,7 +188,7 @@ def move_config(etc: str) -> None:
 
 
 def copy_config(etc: str) -> None:
-    """Over the file that is there, as `cp -p` does: the inode stays."""
+    """Overwrite the existing file as `cp -p` does: the inode stays."""
     with open(f"{etc}/config.toml", encoding="utf-8") as file:
         text = file.read().replace("[cdi]\n", "[cdi]\nannotations = true\n")
     with open(f"{etc}/config.toml", "w", encoding="utf-8") as file:
@@ -203,7 +209,7 @@ def add_drop_in(etc: str) -> None:
 
 
 def swap_directory(etc: str) -> None:
-    """A whole config.d that is older than the one that was there."""
+    """Replace config.d by one that is older than it."""
     os.mkdir(f"{etc}/new")
     drop_in(f"{etc}/new/a.toml")
     old(f"{etc}/new")
@@ -218,7 +224,7 @@ def remove_drop_in(etc: str) -> None:
 
 
 def rename_drop_in(etc: str) -> None:
-    """To where it comes before what it overrode."""
+    """Rename the drop-in so that it comes before the file that it overrode."""
     before = os.stat(f"{etc}/config.d")
     os.rename(f"{etc}/config.d/z.toml", f"{etc}/config.d/0.toml")
     os.utime(f"{etc}/config.d", ns=(before.st_atime_ns, before.st_mtime_ns))
@@ -243,7 +249,7 @@ CHANGES: dict[str, tuple[list[tuple[str, str]], Callable[[str], None]]] = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_configuration_that_is_not_newer_counts(scene: Scene, node: Node, change: str) -> None:
-    """The launcher's line says that no annotation of CDI's is a request; the configuration says that it is one."""
+    """The launch line says that CDI annotations are no request; the configuration says that they are."""
     etc = scene.installation.etc
     before, make = CHANGES[change]
     saved = os.path.join(scene.place, "saved")
@@ -268,7 +274,7 @@ def test_a_configuration_that_is_not_newer_counts(scene: Scene, node: Node, chan
 
 
 class Bench:
-    """Chandler in one shell over a runtime that only notes that it was started, with what its config.json said then."""
+    """Chandler in one shell over a runtime that only records that it was started, and its config.json at that time."""
 
     def __init__(self, installation: Installation, node: Node, place: str) -> None:
         self.installation, self.place = installation, place
@@ -287,7 +293,7 @@ class Bench:
     def call(
         self, *arguments: str, wrap: tuple[str, ...] = (), **options: object
     ) -> tuple[subprocess.CompletedProcess[str], str]:
-        """What became of it, and what the runtime noted."""
+        """The result, and what the runtime recorded."""
         with open(self.bundle.path, "wb") as file:
             file.write(self.text)
         if os.path.exists(self.note):
@@ -412,7 +418,7 @@ OPTIONS = (
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_options_of_bash_in_the_environment_hide_no_change(bench: Bench, option: str) -> None:
-    """A drop-in is edited where it is: no directory has another time, and a pattern must find it."""
+    """A drop-in is edited in place. No directory's time changes, so only the pattern over config.d can find it."""
     edited = f"{bench.etc}/config.d/a.toml"
     kind = "SHELLOPTS" if option in ("noglob", "errexit", "nounset") else "BASHOPTS"
     env = {"PATH": "/usr/bin:/bin", kind: option}

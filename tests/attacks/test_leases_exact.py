@@ -22,7 +22,7 @@ HELD = "0 of 8 are free"
 
 
 class Attack:
-    """Chandler over one runtime; a create by a command line of one's own."""
+    """Chandler over one runtime; create() takes any command line."""
 
     def __init__(self, runtime: runtimes.Runtime, node: Node, place: str, program: str = "") -> None:
         self.place, self.runtime, self.node = place, runtime, node
@@ -43,7 +43,7 @@ class Attack:
     def create(
         self, name: str, root: str, container: str, count: int = 8, cwd: str = "/", before: tuple[str, ...] = ()
     ) -> str:
-        """What a create says, '' when it succeeds; `before`: in which namespaces it runs."""
+        """The error message of a create, '' when it succeeds. `before`: a command that enters other namespaces."""
         return self.run(self.bundle(name, count), root, container, cwd, before)
 
     def run(self, made: Bundle, root: str, container: str, cwd: str = "/", before: tuple[str, ...] = ()) -> str:
@@ -97,7 +97,7 @@ class Attack:
         )
 
     def lose_hooks(self) -> Callable[[], None]:
-        """Poststop hooks do nothing until the function that this gives is called."""
+        """Make poststop hooks do nothing until the returned function is called."""
         hook = self.installation.program("chandler-hook")
         os.rename(hook, hook + ".away")
         with open(hook, "w", encoding="ascii") as file:
@@ -126,7 +126,10 @@ def attack(runtime: runtimes.Runtime, node: Node, place: str) -> Iterator[Attack
 
 @pytest.fixture
 def slow(runtime: runtimes.Runtime, node: Node, place: str) -> Iterator[Attack]:
-    """Over a runtime that stands still in each create, its lease taken and nothing of the container there, until `go` is there."""
+    """Over a runtime that waits in each create until `go` exists.
+
+    At that point the lease is taken, and the runtime has no state of the container yet.
+    """
     program = os.path.join(place, runtime.kind)
     os.mkfifo(place + "/go")
     with open(program, "w", encoding="ascii") as file:
@@ -143,7 +146,7 @@ def slow(runtime: runtimes.Runtime, node: Node, place: str) -> Iterator[Attack]:
 @pytest.mark.parametrize("cold", [False, True])
 @pytest.mark.parametrize("runtime", ONCE, indirect=True)
 def test_two_relative_roots_of_one_spelling(attack: Attack, cold: bool) -> None:
-    """Both containers held all GPUs: from another working directory the first one's state is not there."""
+    """Both containers once held all GPUs: from another working directory the first container's state was not found."""
     for name in ("one", "two"):
         os.mkdir(f"{attack.place}/{name}")
     assert attack.create("b1", "state", "c1", cwd=f"{attack.place}/one") == ""
@@ -157,7 +160,7 @@ def test_two_relative_roots_of_one_spelling(attack: Attack, cold: bool) -> None:
 
 @pytest.mark.parametrize("runtime", ONCE, indirect=True)
 def test_every_spelling_of_a_root_is_the_same(attack: Attack) -> None:
-    """A container had one lease for each spelling."""
+    """A container once had one lease for each spelling."""
     root = os.path.join(attack.place, "root")
     os.symlink("root", attack.place + "/link")
     assert attack.create("b0", root, "same", 1) == ""
@@ -220,7 +223,7 @@ def test_an_update_with_another_spelling_keeps_the_devices(attack: Attack) -> No
         assert f"c {gpu.major}:{gpu.minor} " in file.read()
 
 
-# --- what cannot be seen is alive -----------------------------------------------------------------------------------
+# --- what cannot be seen counts as alive ----------------------------------------------------------------------------
 
 ELSEWHERE = {
     "the same namespaces": (),
@@ -231,8 +234,11 @@ ELSEWHERE = {
 
 @pytest.mark.parametrize("where", ELSEWHERE)
 @pytest.mark.parametrize("runtime", ONCE[:2], indirect=True)
-def test_a_create_that_goes_on_is_alive(slow: Attack, where: str) -> None:
-    """From another PID or time namespace its process has another number or start time, and the runtime knows no container yet."""
+def test_a_create_in_progress_keeps_its_lease(slow: Attack, where: str) -> None:
+    """From another PID or time namespace its process has another pid or start time.
+
+    The runtime does not know the container yet, either.
+    """
     first = slow.bundle("b1")
     slow.engine.started["c1"] = first
     with (
@@ -246,9 +252,8 @@ def test_a_create_that_goes_on_is_alive(slow: Attack, where: str) -> None:
         ) as creating,
     ):
         try:
-            with open(
-                slow.place + "/go", "w", encoding="ascii"
-            ) as go:  # opens when the runtime reads: the lease is taken
+            # open() returns when the runtime reads the fifo: by then the lease is taken
+            with open(slow.place + "/go", "w", encoding="ascii") as go:
                 assert HELD in slow.create("b2", slow.engine.root, "c2", before=ELSEWHERE[where])
                 assert [lease["id"] for lease in slow.leases()] == ["c1"]
                 go.write("\n")
@@ -259,7 +264,7 @@ def test_a_create_that_goes_on_is_alive(slow: Attack, where: str) -> None:
 
 @pytest.mark.parametrize("runtime", ONCE[:2], indirect=True)
 def test_a_create_in_a_pid_namespace_of_its_own_is_seen_from_the_host(slow: Attack) -> None:
-    """And once it is killed there, its lease is nobody's."""
+    """When the create is killed there, its lease can be released."""
     first = slow.bundle("b1")
     with (
         open(first.out, "ab") as out,
@@ -290,7 +295,7 @@ def test_a_create_in_a_pid_namespace_of_its_own_is_seen_from_the_host(slow: Atta
 
 
 def until_gone(attack: Attack) -> None:
-    """Waits for killed processes to be gone, by asking as often as it takes."""
+    """Release stale leases again and again until the killed processes are gone."""
     for _ in range(200):
         attack.chandler("leases", "release", "--stale")
         if not attack.leases():
@@ -299,8 +304,11 @@ def until_gone(attack: Attack) -> None:
 
 
 @pytest.mark.parametrize("runtime", ONCE, indirect=True)
-def test_a_hidden_state_directory_is_no_missing_one(attack: Attack) -> None:
-    """A mount over the root, in another mount namespace, shows no container; its process is hidden as well, in a group of another name."""
+def test_a_hidden_state_directory_does_not_count_as_missing(attack: Attack) -> None:
+    """A mount over the root, in another mount namespace, hides the container's state.
+
+    A lease with another control group's name hides its process as well.
+    """
     assert attack.create("b1", attack.engine.root, "c1") == ""
     hidden = cgroups.private(f"mount -t tmpfs none {attack.engine.root}")
     assert HELD in attack.create("b2", attack.engine.root, "c2", before=hidden)
@@ -312,7 +320,10 @@ def test_a_hidden_state_directory_is_no_missing_one(attack: Attack) -> None:
 
 
 def write_leases(attack: Attack, leases: list[dict[str, Any]]) -> None:
-    program = "import sys; sys.path.insert(0, sys.argv[1])\nfrom shim.state.ledger import Ledger\nimport json\nLedger(sys.argv[2]).write(json.load(sys.stdin))"
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1])\nfrom shim.state.ledger import Ledger\nimport json\n"
+        "Ledger(sys.argv[2]).write(json.load(sys.stdin))"
+    )
     subprocess.run(
         [
             "/usr/bin/python3",
@@ -329,8 +340,10 @@ def write_leases(attack: Attack, leases: list[dict[str, Any]]) -> None:
 
 @pytest.mark.parametrize("how", ["missing", "another program"])
 @pytest.mark.parametrize("runtime", ONCE[:2], indirect=True)
-def test_a_runtime_that_cannot_be_asked_is_doubt(runtime: runtimes.Runtime, node: Node, place: str, how: str) -> None:
-    """A stopped container, whose runtime's binary is then lost: nobody says that it has stopped."""
+def test_a_lease_stays_while_its_runtime_cannot_be_asked(
+    runtime: runtimes.Runtime, node: Node, place: str, how: str
+) -> None:
+    """A stopped container whose runtime's binary is then lost: nothing can tell that it has stopped."""
     program = os.path.join(place, runtime.kind)
     shutil.copy(runtime.path, program)
     attack = Attack(runtime, node, place, program)
@@ -346,7 +359,7 @@ def test_a_runtime_that_cannot_be_asked_is_doubt(runtime: runtimes.Runtime, node
         assert "may still be using" in attack.chandler("leases", "release", "c1").stderr
         os.rename(program + ".away", program)
         assert attack.chandler("leases", "release", "--stale").stdout.startswith("1 stale"), (
-            "stopped, and nobody is left in its group"
+            "the container is stopped, and its group is empty"
         )
         assert attack.records() == []
     finally:
@@ -358,7 +371,7 @@ def test_a_runtime_that_cannot_be_asked_is_doubt(runtime: runtimes.Runtime, node
 
 @pytest.mark.parametrize("runtime", ONCE, indirect=True)
 def test_a_child_that_outlives_init_keeps_the_gpus(attack: Attack) -> None:
-    """Without a PID namespace of its own a container that is stopped may have processes, with the device open."""
+    """A stopped container without a PID namespace of its own may have processes that keep the device open."""
     made = attack.bundle("b1", args=("sh", "-c", "busybox setsid sleep 300 & exec true"))
     config = made.config
     config["linux"]["namespaces"] = [each for each in config["linux"]["namespaces"] if each["type"] != "pid"]
@@ -370,7 +383,7 @@ def test_a_child_that_outlives_init_keeps_the_gpus(attack: Attack) -> None:
     assert attack.chandler("leases", "release", "--stale").stdout.startswith("0 stale leases ended")
     attack.engine.call("delete", "--force", "c1")
     alive = living(config["linux"]["cgroupsPath"])
-    assert bool(alive) == bool(attack.leases()), "the runtime has ended it, or the lease stays"
+    assert bool(alive) == bool(attack.leases()), "the lease must stay exactly as long as the child lives"
     for pid in alive:
         os.kill(pid, signal.SIGKILL)
     until_gone(attack)
@@ -379,7 +392,7 @@ def test_a_child_that_outlives_init_keeps_the_gpus(attack: Attack) -> None:
 @pytest.mark.parametrize("grouped", [True, False])
 @pytest.mark.parametrize("runtime", [*ONCE, "newer-runc", "newer-crun", "runc-on-v2", "crun-on-v2"], indirect=True)
 def test_a_thread_that_outlives_the_first_one_keeps_the_gpus(attack: Attack, grouped: bool) -> None:
-    """Runtimes take the end of the first thread for the container's; cgroup v1 shows it in the root group."""
+    """Runtimes report a container as stopped when its first thread ends; cgroup v1 then shows it in the root group."""
     if not grouped and attack.runtime.kind != "crun":
         pytest.skip("only crun makes no control group when it is told so")
     program = os.path.join(attack.image, "bin/thread")
@@ -412,7 +425,7 @@ def test_a_thread_that_outlives_the_first_one_keeps_the_gpus(attack: Attack, gro
 
 @pytest.mark.parametrize("runtime", ["runc", "crun"], indirect=True)
 def test_a_stopped_container_as_another_time_namespace_sees_it(attack: Attack) -> None:
-    """Start times are others there, so the runtime takes a container that runs for another process' number."""
+    """Start times differ there, so the runtime takes a running container's pid for one that was reused."""
     options = ["--cgroup-manager=disabled"] if attack.runtime.kind == "crun" else []
     made = attack.bundle("b1")
     engine = Engine([*attack.runtime.wrap, attack.installation.program(), *options], attack.engine.root)
@@ -454,7 +467,7 @@ def living(group: str) -> list[int]:
 
 @pytest.mark.parametrize("runtime", ONCE[:2], indirect=True)
 def test_the_hook_waits_for_what_is_left_in_the_group(attack: Attack) -> None:
-    """Somebody in the container's control group whom the runtime did not end, or could not: the lease stays until he ends."""
+    """The lease stays while a process is in the container's control group that the runtime did not or could not end."""
     made = attack.bundle("b1")
     attack.engine.create(made, "c1")
     state = os.path.join(attack.engine.root, "c1")
@@ -471,7 +484,7 @@ def test_the_hook_waits_for_what_is_left_in_the_group(attack: Attack) -> None:
                 procs.write(str(other.pid))
         except OSError:
             other.kill()
-            pytest.skip("this control group is not to be seen from here")
+            pytest.skip("this control group cannot be seen from here")
         done = subprocess.run(
             [attack.installation.program("chandler-hook"), "release", attack.installation.state, lease["token"]],
             check=True,
@@ -484,12 +497,12 @@ def test_the_hook_waits_for_what_is_left_in_the_group(attack: Attack) -> None:
     assert attack.leases() == [] and attack.records() == []
 
 
-# --- hooks of others, records, releases by hand ------------------------------------------------------------------------
+# --- hooks of others, records, releases by hand ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("label", ["runc", "newer-runc", "crun", "newer-crun", "youki"])
-def test_a_failing_hook_of_somebody_else_s_does_not_keep_the_lease(label: str, node: Node, place: str) -> None:
-    """Under runc 1.5 the hooks behind it were never run."""
+def test_a_failing_hook_of_another_program_does_not_keep_the_lease(label: str, node: Node, place: str) -> None:
+    """runc 1.5 does not run the hooks after a failing one, so Chandler's has to be the first."""
     runtime = runtimes.named(label)
     if runtime.missing:
         pytest.skip(runtime.missing)
@@ -513,7 +526,10 @@ def test_a_failing_hook_of_somebody_else_s_does_not_keep_the_lease(label: str, n
 
 @pytest.mark.parametrize("runtime", ONCE, indirect=True)
 def test_records_go_with_their_containers(attack: Attack) -> None:
-    """With the lease where there is one, and by the timer's sweep where not; the living and the young keep theirs."""
+    """A record goes with the lease, or, without a lease, in the timer's sweep.
+
+    Records of living containers and young records stay.
+    """
     attack.engine.create(attack.bundle("b1", 1), "leased")
     for name in ("plain", "lives"):
         attack.engine.create(
@@ -579,13 +595,13 @@ def test_the_same_id_under_another_root_is_another_container(attack: Attack) -> 
     assert [lease["root"] for lease in attack.leases()] == [attack.engine.root] and attack.records() == ["c"]
 
 
-# --- a device is what its number says now -----------------------------------------------------------------------------
+# --- a device is what its number says now ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("cold", [False, True])
 @pytest.mark.parametrize("runtime", ONCE, indirect=True)
 def test_a_device_that_has_another_number_by_now(attack: Attack, cold: bool) -> None:
-    """A driver that is loaded anew gives numbers anew; the CDI file, which names paths alone, stays as it was."""
+    """A driver that is loaded again assigns new numbers. The CDI file, which names paths only, does not change."""
     directory = os.path.join(attack.place, "own")
     gpus = attack.node.gpus[:2]
     os.makedirs(directory + "/cdi")
@@ -631,7 +647,7 @@ def test_a_device_that_has_another_number_by_now(attack: Attack, cold: bool) -> 
 
 @pytest.mark.parametrize("runtime", ONCE, indirect=True)
 def test_a_gpu_that_every_device_of_a_file_brings(attack: Attack) -> None:
-    """Its node is among the edits of the file, not of a device."""
+    """Its node is in the edits of the file, not in those of a device."""
     directory = os.path.join(attack.place, "own")
     os.makedirs(directory)
     first = attack.node.gpus[0]

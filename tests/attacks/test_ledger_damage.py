@@ -1,6 +1,7 @@
 """Damaged ledgers, grant records and inventories: no traceback, no hang, and no GPU given twice.
 
-CHANDLER_FUZZ=5000 tries as many damages through an installation, and as many in this process for each way to choose files.
+CHANDLER_FUZZ=5000 tries as many damaged files through an installation, and as many in this process for each way to
+choose files.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ GPUS = [f"c195:{number}" for number in range(8)]
 
 
 def mutated(data: bytes, rng: random.Random) -> bytes:
-    """Some bytes as a disk, a crash, a hand or another program may leave them."""
+    """Change some bytes, as a disk, a crash, a person or another program may."""
     at = rng.randrange(len(data) + 1)
     how = rng.randrange(10)
     if how == 0:
@@ -69,7 +70,10 @@ def mutated(data: bytes, rng: random.Random) -> bytes:
 
 
 def json_mutated(data: bytes, rng: random.Random) -> bytes:
-    """A member that is lost, renamed or of another type, with the old checksum or none: an older version's file has none."""
+    """Remove, rename or change the type of one member, and keep the old checksum or drop it.
+
+    Files of older versions have no checksum.
+    """
     try:
         document = json.loads(data)
     except ValueError:
@@ -112,7 +116,10 @@ def take(count: int) -> Any:
 
 
 class Kept:
-    """A ledger with a container that lives (this process makes it), one that is gone, and one of the plugin's; with their records."""
+    """A ledger with three containers and their records.
+
+    `lives` is alive (this process stands for it), `gone` is not, `nri` is the plugin's.
+    """
 
     def __init__(self, directory: Path) -> None:
         self.state, self.root = str(directory / "state"), str(directory / "root")
@@ -139,7 +146,7 @@ class Kept:
         self.names = sorted(path for path in self.files if not path.endswith(".lock"))
 
     def lose_plugin(self) -> None:
-        """On a node without one a damaged ledger is made anew by itself."""
+        """Remove the plugin's state: on a node without a plugin a damaged ledger is rebuilt by itself."""
         shutil.rmtree(grants.nri(self.state))
 
     def restore(self) -> None:
@@ -159,7 +166,7 @@ def kept(tmp_path: Path) -> Kept:
 @pytest.mark.parametrize("which", ["leases", "leases.copy", "both", "records", "all"])
 @pytest.mark.parametrize("nri", [False, True])
 def test_thousands_of_damages(kept: Kept, which: str, nri: bool) -> None:
-    """Whatever is damaged, nobody gets what `lives` holds, and all that is said is a sentence."""
+    """Whatever is damaged, nothing that `lives` holds is granted, and every error is one sentence."""
     rng = random.Random(f"{SEED} {which} {nri}")
     if not nri:
         kept.lose_plugin()
@@ -201,7 +208,7 @@ def test_thousands_of_damages(kept: Kept, which: str, nri: bool) -> None:
     assert served and refused
 
 
-def test_a_ledger_of_before_this_format_is_read(kept: Kept) -> None:
+def test_a_ledger_in_the_older_format_is_read(kept: Kept) -> None:
     """An upgrade keeps containers, leases and grants; the next change writes the new format."""
     held = kept.ledger.read()
     for lease in held:
@@ -219,7 +226,7 @@ def test_a_ledger_of_before_this_format_is_read(kept: Kept) -> None:
             assert records.read(os.path.dirname(os.path.dirname(path)), record["root"], record["id"]) == old
     Path(kept.ledger.path).write_text(json.dumps(held) + "\n")
     with pytest.raises(LedgerError, match="is damaged"):
-        kept.ledger.read()  # what an older Chandler writes beside our copy nobody can put in order
+        kept.ledger.read()  # an older Chandler writes no copy: ledger and copy differ, and nothing tells which is right
     os.unlink(kept.ledger.path + ".copy")
     assert kept.ledger.read() == held
     with pytest.raises(LeaseError):
@@ -244,8 +251,8 @@ def test_an_old_root_is_found_by_its_new_name(kept: Kept, tmp_path: Path) -> Non
     assert found is not None and found["devices"] == ["x"]
 
 
-def test_a_lost_ledger_is_no_empty_one(kept: Kept) -> None:
-    """A hand that removes it: the grant records know who holds what."""
+def test_a_lost_ledger_does_not_count_as_empty(kept: Kept) -> None:
+    """Somebody removes the ledger: the grant records still tell who holds what."""
     kept.lose_plugin()
     for name in ("", ".copy"):
         os.unlink(kept.ledger.path + name)
@@ -266,7 +273,10 @@ def test_the_copy_has_what_the_ledger_has(kept: Kept) -> None:
 
 
 def test_a_rebuild_waits_for_creates_that_go_on(kept: Kept) -> None:
-    """A create that has its lease and not yet its record: who makes the ledger anew waits until it has, or has ended."""
+    """A rebuild waits for a create that has a lease but no record yet.
+
+    It waits until the record is there or the create has ended.
+    """
     program = (
         "import sys; sys.path.insert(0, sys.argv[1])\nfrom shim.state.ledger import Ledger\n"
         "Ledger(sys.argv[2]).announce(); print('announced', flush=True); sys.stdin.read()"
@@ -292,13 +302,13 @@ def test_a_rebuild_waits_for_creates_that_go_on(kept: Kept) -> None:
             with open("/proc/locks", encoding="ascii") as file:
                 if any("->" in line and line.split()[-3].endswith(f":{inode}") for line in file):
                     break
-            assert waiting.poll() is None, "it has not waited"
+            assert waiting.poll() is None, "the rebuild did not wait for the create"
         creating.stdin.close()  # type: ignore[union-attr]
         assert waiting.wait(PATIENCE) == 0
 
 
 def as_an_older_release_left_it(kept: Kept) -> str:
-    """One container that lives, its ledger a plain list, its record without a token; the token is also in its hook."""
+    """One living container: its ledger is a plain list, its record has no token; the token is also in its hook."""
     kept.lose_plugin()
     (lease,) = (each for each in kept.ledger.read() if each["id"] == "lives")
     for name in os.listdir(kept.state):
@@ -372,7 +382,7 @@ def test_a_damaged_ledger_whose_records_are_lost_is_not_made_anew_by_itself(kept
 
 
 class Installed:
-    """A runtime that does nothing but for `held`, whose create goes on."""
+    """Chandler over a runtime that does nothing; only the create of `held` stays in progress."""
 
     def __init__(self, place: str, node: Node) -> None:
         self.place = place
@@ -425,7 +435,7 @@ class Installed:
         return done.returncode, said
 
     def damage(self, rng: random.Random) -> list[str]:
-        """Some files, damaged; all others as they were."""
+        """Damage some files; write all others as they were."""
         for path, data in self.files.items():
             with open(path, "wb") as file:
                 file.write(data)
@@ -476,7 +486,7 @@ def test_damages_through_an_installation(installed: Installed) -> None:
     assert served
 
 
-def test_a_damaged_ledger_does_not_stop_who_needs_no_gpu(installed: Installed) -> None:
+def test_a_damaged_ledger_does_not_stop_containers_without_a_gpu(installed: Installed) -> None:
     os.mkdir(os.path.join(installed.installation.state, "nri"))
     for name in ("leases", "leases.copy"):
         with open(os.path.join(installed.installation.state, name), "wb"):

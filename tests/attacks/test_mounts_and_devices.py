@@ -1,4 +1,4 @@
-"""CDI edits as real runtimes carry them out: which mount covers which, whose a file is, and numbers that would be other devices."""
+"""CDI edits as real runtimes carry them out: which mount covers which, owners of files, dangerous device numbers."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def asking(place: str, *args: str) -> bundle.Bundle:
 
 
 def folder(place: str, name: str) -> str:
-    """A directory of the host with a file `who` that says its name, and places for mounts below it."""
+    """A directory of the host with a file `who` that holds its name, and mount points below it."""
     path = os.path.join(place, "host", name)
     os.makedirs(path + "/b/c")
     os.mkdir(path + "/c")
@@ -105,14 +105,15 @@ def test_what_a_container_sees(
     made.config = config
     assert chandler.run(made, "c1").stdout == "".join(read.values())
     kept = [mount["source"] for mount in made.config["mounts"] if mount in own]
-    assert kept == [mount["source"] for mount in own if mount["source"] in kept], "the engine's keep their order"
+    assert kept == [mount["source"] for mount in own if mount["source"] in kept], "the engine's mounts keep their order"
 
 
 # --- user namespaces --------------------------------------------------------------------------------------------
 
 MAPPING = [{"containerID": 0, "hostID": 200000, "size": 65536}]
 NOBODY, OWNERS = "65534 65534", "0 5"
-# What each runtime makes of idmap and ridmap: files of the host's uids 0 and 5 as the container sees them. None: it refuses to start.
+# What each runtime makes of idmap and ridmap: the owners that the container sees for files of the host's uids 0 and 5.
+# None: the runtime refuses to start the container.
 SEEN: dict[str, dict[str, dict[str, str | None]]] = {
     "runc": {"new": {"bind": NOBODY, "rbind": NOBODY}, "joined": {"bind": None, "rbind": None}},
     "newer-runc": {"new": {"bind": OWNERS, "rbind": OWNERS}, "joined": {"bind": OWNERS, "rbind": OWNERS}},
@@ -176,7 +177,7 @@ def test_whose_a_file_is(serve: Serve, runtime: Runtime, place: str, namespace: 
     ],
 )
 def test_a_number_that_would_be_another_device(serve: Serve, place: str, field: str, value: float) -> None:
-    """-1 in a rule of a control group stands for every device; the kernel cuts what is too large."""
+    """-1 in a rule of a control group stands for every device; the kernel truncates numbers that are too large."""
     chandler = serve(
         {
             "deviceNodes": [

@@ -1,6 +1,7 @@
-"""Requests mutated at random, through the whole wrapper in this process: each is served, or refused in one sentence with nothing changed.
+"""Requests mutated at random, through the whole wrapper in this process.
 
-CHANDLER_FUZZ=20000 tries that many; CHANDLER_FUZZ_SEED others.
+Each is served, or refused in one sentence with nothing changed. CHANDLER_FUZZ=20000 tries that many requests;
+CHANDLER_FUZZ_SEED chooses others.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ ODD = [
 
 
 def mutated(rng: random.Random, value: Any) -> Any:
-    """A JSON value with one thing in it changed."""
+    """A JSON value with one change in it."""
     if isinstance(value, dict) and value and rng.random() < 0.8:
         key = rng.choice(list(value))
         kind = rng.randrange(5)
@@ -154,7 +155,8 @@ def front(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capture
 def test_mutated_requests(front: Front) -> None:
     front.node.configure(
         "",
-        '[policy]\nallow = ["gpu", "gpu.all", "env", "resources", "storage", "user", "capabilities", "command", "hostname", "devices"]\n'
+        '[policy]\nallow = ["gpu", "gpu.all", "env", "resources", "storage", "user", "capabilities", "command", '
+        '"hostname", "devices"]\n'
         'bind-sources = ["/srv"]\ndevices = ["*"]\ncapabilities = ["ALL"]\nhost-variables = ["*"]\n',
     )
     (front.node.directory / "bundle/rootfs").mkdir()

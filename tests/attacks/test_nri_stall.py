@@ -1,5 +1,8 @@
-"""chandler-nri held up for longer than containerd waits: a grant whose answer never arrived holds nothing, and a container
-that runs without what it asked for is not taken for a served one."""
+"""chandler-nri stopped for longer than containerd waits.
+
+A grant whose answer never arrived holds nothing, and a container that runs without what it asked for does not count as
+served.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +20,15 @@ from lab.place import within
 from lab.plugin import Plugin, until
 from lab.scene import Scene, ask, gpus, opened
 
-# The installed plugin, which stops itself once at a point of the first create: as SIGSTOP, swapping or a slow disk do it.
+# The installed plugin, which stops itself once, at a given point of the first create. SIGSTOP stands for swapping or a
+# slow disk.
 STALLING = """
 import os, signal, sys
 sys.argv[0] = "chandler-nri"
 sys.path.insert(0, sys.argv.pop(1))
 point = sys.argv.pop(1)
-from shim import engine, grants
+from shim import engine
+from shim.state import grants
 from shim.nri import main, socket
 
 def stop():
@@ -59,7 +64,7 @@ STALLS = ["before reading", "read", "recorded", "answer ready"]
 
 class Stage(Scene):
     def stalling(self, point: str) -> Plugin:
-        """A plugin that stops at a point of its first create with a request."""
+        """A plugin that stops itself at `point` of its first create with a request."""
         made = self.plugin()
         made.command[:1] = [PYTHON, "-I", "-B", "-c", STALLING, self.installation.prefix + "/lib/chandler", point]
         return made.start()
@@ -82,7 +87,7 @@ def stage(request: pytest.FixtureRequest, lab: str, node: Node) -> Iterator[Stag
 
 @pytest.fixture
 def cri(stage: Stage) -> Iterator[CRI]:
-    """The pods of a test end with it, and its plugins, stopped or not."""
+    """Ends a test's pods and plugins, also stopped plugins."""
     stage.configure(LEASES)
     yield stage.cri
     for plugin in stage.plugins:
@@ -102,7 +107,7 @@ def stopped(plugin: Plugin) -> bool:
 
 
 def stall(stage: Stage, point: str) -> Plugin:
-    """A plugin that is stopped, or will be during the next create."""
+    """A plugin that is stopped already, or that stops itself during the next create."""
     plugin = stage.stalling(point)
     if point == "before reading":
         os.kill(plugin.pid, signal.SIGSTOP)
@@ -111,7 +116,7 @@ def stall(stage: Stage, point: str) -> Plugin:
 
 
 def wake(plugin: Plugin) -> None:
-    """Goes on, and is connected again."""
+    """Continue the plugin, and wait until it is connected again."""
     times = plugin.times_serving()
     assert stopped(plugin)
     os.kill(plugin.pid, signal.SIGCONT)
@@ -143,14 +148,14 @@ def test_a_running_container_whose_create_was_not_answered(stage: Stage, cri: CR
         )
         nothing_held(stage)
         until(lambda: cri.running(container) != evict, "what the policy says")
-    # whoever asks now is served: on every device
+    # a new request is served, on every device
     again = cri.run(cri.pod("again", ask(resources=gpus(8))))
     assert opened(cri, again) == list(range(8))
 
 
 @pytest.mark.parametrize("point", STALLS)
 def test_a_container_that_is_started_after_the_plugin_woke(stage: Stage, cri: CRI, point: str) -> None:
-    """It has no process yet that could be ended, so it is not started at all."""
+    """The container has no process yet that could be ended, so its start fails."""
     if stage.fails_requests:
         pytest.skip("this containerd creates no such container")
     stage.configure(EVICT)
@@ -166,12 +171,12 @@ def test_a_container_that_is_started_after_the_plugin_woke(stage: Stage, cri: CR
 
 
 def test_a_container_that_was_served_stays(stage: Stage, cri: CRI) -> None:
-    """The plugin stops when its answer has left: containerd closes the connection, and the grant is good."""
+    """The plugin stops after its answer has left: containerd closes the connection, and the grant stays valid."""
     stage.configure(EVICT)
     plugin = stage.stalling("after answering")
     pod = cri.pod("served", ask(resources=gpus(2)))
     if stage.fails_requests:
-        # the plugin is asked whether the adjustment is valid, too, and a validator that hangs fails the create
+        # containerd also asks the plugin to validate the adjustment, and a validator that hangs fails the create
         with pytest.raises(Refused) as error:
             cri.create(pod)
         assert "validator plugin 50-chandler failed" in reason(error)
@@ -198,7 +203,7 @@ def test_a_short_stall_harms_nothing(stage: Stage, cri: CRI) -> None:
 
 
 def test_a_plugin_killed_before_its_answer(stage: Stage, cri: CRI) -> None:
-    """The one that comes after it finds a record, and a container without our mark."""
+    """The next plugin finds a record, and a container without Chandler's mark."""
     stage.configure(EVICT)
     plugin = stall(stage, "recorded")
     made: list[str] = []

@@ -1,5 +1,8 @@
-"""What only a containerd with NRI's validator can close: an absent plugin fails the create, a GPU that another plugin adds is looked
-at, and, where OCI hooks of plugins are rejected, leases are kept without one."""
+"""What needs a containerd with NRI's validator.
+
+An absent plugin fails the create, GPUs that another plugin adds are checked, and leases work without an OCI hook where
+plugins may not add hooks.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +68,7 @@ def cri(scene: Scene) -> Iterator[CRI]:
 
 
 def test_nothing_is_created_while_a_required_plugin_is_not_there(scene: Scene, cri: CRI) -> None:
-    """As `chandler configure` writes it."""
+    """With the configuration that `chandler configure` writes."""
     command = [
         scene.installation.program("chandler"),
         "configure",
@@ -94,7 +97,7 @@ def test_nothing_is_created_while_a_required_plugin_is_not_there(scene: Scene, c
     assert cri.running(cri.run(cri.pod("tolerant", {TOLERATE: "true"})))
     plugin = scene.plugin().start()
     assert [opened(cri, cri.run(pod)) for pod in pods] == [[0], []]
-    # one that hangs fails a create, is dropped for it, and is missed from then on
+    # a plugin that hangs fails one create; containerd then drops it, and later creates fail because it is missing
     os.kill(plugin.pid, signal.SIGSTOP)
     for words in ("plugin 50-chandler failed to handle", 'required plugin "chandler" not present'):
         with pytest.raises(Refused) as error:
@@ -157,7 +160,7 @@ def test_a_gpu_that_another_plugin_adds(scene: Scene, cri: CRI, allocator: str) 
     plugin = scene.plugin().start()
     holder = cri.run(cri.pod("holder", ask(resources=gpus(2))))
     giving(scene, scene.node.gpus[1])
-    if allocator == "leases":  # nobody gets what a container holds
+    if allocator == "leases":  # no other container gets what one holds
         with pytest.raises(Refused) as error:
             cri.create(cri.pod("thief"))
         assert f"another NRI plugin adds /dev/theirs (nvidia.com/gpu=1), but {holder} holds" in reason(error)
@@ -169,7 +172,7 @@ def test_a_gpu_that_another_plugin_adds(scene: Scene, cri: CRI, allocator: str) 
     with pytest.raises(Refused) as error:
         cri.create(cri.pod("beside", ask(resources={"gpu": {"devices": ["5"]}})))
     assert "beside the GPUs that Chandler granted" in reason(error)
-    # what is nobody's is that plugin's affair, and is said
+    # a GPU that no container holds is the other plugin's to give; ours logs it
     theirs = cri.run(cri.pod("theirs"))
     assert "/dev/theirs (nvidia.com/gpu=7)" in plugin.record(container=theirs)["beside"]
     assert cri.exec(theirs, "sh", "-c", "exec 3</dev/theirs").code == 0

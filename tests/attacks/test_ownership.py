@@ -1,4 +1,7 @@
-"""What somebody else could have written is neither run nor read: runtimes, the launch line, the state directory and its way."""
+"""What another user could have written is neither run nor read.
+
+That covers runtimes, the launch line, and the state directory with all directories above it.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ def as_user(uid: int) -> list[str]:
 
 
 def give(path: str, uid: int) -> None:
-    """A tree to somebody."""
+    """Give a tree to a user."""
     os.chown(path, uid, uid, follow_symlinks=False)
     for directory, directories, names in os.walk(path):
         for name in (*directories, *names):
@@ -35,7 +38,7 @@ def give(path: str, uid: int) -> None:
 
 
 class Scene:
-    """Chandler in one shell over a runtime that only notes that it ran, and as whom."""
+    """Chandler in one shell over a runtime that only records that it ran, and as which user."""
 
     def __init__(self, shell: str, place: str, node: Node) -> None:
         self.place = place
@@ -72,7 +75,7 @@ class Scene:
     def call(
         self, *arguments: str, wrap: list[str] | None = None, env: dict[str, str] | None = None, python: bool = True
     ) -> tuple[subprocess.CompletedProcess[str], list[str]]:
-        """What became of it, and which programs noted that they ran."""
+        """The result, and the programs that recorded a run."""
         with open(self.asked.path, "wb") as file:
             file.write(self.text)
         for name in os.listdir(self.notes):
@@ -139,7 +142,7 @@ def scene(request: pytest.FixtureRequest, lab: str, node: Node) -> Scene:
 @pytest.mark.parametrize("python", [True, False], ids=["", "without Python"])
 @pytest.mark.parametrize("link", ["", "chandler-runc"])
 def test_a_runtime_that_was_given_away_is_not_run(scene: Scene, python: bool, link: str) -> None:
-    """After it was compiled into the launch line, as a package that unpacks as somebody else does."""
+    """The owner changes after the launch line was compiled, as when a package is unpacked as another user."""
     program, scene.program = scene.program, scene.installation.program(link) if link else scene.program
     os.chown(scene.runtime, OTHER, OTHER)
     try:
@@ -158,7 +161,7 @@ def test_a_runtime_that_was_given_away_is_not_run(scene: Scene, python: bool, li
 
 
 def test_a_runtime_that_others_may_write_is_not_compiled(scene: Scene) -> None:
-    """The mode is looked at when the configuration is compiled and whenever Python runs; the owner at each call."""
+    """The mode is checked on compiling the configuration and whenever Python runs; the owner at each call."""
     os.chmod(scene.runtime, 0o777)
     try:
         scene.installation.refresh()
@@ -171,8 +174,8 @@ def test_a_runtime_that_others_may_write_is_not_compiled(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize("python", [True, False], ids=["", "without Python"])
-def test_a_launch_line_of_somebody_else_is_not_read(scene: Scene, python: bool) -> None:
-    """In a configuration directory that was opened to all, with copies that have the right times."""
+def test_a_launch_line_of_another_user_is_not_read(scene: Scene, python: bool) -> None:
+    """In a configuration directory that everybody may write, with copies that have the right times."""
     evil = scene.script(os.path.join(scene.place, "evil", "runc"))
     os.chown(evil, OTHER, OTHER)
     with open(f"{scene.etc}/launch", encoding="utf-8") as file:
@@ -196,7 +199,7 @@ def test_a_launch_line_of_somebody_else_is_not_read(scene: Scene, python: bool) 
 @pytest.mark.parametrize("python", [True, False], ids=["", "without Python"])
 @pytest.mark.parametrize("inside", [[], ["unshare", "-Ur"]], ids=["", "in a user namespace"])
 def test_without_root(scene: Scene, inside: list[str], python: bool) -> None:
-    """Root's files are believed, in a user namespace too, and nobody else's; with Python and without."""
+    """Only root's files are trusted, also in a user namespace; with Python and without."""
     wrap = [*as_user(USER), *inside]
     for verb in (
         ("state", "c1"),
@@ -222,7 +225,7 @@ def test_without_root(scene: Scene, inside: list[str], python: bool) -> None:
 
 
 def test_without_root_and_without_stat(scene: Scene) -> None:
-    """Python knows, too."""
+    """Python checks the owner, too."""
     hidden = [
         "unshare",
         "-m",
@@ -237,8 +240,8 @@ def test_without_root_and_without_stat(scene: Scene) -> None:
         assert scene.call(*verb, wrap=[*hidden, *as_user(USER)])[1] == [scene.runtime], verb
 
 
-def test_a_configuration_that_may_not_be_read_is_not_taken_for_none(scene: Scene) -> None:
-    """It may say what a request looks like."""
+def test_an_unreadable_configuration_does_not_count_as_missing(scene: Scene) -> None:
+    """The configuration may define the annotation prefix of requests."""
     os.chmod(scene.etc, 0o700)
     try:
         done, noted = scene.call("create", "--bundle", scene.asked.directory, "c1", wrap=as_user(USER))
@@ -265,7 +268,7 @@ PYTHONS = ("create", "--bundle", "{plain}", "--new-option", "c1"), ("--new-optio
 
 
 def test_a_directory_in_tmp_that_was_there_first_is_not_used(scene: Scene) -> None:
-    """Where the caller has no XDG_RUNTIME_DIR.  The inventory in it is his own, but others may put it there."""
+    """The caller has no XDG_RUNTIME_DIR. The inventory is the caller's own file, but others may have put it there."""
     home = os.path.join(scene.place, "home")
     os.mkdir(home)
     evil = scene.script(os.path.join(home, "runc"))
@@ -309,7 +312,7 @@ WAYS = {
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_state_directory_that_others_may_write(scene: Scene, way: str) -> None:
-    """What asks is refused and plain containers go on; its inventory is not read."""
+    """Creates with a request are refused, plain containers go on; the inventory is not read."""
     above, uid, mode = WAYS[way]
     path = scene.state
     for _ in range(above):
@@ -321,7 +324,7 @@ def test_a_state_directory_that_others_may_write(scene: Scene, way: str) -> None
     try:
         for words in PYTHONS:
             assert scene.call(*(word.format(plain=scene.plain.directory) for word in words))[1] == [evil], (
-                "the attack is one"
+                "the inventory must be read while its directories are trusted"
             )
         os.chown(path, uid, uid)
         os.chmod(path, mode)
@@ -354,8 +357,8 @@ def test_a_state_directory_that_others_may_write(scene: Scene, way: str) -> None
         scene.installation.refresh()
 
 
-def test_a_word_that_is_no_request_needs_no_state_directory(scene: Scene) -> None:
-    """The text has our name in it, so Python looks; nothing is asked for."""
+def test_the_prefix_without_a_request_needs_no_state_directory(scene: Scene) -> None:
+    """The config.json has the prefix in its text, so Python runs, but nothing is requested."""
     made = bundle.make(os.path.join(scene.place, "mentions"), ["echo", "chandler.oci"], {}, root="/nonexistent")
     os.chown(scene.state, OTHER, OTHER)
     try:
@@ -365,8 +368,8 @@ def test_a_word_that_is_no_request_needs_no_state_directory(scene: Scene) -> Non
         shutil.rmtree(made.directory)
 
 
-def test_the_caller_s_runtime_directory_is_nothing_to_root(scene: Scene) -> None:
-    """Who starts an engine as root may have left his own in its environment."""
+def test_root_ignores_the_callers_runtime_directory(scene: Scene) -> None:
+    """The environment of an engine that root starts may have another user's XDG_RUNTIME_DIR."""
     theirs = os.path.join(scene.place, "theirs")
     os.mkdir(theirs)
     os.chown(theirs, OTHER, OTHER)
@@ -390,7 +393,7 @@ def real(request: pytest.FixtureRequest, place: str, node: Node) -> Iterator[tup
 def test_places_of_the_configuration_that_others_may_write(
     real: tuple[Installation, Engine, Bundle], place: str, node: Node
 ) -> None:
-    """state-dir and log.file, cold and on a real runtime."""
+    """state-dir and log.file, without an inventory and on a real runtime."""
     installation, engine, made = real
     with open(f"{installation.etc}/config.toml", encoding="utf-8") as file:
         runtime = file.readline().split('"')[1]
@@ -420,7 +423,7 @@ def test_places_of_the_configuration_that_others_may_write(
 
 
 def test_a_directory_of_the_configuration_that_others_may_write(scene: Scene) -> None:
-    """Whoever may write there can have taken out what denied: an empty one is no better than one with files."""
+    """Another user may have removed a denial, so an empty directory is as bad as one with files."""
     directory = os.path.join(scene.etc, "config.d")
     os.makedirs(directory, exist_ok=True)
     os.chmod(directory, 0o777)
@@ -431,7 +434,7 @@ def test_a_directory_of_the_configuration_that_others_may_write(scene: Scene) ->
     assert done.returncode == 1 and not ran and f"{directory} can be written by others" in done.stderr
 
 
-def test_a_launch_line_that_is_no_file_holds_nobody_up(scene: Scene) -> None:
+def test_a_launch_line_that_is_no_file_does_not_block(scene: Scene) -> None:
     launch = os.path.join(scene.etc, "launch")
     os.unlink(launch)
     os.mkfifo(launch)

@@ -1,4 +1,4 @@
-"""Ways round the node's policy that a request, an image or an engine's own rule once opened, on real runtimes."""
+"""Attacks on the node's policy by a request, an image or an engine's own rule that once worked, on real runtimes."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def attacked(request: pytest.FixtureRequest, runtime: runtimes.Runtime, node: No
     made.engine.clean()
 
 
-# Where the inventory has a part in it; a warm one costs the two seconds until its sources are believed.
+# For tests that depend on the inventory. A warm one costs two seconds, until its sources are old enough.
 both = pytest.mark.parametrize("attacked", ["warm", "cold"], indirect=True)
 
 
@@ -150,7 +150,7 @@ def test_a_rule_of_the_engine_opens_no_other_gpu(attacked: Attacked) -> None:
         {"type": "c", "major": other.major, "minor": other.minor, "access": "rw"},
         {"type": "c", "minor": other.minor},
         {"type": "c", "major": -1, "minor": -1, "access": "rwm"},
-        # of type a, or of none, runtimes and the kernel look at no number; crun takes a type that it does not know for any
+        # for type a, or without a type, runtimes and the kernel ignore the numbers; crun treats an unknown type as a
         {"type": "a", "major": 5, "minor": 5, "access": "m"},
         {"major": 5, "access": "rwm"},
         {"type": "u", "major": 5, "minor": 5},
@@ -165,7 +165,7 @@ def test_a_rule_of_the_engine_opens_no_other_gpu(attacked: Attacked) -> None:
             {"allow": False, "type": "c", "major": other.major, "minor": other.minor, "access": "rwm"},
         )
         assert "opens nvidia.com/gpu=" in attacked.refused(made)
-    # what every engine writes: nodes may be made, and a rule of these opens no GPU
+    # what every engine writes: mknod is allowed, and none of these rules opens a GPU
     usual = (
         {"allow": True, "type": "c", "access": "m"},
         {"allow": True, "type": "b", "access": "m"},
@@ -185,7 +185,7 @@ def test_a_rule_of_the_engine_opens_no_other_gpu(attacked: Attacked) -> None:
 @both
 @pytest.mark.parametrize("runtime", ["runc"], indirect=True)
 def test_a_key_in_another_case_hides_nothing(attacked: Attacked) -> None:
-    """Runtimes that are written in Go take it for the usual one."""
+    """Runtimes written in Go read it as the usual key."""
     for keys, hidden in (
         (["linux"], "Resources"),
         (["linux", "resources"], "device\u017f"),
@@ -263,7 +263,7 @@ def test_a_link_within_the_image_is_followed_once(attacked: Attacked) -> None:
 
 @pytest.mark.parametrize("runtime", ["runc", "crun"], indirect=True)
 def test_a_target_in_a_directory_that_the_engine_mounts(attacked: Attacked) -> None:
-    """Whoever writes to a volume may exchange a directory for a link between our look and the runtime's."""
+    """Whoever can write to a volume may replace a directory by a link after Chandler's check, before the mount."""
     attacked.policy(STORAGE)
     volume = os.path.join(attacked.place, "volume")
     os.makedirs(volume + "/plain")
@@ -329,7 +329,7 @@ def test_a_link_leads_no_working_directory_into_the_kernel_s(attacked: Attacked)
 
 @pytest.mark.parametrize("runtime", ["runc", "crun"], indirect=True)
 def test_a_target_in_what_the_request_itself_mounts(attacked: Attacked) -> None:
-    """One container makes links in a directory, another has it mounted and a target behind such a link."""
+    """One container makes links in a directory; another has it mounted, and a target behind such a link."""
     attacked.policy(STORAGE)
     shared = os.path.join(attacked.place, "shared")
     os.makedirs(shared + "/plain")
@@ -380,7 +380,7 @@ def test_one_place_by_two_names_and_the_engine_s_kernel_mounts(attacked: Attacke
     made = attacked.bundle(
         MOUNTS, link("/l", "/srv"), storage=[{"type": "tmpfs", "target": "/l/q"}, {"type": "tmpfs", "target": "/srv/q"}]
     )
-    assert "are one place in the image, /srv/q" in attacked.refused(made)
+    assert "are the same path in the image, /srv/q" in attacked.refused(made)
     made = attacked.bundle(MOUNTS, storage=[{"type": "tmpfs", "target": "/kernel/sys"}])
     config = made.config
     config["mounts"].append({"destination": "/kernel", "type": "proc", "source": "proc"})
@@ -390,7 +390,7 @@ def test_one_place_by_two_names_and_the_engine_s_kernel_mounts(attacked: Attacke
 
 @pytest.mark.parametrize("runtime", ["runc", "crun"], indirect=True)
 def test_an_engine_that_denies_nothing_opens_everything(attacked: Attacked) -> None:
-    """crun takes the list of rules as it stands, and an empty one denies nothing."""
+    """crun applies only the rules in the list, and an empty list denies nothing."""
     other = attacked.node.gpus[-1]
     lists: list[dict[str, Any]] = [
         {},
@@ -432,7 +432,10 @@ def test_an_inherited_score_is_not_loosened(attacked: Attacked) -> None:
 @both
 @pytest.mark.parametrize("runtime", ["runc"], indirect=True)
 def test_devices_that_hold_several_gpus(attacked: Attacked) -> None:
-    """Another file of the administrator's describes pairs and more: what all its devices share is no control node for that."""
+    """Another CDI file describes devices of two and more GPUs.
+
+    A node that all of its devices share is still a GPU and not a control node.
+    """
     directory = os.path.join(attacked.place, "cdi")
     os.makedirs(directory)
     node = attacked.node
@@ -473,7 +476,7 @@ def test_devices_that_hold_several_gpus(attacked: Attacked) -> None:
 
 
 def test_a_mount_that_brings_a_gpu_without_root(node: Node, place: str) -> None:
-    """However its source is spelled: a link, another name of the same directory, a node of one's own with that number."""
+    """Every spelling of the source counts: a link, another path of the directory, another node with that number."""
     if os.geteuid() != 0:
         pytest.skip("only root makes device nodes")
     with open(node.spec, "rb") as file:

@@ -1,4 +1,4 @@
-"""Built configurations: a service, what the builder's caller says, the image, and what comes of them.
+"""Built configurations, from a service, the builder's caller and the image.
 
 Each row is one situation or one branch of the builder; every configuration is checked against the OCI schema.
 """
@@ -25,7 +25,7 @@ IMAGE = image.Image(["/entry"], ["serve"], ["PATH=/img", "LANG=C", "A=image"], "
 
 @pytest.fixture(autouse=True)
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A host of version 1 and a caller that is its root, whatever this one is."""
+    """A host with cgroup version 1 and root as the caller, whatever this host is."""
     monkeypatch.setattr(cgroups, "survey", lambda tree=None: SURVEY)
     monkeypatch.setattr("posix.geteuid", lambda: 0)
     monkeypatch.setattr(userns, "user_namespace", lambda: userns.INITIAL_NAMESPACE)
@@ -33,7 +33,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def fixed(text: bytes | None = None, **more: Any) -> Inventory:
-    """A node that keeps no leases: GPUs are resolved when a bundle is built."""
+    """A node without leases: GPUs are resolved when a bundle is built."""
     return served.inventory(text, gpu__allocator="fixed", **more)
 
 
@@ -61,12 +61,12 @@ def config(document: dict[str, Any], *rest: Any, **options: Any) -> dict[str, An
 
 def env(found: dict[str, Any]) -> dict[str, str]:
     pairs = [entry.partition("=") for entry in found["process"]["env"]]
-    assert len({name for name, _, _ in pairs}) == len(pairs), "a variable stands twice"
+    assert len({name for name, _, _ in pairs}) == len(pairs), "a variable is set twice"
     return {name: value for name, _, value in pairs}
 
 
 def at(found: dict[str, Any], path: str) -> Any:
-    """A value by its dotted path; `env NAME`, `mount /destination` and `device /path` by name; None where there is none."""
+    """A value by its dotted path, or by name: `env NAME`, `mount /destination`, `device /path`. None if missing."""
     kind, _, name = path.partition(" ")
     if kind == "env":
         return env(found).get(name)
@@ -663,7 +663,7 @@ def test_builder(
     assert {path: at(built, path) for path in expected} == expected
 
 
-def test_what_an_orchestrator_honours_is_told() -> None:
+def test_ignored_orchestrator_keys_are_reported() -> None:
     assert made(MINIMAL).notes == [
         "d.yaml: service web: left to an orchestrator: services.web.rtype, services.web.image, services.web.endpoints"
     ]
@@ -671,7 +671,7 @@ def test_what_an_orchestrator_honours_is_told() -> None:
 
 @pytest.mark.parametrize("privileged", [True, False])
 def test_capabilities(privileged: bool) -> None:
-    """Privileged is all that this process may hand on; one that is asked for comes to the others."""
+    """Privileged means all that this process can hand on; a requested one is added to the default ones."""
     found = config({"privileged": True} if privileged else {"capabilities": ["net_admin"], "cap_drop": ["CAP_MKNOD"]})[
         "process"
     ]["capabilities"]
@@ -688,7 +688,7 @@ def test_capabilities(privileged: bool) -> None:
 
 @pytest.mark.parametrize("seed", range(60))
 def test_any_rows_together(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
-    """Whatever the keys, the result fits the schema, is the same a second time, and the service is left as it was."""
+    """Whatever the keys, the result fits the schema and is the same a second time. The service does not change."""
     monkeypatch.setattr("posix.environ", {b"CHANDLER_TEST_VALUE": b"from the host"})
     picked = random.Random(seed).sample(BUILDER, 6)
     document: dict[str, Any] = {}
@@ -770,7 +770,7 @@ def test_an_image_begins_in_no_descriptor_of_the_host() -> None:
 
 
 def test_with_leases_a_bundle_holds_no_gpu() -> None:
-    """The request stays an annotation, in the form that the wrapper reads; everything else is done."""
+    """The request stays an annotation that the wrapper reads; everything else is done by the builder."""
     built = made(
         {"env": {"A": "b"}, "resources": {"cpu": 1, "gpu": {"count": 2, "distributed": {"rank": 0}}}},
         inventory=served.inventory(),
@@ -842,14 +842,15 @@ def test_without_a_cdi_file_and_without_a_fallback_there_is_no_gpu() -> None:
         made(
             {"resources": {"gpu": {}}},
             inventory=fixed(
-                b'{"cdiVersion": "0.6.0", "kind": "other.com/x", "devices": [{"name": "0", "containerEdits": {"env": ["A=b"]}}]}',
+                b'{"cdiVersion": "0.6.0", "kind": "other.com/x", '
+                b'"devices": [{"name": "0", "containerEdits": {"env": ["A=b"]}}]}',
                 gpu__fallback="off",
             ),
         )
 
 
 def test_mps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The directories of a daemon that others run; whether it answers is tested where that is asked."""
+    """The directories of a daemon that the builder does not manage; other tests check whether it answers."""
     with pytest.raises(ChandlerError, match="this node runs no MPS"):
         made({"resources": {"gpu": {"sharing": "mps"}}})
     from shim.sharing import mps
@@ -870,7 +871,7 @@ def test_mps(monkeypatch: pytest.MonkeyPatch) -> None:
         },
         inventory=fixed(gpu__mps="external"),
     )
-    assert asked == [7], "the server would be the container's user's"
+    assert asked == [7], "the MPS server would run as the container's user"
     assert (
         at(found, "mount /tmp/nvidia-mps")["source"] == "/run/mps"
         and at(found, "mount /var/log")["source"] == "/var/log"
@@ -952,13 +953,16 @@ def test_a_rootless_container(monkeypatch: pytest.MonkeyPatch, lent: str) -> Non
     assert found["linux"]["uidMappings"] == found["linux"]["gidMappings"] and len(found["linux"]["uidMappings"]) == (
         2 if lent else 1
     )
-    assert "resources" not in found["linux"], "devices are not his to allow"
+    assert "resources" not in found["linux"], "an unprivileged user cannot allow devices"
     pts = at(found, "mount /dev/pts")["options"]
-    assert ("gid=5" in pts) == bool(lent), "a group that is not mapped cannot be mounted with"
+    assert ("gid=5" in pts) == bool(lent), "a mount cannot use a group that is not mapped"
 
 
 def test_a_rootless_container_s_gpu_is_the_host_s_node(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No node can be made there: one that lies elsewhere is mounted, one that the host does not have is an error now, not at the start."""
+    """Rootless runtimes cannot make nodes. A node at another path is mounted.
+
+    A node that the host lacks is an error of the build, not of the start.
+    """
     rootless(monkeypatch)
     for host_path, said in (("/dev/null", ""), ("/dev/none-such", "/dev/none-such is not on this host")):
         node = {"path": "/dev/nvidia0", "hostPath": host_path, "type": "c", "major": 1, "minor": 3}

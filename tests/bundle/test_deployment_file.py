@@ -1,4 +1,4 @@
-"""Deployment files: which keys are a service's own, which an orchestrator's, and which are errors."""
+"""Deployment files: which keys belong to a service, which to an orchestrator, and which are errors."""
 
 from __future__ import annotations
 
@@ -89,6 +89,6 @@ def test_what_is_wrong_with_a_file(text: str, said: str) -> None:
     assert said in str(failed.value)
 
 
-def test_of_several_services_one_is_to_be_chosen() -> None:
+def test_several_services_need_a_choice() -> None:
     with pytest.raises(RequestError, match="several services; it has a, b; choose with --service"):
         deployment.service("services: {a: {}, b: {}}", "d.yaml", "")

@@ -1,4 +1,4 @@
-"""Which names are one piece of hardware, and which are taken when only a count is given."""
+"""Which names are one piece of hardware, and which devices are taken when a request has only a count."""
 
 from __future__ import annotations
 
@@ -135,7 +135,8 @@ def test_what_is_picked_is_never_part_of_another(nodes: Nodes) -> None:
 def test_a_registry_picks_among_the_devices_that_resolve() -> None:
     def file(*names: str) -> bytes:
         devices_ = "".join(
-            f'\n- {{name: "{n}", containerEdits: {{deviceNodes: [{{path: /dev/g{n}, type: c, major: 195, minor: {n}}}]}}}}'
+            f'\n- {{name: "{n}", containerEdits: '
+            f"{{deviceNodes: [{{path: /dev/g{n}, type: c, major: 195, minor: {n}}}]}}}}"
             for n in names
         )
         return f"cdiVersion: 0.5.0\nkind: v.com/gpu\ndevices:{devices_}\n".encode()

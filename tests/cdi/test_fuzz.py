@@ -109,8 +109,8 @@ def test_any_pieces_with_the_parser_in_python(data: bytes) -> None:
 
 
 fields = st.sampled_from(
-    "cdiVersion kind devices containerEdits name annotations env deviceNodes mounts hooks intelRdt additionalGids netDevices "
-    "path hostPath containerPath type major options hookName args timeout closID schemata fileMode".split()
+    "cdiVersion kind devices containerEdits name annotations env deviceNodes mounts hooks intelRdt additionalGids "
+    "netDevices path hostPath containerPath type major options hookName args timeout closID schemata fileMode".split()
 )
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),

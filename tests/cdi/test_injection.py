@@ -376,7 +376,7 @@ config = st.fixed_dictionaries(
 def test_injection_is_idempotent_and_changes_no_input(
     before: dict[str, Any], one: dict[str, Any], two: dict[str, Any]
 ) -> None:
-    # Of two mounts with one destination the CDI Go library's rule takes out only the first, so `before` has no such two.
+    # The CDI Go library's rule removes only the first of two mounts with one destination, so `before` has none.
     copies = copy.deepcopy((before, one, two))
     edits = device_nodes.complete(merge(Edits(compile_edits(one, "1")), Edits(compile_edits(two, "2"))), lstat)
     frozen = copy.deepcopy(edits.items)

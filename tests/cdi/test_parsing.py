@@ -27,7 +27,7 @@ devices:
 
 @pytest.fixture(params=["plain", "libyaml", "pure"], autouse=True)
 def parser(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Every test of this module runs as in production, and with each of PyYAML's parsers for all YAML."""
+    """Run every test of this module as in production, and with each of PyYAML's parsers for all YAML."""
     if request.param != "plain":
         monkeypatch.setattr(decoder, "_yaml", yamltext.load)
     if request.param == "pure":
@@ -50,7 +50,7 @@ def decoded_edits(text: str) -> dict[str, Any]:
     return found
 
 
-# Unquoted scalars that are something else than a string elsewhere: in a string field each is its own text.
+# Unquoted scalars that YAML reads as another type: in a string field each keeps its text.
 OWN_TEXTS = """
 y Y yes on True true TRUE n no NO off false tRUE yeS
 0 7 -1 +1 -0 010 -010 0777 00 0o17 0O17 0x1F 0X1F -0x10 +0x10 0b101 -0b11 0B1 1_000 1__0 0_7 1_ _1 08 0x 0o8
@@ -124,7 +124,7 @@ def test_valid_numbers(scalar: str, number: int) -> None:
     assert decoded_edits(with_scalar(text, scalar))["hooks"][0]["timeout"] == number
 
 
-# What each number of a device node may be, and what the kernel or a runtime would take for something else.
+# The valid range of each number of a device node; the kernel or a runtime would misread others.
 RANGES = [
     ("major", 4095, [-1, 4096, 1 << 32]),
     ("minor", 1048575, [-1, 1048576, 1 << 32]),
@@ -176,11 +176,15 @@ SAME = {
     "valid, null edits": FILE.replace("{EDITS}", "null"),
     "valid, tagged mapping": FILE.replace("{EDITS}", "!!map {}"),
     "valid, version with v": FILE.replace("1.1.0", "v1.1.0"),
-    "valid, flow style with a comma too many": '{"cdiVersion":"1.1.0","kind":"v.com/c","devices":[{"name":0,"containerEdits":{"env":["A=1"]},}]}',
+    "valid, flow style with a comma too many": '{"cdiVersion":"1.1.0","kind":"v.com/c",'
+    '"devices":[{"name":0,"containerEdits":{"env":["A=1"]},}]}',
     "valid, JSON": '{"cdiVersion":"1.1.0","kind":"v.com/c","devices":[{"name":"0","containerEdits":{"env":["A=1"]}}]}',
-    "valid, JSON with a number for a string": '{"cdiVersion":"1.1.0","kind":"v.com/c","devices":[{"name":0,"containerEdits":{"env":["A=1"]}}]}',
-    "valid, JSON indented with tabs": '{\n\t"cdiVersion":"1.1.0",\n\t"kind":"v.com\\/c",\n\t"devices":[{"name":"0","containerEdits":{"env":["A=1"]}}]}',
-    "valid, JSON and something after it": '{"cdiVersion":"1.1.0","kind":"v.com/c","devices":[{"name":"0","containerEdits":{"env":["A=1"]}}]} {}',
+    "valid, JSON with a number for a string": '{"cdiVersion":"1.1.0","kind":"v.com/c",'
+    '"devices":[{"name":0,"containerEdits":{"env":["A=1"]}}]}',
+    "valid, JSON indented with tabs": '{\n\t"cdiVersion":"1.1.0",\n\t"kind":"v.com\\/c",\n'
+    '\t"devices":[{"name":"0","containerEdits":{"env":["A=1"]}}]}',
+    "valid, JSON and something after it": '{"cdiVersion":"1.1.0","kind":"v.com/c",'
+    '"devices":[{"name":"0","containerEdits":{"env":["A=1"]}}]} {}',
 }
 
 
@@ -277,7 +281,8 @@ def test_what_is_not_text_is_an_error(data: bytes) -> None:
 
 def test_anchors_and_merges() -> None:
     edits = decoded_edits(
-        "{mounts: [&a {hostPath: /a, containerPath: /b}, {<<: *a, type: x}, *a, {<<: [{hostPath: /c}, {containerPath: /d}]}]}"
+        "{mounts: [&a {hostPath: /a, containerPath: /b}, {<<: *a, type: x}, *a, "
+        "{<<: [{hostPath: /c}, {containerPath: /d}]}]}"
     )
     plain = {"hostPath": "/a", "containerPath": "/b"}
     assert edits["mounts"] == [plain, {**plain, "type": "x"}, plain, {"hostPath": "/c", "containerPath": "/d"}]

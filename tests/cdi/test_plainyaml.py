@@ -1,4 +1,4 @@
-"""The quick reader of plain YAML: it reads what generators write, and never differs from the full one."""
+"""The fast reader of plain YAML: it reads what generators write, and never differs from the full reader."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ NOT_PLAIN = [
 
 
 def same(text: str) -> bool:
-    """Whether the quick reader took the text; if so, it read what the full one reads."""
+    """Whether the fast reader accepted the text; if so, checks that the full reader reads the same."""
     try:
         value = plainyaml.load(text)
     except plainyaml.NotPlain:
@@ -134,7 +134,7 @@ plain_values: Any = st.recursive(
 
 
 def written(value: Any, indent: int, left: bool) -> str:
-    """A value in block style; `left`: sequences stand as far left as their key."""
+    """A value in block style; `left`: sequences are indented as far as their key."""
     blank = " " * indent
     if isinstance(value, dict):
         lines = []

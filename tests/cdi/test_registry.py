@@ -133,7 +133,10 @@ def test_files_are_read_in_the_order_of_their_names() -> None:
 
 
 def test_lookup_gives_the_edits_of_the_file_and_of_the_device() -> None:
-    data = b"cdiVersion: 0.3.0\nkind: v.com/c\ncontainerEdits: {env: [F=1]}\ndevices: [{name: x, containerEdits: {env: [D=2]}}]"
+    data = (
+        b"cdiVersion: 0.3.0\nkind: v.com/c\ncontainerEdits: {env: [F=1]}\n"
+        b"devices: [{name: x, containerEdits: {env: [D=2]}}]"
+    )
     assert build({"f.yaml": data}).lookup("v.com/c=x") == (
         "/a/f.yaml",
         (("env", "F", "1", "/a/f.yaml"),),
@@ -186,7 +189,7 @@ def read(*directories: pathlib.Path) -> Registry:
 
 @pytest.fixture
 def cdi(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
-    # Trust is the matter of other tests; pytest's directories may lie below one that anybody may write.
+    # Other tests cover trust; pytest's directories may be below one that anybody may write.
     monkeypatch.setattr(trust, "check_way", lambda path, owners: trust.way(path))
     monkeypatch.setattr(trust, "check_trust", lambda *args, **kwargs: None)
     return tmp_path

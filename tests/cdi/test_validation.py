@@ -214,7 +214,7 @@ def test_files(file: dict[str, Any], places: list[str]) -> None:
     assert list(problems(file)) == places
 
 
-def test_a_wrong_type_is_told_once() -> None:
+def test_a_wrong_type_is_reported_once() -> None:
     assert problems(base(kind=["x"])) == {"kind": "must be a string, not a list"}
 
 

@@ -1,4 +1,4 @@
-"""`chandler doctor` on hosts that are only files: every problem has a remedy, and a healthy host has none."""
+"""`chandler doctor` on hosts that are only files: every problem comes with a remedy, and a healthy host has none."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CDI = (
 
 
 class Machine:
-    """A healthy host of cgroup version 2 with runc, containerd and an NVIDIA GPU; a test spoils it."""
+    """A healthy host with cgroup version 2, runc, containerd and an NVIDIA GPU; each test breaks something."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory / "host"
@@ -164,7 +164,8 @@ def spoil(machine: Machine, what: str) -> None:
         machine.runtime("crun", "crun version 1.28")
         machine.put(
             "/proc/self/mountinfo",
-            "31 29 0:31 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory,cpu,pids\n45 29 0:41 / /sys/fs/cgroup/unified rw - cgroup2 c rw\n",
+            "31 29 0:31 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory,cpu,pids\n"
+            "45 29 0:41 / /sys/fs/cgroup/unified rw - cgroup2 c rw\n",
         )
         (machine.directory / "sys/fs/cgroup/memory/system.slice/x.service").mkdir(parents=True)
     elif what == "no cgroups":
@@ -211,17 +212,17 @@ def spoil(machine: Machine, what: str) -> None:
         ("old runc", "runtimes", "/usr/bin/runc 1.1.5: a container can reach the host", "runc 1.1.12"),
         ("newer runc", "runtimes", "CVE-2025-31133", "runc 1.2.8"),
         ("runc 1.3", "runtimes", "CVE-2025-31133", "runc 1.3.3"),
-        ("silent runc", "runtimes", "does not say its version", "starts at all"),
+        ("silent runc", "runtimes", "does not say its version", "see whether it starts"),
         ("crun", "runtimes", "refuses ociVersion 1.2", "a newer crun"),
         ("crun on hybrid", "runtimes", "refuses control groups of version 1 and 2", "runc or youki first"),
         ("no cgroups", "cgroups", "no control groups are mounted", "mount -t cgroup2"),
-        ("bad cdi", "cdi", "broken.json", "mend "),
+        ("bad cdi", "cdi", "broken.json", "correct "),
         ("conflict", "cdi", "is defined by", "keep one of them"),
-        ("no driver", "gpu drivers", "1 devices of nvidia are on the bus", "nvidia-modprobe"),
-        ("no uvm", "gpu drivers", "/dev/nvidia-uvm is not there", "nvidia-modprobe"),
+        ("no driver", "gpu drivers", "1 devices of nvidia are on the PCI bus", "nvidia-modprobe"),
+        ("no uvm", "gpu drivers", "/dev/nvidia-uvm is missing", "nvidia-modprobe"),
         ("no cdi", "gpu drivers", "no CDI file describes nvidia.com/gpu", "chandler cdi generate"),
         ("no nri", "nri", "require-grant is set", "enable NRI"),
-        ("containerd's configuration is no TOML", "nri", "/etc/containerd/config.toml", "mend it"),
+        ("containerd's configuration is no TOML", "nri", "/etc/containerd/config.toml", "correct it"),
         (
             "engine elsewhere",
             "engines",
@@ -307,7 +308,7 @@ def run(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str
 ) -> tuple[int, str]:
     machine.checks()  # writes the configuration
-    monkeypatch.setattr(doctor, "Host", lambda: machine.host)
+    monkeypatch.setattr(doctor, "Examined", lambda: machine.host)
     monkeypatch.setattr(doctor, "Place", lambda _: machine.place)
     return main.main(["doctor", *arguments]), capsys.readouterr().out
 
@@ -330,7 +331,7 @@ def test_the_command(machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: 
 
 
 def test_this_very_machine(capsys: pytest.CaptureFixture[str]) -> None:
-    """Whatever it is like, every problem comes with a remedy."""
+    """Whatever this machine is like, every problem comes with a remedy."""
     assert main.main(["doctor", "--format", "json"]) in (0, 1)
     assert all(problem["remedy"] for problem in json.loads(capsys.readouterr().out)["problems"])
 

@@ -69,7 +69,7 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
 
 
 def test_an_option_is_not_abbreviated(capsys: pytest.CaptureFixture[str]) -> None:
-    """--runtime would else be --runtime-arg, and the runtime would get a word that it does not know."""
+    """--runtime would match --runtime-arg, and the runtime would get a word that it does not know."""
     with pytest.raises(SystemExit):
         main.main(["bundle", "run", "--spec", "f", "--runtime", "runc", "b"])
     assert "unrecognized arguments: --runtime" in capsys.readouterr().err

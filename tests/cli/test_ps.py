@@ -1,4 +1,4 @@
-"""chandler ps: who has which GPU, how, and what he uses of it."""
+"""chandler ps: which container has which GPU, how, and how much it uses."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from shim.state import ledger
 
 
 class Library:
-    """nvidia-ml-py over two GPUs; `lacks` are the questions that the first does not answer."""
+    """nvidia-ml-py over two GPUs; `lacks`: the queries that the first GPU does not support."""
 
     NVML_ERROR_NOT_SUPPORTED, NVML_ERROR_FUNCTION_NOT_FOUND = 3, 13
 
@@ -158,9 +158,9 @@ def test_leased_and_not_leased() -> None:
     assert list(found) == ["c1", "c2", "c3", "process 300"]
     assert (found["c1"]["mode"], found["c1"]["memory"], found["c1"]["busy"]) == ("mps", 5 << 20, 40)
     assert (found["c2"]["mode"], found["c2"]["memory"], found["c2"]["busy"]) == ("exclusive", None, 41)
-    assert found["c3"]["mode"] == "not leased", "a grant without a lease"
+    assert found["c3"]["mode"] == "not leased", "this container has a grant without a lease"
     assert (found["process 300"]["mode"], found["process 300"]["memory"]) == ("not leased", 8 << 20), (
-        "in no container of ours"
+        "this process is in none of the listed containers"
     )
 
 
@@ -178,7 +178,7 @@ def test_for_people() -> None:
     assert (
         len({line.find("mps") if number == 1 else line.find("exclusive") for number, line in enumerate(lines[1:3], 1)})
         == 1
-    ), "aligned"
+    ), "the columns must be aligned"
     coloured = ps.text(answer, True)
     assert "\33[36mmps" in coloured and coloured.startswith("\33[1mCONTAINER")
 
@@ -213,7 +213,7 @@ def test_what_a_container_is_called(names: list[str], wanted: str) -> None:
 
 
 def test_gpus_that_the_engine_gave() -> None:
-    """c1's are its own, but for one more; c2's lease is the plugin's, which knows no pid; the last is nobody's of ours."""
+    """c1 has its own GPUs and one more. c2's lease is the plugin's, without a pid. The last container has no record."""
     found = ps.containers(LEASES, RECORDS[:1])
     for row in found:
         row["pid"], row["status"] = {"c1": 100}.get(row["id"], 0), ""
@@ -266,7 +266,7 @@ def test_gpus_are_known_by_their_files_and_else_by_their_nodes() -> None:
     }
 
 
-def test_without_psutil_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_psutil_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "psutil", None)
     notes: list[str] = []
     assert given.containers({}, notes) == [] and "install python3-psutil" in notes[0]

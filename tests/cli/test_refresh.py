@@ -1,4 +1,4 @@
-"""`chandler refresh`: compiles what the next create needs."""
+"""`chandler refresh` compiles what the next create needs."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_young_sources_are_waited_for(node: Node, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_source_from_the_future_is_not_waited_for_all_day(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The clock was set back after the file had been written."""
+    """The clock was set back after the file was written."""
     node.later(-100_000)
     waited: list[float] = []
     monkeypatch.setattr(time, "sleep", waited.append)

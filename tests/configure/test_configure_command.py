@@ -1,4 +1,4 @@
-"""`chandler configure` as a person meets it: what it says, what it refuses, and that it leaves nothing half done."""
+"""`chandler configure` as a person uses it: its output, its refusals, and that it leaves nothing half done."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def refused(world: World, capsys: Said, *options: str) -> str:
     [("1.6.20", 2, False), ("1.7.24", 2, False), ("2.0.5", 3, False), ("2.1.9", 3, False), ("2.2.0", 3, False)],
 )
 def test_no_file_at_all(world: Make, version: str, schema: int, drop_in: bool) -> None:
-    """The file is made, of the version that this containerd writes itself; 1.x keeps its own handler beside ours."""
+    """The file is created with the version that this containerd itself writes; 1.x keeps its own handler, too."""
     made = world("containerd", version)
     assert made.run() == 0
     document = tomledit.parse(made.file.read_text())
@@ -71,13 +71,13 @@ def test_a_drop_in_where_the_version_merges(world: Make, version: str, options: 
     assert made.run(*options, "--programs", str(made.root)) == 0
     drop_in = made.file.parent / "conf.d/99-chandler.toml"
     assert drop_in.exists() == drops
-    if drops:  # of the same version as the file: otherwise containerd loses one of them
+    if drops:  # with the file's version: otherwise containerd ignores one of the two
         assert tomledit.parse(drop_in.read_text())["version"] == 2
         assert tomledit.parse(made.file.read_text())["imports"] == [str(drop_in)]
 
 
 @pytest.mark.parametrize("name", ["conf.d", "config.d"])
-def test_a_directory_that_is_imported_already_needs_no_word(world: Make, name: str) -> None:
+def test_an_imported_directory_needs_no_option(world: Make, name: str) -> None:
     made = world("containerd", "2.1.9")
     text = f'version = 2\nimports = ["/elsewhere/*.toml", "{name}/*.toml"]\n' + RUNC
     made.file.write_text(text)
@@ -85,7 +85,7 @@ def test_a_directory_that_is_imported_already_needs_no_word(world: Make, name: s
     assert made.run() == 0 and made.file.read_text() == text
     assert (made.file.parent / name / "99-chandler.toml").exists()
     assert made.run("--drop-in", f"{made.file.parent}/{name}/50-other.toml") == 0 and made.file.read_text() == text
-    assert os.listdir(made.file.parent / name) == ["50-other.toml"], "the first one is taken back"
+    assert os.listdir(made.file.parent / name) == ["50-other.toml"], "the edits of the first call are undone"
     assert made.run("--remove") == 0 and made.tree() == before
 
 
@@ -155,7 +155,7 @@ def test_options_of_the_handler_that_was_there(world: Make, path: str, options: 
 
 
 def test_without_tomlkit(world: Make, capsys: Said, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is only added needs no library; a value that is changed where it stands does, and says so."""
+    """Additions need no library; changing a value in place does, and the error says so."""
     monkeypatch.setitem(sys.modules, "tomlkit", None)
     made = world("containerd")
     made.file.write_text(V2 + RUNC)
@@ -175,11 +175,11 @@ def test_without_tomlkit(world: Make, capsys: Said, monkeypatch: pytest.MonkeyPa
         (V2, "1.7.24", ("--drop-in",), "leave out --drop-in"),
         (V2, "2.0.9", ("--drop-in",), "leave out --drop-in"),
         (V2 + RUNC.replace("runc]", "chandler]"), "1.7.24", (), "'chandler' already"),
-        (V2, "1.7.24", ("--engine-version", "new"), "no version"),
+        (V2, "1.7.24", ("--engine-version", "new"), "is not a version"),
         (V2, "1.7.24", ("--handler", "No Name"), "RuntimeClass"),
         (V2, "1.7.24", ("--handler", "a", "--runtime", "runc", "--runtime", "crun"), "2 runtimes"),
-        (V2, "1.7.24", ("--config", "relative.toml"), "no absolute path"),
-        (V2, "1.7.24", ("--verify", "--remove"), "opposite"),
+        (V2, "1.7.24", ("--config", "relative.toml"), "is not an absolute path"),
+        (V2, "1.7.24", ("--verify", "--remove"), "leave one of them out"),
     ],
 )
 def test_containerd_refusals(
@@ -233,7 +233,7 @@ def test_containerd_refusals(
     ],
 )
 def test_files_of_another_shape(world: Make, capsys: Said, engine: str, text: str) -> None:
-    """Refused in one sentence, or written and taken back; nothing between."""
+    """Such a file is refused in one sentence, or written and restored by --remove."""
     made = world(engine, "2.1.9")
     made.file.write_text(text)
     before = made.tree()
@@ -249,7 +249,7 @@ def test_a_version_is_never_guessed(world: Make, capsys: Said, monkeypatch: pyte
     assert "--engine-version" in refused(made, capsys, "--programs", empty)
     made.file.write_text(V2)
     assert "--engine-version" in refused(made, capsys, "--programs", empty, "--drop-in")
-    assert made.run("--programs", empty) == 0 and "version is not known" in capsys.readouterr().out
+    assert made.run("--programs", empty) == 0 and "version is unknown" in capsys.readouterr().out
     for said, known in (
         ("containerd github.com/containerd/containerd v1.7.27 05044ec0", (1, 7, 27)),
         ("containerd github.com/containerd/containerd/v2 2.1.9+unknown ", (2, 1, 9)),
@@ -316,7 +316,7 @@ def test_what_k3s_makes_anew_is_not_edited(world: Make, capsys: Said) -> None:
     made.file.parent.mkdir(parents=True)
     made.file.write_text(V2)
     said = refused(made, capsys)
-    assert "made anew" in said and "config-v3.toml.tmpl" in said
+    assert "generates" in said and "config-v3.toml.tmpl" in said
 
 
 def test_a_node_of_k3s_is_told_which_file_to_name() -> None:
@@ -342,9 +342,12 @@ VALIDATOR = "plugins", "io.containerd.nri.v1.nri", "default_validator"
 
 
 def test_a_required_nri_plugin(world: Make) -> None:
-    """Beside what is required already, and taken back to the letter."""
+    """It is added to the plugins that are required already, and --remove restores the file exactly."""
     made = world("containerd", "2.2.0")
-    mine = "version = 3\n[plugins.'io.containerd.nri.v1.nri'.default_validator]\nrequired_plugins = ['theirs']\ntolerate_missing_plugins_annotation = 'x/y'\n"
+    mine = (
+        "version = 3\n[plugins.'io.containerd.nri.v1.nri'.default_validator]\nrequired_plugins = ['theirs']\n"
+        "tolerate_missing_plugins_annotation = 'x/y'\n"
+    )
     for text, plugins, annotation in (("version = 3\n", ["chandler"], TOLERATE), (mine, ["theirs", "chandler"], "x/y")):
         for where in ("--in-place", "--drop-in"):
             made.file.write_text(text)
@@ -406,13 +409,15 @@ def test_docker_refusals(world: Make, capsys: Said, text: str, options: tuple[st
         (
             '{\n  "a": {"b": [1, 2]},\n\n  "c": 1.50\n}\n',
             (),
-            '{\n  "a": {"b": [1, 2]},\n\n  "c": 1.50,\n\n  "runtimes": {\n    "chandler": {\n      "path": "P"\n    }\n  }\n}\n',
+            '{\n  "a": {"b": [1, 2]},\n\n  "c": 1.50,\n\n'
+            '  "runtimes": {\n    "chandler": {\n      "path": "P"\n    }\n  }\n}\n',
         ),
         ('{"a":1}', (), '{"a":1, "runtimes": {"chandler": {"path": "P"}}}'),
         (
             '{\n\t"runtimes": {"x": {"path": "y"}}\n}',
             ("--default",),
-            '{\n\t"runtimes": {"x": {"path": "y"}, "chandler": {\n\t\t\t"path": "P"\n\t\t}},\n\t"default-runtime": "chandler"\n}',
+            '{\n\t"runtimes": {"x": {"path": "y"}, "chandler": {\n\t\t\t"path": "P"\n\t\t}},\n'
+            '\t"default-runtime": "chandler"\n}',
         ),
         (
             '{"default-runtime": "nvidia", "features": {"cdi": false}}',
@@ -435,7 +440,7 @@ def test_daemon_json_to_the_letter(world: Make, text: str, options: tuple[str, .
 
 
 def test_podman_keeps_what_supports_json(world: Make, capsys: Said) -> None:
-    """A list in a drop-in takes the place of the one before: ours has them all, and our programs."""
+    """A list in a drop-in replaces the earlier list, so Chandler's has all earlier entries and its own programs."""
     made = world("podman")
     (made.root / "usr/share").mkdir()
     (made.root / "usr/share/containers.conf").write_text('[engine]\nruntime_supports_json = ["crun", "special"]\n')
@@ -459,7 +464,10 @@ def test_podman_keeps_what_supports_json(world: Make, capsys: Said) -> None:
 
 
 def test_crio_drop_in_is_like_the_default_handler(world: Make, capsys: Said) -> None:
-    """With the experimental annotations that the default one has, and no name that CRI-O does not know: it would not start."""
+    """The handler has the default handler's experimental annotations.
+
+    It has no annotation that CRI-O does not know, because CRI-O would not start with it.
+    """
     made = world("crio")
     directory = made.root / "etc/crio/crio.conf.d"
     directory.mkdir()
@@ -477,15 +485,15 @@ def test_crio_drop_in_is_like_the_default_handler(world: Make, capsys: Said) -> 
     }
     assert ours["nri"] == {"enable_nri": True}
     assert "note: CRI-O injects CDI devices by itself" in capsys.readouterr().out
-    # its directory is read whole, whatever a file is called: nothing but the drop-in may be in it
+    # CRI-O reads every file of this directory, whatever its name: only the drop-in may be added to it
     assert sorted(os.listdir(directory)) == ["10-crio.conf", "99-chandler.conf"]
 
 
-def test_a_drop_in_that_is_somebody_elses(world: Make, capsys: Said) -> None:
+def test_a_drop_in_of_another_program(world: Make, capsys: Said) -> None:
     made = world("crio")
     (made.root / "etc/crio/crio.conf.d").mkdir()
     (made.root / "etc/crio/crio.conf.d/99-chandler.conf").write_text("[crio.runtime]\n")
-    assert "not Chandler's" in refused(made, capsys)
+    assert "Chandler did not write it" in refused(made, capsys)
     assert made.run("--drop-in", str(made.root / "etc/crio/crio.conf.d/50-other.conf")) == 0
     assert made.run("--remove") == 0
     assert (made.root / "etc/crio/crio.conf.d/99-chandler.conf").read_text() == "[crio.runtime]\n"
@@ -496,7 +504,7 @@ def test_a_drop_in_that_somebody_has_added_to(world: Make) -> None:
     path = made.root / "etc/containers/containers.conf.d/99-chandler.conf"
     assert made.run("--default") == 0
     path.write_text(path.read_text() + "\n[network]\nnetwork_backend = 'netavark' # mine\n")
-    assert made.run() == 0  # what was added stays, also when configured otherwise
+    assert made.run() == 0  # added lines stay, also after a call with other options
     assert "runtime" not in tomledit.parse(path.read_text())["engine"] and "# mine" in path.read_text()
     assert made.run("--remove") == 0
     assert (
@@ -508,8 +516,8 @@ def test_a_drop_in_that_somebody_has_added_to(world: Make) -> None:
 # --- Chandler's own key ---------------------------------------------------------------------------------------------
 
 
-def test_each_engine_is_said_to_chandler(world: Make) -> None:
-    """Beside each other; of those whose callers write every annotation there is nothing to believe."""
+def test_every_configured_engine_is_in_chandlers_configuration(world: Make) -> None:
+    """Engines add up. docker and podman are not listed: their callers may write any annotation, so none is believed."""
     made = world("crio")
     keys = made.root / "etc/chandler/config.d"
     assert made.run() == 0 and tomledit.parse((keys / "50-engine-crio.toml").read_text()) == {"engines": ["crio"]}
@@ -523,7 +531,7 @@ def test_each_engine_is_said_to_chandler(world: Make) -> None:
     assert other.run() == 0 and sorted(os.listdir(keys)) == ["50-engine-containerd.toml", "50-engine-crio.toml"]
     before = other.tree()
     assert other.run("--keep-engine") == 0 and other.tree() == before
-    assert other.run("--remove") == 0 and os.listdir(keys) == ["50-engine-crio.toml"], "the other one is CRI-O's"
+    assert other.run("--remove") == 0 and os.listdir(keys) == ["50-engine-crio.toml"], "the remaining file is CRI-O's"
     assert made.run("--remove") == 0 and not keys.exists()
 
 
@@ -538,7 +546,7 @@ def test_the_engine_that_the_administrator_has_written(world: Make, says: str) -
 
 @pytest.mark.parametrize("engine", ["containerd", "docker"])
 def test_the_file_of_an_earlier_release(world: Make, engine: str) -> None:
-    """It had one name for every engine, and goes with what configures or removes the one that it is for."""
+    """It had one name for every engine; configuring or removing its engine removes it."""
     made = world(engine, "2.1.9")
     old = made.root / "etc/chandler/config.d/50-engine.toml"
 
@@ -563,7 +571,7 @@ def test_the_file_of_an_earlier_release(world: Make, engine: str) -> None:
 
 
 def test_a_configuration_that_is_wrong(world: Make, capsys: Said) -> None:
-    """It is to be mended before; but it keeps nobody from taking everything back."""
+    """`configure` refuses to work with a wrong configuration, but --remove still works."""
     made = world("docker")
     assert made.run() == 0
     (made.root / "etc/chandler/config.toml").write_text("nonsense = 1\n")
@@ -605,7 +613,7 @@ def test_a_dry_run_writes_nothing_and_shows_everything(world: Make, capsys: Said
 
 @pytest.mark.parametrize("engine", ["containerd", "docker", "crio", "podman"])
 def test_an_engine_that_has_no_configuration_at_all(world: Make, engine: str) -> None:
-    """Not even the directory, which goes with the last file."""
+    """Its directory does not exist, either; it is removed with the last file."""
     made = world(engine)
     made.file.parent.rmdir()
     before = made.tree()
@@ -652,7 +660,7 @@ def test_the_program_must_be_there(world: Make, capsys: Said) -> None:
 
 @pytest.mark.parametrize("when", range(8))
 def test_killed_in_the_middle(world: Make, when: int) -> None:
-    """At any rename: every file is an old one or a new one, and both taking back and configuring again work."""
+    """At each rename: every file has its old or its new text, and --remove and a second call both work."""
     made = world("containerd", "2.1.9")
     made.file.write_text(V2 + RUNC)
     before = made.tree()
@@ -682,7 +690,7 @@ def test_killed_in_the_middle(world: Make, when: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["config.toml", "config.toml.chandler-record", "50-engine-containerd.toml"])
-def test_what_cannot_be_written_takes_the_rest_back(
+def test_a_failed_write_restores_the_other_files(
     world: Make, capsys: Said, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     made = world("containerd", "2.1.9")
@@ -714,7 +722,7 @@ def test_what_was_written_by_hand_is_not_taken_away(world: Make, capsys: Said) -
     assert "take it out by hand" in capsys.readouterr().out
 
 
-def test_a_handler_that_somebody_has_tuned_goes_all_the_same(world: Make) -> None:
+def test_a_changed_handler_is_removed_all_the_same(world: Make) -> None:
     made = world("containerd")
     made.file.write_text(V2 + RUNC)
     assert made.run("--default") == 0
@@ -725,7 +733,7 @@ def test_a_handler_that_somebody_has_tuned_goes_all_the_same(world: Make) -> Non
     )
     assert made.run("--remove") == 0
     assert tomledit.parse(made.file.read_text()) == tomledit.parse(V2 + RUNC)
-    # but a default that somebody has chosen since stays
+    # but a default that somebody has set since then stays
     assert made.run("--default") == 0
     made.file.write_text(
         made.file.read_text().replace('default_runtime_name = "chandler"', 'default_runtime_name = "kata"')
@@ -752,7 +760,10 @@ def test_selinux(tmp_path: Path) -> None:
 
 
 def test_restart(world: Make, capsys: Said, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When something has changed, or was changed after the start of the engine, here this very process."""
+    """It is needed after a change, also if the change came after the engine's start.
+
+    This process stands for the engine.
+    """
     made = world("docker")
     called: list[Any] = []
     failing: list[int] = []
@@ -775,7 +786,9 @@ def test_restart(world: Make, capsys: Said, monkeypatch: pytest.MonkeyPatch) -> 
     assert made.run("--restart") == 0 and len(called) == 1, "nothing has changed"
     assert made.run("--cdi") == 0
     os.utime(made.file, (2**32, 2**32))  # long after the start of this process
-    assert made.run("--cdi", "--restart") == 0 and len(called) == 2, "it had not been restarted for the last change"
+    assert made.run("--cdi", "--restart") == 0 and len(called) == 2, (
+        "the engine was not restarted after the last change"
+    )
     failing.append(1)
     assert made.run("--restart") == 1
     assert "Job for docker.service failed" in capsys.readouterr().err

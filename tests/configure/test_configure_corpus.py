@@ -1,4 +1,7 @@
-"""Configuration files as distributions, vendors and people write them: configured, configured again, changed by others, and brought back."""
+"""Configuration files as distributions, vendors and people write them.
+
+Each is configured, configured again, changed by others, and restored.
+"""
 
 from __future__ import annotations
 
@@ -76,7 +79,7 @@ def handlers(engine: str, document: dict[str, Any]) -> dict[str, Any]:
 
 
 def imports_are_readable(data: bytes) -> bool:
-    """Not where only root may enter /run and a file there is imported: `configure` refuses what it cannot look at."""
+    """Whether `configure` can read the files that this one imports; only root may enter /run on some hosts."""
     return b'"/run/k0s/' not in data or os.access("/run", os.X_OK)
 
 
@@ -88,7 +91,10 @@ def wanted(options: tuple[str, ...]) -> list[str]:
 
 @pytest.mark.parametrize(("engine", "path"), CASES, ids=NAMES)
 def test_there_and_back(world: Make, engine: str, path: Path) -> None:
-    """With every choice of options: the handlers are there, nothing else is gone, twice is once, and back is back."""
+    """With every choice of options the handlers are added and nothing else is lost.
+
+    A second call changes nothing, and --remove restores everything.
+    """
     data = path.read_bytes()
     if not imports_are_readable(data):
         pytest.skip("only root may enter /run here")
@@ -112,7 +118,7 @@ def test_there_and_back(world: Make, engine: str, path: Path) -> None:
 
 
 def check_kept(engine: str, before: bytes, after: bytes) -> None:
-    """Every key still has its value and every line is there, but for the few that we own."""
+    """Every key keeps its value and every line is still there, except for the few that Chandler owns."""
     own = ("default_runtime_name", "enable_cdi", "disable", "imports", "default-runtime", "cdi", "version")
     old, new = (dict(leaves(parse(engine, data.decode()))) for data in (before, after))
     for path, value in old.items():
@@ -133,8 +139,8 @@ def check_kept(engine: str, before: bytes, after: bytes) -> None:
     [case for case in CASES if case[0] in ("containerd", "docker")],
     ids=[name for name in NAMES if name.startswith(("c", "d")) and "crio" not in name],
 )
-def test_somebody_else_was_at_work_since(world: Make, engine: str, path: Path) -> None:
-    """Then what is ours goes and theirs stays, character by character."""
+def test_others_changed_the_file_since(world: Make, engine: str, path: Path) -> None:
+    """--remove then removes Chandler's text and keeps the other changes, character by character."""
     if not imports_are_readable(path.read_bytes()):
         pytest.skip("only root may enter /run here")
     made = world(engine, "2.1.9" if "version = 3" in path.read_text() else "1.7.24")
@@ -164,7 +170,7 @@ def test_somebody_else_was_at_work_since(world: Make, engine: str, path: Path) -
 )
 @pytest.mark.parametrize("release", RELEASES, ids=lambda release: release.label)
 def test_containerd_understands_the_same_and_our_handler(world: Make, release: Any, name: str) -> None:
-    """Of what it writes itself by `config default`, and of others: version 2 in a drop-in of 2.1, too."""
+    """For the output of `config default` and other files, also for version 2 in a drop-in of 2.1."""
     if release.missing:
         pytest.skip(release.missing)
     binary = release.binary("containerd")
@@ -198,7 +204,7 @@ def test_containerd_understands_the_same_and_our_handler(world: Make, release: A
         assert ours.pop("pod_annotations") == ours.pop("container_annotations") == ["chandler.oci/*"]
         assert all(ours[key] == runc[key] for key in ours if key != "options" and ours[key])
     after["imports"] = before["imports"]
-    if release.schema == 2 and b"runtimes" not in text.encode():  # then 1.7 needs its own handler said
+    if release.schema == 2 and b"runtimes" not in text.encode():  # then 1.7 needs its own handler in the file
         assert runc["runtime_type"] == handlers("containerd", before)["runc"]["runtime_type"]
         del runtimes["runc"], handlers("containerd", before)["runc"]
     assert after == before
@@ -207,17 +213,17 @@ def test_containerd_understands_the_same_and_our_handler(world: Make, release: A
 
 @contextlib.contextmanager
 def machine(engine: str, version: str) -> Iterator[World]:
-    """One for each example: hypothesis does not make fixtures anew."""
+    """A machine for each example, because hypothesis does not create fixtures anew."""
     with tempfile.TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
         os.chmod(directory, 0o755)
         at(Path(directory), patch)
-        patch.setattr(os, "fsync", lambda _: None)  # the disk is not what is tried here
+        patch.setattr(os, "fsync", lambda _: None)  # the disk is not tested here
         yield World(Path(directory), engine, version)
 
 
 @st.composite
 def varied(draw: st.DrawFn) -> tuple[str, bytes, str, tuple[str, ...]]:
-    """A file of the corpus, with remarks, blank lines, tables of others, other line ends, or none at the end."""
+    """A file of the corpus with added comments, blank lines, other tables, other line ends, or no final line end."""
     engine, path = draw(st.sampled_from(CASES))
     text = path.read_text()
     if engine != "docker":

@@ -1,4 +1,4 @@
-"""shim.configure.cri where there is nobody to ask; tests/real/test_configure.py asks real engines."""
+"""shim.configure.cri without an engine; tests/real/test_configure.py asks real engines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Putting settings into texts and taking them out again, without the backup's help: the very same characters."""
+"""Adding settings to a text and removing them without the backup restores the same characters."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def settings_of(text: str) -> list[Setting]:
 
 @pytest.mark.parametrize("path", corpus("containerd"), ids=lambda path: path.name)
 def test_toml(path: Any) -> None:
-    """But for a blank in an inline table, and an empty table in an inline table of plugins."""
+    """Exceptions: a blank in an inline table, and an empty table in an inline table of plugins."""
     text = path.read_text()
     result, record = tomledit.put(text, settings_of(text))
     document = tomledit.parse(result)
@@ -56,7 +56,7 @@ IN_PLACE = Setting(VALUE, ("a", "ours"), True)
 
 
 def test_toml_keeps_the_comment_above_the_next_table() -> None:
-    """Also when somebody has changed our block: tomlkit takes that comment for a part of the table before."""
+    """Also when somebody has changed Chandler's block: tomlkit counts that comment as part of the table before it."""
     text = "[a]\n  x = 1 # one\n\n# about b\n[b]\n"
     result, record = tomledit.put(text, [IN_PLACE, Setting(TABLE, ("c",), {"y": {"z": 1}})])
     assert result.startswith("[a]\n  x = 1 # one\n  ours = true\n\n# about b\n[b]\n") and result.endswith(

@@ -1,4 +1,4 @@
-"""A machine whose configuration is below one directory, to run `chandler configure` on in this process."""
+"""A machine whose configuration is below one directory, on which `chandler configure` runs in this process."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def corpus(engine: str) -> list[Path]:
 
 
 class World:
-    """`version`: what containerd says of itself."""
+    """`version`: the version that containerd reports."""
 
     def __init__(self, root: Path, engine: str, version: str = "1.7.24") -> None:
         self.root, self.engine, self.version = root, engine, version
@@ -51,7 +51,7 @@ class World:
 
 
 class Here:
-    """The caller's files are trusted, whoever runs the tests."""
+    """Files of the test's user are trusted, whoever runs the tests."""
 
     def __init__(self, root: Path) -> None:
         self.config_path = str(root / "etc/chandler/config.toml")
@@ -61,7 +61,7 @@ class Here:
 
 
 def at(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everything that is outside of `root` is inside of it from now on."""
+    """Every absolute path outside of `root` is looked up below `root` from now on."""
     root.mkdir(parents=True, exist_ok=True)
     monkeypatch.setattr(paths, "HOOK", str(root / "usr/bin/chandler-hook"))
     monkeypatch.setattr(paths, "CONFIG_DIR", str(root / "etc/chandler"))

@@ -33,13 +33,13 @@ def inject(case: dict[str, Any]) -> dict[str, Any]:
         (f"/cdi/{number}", None, [(name, text.encode()) for name, text in files.items()])
         for number, files in enumerate(case["dirs"])
     ]
-    # The reference leaves a hook without an environment as it is; we do not, so here that is switched off.
+    # The reference leaves a hook without an environment as it is. Chandler does not, so that is switched off here.
     registry = Registry.build(directories, hook_env=None)
     return writer.apply(case["config"], device_nodes.complete(resolve(case["devices"], registry.lookup)))
 
 
 def comparable(config: dict[str, Any]) -> dict[str, Any]:
-    """The config without exact duplicates among its cgroup rules, which the library appends and we do not."""
+    """The config without exact duplicates among its cgroup rules: the library appends duplicates, Chandler does not."""
     config = copy.deepcopy(config)
     resources = config.get("linux", {}).get("resources", {})
     rules: list[Any] = []

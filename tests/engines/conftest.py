@@ -10,9 +10,10 @@ import pytest
 
 @pytest.fixture
 def strict(scene: Any) -> Iterator[None]:
-    """A policy by which `env` is for one namespace alone."""
+    """A policy that allows `env` to one namespace only."""
     scene.configure(
-        '[policy]\nallow = ["gpu"]\n[[policy.rule]]\nname = "prod"\nmatch = {namespace = ["prod"]}\nallow = ["gpu", "env"]\n'
+        '[policy]\nallow = ["gpu"]\n[[policy.rule]]\nname = "prod"\nmatch = {namespace = ["prod"]}\n'
+        'allow = ["gpu", "env"]\n'
     )
     yield
     scene.configure()

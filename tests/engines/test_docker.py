@@ -1,4 +1,4 @@
-"""Containers of a real dockerd that ask by annotation, on each low-level runtime, as `chandler configure docker` sets it up."""
+"""Containers of a real dockerd with annotations, on each low-level runtime, after `chandler configure docker`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lab.node import KIND, Node
 from lab.place import within
 
 LOW = {f"chandler-{kind}": label for kind, label in (("runc", "runc"), ("crun", "newer-crun"), ("youki", "youki"))}
-# What youki is not asked a second time.
+# For tests that are not repeated on youki.
 BOTH = ["chandler-crun", "chandler-runc"]
 PREFIX = "chandler.oci/"
 
@@ -64,7 +64,7 @@ class Scene:
         self.installation.refresh()
 
     def left(self) -> list[str]:
-        """What runtimes and shims have of any container (crun's own files begin with a dot)."""
+        """What runtimes and shims have left of any container (names of crun's own files begin with a dot)."""
         return [
             name
             for directory in (self.docker.root, self.docker.tasks)
@@ -103,7 +103,10 @@ def ask(**document: Any) -> dict[str, str]:
 
 
 def test_a_container_s_life(scene: Scene, docker: Docker, handler: str) -> None:
-    """Its own process has what it asked for, what exec starts opens the GPU and no other, and an update changes nothing about that."""
+    """The container's process has what it requested.
+
+    A process that exec starts can open only that GPU, and an update does not change this.
+    """
     asked = ask(resources={"gpu": {"count": 2}, "memory": "64Mi", "pids_limit": 64}, env={"EPOCHS": "3"})
     container = docker.run(
         handler, "--detach", annotations=asked, command=["sh", "-c", "env; echo END; sleep 3600"]
@@ -147,7 +150,7 @@ def test_a_container_s_life(scene: Scene, docker: Docker, handler: str) -> None:
 
 @pytest.mark.parametrize("handler", BOTH, indirect=True)
 def test_without_a_request_nothing_is_touched(scene: Scene, docker: Docker, handler: str) -> None:
-    """config.json is what docker's own runc gets, but for names that are each container's own."""
+    """config.json is what docker's own runc gets, except for names that differ for each container."""
     seen = []
     for runtime in (handler, "runc"):
         container = docker.run(
@@ -166,13 +169,16 @@ def test_without_a_request_nothing_is_touched(scene: Scene, docker: Docker, hand
 
 @pytest.mark.parametrize("handler", BOTH, indirect=True)
 def test_a_refused_container(scene: Scene, docker: Docker, handler: str) -> None:
-    """One sentence for who typed the command, nothing left of it, and it starts once what it asks for is free."""
+    """The caller gets one sentence, nothing is left, and the container starts once enough GPUs are free."""
     first = docker.run(handler, "--detach", annotations={PREFIX + "resources.gpu.count": "1"}).stdout.strip()
     before = scene.left()
     second = docker.run(
         handler, "--detach", "--name=second", annotations={PREFIX + "resources.gpu.count": "8"}, check=False
     )
-    said = f"annotation {PREFIX}resources.gpu.count: resources.gpu asks for 8 devices of {KIND}; 7 of 8 are free: {first} holds {KIND}=0 since "
+    said = (
+        f"annotation {PREFIX}resources.gpu.count: resources.gpu asks for 8 devices of {KIND}; "
+        f"7 of 8 are free: {first} holds {KIND}=0 since "
+    )
     assert second.returncode == 125 and said in second.stderr and "retrieve OCI runtime error" not in second.stderr
     assert said in docker.inspect("second")["State"]["Error"]
     assert scene.left() == before and list(scene.installation.leases()) == [first]
@@ -190,14 +196,17 @@ def test_a_refused_container(scene: Scene, docker: Docker, handler: str) -> None
         ("resources.gpu.devices=nvidia.com/gpu=99", "unresolvable CDI devices nvidia.com/gpu=99"),
     ],
 )
-def test_what_is_wrong_is_said(scene: Scene, docker: Docker, annotation: str, said: str) -> None:
+def test_errors_reach_the_caller(scene: Scene, docker: Docker, annotation: str, said: str) -> None:
     done = docker.run("chandler-runc", "--rm", f"--annotation={PREFIX}{annotation}", check=False)
     assert done.returncode == 125 and said in done.stderr and scene.left() == [] and scene.installation.leases() == {}
 
 
 @pytest.mark.usefixtures("strict")
 def test_docker_gives_no_names(docker: Docker) -> None:
-    """A caller of docker sets any annotation: Kubernetes' own are no identity here, neither for a rule nor for the kind of a container."""
+    """A caller of docker can set any annotation.
+
+    So those of Kubernetes do not identify a container here, neither for a policy rule nor as a sandbox.
+    """
     forged = {
         "io.kubernetes.cri.container-type": "container",
         "io.kubernetes.cri.sandbox-namespace": "prod",
@@ -218,7 +227,10 @@ def test_docker_gives_no_names(docker: Docker) -> None:
 
 @pytest.mark.parametrize("way", ["device", "cdi"])
 def test_a_gpu_from_docker_itself_beside_a_request(scene: Scene, docker: Docker, way: str) -> None:
-    """Under leases a GPU that docker hands out is nobody's: both ways at once are refused, in a sentence that says which GPU."""
+    """Under leases a GPU that docker gives has no lease.
+
+    A container that gets GPUs both ways is refused, in a sentence that names the GPU.
+    """
     gpu = scene.node.gpus[3]
     option = f"--device={gpu.host}:{gpu.inside}" if way == "device" else f"--device={KIND}=3"
     alone = docker.run("chandler-runc", "--rm", option, command=["sh", "-c", f"exec 3<{gpu.inside}"], check=False)
@@ -228,8 +240,8 @@ def test_a_gpu_from_docker_itself_beside_a_request(scene: Scene, docker: Docker,
     assert scene.installation.leases() == {} and scene.left() == []
 
 
-def test_what_the_runtimes_can_do_is_told_through_us(scene: Scene, docker: Docker, handler: str) -> None:
-    """dockerd asks each runtime at its start, and shows the answer."""
+def test_features_of_the_runtimes_are_passed_through(scene: Scene, docker: Docker, handler: str) -> None:
+    """dockerd asks each runtime for its features at the start, through Chandler, and shows the answer."""
     through_us, direct = (
         docker.info()["Runtimes"][name].get("status")
         for name in (handler, handler.removeprefix("chandler-") + "-direct")

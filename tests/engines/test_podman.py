@@ -1,4 +1,4 @@
-"""Containers of a real podman that ask by annotation, on each low-level runtime, as `chandler configure podman` sets it up."""
+"""Containers of a real podman with annotations, on each low-level runtime, after `chandler configure podman`."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from lab.node import KIND, Node
 from lab.place import within
 from lab.podman import RELEASES, Podman, Release
 
-# What each is in one distribution with; podman 5 writes config.json of a version that an old crun rejects.
+# The crun of each podman's distribution: podman 5 writes config.json of a version that an old crun rejects.
 LOW = {
     "podman-4": {"chandler-runc": "runc", "chandler-crun": "crun", "chandler-youki": "youki"},
     "podman-5": {"chandler-runc": "newer-runc", "chandler-crun": "newer-crun", "chandler-youki": "youki"},
 }
 HANDLERS = sorted(LOW["podman-5"])
-# What youki is not asked a second time.
+# For tests that are not repeated on youki.
 BOTH = ["chandler-crun", "chandler-runc"]
 PREFIX = "chandler.oci/"
 
@@ -78,12 +78,15 @@ def ask(**document: Any) -> dict[str, str]:
 
 
 def left(container: str) -> list[str]:
-    """Where the runtimes' state of a container is, which podman leaves in their usual place."""
+    """The runtimes' state directories of a container, which podman leaves in the default place."""
     return [path for path in (f"/run/{kind}/{container}" for kind in ("runc", "crun", "youki")) if os.path.exists(path)]
 
 
 def test_a_container_s_life(scene: Scene, podman: Podman, handler: str) -> None:
-    """Its own process has what it asked for, what exec starts opens the GPU and no other, and an update changes nothing about that."""
+    """The container's process has what it requested.
+
+    A process that exec starts can open only that GPU, and an update does not change this.
+    """
     asked = ask(resources={"gpu": {"count": 2}, "memory": "64Mi", "pids_limit": 64}, env={"EPOCHS": "3"})
     container = podman.run(
         handler, "--detach", annotations=asked, command=["sh", "-c", "env; echo END; sleep 3600"]
@@ -129,7 +132,7 @@ def test_a_container_s_life(scene: Scene, podman: Podman, handler: str) -> None:
 
 @pytest.mark.parametrize("handler", BOTH, indirect=True)
 def test_without_a_request_nothing_is_touched(scene: Scene, podman: Podman, handler: str) -> None:
-    """config.json is what the runtime gets without us, but for names that are each container's own."""
+    """config.json is what the runtime gets without Chandler, except for names that differ for each container."""
     seen = []
     for runtime in (handler, scene.low[handler].path):
         container = podman.run(
@@ -150,12 +153,15 @@ def test_without_a_request_nothing_is_touched(scene: Scene, podman: Podman, hand
 
 @pytest.mark.parametrize("handler", BOTH, indirect=True)
 def test_a_refused_container(scene: Scene, podman: Podman, handler: str) -> None:
-    """One sentence for who typed the command, nothing left of it, and it starts once what it asks for is free."""
+    """The caller gets one sentence, nothing is left, and the container starts once enough GPUs are free."""
     first = podman.run(handler, "--detach", annotations={PREFIX + "resources.gpu.count": "1"}).stdout.strip()
     second = podman.run(
         handler, "--detach", "--name=second", annotations={PREFIX + "resources.gpu.count": "8"}, check=False
     )
-    said = f"annotation {PREFIX}resources.gpu.count: resources.gpu asks for 8 devices of {KIND}; 7 of 8 are free: {first} holds {KIND}=0 since "
+    said = (
+        f"annotation {PREFIX}resources.gpu.count: resources.gpu asks for 8 devices of {KIND}; "
+        f"7 of 8 are free: {first} holds {KIND}=0 since "
+    )
     assert second.returncode == 126 and second.stderr.startswith(f"Error: OCI runtime error: {handler}: {said}")
     assert list(scene.installation.leases()) == [first] and left(podman.inspect("second")["Id"]) == []
     podman.cli("stop", "--time=0", first)
@@ -171,14 +177,14 @@ def test_a_refused_container(scene: Scene, podman: Podman, handler: str) -> None
         ("resources.gpu.devices=nvidia.com/gpu=99", "unresolvable CDI devices nvidia.com/gpu=99"),
     ],
 )
-def test_what_is_wrong_is_said(scene: Scene, podman: Podman, annotation: str, said: str) -> None:
+def test_errors_reach_the_caller(scene: Scene, podman: Podman, annotation: str, said: str) -> None:
     done = podman.run("chandler-runc", "--rm", podman.annotation(PREFIX + annotation), check=False)
     assert done.returncode == 126 and said in done.stderr and "command that was not found" not in done.stderr
     assert podman.cli("ps", "--all", "--quiet").stdout == "" and scene.installation.leases() == {}
 
 
 def test_by_its_path_and_without_configuration(scene: Scene, podman: Podman) -> None:
-    """As README's first command has it: podman knows nothing of Chandler, and its sentence comes by standard error."""
+    """As in README's first command: podman is not configured for Chandler, so refusals come on standard error."""
     taken = podman.call(scene.installation.program("chandler"), "configure", "podman", "--remove")
     assert "removed" in taken.stdout
     try:
@@ -194,7 +200,10 @@ def test_by_its_path_and_without_configuration(scene: Scene, podman: Podman) -> 
 
 @pytest.mark.usefixtures("strict")
 def test_podman_gives_no_names(podman: Podman) -> None:
-    """A caller of podman sets any annotation: Kubernetes' own are no identity here, neither for a rule nor for the kind of a container."""
+    """A caller of podman can set any annotation.
+
+    So those of Kubernetes do not identify a container here, neither for a policy rule nor as a sandbox.
+    """
     forged = {
         "io.kubernetes.cri.container-type": "container",
         "io.kubernetes.cri.sandbox-namespace": "prod",
@@ -213,11 +222,12 @@ def test_podman_gives_no_names(podman: Podman) -> None:
     assert "CUDA_VISIBLE_DEVICES=0" in done.stdout
 
 
-@pytest.mark.parametrize(
-    "way", ["device", "cdi"]
-)  # podman 4 looks for CDI files in the machine's own directories alone
+@pytest.mark.parametrize("way", ["device", "cdi"])  # podman 4 reads CDI files only from the machine's own directories
 def test_a_gpu_from_podman_itself_beside_a_request(scene: Scene, podman: Podman, way: str) -> None:
-    """Under leases a GPU that podman hands out is nobody's: both ways at once are refused, in a sentence that says which GPU."""
+    """Under leases a GPU that podman gives has no lease.
+
+    A container that gets GPUs both ways is refused, in a sentence that names the GPU.
+    """
     gpu = scene.node.gpus[3]
     option = f"--device={gpu.host}:{gpu.inside}" if way == "device" else f"--device={KIND}=3"
     if podman.release.label == "podman-5":
@@ -233,7 +243,7 @@ def test_a_gpu_from_podman_itself_beside_a_request(scene: Scene, podman: Podman,
 
 @pytest.mark.parametrize("handler", BOTH, indirect=True)  # youki fails by itself
 def test_a_pod_of_kube_play(scene: Scene, podman: Podman, handler: str) -> None:
-    """Each container of the pod gets its own GPU, the pod's own container none."""
+    """Each container of the pod gets its own GPU; the pod's infra container gets none."""
     file = os.path.join(podman.directory, "pod.yaml")
     container = {"image": "docker.io/local/busybox:1", "command": ["sleep", "3600"]}
     with open(file, "w", encoding="utf-8") as out:
@@ -259,7 +269,7 @@ def test_a_pod_of_kube_play(scene: Scene, podman: Podman, handler: str) -> None:
 
 @pytest.mark.parametrize("handler", BOTH, indirect=True)
 def test_a_user_namespace_of_root_s_container(scene: Scene, podman: Podman, handler: str) -> None:
-    """Where no device can be made: the host's nodes are mounted, and the control group still keeps all others shut."""
+    """No device can be made there: the host's nodes are mounted, and the control group blocks all others."""
     command = f"exec 3<{scene.node.gpus[0].inside} && cat /proc/self/uid_map && env"
     done = podman.run(
         handler,

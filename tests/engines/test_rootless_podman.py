@@ -1,4 +1,4 @@
-"""podman of a user without rights: user namespaces with ids lent to him, state of his own, and what cannot be had there."""
+"""podman of an unprivileged user: user namespaces with subordinate ids, state of the user's own, and limits of both."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PREFIX = "chandler.oci/"
 
 
 class Scene:
-    """The node's Chandler and CDI files are root's; the user configures his podman himself."""
+    """Chandler and the CDI files belong to root; the user configures podman himself."""
 
     def __init__(self, release: Release, place: str, node: Node) -> None:
         self.node = node
@@ -47,7 +47,7 @@ class Scene:
 
     @contextlib.contextmanager
     def described(self, name: str, *edits: dict[str, Any]) -> Iterator[str]:
-        """More devices of the node, NAME0, NAME1…; the path of their CDI file."""
+        """Make more devices on the node, NAME0, NAME1…; returns the path of their CDI file."""
         path = os.path.join(self.cdi, name + ".json")
         with open(path, "w", encoding="utf-8") as file:
             json.dump(
@@ -62,7 +62,7 @@ class Scene:
         os.unlink(path)
 
     def leases(self) -> dict[str, list[str]]:
-        """The user's: container to devices."""
+        """The user's leases: container to devices."""
         return {lease["id"]: lease["names"] for lease in json.loads(self.chandler("leases", "--format", "json"))}
 
 
@@ -125,7 +125,7 @@ def test_a_container_s_life(scene: Scene, podman: Podman, handler: str) -> None:
 
 
 @pytest.mark.parametrize("option", ["--userns=keep-id", "--uidmap=0:1:1000"])
-def test_a_user_namespace_within_his_own(scene: Scene, podman: Podman, handler: str, option: str) -> None:
+def test_a_user_namespace_within_the_users_own(scene: Scene, podman: Podman, handler: str, option: str) -> None:
     command = ["sh", "-c", f"exec 3<{scene.node.gpus[0].inside} && env"]
     done = podman.run(handler, "--rm", option, annotations={PREFIX + "resources.gpu.count": "1"}, command=command)
     assert "CUDA_VISIBLE_DEVICES=0" in done.stdout and scene.leases() == {}
@@ -145,7 +145,7 @@ def test_a_refused_container(scene: Scene, podman: Podman, handler: str, documen
 
 
 def test_a_device_that_cannot_be_made(scene: Scene, podman: Podman, handler: str) -> None:
-    """root's runtime makes any node; here the host must have it, and it must be the one that was chosen."""
+    """For root a runtime makes any node. Here the host must have the node, and it must be the chosen device."""
     nodes = ({"path": path, "type": "c", "major": 7, "minor": 60} for path in ("/dev/gone", "/dev/zero"))
     with scene.described("other", *({"deviceNodes": [node]} for node in nodes)):
         for number, said in enumerate(
@@ -160,8 +160,8 @@ def test_a_device_that_cannot_be_made(scene: Scene, podman: Podman, handler: str
             assert done.returncode == 126 and said in done.stderr and scene.leases() == {}
 
 
-def test_his_own_files_are_no_authority_where_root_s_are_asked_for(scene: Scene, podman: Podman) -> None:
-    """A file of an id that was lent to him shows 65534 in his namespace, as root's do."""
+def test_files_of_a_subordinate_id_are_not_trusted_as_roots(scene: Scene, podman: Podman) -> None:
+    """A file of a subordinate id shows uid 65534 in the user's namespace, as root's files do."""
     asked = {PREFIX + "resources.gpu.devices": f"{KIND}=lent0"}
     with scene.described("lent", {"env": ["LENT=yes"]}) as path:
         assert "LENT=yes" in podman.run("chandler-runc", "--rm", annotations=asked, command=["env"]).stdout

@@ -1,6 +1,6 @@
-"""Hosts as trees: what /proc, /sys, /dev and a driver's directories hold on each kind of machine that generators must know.
+"""Hosts as trees: what /proc, /sys, /dev and a driver's directories contain on each kind of machine.
 
-Device nodes are entries of a table, since a test may not make them; a Tree answers for them from that table.
+Device nodes are entries of a table, because tests may not make them; a Tree answers for them from that table.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Host:
         return self
 
     def add(self, other: Host) -> Host:
-        """Both in one machine."""
+        """Combine both hosts in one machine."""
         self.files.update(other.files)
         self.links.update(other.links)
         self.nodes.update(other.nodes)
@@ -61,7 +61,7 @@ class Host:
         return self
 
     def build(self, directory: str) -> HostTree:
-        """The tree on disk.  Called again, it makes what was added since."""
+        """Write the tree to disk. A second call adds what is new."""
         self.prefix = directory
         for path, text in {**self.files, **dict.fromkeys(self.nodes, "")}.items():
             self._parents(path)
@@ -90,7 +90,7 @@ class Host:
         return found
 
     def ask(self, library: str) -> dict[str, Any]:
-        """In the place of nvml.ask."""
+        """Replaces nvml.ask."""
         if self.nvml is None:
             raise Unanswered("this host has no NVML")
         return self.nvml
@@ -144,7 +144,8 @@ def nvidia(
         bdf = address(index)
         host.file(
             f"/proc/driver/nvidia/gpus/{bdf}/information",
-            f"Model: \t\t NVIDIA H100 80GB HBM3\nIRQ:   \t\t 6{index}\nGPU UUID: \t {uuid(index)}\nVideo BIOS: \t 96.00.74.00.01\n"
+            f"Model: \t\t NVIDIA H100 80GB HBM3\nIRQ:   \t\t 6{index}\nGPU UUID: \t {uuid(index)}\n"
+            "Video BIOS: \t 96.00.74.00.01\n"
             f"Bus Type: \t PCIe\nBus Location: \t {bdf}\nDevice Minor: \t {index}\nGPU Excluded:\t No\n",
         )
         host.node(f"/dev/nvidia{index}", 195, index)
@@ -235,7 +236,7 @@ def container_driver() -> Host:
 
 
 def cached() -> Host:
-    """Libraries where only the loader's cache says that they are."""
+    """Libraries that only the loader's cache lists."""
     host = nvidia(1, "/opt/nvidia/lib")
     return host.file(
         "/etc/ld.so.cache",

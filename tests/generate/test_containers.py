@@ -1,4 +1,4 @@
-"""What generated files inject, in real containers: nodes that open, libraries that are found, links, and no other GPU."""
+"""Generated files in real containers: nodes that open, libraries that are found, links, and no other GPU."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def engine(runtime: Runtime, gpus: Gpus, place: str, lab: str) -> Iterator[Engin
 
 
 def output(engine: Engine, made: bundle.Bundle) -> str:
-    """What a container writes.  Not by `run`: youki's now and then waits for ever for one that ends at once."""
+    """What a container writes. Not by `run`, because youki's sometimes hangs with a container that ends at once."""
     engine.create(made, "c1")
     engine.call("start", "c1")
     engine.wait("c1", "stopped")
@@ -147,7 +147,7 @@ def test_nodes_libraries_links_and_no_other_gpu(engine: Engine, gpus: Gpus, plac
 
 @RUNTIMES
 def test_the_loader_knows_the_libraries(engine: Engine, gpus: Gpus, place: str) -> None:
-    """The fixture's libraries are no real ones; a real one of this host stands in for libcuda."""
+    """The fixture's libraries are not real; a real library of this host stands in for libcuda."""
     library = os.path.join(gpus.root + LIB, f"libcuda.so.{hosts.VERSION}")
     shutil.copy(os.path.realpath("/lib/x86_64-linux-gnu/libdl.so.2"), library + ".new")
     os.rename(library + ".new", library)
@@ -169,7 +169,7 @@ def test_the_loader_knows_the_libraries(engine: Engine, gpus: Gpus, place: str) 
 
 @RUNTIMES
 def test_hooks_never_see_the_containers_environment(engine: Engine, place: str) -> None:
-    """CVE-2025-23266: the image sets LD_PRELOAD and brings modules of Python's; none of it is loaded on the host."""
+    """CVE-2025-23266: the image sets LD_PRELOAD and contains Python modules; nothing of it is loaded on the host."""
     canary = os.path.join(place, "canary")
     made = bundle.make(
         os.path.join(place, "b"),

@@ -26,7 +26,7 @@ class Machine:
         self.directory = directory
         self.host = Host()
         self.trees = 0
-        monkeypatch.setattr(generate, "Tree", self.tree)
+        monkeypatch.setattr(generate, "HostTree", self.tree)
         monkeypatch.setattr(nvml, "ask", lambda library: self.host.ask(library))
 
     def tree(self) -> Any:
@@ -84,8 +84,8 @@ def test_without_devices_nothing_is_written(
     assert run("generate", "--output", tmp_path / "x.json") == 1
     out, err = capsys.readouterr()
     assert out == "" and err == (
-        "chandler: this host has no device of kind nvidia.com/gpu, amd.com/gpu, intel.com/gpu, intel.com/gaudi, intel.com/npu; "
-        "nothing was generated\n"
+        "chandler: this host has no device of kind nvidia.com/gpu, amd.com/gpu, intel.com/gpu, intel.com/gaudi, "
+        "intel.com/npu; nothing was generated\n"
     )
     assert not (tmp_path / "x.json").exists()
 
@@ -116,7 +116,7 @@ def test_several_vendors_need_a_directory(
     assert sorted(os.listdir(tmp_path / "cdi")) == ["chandler-gaudi.json", "chandler-nvidia.json"]
 
 
-def test_what_is_wrong_is_told(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_calls_are_refused(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
     machine.host = hosts.mig(1, {0: 1})
     del machine.host.nodes["/dev/nvidia-caps/nvidia-cap11"]
     assert run("generate") == 1
@@ -156,7 +156,8 @@ def test_diff_of_another_tools_file(
     machine.host = hosts.nvidia(2)
     path = tmp_path / "nvidia.yaml"
     path.write_text(
-        "cdiVersion: 0.5.0\nkind: nvidia.com/gpu\ndevices:\n- name: gpu0\n  containerEdits: {deviceNodes: [{path: /dev/nvidia0}]}\n"
+        "cdiVersion: 0.5.0\nkind: nvidia.com/gpu\ndevices:\n- name: gpu0\n"
+        "  containerEdits: {deviceNodes: [{path: /dev/nvidia0}]}\n"
     )
     assert run("diff", path) == 1
     out = capsys.readouterr().out
@@ -177,7 +178,7 @@ from shim.generate import nvml
 host = hosts.nvidia(8)
 host.nvml = hosts.nvml(8)
 tree = host.build(sys.argv[3])
-generate.Tree = lambda: tree
+generate.HostTree = lambda: tree
 nvml.ask = host.ask
 from shim.cli.main import main
 status = main(["cdi", "generate", "--output", sys.argv[3] + "/nvidia.json"])
@@ -191,7 +192,7 @@ sys.exit(status)
 
 
 def test_the_whole_command_for_eight_gpus(tmp_path: pathlib.Path) -> None:
-    """Start of the interpreter, building of the fixture and all: under half a second of processor time, under 100 MiB."""
+    """Under half a second of CPU time and 100 MiB, including the interpreter's start and the fixture."""
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(REPOSITORY / "tests"), str(REPOSITORY), str(tmp_path)],
         capture_output=True,

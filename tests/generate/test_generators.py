@@ -1,4 +1,4 @@
-"""What generators do with hosts that have nothing, too little, several vendors, or nonsense."""
+"""Generators on hosts that have nothing, too little, several vendors, or nonsense."""
 
 from __future__ import annotations
 
@@ -101,7 +101,8 @@ def test_a_mig_device_needs_both_capabilities(tmp_path: pathlib.Path) -> None:
     del host.nodes["/dev/nvidia-caps/nvidia-cap14"]
     with pytest.raises(
         HostError,
-        match="nvidia-cap14.*gi8/ci0/access.*MIG device 0:1, is missing; run `nvidia-modprobe -f .*gpu0/mig/gi8/ci0/access`",
+        match="nvidia-cap14.*gi8/ci0/access.*MIG device 0:1, is missing; "
+        "run `nvidia-modprobe -f .*gpu0/mig/gi8/ci0/access`",
     ):
         describe(host, tmp_path)
 
@@ -114,7 +115,7 @@ def test_a_mig_device_needs_its_line_in_mig_minors(tmp_path: pathlib.Path) -> No
         describe(host, tmp_path)
 
 
-def test_a_capability_of_another_driver_is_none(tmp_path: pathlib.Path) -> None:
+def test_a_capability_of_another_driver_is_not_used(tmp_path: pathlib.Path) -> None:
     host = hosts.mig(1, {0: 1}).node("/dev/nvidia-caps/nvidia-cap11", 10, 11)
     with pytest.raises(HostError, match="does not have the major number of nvidia-caps"):
         describe(host, tmp_path)
@@ -130,7 +131,7 @@ def test_mig_without_nvml_is_numbered_by_its_instances(tmp_path: pathlib.Path) -
         describe(host, tmp_path, strategies=["uuid"])
 
 
-def test_a_gpu_in_mig_mode_without_instances_is_none(tmp_path: pathlib.Path) -> None:
+def test_a_gpu_in_mig_mode_without_instances_is_no_device(tmp_path: pathlib.Path) -> None:
     made, found = describe(hosts.mig(1, {0: 0}), tmp_path)
     assert made is None and any("no MIG device" in note for note in found.notes)
 
@@ -149,7 +150,7 @@ def test_nodes_that_are_missing_at_the_moment_come_from_the_kernel(tmp_path: pat
     ]
 
 
-def test_a_node_whose_number_nobody_knows(tmp_path: pathlib.Path) -> None:
+def test_a_node_without_a_known_number(tmp_path: pathlib.Path) -> None:
     host = hosts.nvidia(1).file("/proc/devices", "")
     del host.nodes["/dev/nvidia-uvm"]
     _, found = describe(host, tmp_path)
@@ -196,7 +197,7 @@ def test_nodes_of_a_dev_root(tmp_path: pathlib.Path) -> None:
     assert made["devices"][0]["containerEdits"]["deviceNodes"][0]["hostPath"] == "/run/nvidia/driver/dev/nvidia0"
 
 
-def test_an_unreadable_uuid_is_no_name(tmp_path: pathlib.Path) -> None:
+def test_an_unreadable_uuid_is_not_used_as_a_name(tmp_path: pathlib.Path) -> None:
     host = hosts.nvidia(1)
     path = f"/proc/driver/nvidia/gpus/{hosts.address(0)}/information"
     host.file(path, host.files[path].replace(hosts.uuid(0), "GPU-????????-????-????-????-????????????"))
@@ -266,7 +267,7 @@ def test_a_pci_address_is_as_sysfs_writes_it(text: str, found: str) -> None:
     assert pci.address(text) == found and pci.is_address(found)
 
 
-def test_what_is_no_pci_address() -> None:
+def test_invalid_pci_addresses() -> None:
     for text in ("", "module", "bind", "0000:1b:00", "0000:1b:00.x", "000:1b:00.0", "0000:1b:000", "new_id"):
         assert not pci.is_address(text)
 

@@ -1,4 +1,4 @@
-"""Files of ours on a host that changes: renewed, removed, left alone; and what would be generated in a create."""
+"""Files of Chandler on a host that changes: renewed, removed or left alone; and what a create would generate."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Node:
 
 @pytest.fixture
 def node(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Node:
-    monkeypatch.setattr(trust, "check_way", lambda path, owners: trust.way(path))  # trust is the matter of other tests
+    monkeypatch.setattr(trust, "check_way", lambda path, owners: trust.way(path))  # other tests cover trust
     host = hosts.mig(2, {1: 2})
     return Node(tmp_path, host)
 
@@ -66,10 +66,10 @@ def test_a_file_is_made_and_then_left_as_it_is(node: Node) -> None:
     before = os.stat(node.own)
     assert before.st_mode & 0o777 == 0o644
     assert node.refresh() == ([], [])
-    assert os.stat(node.own).st_ino == before.st_ino, "an unchanged host: not even written"
+    assert os.stat(node.own).st_ino == before.st_ino, "the file must not be written for an unchanged host"
 
 
-def test_nothing_is_made_that_nobody_asked_for(node: Node) -> None:
+def test_no_file_is_made_unless_configured(node: Node) -> None:
     node.config["cdi.generate"] = []
     assert node.refresh() == ([], []) and not node.own.exists()
 
@@ -182,7 +182,7 @@ OTHERS = {
 
 
 def identity(path: pathlib.Path) -> tuple[int, ...]:
-    """What changes when somebody writes a file; reading it changes its access time alone."""
+    """The metadata that a write changes and a read does not."""
     found = os.stat(path)
     return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
@@ -218,7 +218,7 @@ def test_what_cannot_be_described_leaves_the_file_and_says_so(node: Node) -> Non
 
 
 @pytest.mark.parametrize("options", ["{", "[]", '{"mode": "x"}', '{"names": []}', '{"names": 7}'])
-def test_options_that_nobody_wrote(node: Node, options: str) -> None:
+def test_invalid_options_in_a_file(node: Node, options: str) -> None:
     made, _ = generators.describe("nvidia", node.tree, Options(), node.host.ask)
     assert made is not None
     made["annotations"][cdi_file.OPTIONS] = options
@@ -245,7 +245,7 @@ def test_nothing_differs_from_itself(node: Node) -> None:
     assert made is not None and managed.differences(made, made) == []
 
 
-def test_what_changed_is_told_by_path(node: Node) -> None:
+def test_changes_are_reported_by_path(node: Node) -> None:
     before, _ = generators.describe("nvidia", node.tree, Options(), node.host.ask)
     new_driver(node.host)
     new_numbers(node.host)
@@ -277,7 +277,7 @@ def place_of(node: Node, monkeypatch: pytest.MonkeyPatch, fallback: str) -> inve
     (etc / "config.toml").write_text(
         f'[cdi]\nspec-dirs = ["{node.low}", "{node.high}"]\n[gpu]\nfallback = "{fallback}"\n'
     )
-    monkeypatch.setattr(managed, "Tree", lambda: node.tree)
+    monkeypatch.setattr(managed, "HostTree", lambda: node.tree)
     monkeypatch.setattr(nvml, "ask", node.host.ask)
     monkeypatch.setattr(managed.fallback, "__defaults__", (None, node.host.ask))
     monkeypatch.setattr(trust, "check_trust", lambda *args, **kwargs: None)
@@ -298,7 +298,7 @@ def test_a_file_is_better_than_the_fallback(node: Node, monkeypatch: pytest.Monk
 
 
 def test_the_fallback_is_stored_like_a_file(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A create on such a node reads the inventory and looks at nothing else, until the host changes."""
+    """A create on such a node reads the inventory and nothing else, until the host changes."""
     monkeypatch.setattr(paths, "STATE_DIR", str(node.directory / "state"))
     monkeypatch.setattr(compiler, "SETTLED_NS", 0)
     (node.directory / "dev").mkdir()
@@ -332,7 +332,7 @@ def test_a_file_that_is_wrong_may_be_the_one(node: Node, monkeypatch: pytest.Mon
     assert made.kinds() == [] and made.problems
 
 
-def test_why_nothing_could_be_generated_is_told(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_reason_of_a_failed_generation_is_reported(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     del node.host.nodes["/dev/nvidia-caps/nvidia-cap25"]
     made = compiler.compile_now(place_of(node, monkeypatch, "generate"), store=False)
     with pytest.raises(CdiError, match="nvidia-cap25"):
@@ -340,7 +340,7 @@ def test_why_nothing_could_be_generated_is_told(node: Node, monkeypatch: pytest.
 
 
 def test_what_the_fallback_rests_on_is_watched(tmp_path: pathlib.Path) -> None:
-    """Nodes and libraries by all that lstat tells; what is loaded, by its inode."""
+    """Nodes and libraries by all that lstat returns; loaded drivers by their inode."""
     library, absent = tmp_path / "libnvidia-ml.so.1", tmp_path / "nvidia8"
     library.write_text("")
     os.utime(library, (1, 1))
@@ -380,7 +380,7 @@ def test_generated_entries_are_a_registry(node: Node) -> None:
         ("/run/nvidia-persistenced/socket", "older than the driver"),
     ],
 )
-def test_a_stale_file_is_told_with_both_drivers(path: str, words: str, tmp_path: pathlib.Path) -> None:
+def test_a_stale_file_is_reported_with_both_drivers(path: str, words: str, tmp_path: pathlib.Path) -> None:
     assert words in driver_version.remedy(path, hosts.nvidia(1).build(str(tmp_path)))
 
 

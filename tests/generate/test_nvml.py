@@ -1,4 +1,4 @@
-"""NVML behind its one module: a library that answers like NVIDIA's, in all its moods."""
+"""NVML behind its one module: a library that answers like NVIDIA's, in every state."""
 
 from __future__ import annotations
 
@@ -129,13 +129,17 @@ int nvmlSystemGetDriverVersion(char *v, unsigned n) { strcpy(v, "550.54.15"); re
 int nvmlDeviceGetCount_v2(unsigned *n) { *n = 2; return 0; }
 int nvmlDeviceGetHandleByIndex_v2(unsigned i, handle *h) { *h = (handle)(long)(i + 1); return 0; }
 int nvmlDeviceGetMinorNumber(handle h, unsigned *n) { *n = (long)h - 1; return 0; }
-int nvmlDeviceGetUUID(handle h, char *v, unsigned n) { snprintf(v, n, "%s-%ld", (long)h > 100 ? "MIG" : "GPU", (long)h); return 0; }
+int nvmlDeviceGetUUID(handle h, char *v, unsigned n) {
+    snprintf(v, n, "%s-%ld", (long)h > 100 ? "MIG" : "GPU", (long)h); return 0; }
 int nvmlDeviceGetName(handle h, char *v, unsigned n) { strcpy(v, "NVIDIA H100 80GB HBM3"); return 0; }
 struct pci { char legacy[16]; unsigned domain, bus, device, id, subsystem; char bus_id[32]; };
-int nvmlDeviceGetPciInfo_v3(handle h, struct pci *p) { memset(p, 0, sizeof *p); sprintf(p->bus_id, "00000000:%02lX:00.0", 0x1a + (long)h); return 0; }
-int nvmlDeviceGetMigMode(handle h, unsigned *now, unsigned *then) { if ((long)h == 1) return 3; *now = *then = 1; return 0; }
+int nvmlDeviceGetPciInfo_v3(handle h, struct pci *p) {
+    memset(p, 0, sizeof *p); sprintf(p->bus_id, "00000000:%02lX:00.0", 0x1a + (long)h); return 0; }
+int nvmlDeviceGetMigMode(handle h, unsigned *now, unsigned *then) {
+    if ((long)h == 1) return 3; *now = *then = 1; return 0; }
 int nvmlDeviceGetMaxMigDeviceCount(handle h, unsigned *n) { *n = 7; return 0; }
-int nvmlDeviceGetMigDeviceHandleByIndex(handle h, unsigned i, handle *m) { if (i != 0 && i != 3) return 6; *m = (handle)((long)h + 100 * (i + 1)); return 0; }
+int nvmlDeviceGetMigDeviceHandleByIndex(handle h, unsigned i, handle *m) {
+    if (i != 0 && i != 3) return 6; *m = (handle)((long)h + 100 * (i + 1)); return 0; }
 int nvmlDeviceGetGpuInstanceId(handle h, unsigned *n) { *n = (long)h / 100; return 0; }
 int nvmlDeviceGetComputeInstanceId(handle h, unsigned *n) { *n = 0; return 0; }
 """

@@ -1,4 +1,4 @@
-"""What a host's /proc and /sys tell about which GPUs are neighbours, and what a create makes of it."""
+"""What /proc and /sys tell about which GPUs are neighbours, and how a create uses it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def pci(host: hosts.Host, bdf: str, way: str, numa: str = "") -> hosts.Host:
 
 
 def server(count: int = 4) -> hosts.Host:
-    """NVIDIA's GPUs, two below each processor: 0 and 2, 1 and 3."""
+    """NVIDIA's GPUs, two for each processor: 0 and 2, 1 and 3."""
     host = hosts.nvidia(count)
     host.files = {path: text for path, text in host.files.items() if not path.startswith("/sys/bus/pci/")}
     for n in range(count):
@@ -87,7 +87,8 @@ def amd_host(partitions: int = 1) -> hosts.Host:
     for one, other, kind in ((0, 2, 11), (2, 0, 11), (1, 3, 2)):
         host.file(
             f"{nodes}/{one * partitions + 2}/io_links/0/properties",
-            f"type {kind}\nversion_major 0\nnode_from {one * partitions + 2}\nnode_to {other * partitions + 2}\nweight 15\n",
+            f"type {kind}\nversion_major 0\nnode_from {one * partitions + 2}\n"
+            f"node_to {other * partitions + 2}\nweight 15\n",
         )
     return host
 
@@ -103,7 +104,7 @@ def test_amd(tmp_path: Path) -> None:
 
 
 def test_partitions_are_where_their_gpu_is(tmp_path: Path) -> None:
-    """Those after the first are no devices on the bus; the compute driver tells whose they are."""
+    """Only the first partition is a device on the bus; the compute driver says to which GPU the others belong."""
     lines = (
         topology.Topology(amd_host(2).build(str(tmp_path))).text([(f"c226:{128 + n}",) for n in range(8)]).split("\n")
     )
@@ -116,13 +117,13 @@ def test_partitions_are_where_their_gpu_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "found", [[], [("c7:1",), ("c7:2",)], [("/dev/x",), ("b8:0",)], [("c195:0",)], [("c195:0",), ("c195:0",)]]
 )
-def test_nothing_that_tells_devices_apart_is_nothing(tmp_path: Path, found: Any) -> None:
+def test_a_host_without_topology_gives_no_text(tmp_path: Path, found: Any) -> None:
     host = server().link("/sys/dev/char/7:1", "../../devices/virtual/vc/vcs1")
     assert topology.Topology(host.build(str(tmp_path))).text(found) == ""
 
 
 @pytest.mark.parametrize("numa", ["-1", "nonsense", "", "99999999999999999999999"])
-def test_a_memory_node_that_is_none(tmp_path: Path, numa: str) -> None:
+def test_an_invalid_memory_node(tmp_path: Path, numa: str) -> None:
     host = server(2)
     host.files = {path: numa if path.endswith("numa_node") else text for path, text in host.files.items()}
     found = topology.Topology(host.build(str(tmp_path))).text(keys(0, 1))
@@ -178,7 +179,7 @@ def test_a_count_takes_neighbours_where_that_is_preferred(tmp_path: Path) -> Non
     assert names({"count": 2, "prefer": "numa"}, at, []) == names({"count": 2, "prefer": "link"}, at, []) == ["0", "2"]
     held = [{"id": "c", "owner": "nri", "names": ["0"], "keys": ["c195:0"], "since": 0}]
     assert names({"count": 2, "prefer": "numa"}, at, held) == ["1", "3"]
-    assert names({"count": 3, "prefer": "numa"}, at, held) == ["1", "2", "3"], "never a condition"
+    assert names({"count": 3, "prefer": "numa"}, at, held) == ["1", "2", "3"], "`prefer` must not make a request fail"
     assert names({"count": 2, "prefer": "numa"}, at, None) == ["0", "1"], "without leases a count takes the first"
     assert at.kinds() == [NVIDIA] and at.picks(NVIDIA) == ["0", "1", "2", "3"]
 
@@ -195,7 +196,7 @@ def test_prefer_is_for_a_count(tmp_path: Path) -> None:
 
 
 def test_what_no_request_asks_for_is_not_read(tmp_path: Path) -> None:
-    """The part is one of its own."""
+    """The topology is a part of its own in the inventory."""
     at = inventory(server().build(str(tmp_path)))
     read: list[str] = []
     part = at._part

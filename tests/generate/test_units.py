@@ -1,4 +1,4 @@
-"""When `chandler refresh` runs by itself: systemd's units and udev's rule, as installed."""
+"""When `chandler refresh` runs without a person: systemd's units and udev's rule, as installed."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_the_service_runs_what_is_installed(installed: pathlib.Path) -> None:
 
 
 def test_no_watched_path_is_one_that_refresh_writes_to(installed: pathlib.Path) -> None:
-    """Or the unit would start itself for ever; a CDI file that is already true is not written."""
+    """Otherwise the unit would start itself for ever. A CDI file that is up to date is not written."""
     watched = values(installed / "opt/x/lib/systemd/system/chandler-refresh.path", "PathChanged")
     assert watched == [
         "/etc/cdi",

@@ -1,4 +1,4 @@
-"""From resources.gpu to devices: through CDI files, and without them."""
+"""From resources.gpu to devices, with CDI files and without."""
 
 from __future__ import annotations
 
@@ -75,14 +75,15 @@ def test_a_device_that_has_no_name_all_means_every_device() -> None:
     [
         (
             {"count": 4},
-            "asks for 4 devices of nvidia.com/gpu; this node has 3; they are nvidia.com/gpu=0, nvidia.com/gpu=1, nvidia.com/gpu=10",
+            "asks for 4 devices of nvidia.com/gpu; this node has 3; "
+            "they are nvidia.com/gpu=0, nvidia.com/gpu=1, nvidia.com/gpu=10",
         ),
         ({"count": 1, "devices": ["0", "1"]}, "asks for 1 devices and names 2"),
-        ({"devices": ["0", "0"]}, "nvidia.com/gpu=0 is a device that another"),
-        ({"devices": ["0", "GPU-a"]}, "nvidia.com/gpu=GPU-a is a device that another"),
-        ({"devices": ["all", "1"]}, "nvidia.com/gpu=1 is a device that another"),
-        ({"devices": ["1", "all"]}, "nvidia.com/gpu=all is a device that another"),
-        ({"devices": ["nvidia.com/gpu=0", "0"]}, "nvidia.com/gpu=0 is a device that another"),
+        ({"devices": ["0", "0"]}, "nvidia.com/gpu=0 asks for a device that another"),
+        ({"devices": ["0", "GPU-a"]}, "nvidia.com/gpu=GPU-a asks for a device that another"),
+        ({"devices": ["all", "1"]}, "nvidia.com/gpu=1 asks for a device that another"),
+        ({"devices": ["1", "all"]}, "nvidia.com/gpu=all asks for a device that another"),
+        ({"devices": ["nvidia.com/gpu=0", "0"]}, "nvidia.com/gpu=0 asks for a device that another"),
         ({"vendor": "nvdia"}, "unknown vendor 'nvdia'; known: nvidia, amd, intel, gaudi, habana, or a CDI kind"),
         ({"vendor": "\u202e"}, "unknown vendor"),
     ],
@@ -118,7 +119,7 @@ def test_unknown_names_are_errors(name: str) -> None:
         granted({"devices": [name]}, inventory(FILE))
 
 
-def test_all_missing_names_are_told_at_once() -> None:
+def test_all_missing_names_are_reported_at_once() -> None:
     with pytest.raises(CdiError) as caught:
         granted({"devices": ["7", "0", "8"]}, inventory(FILE))
     assert "nvidia.com/gpu=7, nvidia.com/gpu=8" in str(caught.value)
@@ -135,7 +136,7 @@ def test_the_engines_names_come_first_and_count_as_well() -> None:
 
 
 def test_devices_without_nodes_are_told_apart_by_kind() -> None:
-    """Two devices that only set variables have no numbers; the same name in two kinds is not the same device."""
+    """Two devices that only set variables have no numbers; one name in two kinds is two devices."""
     at = inventory(
         *(
             spec(kind, {"name": "0", "containerEdits": {"env": [f"{name}=1"]}})
@@ -189,7 +190,10 @@ def test_an_aggregate_shows_every_device() -> None:
 
 
 class Host:
-    """A fake `look`: device nodes by path, each (major, minor, permission bits, group); `vendors` by path where the host knows."""
+    """A fake `look`: device nodes by path, each (major, minor, permission bits, group).
+
+    `vendors`: the vendor by path, where the host knows it.
+    """
 
     vendors: dict[str, str] = {}
 
@@ -282,7 +286,8 @@ def test_nodes_of_other_vendors(vendor: str, asked: list[str]) -> None:
     [
         (
             {"count": 4},
-            "asks for 4 devices of nvidia.com/gpu, but /dev/nvidia3 is not on this host, and no CDI file describes nvidia.com/gpu; load the driver",
+            "asks for 4 devices of nvidia.com/gpu, but /dev/nvidia3 is not on this host, "
+            "and no CDI file describes nvidia.com/gpu; load the driver",
         ),
         ({"devices": ["9" * 500]}, "is not on this host"),
     ],
@@ -319,7 +324,7 @@ def test_no_fallback_when_the_configuration_says_off() -> None:
 
 @pytest.mark.parametrize("broken", [b"{", b"", spec(NVIDIA), spec("x", device("0", 0))])
 def test_no_fallback_while_a_cdi_file_is_broken(broken: bytes) -> None:
-    """It may be the very file that describes the GPUs."""
+    """It may be the file that describes the GPUs."""
     at = inventory(broken)
     assert at.problems
     with pytest.raises(CdiError, match="0.json"):

@@ -1,4 +1,4 @@
-"""Which free devices are taken where a request prefers neighbours."""
+"""Which free devices are taken when a request prefers neighbours."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ALL = list(range(8))
         ([0, 1, 2, 5, 6, 7], 4, "numa", [0, 1, 2, 5]),
         ([3, 4, 6], 2, "link", [4, 6]),
         ([0, 7], 2, "link", [0, 7]),
-        # what stays free stays together: the single one, the pair, before a part of four
+        # free GPUs stay together: take a single one, then a pair, before a part of four
         ([0, 4, 5, 6, 7], 1, "numa", [0]),
         ([0, 1, 4, 5, 6, 7], 2, "numa", [0, 1]),
         ([2, 3, 4, 6, 7], 2, "numa", [2, 3]),
@@ -69,7 +69,7 @@ def test_one_memory_node_where_one_has_enough(nodes: Sequence[str], data: st.Dat
 
 @given(st.sets(st.sampled_from(range(8)), min_size=2), st.data())
 def test_no_choice_is_nearer(free: set[int], data: st.DataObject) -> None:
-    """For pairs, which is what a choice by growing can promise."""
+    """For pairs only: a choice that adds one device after another is the best for these."""
     lines = [neighbours._place(line) for line in EIGHT.split("\n")[:8]]
 
     def closeness(pair: Sequence[int]) -> int:

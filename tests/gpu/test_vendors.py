@@ -55,7 +55,7 @@ def test_names_and_aliases_are_accepted_everywhere(
     assert compile_config([("a", f'[cdi]\ngenerate = ["{name}", "{vendor.name}"]'.encode())])["cdi.generate"] == [
         vendor.name
     ]
-    monkeypatch.setattr(generate, "Tree", lambda: hosts.Host().build(str(tmp_path)))
+    monkeypatch.setattr(generate, "HostTree", lambda: hosts.Host().build(str(tmp_path)))
     monkeypatch.setattr(nvml, "ask", hosts.Host().ask)
     assert main.main(["cdi", "generate", "--vendor", name]) == 1
     assert f"no device of kind {vendor.kind}" in capsys.readouterr().err
@@ -67,8 +67,8 @@ def test_gaudi_has_two_names() -> None:
 
 ENTRY = """
     Vendor(
-        ("acme", "acmecorp"), "acme.com/npu", "accel", "0x1ace", ("acme_npu",), "modprobe acme_npu", variables=("ACME_MASK",),
-        gpu_nodes=("/dev/accel/accel{0}",),
+        ("acme", "acmecorp"), "acme.com/npu", "accel", "0x1ace", ("acme_npu",), "modprobe acme_npu",
+        variables=("ACME_MASK",), gpu_nodes=("/dev/accel/accel{0}",),
     ),
 """
 USE = """
@@ -108,14 +108,14 @@ pci.mkdir(parents=True)
 (pci / "class").write_text("0x120000\\n")
 place = Place({})
 place.config_path = directory + "/absent.toml"
-(drivers,) = [check for check in doctor.examine(doctor.Host(directory + "/host"), place) if check.name == "gpu drivers"]
+(drivers,) = [check for check in doctor.examine(doctor.Examined(directory + "/host"), place) if check.name == "gpu drivers"]
 assert drivers.data["acme"]["on_bus"] == 1
 assert [problem["remedy"] for problem in drivers.problems] == ["modprobe acme_npu"]
 """
 
 
 def test_a_new_vendor_is_one_entry(tmp_path: pathlib.Path) -> None:
-    """Request, policy, configuration, generate and doctor of a copy whose table has one entry more, and nothing else."""
+    """One more entry in a copy's table: request, policy, configuration, generate and doctor know the vendor."""
     shutil.copytree(REPOSITORY / "shim", tmp_path / "shim", ignore=shutil.ignore_patterns("__pycache__"))
     table = tmp_path / "shim/gpu/vendors.py"
     before, mark, after = table.read_text().partition("\nVENDORS = (")

@@ -1,4 +1,4 @@
-"""chandler-hook: what it is told, what it refuses, and what it never runs."""
+"""chandler-hook: its input, what it refuses, and what it never runs."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_config_that_says_nothing(world: World, config: dict[str, object]) -> 
 
 
 def test_nothing_of_the_image_is_loaded(world: World) -> None:
-    """The working directory is the image, full of modules and libraries with the names of ours."""
+    """The working directory is the image, full of modules and libraries with the names of those that the hook uses."""
     canary = f"open({world.host + '/loaded'!r}, 'w')\n"
     for name in (
         "json",
@@ -74,7 +74,10 @@ def test_nothing_of_the_image_is_loaded(world: World) -> None:
     assert sorted(os.listdir(world.host)) == ["lib", "secret"]
 
 
-IN_THE_CONTAINER = "hooks.container, hooks.create_symlinks, hooks.update_ldcache, hooks.enable_cuda_compat, hooks.disable_device_node_modification"
+IN_THE_CONTAINER = (
+    "hooks.container, hooks.create_symlinks, hooks.update_ldcache, hooks.enable_cuda_compat, "
+    "hooks.disable_device_node_modification"
+)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +88,7 @@ IN_THE_CONTAINER = "hooks.container, hooks.create_symlinks, hooks.update_ldcache
     ],
 )
 def test_the_modules_that_a_hook_imports(modules: str, none: str) -> None:
-    """A hook starts in a second's fraction, and each module is one more that could touch the image."""
+    """A hook has to start in a fraction of a second, and each further module could read from the image."""
     program = (
         f"import sys; sys.path.insert(0, sys.argv[1]); before = set(sys.modules); import hooks.main, {modules}; "
         "print(*sorted({name.partition('.')[0] for name in set(sys.modules) - before}))"
@@ -96,15 +99,18 @@ def test_the_modules_that_a_hook_imports(modules: str, none: str) -> None:
     assert not set(none.split()) & set(done.stdout.split())
 
 
-def test_nobody_may_look_into_it(world: World) -> None:
-    """The hook's memory and executable are out of reach for whatever runs in the container (CVE-2019-5736)."""
-    program = f"import sys, ctypes; sys.path.insert(0, {REPOSITORY!r}); from hooks import main; main.main([]); print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))"
+def test_the_container_cannot_read_the_hooks_memory(world: World) -> None:
+    """Processes of the container cannot read the hook's memory and executable (CVE-2019-5736)."""
+    program = (
+        f"import sys, ctypes; sys.path.insert(0, {REPOSITORY!r}); from hooks import main; main.main([]); "
+        "print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))"
+    )
     done = subprocess.run([sys.executable, "-I", "-c", program], input="", capture_output=True, text=True, check=True)
     assert done.stdout == "0\n"
 
 
 def test_in_a_user_namespace(world: World) -> None:
-    """Where root is nobody outside: rootless podman, and containers with a user namespace."""
+    """Root has no rights outside of it: rootless podman, and containers with a user namespace."""
     world.image("/etc/ld.so.cache", ldsocache.write())
     os.makedirs(world.root + "/lib")
     world.bind(
@@ -127,7 +133,7 @@ def test_in_a_user_namespace(world: World) -> None:
 
 # --- limits ---------------------------------------------------------------------------------------------------
 
-# A hook as it runs, but with one of its modules replaced by what would never end, or never be satisfied.
+# A hook as it runs, but one of its modules is replaced by code that never ends or that takes ever more memory.
 BEYOND = """
 import sys
 sys.path.insert(0, sys.argv[1])
@@ -155,7 +161,7 @@ LINK = ("create-symlinks", "--link", "x::/made")
     ],
 )
 def test_beyond_the_limits(world: World, how: str, words: str) -> None:
-    """The container starts without what is not required, and the hooks after it are done."""
+    """The container starts without the optional steps, and the later steps run."""
     command = [sys.executable, "-I", "-c", BEYOND, REPOSITORY, how]
     done = world.run("update-ldcache", "--folder", "/lib", "--", *LINK, command=command)
     assert (done.returncode, done.stderr) == (0, f"chandler-hook: update-ldcache: {words}\n")
@@ -175,8 +181,11 @@ def test_a_config_that_is_larger_in_memory_than_on_disk(world: World, command: t
 
 
 @pytest.mark.parametrize("command", [LINK, ("release", "/nowhere", "t"), ("mps-ready", "/nowhere", "/bin/true")])
-def test_a_runtime_that_never_says_who_the_container_is(command: tuple[str, ...]) -> None:
-    program = f"import sys; sys.path.insert(0, {REPOSITORY!r}); from hooks import bounds, main; bounds.PATIENCE = 1; sys.exit(main.main(sys.argv[1:]))"
+def test_a_runtime_that_never_sends_the_state(command: tuple[str, ...]) -> None:
+    program = (
+        f"import sys; sys.path.insert(0, {REPOSITORY!r}); from hooks import bounds, main; bounds.PATIENCE = 1; "
+        "sys.exit(main.main(sys.argv[1:]))"
+    )
     with subprocess.Popen(
         [sys.executable, "-I", "-c", program, *command], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as hook:
@@ -210,7 +219,8 @@ def test_a_file_of_proc_is_covered_and_cannot_be_changed(world: World) -> None:
         world,
         "/proc/driver/rtc" if os.path.exists("/proc/driver/rtc") else "/proc/version",
         f"mount -t proc proc {proc}",
-        f"cat {proc}/driver/rtc 2>/dev/null | head -1; cat {proc}/version | head -1; (echo x > {proc}/version) 2>/dev/null || echo read-only; "
+        f"cat {proc}/driver/rtc 2>/dev/null | head -1; cat {proc}/version | head -1; "
+        f"(echo x > {proc}/version) 2>/dev/null || echo read-only; "
         f"grep -c tmpfs.*{proc} /proc/self/mountinfo; ls {proc}/1 >/dev/null && echo proc is there",
     )
     lines = done.stdout.splitlines()

@@ -1,4 +1,4 @@
-"""Looking up paths in an image, by the kernel and, where it cannot, step by step: both must say the same."""
+"""Path lookup in an image, by the kernel and, where it cannot, step by step: both must give the same result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""update-ldcache: a program in the container finds a mounted library; a hostile image changes nothing outside of itself."""
+"""update-ldcache: a program in the container finds a mounted library; a hostile image changes nothing outside."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ def test_a_program_finds_the_library(world: World, tmp_path: pathlib.Path) -> No
 
 def test_mounted_libraries_and_links_to_them_are_added(world: World) -> None:
     equipped(world)
-    world.image(FOLDER + "/libown.so.1", elf())  # the image's own is its own matter
+    world.image(FOLDER + "/libown.so.1", elf())  # the image's own library is left alone
     world.bind(world.put(world.directory + "/driver/other", elf(183)), FOLDER + "/libarm.so.1")
     world.bind(world.put(world.directory + "/driver/text", "INPUT(libx)"), FOLDER + "/libtext.so.1")
     os.makedirs(world.root + "/etc/ld.so.conf.d")
@@ -369,5 +369,5 @@ def test_one_that_is_mounted_is_not_the_images(world: World) -> None:
     "words",
     [[], ["--host-driver-version"], ["--host-driver-version", "550"], ["--host-driver-version=x.y"], ["--x=550.1"]],
 )
-def test_a_version_that_is_none(world: World, words: list[str]) -> None:
+def test_an_invalid_version(world: World, words: list[str]) -> None:
     assert world.run("enable-cuda-compat", *words).returncode == 1

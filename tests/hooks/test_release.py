@@ -1,4 +1,4 @@
-"""The poststop hook that ends a lease: its own alone, and never a failure of the container's."""
+"""The poststop hook that ends a lease: only its own lease, and it never makes the container fail."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SHARED = {"mode": "mps", "uid": 0, "words": ", uid 0"}
 
 
 def release(*words: str, env: dict[str, str] | None = None) -> str:
-    """What it says; it must end well whatever it says."""
+    """The hook's output; its exit status must always be 0."""
     done = subprocess.run(
         [HOOK, "release", *words],
         input='{"id": "b", "status": "stopped"}',
@@ -37,11 +37,11 @@ def release(*words: str, env: dict[str, str] | None = None) -> str:
     return done.stderr
 
 
-def test_by_its_token_alone(tmp_path: Path) -> None:
+def test_only_the_lease_with_the_token_ends(tmp_path: Path) -> None:
     (tmp_path / "leases").write_text(json.dumps(LEASES))
     assert release(str(tmp_path), LEASES[0]["token"]) == ""
-    assert Ledger(str(tmp_path)).read() == LEASES[1:], "though the state says that b has ended"
-    assert release(str(tmp_path), LEASES[0]["token"]) == "", "once more is once"
+    assert Ledger(str(tmp_path)).read() == LEASES[1:], "only the token counts, not the container in the state"
+    assert release(str(tmp_path), LEASES[0]["token"]) == "", "a second release must do nothing"
 
 
 def test_where_the_interpreter_s_own_modules_are_broken(tmp_path: Path) -> None:
@@ -59,21 +59,21 @@ def test_where_the_interpreter_s_own_modules_are_broken(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("text", "words"), [("{", "is damaged"), ("[1]", "is damaged"), (None, "")])
-def test_what_cannot_be_read_is_said(tmp_path: Path, text: str | None, words: str) -> None:
+def test_an_unreadable_ledger_is_reported(tmp_path: Path, text: str | None, words: str) -> None:
     if text is not None:
         (tmp_path / "leases").write_text(text)
     assert words in release(str(tmp_path), "t")
     assert words in release(str(tmp_path / "absent"), "t") or text
 
 
-def test_a_wrong_call_is_said(tmp_path: Path) -> None:
+def test_a_wrong_call_is_reported(tmp_path: Path) -> None:
     assert release().startswith("chandler-hook: release: ") and release("a", "b", "c").startswith(
         "chandler-hook: release: "
     )
 
 
-def test_a_page_that_is_damaged_is_said(tmp_path: Path) -> None:
-    """What was set up for sharing cannot be put back; the lease has ended all the same."""
+def test_a_damaged_page_is_reported(tmp_path: Path) -> None:
+    """Settings for sharing cannot be restored then, but the lease ends."""
     (tmp_path / "shared").mkdir()
     for text in ("{", "[]", '{"key": "c195:0", "mode": "mps"}'):
         (tmp_path / "shared/GPU-0").write_text(text)

@@ -1,4 +1,4 @@
-"""create-symlinks, in images that mean well and in images that do not."""
+"""create-symlinks, in ordinary images and in hostile ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Control groups on trees that are only files: what a survey finds, where a container goes, and that twice is once."""
+"""Control groups on trees that are only files: surveys, a container's group, and a second call changes nothing."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ def test_parents(parent: str, systemd: bool, path: str) -> None:
         ("", True, "no slice"),
     ],
 )
-def test_what_is_no_parent(parent: str, systemd: bool, said: str) -> None:
+def test_invalid_parents(parent: str, systemd: bool, said: str) -> None:
     with pytest.raises(RequestError) as failed:
         cgroups.in_parent(parent, "web-1", systemd)
     assert said in str(failed.value)
@@ -214,7 +214,7 @@ def test_who_says_where(
     assert files(tmp_path) == before
 
 
-def test_a_wrong_parent_is_named_with_who_said_it(tmp_path: Path) -> None:
+def test_a_wrong_parent_is_named_with_its_source(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="^CHANDLER_CGROUP_PARENT: 'x' is no control group"):
         cgroups.place("c", variable="x", tree=plain(tmp_path))
     with pytest.raises(RequestError, match="^cgroup_parent: "):
@@ -248,7 +248,7 @@ def test_twice_is_once(tmp_path: Path) -> None:
     assert files(tmp_path) == before
 
 
-def test_a_look_moves_nobody(tmp_path: Path) -> None:
+def test_a_survey_moves_no_process(tmp_path: Path) -> None:
     tree = contained(tmp_path)
     before = files(tmp_path)
     assert cgroups.place("c", tree=tree).path == "/containers/c"
@@ -261,7 +261,7 @@ def test_a_group_that_is_only_called_init_stays(tmp_path: Path) -> None:
     assert cgroups.survey(tree).own == "/init"
 
 
-def test_controllers_that_are_not_handed_on_are_told(tmp_path: Path) -> None:
+def test_missing_controllers_are_reported(tmp_path: Path) -> None:
     tree = contained(tmp_path)
     os.unlink(tmp_path / "sys/fs/cgroup/cgroup.subtree_control")
     notes = cgroups.place("c", move=4711, tree=tree).notes
@@ -269,7 +269,7 @@ def test_controllers_that_are_not_handed_on_are_told(tmp_path: Path) -> None:
 
 
 def test_a_limit_whose_controller_is_not_handed_on(tmp_path: Path) -> None:
-    """Else the runtime fails with words that name a file of the kernel's."""
+    """Otherwise the runtime fails with a message that names a file of the kernel."""
     tree = contained(tmp_path)
     os.unlink(tmp_path / "sys/fs/cgroup/cgroup.subtree_control")
     (tmp_path / "sys/fs/cgroup/cgroup.procs").write_text("12\n13\n")
@@ -308,7 +308,7 @@ def test_no_parent_can_be_written_to(tmp_path: Path, move: int | None) -> None:
     assert "--cgroupns=host" in said and "CHANDLER_CGROUP_PARENT" in said and "/sys/fs/cgroup writable" in said
     with pytest.raises(HostError, match="--cgroupns=host"):
         cgroups.place("c", tree=plain(tmp_path / "host", frozen=True))
-    # but whoever names a parent is believed, and an unprivileged user goes without
+    # but a parent that is named is accepted, and an unprivileged user gets no group
     assert cgroups.place("c", "/x", tree=plain(tmp_path / "host", frozen=True)).path == "/x/c"
     assert cgroups.place("c", rootless=True, tree=plain(tmp_path / "host", frozen=True)).path == ""
 

@@ -1,4 +1,4 @@
-"""What the host knows, and how edits are completed with it."""
+"""What the host knows about devices, and how edits are completed with it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files: bounded reads that never block, replacement that is whole, and who may have written what."""
+"""Files: bounded reads that never block, complete replacement, and who may have written a file."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def test_make_directory(tmp_path: Path) -> None:
 # --- trust ----------------------------------------------------------------------------------------------------
 
 
-def test_the_way(tmp_path: Path) -> None:
+def test_every_step_of_a_path_is_listed(tmp_path: Path) -> None:
     (tmp_path / "real/deep").mkdir(parents=True)
     (tmp_path / "real/deep/f").touch()
     (tmp_path / "link").symlink_to("real/./deep")
@@ -206,7 +206,7 @@ def test_a_circle_of_links(tmp_path: Path) -> None:
         trust.way(str(tmp_path / "a"))
 
 
-def test_a_way_that_ends_early(tmp_path: Path) -> None:
+def test_a_path_that_ends_early(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         trust.way(str(tmp_path / "absent/f"))
 
@@ -259,14 +259,14 @@ def test_links_of_others_are_not(owned: Path) -> None:
         trusted(owned / "link")
 
 
-def test_a_link_on_the_way_leads_to_the_check_of_its_target(owned: Path) -> None:
+def test_the_target_of_a_link_in_a_path_is_checked(owned: Path) -> None:
     (owned / "link").symlink_to("a/b")
     (owned / "a").chmod(0o777)
     with pytest.raises(TrustError, match=f"{owned}/a can be written"):
         trusted(owned / "link/f")
 
 
-def test_sticky_directories_on_the_way_are_fine_and_at_the_end_are_not(owned: Path) -> None:
+def test_sticky_directories_are_trusted_only_above_the_file(owned: Path) -> None:
     (owned / "a").chmod(0o1777)
     trusted(owned / "a/b/f")
     with pytest.raises(TrustError):

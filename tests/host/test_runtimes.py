@@ -1,4 +1,4 @@
-"""The low-level runtimes: where they are, whose a container is."""
+"""The low-level runtimes: where they are, and which of them owns a container."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_a_binary_that_others_may_write_is_refused(places: Path, part: str, mode
 
 
 @pytest.mark.usefixtures("needs_root")
-def test_a_binary_of_somebody_else_is_refused(places: Path) -> None:
+def test_a_binary_of_another_user_is_refused(places: Path) -> None:
     binary(places / "one/crun")
     os.chown(places / "one/crun", 1234, 0)
     with pytest.raises(TrustError, match="belongs to uid 1234"):
@@ -194,7 +194,7 @@ def test_default_roots(rootless: bool, environment: dict[bytes, bytes], root: st
     assert runtimes.default_root("crun", rootless, environment) == root
     if not rootless:
         assert runtimes.default_root("runc", rootless, environment) == "/run/runc", (
-            "crun alone asks the environment as root"
+            "only crun reads the environment as root"
         )
 
 

@@ -1,4 +1,4 @@
-"""Whose files are believed in a user namespace that gives the overflow uid to somebody, as rootless podman's do."""
+"""Whose files are trusted in a user namespace that maps the overflow uid, as rootless podman's does."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lab import REPOSITORY
 
 from shim.host import userns
 
-# Enters a user namespace of its own, waits for its ids, then says of each path (number, whether it is believed).
+# Enters a user namespace, waits for its id map, then prints for each path: uid, whether it is trusted.
 CHILD = """
 import ctypes, os, sys
 from shim.host import trust, userns  # while they can be read: a checkout may be in a directory that is root's alone
@@ -43,7 +43,7 @@ OVERFLOW = 65534
 
 @pytest.fixture
 def world(lab: str, place: str) -> dict[str, str]:
-    """One path of each kind, by what it is. `lab`: only root can give files away and write any map."""
+    """One path of each kind, by its description. `lab`: only root can give files away and write any id map."""
     made = {
         name: os.path.join(place, name)
         for name in ("root's", "lent", "other's", "fifo", "directory", "closed", "link", "tmp/link")
@@ -77,12 +77,13 @@ def believed(paths: dict[str, str], capability: str = "with") -> dict[str, bool]
         Path(f"/proc/{child.pid}/{table}").write_text(f"0 {FIRST - 1} 1\n1 {FIRST} 65536\n")
     out, _ = child.communicate("go\n", timeout=60)
     said = [line.split() for line in out.splitlines()]
-    assert {number for number, _ in said} == {str(OVERFLOW)}, "the numbers alone tell nothing"
+    assert {number for number, _ in said} == {str(OVERFLOW)}, "every path must show the overflow uid"
     return {name: word == "True" for name, (_, word) in zip(paths, said)}
 
 
 def test_files_that_all_show_the_same_number(world: dict[str, str]) -> None:
-    # Who is on the host and has no number here is the host's affair, as in any namespace; where nothing can be told, nobody is believed.
+    # A host user without an id in this namespace is trusted, as in every user namespace: such users are the host's
+    # concern. Where the owner cannot be determined, the path is not trusted.
     assert believed(world) == {
         "root's": True,
         "lent": False,
@@ -95,7 +96,7 @@ def test_files_that_all_show_the_same_number(world: dict[str, str]) -> None:
     }
 
 
-def test_without_the_capability_nobody_is_believed(world: dict[str, str]) -> None:
+def test_without_the_capability_no_owner_is_trusted(world: dict[str, str]) -> None:
     assert not any(believed({name: path for name, path in world.items() if "link" not in name}, "without").values())
 
 

@@ -1,4 +1,4 @@
-"""shim.keys.distributed: where the numbers of a distributed training come from, and which of those who say so is believed."""
+"""shim.keys.distributed: the sources of a training's rank and sizes, and which source wins."""
 
 from __future__ import annotations
 

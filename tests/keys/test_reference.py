@@ -1,7 +1,7 @@
 """What each key of a request makes of a config.json: a row for every key and each way to write it.
 
-A row is a document, and the places of config.json that it changes with what is there then; every other place must be as
-it was.  Rows of errors give words of the sentence.
+A row has a document, and the places of config.json that it changes with their new values; no other place may change.
+Rows of errors have words of the sentence.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def made(at: tuple[Node, inventory.Inventory], document: Any, base: dict[str, An
 
 
 def changes(before: Any, after: Any, path: str = "") -> dict[str, Any]:
-    """The places that differ: objects are looked into, lists are not."""
+    """The places that differ: objects are compared member by member, lists as a whole."""
     if isinstance(before, dict) and isinstance(after, dict):
         found: dict[str, Any] = {}
         for key in before.keys() | after.keys():
@@ -472,7 +472,7 @@ ERRORS: list[tuple[Any, str]] = [
     (resources(blkio_weight=9), "resources.blkio_weight: 9 is not between 10 and 1000"),
     (resources(hugepages={"3Mi": 1}), "resources.hugepages: '3Mi' is no size of a page"),
     (resources(hugepages={"2Mi": "-1"}), "resources.hugepages: 2Mi: '-1' is negative"),
-    (resources(hugepages={"2Mi": 1, "2MB": 1}), "'2MB' stands for '2MB', which is there already"),
+    (resources(hugepages={"2Mi": 1, "2MB": 1}), "'2MB' is the second key that means '2MB'"),
     # the command
     ({"command": {"entrypoint": [""]}}, "command: the program's name is empty"),
     ({"command": {"args": "sh"}}, "command.args: 'sh' is not a list"),
@@ -680,7 +680,7 @@ def test_of_other_engines(
     ("base", "document", "words"),
     [
         (with_linux(cgroupsPath=SLICED), {"cgroup_parent": "/team"}, "write a systemd slice"),
-        (NAMELESS, {"hostname": "x"}, "hostname: the container has the host's own name"),
+        (NAMELESS, {"hostname": "x"}, "hostname: the container shares the host's name"),
         (NAMELESS, {"sysctls": {"net.a": "1"}}, "the container has no network namespace of its own"),
         (NAMELESS, {"sysctls": {"kernel.shmmax": "1"}}, "the container has no ipc namespace of its own"),
     ],
@@ -695,15 +695,16 @@ def test_what_another_engine_cannot_have(
 def test_names_need_the_image(at: tuple[Node, inventory.Inventory]) -> None:
     config = {**copy.deepcopy(BASE), "annotations": {P + "user": "app"}}
     with pytest.raises(
-        HostError, match="user: the user 'app' is a name, and the image is not known here; write numbers"
+        HostError,
+        match="user: the user 'app' cannot be looked up: the container's root file system is not known; write numbers",
     ):
         engine.plan(config, at[1])
 
 
 @pytest.mark.parametrize("name", ["passwd", "group"])
 @pytest.mark.parametrize("kind", ["link out", "dots", "fifo", "missing", "directory", "huge"])
-def test_an_image_that_means_ill(at: tuple[Node, inventory.Inventory], tmp_path: Path, name: str, kind: str) -> None:
-    """Nothing outside the image is read, and nothing blocks."""
+def test_a_hostile_image(at: tuple[Node, inventory.Inventory], tmp_path: Path, name: str, kind: str) -> None:
+    """A hostile image: nothing outside the image is read, and nothing blocks."""
     etc = tmp_path / "rootfs/etc"
     etc.mkdir(parents=True)
     (tmp_path / "outside").write_text("app:x:4242:4242:\n")

@@ -1,4 +1,4 @@
-"""The admission policies, evaluated by CEL's own implementation, on objects as the API server would show them."""
+"""The admission policies, evaluated by CEL's own implementation, on objects as the API server shows them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ENVIRONMENT = cel.NewEnv(
 
 
 class Policy:
-    """A policy as the API server runs it: variables in their order, then every validation; an error is a refusal."""
+    """A policy as the API server runs it: variables in order, then every validation; an error counts as a refusal."""
 
     def __init__(self, name: str) -> None:
         spec = one("admission.yaml", "ValidatingAdmissionPolicy", name)["spec"]
@@ -87,7 +87,7 @@ def document(**keys: Any) -> dict[str, str]:
 
 
 GPU = {"chandler.oci/resources.gpu.count": "2"}
-# What is asked: the least level that allows it.
+# Request: the lowest level that allows it.
 ASKED: dict[str, tuple[str, dict[str, str]]] = {
     "a count": ("named", GPU),
     "a document": (
@@ -146,7 +146,7 @@ def test_a_namespace_gets_what_its_label_says(asked: str, level: str) -> None:
 
 @pytest.mark.parametrize("word", CLASSES)
 def test_the_classes_are_those_of_the_nodes_policy(word: str) -> None:
-    """In both forms; a class that changes there has to change here."""
+    """In both forms. A class that changes in the node's policy has to change here, too."""
     path = word.replace("gpu.", "resources.gpu.").split(".")
     least = {TIGHTEN: "named", NAMED: "named", HOST: "host", DANGEROUS: "all"}[CLASSES[word]]
     if path[0] == "storage":
@@ -185,20 +185,20 @@ def test_other_pods_are_let_be(annotations: dict[str, str] | None, level: str) -
     assert REQUESTS.refusal(pod(annotations), namespace={"metadata": {"name": "bare"}}) == ""
 
 
-def test_a_label_that_is_no_level_allows_nothing() -> None:
+def test_an_unknown_level_allows_nothing() -> None:
     assert REQUESTS.refusal(pod(GPU), namespace=namespace("most")) and REQUESTS.refusal(
         pod(GPU), namespace=namespace("Named")
     )
 
 
-def test_our_mark_is_nobodys_to_set() -> None:
+def test_nobody_may_set_chandlers_mark() -> None:
     assert "remove it" in REQUESTS.refusal(pod({"chandler.oci/granted": "all"}), namespace=namespace("all"))
 
 
 def test_an_update_is_judged_by_what_it_changes() -> None:
     bare, labelled = namespace(), namespace("named")
-    assert REQUESTS.refusal(pod(GPU), pod(GPU), bare) == "", "a status, or another annotation"
-    assert REQUESTS.refusal(pod({}), pod(GPU), bare) == "", "taken away"
+    assert REQUESTS.refusal(pod(GPU), pod(GPU), bare) == "", "a change of the status, or of another annotation"
+    assert REQUESTS.refusal(pod({}), pod(GPU), bare) == "", "an annotation was removed"
     assert REQUESTS.refusal(pod(GPU), pod({}), bare)
     assert REQUESTS.refusal(pod(GPU), pod(None), bare)
     assert REQUESTS.refusal(pod({**GPU, "chandler.oci/privileged": "true"}), pod(GPU), labelled)
@@ -206,7 +206,7 @@ def test_an_update_is_judged_by_what_it_changes() -> None:
 
 
 def test_templates_and_bindings() -> None:
-    """What whoever applies a Deployment sees, and the other ways to a pod's annotations."""
+    """What a person sees who applies a Deployment, and other ways to set a pod's annotations."""
     template = {"metadata": {"annotations": GPU}, "spec": {"containers": []}}
     deployment = {"kind": "Deployment", "metadata": {"name": "d"}, "spec": {"template": template}}
     job = {

@@ -1,4 +1,4 @@
-"""The installer's program on nodes of several kinds: what it lays out, what it refuses, and what a failure leaves."""
+"""The installer's program on several kinds of nodes: the files that it installs, its refusals, and failures."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ assert all(sys.argv[1] in each.__file__ for each in (shim, yaml, tomlkit, google
 
 @pytest.fixture
 def make(place: str, tree: str) -> Iterator[Maker]:
-    """Nodes without any Python, with a containerd that is configured."""
+    """Nodes without Python, with a configured containerd."""
     made: list[Node] = []
 
     def node(os_release: str = UBUNTU, image: str = tree) -> Node:
@@ -59,7 +59,7 @@ def version(tree: str) -> str:
 
 
 def unlaunched(node: Node) -> dict[str, str]:
-    """What is changed of a node but for the launch line, which every compilation writes under another mark."""
+    """The changes of a node without the launch line, which differs after every compilation."""
     return {path: text for path, text in node.changed().items() if not path.startswith("/etc/chandler/launch")}
 
 
@@ -79,10 +79,10 @@ def test_a_node_without_python_runs_a_request(make: Maker, tree: str, node: GPUN
     assert restarts(host) == 1
     text = read(host.root + "/etc/containerd/config.toml")
     assert text.startswith(CONTAINERD) and f'BinaryName = "{OPT}/bin/chandler-runtime"' in text
-    # Nothing that we import was left out of the interpreter that came along.
+    # The interpreter that is installed along has every module that Chandler imports.
     home = f"{OPT}/versions/{version(tree)}"
     host.run(f"{home}/python/bin/python3", "-I", "-B", "-c", IMPORTS, f"{home}/lib/chandler")
-    # The program that containerd would call, with no interpreter on the node but its own.
+    # The program that containerd would call, on a node with no other interpreter.
     assert host.run("sh", "-c", "python3 -c ''", check=False).returncode == 127
     engine = Engine(host.command(f"{OPT}/bin/chandler-runtime"), os.path.join(host.place, "store/root"))
     made = bundle.make(
@@ -107,14 +107,14 @@ def test_an_update_changes_a_link(make: Maker, tree: str, newer: str, place: str
     host.image("install")
     after = unlaunched(host)
     assert {path for path in after if after[path] != before.get(path)} == {f"{OPT}/bin"}
-    # The version before stays, for what was started from it; those before that go.
+    # The previous version stays for processes that were started from it; older ones are removed.
     assert set(os.listdir(f"{host.root}{OPT}/versions")) == {version(tree), version(newer)}
     assert "chandler 9." in host.run(f"{OPT}/bin/chandler", "--version").stdout
-    assert restarts(host) == 1, "containerd knows the link alone"
+    assert restarts(host) == 1, "containerd's configuration must name only the link"
 
 
 def closed(host: Node, *directories: str, options: str = "ro") -> None:
-    """Directories of the node that are mounted with `options`."""
+    """Mount directories of the node with `options`."""
     for directory in directories:
         os.makedirs(host.root + directory, exist_ok=True)
         for root in ("", "/run/image/host"):
@@ -122,7 +122,7 @@ def closed(host: Node, *directories: str, options: str = "ro") -> None:
 
 
 @pytest.mark.parametrize("system, options", [(COS, "ro"), (FLATCAR, "noexec")], ids=["read-only", "noexec"])
-def test_another_place_where_the_usual_one_will_not_do(make: Maker, system: str, options: str) -> None:
+def test_another_directory_where_the_default_does_not_work(make: Maker, system: str, options: str) -> None:
     host = make(system)
     closed(host, "/opt", options=options)
     assert f"{HOME}/versions/" in host.image("install").stdout
@@ -157,7 +157,7 @@ def test_a_system_that_is_closed_is_named(make: Maker, system: str) -> None:
 
 
 def broken_policy(host: Node) -> None:
-    """Each of two texts is right, and both together are not."""
+    """Two policies that are each correct, but not together."""
     host.write("/etc/chandler/config.toml", "annotation-prefix = 3\n")
 
 
@@ -219,7 +219,7 @@ def test_a_policy_that_does_not_hold_is_refused_first(make: Maker) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_ended_while_containerd_restarts(make: Maker, number: signal.Signals) -> None:
-    """In order, everything is put back; killed, the next one knows that the restart may not have been."""
+    """After SIGTERM everything is restored. After SIGKILL the next installer knows that the restart may be missing."""
     host = make()
     before = host.changed()
     host.write(
@@ -244,7 +244,7 @@ def test_ended_while_containerd_restarts(make: Maker, number: signal.Signals) ->
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)  # what stands for systemctl
     if number == signal.SIGTERM:
-        assert "ended by SIGTERM" in said
+        assert "SIGTERM ended" in said
         host.write("/usr/local/sbin/systemctl", before["/usr/local/sbin/systemctl"], 0o755)
         assert host.changed() == before
         return
@@ -275,7 +275,7 @@ def test_installed_twice_and_taken_away(make: Maker) -> None:
     assert "is gone" in host.image("cleanup").stdout
     assert host.changed() == before and restarts(host) == 2
     assert not os.path.exists(host.root + OPT) and not os.path.exists(host.root + "/etc/chandler")
-    assert host.image("cleanup").stdout == "", "nothing is there"
+    assert host.image("cleanup").stdout == "", "a second cleanup must find nothing"
 
 
 def test_k3s(make: Maker) -> None:
@@ -290,8 +290,8 @@ def test_k3s(make: Maker) -> None:
     assert read(host.root + "/run/systemctl.log") == "restart k3s\n" * 2
 
 
-def test_files_alone(make: Maker) -> None:
-    """For a node whose plugin is in a pod, and whose CDI files name chandler-hook."""
+def test_only_files_are_installed(make: Maker) -> None:
+    """For a node whose plugin runs in a pod, and whose CDI files name chandler-hook."""
     host = make()
     host.image("install", "--engine", "none")
     assert host.changed()["/etc/containerd/config.toml"] == CONTAINERD and restarts(host) == 0

@@ -1,4 +1,4 @@
-"""Every manifest against Kubernetes' own schemas, unknown keys refused, and what we demand of a pod beyond them."""
+"""Every manifest against Kubernetes' own schemas, without unknown keys, and our further requirements on pods."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_names_fit_each_other() -> None:
 def test_the_policy_is_a_configuration() -> None:
     text = one("config.yaml", "ConfigMap")["data"]["config.toml"]
     assert config.compile_config([("config.toml", text.encode())])["gpu.allocator"] == "leases"
-    # and what is in comments is one, too
+    # and so is the text in the comments
     rule = text[text.index("#[[policy.rule]]") :].replace("#", "")
     assert config.compile_config([("config.toml", rule.encode())])["policy.rule"][0]["name"] == "training"
 

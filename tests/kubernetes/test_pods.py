@@ -1,4 +1,4 @@
-"""The DaemonSets' own pods, as a kubelet makes them of the manifests, on a containerd 2 that has nothing of ours before."""
+"""The DaemonSets' own pods, as a kubelet makes them from the manifests, on a containerd 2 without Chandler."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PYTHONS = sorted(f"/usr/bin/{name}" for name in os.listdir("/usr/bin") if name.s
 
 @pytest.fixture(scope="module")
 def node(lab: str, tree: str) -> Iterator[Node]:
-    """Without Python, and with simulated GPUs, whose CDI file is where drivers' tools put theirs."""
+    """Without Python, and with simulated GPUs, whose CDI file is where drivers' tools write theirs."""
     if RELEASES[1].missing:
         pytest.skip(RELEASES[1].missing)
     place = tempfile.mkdtemp(dir=lab)
@@ -70,7 +70,7 @@ def gpus(kubelet: Kubelet, container: str) -> list[str]:
 
 
 def leases(node: Node) -> int:
-    """How many devices are leased."""
+    """The number of leased devices."""
     held = json.loads(read(node.root + "/run/chandler/leases"))["leases"]
     return sum(len(each["keys"]) for each in held)
 
@@ -97,7 +97,7 @@ def test_the_installers_pod_serves_other_pods_and_the_cleanup_takes_it_away(
     assert "is in force" in kubelet.log(pod, "install") and api.asked == [patch("ready")]
     waits = kubelet.start(pod, spec, spec["containers"][0])
 
-    # systemd's part: what was asked of it is done.
+    # systemd's part: the restart that was requested.
     with open(node.root + "/run/systemctl.log", encoding="ascii") as file:
         assert file.read() == "restart containerd\n"
     containerd.stop()
@@ -108,12 +108,13 @@ def test_the_installers_pod_serves_other_pods_and_the_cleanup_takes_it_away(
     container = cri.run(served)
     assert gpus(kubelet, container) == ["nvidia0", "nvidia1"] and cri.env(container)["A"] == "b"
     plain = cri.run(cri.pod("plain", handler="chandler"))
-    with pytest.raises(Refused) as refused:  # leases, as the ConfigMap says
+    with pytest.raises(Refused) as refused:  # the ConfigMap turns leases on
         cri.run(cri.pod("ninth", ask(7), handler="chandler"))
     assert "7" in reason(refused) and "nvidia.com/gpu" in reason(refused)
     cri.end(cri.pods[-1])
 
-    # The DaemonSet's update, and its end, disturb nobody; who was served by one version ends with the next one's hook.
+    # The update and the end of the DaemonSet disturb no container; those of the old version end with the new one's
+    # hook.
     replace_image(node, newer)
     node.image("install")
     cri.end(pod)
@@ -125,9 +126,9 @@ def test_the_installers_pod_serves_other_pods_and_the_cleanup_takes_it_away(
 
     pod, spec = kubelet.pod("cleanup.yaml")
     cleaning = kubelet.start(pod, spec, spec["initContainers"][0])
-    until(lambda: container in kubelet.log(pod, "cleanup"), "word of the container")
+    until(lambda: container in kubelet.log(pod, "cleanup"), "a message about the container")
     assert plain in kubelet.log(pod, "cleanup") and cri.running(cleaning)
-    assert api.asked[1:] == [patch(None)], "before all else"
+    assert api.asked[1:] == [patch(None)], "the node's label must go first"
     assert cri.running(cri.run(served, "restarted")), "a container of a pod that is there can still be started again"
     for each in [each for each in cri.pods if each != pod]:
         cri.end(each)
@@ -149,7 +150,7 @@ def test_the_plugins_pod_serves_pods_of_any_handler(kubelet: Kubelet, node: Node
     assert "7" in reason(refused)
     other = cri.run(cri.pod("other", ask(6)))
     assert len(gpus(kubelet, other)) == 6 and "nvidia0" not in gpus(kubelet, other)
-    # It is told of an end, and a new plugin knows who has what.
+    # The plugin hears of the container's end, and a new plugin knows all leases.
     cri.remove(container)
     cri.remove(plugin)
     again = kubelet.start(pod, spec, {**spec["containers"][0], "name": "again"})

@@ -1,4 +1,4 @@
-"""What tests share: parts of a host, real runtimes and engines, fakes where nothing real can be had."""
+"""What tests share: parts of a host, real runtimes and engines, and fakes where nothing real is available."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
     python3 tests/lab/bundle.py DIRECTORY [KEY=VALUE ANNOTATION...] -- COMMAND...
 
-makes one. Only the standard library, since the demo runs this on a bare machine.
+makes one. It uses the standard library only, because the demo runs it on a bare machine.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ CAPABILITIES = [
     "CAP_AUDIT_WRITE",
 ]
 
-# Where this process puts its containers' control groups, so that it can tell them from those of others.
+# Name of this process' control groups, so that they can be told from those of other processes.
 GROUPS = f"chandler-lab-{uuid.uuid4().hex[:8]}-"
 
 
 def rootfs(directory: str) -> str:
-    """A root file system of busybox alone."""
+    """A root file system with nothing but busybox."""
     for name in ("bin", "dev", "etc", "proc", "sys", "tmp", "usr/lib", "var/run"):
         os.makedirs(os.path.join(directory, name), exist_ok=True)
     shutil.copy(BUSYBOX, os.path.join(directory, "bin/busybox"))  # never a link: a container may write to it
@@ -53,7 +53,7 @@ def rootfs(directory: str) -> str:
 def config(
     args: Sequence[str], annotations: Mapping[str, str] | None = None, env: Sequence[str] = (), root: str = "rootfs"
 ) -> dict[str, Any]:
-    """What containerd's CRI writes, less its seccomp filter, which youki is built without here."""
+    """The config.json that containerd's CRI writes, without a seccomp filter, because the youki here lacks seccomp."""
     mounts = [
         mount("/proc", "proc", "nosuid", "noexec", "nodev"),
         mount("/dev", "tmpfs", "nosuid", "strictatime", "mode=755", "size=65536k"),
@@ -120,7 +120,10 @@ def request(**document: Any) -> dict[str, str]:
 
 
 def services(count: int) -> list[str]:
-    """The environment that Kubernetes gives every container for `count` services: most of a real config.json's length."""
+    """The environment that Kubernetes gives every container for `count` services.
+
+    It makes up most of a real config.json's length.
+    """
     lines = []
     for n in range(count):
         name = f"TEAM_SERVICE_{n:03}"
@@ -135,7 +138,10 @@ def services(count: int) -> list[str]:
 
 
 class Bundle:
-    """A bundle directory. `out` is where a container's own output goes, since its streams outlive the call that created it."""
+    """A bundle directory.
+
+    `out`: the file for the container's output, since its streams outlive the call that creates it.
+    """
 
     def __init__(self, directory: str) -> None:
         self.directory = directory
@@ -174,7 +180,7 @@ def make(
     env: Sequence[str] = (),
     root: str | None = None,
 ) -> Bundle:
-    """A bundle in a new directory; `root` is the root file system of another to share."""
+    """A bundle in a new directory. `root`: another bundle's root file system, to share it."""
     os.makedirs(directory)
     bundle = Bundle(directory)
     if root is None:

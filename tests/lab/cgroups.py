@@ -1,6 +1,7 @@
 """Which control groups this host has, and mount namespaces in which a runtime sees others.
 
-A command wrapped with one of the tuples below runs in a mount namespace of its own; containers that it starts outlive it.
+A command wrapped with one of the tuples below runs in a mount namespace of its own. Containers that it starts outlive
+that command.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ def private(change: str) -> tuple[str, ...]:
 
 
 HOST: tuple[str, ...] = ()
-# crun refuses version 1 with version 2 beside it ("hybrid"); without the second it is plain version 1 and every controller is there.
+# crun refuses version 1 with version 2 beside it ("hybrid"). With version 2 unmounted the host has plain version 1,
+# with every controller.
 LEGACY = private(f"umount {SYSFS}/unified")
 # Version 2 without controllers: device rules are eBPF programs and enforced, limits cannot be set.
 UNIFIED = private(f"mount -t cgroup2 none {SYSFS}")
@@ -33,7 +35,7 @@ def mode() -> str:
 
 
 def limit(controller: str, version1: str, version2: str, pid: int) -> int:
-    """A limit of the control group that process `pid` is in, as the kernel tells it."""
+    """A limit of the control group of process `pid`, read from the kernel."""
     with open(f"/proc/{pid}/cgroup", encoding="utf-8") as table:
         groups = dict(line.rstrip("\n").split(":", 2)[1:] for line in table)
     for controllers, path in groups.items():
@@ -47,7 +49,10 @@ def limit(controller: str, version1: str, version2: str, pid: int) -> int:
 
 
 def end(directory: str) -> None:
-    """End every container whose root file system lies below `directory`, frozen ones, too, remove its groups, and unmount what killed runtimes left."""
+    """End every container whose root file system is below `directory`, also frozen ones.
+
+    Removes their control groups and unmounts what killed runtimes left.
+    """
     groups = set()
     for pid in inside(directory):
         with contextlib.suppress(OSError):
@@ -71,15 +76,15 @@ def end(directory: str) -> None:
 
 
 def inside(directory: str) -> list[int]:
-    """The processes that see, in a mount namespace of their own, a mount of `directory` that we do not see.
+    """The processes whose mount namespace has a mount of `directory` that our mount namespace does not have.
 
-    Not all that see one: a runtime that is killed while it starts leaves a mount (runc: of its binary) in the namespace that it was
-    called in, which is ours, and then every process of the host sees it.
+    Such a mount in our own namespace proves nothing: a runtime that is killed while it starts leaves a mount (runc: of
+    its binary) in its caller's namespace, which is ours, and then every process of the host sees it.
     """
     ours, found = os.stat("/proc/self/ns/mnt").st_ino, []
     for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
         with contextlib.suppress(OSError):
-            # twice: what comes or goes between two readings would look the same
+            # twice: a mount that comes or goes between the two readings would look the same
             if os.stat(f"/proc/{pid}/ns/mnt").st_ino != ours and all(
                 _mounts(str(pid), directory) - _mounts("self", directory) for _ in range(2)
             ):
@@ -88,7 +93,7 @@ def inside(directory: str) -> list[int]:
 
 
 def _mounts(pid: str, directory: str) -> set[tuple[str, str]]:
-    """What a process sees mounted from `directory` or in it: which part of a file system, and where (proc(5), mountinfo)."""
+    """A process' mounts from or in `directory`: (path within the file system, mount point), see proc(5), mountinfo."""
     with open(f"/proc/{pid}/mountinfo", encoding="utf-8") as file:
         return {(fields[3], fields[4]) for line in file if directory in line for fields in [line.split(" ", 5)]}
 

@@ -1,8 +1,8 @@
-"""Containers made and removed in parallel and killed anywhere, and an observer who asks the kernel what each has.
+"""Containers created and deleted in parallel and killed at any time, and a watcher that asks the kernel what each has.
 
-The observer knows neither the ledger's rules nor what was granted, and believes no runtime's state: a process belongs to the
-container in whose control group it is, is told by its pid, its start time and that group, and has the GPUs that config.json
-and the device cgroup give it.  As long as it lives nobody else may have one of them, and the ledger must hold them for it.
+The watcher uses neither the ledger's rules nor the grants nor the runtime's state. A process belongs to the container
+in whose control group it is. Its pid, start time and control group identify it. Its GPUs are those that config.json and
+the device cgroup give it. While it lives, no other container may have one of them, and the ledger must list them.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from lab.install import Installation
 from lab.node import Node
 
 PARALLEL = 16
-# How often, where nothing else is said: tests/run tests/real/test_leases.py -k churn with CHANDLER_CHURN=10000 for a long one.
+# How many creates by default. For a long run: CHANDLER_CHURN=10000 tests/run tests/real/test_leases.py -k churn
 COUNT = int(os.environ.get("CHANDLER_CHURN", "150"))
 SEED = int(os.environ.get("CHANDLER_CHURN_SEED", "5"))
-# A poststop hook is killed, or comes after whoever has the id next, or does its work.
+# A poststop hook is killed, or runs after the next container with its id has started, or does its work.
 HOOK = """#!/bin/sh
 if [ "$1" = release ]; then
     case $(($$ % {one_in})) in
@@ -41,7 +41,7 @@ exec {hook}.real "$@"
 
 
 class Live(NamedTuple):
-    """A process of a container's.  `wish`: the request in the bundle; `gpus`: by their place on the node."""
+    """A living process of a container. `wish`: the request in the bundle; `gpus`: indexes of the node's GPUs."""
 
     pid: int
     started: str
@@ -58,7 +58,7 @@ class Live(NamedTuple):
 
 
 def start_of(pid: int) -> str:
-    """When a process started; '' for one that is gone or a zombie."""
+    """The start time of a process; '' if it is gone or a zombie."""
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
             fields = file.read().rpartition(")")[2].split()
@@ -68,7 +68,7 @@ def start_of(pid: int) -> str:
 
 
 def group_of(pid: int) -> str:
-    """Which of our containers' control groups a process is in, '' for none."""
+    """The name of our container's control group that a process is in, '' if it is in none."""
     try:
         with open(f"/proc/{pid}/cgroup", encoding="utf-8") as file:
             table = file.read()
@@ -79,7 +79,7 @@ def group_of(pid: int) -> str:
 
 
 class Churn:
-    """`ledger` is the file of leases, `wishes` what the containers ask for, one after another."""
+    """`ledger`: the file of leases; `wishes`: makes the request of each container."""
 
     def __init__(
         self,
@@ -96,6 +96,7 @@ class Churn:
         self.gpus = {(gpu.major, gpu.minor): number for number, gpu in enumerate(node.gpus)}
         self.root = bundle.rootfs(os.path.join(place, "image"))
         self.wrong: list[str] = []
+        self.lives = 0  # creates that have begun: each has a number of its own
         self.bundles: dict[str, bundle.Bundle] = {}  # by control group
         self.created = self.seen = self.together = 0
 
@@ -115,7 +116,8 @@ class Churn:
         watching.start()
         try:
             with ThreadPoolExecutor(PARALLEL) as pool:
-                list(pool.map(self._life, range(count)))
+                list(pool.map(self._life, range(self.lives, self.lives + count)))
+            self.lives += count
             with ThreadPoolExecutor(PARALLEL) as pool:
                 list(
                     pool.map(
@@ -129,12 +131,14 @@ class Churn:
         self._end_left()
 
     def _processes(self) -> list[Live]:
-        """All processes of our containers that live."""
+        """All living processes of our containers."""
         return [one for one in map(self._live, filter(str.isdigit, os.listdir("/proc"))) if one]
 
     def _end_left(self, group: str = "") -> None:
-        """Ends what killed runtimes have left of containers that they then did not know: it holds its GPUs rightly, and at last
-        there would be none for others.  `group`: in this control group alone."""
+        """End containers that a killed runtime left without state of its own.
+
+        They hold their GPUs rightly, and in the end none would be free for others. `group`: only in this control group.
+        """
         until = time.monotonic() + PATIENCE
         while left := [one for one in self._processes() if not group or one.group == group]:
             for one in left:
@@ -167,7 +171,7 @@ class Churn:
             self._end_left(group)
 
     def _call(self, kill: random.Random | None, *words: str) -> int:
-        """The exit status.  `kill`: ended at some moment, it alone or with all that it has started."""
+        """The exit status. `kill`: kill the call at a random moment, alone or with all its children."""
         with subprocess.Popen(
             self.engine.argv(*words),
             env=self.engine.env,
@@ -192,7 +196,7 @@ class Churn:
         while not over.is_set():
             try:
                 self._look()
-            except Exception as error:  # a thread's own end would go unseen
+            except Exception as error:  # an exception in a thread would go unnoticed
                 self.wrong.append(repr(error))
                 return
             time.sleep(0.02)
@@ -203,7 +207,8 @@ class Churn:
         for at, one in enumerate(live):
             self.seen += 1
             for other in live[:at]:
-                # Each was alive when it was read; whoever is alive now was so while the other one was read.
+                # Both were alive when they were read. If both are alive now, the first was alive while the second was
+                # read.
                 if one.group != other.group and one.gpus & other.gpus and one.still() and other.still():
                     self.together += 1
                     if one.mode != other.mode or one.mode == "exclusive":
@@ -223,7 +228,10 @@ class Churn:
             return []
 
     def _live(self, name: str) -> Live | None:
-        """A process of one of our containers that lives.  Its bundle was written before it was there."""
+        """The process with this pid, if it is a living one of our containers.
+
+        Bundles are written before their processes start.
+        """
         pid = int(name)
         group, started = group_of(pid), start_of(pid)
         made = self.bundles.get(group)
@@ -232,7 +240,7 @@ class Churn:
         try:
             config = made.config
         except OSError:
-            return None  # its life is over, and so is the process'
+            return None  # the bundle was removed, so the process has ended
         given = frozenset(
             self.gpus[numbers]
             for device in config["linux"].get("devices", [])
@@ -244,7 +252,7 @@ class Churn:
         return found if found.still() else None
 
     def _allowed(self, pid: int) -> set[int] | None:
-        """The GPUs that the device cgroup lets a process open; None where that cannot be read, or is not set up yet."""
+        """The GPUs that the device cgroup lets a process open; None where that cannot be read or is not set up yet."""
         try:
             with open(f"/proc/{pid}/cgroup", encoding="utf-8") as file:
                 group = next((line.rstrip("\n").split(":", 2)[2] for line in file if ":devices:" in line), "")

@@ -1,4 +1,4 @@
-"""A private containerd with CRI and NRI: its own sockets, state and runtime root, so it meets no other on this host."""
+"""A private containerd with CRI and NRI: its sockets, state and runtime root are separate from others on this host."""
 
 from __future__ import annotations
 
@@ -36,12 +36,13 @@ RELEASES = (
     Release("containerd-1.7", f"{CACHE}/containerd-1.7", 2, "io.containerd.grpc.v1.cri"),
     Release("containerd-2", f"{CACHE}/containerd-2", 3, "io.containerd.cri.v1.runtime"),
 )
-# containerd 2.4 with an NRI that no release of containerd has yet: it has the default validator, and knows a plugin's failure policy.
+# containerd 2.4 with an NRI that no release of containerd has yet. It has the default validator and a failure policy
+# for each plugin.
 NEWEST_NRI = Release("containerd-2.4", f"{CACHE}/containerd-2.4", 3, "io.containerd.cri.v1.runtime")
 
 
 class Containerd:
-    """`handlers`: name of a runtime handler and the binary behind it. `systemd`: whether systemd makes the control groups."""
+    """`handlers`: runtime handler to its binary. `systemd`: whether systemd makes the control groups."""
 
     def __init__(
         self, release: Release, directory: str, handlers: Mapping[str, str], cdi: str, systemd: bool = False
@@ -64,7 +65,7 @@ class Containerd:
         return os.path.join(self.directory, "config.toml")
 
     def configure(self, **validator: bool | list[str]) -> None:
-        """Writes the configuration, for the next start. `validator`: what NRI's default validator is told."""
+        """Write the configuration for the next start. `validator`: settings of NRI's default validator."""
         self.validator = validator
         with open(self.config, "w", encoding="utf-8") as file:
             file.write(self._config())
@@ -137,7 +138,7 @@ class Containerd:
         return "\n".join(lines) + "\n"
 
     def start(self) -> None:
-        """Returns when it answers."""
+        """Start the daemon; returns when it answers."""
         path = f"{os.path.dirname(self.release.binary('x'))}:/usr/sbin:/usr/bin:/sbin:/bin"
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
@@ -167,7 +168,7 @@ class Containerd:
         )
 
     def stop(self) -> None:
-        """Ends the daemon; containers live on."""
+        """End the daemon; containers live on."""
         if self.process is not None:
             self.process.send_signal(signal.SIGTERM)
             try:

@@ -2,8 +2,8 @@
 
     PYTHONPATH=tests python3 tests/lab/crunsuite.py PROGRAM DIRECTORY
 
-prints their verdicts. Two runs at once disturb each other: cases name things of the host, and few wait for what they look at.
-One after the other, on a machine as busy as may be, every case gives the same verdict every time.
+prints their verdicts. Two runs must not overlap: cases use fixed names on the host, and few of them wait for what they
+check. One after the other, every case gives the same verdict each time, even on a busy machine.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 PLACE = os.path.join(runtimes.CACHE, "crun-suite")
 SUITE = os.path.join(PLACE, "source/tests")
 HELPER = os.path.join(SUITE, "init")
-# The crun that the tests belong to, and one that knows nothing but version 2 of control groups.
+# The crun that the tests belong to, and one that sees only version 2 of control groups.
 CRUNS = (
     runtimes.named("crun")._replace(label="crun-of-the-suite", path=os.path.join(PLACE, "bin/crun")),
     runtimes.named("crun-on-v2" if cgroups.mode() != "unified" else "newer-crun"),
 )
-# This case waits half a minute for what never comes. It shares nothing with others.
+# This case waits half a minute for a message that never comes. It shares nothing with other cases.
 WAITS = ("test_start.py", "sd-notify-proxy")
-# A case of this file freezes a container in this group of the host's. Where it has to make the group, it never succeeds: what is
-# frozen does not die, so that the group cannot be removed again.
+# A case of this file freezes a container in this group of the host. It fails where it has to make the group itself: a
+# frozen process does not die, so the case cannot remove the group.
 FREEZES, FROZEN = "test_delete.py", f"{cgroups.SYSFS}/freezer/frozen"
 
 Results = dict[str, str]
@@ -54,7 +54,7 @@ def files() -> dict[str, list[str]]:
 
 
 def run(crun: runtimes.Runtime, program: str, directory: str) -> Results:
-    """Case to ok, not ok or skip, of all cases but the one that waits. `crun` is what is behind `program`."""
+    """Case to "ok", "not ok" or "skip", except the case that waits. `crun`: the runtime behind `program`."""
     results: Results = {}
     for file, cases in files().items():
         results.update(run_file(crun, program, directory, file, [case for case in cases if (file, case) != WAITS]))
@@ -62,7 +62,7 @@ def run(crun: runtimes.Runtime, program: str, directory: str) -> Results:
 
 
 def run_waiting(crun: runtimes.Runtime, program: str, directory: str) -> Results:
-    """The one that waits; beside anything."""
+    """Run the case that waits; other cases may run at the same time."""
     return run_file(crun, program, directory, WAITS[0], [WAITS[1]])
 
 
@@ -82,7 +82,8 @@ def run_file(crun: runtimes.Runtime, program: str, directory: str, file: str, ca
         "PYTHONPATH": os.path.join(HERE, "standins"),
         "RUN_TESTS": " ".join(cases),
     }
-    # A terminal for the cases of terminals, a pipe for others: with a user namespace crun would change the owner of /dev/null.
+    # A terminal for the cases that test terminals, else a pipe. With /dev/null as standard input and a user namespace,
+    # crun would change the owner of the host's /dev/null.
     terminal = file == "test_tty.py"
     ours, theirs = pty.openpty() if terminal else os.pipe()
     process = subprocess.Popen(
@@ -107,7 +108,7 @@ def run_file(crun: runtimes.Runtime, program: str, directory: str, file: str, ca
         process.wait()
         if process.stdin:
             process.stdin.close()
-        cgroups.end(directory)  # what a case left behind, frozen perhaps
+        cgroups.end(directory)  # what a case left behind, perhaps frozen
         if file == FREEZES:
             cgroups.remove({FROZEN})
         reader.join()
@@ -120,7 +121,7 @@ def run_file(crun: runtimes.Runtime, program: str, directory: str, file: str, ca
 
 
 def sweep() -> None:
-    """Remove the groups that cases leave behind; for when no case runs."""
+    """Remove the groups that cases leave behind. No case may be running."""
     cgroups.sweep("test-tmp")
 
 

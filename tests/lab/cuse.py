@@ -1,8 +1,8 @@
 #!/usr/bin/python3
 """cuse.py NAME MAJOR MINOR: a character device /dev/NAME with these numbers, which this process serves until it ends.
 
-It opens, gives "fake GPU" to who reads, takes whatever is written, and answers every ioctl with 42. Only where the process may have
-/dev/cuse, so in the lab's machine (vm.py). Source: the kernel's include/uapi/linux/fuse.h.
+The device can be opened, returns "fake GPU" to a read, accepts any write, and answers every ioctl with 42. It needs
+/dev/cuse, so it works only in the lab's machine (vm.py). Source: the kernel's include/uapi/linux/fuse.h.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ import os
 import struct
 import sys
 
-INIT = 4096  # CUSE's; the others are FUSE's
+INIT = 4096  # this one is CUSE's; the others are FUSE's
 OPEN, READ, WRITE, RELEASE, FLUSH, IOCTL = 14, 15, 16, 18, 25, 39
-MAX = 65536  # bytes that one read or write may have
+MAX = 65536  # largest read or write, in bytes
 NOT_IMPLEMENTED = -38
 TEXT = b"fake GPU\n"
 
 
 def answer(opcode: int, body: bytes, name: str, major: int, minor: int) -> bytes | None:
-    """What follows the header of the answer to one request; None for what this device does not know."""
+    """The payload of the answer to one request; None for an operation that this device does not have."""
     if opcode == INIT:
         _, their_minor, _, flags = struct.unpack_from("<4I", body)
         return (

@@ -1,4 +1,4 @@
-"""A private dockerd: its own data, state, socket and containerd, no network of any kind, so it meets no other on this host."""
+"""A private dockerd with its own data, state, socket and containerd, and without any network."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ RELEASES = (Release("docker-26", f"{CACHE}/docker-26"), Release("docker-28", f"{
 
 
 class Docker:
-    """`config`: the path of its daemon.json, which somebody else writes."""
+    """`config`: the path of its daemon.json, which the tests write."""
 
     def __init__(self, release: Release, directory: str) -> None:
         self.release = release
@@ -47,18 +47,18 @@ class Docker:
 
     @property
     def tasks(self) -> str:
-        """Where the bundles of containers lie while they run."""
+        """The directory of running containers' bundles."""
         return os.path.join(self.directory, "exec/containerd/daemon/io.containerd.runtime.v2.task/moby")
 
     @property
     def root(self) -> str:
-        """What every runtime is given as --root."""
+        """The directory that every runtime gets as --root."""
         return os.path.join(self.directory, "exec/runtime-runc/moby")
 
     def start(self) -> None:
-        """Returns when it answers and has the image."""
+        """Start the daemon; returns when it answers and has loaded the image."""
         d = self.directory
-        # crun needs other control groups than a hybrid host has; the shims and runtimes are this daemon's children.
+        # crun does not work with a hybrid host's control groups; shims and runtimes inherit the daemon's namespace.
         wrap = cgroups.LEGACY if cgroups.mode() == "hybrid" else cgroups.HOST
         path = ":".join([*(self.release.binary(name) for name in ("sbin", "bin")), ENVIRONMENT["PATH"]])
         with open(self.log, "ab") as log:
@@ -80,7 +80,7 @@ class Docker:
                     "none",
                     "--iptables=false",
                     "--ip6tables=false",
-                    # No file system under the tests is too plain for it.
+                    # vfs works on every file system that the tests may run on.
                     "--storage-driver",
                     "vfs",
                 ],
@@ -138,7 +138,7 @@ class Docker:
         return json.loads(self.cli("info", "--format", "{{json .}}").stdout)
 
     def logs(self, container: str, end: str) -> list[str]:
-        """The lines that a container has written, once `end` is one of them."""
+        """The lines that a container has written, as soon as `end` is one of them."""
         lines: list[str] = until(
             lambda: end in (found := self.cli("logs", container).stdout.splitlines()) and found,
             f"{end} from {container}",
@@ -152,7 +152,7 @@ class Docker:
             self.cli("rm", "--force", "--volumes", *names)
 
     def stop(self) -> None:
-        """Ends the daemon and its containerd."""
+        """End the daemon and its containerd."""
         if self.process is not None:
             self.process.send_signal(signal.SIGTERM)
             self.process.wait(PATIENCE)

@@ -27,7 +27,7 @@ class Failed(AssertionError):
 
 
 class Engine:
-    """`hangs`: whether the runtime's `run` may wait for ever by itself, see call()."""
+    """`hangs`: whether the runtime's `run` may hang without Chandler's doing, see call()."""
 
     def __init__(
         self, command: Sequence[str], root: str, env: Mapping[str, str] | None = None, hangs: bool = False
@@ -51,9 +51,9 @@ class Engine:
         options = {"env": self.env, "text": True, "capture_output": True, "timeout": PATIENCE, "cwd": "/", **options}
         if "input" not in options:
             options.setdefault("stdin", subprocess.DEVNULL)
-        # youki 0.7 loses the signal of a container that ends before it waits (one of twenty on a busy machine), with or without
-        # Chandler: such a run is ended and done again.
-        for patience in (5.0, 5.0, 5.0) if self.hangs and "run" in arguments else ():
+        # youki 0.7 misses the end of a container that ends before youki waits for it (one of twenty on a busy machine),
+        # with or without Chandler. Such a run is killed and repeated.
+        for patience in (5.0,) * 8 if self.hangs and "run" in arguments else ():
             try:
                 done = subprocess.run(self.argv(*arguments, log=log), check=False, **{**options, "timeout": patience})
                 break
@@ -69,12 +69,12 @@ class Engine:
     def create(
         self, bundle: Bundle, name: str, *options: str, check: bool = True, verb: str = "create", **more: Any
     ) -> subprocess.CompletedProcess[str]:
-        """create: its output is the container's own, so it goes to a file, bundle.out, and is given back from there."""
+        """Create a container. Its output goes to the file bundle.out, because the container keeps the streams open."""
         self.started[name] = bundle
         arguments = [verb, "--bundle", bundle.directory, "--pid-file", bundle.pid_file, *options, name]
         with open(bundle.out, "ab") as out:
             start = out.tell()
-            # A pipe as standard input: with a user namespace some crun change the owner of the host's /dev/null.
+            # A pipe as standard input: with a user namespace some crun versions change the owner of /dev/null.
             done = subprocess.run(
                 self.argv(*arguments, log=bundle.log),
                 check=False,
@@ -98,7 +98,7 @@ class Engine:
     def run(
         self, bundle: Bundle, name: str, *options: str, check: bool = True, **more: Any
     ) -> subprocess.CompletedProcess[str]:
-        """run in the foreground, the container's output and exit code given back."""
+        """Run a container in the foreground; returns its output and exit code."""
         self.started[name] = bundle
         return self.call("run", "--bundle", bundle.directory, *options, name, log=bundle.log, check=check, **more)
 
@@ -107,7 +107,7 @@ class Engine:
         return result
 
     def wait(self, name: str, status: str) -> dict[str, Any]:
-        """The state once it is `status`."""
+        """The container's state, as soon as its status is `status`."""
         until = time.monotonic() + PATIENCE
         while (state := self.state(name))["status"] != status:
             if time.monotonic() > until:
@@ -151,7 +151,7 @@ def pid_of(bundle: Bundle) -> int:
 
 
 def descriptors(pid: int) -> dict[int, str]:
-    """What a process has open, as far as it can be told."""
+    """The open files of a process, as far as they can be read."""
     found = {}
     for name in os.listdir(f"/proc/{pid}/fd"):
         try:

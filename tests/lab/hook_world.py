@@ -1,4 +1,4 @@
-"""A hostile image beside a host tree that must stay as it is, and a way to run a hook as a runtime does.
+"""A hostile image beside a host tree that must not change, and a way to run a hook as a runtime does.
 
 Hooks run in a mount namespace of their own, as in createContainer, so tests may mount what they like.
 """
@@ -50,7 +50,7 @@ class World:
         os.symlink(target, self.root + path)
 
     def bind(self, source: str, path: str) -> None:
-        """Mounts something of the host in the container, in the hook's mount namespace."""
+        """Bind-mount a path of the host in the container, in the hook's mount namespace."""
         if os.path.isdir(source):
             os.makedirs(self.root + path, exist_ok=True)
         else:
@@ -65,9 +65,10 @@ class World:
         env: dict[str, str] | None = None,
         command: Sequence[str] = (HOOK,),
     ) -> subprocess.CompletedProcess[str]:
-        """The hook as a runtime runs it: state on standard input, in the container's root, nothing in its environment.
+        """Run the hook as a runtime does: state on standard input, container root as directory, empty environment.
 
-        `after` is a shell command that runs when it is done, to look at what it mounted."""
+        `after`: a shell command that runs afterwards in the hook's mount namespace, to look at what the hook mounted.
+        """
         with open(os.path.join(self.bundle, "config.json"), "w", encoding="utf-8") as file:
             json.dump(self.config, file)
         if state is None:

@@ -42,7 +42,7 @@ def add(tar: tarfile.TarFile, name: str, data: bytes | None, mode: int = 0o644) 
 
 
 def packed(directory: str) -> bytes:
-    """A layer that is a directory's files, root's own."""
+    """A layer with a directory's files, which belong to root there."""
 
     def owned(info: tarfile.TarInfo) -> tarfile.TarInfo:
         info.uid = info.gid = 0
@@ -55,9 +55,10 @@ def packed(directory: str) -> bytes:
 
 
 def make(path: str, name: str, files: bytes | None = None, annotations: Any = None, **configured: Any) -> str:
-    """Write the image `name` (repository:tag) as an OCI archive; its path. `files`: its one layer, busybox for none.
+    """Write the image `name` (repository:tag) as an OCI archive; returns its path.
 
-    `annotations`: those of its manifest, or whatever else is to stand in that, as the text of JSON members.
+    `files`: directory with the files of its only layer, None for busybox. `annotations`: those of its manifest, or the
+    text of other JSON members of the manifest.
     """
     blobs: dict[str, bytes] = {}
 

@@ -14,7 +14,7 @@ PYTHON = "/usr/bin/python3"
 
 
 class Installation:
-    """`directory` must be root's own all the way up, or Chandler refuses the configuration in it.
+    """`directory` and every directory above it must belong to root, or Chandler refuses the configuration in it.
 
     `beside`: another installation, whose configuration and state this one shares.
     """
@@ -50,9 +50,9 @@ class Installation:
     def configure(
         self, runtimes: Sequence[str], spec_dirs: Sequence[str] = (), more: str = "", engine: str = "containerd"
     ) -> None:
-        """Write config.toml: the runtimes in order, the engine, the CDI directories, and `more` as it is, after them.
+        """Write config.toml: the runtimes in order, the engine, the CDI directories, and then `more` as it is.
 
-        Beside an engine whoever calls by hand may ask, as most tests do; with "" only an engine that Chandler knows.
+        The default engine lets anybody ask who calls by hand, which most tests do. With "" only a known engine may ask.
         """
         os.makedirs(self.etc, exist_ok=True)
         who = f"engines = {toml([engine, 'other'])}\n" if engine else ""
@@ -78,7 +78,7 @@ class Installation:
         return {lease["id"]: lease["names"] for lease in json.loads(done.stdout)}
 
     def forget(self) -> None:
-        """Lose the state directory, as a reboot or a careless hand does."""
+        """Remove the state directory, as a reboot or a mistake does."""
         shutil.rmtree(self.state, ignore_errors=True)
 
 

@@ -1,7 +1,8 @@
-"""A Kubernetes node to install on: this machine's files under a layer of its own, a containerd in it, and the part of the
-kubelet that makes containers of our manifests.
+"""A Kubernetes node to install on.
 
-Root needed. All of it is in a mount namespace that ends with the process that holds it, so nothing reaches this machine.
+It consists of this machine's files under an overlay, a containerd in it, and the part of the kubelet that makes
+containers of our manifests. It needs root. Everything is in a mount namespace that ends with the process that holds it,
+so this machine does not change.
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ from shim.paths import VERSION
 
 NODE_IMAGE = f"registry.example/chandler-node:{VERSION}"
 PROPAGATION = {"None": pb.PROPAGATION_PRIVATE, "HostToContainer": pb.PROPAGATION_HOST_TO_CONTAINER}
-# In a mount namespace of the node's own, whose root is the node's: a container made where that is only chroot's would have
-# this machine's. $1: the node's directory; $2: what stays this machine's, for a layer cannot lie on a layer; $3: the image's files.
+# Run in a mount namespace of the node's own. pivot_root and not chroot, because containers made after a chroot would
+# have this machine's root. $1: the node's directory; $2: a directory that stays this machine's, since an overlay cannot
+# have its upper directory on an overlay; $3: the image's files.
 _MOUNTS = """set -e
 mount -t tmpfs -o mode=755 tmpfs "$1/layer"; mkdir "$1/layer/upper" "$1/layer/work"
 mount -t overlay overlay -o lowerdir=/,upperdir="$1/layer/upper",workdir="$1/layer/work" "$1/root"
@@ -54,7 +56,7 @@ def build(directory: str, checkout: str = REPOSITORY) -> str:
 
 
 class Node:
-    """`tree`: the image's files. `without`: what this machine has and the node has not."""
+    """`tree`: the image's files. `without`: paths of this machine that the node does not have."""
 
     def __init__(self, place: str, tree: str, os_release: str = "", without: Sequence[str] = ()) -> None:
         self.place = place
@@ -103,7 +105,7 @@ class Node:
         return ["nsenter", f"--mount=/proc/{self.holder.pid}/ns/mnt", *arguments]
 
     def inside(self, *arguments: str) -> list[str]:
-        """The image's program, as a container with the node's root at /host runs it."""
+        """Run the image's program as a container does that has the node's root at /host."""
         return self.command("chroot", "/run/image", "/python3", "-I", "-B", "/node.py", *arguments)
 
     def run(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -125,7 +127,10 @@ class Node:
         )
 
     def changed(self) -> dict[str, str]:
-        """Every file that the layer holds, with what it says, but for those of versions; `-` for one that the node has not."""
+        """Path to text of every file that differs from this machine's; "-" for a removed one.
+
+        Files below versions/ are left out.
+        """
         upper = self.root + "/run/layer/upper"
         found = {}
         for directory, directories, names in os.walk(upper):
@@ -150,13 +155,13 @@ class Node:
 
 
 def replace_image(node: Node, tree: str) -> None:
-    """The container in which `Node.image` runs is of another image from now on."""
+    """Replace the image of the container in which `Node.image` runs."""
     node.run("mount", "--bind", tree, "/run/image")
     node.run("mount", "--rbind", "/", "/run/image/host")
 
 
 class Containerd:
-    """containerd 2 as a node has it: at the usual places."""
+    """containerd 2 at the usual paths of a node."""
 
     def __init__(self, node: Node) -> None:
         self.node = node
@@ -184,7 +189,7 @@ class Containerd:
         # systemd's part.
         node.write("/usr/local/sbin/systemctl", '#!/bin/sh\necho "$@" >>/run/systemctl.log\n', 0o755)
         os.makedirs(node.root + "/run/systemd/system")
-        # The version is asked of the program.
+        # `chandler configure` asks the program for its version.
         os.symlink(self.release.binary("containerd"), node.root + "/usr/local/bin/containerd")
 
     @property
@@ -285,7 +290,7 @@ class Kubelet:
         return self.cri.start(made)
 
     def _volume(self, volume: Mapping[str, Any]) -> str:
-        """Where on the node a volume is. A directory that the kubelet makes can be written by all."""
+        """The path of a volume on the node. Directories that the kubelet makes are writable for all."""
         path: str
         if "hostPath" in volume:
             path = volume["hostPath"]["path"]
@@ -322,7 +327,7 @@ class Kubelet:
 
 
 class API:
-    """The API server's answer to a patch, over TLS; `asked`: who asked what."""
+    """An API server that answers patches over TLS; `asked` records the requests."""
 
     def __init__(self, node: Node) -> None:
         key, certificate = (os.path.join(node.place, "store", name) for name in ("ca.key", "ca.crt"))

@@ -1,4 +1,4 @@
-"""ld.so.cache files, as ldconfig writes them and as it never would."""
+"""ld.so.cache files: valid ones, as ldconfig writes them, and invalid ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FLAGS = 0x0303  # a library of x86-64
 
 
 def write(entries: Sequence[tuple[int, bytes, bytes, int, int]] = (), hardware: Sequence[bytes] = ()) -> bytes:
-    """A cache of (flags, key, value, version, hardware), in the order given, which should be the loader's."""
+    """A cache of (flags, key, value, version, hardware) in the given order, which should be the loader's order."""
     places: dict[bytes, int] = {}
     strings = bytearray()
     start = _HEADER.size + _ROW.size * len(entries)
@@ -36,8 +36,11 @@ def write(entries: Sequence[tuple[int, bytes, bytes, int, int]] = (), hardware: 
 
 
 def bomb(size: int) -> bytes:
-    """A cache of about `size` bytes whose entries share the ends of long strings: read one by one, 8 KiB for every 88 bytes."""
-    width, shared = 4096, 64  # bytes of a string, with its end; entries that begin in one
+    """A cache of about `size` bytes whose entries share the ends of long strings.
+
+    A reader that copies each string needs 8 KiB for every 88 bytes.
+    """
+    width, shared = 4096, 64  # bytes of a string with its NUL; entries that point into one string
     rows, strings = bytearray(), bytearray()
     regions = size // (shared * _ROW.size + width)
     start = _HEADER.size + regions * shared * _ROW.size

@@ -1,4 +1,4 @@
-"""A node below one directory, and creates on it, all in this process: from config.json to what the runtime would read."""
+"""A node below one directory, and creates on it in this process, from config.json to what the runtime would read."""
 
 from __future__ import annotations
 
@@ -96,7 +96,8 @@ class Node:
     def configure(self, text: str, more: str = "") -> None:
         self.put(
             "etc/config.toml",
-            f'engines = ["other"]\n{text}\n[cdi]\nspec-dirs = ["{self.directory}/etc/cdi", "{self.directory}/etc/cdi2"]\n{more}',
+            f'engines = ["other"]\n{text}\n[cdi]\n'
+            f'spec-dirs = ["{self.directory}/etc/cdi", "{self.directory}/etc/cdi2"]\n{more}',
         )
 
     def spec(self, name: str, document: Any) -> None:
@@ -115,7 +116,7 @@ class Node:
         return place
 
     def later(self, seconds: float = 10) -> None:
-        """Sources are believed from now on, as they are when nobody has changed them for a while."""
+        """Make the sources old enough to be trusted, as if nobody had changed them for a while."""
         real = time.clock_gettime_ns
         self.monkeypatch.setattr(time, "time_ns", lambda: real(time.CLOCK_REALTIME) + int(seconds * 1e9))
 
@@ -154,7 +155,7 @@ def devices(config: dict[str, Any] | None) -> list[str]:
 
 
 def unasked(config: dict[str, Any]) -> dict[str, Any]:
-    """What no request reaches."""
+    """The parts of config.json that no request changes."""
     process = {key: value for key, value in config["process"].items() if key not in ("env", "user")}
     linux = {key: value for key, value in config["linux"].items() if key not in ("devices", "resources")}
     rest = {
@@ -164,11 +165,11 @@ def unasked(config: dict[str, Any]) -> dict[str, Any]:
 
 
 class Ended(BaseException):
-    """Where the runtime would have been started."""
+    """Raised where the runtime would have been started."""
 
 
 class Front:
-    """The wrapper's main function in this process: what it starts and what it says."""
+    """The wrapper's main function in this process; records what it starts and what it prints."""
 
     def __init__(self, node: Node, capfd: pytest.CaptureFixture[str]) -> None:
         self.node = node
@@ -224,7 +225,7 @@ class Front:
         book.release({lease["token"] for lease in book.read() if lease["id"] in containers})
 
     def refused(self) -> str:
-        """The sentence, which is on stderr and in the log; the runtime was not started, config.json not touched."""
+        """The sentence on stderr, which is in the log, too. No runtime was started, and config.json did not change."""
         before = self.config.read_bytes()
         beside = sorted(os.listdir(self.config.parent))
         self.capfd.readouterr()

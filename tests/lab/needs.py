@@ -1,4 +1,4 @@
-"""What a test may need of this machine that no package brings, and why it is not there."""
+"""What a test may need of this machine that no package provides, and why it is not there."""
 
 from __future__ import annotations
 

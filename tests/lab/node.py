@@ -2,9 +2,9 @@
 
     python3 tests/lab/node.py DIRECTORY [GPUS]
 
-makes DIRECTORY/dev/nvidia0… and DIRECTORY/cdi/nvidia.yaml. Each GPU stands for a character device of the host that opens and that no
-runtime allows by default, so both directions can be tested: a granted one opens, another gives EPERM. Only the standard library, since
-the demo runs this on a bare machine.
+makes DIRECTORY/dev/nvidia0… and DIRECTORY/cdi/nvidia.yaml. Each GPU stands for a character device of the host that can
+be opened and that no runtime allows by default. So tests can check both: a granted one opens, another one gives EPERM.
+It uses the standard library only, because the demo runs it on a bare machine.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import sys
 from typing import NamedTuple
 
 VCS, MISC = 7, 10
-# Opening these does nothing to the host. Left out on purpose: watchdog (it would arm), tun (older runtimes allow it by default),
-# /dev/kmsg (the kernel itself gives EPERM to most containers).
+# Opening these does nothing to the host. Left out on purpose: watchdog (opening arms it), tun (older runtimes allow it
+# by default), /dev/kmsg (the kernel itself gives EPERM to most containers).
 HARMLESS = (
     "loop-control",
     "fuse",
@@ -31,7 +31,7 @@ HARMLESS = (
 )
 CONTROLS = ("nvidiactl", "nvidia-uvm", "nvidia-uvm-tools")
 KIND = "nvidia.com/gpu"
-# A hook that reads what the runtime writes to it and does nothing: crun 1.8 fails when a hook ends before it has.
+# A hook that does nothing but read what the runtime writes to it: crun 1.8 fails when a hook ends before that.
 HOOK = ("/bin/dd", "dd", "of=/dev/null", "status=none")
 
 
@@ -63,7 +63,7 @@ def uuid(index: int) -> str:
 
 
 def candidates() -> list[tuple[int, int]]:
-    """Device numbers that may open here. The consoles' memory first: there are many and they are all alike."""
+    """Device numbers that may open here. The consoles' memory comes first: these are many, and all alike."""
     consoles = [(VCS, kind + n) for n in range(8) for kind in (0, 64, 128)]
     with open("/proc/misc", encoding="ascii") as table:
         misc = {name: int(minor) for minor, name in (line.split() for line in table)}
@@ -79,11 +79,14 @@ def opens(path: str) -> bool:
 
 
 def make(directory: str, gpus: int = 8) -> Node:
-    """Make the devices and the plain CDI file. OSError where this process may not make devices or the host has too few that open."""
+    """Make the devices and the plain CDI file.
+
+    Raises OSError if this process may not make devices, or if too few of the host's devices open.
+    """
     dev = os.path.join(directory, "dev")
     os.makedirs(dev, exist_ok=True)
     names = list(CONTROLS) + [f"nvidia{n}" for n in range(gpus)]
-    # The odd ones out go to the control nodes, so that the GPUs are of one family where the host allows it.
+    # The control nodes get the last candidates, so that the GPUs are of one kind where the host has enough of it.
     made: list[Device] = []
     for major, minor in candidates():
         if len(made) == len(names):
@@ -165,7 +168,10 @@ def nodes(devices: list[Device], indent: str) -> list[str]:
 
 
 def driver(node: Node, files: int = 60) -> str:
-    """The plain file made as long as a real driver's: `files` libraries mounted, 17 device nodes, 5 hooks. Makes the libraries too."""
+    """The plain CDI file with the length of a real driver's: `files` mounted libraries, 17 device nodes, 5 hooks.
+
+    Makes the libraries, too.
+    """
     libraries = os.path.join(node.directory, "lib")
     os.makedirs(libraries, exist_ok=True)
     mounts = []

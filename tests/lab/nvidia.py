@@ -1,4 +1,4 @@
-"""NVIDIA's commands as fakes in a directory of a test's own, where their moods can be changed."""
+"""NVIDIA's commands as fakes in a directory of a test's own, whose behaviour the test can change."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FAKES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "fakes")
 
 
 class Commands:
-    """`directory` must be root's own all the way up."""
+    """`directory` and every directory above it must belong to root."""
 
     def __init__(self, directory: str) -> None:
         os.makedirs(directory, mode=0o755, exist_ok=True)
@@ -39,13 +39,13 @@ class Commands:
         )
 
     def mood(self, program: str, **mood: Any) -> None:
-        """How a command behaves from now on."""
+        """Set how a command behaves from now on."""
         with open(program + ".mood.new", "w", encoding="utf-8") as file:
             json.dump(mood, file)
         os.rename(program + ".mood.new", program + ".mood")
 
     def gpus(self) -> dict[str, dict[str, Any]]:
-        """Mode and slice of every GPU that was ever changed."""
+        """Compute mode and time slice of every GPU that was ever changed."""
         try:
             with open(self.smi + ".state", encoding="utf-8") as file:
                 found: dict[str, dict[str, Any]] = json.load(file)
@@ -69,7 +69,7 @@ class Commands:
         return [json.loads(line.partition(" ")[2]) for line in self.calls(self.control) if line.startswith("start ")]
 
     def running(self) -> list[int]:
-        """The pids of the daemons that live."""
+        """The pids of the living daemons."""
         return [seen["pid"] for seen in self.started() if self._lives(seen["pid"])]
 
     def _lives(self, pid: int) -> bool:
@@ -83,13 +83,13 @@ class Commands:
             return False
 
     def forget(self) -> None:
-        """As if they had never been called or told how to behave."""
+        """Reset the commands, as if they had never been called."""
         for path in (self.control, self.smi):
             for kept in (".mood", ".calls", ".state"):
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(path + kept)
 
     def end(self) -> None:
-        """Ends what a failed test left."""
+        """End the daemons that a failed test left."""
         for pid in self.running():
             os.kill(pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""NVIDIA's NVML library as a fake that describes any GPUs and fails where it is told to."""
+"""NVIDIA's NVML library as a fake that describes any GPUs and fails where the test says so."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from typing import Any
 
 
 class Library:
-    """nvidia-ml-py's functions that are used, over a description: a list of GPUs, each with a list of MIG instances or None."""
+    """The functions of nvidia-ml-py that Chandler uses.
+
+    The GPUs are given as a list; each has a list of MIG instances, or None.
+    """
 
     NVML_ERROR_INVALID_ARGUMENT, NVML_ERROR_NOT_SUPPORTED, NVML_ERROR_NOT_FOUND, NVML_ERROR_FUNCTION_NOT_FOUND = (
         2,

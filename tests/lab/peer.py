@@ -1,4 +1,4 @@
-"""The runtime's end of an NRI connection, in memory: what containerd does, and what it never would."""
+"""The runtime's end of an NRI connection, in memory: it can do what containerd does, and break the protocol."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def container(
     state: int = 0,
     env: tuple[str, ...] = ("PATH=/bin",),
 ) -> Any:
-    """As containerd 1.7 and 2.1 tell of one: no user."""
+    """A container as containerd 1.7 and 2.1 describe it: without a user."""
     made = m.Container(
         id=id, pod_sandbox_id=pod_id, name=name, annotations=annotations, args=["sleep", "9"], env=env, state=state
     )
@@ -36,7 +36,7 @@ def container(
 
 
 class Peer:
-    """`send` and `call` move every byte there is, in pieces of `size` when it is given."""
+    """`send` and `call` move all pending bytes, in pieces of `size` if that is given."""
 
     def __init__(self, connection: Connection, size: int = 0) -> None:
         self.connection = connection
@@ -57,7 +57,7 @@ class Peer:
         pods: tuple[Any, ...] = (),
         containers: tuple[Any, ...] = (),
     ) -> Any:
-        """Everything up to Synchronize; the answer to Configure."""
+        """Everything up to Synchronize; returns the answer to Configure."""
         self.connection.open()
         self.exchange()
         configured = m.ConfigureResponse.FromString(
@@ -67,7 +67,7 @@ class Peer:
         return configured
 
     def call(self, method: str, message: Any, service: str = m.PLUGIN_SERVICE) -> bytes:
-        """The payload of the answer; raises RemoteError."""
+        """The payload of the answer. Raises RemoteError."""
         stream = self.client.call(
             service, method, message if isinstance(message, bytes) else message.SerializeToString()
         )

@@ -1,4 +1,4 @@
-"""A directory for some tests, and the end of what runs in it."""
+"""A directory for some tests, and the end of the containers that run in it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from lab import cgroups
 
 @contextlib.contextmanager
 def within(lab: str) -> Iterator[str]:
-    """A new directory in `lab` that everybody can enter; containers whose root file system lies there are ended with it."""
+    """A new directory in `lab` that everybody can enter.
+
+    On exit, containers whose root file system is in it are ended.
+    """
     directory = tempfile.mkdtemp(dir=lab)
     os.chmod(directory, 0o755)
     try:

@@ -16,7 +16,7 @@ PATIENCE = 30.0
 
 
 def until(condition: Callable[[], Any], what: str) -> Any:
-    """The first true value of `condition`, which is asked again and again."""
+    """Evaluate `condition` again and again, until it is true; returns its value."""
     end = time.monotonic() + PATIENCE
     while not (value := condition()):
         assert time.monotonic() < end, f"{what} did not come about within {PATIENCE:.0f} s"
@@ -36,7 +36,7 @@ class Plugin:
         return self.process.pid
 
     def start(self, serving: bool = True) -> Plugin:
-        """Returns when the runtime has it."""
+        """Start the plugin; returns when the runtime has registered it."""
         before = self.times_serving()
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
@@ -50,7 +50,7 @@ class Plugin:
         return sum(str(record.get("msg", "")).startswith("serving ") for record in self.records())
 
     def serving(self, before: int) -> None:
-        """Waits until the runtime has it once more than `before` times."""
+        """Wait until the runtime has registered it once more than `before` times."""
         until(lambda: self.times_serving() > before or self.ended(), "serving")
 
     def ended(self) -> bool:
@@ -61,7 +61,7 @@ class Plugin:
         return list(lines(read(self.log)))
 
     def record(self, **wanted: Any) -> dict[str, Any]:
-        """The first log record with these values, waited for."""
+        """Wait for the first log record with these values."""
 
         def find() -> dict[str, Any] | None:
             return next(
@@ -73,7 +73,7 @@ class Plugin:
         return found
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """Its exit status."""
+        """Stop the plugin; returns its exit status."""
         assert self.process is not None
         self.process.send_signal(number)
         code = self.process.wait(PATIENCE)
@@ -81,13 +81,13 @@ class Plugin:
         return code
 
     def resident(self) -> int:
-        """Kilobytes of memory."""
+        """Resident memory in kilobytes."""
         with open(f"/proc/{self.pid}/status", encoding="ascii") as status:
             return next(int(line.split()[1]) for line in status if line.startswith("VmRSS:"))
 
 
 def launcher(directory: str, program: str, name: str, options: Sequence[str] = ()) -> str:
-    """An executable that a runtime launches as the plugin `name` (NN-name)."""
+    """Write an executable that the runtime launches as the plugin `name` (NN-name)."""
     path = os.path.join(directory, name)
     with open(path, "w", encoding="utf-8") as script:
         script.write(f"#!/bin/sh\nexec {program} {' '.join(options)}\n")

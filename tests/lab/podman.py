@@ -1,4 +1,4 @@
-"""podman with images, containers and state of its own, as root or as a user without rights, and no network but the host's."""
+"""podman with its own images, containers and state, as root or as an unprivileged user, on the host's network."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LENT = 100000
 
 
 class Release(NamedTuple):
-    """`directory`: where podman and its helpers are; '' for the host's own."""
+    """`directory`: where podman and its helpers are; "" for the host's podman."""
 
     label: str
     directory: str
@@ -40,13 +40,13 @@ RELEASES = (Release("podman-4", ""), Release("podman-5", f"{CACHE}/podman-5"))
 
 
 class Podman:
-    """In a mount namespace of its own, where /etc/containers is `etc` here: what stands there is the machine's configuration."""
+    """podman in a mount namespace of its own, where /etc/containers is the directory `etc` here."""
 
     def __init__(self, release: Release, directory: str, rootless: bool = False) -> None:
         self.release = release
         self.directory = directory
         self.rootless = rootless
-        self.cdi = ""  # where podman itself looks for CDI files, when that is not the usual place
+        self.cdi = ""  # where podman itself looks for CDI files, unless that is the usual directory
         self.etc, self.home = (os.path.join(directory, name) for name in ("etc", "home"))
         # podman 4 takes no path of more than 50 characters for this
         self.state = tempfile.mkdtemp(prefix="podman-", dir="/run")
@@ -61,7 +61,7 @@ class Podman:
                 os.chown(path, UID, UID)
             self._write("subids", f"{NAME}:{LENT}:65536\n")
             changes += [f"mount --bind {directory}/subids /etc/{name}" for name in ("subuid", "subgid")]
-        # The lab's machine: no systemd, no right to raise limits, and no network but its own (5 asks for a helper all the same).
+        # No systemd, no right to raise limits, and only the host's network (podman 5 needs a network helper even so).
         helpers = (
             [f'helper_binaries_dir = ["{release.directory}/bin"]', f'conmon_path = ["{release.binary("conmon")}"]']
             if release.directory
@@ -106,7 +106,7 @@ class Podman:
             file.write(text)
 
     def call(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """A command as the user, on the machine as podman sees it."""
+        """Run a command as the user, in podman's mount namespace."""
         user = ["setpriv", "--reuid", str(UID), "--regid", str(UID), "--clear-groups"] if self.rootless else []
         done = subprocess.run(
             ["nsenter", f"--mount=/proc/{self.holder.pid}/ns/mnt", "--wdns=/", *user, *command],
@@ -136,11 +136,11 @@ class Podman:
         places = [f"--root={self.home}/images", f"--runroot={self.state}/run", f"--tmpdir={self.state}/tmp"]
         if self.cdi:
             places.append(f"--cdi-spec-dir={self.cdi}")
-        # No file system under the tests is too plain for it.
+        # vfs works on every file system that the tests may run on.
         return self.call(self.release.binary("podman"), *places, "--storage-driver=vfs", *arguments, check=check)
 
     def load(self) -> None:
-        """The image."""
+        """Load the image."""
         self.cli("load", "--input", image.make(os.path.join(self.directory, "image.tar"), IMAGE))
 
     def run(
@@ -165,7 +165,7 @@ class Podman:
         return os.path.dirname(str(self.inspect(container)["OCIConfigPath"]))
 
     def logs(self, container: str, end: str) -> list[str]:
-        """The lines that a container has written, once `end` is one of them."""
+        """The lines that a container has written, as soon as `end` is one of them."""
         lines: list[str] = until(
             lambda: end in (found := self.cli("logs", container).stdout.splitlines()) and found,
             f"{end} from {container}",

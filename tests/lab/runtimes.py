@@ -1,4 +1,4 @@
-"""The low-level runtimes that tests run containers with, each where this host's control groups suit it."""
+"""The low-level runtimes that tests run containers with, each with control groups that suit it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ CACHE = os.environ.get("CHANDLER_TEST_CACHE", "/var/cache/chandler-tests")
 
 
 class Runtime(NamedTuple):
-    """`wrap` goes before every command, Chandler's or the runtime's own. `limits`: whether memory and pids controllers are there."""
+    """`wrap`: precedes every command, whether Chandler's or the runtime's own.
+
+    `limits`: whether the memory and pids controllers are available.
+    """
 
     label: str
     kind: str

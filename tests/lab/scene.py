@@ -62,14 +62,14 @@ class Scene:
         return made
 
     def restart(self, **validator: bool | list[str]) -> None:
-        """Containerd anew, with a default validator of NRI; plugins are to be started after it."""
+        """Start containerd again, with NRI's default validator. Plugins have to be started afterwards."""
         self.containerd.stop()
         self.containerd.configure(**validator)
         self.containerd.start()
         self.cri.ready()
 
     def records(self) -> list[str]:
-        """The containers that have a grant of the plugin's."""
+        """The containers that have a grant record of the plugin."""
         directory = os.path.join(self.state, "nri/grants")
         return sorted(name.partition("-")[2][:-5] for name in os.listdir(directory)) if os.path.isdir(directory) else []
 
@@ -77,14 +77,14 @@ class Scene:
         return Ledger(self.state).read()
 
     def idle(self) -> bool:
-        """Whether no process works for any plugin: they end by themselves, the plugins before them or not."""
+        """Whether no process works for any plugin. Helpers end by themselves, also when their plugin has ended."""
         return not any(
             self.installation.prefix in words and "shim.nri" in words
             for words in map(read, glob.glob("/proc/[0-9]*/cmdline"))
         )
 
     def forget(self) -> None:
-        """Lose what the state directory holds."""
+        """Remove the state directory's contents."""
         until(self.idle, "the end of all work")
         shutil.rmtree(self.state)
         os.mkdir(self.state, 0o755)
@@ -108,5 +108,8 @@ def gpus(count: int) -> dict[str, Any]:
 
 
 def opened(cri: CRI, container: str) -> list[int]:
-    """The numbers of the GPUs that the container can open, made anew there with mknod where it has no node."""
+    """The indexes of the GPUs that the container can open.
+
+    Where it has no node for a GPU, it makes one with mknod and tries that.
+    """
     return [n for n in range(8) if cri.exec(container, "sh", "-c", f"exec 3</dev/nvidia{n}").code == 0]

@@ -1,4 +1,4 @@
-"""A plugin's service over a CDI file that is in memory."""
+"""A plugin's service over a CDI file in memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def node(path: str, minor: int, **more: Any) -> dict[str, Any]:
 
 
 def spec(common: dict[str, Any] | None = None, gpus: int = 8, **more: Any) -> bytes:
-    """A CDI file of GPUs whose nodes are described in full, so that no host is asked."""
+    """A CDI file of GPUs with complete device nodes, so that nothing is read from the host."""
     devices = [
         {"name": str(n), "containerEdits": {"deviceNodes": [node(f"/dev/nvidia{n}", n, **more)]}} for n in range(gpus)
     ]
@@ -38,7 +38,7 @@ def inventory(text: bytes | None = None, **config: Any) -> Inventory:
 
 
 class Served(Service):
-    """With its log at hand."""
+    """A plugin's service that keeps its log."""
 
     def __init__(self, state: str, known: Inventory) -> None:
         self.lines: list[dict[str, Any]] = []

@@ -1,8 +1,8 @@
-"""Runs pytest over all tests in several processes, one file or folder at a time, and tells how each of them ended as soon as it has.
+"""Run pytest over all tests in several processes, one file or folder at a time, and print each result at once.
 
     python tests/lab/side_by_side.py PROCESSES [PYTEST OPTION...]
 
-What is known to be skipped is said before the first test runs. The whole output of what failed, and why tests were skipped, comes at
+It prints known skips before the first test runs. The whole output of failed tests, and the reasons of skips, come at
 the end. The exit status is 0 only if everything passed.
 """
 
@@ -18,13 +18,14 @@ import time
 from collections.abc import Iterable, Sequence
 
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-# Each file of these by itself; of other folders all files together, since they share what is built or booted, or are quick.
+# Each of these files runs by itself. Other folders run as one part, because their files share what is built or booted,
+# or because they are quick.
 FILE_BY_FILE = ("tests/attacks", "tests/real", "tests/runtime", "tests/nri/test_containerd.py")
-# They wait for engines and machines more than they compute, and take memory: one after the other, and from the start.
+# These wait for engines and machines more than they compute, and need memory: they run one after the other, first.
 WAITING = ("tests/vm", "tests/engines", "tests/kubernetes", "tests/nri/test_containerd.py")
 # The longest of the others, so that none of them is begun last.
 LONG = ("tests/attacks", "tests/runtime", "tests/state", "tests/real", "tests/packages")
-REPORT = 60.0  # seconds without a word after which it is said what runs
+REPORT = 60.0  # seconds without output after which the running parts are printed
 
 NOTHING_SELECTED = 5  # pytest's exit status
 
@@ -42,7 +43,7 @@ def collect(options: Sequence[str]) -> dict[str, int]:
 
 
 def parts(files: Iterable[str]) -> dict[str, list[str]]:
-    """The files that one process runs at a time, by the name of the file or folder; in order: WAITING, LONG, and the rest."""
+    """Name of a file or folder to the files that one process runs together. Order: WAITING, LONG, the rest."""
     found: dict[str, list[str]] = {}
     for name in files:
         found.setdefault(name if name.startswith(FILE_BY_FILE) else os.path.dirname(name), []).append(name)
@@ -50,7 +51,7 @@ def parts(files: Iterable[str]) -> dict[str, list[str]]:
 
 
 class Runs:
-    """Takes parts one by one; `WAITING` ones only in its first process."""
+    """Runs the parts one by one; only the first process takes those of WAITING."""
 
     def __init__(self, parts: dict[str, list[str]], options: Sequence[str]) -> None:
         self.parts, self.options, self.total = dict(parts), options, len(parts)
@@ -75,16 +76,15 @@ class Runs:
                 del self.running[name]
                 self.ended[name] = done
                 lines = done.stdout.strip().splitlines()
-                self.tell(
-                    f"[{len(self.ended)} of {self.total}] {name}: {lines[-1].strip('= ') if lines else f'status {done.returncode}'}"
-                )
+                result = lines[-1].strip("= ") if lines else f"status {done.returncode}"
+                self.tell(f"[{len(self.ended)} of {self.total}] {name}: {result}")
 
     def tell(self, text: str) -> None:
         self.said = time.monotonic()
         say(text)
 
     def all(self, processes: int) -> bool:
-        """Whether everything passed."""
+        """Run everything; returns whether all passed."""
         threads = [threading.Thread(target=self.work, args=(number == 0,), daemon=True) for number in range(processes)]
         for thread in threads:
             thread.start()

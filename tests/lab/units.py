@@ -1,4 +1,4 @@
-"""systemd's units, asked and told by systemctl."""
+"""Queries and commands to systemd's units, by systemctl."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Unit:
         self.name = name
 
     def shown(self, name: str) -> str:
-        """A property, as systemd knows it."""
+        """A property of a unit, as systemd shows it."""
         done = subprocess.run(
             ["systemctl", "show", "--value", "-p", name, self.name],
             check=True,
@@ -35,11 +35,11 @@ class Unit:
 
     @property
     def pid(self) -> int:
-        """Of its main process; 0 while there is none."""
+        """The pid of its main process; 0 while there is none."""
         return int(self.shown("MainPID"))
 
     def log(self) -> str:
-        """What it, and systemd of it, has said until now."""
+        """What the unit, and systemd about the unit, have logged so far."""
         subprocess.run(["journalctl", "--sync"], check=True, stdin=subprocess.DEVNULL)
         return subprocess.run(
             ["journalctl", "--output=cat", "--quiet", "--unit", self.name],
@@ -50,7 +50,7 @@ class Unit:
         ).stdout
 
     def sockets(self) -> set[str]:
-        """Those that its main process has open."""
+        """The sockets that its main process has open."""
         directory = f"/proc/{self.pid}/fd"
         return {
             link

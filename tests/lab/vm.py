@@ -1,8 +1,8 @@
 """A machine with systemd as process 1: this host's own root file system under a kernel of its own, User-Mode Linux.
 
-It has what a container of a build service has not: systemd, version 2 control groups with cpu, io, memory and pids controllers,
-every capability, devices of its own. It boots in seconds, needs no virtualisation and leaves nothing behind: files are written to
-memory. There is no network, and one processor.
+It has what a container on a build service lacks: systemd, cgroup v2 with cpu, io, memory and pids controllers, every
+capability, devices of its own. It boots in seconds, needs no virtualisation and leaves nothing behind, because files
+are written to memory. It has no network, and one processor.
 """
 
 from __future__ import annotations
@@ -23,12 +23,16 @@ KERNEL = f"{CACHE}/uml/bin/linux.uml"
 MODULES = f"{CACHE}/uml/root/usr/lib/uml/modules"
 SYSTEMD = "/lib/systemd/systemd"
 INIT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "vm-init")
-ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/"}  # with fewer than two variables 7.2 does not start
-MEMORY = 3072  # MiB, the most that it takes: pages that it never touched cost nothing
+# Kernel 7.2 does not start with fewer than two variables.
+ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/"}
+MEMORY = 3072  # MiB, an upper limit: pages that are never touched cost nothing
 
 
 class Ended(NamedTuple):
-    """`status`: the command's exit status; None if the machine ended before it. `console`: what kernel and systemd said."""
+    """`status`: the command's exit status; None if the machine ended before it.
+
+    `console`: output of kernel and systemd.
+    """
 
     status: int | None
     output: str
@@ -36,7 +40,7 @@ class Ended(NamedTuple):
 
 
 def missing() -> str:
-    """Why there is no machine here, or ''."""
+    """Why no machine can run here, or ""."""
     if os.geteuid() != 0:
         return "only root can give the machine the whole root file system"
     if not os.access(KERNEL, os.X_OK):
@@ -45,10 +49,10 @@ def missing() -> str:
 
 
 def run(command: str, share: str, patience: float) -> Ended:
-    """Boot the machine, run a shell command as its root, end it.
+    """Boot the machine, run a shell command as its root, and end it.
 
-    Every path of the host is there inside and can be written to without effect on the host; `share`, a directory of the host, is
-    /share, where what is written stays. The machine is killed after `patience` seconds.
+    Every path of the host is visible inside and can be written to without effect on the host. `share`, a directory of
+    the host, is /share; what is written there stays. The machine is killed after `patience` seconds.
     """
     for name in ("output", "status", "console"):
         with contextlib.suppress(FileNotFoundError):
@@ -97,7 +101,10 @@ def run(command: str, share: str, patience: float) -> Ended:
 
 
 def _memory_in(directory: str) -> dict[str, str]:
-    """The environment in which its memory is a file of /dev/shm, as it is by itself, or of a directory, where that is too small."""
+    """The environment that decides where the file with the machine's memory is.
+
+    It is in /dev/shm, User-Mode Linux' default, or in `directory` if /dev/shm is too small.
+    """
     with contextlib.suppress(OSError):
         if shutil.disk_usage("/dev/shm").free >> 20 > MEMORY:
             return ENVIRONMENT

@@ -1,4 +1,4 @@
-"""The configuration: every key good and bad, and errors that help."""
+"""The configuration: every key with good and bad values, and errors that help."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ def test_every_default_is_good() -> None:
 
 
 def test_defaults_of_the_policy() -> None:
-    """No host-reaching and no dangerous class."""
+    """By default no class is allowed that reaches the host or is dangerous."""
     assert compiled()["policy.allow"] == ["gpu", "env", "resources"]
     assert compiled()["policy.trust"] == "policy"
     assert compiled()["policy.max-gpus"] == 8
@@ -233,7 +233,7 @@ def test_later_files_win_key_by_key() -> None:
 
 
 def test_engines_of_all_files_add_up() -> None:
-    """Each is configured by itself; the older key names one."""
+    """Each engine is configured by its own file; the older key names one engine."""
     assert compiled('engine = "crio"', 'engines = ["docker", "crio"]', 'engine = "containerd"')["engines"] == [
         "crio",
         "docker",

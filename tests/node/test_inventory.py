@@ -1,4 +1,4 @@
-"""The compiled inventory: believed only while nothing has changed, and never needed."""
+"""The compiled inventory: used only while no source has changed, and never required."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def stored(node: Node) -> Path:
 
 
 def answers(at: Inventory) -> Any:
-    """Everything that a create could ask."""
+    """Everything that a create could read from it."""
     kinds = sorted(at.kinds())
     names = [f"{kind}={name}" for kind in kinds for name in (*at.picks(kind), "all", "GPU-0", "9")]
     edits = [None if at.lookup(name) is None else resolve([name], at.lookup).items for name in names]
@@ -114,7 +114,7 @@ def test_edits_say_where_they_come_from(node: Node) -> None:
     assert {edit[3] for edit in found[2]} == {f"{path} {NVIDIA}=GPU-1"}
 
 
-def test_the_files_are_the_callers_alone(node: Node) -> None:
+def test_only_the_caller_can_read_the_files(node: Node) -> None:
     directory = stored(node)
     for name in os.listdir(directory):
         assert stat.S_IMODE((directory / name).stat().st_mode) == 0o600, name
@@ -125,7 +125,7 @@ def test_the_files_are_the_callers_alone(node: Node) -> None:
 
 
 def rewrite_in_place(path: Path) -> None:
-    """Other bytes with the same inode, size and mtime, as `cp -p` leaves them; only ctime tells."""
+    """Write other bytes with the same inode, size and mtime, as `cp -p` does; only ctime differs."""
     before = path.stat()
     data = path.read_bytes()
     after = before
@@ -217,7 +217,7 @@ def test_another_owner(node: Node, name: str) -> None:
 
 
 @needs_root
-def test_an_index_of_somebody_else(node: Node) -> None:
+def test_an_index_of_another_user(node: Node) -> None:
     directory = stored(node)
     for name in ("index", ""):
         os.chown(directory / name, 1234, 0)
@@ -254,7 +254,7 @@ def test_a_change_while_compiling_is_not_stored(node: Node, monkeypatch: pytest.
 
 
 def test_an_index_that_lies_where_ours_would(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Directories are named by a short checksum of the key, so that another key's index may be in the place of ours."""
+    """Directories are named by a short checksum of the key, so another key's index may be there."""
     directory = stored(node)
     monkeypatch.setattr(paths, "VERSION", "9.9.9")
     shutil.copytree(directory, node.place().directory)
@@ -274,7 +274,7 @@ def test_problems_are_remembered(node: Node) -> None:
 
 
 def used(node: Node) -> Any:
-    """What a create gets: the stored inventory, or a new one when a part of it is lost."""
+    """The inventory of a create: the stored one, or a new one if a part is lost."""
     at = compiler.load(node.place())
     try:
         return answers(at)
@@ -284,7 +284,7 @@ def used(node: Node) -> Any:
 
 @pytest.mark.parametrize("which", ["index", "part"])
 @pytest.mark.parametrize("kind", ["flip", "truncate", "insert", "zero"])
-def test_damage_anywhere_costs_time_alone(node: Node, which: str, kind: str) -> None:
+def test_damage_anywhere_costs_only_time(node: Node, which: str, kind: str) -> None:
     directory = stored(node)
     right = used(node)
     path = next(directory / name for name in os.listdir(directory) if name.endswith(which))
@@ -298,11 +298,11 @@ def test_damage_anywhere_costs_time_alone(node: Node, which: str, kind: str) -> 
         }[kind]
         path.write_bytes(damaged)
         assert used(node) == right, at
-        assert path.read_bytes() == whole, "and it is mended"
+        assert path.read_bytes() == whole, "the stored inventory must be repaired"
 
 
 @pytest.mark.parametrize("name", ["index", "part", "directory", "all"])
-def test_losing_parts_costs_time_alone(node: Node, name: str) -> None:
+def test_losing_parts_costs_only_time(node: Node, name: str) -> None:
     directory = stored(node)
     right = used(node)
     for lost in os.listdir(directory):
@@ -452,7 +452,7 @@ def test_chandler_config(node: Node) -> None:
 
 
 @pytest.mark.parametrize("named", ["absent.toml", "state"])
-def test_a_named_configuration_that_is_none(node: Node, named: str) -> None:
+def test_an_invalid_named_configuration(node: Node, named: str) -> None:
     with pytest.raises(ChandlerError, match=named):
         compiler.compile_now(node.place({b"CHANDLER_CONFIG": f"{node.directory}/{named}".encode()}))
 
@@ -487,7 +487,7 @@ def test_places(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("posix.geteuid", lambda: 0)
     assert (Place({}).rootless, Place({b"XDG_RUNTIME_DIR": b"/x"}).state_dir) == (False, paths.STATE_DIR)
     monkeypatch.setattr("shim.host.userns.user_namespace", lambda: "0 1000 1")
-    assert Place({}).rootless, "root of another namespace is rootless"
+    assert Place({}).rootless, "root of another user namespace counts as rootless"
     uid = tmp_path.stat().st_uid
     monkeypatch.setattr("posix.geteuid", lambda: uid)
     monkeypatch.setattr("shim.host.userns.user_namespace", lambda: f"{uid} 1000 1")
@@ -496,11 +496,11 @@ def test_places(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     tmp_path.chmod(0o770)
     for directory in (str(tmp_path), "relative", "", f"{tmp_path}/absent", "/proc/self/status"):
         place = Place({b"XDG_RUNTIME_DIR": directory.encode()})
-        assert place.state_dir in ("", "/run/user/1000/chandler"), "never where somebody else can be first"
+        assert place.state_dir in ("", "/run/user/1000/chandler"), (
+            "never in a directory where another user could be first"
+        )
     monkeypatch.setattr(Place, "private", lambda self, path: path == "/run/user/1000")
-    assert Place({}).state_dir == "/run/user/1000/chandler", (
-        "by the number that the caller has outside of its namespace"
-    )
+    assert Place({}).state_dir == "/run/user/1000/chandler", "named by the caller's uid outside of its namespace"
     monkeypatch.setattr(Place, "private", lambda self, path: False)
     place = Place({})
     assert place.state_dir == ""
@@ -512,7 +512,7 @@ def test_places(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @needs_root
-def test_the_whole_way_to_the_state_directory_is_looked_at(node: Node) -> None:
+def test_every_directory_above_the_state_directory_is_checked(node: Node) -> None:
     stored(node)
     place = node.place()
     above = Path(place.state_dir).parent / "above"
@@ -533,7 +533,7 @@ def test_the_whole_way_to_the_state_directory_is_looked_at(node: Node) -> None:
     above.mkdir()
     above.chmod(0o1777)
     (above / "mine").mkdir()
-    assert place.trusted_state_dir(f"{above}/mine"), "as /tmp is: nobody else can replace what is there"
+    assert place.trusted_state_dir(f"{above}/mine"), "a sticky directory, as /tmp: nobody else can replace files there"
     with pytest.raises(TrustError, match="is not there yet, and somebody else could make it"):
         place.trusted_state_dir(f"{above}/absent")
     (above / "file").write_text("")
@@ -589,8 +589,8 @@ def test_what_the_launcher_must_know(node: Node) -> None:
     compiler.refresh(node.place())
     line = (node.directory / "etc/launch").read_text()
     assert line.split()[2:] == ["x.org|cdi.k8s.io", "runc="], (
-        "of a runtime that others may write Python knows what to say"
+        "a runtime that others may write is left to Python, which explains it"
     )
     assert line.split()[1] == "-" and os.listdir(etc / "launch.d") == ["lock"], (
-        "the configuration is too new to be believed"
+        "the configuration is too new to be trusted"
     )

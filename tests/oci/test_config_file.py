@@ -1,4 +1,4 @@
-"""config.json in its bundle: read without surprises, replaced whole, with the original beside it."""
+"""config.json in its bundle: read safely, replaced as a whole, with the original beside it."""
 
 from __future__ import annotations
 
@@ -49,7 +49,9 @@ def test_write(bundle: Path) -> None:
     assert stat.S_IMODE((bundle / "config.json").stat().st_mode) == 0o640
     assert sorted(os.listdir(bundle)) == ["config.json", "config.json.chandler-edited", "config.json.chandler-original"]
     original = bundle / "config.json.chandler-original"
-    assert (original.read_bytes(), original.stat().st_ino) == (ENGINE, inode), "a second name of the engine's own file"
+    assert (original.read_bytes(), original.stat().st_ino) == (ENGINE, inode), (
+        "the original must be a hard link to the engine's file"
+    )
     assert os.readlink(bundle / "config.json.chandler-edited") == files.digest(RESULT)
 
 
@@ -164,7 +166,7 @@ def test_our_own_second_name_left_by_a_killed_create(bundle: Path) -> None:
 
 @pytest.mark.parametrize("stamp", ["", "0" * 64, "nonsense"])
 def test_a_stamp_that_is_not_of_this_file(bundle: Path, stamp: str) -> None:
-    """A create that was killed before the last step leaves it beside the engine's untouched file."""
+    """A create that was killed before its last step leaves the stamp beside the engine's unchanged file."""
     if stamp:
         (bundle / "config.json.chandler-edited").symlink_to(stamp)
     else:
@@ -196,7 +198,7 @@ def test_a_failing_write_changes_nothing_and_leaves_nothing(
     monkeypatch.undo()
     assert content(bundle) == ENGINE
     assert os.listdir(bundle) == ["config.json"]
-    assert write(bundle).fresh, "and it can be done again"
+    assert write(bundle).fresh, "the write must work afterwards"
 
 
 @pytest.mark.parametrize("call", [call for call in CALLS if call != "link"])
@@ -228,7 +230,7 @@ def test_a_failing_second_write_leaves_the_first(bundle: Path, monkeypatch: pyte
 def test_a_create_that_is_killed_can_be_done_again(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, step: str, create: int
 ) -> None:
-    """Killed just before a step: nothing is tidied up, and the next create still knows what it finds."""
+    """It is killed just before a step, without any cleanup; the next create still recognises the files."""
     for n in range(1, create):
         write(bundle, RESULT + b" " * n)
     before = content(bundle)
@@ -312,7 +314,7 @@ def test_what_only_the_runtime_may_read_is_refused(tmp_path: Path, monkeypatch: 
                 may_ask(str(tmp_path / "file"), [b"chandler.oci"])
 
 
-def test_what_is_no_file_asks_nothing(tmp_path: Path) -> None:
+def test_what_is_no_regular_file_contains_no_request(tmp_path: Path) -> None:
     (tmp_path / "dangling").symlink_to("nowhere")
     (tmp_path / "file").write_bytes(b"chandler.oci")
     (tmp_path / "link").symlink_to("file")

@@ -192,7 +192,7 @@ deep_paths = st.lists(st.sampled_from("ab"), max_size=3).map(lambda parts: "/" +
 
 
 def visible(mounts: list[Any], path: str) -> Any:
-    """The mount that a path is on: the last one made at it or above it."""
+    """The mount that a path is on: the last one made at the path or above it."""
     return next(
         (entry for entry in reversed(mounts) if f"{path}/".startswith(f"{entry['destination'].rstrip('/')}/")), None
     )
@@ -213,7 +213,7 @@ def test_what_a_container_sees_of_mounts(before: list[str], added: list[str], pa
 
 
 def steps(factor: int) -> int:
-    """Lines of oci that run for 30 of the engine's mounts and 60 of ours, times a factor."""
+    """The number of executed lines of shim.oci for 30 mounts of the engine and 60 of ours, both times `factor`."""
     engine = [{"destination": f"/volumes/{number}"} for number in range(30 * factor)]
     edits = merge(*(mount(f"/usr/lib/{number}.so") for number in range(60 * factor)), mount("/volumes"))
     count = 0
@@ -234,7 +234,7 @@ def steps(factor: int) -> int:
     return count
 
 
-def test_the_cost_of_many_mounts_grows_with_their_number_alone() -> None:
+def test_the_cost_of_mounts_grows_linearly() -> None:
     assert steps(10) < 11 * steps(1)
 
 
@@ -275,7 +275,7 @@ def test_clean(path: str, cleaned: str) -> None:
 
 
 @given(st.text("/.ab", max_size=8))
-def test_a_destination_is_meant_from_the_containers_root(path: str) -> None:
+def test_a_relative_destination_starts_at_the_containers_root(path: str) -> None:
     assert pathtext.absolute(path) == pathtext.clean("/" + path)
 
 
@@ -345,7 +345,7 @@ def test_hooks_are_appended_by_stage() -> None:
     }
 
 
-def test_equal_hooks_are_all_meant() -> None:
+def test_equal_hooks_are_all_kept() -> None:
     assert len(writer.apply({}, merge(hook("prestart"), hook("prestart")))["hooks"]["prestart"]) == 2
 
 

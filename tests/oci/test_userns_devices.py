@@ -27,7 +27,10 @@ def equipped(edits: Edits, document: dict[str, Any], rootless: bool = False) -> 
 
 @pytest.mark.parametrize(("document", "rootless"), [(USERS, False), (USERS, True), ({}, True)])
 def test_a_node_that_lies_elsewhere_is_mounted(document: dict[str, Any], rootless: bool) -> None:
-    """With the rule that lets it be opened, which counts where the control group is root's; never idmapped, which devtmpfs cannot be."""
+    """The rule that allows the device is there, too: it matters where root manages the control group.
+
+    The mount is not idmapped, because devtmpfs cannot be.
+    """
     made = equipped(device("/dev/gpu", hostPath="/dev/null", permissions="rw", **NULL), document, rootless)
     assert made["mounts"] == [
         {
@@ -84,7 +87,7 @@ def test_a_fifo_has_no_rule(tmp_path: Path) -> None:
     ],
 )
 def test_another_device_than_the_one_that_was_chosen(node: dict[str, Any], said: str) -> None:
-    """A runtime would mount it without a question."""
+    """A runtime would mount it without a check."""
     with pytest.raises(errors.HostError) as raised:
         userns_devices.split(device("/dev/gpu", **node, **NULL))
     assert str(raised.value).startswith(f"{ORIGIN}: ") and said in str(raised.value)

@@ -1,4 +1,4 @@
-"""Byte code and the create's image: made by packaging/compile, taken away by it, and missed by nobody but the clock."""
+"""Byte code and the create's image: packaging/compile makes and removes them; without them creates are slower."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_what_another_python_left_goes(installed: Installation) -> None:
 
 
 def test_destdir(tmp_path: Path) -> None:
-    """Nothing of the place where a package is made gets into the byte code."""
+    """The byte code contains no path of the directory where a package is built."""
     environment = {"PATH": os.environ["PATH"], "DESTDIR": str(tmp_path), "COMPILE": "no", "PYTHON": PYTHON}
     subprocess.run([f"{REPOSITORY}/packaging/install"], check=True, env=environment, stdin=subprocess.DEVNULL)
     lib = tmp_path / "usr/lib/chandler"

@@ -1,4 +1,4 @@
-"""Completions in the shells themselves: every command and option of the parser, choices, files, and what `chandler` says now."""
+"""Completions in real shells: every command and option, choices, files, and values that `chandler` prints."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Complete = Callable[[str], set[str]]
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The three files, and a `chandler` that says what a node would."""
+    """The three completion files, and a `chandler` that prints what a node would."""
     directory = tmp_path_factory.mktemp("completions")
     subprocess.run(
         [
@@ -76,13 +76,14 @@ def words(made: Path, *command: str) -> set[str]:
 
 
 def in_bash(made: Path, line: str) -> set[str]:
-    """As readline asks: the line cut at COMP_WORDBREAKS."""
+    """As readline does: the line is split at COMP_WORDBREAKS."""
     if not os.path.exists(BASH_COMPLETION):
         pytest.skip("not installed: bash-completion")
     parts = [part for word in line.split(" ") for part in (re.findall(r"[=:]+|[^=:]+", word) or [""])]
     script = (
-        f"source {BASH_COMPLETION}; source {made}/bash; compopt() {{ :; }}; COMP_WORDS=({' '.join(repr(part) for part in parts)}); "
-        f"COMP_CWORD={len(parts) - 1}; COMP_LINE={line!r}; COMP_POINT={len(line)}; _chandler; printf '%s\\n' \"${{COMPREPLY[@]}}\""
+        f"source {BASH_COMPLETION}; source {made}/bash; compopt() {{ :; }}; "
+        f"COMP_WORDS=({' '.join(repr(part) for part in parts)}); COMP_CWORD={len(parts) - 1}; COMP_LINE={line!r}; "
+        f"COMP_POINT={len(line)}; _chandler; printf '%s\\n' \"${{COMPREPLY[@]}}\""
     )
     before = re.split("[=:]", line.split(" ")[-1])
     cut = line.split(" ")[-1][: -len(before[-1]) or None] if len(before) > 1 else ""
@@ -90,7 +91,7 @@ def in_bash(made: Path, line: str) -> set[str]:
     return {cut + word for word in words(made, shell("bash"), "--norc", "-c", script)}
 
 
-# zsh completes only where a line is edited, so in a terminal; compadd is made to print what it is given.
+# zsh completes only while a line is edited, so it needs a terminal; compadd is replaced to print its words.
 ZSH = r"""
 zmodload zsh/zpty
 zpty z zsh -f -i || exit 1
@@ -136,7 +137,7 @@ def complete(request: pytest.FixtureRequest, made: Path) -> Complete:
 
 
 def parsers(parser: argparse.ArgumentParser, name: str = "") -> Iterator[tuple[str, set[str], set[str]]]:
-    """Every command with its commands and its options."""
+    """Every command with its subcommands and its options."""
     below = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
     yield (
         name,

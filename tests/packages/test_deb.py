@@ -1,4 +1,4 @@
-"""The Debian package as a file.  What it does when it is installed is tested on a machine, in tests/vm/test_vm_deb.py."""
+"""The Debian package as a file. tests/vm/test_vm_deb.py installs it on a machine."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_lintian_finds_neither_errors_nor_warnings(deb: Path) -> None:
 
 
 def test_it_holds_what_make_install_lays_out(deb: Path, tmp_path: Path) -> None:
-    """But byte code, which is compiled where it is installed."""
+    """Except byte code, which is compiled on installation."""
     package, installed = tmp_path / "package", tmp_path / "installed"
     said("dpkg-deb", "--extract", str(deb), str(package))
     subprocess.run(

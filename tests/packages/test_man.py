@@ -1,4 +1,4 @@
-"""The manual pages: without a fault for either formatter, and with every option, key and default that the code has."""
+"""The manual pages: no errors in either formatter, and every option, key and default of the code."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def page(name: str) -> str:
 
 @functools.cache
 def shown(name: str) -> str:
-    """A page as a person reads it, with lines that are not broken."""
+    """A page as a person reads it, without line breaks in paragraphs."""
     if not shutil.which("mandoc"):
         pytest.skip("not installed: mandoc")
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""`pip install .` into a virtual environment: the shell launchers, their code beside them, nothing of the host's."""
+"""`pip install .` into a virtual environment: launchers in sh, their code beside them, nothing of the host's."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PROGRAMS = {
 
 
 def pip(python: str | Path, command: str, *words: str) -> subprocess.CompletedProcess[str]:
-    """For that interpreter, which finds hatchling where the tests do, since nothing is fetched."""
+    """pip for that interpreter. It finds hatchling where the tests do, because nothing is fetched."""
     path = {"PYTHONPATH": os.path.dirname(os.path.dirname(hatchling.__file__))}
     return subprocess.run(
         [
@@ -77,7 +77,8 @@ def runtime(environment: Path, place: str, name: str = "chandler-runtime") -> En
     config = f"{place}/config.toml"
     with open(config, "w", encoding="ascii") as file:
         file.write(
-            f'runtimes = ["{found.path}"]\nstate-dir = "{place}/state"\nengines = ["other"]\n[cdi]\nspec-dirs = ["{place}/cdi"]\n'
+            f'runtimes = ["{found.path}"]\nstate-dir = "{place}/state"\nengines = ["other"]\n'
+            f'[cdi]\nspec-dirs = ["{place}/cdi"]\n'
         )
     os.makedirs(f"{place}/cdi")
     with open(f"{place}/cdi/x.yaml", "w", encoding="ascii") as file:
@@ -116,7 +117,7 @@ def test_what_is_installed(environment: Path) -> None:
 
 @pytest.mark.parametrize("way", ["bin", "link"])
 def test_a_create(environment: Path, place: str, way: str) -> None:
-    """Also through a link to the launcher, which is what pipx makes."""
+    """Also through a link to the launcher, as pipx makes it."""
     engine = runtime(environment, place)
     if way == "link":
         os.symlink(environment / "bin/chandler-runtime", f"{place}/chandler-runtime")
@@ -144,7 +145,10 @@ def test_a_create(environment: Path, place: str, way: str) -> None:
 
 
 def test_packages_of_the_environment_come_first(environment: Path) -> None:
-    code = "import sys; sys.path.insert(0, sys.argv[1]); from shim.runtime.wrapper import _third_party; _third_party(); print(sys.path)"
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from shim.runtime.node_inventory import find_libraries; "
+        "find_libraries(); print(sys.path)"
+    )
     done = subprocess.run(
         [environment / "bin/python3", "-I", "-S", "-B", "-c", code, environment / "lib/chandler"],
         check=True,

@@ -1,4 +1,4 @@
-"""packaging/release on a copy of the tree: every place takes the new version, or nothing is written."""
+"""packaging/release on a copy of the tree: every place gets the new version, or nothing is written."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def contents(tree: Path) -> dict[str, bytes]:
 
 
 def changelog(tree: Path, entry: str) -> None:
-    """Gives the copy's CHANGELOG.md this text below "Unreleased", in place of what the tree has there."""
+    """Replace the text below "Unreleased" in the copy's CHANGELOG.md."""
     path = tree / "CHANGELOG.md"
     path.write_text(
         re.sub(
@@ -78,7 +78,7 @@ def test_a_release(tree: Path) -> None:
     assert set(
         re.findall(r"\S+/\S+|\S+\.md", done.stdout.partition(" in ")[2].partition("\n")[0].replace(",", ""))
     ) == set(changed)
-    for path, text in changed.items():  # everything else, what was said of earlier versions too, is as it was
+    for path, text in changed.items():  # everything else is unchanged, also the text about earlier versions
         new = [line for line in text.splitlines() if line not in before[path].decode().splitlines()]
         assert new and all(re.search(r"97\.0\.1|CHANGELOG\.md|03 Feb 2031", line) for line in new), path
     assert f"## [Unreleased]\n\n## [97.0.1] - 2031-02-03\n\n{ENTRY}\n## [{VERSION}]" in changed["CHANGELOG.md"]
@@ -150,7 +150,7 @@ def test_places_that_differ(tree: Path, path: str, old: str, new: str, sentence:
         assert done.returncode == 1 and sentence in done.stderr and contents(tree) == before
 
 
-def test_a_place_that_nobody_knew_of(tree: Path) -> None:
+def test_an_unknown_place_with_the_version_is_refused(tree: Path) -> None:
     with open(tree / "README.md", "a", encoding="utf-8") as file:
         file.write(f"\ndnf install chandler-{VERSION}-1.noarch.rpm\n")
     number = len((tree / "README.md").read_text().splitlines())

@@ -1,4 +1,4 @@
-"""The RPM as a file, which is the Debian package with another outside.  Its scriptlets run in tests/vm/test_vm_deb.py."""
+"""The RPM as a file: the Debian package's files in another format. tests/vm/test_vm_deb.py runs its scriptlets."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_rpmlint_finds_neither_errors_nor_warnings(rpm: Path) -> None:
 
 def test_it_lays_out_what_the_other_package_does(rpm: Path, deb: Path, tmp_path: Path) -> None:
     def listed(lines: list[str], path: int) -> dict[str, str]:
-        """Path to type, mode and, for a link, where it goes; directories that nobody else has, too."""
+        """Path to type, mode and, for a link, its target; also directories that no other package has."""
         found = {}
         for words in map(str.split, lines):
             name = words[path].removeprefix(".").rstrip("/")

@@ -1,4 +1,4 @@
-"""Which engine a call is taken for, and what is believed to come from an image; on a storage that is laid out by hand."""
+"""Which engine a call comes from, and what counts as an image's annotation, on a storage that the tests write."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_who_may_ask_and_whose_names_count(engine: str) -> None:
 
 
 class Store:
-    """As podman and CRI-O leave it: `overlay` below `graph`, the bundle there or below the run root."""
+    """A storage as podman and CRI-O write it: `overlay` below `graph`, the bundle there or below the run root."""
 
     def __init__(self, directory: Path) -> None:
         self.graph, self.run = directory / "graph", directory / "run"
@@ -154,7 +154,7 @@ def test_a_transient_store(store: Store) -> None:
 
 
 def test_a_storage_behind_a_link(store: Store, tmp_path: Path) -> None:
-    """The bundle's path is the engine's, the root file system's is resolved."""
+    """The engine gives the bundle's path as it is, and the root file system's path resolved."""
     store.record()
     (tmp_path / "linked").symlink_to(store.graph)
     assert store.caller(tmp_path / "linked").engine == "podman"
@@ -169,7 +169,7 @@ def test_what_an_image_has(store: Store) -> None:
     with pytest.raises(PolicyError, match=f"annotation {P}service: it comes from the image"):
         found.check({**ASKS, P + "env.A": "x"}, CONFIG)
     found.check({P + "service": '{"own": 1}', P + "env.A": "not a manifest"}, CONFIG)
-    found.check({P + "service": 5, P + "env.A": ["x"]}, CONFIG)  # no text: what reads the request says so
+    found.check({P + "service": 5, P + "env.A": ["x"]}, CONFIG)  # not a string: the reader of the request reports it
 
 
 def test_no_image(store: Store) -> None:
@@ -245,7 +245,7 @@ def spoil(store: Store, what: str) -> None:
 )
 @pytest.mark.parametrize("engines", [[], ["other"]])
 def test_a_storage_that_is_not_as_it_should_be(store: Store, what: str, engines: list[str]) -> None:
-    """Nothing that asks is served, whatever else the administrator lets ask; what does not ask is not looked at."""
+    """Every request is refused, whatever the administrator allows; a container without one is not checked."""
     store.record()
     store.manifest({})
     spoil(store, what)
@@ -255,10 +255,10 @@ def test_a_storage_that_is_not_as_it_should_be(store: Store, what: str, engines:
     found.check({"x": "y"}, {**CONFIG, "engines": engines})
 
 
-def test_the_commands_take_an_engine_s_word(
+def test_the_commands_have_an_engine_option(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A bundle alone does not say who calls."""
+    """A bundle alone does not show which engine called."""
     node = Node(tmp_path, monkeypatch)
     node.put("etc/config.toml", "")
     node.put(
@@ -273,5 +273,5 @@ def test_the_commands_take_an_engine_s_word(
     for command in (["policy", "check"], ["explain"]):
         assert main([*command, *bundle, "--engine", "docker"]) == 0
         assert capsys.readouterr().out.startswith(
-            "engine      docker (--engine says so); no identity annotation is believed; from an image comes: nothing\n"
+            "engine      docker (--engine says so); no identity annotation is believed; taken from the image: nothing\n"
         )

@@ -34,7 +34,7 @@ def gpu(**keys: Any) -> dict[str, Any]:
 
 
 def limits(**keys: Any) -> dict[str, Any]:
-    """config.json with limits, each as controller_key."""
+    """A config.json with limits, each as controller_key."""
     found: dict[str, Any] = {}
     for key, value in keys.items():
         controller, _, name = key.partition("_")
@@ -241,7 +241,8 @@ def test_a_device_that_stands_for_all_needs_the_word_whatever_its_name() -> None
     )
     with pytest.raises(
         PolicyError,
-        match="nvidia.com/gpu=every, which stands for every device of its kind, is not allowed: allow of .policy. has no 'gpu.all'",
+        match="nvidia.com/gpu=every, which stands for every device of its kind, is not allowed: "
+        "allow of .policy. has no 'gpu.all'",
     ):
         permission.check_devices(wish({}), ["nvidia.com/gpu=every"], 3, ["nvidia.com/gpu=every"], config())
     with pytest.raises(PolicyError, match="is refused by 'gpu.all' in deny"):
@@ -459,7 +460,7 @@ wishes = st.fixed_dictionaries(
 
 
 def room(value: Any) -> float:
-    """A limit as an amount; what is no limit is infinite room."""
+    """A limit as an amount; without a limit it is infinite."""
     return value if isinstance(value, int) and value > 0 else float("inf")
 
 
@@ -470,7 +471,7 @@ def share_of_cpu(config_json: dict[str, Any]) -> float:
 
 @given(engines, wishes)
 def test_what_passes_never_loosens(engine: dict[str, Any], keys: dict[str, Any]) -> None:
-    """Applied to the engine's own limits, whatever the policy lets through gives at most as much as before."""
+    """Applied to the engine's limits, a request that the policy allows never raises an amount."""
     before = {"linux": {"resources": engine}}
     kept = copy.deepcopy(before)
     asked = wish({"resources": keys})
@@ -494,7 +495,7 @@ def test_what_passes_never_loosens(engine: dict[str, Any], keys: dict[str, Any])
 
 
 def test_what_may_be_swapped_does_not_grow() -> None:
-    """memory and swap together may shrink while the part that may be swapped grows: cgroup v2 limits that part."""
+    """memory and swap together may shrink while the part that may be swapped grows; cgroup v2 limits that part."""
     engine = {"process": {}, "linux": {"resources": {"memory": {"limit": 1 << 30, "swap": 1 << 30}}}}
     for asked in ({"memory": 1 << 29, "memory_swap": 1 << 29}, {"memory": 1 << 29}, {"memory_swap": 1 << 30}):
         permission.check(Request({"resources": asked}, "annotation"), engine, config())

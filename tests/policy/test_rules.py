@@ -1,4 +1,4 @@
-"""[[policy.rule]], the lists of the policy, secrets, and `chandler policy check`: who may reach how far."""
+"""[[policy.rule]], the lists of the policy, secrets, and `chandler policy check`: who may ask for what."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ KNOWN = {"handler": "chandler", "user": ("0", "root")}
 
 
 def called(engine_name: str) -> dict[str, Any]:
-    """What the front end knows, the engine that calls among it."""
+    """What the front end knows, including the calling engine."""
     return {**KNOWN, "caller": Caller(engine_name or "other")}
 
 
@@ -152,7 +152,7 @@ def test_the_first_rule_replaces_keys_and_every_denial_stays(engine_name: str, a
         ["gpu", "env", "hostname"],
         1,
     )
-    assert found["policy.kinds"] == compiled("")["policy.kinds"], "what a rule does not say stays"
+    assert found["policy.kinds"] == compiled("")["policy.kinds"], "keys that a rule does not set stay"
     assert found["policy.denied-by"] == {"gpu.count": "rule 'later'"}
 
 
@@ -176,7 +176,7 @@ def test_a_forged_namespace_grants_nothing(engine_name: str, annotations: dict[s
     namespaces = rules.identity(annotations, engine_name, {}).get("namespace")
     assert namespaces in (None, ("other",))
     assert found["policy.deny"] == ([] if namespaces else ["gpu.count"]), (
-        "a rule whose match cannot be told still denies"
+        "a rule still denies where its match is unknown"
     )
 
 
@@ -184,7 +184,7 @@ def test_a_rule_that_is_for_others_says_nothing() -> None:
     found = decided("containerd", {**CONTAINERD, "io.kubernetes.cri.sandbox-namespace": "other"})
     assert "policy.by" not in found and found["policy.deny"] == []
     handler = rules.applied(compiled(RULES), {}, {"handler": "runc"})
-    assert handler["policy.deny"] == [], "what is known rules it out"
+    assert handler["policy.deny"] == [], "a known value excludes the rule"
 
 
 @pytest.mark.parametrize(
@@ -513,7 +513,8 @@ def test_policy_check(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 1
     shown = capsys.readouterr().out
     assert shown.startswith(
-        "engine      containerd (--engine says so); its identity annotations are believed; from an image comes: nothing\n"
+        "engine      containerd (--engine says so); its identity annotations are believed; "
+        "taken from the image: nothing\n"
     )
     assert (
         "* rule 'team-a' matches: namespace team-a-1" in shown
@@ -621,7 +622,7 @@ class Empty:
 
 
 def planned(document: Any, config: dict[str, Any]) -> dict[str, Any] | None:
-    """config.json afterwards, None when the request is refused."""
+    """config.json afterwards; None when the request is refused."""
     base = {**BASE, "annotations": service(document)}
     try:
         made = engine.plan(base, Empty(config), known={"id": "c", "bundle": "/nowhere"})  # type: ignore[arg-type]
@@ -665,7 +666,8 @@ def test_denial_wins_and_only_what_is_allowed_is_touched(
     document: dict[str, Any], allow: list[str], deny: list[str]
 ) -> None:
     config = compiled(
-        f'[policy]\nallow = {json.dumps(allow)}\ndeny = {json.dumps(deny)}\ncapabilities = ["ALL"]\ncgroup-parents = ["/team"]'
+        f"[policy]\nallow = {json.dumps(allow)}\ndeny = {json.dumps(deny)}\n"
+        'capabilities = ["ALL"]\ncgroup-parents = ["/team"]'
     )
     after = planned(document, config)
     if after is None:
@@ -675,7 +677,7 @@ def test_denial_wins_and_only_what_is_allowed_is_touched(
         key for key in ("env", "resources") if document.get(key)
     }
     assert not asked & set(deny)
-    assert planned(document, {**TRUSTING, "policy.deny": deny}) is not None, "trust allows no less"
+    assert planned(document, {**TRUSTING, "policy.deny": deny}) is not None, "trust = all must not allow less"
     assert touched(after) <= within((set(allow) | {"cap_drop", "read_only_root_fs", "ulimits"}) & document.keys())
 
 

@@ -1,4 +1,4 @@
-"""Bundles that `chandler bundle` builds, on real runtimes, read back from inside; and what it leaves behind: nothing."""
+"""Bundles that `chandler bundle` builds, on real runtimes, read back from inside; nothing is left behind."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ Served = Callable[[Runtime], Installation]
 
 ONCE = ["runc", "crun", "youki"]
 SHOW = (
-    "id; busybox hostname; pwd; env; cat /proc/self/status; cat /proc/self/limits; cat /proc/self/mountinfo; cat /proc/sys/net/core/somaxconn; "
+    "id; busybox hostname; pwd; env; cat /proc/self/status; cat /proc/self/limits; cat /proc/self/mountinfo; "
+    "cat /proc/sys/net/core/somaxconn; "
     "echo x >/no 2>/dev/null || echo read-only; echo y >/data/file && echo written; cat /proc/kcore | busybox wc -c"
 )
 
@@ -143,7 +144,7 @@ def test_a_privileged_one(ship: Ship, direct: Engine) -> None:
 
 @pytest.mark.parametrize("runtime", ONCE, indirect=True)
 def test_gpus_of_the_node(runtime: Runtime, direct: Engine, node: Node, place: str) -> None:
-    """Without leases the bundle is complete: any runtime can run it."""
+    """Without leases the bundle is complete, so any runtime can run it."""
     installation = Installation(os.path.join(place, "installed"))
     installation.configure([runtime.path], [node.cdi], '[gpu]\nallocator = "fixed"\n')
     ship = Ship(place, installation, runtime.wrap)
@@ -159,9 +160,7 @@ def test_gpus_of_the_node(runtime: Runtime, direct: Engine, node: Node, place: s
 # --- chandler bundle run ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "runtime", ["runc", "crun"], indirect=True
-)  # youki's own run may wait for ever, see lab.engine
+@pytest.mark.parametrize("runtime", ["runc", "crun"], indirect=True)  # youki's own run may hang, see lab.engine
 @pytest.mark.parametrize("status", [0, 3])
 def test_run_builds_runs_and_removes(ship: Ship, status: int) -> None:
     ship.write(env={"A": "b"}, resources={"gpu": {"count": 1}})
@@ -215,8 +214,8 @@ def leased(runtime: Runtime, node: Node, place: str) -> Iterator[Leased]:
 
 
 @pytest.mark.parametrize("runtime", ONCE, indirect=True)
-def test_with_leases_a_gpu_is_held_by_who_runs(leased: Leased, node: Node) -> None:
-    """Bundles as many as one likes hold nothing; a container takes what is free when it is created."""
+def test_with_leases_only_a_container_holds_a_gpu(leased: Leased, node: Node) -> None:
+    """A bundle holds nothing. A container takes free GPUs when it is created."""
     leased.ship.write(resources={"gpu": {"count": len(node.gpus)}}, command={"args": ["sleep", "60"]})
     first, second = (leased.ship.create(name) for name in ("b1", "b2"))
     assert leased.leases() == []
@@ -231,13 +230,13 @@ def test_with_leases_a_gpu_is_held_by_who_runs(leased: Leased, node: Node) -> No
     leased.engine.delete(other, "--force")
     assert leased.leases() == []
     rebuilt = leased.ship.create("b1")
-    assert "devices" not in rebuilt.config["linux"], "what the wrapper did to the bundle is gone"
+    assert "devices" not in rebuilt.config["linux"], "the wrapper's changes to the bundle must be gone"
     leased.engine.create(rebuilt, name)
     assert leased.leases() == [name]
     leased.engine.delete(name, "--force")
     for made in (first, second):
         refused = leased.ship.command("remove", made.directory, check=False)
-        assert "holds init.pid, log.json, out.log" in refused.stderr, "which are the engine's"
+        assert "holds init.pid, log.json, out.log" in refused.stderr, "the files belong to the engine"
         leased.ship.command("remove", "--all", made.directory)
 
 
@@ -287,7 +286,7 @@ def test_write_config_is_for_a_bundle_with_a_root(plain: Ship) -> None:
     )
     plain.command("remove", "--all", directory)
     assert not os.path.exists(directory)
-    plain.command("remove", directory)  # which is fine
+    plain.command("remove", directory)  # this is allowed
 
 
 def test_nothing_is_written_when_something_is_wrong(plain: Ship) -> None:
@@ -307,15 +306,15 @@ def test_nothing_is_written_when_something_is_wrong(plain: Ship) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["create", "--spec", "F"], "no BUNDLE is named"),
-        (["create", "--spec", "F", "--id", "a/b", "B"], "'a/b' is no container id"),
-        (["create", "--spec", "F", "--env", "A", "B"], "--env 'A' is no NAME=VALUE"),
+        (["create", "--spec", "F"], "BUNDLE is missing"),
+        (["create", "--spec", "F", "--id", "a/b", "B"], "'a/b' is not a container id"),
+        (["create", "--spec", "F", "--env", "A", "B"], "--env 'A' does not have the form NAME=VALUE"),
         (["create", "--spec", "F", "--volume", "=x", "B"], "--volume '=x'"),
         (["create", "--spec", "/no/such", "B"], "/no/such: No such file"),
         (["create", "--spec", "F", "--service", "x", "B"], "no service 'x'; it has web"),
         (["create", "--spec", "F", "--image-config", "F", "--rootfs", "/no/such", "B"], "/no/such is not a directory"),
         (["run", "--spec", "F", "B"], "run needs --rootfs"),
-        (["run", "--spec", "F", "--rootfs", "/", "/tmp"], "/tmp is there already"),
+        (["run", "--spec", "F", "--rootfs", "/", "/tmp"], "/tmp exists already"),
         (["remove", "/tmp"], "no bundle"),
     ],
 )
@@ -389,11 +388,15 @@ def test_a_signal_is_the_container_s(ship: Ship) -> None:
 
 @pytest.mark.skipif(cgroups.mode() == "legacy", reason="no control groups of version 2 here")
 def test_a_builder_in_a_container_makes_room_for_others(plain: Ship) -> None:
-    """In a cgroup namespace of its own, as in a container: the builder goes into a leaf, containers beside it, and twice is once."""
+    """The builder has a cgroup namespace of its own, as in a container.
+
+    It moves into a leaf group, containers get groups beside it, and a second run changes nothing.
+    """
     group = os.path.join(cgroups.SYSFS, "" if cgroups.mode() == "unified" else "unified", bundle.GROUPS + "nest")
     plain.write(cgroup_parent=None, command={"args": ["cat", "/proc/self/cgroup"]})
     directory = os.path.join(plain.place, bundle.GROUPS + "inner")
-    create = f"{plain.installation.program('chandler')} bundle create --spec {plain.file} --rootfs {plain.rootfs} {directory}"
+    chandler = plain.installation.program("chandler")
+    create = f"{chandler} bundle create --spec {plain.file} --rootfs {plain.rootfs} {directory}"
     look = f"cat {directory}/config.json; find /sys/fs/cgroup -type d"
     script = (
         f"mkdir {group} && echo $$ >{group}/cgroup.procs && exec unshare -C -m --propagation private sh -c '"
@@ -455,7 +458,7 @@ def test_an_unprivileged_user_s_container(runtime: Runtime, served: Served, plac
     engine.clean()
 
 
-# youki cannot go without a control group, and as an unprivileged user fills one of version 2 alone.
+# youki needs a control group, and as an unprivileged user it can use only one of version 2.
 @pytest.mark.parametrize("runtime", ["runc", "crun-on-v2", "youki"], indirect=True)
 def test_an_unprivileged_user_runs_a_bundle(runtime: Runtime, served: Served, place: str) -> None:
     ship = Ship(place, served(runtime), runtime.wrap)
@@ -467,7 +470,8 @@ def test_an_unprivileged_user_runs_a_bundle(runtime: Runtime, served: Served, pl
                 *ship.wrap,
                 "sh",
                 "-c",
-                f"mkdir {cgroups.SYSFS}{group} && chown {UID}:{UID} {cgroups.SYSFS}{group} {cgroups.SYSFS}{group}/cgroup.*",
+                f"mkdir {cgroups.SYSFS}{group} && "
+                f"chown {UID}:{UID} {cgroups.SYSFS}{group} {cgroups.SYSFS}{group}/cgroup.*",
             ],
             check=True,
         )
@@ -482,7 +486,7 @@ def test_an_unprivileged_user_runs_a_bundle(runtime: Runtime, served: Served, pl
             os.lchown(path, UID, UID)
     ship.wrap += USER
     for attempt in range(3 if runtime.kind == "youki" else 1):  # see lab.engine
-        directory = os.path.join(place, f"b{attempt}")  # one that is killed leaves its bundle
+        directory = os.path.join(place, f"b{attempt}")  # a killed run leaves its bundle
         with contextlib.suppress(subprocess.TimeoutExpired):
             done = ship.command(
                 "run",
@@ -505,7 +509,7 @@ def test_an_unprivileged_user_runs_a_bundle(runtime: Runtime, served: Served, pl
     "runtime", [found.label for found in runtimes.known() if found.kind != "youki" and found.limits], indirect=True
 )
 def test_ids_that_are_lent_to_a_user(runtime: Runtime, served: Served, place: str) -> None:
-    """By name and by number, in two ranges, of which the container's user is in the second."""
+    """By name and by number, in two ranges; the container's user is in the second range."""
     user = pwd.getpwuid(1)
     lent = os.path.join(place, "subuid")
     with open(lent, "w", encoding="ascii") as file:

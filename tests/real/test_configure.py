@@ -1,4 +1,4 @@
-"""What `chandler configure` writes, in the hands of real engines: containerd 1.7 and 2.1 through CRI, and podman."""
+"""What `chandler configure` writes, on real engines: containerd 1.7 and 2.1 through CRI, docker and podman."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from lab.place import within
 
 
 class Scene:
-    """A containerd with a configuration of a node's own, to which `chandler configure` has added the handlers."""
+    """A containerd with a node's own configuration, to which `chandler configure` has added the handlers."""
 
     def __init__(self, release: Release, place: str, node: Node) -> None:
         self.node = node
@@ -58,7 +58,7 @@ class Scene:
         return done
 
     def again(self, *options: str) -> str:
-        """Configured anew and started anew, as a person does after a change; what the command said."""
+        """Configure again and restart, as a person does after a change; returns the command's output."""
         said = self.configure(*options).stdout
         self.containerd.stop()
         self.containerd.start()
@@ -66,7 +66,7 @@ class Scene:
         return said
 
     def dump(self) -> str:
-        """The configuration as containerd understands it."""
+        """The configuration as containerd reads it."""
         return subprocess.run(
             [self.containerd.release.binary("containerd"), "--config", self.file, "config", "dump"],
             check=True,
@@ -141,7 +141,7 @@ def test_containerd_understands_it(scene: Scene) -> None:
 
 
 def two(cri: CRI, name: str, more: Mapping[str, str] | None = None) -> tuple[Pod, str, str]:
-    """A pod of two containers, each with a request of its own, under the handler."""
+    """A pod of two containers with a request each, under the handler."""
     pod = cri.pod(
         name,
         {**ask("first", resources=gpus(1), env={"WHO": "first"}), **ask("second", resources=gpus(2)), **(more or {})},
@@ -163,7 +163,7 @@ def test_a_pod_whose_containers_ask_for_themselves(scene: Scene, cri: CRI) -> No
 
 
 def test_its_life(scene: Scene, cri: CRI) -> None:
-    """exec, update of limits (the device still opens, another does not), stop and remove."""
+    """exec, update of limits (the device still opens, another one does not), stop and remove."""
     pod, first, second = two(cri, "life")
     cri.remove(second)
     assert cri.exec(first, "echo", "hello").out == "hello\n"
@@ -208,8 +208,8 @@ def test_other_handlers_are_as_before(scene: Scene, cri: CRI) -> None:
 def test_verify(scene: Scene) -> None:
     done = scene.configure("--runtime", "runc", "--verify")
     assert "nothing to change" in done.stdout and "got what it asked for" in done.stdout
-    assert scene.cri.runtime.ListPodSandbox(_list()).items == [], "it cleaned up"
-    # on a node whose policy has no place for the question, the answer says that it was asked
+    assert scene.cri.runtime.ListPodSandbox(_list()).items == [], "--verify must remove its pod"
+    # where the policy refuses the test request, the answer says that the request arrived
     scene.installation.configure(["/usr/sbin/runc"], [scene.node.cdi], '[policy]\ndeny = ["env"]\n')
     done = scene.configure("--runtime", "runc", "--verify")
     assert "arrived, and was refused" in done.stdout and "deny of [policy]" in done.stdout
@@ -221,7 +221,7 @@ def test_verify(scene: Scene) -> None:
 
 
 def test_verify_where_a_kubelet_ends_pods_that_it_does_not_know(scene: Scene) -> None:
-    """The first one at once, the second as soon as it has a container: the third is left alone."""
+    """It ends the first pod at once, the second one when it has a container; it leaves the third one alone."""
     ended: list[str] = []
     done = threading.Event()
 
@@ -262,13 +262,15 @@ def test_as_the_default_runtime_and_back(scene: Scene, cri: CRI) -> None:
     assert opened(cri, cri.run(cri.pod("default", ask(resources=gpus(1))))) == [0]
     plain = cri.run(cri.pod("asks-nothing"))
     assert opened(cri, plain) == []
-    scene.again("--runtime", "runc")  # what was asked for once and is no longer asked for goes
+    scene.again("--runtime", "runc")  # an option of an earlier call that is no longer given is removed
     assert opened(cri, cri.run(cri.pod("not-default", ask(resources=gpus(1))))) == []
 
 
 def test_removed_under_running_pods(scene: Scene, cri: CRI) -> None:
-    """Byte for byte what was there; a pod that runs goes on and ends, and one that starts finds no handler. (containerd 2 looks the
-    handler up for an exec, which is why the command says that pods should end first.)"""
+    """The files are the same as before, byte by byte. A running pod goes on and ends; a new one finds no handler.
+
+    containerd 2 looks up the handler for an exec. Therefore the command says that pods should end first.
+    """
     pod, first, _ = two(cri, "survivor")
     said = scene.again("--remove")
     assert "restored " in said and "note: end the pods" in said and read(scene.file) == scene.before
@@ -283,7 +285,7 @@ def test_removed_under_running_pods(scene: Scene, cri: CRI) -> None:
     assert opened(cri, cri.run(cri.pod("again", ask(resources=gpus(1)), "chandler"))) == [0]
 
 
-# --- docker and podman: --verify, before and after, and nothing left ------------------------------------------------------
+# --- docker and podman: --verify, before and after, and nothing left ------------------------------------------------
 
 
 @pytest.fixture
@@ -342,12 +344,12 @@ def test_docker_verifies(release: Any, installed: Installation, place: str) -> N
 
 
 def test_podman_verifies(installed: Installation, place: str) -> None:
-    """The host's own podman, as a machine's administrator calls it, with an /etc/containers of its own."""
+    """The host's own podman, called as root, with an /etc/containers of its own."""
     if not os.access("/usr/bin/podman", os.X_OK):
         pytest.skip("not installed: podman")
     etc = os.path.join(place, "etc-containers")
     os.makedirs(etc)
-    # The path of a socket has 108 characters; with a longer one podman waits twenty seconds.
+    # A socket's path has at most 108 characters; with a longer one podman waits twenty seconds.
     with tempfile.TemporaryDirectory(dir="/run") as short:
         _podman(installed, place, etc, short)
 
@@ -356,15 +358,17 @@ def _podman(installed: Installation, place: str, etc: str, short: str) -> None:
     for name, text in {
         "policy.json": '{"default": [{"type": "insecureAcceptAnything"}]}',
         "storage.conf": f'[storage]\ndriver = "vfs"\ngraphroot = "{place}/graph"\nrunroot = "{short}/run"\n',
-        "containers.conf": '[containers]\ndefault_ulimits = ["nofile=512:512", "nproc=512:512"]\n[engine]\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\n',
+        "containers.conf": '[containers]\ndefault_ulimits = ["nofile=512:512", "nproc=512:512"]\n'
+        '[engine]\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\n',
     }.items():
         with open(os.path.join(etc, name), "w", encoding="utf-8") as file:
             file.write(text)
     verify, remove = (" ".join(command(installed, "podman", option)) for option in ("--verify", "--remove"))
-    # A request that is refused reaches the person in our own words, by the log that podman now asks for.
+    # The sentence of a refusal reaches the caller through the log that podman is now configured to read.
     asking = "podman run --rm --runtime chandler --network none --annotation chandler.oci/gpus=1 --rootfs / /bin/true"
     script = (
-        f"mount --bind {etc} /etc/containers && mount --make-rshared / && {verify} && podman info --format '{{{{.Host.OCIRuntime.Name}}}}'; {asking} 2>&1; "
+        f"mount --bind {etc} /etc/containers && mount --make-rshared / && {verify} && "
+        f"podman info --format '{{{{.Host.OCIRuntime.Name}}}}'; {asking} 2>&1; "
         f"{verify} --default && podman info --format '{{{{.Host.OCIRuntime.Name}}}}'; podman ps --all --quiet; {remove}"
     )
     done = subprocess.run(
@@ -385,7 +389,7 @@ def _podman(installed: Installation, place: str, etc: str, short: str) -> None:
 
 
 def test_podman_of_a_user(installed: Installation, place: str) -> None:
-    """Written at home, with what the node's files say; the node's own key is root's."""
+    """The files are in the user's home and keep what the node's files say; Chandler's own key is root's."""
     home = os.path.join(place, "home")
     os.makedirs(home)
     os.chown(home, 1, 1)
@@ -409,4 +413,4 @@ def test_podman_of_a_user(installed: Installation, place: str) -> None:
     assert "nothing to change" in configure("podman", "--default").stdout
     assert configure("podman", "--remove").returncode == 0 and not os.path.exists(written)
     refused = configure("containerd")
-    assert refused.returncode == 1 and "containerd is configured by root" in refused.stderr
+    assert refused.returncode == 1 and "only root can configure containerd" in refused.stderr

@@ -9,7 +9,7 @@ from lab import REPOSITORY
 
 
 def test_the_demo_shows_only_what_is_true(lab: str) -> None:
-    """`lab` for its conditions: the demo, too, is root's."""
+    """Uses `lab` for its conditions, because the demo needs root, too."""
     before = kept()
     done = subprocess.run(
         [os.path.join(REPOSITORY, "packaging/demo")],
@@ -22,7 +22,7 @@ def test_the_demo_shows_only_what_is_true(lab: str) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Operation not permitted" in done.stdout and "All of it was checked and is true." in done.stdout
-    assert kept() == before, "it left something behind"
+    assert kept() == before, "the demo left something behind"
 
 
 def kept() -> set[str]:

@@ -14,7 +14,9 @@ LOOK = """
 for node in /dev/nvidia*; do [ -c $node ] && : <$node && echo open $node; done
 for node in /dev/nvidia-caps/*; do [ -c $node ] && : <$node && echo open $node; done
 grep -c libnvidia-part /proc/mounts
-for library in /usr/lib/x86_64-linux-gnu/libnvidia-part*; do ( echo x >$library ) 2>/dev/null && echo written $library; done
+for library in /usr/lib/x86_64-linux-gnu/libnvidia-part*; do
+  ( echo x >$library ) 2>/dev/null && echo written $library
+done
 echo $NVIDIA_VISIBLE_DEVICES $CUDA_VISIBLE_DEVICES
 """
 

@@ -1,4 +1,4 @@
-"""Updates in which an engine hands over a container's whole resources as it knows them, without the devices that we gave."""
+"""Updates in which an engine sends all resources that it knows, without the devices that Chandler gave."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lab import bundle, runtimes
 from lab.engine import Engine
 from lab.node import Node
 
-# What containerd and podman send: all that is allowed by default, and the new limit.
+# What containerd and podman send: all default device rules, and the new limit.
 DEFAULTS = [
     {"allow": False, "access": "rwm"},
     *({"allow": True, "type": "c", "major": 1, "minor": minor, "access": "rwm"} for minor in (3, 5, 7, 8, 9)),
@@ -27,10 +27,11 @@ def test_a_gpu_stays_open(runtime: runtimes.Runtime, chandler: Engine, node: Nod
     command = [
         "sh",
         "-c",
-        f"(exec 3</dev/nvidia0) && echo open; test -e /other || mknod /other c {other.major} {other.minor}; (exec 3</other) || echo shut",
+        f"(exec 3</dev/nvidia0) && echo open; test -e /other || mknod /other c {other.major} {other.minor}; "
+        "(exec 3</other) || echo shut",
     ]
     assert chandler.exec(name, *command).stdout == "open\nshut\n"
-    for limit in (64 << 20, 128 << 20):  # the second one follows the first one's rules
+    for limit in (64 << 20, 128 << 20):  # the second update comes after the rules of the first
         data = json.dumps({"devices": DEFAULTS, **({"memory": {"limit": limit}} if runtime.limits else {})})
         if way == "input":
             chandler.call("update", "--resources=-", name, input=data)

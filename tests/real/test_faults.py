@@ -1,4 +1,4 @@
-"""Creates on damaged bundles and full disks, and creates that are killed: config.json is whole, old or new, and nobody waits."""
+"""Creates on damaged bundles and full disks, and killed creates: config.json is always complete, and none blocks."""
 
 from __future__ import annotations
 
@@ -24,8 +24,10 @@ ASKED = bundle.request(resources={"gpu": {"count": 2}}, env={"A": "b"})
 
 
 class Bench:
-    """Chandler over a runtime that notes its arguments and succeeds, and a bundle with a request; leases, which are another
-    module's matter, would make every config.json differ in a token."""
+    """Chandler over a runtime that only records its arguments, and a bundle with a request.
+
+    Without leases, which would put another token into each config.json; other modules test them.
+    """
 
     def __init__(self, installation: Installation, node: Node, place: str) -> None:
         self.place = place
@@ -37,7 +39,7 @@ class Bench:
         installation.configure([runtime], [node.cdi], '[gpu]\nallocator = "fixed"\n')
         self.engine = Engine([installation.program()], os.path.join(place, "root"))
         self.bundle = bundle.make(os.path.join(place, "b"), ["true"], ASKED)
-        # Beside the bundle, since some tests make that read-only or full.
+        # Outside the bundle, because some tests make that read-only or full.
         self.bundle.log, self.bundle.out = os.path.join(place, "log.json"), os.path.join(place, "out.log")
 
     def create(self) -> subprocess.CompletedProcess[str]:
@@ -59,7 +61,7 @@ class Bench:
         assert self.create().returncode == 0
         assert self.started()
 
-    # The engine's text and the digest of ours stay, by design; nothing else does.
+    # The engine's text and the digest of ours stay by design; nothing else does.
     def leftovers(self) -> set[str]:
         return set(os.listdir(self.bundle.directory)) - {
             "config.json",
@@ -121,7 +123,7 @@ def test_a_full_disk(bench: Bench) -> None:
     ids=["empty", "not JSON", "cut off", "not UTF-8"],
 )
 def test_a_config_that_is_no_json(bench: Bench, text: bytes) -> None:
-    """Without a request it is the runtime's to judge; where one may be in it, nothing starts."""
+    """Without the prefix in its text the runtime judges it; where it may have a request, nothing starts."""
     with open(bench.bundle.path, "wb") as file:
         file.write(text)
     if text:
@@ -143,8 +145,10 @@ def test_a_config_that_is_a_directory(bench: Bench) -> None:
 
 
 def test_a_config_that_is_a_fifo(bench: Bench) -> None:
-    """Nobody writes to it: whoever opened it to read would wait for ever.  What the runtime would read there may be a
-    request, so it does not start."""
+    """Nothing writes to the FIFO, so opening it to read would block for ever.
+
+    The create is refused, because the runtime might read a request from it.
+    """
     os.unlink(bench.bundle.path)
     os.mkfifo(bench.bundle.path)
     assert "is not a regular file" in bench.refused()
@@ -173,7 +177,10 @@ def test_a_config_that_is_a_symlink(bench: Bench) -> None:
 
 
 def test_a_config_with_another_name(bench: Bench) -> None:
-    """Somebody else's file would be left with the old text, or ours with the new."""
+    """Replacing config.json would leave the old text under the other hard link.
+
+    Writing in place would change that other file.
+    """
     other = os.path.join(bench.place, "other.json")
     os.link(bench.bundle.path, other)
     before = bench.bundle.bytes
@@ -182,7 +189,7 @@ def test_a_config_with_another_name(bench: Bench) -> None:
 
 
 def test_a_config_that_is_a_mount(bench: Bench) -> None:
-    """It cannot be replaced by rename."""
+    """A mount cannot be replaced by rename(2)."""
     source = os.path.join(bench.place, "source.json")
     with open(source, "wb") as file:
         file.write(bench.bundle.bytes)
@@ -205,7 +212,7 @@ def test_a_config_of_64_mib(bench: Bench) -> None:
 
 
 def test_a_bundle_that_is_missing(bench: Bench) -> None:
-    """The runtime's own words are the ones that its callers know."""
+    """The caller gets the runtime's own message, which it knows."""
     bench.bundle.directory = os.path.join(bench.place, "nowhere")
     bench.handed_over()
 
@@ -237,7 +244,7 @@ def test_a_reader_sees_the_old_or_the_new_text_only(bench: Bench) -> None:
 
 
 def test_killed_at_any_moment(bench: Bench) -> None:
-    """kill -9 at random points of a create, a hundred times: config.json is always the old text or the new."""
+    """kill -9 at random points of a create, a hundred times: config.json has the old text or the new one."""
     old = bench.bundle.bytes
     began = time.monotonic()
     bench.handed_over()
@@ -265,7 +272,7 @@ def test_killed_at_any_moment(bench: Bench) -> None:
         found = bench.bundle.bytes
         assert found in (old, new)
         seen.add(found)
-        # What the next create makes of it, whatever the killed one left.
+        # The next create works, whatever the killed one left.
         bench.handed_over()
         assert bench.bundle.bytes == new
         assert not bench.leftovers(), "a temporary file stayed behind"
@@ -273,7 +280,7 @@ def test_killed_at_any_moment(bench: Bench) -> None:
 
 
 def test_an_inventory_that_is_damaged(bench: Bench, installation: Installation) -> None:
-    """Losing or spoiling the state costs time, never correctness."""
+    """Loss or damage of the state costs time, never correctness."""
     bench.handed_over()
     new = bench.bundle.bytes
     chance = random.Random(SEED)

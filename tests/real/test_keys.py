@@ -18,8 +18,9 @@ from shim.request.rare_keys import CAPABILITIES
 
 ONCE = ["runc", "crun"]
 SHOW = (
-    "cat /proc/self/status; echo --; cat /proc/self/limits; echo --; cat /proc/self/mounts; echo --; env; echo --; cat /proc/sys/net/core/somaxconn; "
-    "cat /proc/sys/kernel/hostname; pwd; echo x 2>/dev/null >/no && echo writable; ls -n /data; cat /proc/self/oom_score_adj; cat /proc/kcore | busybox wc -c"
+    "cat /proc/self/status; echo --; cat /proc/self/limits; echo --; cat /proc/self/mounts; echo --; env; echo --; "
+    "cat /proc/sys/net/core/somaxconn; cat /proc/sys/kernel/hostname; pwd; echo x 2>/dev/null >/no && echo writable; "
+    "ls -n /data; cat /proc/self/oom_score_adj; cat /proc/kcore | busybox wc -c"
 )
 
 
@@ -131,7 +132,10 @@ def test_everything_at_once(trusting: Callable[..., Engine], place: str) -> None
 @pytest.mark.parametrize("runtime", ONCE, indirect=True)
 def test_privileged_and_devices(trusting: Callable[..., Engine], place: str) -> None:
     engine = trusting('[policy]\ntrust = "all"')
-    script = "cat /proc/self/status; echo --; cat /proc/self/mounts; ls -l /dev/loop-control; cat /proc/kcore | busybox head -c 4 | busybox wc -c"
+    script = (
+        "cat /proc/self/status; echo --; cat /proc/self/mounts; ls -l /dev/loop-control; "
+        "cat /proc/kcore | busybox head -c 4 | busybox wc -c"
+    )
     _, text = inside(
         engine, place, {"privileged": True, "devices": [{"path": "/dev/loop-control", "mknod": True}]}, script
     )
@@ -189,7 +193,8 @@ def test_nothing_is_given_that_no_rule_allows(
 @pytest.mark.parametrize("runtime", ["runc"], indirect=True)
 def test_a_rule_for_a_namespace(trusting: Callable[..., Engine], place: str) -> None:
     engine = trusting(
-        '[[policy.rule]]\nname = "a"\nmatch = {namespace = ["team-a"], handler = ["chandler-runtime"]}\nallow = ["hostname"]'
+        '[[policy.rule]]\nname = "a"\nmatch = {namespace = ["team-a"], handler = ["chandler-runtime"]}\n'
+        'allow = ["hostname"]'
     )
     engine.root += "/k8s.io"  # containerd is known by its paths
     for namespace, given in (("team-a", True), ("team-b", False)):

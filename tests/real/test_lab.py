@@ -1,4 +1,4 @@
-"""The lab itself, on the plain runtimes: what it says of a host must hold before it can prove anything about Chandler."""
+"""The lab itself, on the plain runtimes: what it says about a host must hold before it can prove anything."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from lab.engine import Engine, pid_of
 from lab.node import Node, driver
 
 # Tries every path given and says which open.
-PROBE = 'for d in "$@"; do if (: < $d) 2>/dev/null; then echo "$d opens"; else (: < $d) 2>&1 | busybox sed "s|.*: ||;s|^|$d |"; fi; done'
+PROBE = (
+    'for d in "$@"; do if (: < $d) 2>/dev/null; then echo "$d opens"; '
+    'else (: < $d) 2>&1 | busybox sed "s|.*: ||;s|^|$d |"; fi; done'
+)
 
 
 def granted(node: Node, made: bundle.Bundle, *indexes: int) -> None:

@@ -1,4 +1,4 @@
-"""What ends a test's containers must end nothing else: it kills by what it reads of other processes."""
+"""The function that ends a test's containers must end nothing else: it finds its victims in /proc."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from lab import bundle, cgroups
 
 
 def test_a_mount_that_a_killed_runtime_left_is_no_sign_of_a_container(place: str) -> None:
-    """Every process of the host sees that one."""
+    """Every process of the host sees such a mount."""
     left = os.path.join(place, "runc.left")
     Path(left).touch()
     subprocess.run(["mount", "--bind", "/bin/true", left], check=True)
     before = subprocess.Popen(
         [*cgroups.LEGACY, "sleep", "600"]
-    )  # sees the same from a namespace of its own, as a runtime does
+    )  # sees that mount from a mount namespace of its own, as a runtime does
     try:
         assert not cgroups.inside(place)
         cgroups.end(place)

@@ -1,4 +1,4 @@
-"""A container's whole life through Chandler on each real runtime: what was asked arrives, and everything else passes through."""
+"""A container's whole life through Chandler on each real runtime: requests arrive, everything else passes through."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_granted_devices_open_and_others_do_not(
 
 
 def test_every_device_is_in_both_places(chandler: Engine, place: str, node: Node) -> None:
-    """Else a later update, or a reload of systemd, takes it away."""
+    """Otherwise a later update, or a reload of systemd, takes the device away."""
     made = make(place, "true", resources={"gpu": {"count": 3}})
     chandler.run(made, "c1")
     linux = made.config["linux"]
@@ -148,7 +148,7 @@ def test_exit_codes_pass_through(chandler: Engine, place: str, script: str, code
 
 @WITH_AND_WITHOUT
 def test_signals_pass_through(chandler: Engine, place: str, asks: dict[str, object]) -> None:
-    """A signal to the process that the caller started reaches the container's own."""
+    """A signal to the process that the caller started reaches the container's process."""
     made = make(place, 'trap "exit 7" TERM; echo ready; while :; do sleep 0.05; done', **asks)
     chandler.started["c1"] = made
     process = subprocess.Popen(
@@ -161,7 +161,7 @@ def test_signals_pass_through(chandler: Engine, place: str, asks: dict[str, obje
     assert process.stdout is not None
     with process.stdout:
         assert process.stdout.readline() == "ready\n"
-        time.sleep(0.2)  # some runtimes take the signals over only after the container has started
+        time.sleep(0.2)  # some runtimes forward signals only after the container has started
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 7
 

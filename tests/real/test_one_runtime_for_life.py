@@ -1,4 +1,4 @@
-"""A container is served for its whole life by the runtime that created it, whatever happens to the node meanwhile."""
+"""The runtime that created a container serves it for its whole life, whatever happens to the node meanwhile."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lab.node import Node
 
 @pytest.fixture(scope="module")
 def without_python(lab: str, installation: Installation) -> Installation:
-    """The same configuration and state, but an interpreter that is gone since it was installed."""
+    """The same configuration and state, but the interpreter was removed after the installation."""
     python = os.path.join(lab, "python3")
     os.symlink(PYTHON, python)
     removed = Installation(os.path.join(lab, "without-python"), python=python, beside=installation)
@@ -46,14 +46,14 @@ def engine(first: runtimes.Runtime, installation: Installation, node: Node, plac
 
 
 def others(first: runtimes.Runtime) -> list[str]:
-    """The same runtimes with another one in front."""
+    """The same runtimes, with another one first."""
     paths = [found.path for label in ("crun", "runc", "youki") if not (found := runtimes.named(label)).missing]
     paths.remove(first.path)
     return [*paths, first.path]
 
 
 def finish(engine: Engine) -> None:
-    """The rest of the container's life: only the runtime that created it can serve it."""
+    """The rest of the container's life, which only the runtime that created it can serve."""
     assert engine.state("c1")["status"] == "running"
     assert engine.exec("c1", "echo", "still here").stdout == "still here\n"
     engine.kill("c1")
@@ -88,7 +88,7 @@ def test_python_is_removed(
 def test_the_configuration_is_broken(
     engine: Engine, first: runtimes.Runtime, installation: Installation, node: Node
 ) -> None:
-    """It stops creates, never what a running container needs."""
+    """A broken configuration stops creates, but nothing that a running container needs."""
     installation.configure(others(first), [node.cdi], more="no-such-key = 1\n")
     finish(engine)
 

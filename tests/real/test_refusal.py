@@ -1,4 +1,4 @@
-"""A create that is refused: one sentence, one record, nothing changed, and no runtime ever started."""
+"""A refused create: one sentence, one record, nothing changed, and no runtime started."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ REFUSED = {
 
 
 class Refusals:
-    """Chandler over a runtime that only notes that it was started."""
+    """Chandler over a runtime that only records that it was started."""
 
     def __init__(self, installation: Installation, node: Node, place: str) -> None:
         self.installation, self.node, self.place = installation, node, place
@@ -51,13 +51,13 @@ def refusals(installation: Installation, node: Node, place: str) -> Iterator[Ref
 
 
 def refused(refusals: Refusals, made: bundle.Bundle, word: str, verb: str = "create") -> str:
-    """Check that the create is refused in a sentence with `word`; the sentence."""
+    """Check that the create is refused in a sentence with `word`; returns the sentence."""
     before, files = made.bytes, sorted(os.listdir(made.directory))
     done = refusals.engine.create(made, "c1", verb=verb, check=False)
     assert done.returncode == 1
     assert not refusals.started()
     assert made.bytes == before
-    assert set(os.listdir(made.directory)) - set(files) <= {"out.log", "log.json"}, "something stayed behind"
+    assert set(os.listdir(made.directory)) - set(files) <= {"out.log", "log.json"}, "the create left something behind"
     (sentence,) = done.stderr.splitlines()
     assert word in sentence and "Traceback" not in sentence
     (record,) = records(made.log)
@@ -114,7 +114,7 @@ def test_a_configuration_with_an_unknown_key(refusals: Refusals) -> None:
 
 @pytest.mark.parametrize("what", ["file", "directory"])
 def test_a_cdi_source_that_others_can_write(refusals: Refusals, what: str) -> None:
-    """It carries hooks that run as root."""
+    """A CDI file contains hooks that run as root."""
     directory = os.path.join(refusals.place, "cdi")
     os.mkdir(directory, 0o755)
     spec = os.path.join(directory, "nvidia.yaml")
@@ -132,7 +132,7 @@ def test_a_runtime_that_others_can_write(refusals: Refusals) -> None:
     refused(refusals, made, refusals.runtime)
 
 
-def test_what_is_refused_can_be_mended_and_created(refusals: Refusals) -> None:
+def test_a_refused_create_works_after_a_correction(refusals: Refusals) -> None:
     made = bundle.make(os.path.join(refusals.place, "b"), ["true"], bundle.request(nonsense=1))
     refused(refusals, made, "nonsense")
     config = made.config

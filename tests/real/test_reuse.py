@@ -1,4 +1,4 @@
-"""One bundle used again and again: each create starts from the engine's own config.json, never from the last create's."""
+"""One bundle used again and again: each create starts from the engine's config.json, not from the last result."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_ten_creates_with_other_gpus_each_time(chandler: Engine, place: str, nod
 
 @pytest.mark.parametrize("runtime", ONCE, indirect=True)
 def test_the_same_bundle_created_ten_times_as_it_was_left(chandler: Engine, place: str, node: Node) -> None:
-    """A create that finds its own result starts from the original; nothing piles up."""
+    """A create that finds Chandler's own result starts from the original, so edits do not pile up."""
     made = bundle.make(
         os.path.join(place, "b"), ["ls", "/dev"], bundle.request(resources={"gpu": {"count": 2}}, env={"A": "b"})
     )

@@ -1,4 +1,7 @@
-"""An unprivileged user in a user namespace of his own, as rootless podman calls a runtime; CDI files and runtimes belong to root."""
+"""An unprivileged user in a user namespace of his own, as rootless podman calls a runtime.
+
+CDI files and runtimes belong to root.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,8 @@ from lab.install import Installation
 from lab.runtimes import Runtime
 
 UID = 12345
-# In a user namespace no device can be made, a runtime mounts the host's own: one that everybody may see stands for the GPU.
+# In a user namespace no device can be made, so runtimes mount the host's. A device that everybody may see stands for
+# the GPU.
 DEVICE = "/dev/kmsg"
 SPEC = f"""
 cdiVersion: 0.5.0
@@ -78,8 +82,10 @@ def test_a_container_of_an_unprivileged_user(user: Engine, home: str) -> None:
     assert {"device", "A=b", "FROM_CDI=yes"} <= set(seen)
 
 
-def test_his_own_cdi_file_is_refused_in_the_node_s_directory(installation: Installation, place: str, home: str) -> None:
-    """What he could write himself carries no authority when root reads it."""
+def test_an_unprivileged_users_cdi_file_is_refused_in_the_nodes_directory(
+    installation: Installation, place: str, home: str
+) -> None:
+    """Root must not trust a file that an unprivileged user could write."""
     runtime = runtimes.named("runc")
     if runtime.missing:
         pytest.skip(runtime.missing)

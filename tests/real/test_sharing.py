@@ -1,4 +1,4 @@
-"""GPUs shared by real containers: a daemon from the first to the last, its place in the container, and lost hooks."""
+"""GPUs shared by real containers: one daemon from the first container to the last, its mounts, and lost hooks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lab.engine import PATIENCE, Engine, records
 from lab.install import Installation
 from lab.nvidia import Commands
 
-# A daemon of ours is not started from a mount namespace that is not the host's, as crun needs one here.
+# Chandler starts no daemon from a mount namespace other than the host's, and crun needs one here.
 PLAIN = [label for label in ("runc", "youki") if not runtimes.named(label).wrap]
 UUID = node.uuid(0)
 
@@ -59,7 +59,7 @@ class Sharing:
         return str(self.commands.gpus().get(UUID, {}).get("mode", "DEFAULT"))
 
     def lose_hook(self) -> str:
-        """Poststop hooks do nothing from now on; gives the path to bring them back to."""
+        """Make poststop hooks do nothing from now on; returns the path to restore the hook from."""
         hook = self.installation.program("chandler-hook")
         os.rename(hook, hook + ".away")
         with open(hook, "w", encoding="ascii") as file:
@@ -116,7 +116,7 @@ def test_an_engine_that_reads_to_the_end_returns_though_the_daemon_stays(sharing
 
 
 @pytest.mark.parametrize("runtime", ["runc"], indirect=True)
-def test_a_lost_hook_is_mended_by_who_takes_the_gpu(sharing: Sharing) -> None:
+def test_the_next_holder_repairs_a_lost_hook(sharing: Sharing) -> None:
     engine = sharing.engine
     hook = sharing.lose_hook()
     engine.create(sharing.bundle("b1", sharing="mps"), "c1")
@@ -206,8 +206,10 @@ def test_time_slices(sharing: Sharing) -> None:
 
 @pytest.mark.parametrize("runtime", ["runc"], indirect=True)
 def test_churn_of_all_ways_to_share(sharing: Sharing) -> None:
-    """Creates and deletes in parallel, killed anywhere: those on one GPU share it in one way, and at the end no lease, no
-    daemon and no setting is left."""
+    """Creates and deletes in parallel, killed at any time.
+
+    Containers on one GPU share it in one way, and at the end no lease, no daemon and no setting is left.
+    """
     wishes: list[dict[str, Any]] = [
         {"sharing": "mps"},
         {"sharing": "mps", "mps_active_thread_percentage": 50},

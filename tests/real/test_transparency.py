@@ -1,4 +1,4 @@
-"""With nothing asked, Chandler cannot be told from the runtime behind it: that runtime's own tests give the same results through it."""
+"""Without a request Chandler behaves as the runtime behind it: that runtime's own tests give the same results."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from lab.install import Installation
 from lab.node import Node
 from lab.runtimes import Runtime
 
-LEAST = 100  # cases of the suite that succeed, whatever the host
+LEAST = 100  # number of cases that succeed on any host
 
 
 @pytest.mark.parametrize("crun", crunsuite.CRUNS, ids=lambda crun: crun.label)
-def test_crun_s_own_tests_cannot_tell(crun: Runtime, installation: Installation, node: Node) -> None:
-    """Every case has the same verdict direct and through chandler-crun; none is excepted and none has a second try."""
+def test_crun_s_own_tests_have_the_same_results(crun: Runtime, installation: Installation, node: Node) -> None:
+    """Every case has the same verdict direct and through chandler-crun; none is excepted, none is repeated."""
     if reason := crunsuite.missing(crun):
         pytest.skip(reason)
     installation.configure([crun.path], [node.cdi])
     sides = {"direct": crun.path, "through": installation.program("chandler-crun")}
-    # A short path, since sockets are made far below it. Users without privileges look into it.
+    # A short path, because tests make sockets deep below it. Unprivileged users read it.
     with tempfile.TemporaryDirectory(dir="/var/tmp") as place, ThreadPoolExecutor(2) as pool:
         os.chmod(place, 0o755)
         waiting = {
@@ -89,7 +89,7 @@ def test_words_and_exit_codes_are_the_runtime_s(chandler: Engine, direct: Engine
 
 
 def comparable(text: str, made: bundle.Bundle) -> list[str]:
-    """The lines without what differs from call to call: the bundle's place, times, process ids, addresses."""
+    """The lines without what differs between calls: the bundle's path, times, process ids, addresses."""
     text = text.replace(os.path.dirname(made.directory), "PLACE").replace(made.config["linux"]["cgroupsPath"], "GROUP")
     return (
         re.sub(r"\d{4}-\d\d-\d\d[T ][\d:.]+(Z|[+-][\d:]+)?|\bpid[ =:]+\d+|0x[0-9a-f]+|\b\d{3,}\b", "#", text)

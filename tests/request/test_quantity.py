@@ -1,4 +1,4 @@
-"""Quantities: exactly what Kubernetes means, and nothing that it would not take."""
+"""Quantities: the same values as in Kubernetes, and the same refusals."""
 
 from __future__ import annotations
 

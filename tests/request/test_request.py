@@ -1,4 +1,4 @@
-"""Requests: every key and every way to get it wrong; every form in which a request may come."""
+"""Requests: every key with valid and invalid values, and every form in which a request may come."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ def test_every_key_of_the_table_is_tried() -> None:
     assert set(resources) == set(RESOURCES) == set(NOT_RESOURCES)
     assert set(gpu) == set(GPU) == set(NOT_GPU)
     assert {key for key, known in schema.SCHEMA.items() if not isinstance(known, str)} == {"env", "resources"}, (
-        "tests/keys/test_reference.py has the rest"
+        "tests/keys/test_reference.py must have the other keys"
     )
 
 
@@ -380,7 +380,7 @@ def test_a_key_that_stands_twice(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["NaN", "Infinity", "-Infinity"])
-def test_numbers_that_are_none(text: str) -> None:
+def test_invalid_numbers_in_documents(text: str) -> None:
     assert f"{text} is not JSON" in refused({P + "service": '{"resources": {"cpu": ' + text + "}}"})
 
 
@@ -442,7 +442,7 @@ def test_too_large_in_all() -> None:
     words = refused({P + "service": half, P + "other": half})
     assert f"more than {MAX_ANNOTATIONS}" in words
     assert "more than" in refused({P + "x" * MAX_ANNOTATIONS: "y"})
-    assert parsed({"other/" + "x" * MAX_ANNOTATIONS: "y"}) is None, "annotations of others are none of ours"
+    assert parsed({"other/" + "x" * MAX_ANNOTATIONS: "y"}) is None, "annotations with another prefix must not count"
 
 
 # --- single values --------------------------------------------------------------------------------------------
@@ -636,7 +636,7 @@ def test_the_mark_is_reserved(annotations: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("value", [None, 1, True, [], {}, Number("1.5")])
-def test_an_annotation_that_is_no_text(value: Any) -> None:
+def test_an_annotation_that_is_no_string(value: Any) -> None:
     for key in ("service", "services", "service.main", "resources.cpu", "x"):
         assert f"{P}{key}" in refused({P + key: value})
 
@@ -651,7 +651,7 @@ def test_another_prefix() -> None:
 
 
 def documents() -> st.SearchStrategy[Any]:
-    """Documents in normal form: cpu in thousandths, as the table says, everything else as it may be written."""
+    """Documents in normal form: cpu in thousandths, as the table says, everything else as a person may write it."""
     names = st.text("ABCabc._-", min_size=1, max_size=4)
     positive = st.integers(1, MAX_INT)
     gpu = st.fixed_dictionaries(
@@ -687,7 +687,7 @@ def documents() -> st.SearchStrategy[Any]:
 
 
 def written(document: Any) -> Any:
-    """A normal form as a person would write it: thousandths of a CPU have their suffix."""
+    """A normal form as a person would write it: thousandths of a CPU with the suffix m."""
     document = copy.deepcopy(document)
     if "cpu" in document.get("resources", {}):
         document["resources"]["cpu"] = f"{document['resources']['cpu']}m"
@@ -706,7 +706,7 @@ def test_a_normal_form_gives_itself(document: Any) -> None:
 @given(documents())
 @settings(max_examples=50)
 def test_yaml_means_the_same_as_json(document: Any) -> None:
-    """JSON is YAML but for some escapes; behind a document marker it is read as YAML."""
+    """JSON is YAML except for some escapes; after a document marker it is read as YAML."""
     document["env"] = {"A": "b", "C.d": 'é " \\ \n'}
     assert parse_document("--- " + json.dumps(written(document))) == parse_document(json.dumps(written(document)))
 

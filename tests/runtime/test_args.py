@@ -1,4 +1,4 @@
-"""shim.runtime.args against tables of command lines, and against what the installed runtimes say of themselves."""
+"""shim.runtime.args against tables of command lines, and against the --help of the installed runtimes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from shim.runtime import args
 
 ALL = args.KINDS
 
-# words -> the kinds that this is about, and what the reading must say.  What is not named must be as in a new Invocation.
+# Command line, kinds of runtimes, expected attributes; all other attributes must be as in a new Invocation.
 CASES: list[tuple[str, tuple[str, ...], dict[str, Any]]] = [
     # Words before the verb.
     (
@@ -333,7 +333,7 @@ def test_no_option_is_unknown(label: str) -> None:
 )
 @pytest.mark.parametrize("label", ["runc", "crun", "youki"])
 def test_the_runtime_reads_the_same(label: str, words: list[str], runs: tuple[str, ...], tmp_path: Any) -> None:
-    """A runtime that gets as far as the bundle names it, or fails in it, since it is not there."""
+    """A runtime that gets as far as the bundle either names it or fails because it does not exist."""
     runtime = runtimes.named(label)
     if runtime.missing:
         pytest.skip(runtime.missing)

@@ -1,4 +1,7 @@
-"""packaging/bin/chandler-runtime under every shell that may be /bin/sh, with runtimes and an interpreter that only report."""
+"""packaging/bin/chandler-runtime under every shell that may be /bin/sh.
+
+The runtimes and the interpreter only report how they were called.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +26,9 @@ from shim.runtime import args
 SOURCE = os.path.join(REPOSITORY, "packaging/bin/chandler-runtime")
 PLAIN = {"PATH": "/usr/bin:/bin"}
 
-# What of the environment a shell cannot hand on as it was: name -> the shells, None for all of them.
+# Variables that a shell cannot pass on unchanged: name -> the shells, None for all of them.
 LOST: dict[str, tuple[str, ...] | None] = {
-    "PWD": None,  # every shell sets its own, and the caller's cannot be told from it
+    "PWD": None,  # every shell sets its own value, which cannot be told from the caller's
     "a.b": ("dash", "busybox"),  # no identifier
     "OLDPWD": ("bash",),  # dropped unless it is a directory
     "IFS": None,  # never taken from outside
@@ -47,7 +50,7 @@ LOST: dict[str, tuple[str, ...] | None] = {
 }
 # dash blocks no signal after a fork, whatever its caller's mask was.
 UNBLOCKS = ("dash",)
-# What a shell adds where the caller had none: busybox's main program sets PATH.
+# What a shell adds if the caller did not set it: busybox's main program sets PATH.
 ADDED = {"busybox": {"PATH"}}
 
 REPORTER = """#!/usr/bin/python3 -ISB
@@ -56,7 +59,8 @@ fds = sorted(int(fd) for fd in os.listdir("/proc/self/fd"))
 fds = [fd for fd in fds if os.path.exists(f"/proc/self/fd/{fd}") or os.path.islink(f"/proc/self/fd/{fd}")]
 status = open("/proc/self/status").read()
 report = {"who": NAME, "argv": [os.fsdecode(a) for a in sys.argv[1:]], "pid": os.getpid(), "fds": fds,
-    "cwd": os.readlink("/proc/self/cwd"), "stdin": "" if 0 not in fds else sys.stdin.read() if os.environ.get("READ") else "",
+    "cwd": os.readlink("/proc/self/cwd"),
+    "stdin": "" if 0 not in fds else sys.stdin.read() if os.environ.get("READ") else "",
     "env": [e.decode("utf-8", "surrogateescape") for e in open("/proc/self/environ", "rb").read().split(b"\\0") if e],
     "signals": [line for line in status.splitlines() if line[:6] in ("SigBlk", "SigIgn", "SigCgt")]}
 with open(HERE + "/report", "w") as file:
@@ -65,9 +69,12 @@ sys.exit(7)
 """
 
 
+BEGUN = int(time.time())
+
+
 def age(path: str, seconds: float) -> None:
-    """Gives a file a time so many seconds from now."""
-    os.utime(path, (time.time() + seconds, time.time() + seconds))
+    """Gives a file a time so many seconds from when these tests began: busybox compares whole seconds."""
+    os.utime(path, (BEGUN + seconds, BEGUN + seconds))
 
 
 class Shell(NamedTuple):
@@ -192,7 +199,7 @@ class Launcher:
     def call(
         self, argv: Sequence[str | bytes], env: Mapping[Any, Any] = PLAIN, link: str = "", **more: Any
     ) -> dict[str, Any]:
-        """The report of whoever was reached; nothing may have been printed."""
+        """The report of the program that was reached; nothing else may have been printed."""
         process = self.popen(argv, env, link, **more)
         out, err = process.communicate(timeout=20)
         assert (out or b"", err or b"") == (b"", b""), (argv, out, err)
@@ -365,8 +372,8 @@ def test_a_config_that_is_no_plain_file_is_not_read(launcher: Launcher) -> None:
     assert launcher.who("create", "--bundle", link, "ID") == "runc"
 
 
-def test_a_grep_that_cannot_be_waited_for_is_no_answer(launcher: Launcher) -> None:
-    """With SIGCHLD ignored, the status of a child is lost in some shells."""
+def test_a_grep_without_an_exit_status_leaves_the_create_to_python(launcher: Launcher) -> None:
+    """With SIGCHLD ignored, some shells lose the exit status of a child."""
 
     def ignore() -> None:
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
@@ -464,13 +471,15 @@ def test_the_runtime_that_has_the_container(launcher: Launcher, kind: str, argv:
 
 
 def test_an_update_that_may_take_devices_away_goes_through_python(launcher: Launcher) -> None:
-    """Which is not needed for it: without an interpreter the runtime still gets it."""
+    """Python is optional there: without an interpreter the update still reaches the runtime."""
     for kind in args.KINDS:
         launcher.runtime(kind)
         launcher.container(kind, f"{launcher.run_dir}/{kind}", kind)
     launcher.configure(ALL.format(f=launcher.fixed))
     update = ("update", "--resources=-")
     assert [launcher.who(*update, kind) for kind in ("runc", "crun", "youki")] == ["runc", "python", "python"]
+    id_first = [launcher.who("update", kind, "--resources=-") for kind in ("runc", "crun", "youki")]
+    assert id_first == ["runc", "python", "python"], "youki takes options anywhere"
     assert [launcher.who(*update, "new", link=f"chandler-{kind}") for kind in ("runc", "crun", "youki")] == [
         "runc",
         "python",
@@ -481,7 +490,7 @@ def test_an_update_that_may_take_devices_away_goes_through_python(launcher: Laun
 
 
 def test_a_container_whose_runtime_is_gone_falls_back(launcher: Launcher) -> None:
-    """Python may know where it is: from a configuration that was not compiled yet."""
+    """Python may find the runtime in a configuration that is not compiled yet."""
     for kind, line in (("crun", None), ("youki", None), ("youki", f"2 0 chandler.oci runc={launcher.fixed}/runc\n")):
         launcher.reset()
         launcher.container(kind, f"{launcher.run_dir}/{kind}")
@@ -532,8 +541,10 @@ SOURCES = ("config.toml", "config.d", "config.d/a.toml")
 
 @pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("seconds", [-3600, -101, -90, 3600])
-def test_a_source_with_another_time_is_a_doubt(launcher: Launcher, source: str, seconds: float) -> None:
-    """Not only a newer one: `cp -p` and `mv` keep an old time."""
+def test_a_source_with_another_time_leaves_the_create_to_python(
+    launcher: Launcher, source: str, seconds: float
+) -> None:
+    """Not only a newer time, because `cp -p` and `mv` keep an old one."""
     launcher.configure(None)
     open(f"{launcher.etc}/config.d/a.toml", "w").close()
     for name in SOURCES:
@@ -566,8 +577,10 @@ CHANGES: dict[str, Callable[[str], object]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_a_source_more_or_less_is_a_doubt(launcher: Launcher, change: Callable[[str], object]) -> None:
-    """Also where config.d has the time that it had, as after an archive was unpacked over it."""
+def test_an_added_or_removed_source_leaves_the_create_to_python(
+    launcher: Launcher, change: Callable[[str], object]
+) -> None:
+    """Also where config.d has its former time, as after an archive was unpacked over it."""
     launcher.configure(None)
     open(f"{launcher.etc}/config.d/a.toml", "w").close()
     launcher.configure(f"2 0 chandler.oci runc={launcher.fixed}/runc\n", None)
@@ -658,7 +671,7 @@ def environment(report: dict[str, Any]) -> dict[str, str]:
 
 
 def cases(launcher: Launcher) -> list[list[str]]:
-    """Each way that leads out of the launcher: early, late, after grep, to Python."""
+    """Each way out of the launcher: early, late, after grep, to Python."""
     plain, asking = launcher.bundle(), launcher.bundle(REQUEST, "asking")
     return [
         ["state", "ID"],
@@ -728,7 +741,7 @@ def test_nothing_is_added_to_the_environment(launcher: Launcher) -> None:
 
 
 def test_only_known_names_are_changed() -> None:
-    """The launcher's own variables, by their names in the text."""
+    """The launcher's own variables are found by their names in its text."""
     with open(SOURCE, encoding="utf-8") as file:
         names = set(re.findall(r"(?:^|\s)([A-Za-z]\w*)=", re.sub(r"(?m)^\s*#.*|'[^']*'", "", file.read())))
     assert names <= {"SHLVL", "LC_ALL", "GREP_OPTIONS", "PYTHON", "level", "msg", "time"}, names
@@ -792,13 +805,13 @@ def test_functions_in_the_environment_of_bash(launcher: Launcher) -> None:
     ["xtrace", "errexit", "nounset", "noglob", "errexit:nounset:noglob:xtrace", "posix", "physical", "noclobber"],
 )
 def test_shell_options_in_the_environment(launcher: Launcher, options: str) -> None:
-    """(noexec makes every bash script an empty one, and verbose prints lines as they are read: not ours to cure.)"""
+    """noexec makes every bash script do nothing, and verbose prints its lines; Chandler cannot prevent either."""
     for argv in cases(launcher):
         launcher.call(argv, {**PLAIN, "SHELLOPTS": options, "PS4": "$(/bin/echo x)"})
 
 
 def test_descriptors(launcher: Launcher) -> None:
-    """The caller's reach the runtime, also at the numbers where shells keep their own; nothing else does."""
+    """The runtime gets the caller's descriptors, also at the numbers that shells use themselves, and no others."""
     for argv in cases(launcher):
         for extra in ([], [3, 10, 11, 255]):
             opened = " ".join(f"{fd}</dev/null" for fd in extra)
@@ -899,7 +912,7 @@ VALUE = st.one_of(st.sampled_from(["create", "run", "restore", "/r", "-", "--roo
 
 @st.composite
 def passing(draw: st.DrawFn) -> list[str]:
-    """A command line that all three parsers read alike, of another verb than create, run and restore."""
+    """A command line that all three parsers read alike, with a verb other than create, run and restore."""
 
     def options(table: dict[str, str]) -> list[str]:
         words: list[str] = []
@@ -941,7 +954,10 @@ def test_the_runtime_gets_what_has_no_edited_verb(made: Launcher, argv: list[str
 @EXAMPLES
 @given(argv=st.lists(ODD, max_size=7))
 def test_any_command_line_arrives_as_it_is(made: Launcher, argv: list[str]) -> None:
-    """`call` checks the words.  The launcher never takes for a create without a request what may be a create with one."""
+    """`call` checks the words.
+
+    The launcher never treats a create that may have a request as one without.
+    """
     made.reset()
     reading = args.parse(argv)
     who = made.call([os.fsencode(word) for word in argv])["who"]

@@ -23,8 +23,11 @@ CHILD = """
 import json, sys
 from shim.runtime import update
 rest = update.with_devices(sys.argv[2:], 0, sys.argv[1], "/root", "c1")
-value = next((word.partition("=")[2] or following for word, following in zip(rest, [*rest[1:], ""]) if word[:2] == "-r" or word[:11] == "--resources"), "")
-value = value or "-"
+value = "-"
+for word, following in zip(rest, [*rest[1:], ""]):
+    if word[:2] == "-r" or word[:11] == "--resources":
+        value = word.partition("=")[2] or following or "-"
+        break
 text = (sys.stdin if value == "-" else open(value)).read()
 print(json.dumps([rest, text]))
 """

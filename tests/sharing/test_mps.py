@@ -1,4 +1,4 @@
-"""MPS: daemons of others checked, our own started, limited, found again and stopped; every way in which they fail."""
+"""MPS: daemons of others are checked; our own are started, limited, found again and stopped; all failures."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_the_first_starts_a_daemon_and_the_last_stops_it(host: Host) -> None:
     with pytest.raises(LeaseError, match=r"one holds nvidia.com/gpu=0 \(mps, uid 0\) since"):
         host.create("exclusive", devices=["0"])
     host.create("exclusive")
-    assert host.ledger.read()[-1]["keys"] == ["c195:1"], "exclusive goes to a free one"
+    assert host.ledger.read()[-1]["keys"] == ["c195:1"], "an exclusive request must take a free GPU"
     host.delete("one")
     assert len(host.commands.running()) == 1 and host.mode() == "EXCLUSIVE_PROCESS"
     host.delete("two")
@@ -89,8 +89,11 @@ def test_a_daemon_has_nothing_of_its_callers(host: Host) -> None:
     assert stat.S_IMODE(os.stat(pipe).st_mode) == 0o755
 
 
-def test_whoever_reads_the_creates_output_to_its_end_waits_for_no_daemon(host: Host) -> None:
-    program = "import sys; sys.path[:0] = sys.argv[1:3]; from lab.sharing_host import Host; Host(sys.argv[3]).create('c', sharing='mps'); print('made')"
+def test_reading_the_creates_output_to_its_end_waits_for_no_daemon(host: Host) -> None:
+    program = (
+        "import sys; sys.path[:0] = sys.argv[1:3]; from lab.sharing_host import Host; "
+        "Host(sys.argv[3]).create('c', sharing='mps'); print('made')"
+    )
     done = subprocess.run(
         [sys.executable, "-c", program, REPOSITORY, os.path.join(REPOSITORY, "tests"), host.directory],
         check=True,
@@ -113,7 +116,7 @@ def test_the_compute_mode_that_was_there_comes_back(host: Host) -> None:
 
 def test_what_was_before_is_noted_before_it_is_changed(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     def killed(*_: Any) -> None:
-        raise KeyboardInterrupt  # as near to a kill as a process comes that has to go on
+        raise KeyboardInterrupt  # the closest to a kill for a process that has to go on
 
     host.commands.set_gpus({UUIDS[0]: {"mode": "PROHIBITED", "slice": 0}})
     monkeypatch.setattr(nvidia_tools, "set_compute_mode", killed)
@@ -172,7 +175,7 @@ def test_a_compute_mode_that_cannot_be_set_fails_the_create(host: Host) -> None:
     assert host.ledger.read() == [] and host.commands.started() == []
 
 
-def test_what_cannot_be_put_back_is_tried_again_by_who_takes_the_gpu(host: Host) -> None:
+def test_the_next_holder_retries_what_could_not_be_restored(host: Host) -> None:
     host.create("c", sharing="mps")
     host.commands.mood(host.commands.smi, fails=["-c"])
     with pytest.raises(HostError):
@@ -215,7 +218,7 @@ def test_limits_that_the_daemon_holds(host: Host) -> None:
     host.create("other", sharing="mps", mps_active_thread_percentage=50)
     leases = {lease["id"]: lease for lease in host.ledger.read()}
     assert leases["same"]["keys"] == ["c195:0"] and leases["other"]["keys"] == ["c195:1"], (
-        "another limit is another daemon's"
+        "another limit needs another daemon"
     )
     assert {lease["held"] for lease in leases.values()} == {"enforced"}
 
@@ -334,7 +337,7 @@ def test_a_command_that_others_may_change_is_not_run(host: Host) -> None:
 
 
 def test_under_systemd_the_unit_runs_it(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The unit's own part is systemd's; here the daemon is started by hand where the unit would do it."""
+    """systemd would start the daemon by the unit; here the test starts it."""
     calls: list[tuple[str, str]] = []
     daemons: list[subprocess.Popen[bytes]] = []
 
@@ -395,7 +398,7 @@ def test_mounts_of_others_are_not_kept(host: Host, monkeypatch: pytest.MonkeyPat
 
 @pytest.fixture
 def external(host: Host) -> Iterator[Host]:
-    """A daemon that somebody else runs."""
+    """A daemon that Chandler does not manage."""
     host.config["gpu.mps"] = "external"
     pipe, log = host.directory + "/pipe", host.directory + "/log"
     host.config["gpu.mps-pipe-dir"] = pipe
@@ -543,7 +546,7 @@ def test_uuids_from_the_kernel_module(tmp_path: Any, monkeypatch: pytest.MonkeyP
 
 
 def until(true: Callable[[], object]) -> None:
-    """Waits for a condition, and not for ever."""
+    """Wait for a condition, with a limit."""
     waiter, end = threading.Event(), 3000
     while not true():
         end -= 1
@@ -552,7 +555,7 @@ def until(true: Callable[[], object]) -> None:
 
 
 def test_sockets_must_fit(host: Host) -> None:
-    """The path of a socket has 107 characters at most (unix(7)); that of the default state directory fits."""
+    """The path of a socket has at most 107 characters (unix(7)); that of the default state directory fits."""
     assert len(f"/run/chandler/mps/{UUIDS[0]}/pipe") <= mps._MAX_PIPE
     host.state += "/" + "x" * 100
     host.ledger = Ledger(host.state)

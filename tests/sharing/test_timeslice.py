@@ -1,4 +1,4 @@
-"""Time-slicing: who may share, what is set on the GPU and put back, and what the container is given."""
+"""Time-slicing: who may share, what is set on the GPU and restored, and what the container gets."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def slices(host: Host) -> list[int]:
 def test_set_for_those_who_share_and_put_back_after_the_last(host: Host) -> None:
     host.commands.set_gpus({UUIDS[0]: {"mode": "EXCLUSIVE_PROCESS", "slice": 0}})
     made = host.create("one", sharing="time-slice", time_slice="short")
-    assert made.items == (), "nothing of it is the container's"
-    assert slices(host)[0] == 1 and host.mode() == "DEFAULT", "nobody shares in another compute mode"
+    assert made.items == (), "the container gets nothing for it"
+    assert slices(host)[0] == 1 and host.mode() == "DEFAULT", "sharing needs the default compute mode"
     host.create("two", sharing="time-slice")
     host.create("three", sharing="time-slice", time_slice="short")
     assert {lease["keys"][0] for lease in host.ledger.read()} == {"c195:0"}
@@ -47,7 +47,7 @@ def test_conflicting_demands(host: Host) -> None:
     with pytest.raises(LeaseError, match=r"short holds nvidia.com/gpu=0 \(time-slice, short\) since"):
         host.create("long", sharing="time-slice", time_slice="long", devices=["0"])
     host.create("long", sharing="time-slice", time_slice="long")
-    assert slices(host)[:2] == [1, 3], "a count goes where nobody minds"
+    assert slices(host)[:2] == [1, 3], "a count takes a GPU without a conflicting demand"
     with pytest.raises(LeaseError):
         host.create("mps", sharing="mps", devices=["0"])
     with pytest.raises(LeaseError):
@@ -99,7 +99,7 @@ def test_wrong_requests(host: Host, wish: dict[str, Any], words: str) -> None:
     assert words in str(caught.value) and host.ledger.read() == []
 
 
-def test_without_leases_nobody_would_put_it_back(host: Host) -> None:
+def test_sharing_needs_leases_to_restore_the_gpu(host: Host) -> None:
     with pytest.raises(PolicyError, match='time_slice changes the GPU .*; set allocator = "leases"'):
         host.plan({"sharing": "time-slice", "time_slice": "short"})
     made = host.plan({"sharing": "time-slice", "time_slice_index": 0})
@@ -123,7 +123,7 @@ def test_a_command_that_fails(host: Host) -> None:
 
 
 class Sharers(RuleBasedStateMachine):
-    """Who shares what, beside the simplest thing that could be right: by GPU, the mode and what each asked for."""
+    """Sharing compared with a simple model: the mode of each GPU, and the time slice of each container."""
 
     names = st.sampled_from("abcdef")
     wishes = st.sampled_from(
@@ -187,9 +187,13 @@ TestSharers: Any = pytest.mark.usefixtures("needs_root")(Sharers.TestCase)
 
 
 def test_many_processes_and_kills(host: Host) -> None:
-    """Creates in parallel, some killed anywhere: at the end nothing is left on any GPU, and nobody ever shared what he must not."""
+    """Creates in parallel, some killed at any time.
+
+    At the end nothing is left on any GPU, and no two containers shared one that must not.
+    """
     program = (
-        "import sys; sys.path[:0] = sys.argv[1:3]; from lab.sharing_host import Host; from shim.errors import ChandlerError; from shim.sharing import pages\n"
+        "import sys; sys.path[:0] = sys.argv[1:3]; from lab.sharing_host import Host; "
+        "from shim.errors import ChandlerError; from shim.sharing import pages\n"
         "host = Host(sys.argv[3])\n"
         "try:\n"
         "    host.create(sys.argv[4], devices=['0'], sharing='time-slice', time_slice=sys.argv[5])\n"

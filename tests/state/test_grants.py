@@ -1,4 +1,4 @@
-"""Grant records: content, names, and when they go."""
+"""Grant records: contents, names, and when they are removed."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_prune(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     os.makedirs(root + "/alive")
     for container in ("alive", "gone", "odd/id"):
         grants.write(state, record(root, container))
-    assert stale.prune(state, 3600) == [], "too young"
+    assert stale.prune(state, 3600) == [], "a young record must stay"
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now + 4000)
     assert sorted(stale.prune(state, 3600)) == ["gone", "odd/id"]

@@ -1,4 +1,4 @@
-"""Leases: who holds what, by the rules and in the ledger's file."""
+"""Leases: who holds which device, by the rules and in the ledger's file."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ GPUS = [f"c195:{number}" for number in range(4)]
 
 
 class Taken:
-    """What a plan comes to."""
+    """The result of a plan."""
 
     def __init__(self, keys: list[str]) -> None:
         self.keys = keys
@@ -47,7 +47,7 @@ def take(count: int) -> Any:
 
 
 def lease(root: Path, container: str, alive: bool = False) -> dict[str, Any]:
-    """A lease whose wrapper has ended; its container lives as long as its state directory is there."""
+    """A lease whose wrapper has ended; its container lives as long as its state directory exists."""
     made = ledger.oci_lease(container, str(root), "/bin/false", 1_700_000_000)
     if not alive:
         made["started"] += 1
@@ -70,7 +70,7 @@ def test_clash(one: str, other: str, clash: bool) -> None:
     assert leases.clash(one, other) is leases.clash(other, one) is clash
 
 
-def test_words_say_who_holds_what_since_when() -> None:
+def test_the_message_says_who_holds_what_since_when() -> None:
     held = {"id": "c1", "names": ["nvidia.com/gpu=0", "nvidia.com/gpu=1"], "since": 1_700_000_000}
     assert leases.words(held) == "c1 holds nvidia.com/gpu=0, nvidia.com/gpu=1 since 2023-11-14T22:13:20Z"
 
@@ -125,11 +125,11 @@ def test_a_gone_container_gives_way_to_its_like(tmp_path: Path) -> None:
 def test_stale_only_when_certainly_gone(tmp_path: Path) -> None:
     assert stale.is_stale(lease(tmp_path, "gone"))
     assert not stale.is_stale(lease(tmp_path, "gone", alive=True)), (
-        "the wrapper, or the runtime that it became, still works"
+        "the wrapper, or the runtime that it exec'd, is still running"
     )
     (tmp_path / "there").mkdir()
     assert not stale.is_stale(lease(tmp_path, "there")), "the runtime gives no answer"
-    assert not stale.is_stale({"owner": "nri", "id": "gone"}), "only its plugin knows"
+    assert not stale.is_stale({"owner": "nri", "id": "gone"}), "only the plugin knows its containers"
     assert not stale.is_stale({**lease(tmp_path, "there"), "runtime": "/nowhere"})
 
 
@@ -137,17 +137,17 @@ def test_stale_only_when_certainly_gone(tmp_path: Path) -> None:
     ("runtime", "file"), [("runc", "state.json"), ("crun", "status"), ("youki", "youki_config.json")]
 )
 def test_a_state_directory_without_a_container_in_it_is_no_container(tmp_path: Path, runtime: str, file: str) -> None:
-    """What a runtime leaves that was killed before it had one: it will never know that container."""
+    """A runtime that was killed early leaves it; that runtime will never know the container."""
     found = {**lease(tmp_path, "half"), "runtime": f"/nowhere/{runtime}"}
     (tmp_path / "half").mkdir()
     assert stale.is_stale(found)
-    assert not stale.is_stale({**found, "runtime": "/nowhere/kata"}), "who knows what that one keeps there?"
+    assert not stale.is_stale({**found, "runtime": "/nowhere/kata"}), "an unknown runtime may keep its state there"
     (tmp_path / "half" / file).touch()
     assert not stale.is_stale(found), "the runtime gives no answer"
 
 
 def test_the_wrapper_takes_over_what_the_plugin_held_for_the_same_container(tmp_path: Path) -> None:
-    """The plugin's answer came too late: the container is the wrapper's, and so is the one lease that it has."""
+    """The plugin's answer came too late. The container is the wrapper's now, and it has only one lease."""
     kept = Ledger(str(tmp_path))
     theirs, other = ledger.nri_lease("c", "pod", 1_700_000_000), ledger.nri_lease("d", "pod", 1_700_000_000)
     kept.allocate(theirs, take(2))
@@ -167,7 +167,7 @@ def test_the_wrapper_takes_over_what_the_plugin_held_for_the_same_container(tmp_
     "text", ["", "{", "[1]", '[{"token": 1, "keys": []}]', '[{"token": "a"}]', '{"a": 1}', "[null]"]
 )
 def test_a_damaged_ledger_gives_nobody_a_device(tmp_path: Path, text: str) -> None:
-    """Where an NRI plugin is, it cannot be made anew for certain; who needs no device is served all the same."""
+    """With an NRI plugin it cannot be rebuilt reliably. Containers without devices are still created."""
     kept = Ledger(str(tmp_path))
     (tmp_path / "nri").mkdir()
     Path(kept.path).write_text(text)
@@ -220,7 +220,7 @@ for turn in range(12):
         assert set(pool.map(run, range(8))) <= {0, 9}
     kept = Ledger(str(tmp_path))
     left = len(kept.read())
-    assert kept.take_back() == left, "whoever died is found out"
+    assert kept.take_back() == left, "the leases of killed processes must be reclaimed"
     assert kept.read() == []
 
 
@@ -243,7 +243,7 @@ def share(how: str) -> Any:
 
 
 def exactly(keys: list[str], how: str = "") -> Any:
-    """A plan for these devices, shared in a way or not."""
+    """A plan for exactly these devices, shared in one way or not."""
 
     def plan(held: list[dict[str, Any]]) -> Taken:
         found = Taken(keys)
@@ -258,7 +258,7 @@ def exactly(keys: list[str], how: str = "") -> Any:
 
 
 class Held(NamedTuple):
-    """What the model thinks that a container has."""
+    """What a container has, according to the model."""
 
     owner: str
     name: str
@@ -266,7 +266,7 @@ class Held(NamedTuple):
     how: str
 
     def allows(self, key: str, how: str) -> bool:
-        """Whether another container may have `key`, too."""
+        """Whether another container may have `key` as well."""
         together = "" not in (how, self.how) and (
             how == self.how or "any" in (how, self.how) and not {"mps", "mps of another"} & {how, self.how}
         )
@@ -276,9 +276,10 @@ class Held(NamedTuple):
 
 
 class Model(RuleBasedStateMachine):
-    """The ledger beside the simplest thing that could be right: who has what, and whether he still lives.
+    """The ledger compared with a simple model of who has what and which containers live.
 
-    Containers of the wrapper and of the NRI plugin, whole GPUs and parts of one, shared and not, hooks that are lost or late.
+    Containers of the wrapper and of the NRI plugin, whole GPUs and parts of one, shared and not, hooks that are lost or
+    late.
     """
 
     names = st.sampled_from(["a", "b", "c"])
@@ -300,7 +301,7 @@ class Model(RuleBasedStateMachine):
         self.directory.cleanup()
 
     def others(self, owner: str, name: str) -> list[Held]:
-        """Those that a new container of that name must leave alone."""
+        """The holdings that a new container of that name must not touch."""
         gone = ("nri", name) if owner == "oci" else ("", "")
         return [self.holding[token] for who, token in self.live.items() if who != gone]
 
@@ -347,7 +348,7 @@ class Model(RuleBasedStateMachine):
     @precondition(lambda self: self.had)
     @rule(data=st.data())
     def restore(self, data: st.DataObject) -> None:
-        """Exactly what the container had, or nothing."""
+        """Restore a container: it gets exactly what it had, or nothing."""
         name = data.draw(st.sampled_from(sorted(self.had)))
         others = self.others("oci", name)
         self.attempt(
@@ -375,7 +376,7 @@ class Model(RuleBasedStateMachine):
 
     @rule(name=names)
     def the_plugin_is_told_that_a_container_is_gone(self, name: str) -> None:
-        """Which may be one that the wrapper has taken over, or none of its own."""
+        """The container may be one that the wrapper has taken over, or not the plugin's at all."""
         found = leases.of_container(self.kept.read(), "nri", "", name)
         token = self.live.pop(("nri", name), None)
         assert (found and found["token"]) == token

@@ -1,4 +1,4 @@
-"""Whether somebody may still use a container's devices, by what the kernel says."""
+"""Whether a process may still use a container's devices, according to the kernel."""
 
 from __future__ import annotations
 
@@ -69,16 +69,16 @@ def test_who_creates(tmp_path: Path) -> None:
     assert liveness.sees(mine) and liveness.creating(mine) and not stale.is_gone(mine)
     assert not liveness.creating({**mine, "started": mine["started"] + 1})
     assert liveness.creating({**mine, "started": mine["started"] + 1, "timens": "time:[1]"}), (
-        "start times there are others"
+        "start times differ in that time namespace"
     )
     assert not liveness.creating({**mine, "pid": 2**22, "timens": "time:[1]"})
-    assert stale.is_gone({**mine, "boot": "another"}), "whatever lived then does not live now"
+    assert stale.is_gone({**mine, "boot": "another"}), "a process of an earlier boot is gone"
     assert stale.is_gone({**mine, "started": mine["started"] + 1})
     assert not stale.is_gone({**mine, "started": mine["started"] + 1, "root": "relative"})
 
 
 def test_a_namespace_that_is_not_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the host's all processes are seen; from another one a process of a third may be anywhere."""
+    """The host sees all processes; from another namespace a process of a third one may be invisible."""
     theirs = entry(tmp_path, pidns="pid:[7]")
     real = kernel.namespace
     monkeypatch.setattr(
@@ -96,12 +96,14 @@ def test_a_namespace_that_is_not_ours(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_where_a_root_is_seen(tmp_path: Path) -> None:
     root = tmp_path / "root"
     before = entry(root)
-    assert before["place"][0] == str(tmp_path) and liveness.visible(before), "the runtime makes it"
+    assert before["place"][0] == str(tmp_path) and liveness.visible(before), "the runtime will create it"
     root.mkdir()
     assert liveness.visible(before) and liveness.visible(entry(root))
     path, device, inode = entry(root)["place"]
-    assert not liveness.visible(entry(root, place=[path, device + 1, inode])), "another file system"
-    assert liveness.visible({key: value for key, value in before.items() if key != "place"}), "an older Chandler's"
+    assert not liveness.visible(entry(root, place=[path, device + 1, inode])), "a root on another file system"
+    assert liveness.visible({key: value for key, value in before.items() if key != "place"}), (
+        "a lease of an older Chandler"
+    )
 
 
 @pytest.mark.parametrize(
@@ -123,7 +125,7 @@ def test_where_a_root_is_seen(tmp_path: Path) -> None:
 def test_a_root_is_its_resolved_absolute_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, kind: str, wanted: str
 ) -> None:
-    """`..` behind a link: runc takes it out of the text, the kernel goes to where the link leads."""
+    """`..` after a link: runc removes it from the text, the kernel goes to the parent of the link's target."""
     for name in ("root", "bundle", "far/below"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "link").symlink_to("root")
@@ -133,7 +135,7 @@ def test_a_root_is_its_resolved_absolute_path(
     assert runtimes.state_root(given.replace("P", place), kind, False, {}, "bundle") == wanted.replace("P", place)
 
 
-def test_without_a_control_group_nobody_is_gone_because_his_record_is(tmp_path: Path) -> None:
+def test_without_a_control_group_a_container_never_counts_as_gone(tmp_path: Path) -> None:
     made = entry(tmp_path, pid=4194000, started=1, id="c", runtime="/bin/false")
     assert stale.is_gone({**made, "group": "/no/such/group"})
     assert not stale.is_gone({**made, "group": liveness.NO_GROUP})

@@ -1,4 +1,4 @@
-"""Client and server wired to each other in memory, and each against a peer that breaks the rules."""
+"""Client and server connected in memory, and each against a peer that breaks the protocol."""
 
 from __future__ import annotations
 

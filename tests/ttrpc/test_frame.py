@@ -1,4 +1,4 @@
-"""The ttrpc frame: one table of vectors for both directions, every way to cut it, and bytes that mean nothing."""
+"""The ttrpc frame: one table of vectors for both directions, every split of the bytes, and meaningless bytes."""
 
 from __future__ import annotations
 

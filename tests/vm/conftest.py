@@ -1,13 +1,15 @@
 """Every test of this directory runs inside the lab's machine (lab/vm.py), where systemd is process 1.
 
-Outside, the selected tests are handed to a pytest inside, and that one's reports are shown here as they are. So a test here is
-written like any other, with what the tests' other fixtures give. One boot is for all modules, which leave it to the next as it was;
-a module with OWN_MACHINE = True has a boot of its own, and may install, start and break what it likes.
+Outside, a plugin hands the selected tests to a pytest inside the machine and shows its reports here. A test is
+therefore written like any other and can use the usual fixtures. One boot serves all modules, and each leaves the
+machine as it was. A module with OWN_MACHINE = True gets a boot of its own, and may install, start and break what it
+likes.
 
-`lab` and `place` are directories of memory, which overlays can lie on. `chandler` is an installation from this checkout below /usr,
-/etc and /run, with its units known to systemd; who wants another one, say from a package, does not ask for it. `gpus` are two
-devices, /dev/nvidia0 and /dev/nvidia1, that really open. `containerd` is each release in turn, with systemd's control groups, the
-runtime handler `chandler` and NRI; `cri` its kubelet, whose pods end with the test.
+`lab` and `place` are directories on a tmpfs, so that overlays can have their upper directory there. `chandler` is an
+installation from this checkout below /usr, /etc and /run, with its units loaded in systemd; a test that needs another
+one, for example from a package, does not use this fixture. `gpus` are two devices, /dev/nvidia0 and /dev/nvidia1, that
+can be opened. `containerd` is each release in turn, with systemd's control groups, the runtime handler `chandler` and
+NRI. `cri` is its kubelet, whose pods end with the test.
 """
 
 from __future__ import annotations
@@ -37,18 +39,18 @@ LAID_OUT = "/share/installed"
 
 
 def machine(item: pytest.Item) -> str:
-    """A name for the boot that a test belongs to; '' for tests of other directories."""
+    """The name of the boot that a test belongs to; "" for tests of other directories."""
     if item.path.parent != HERE:
         return ""
     module = item.getparent(pytest.Module)
     return item.path.name if module and getattr(module.obj, "OWN_MACHINE", False) else "shared"
 
 
-# --- outside ------------------------------------------------------------------------------------------------------------
+# --- outside --------------------------------------------------------------------------------------------------------
 
 
 class Outside:
-    """Puts the reports from inside in the place of the tests."""
+    """Replaces the tests by the reports from inside."""
 
     def __init__(self) -> None:
         self.reports: dict[str, list[pytest.TestReport]] = {}
@@ -73,7 +75,7 @@ class Outside:
         return True
 
     def boot(self, items: list[pytest.Item]) -> list[pytest.TestReport]:
-        """The reports of these tests; a failure for each that did not come to its end."""
+        """The reports of these tests; a failure for each test without a report."""
         try:
             share = self.lay_out()
             for outside in dict.fromkeys(getattr(item.module, "outside", None) for item in items):  # type: ignore[attr-defined]
@@ -95,7 +97,7 @@ class Outside:
         ]
 
     def lay_out(self) -> Path:
-        """The directory that the machine shares with us, with an installation in it."""
+        """The directory that the machine shares with this host, with an installation in it."""
         if self.share is None:
             made = tempfile.TemporaryDirectory(prefix="machine-")
             # Outside, where there are more processors: the machine only has to copy it.
@@ -109,7 +111,7 @@ class Outside:
         return Path(self.share.name)
 
     def run(self, items: list[pytest.Item], share: Path) -> str:
-        """What to say of tests that gave no report."""
+        """Run the tests in the machine; returns the message for tests that gave no report."""
         (share / "reports").write_text("")
         variables = {
             "CHANDLER_MACHINE": "/share",
@@ -118,14 +120,17 @@ class Outside:
         command = [sys.executable, "-m", "pytest", "--color=no", *(item.nodeid for item in items)]
         words = shlex.join(["env", *(f"{name}={value}" for name, value in variables.items()), *command])
         ended = vm.run(f"cd {shlex.quote(str(items[0].config.rootpath))} && exec {words}", str(share), PATIENCE)
-        return f"the machine ended (status {ended.status}) before this test did\n{ended.output[-4000:]}\n{ended.console[-4000:]}"
+        return (
+            f"the machine ended (status {ended.status}) before this test did\n"
+            f"{ended.output[-4000:]}\n{ended.console[-4000:]}"
+        )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Inside(config) if INSIDE else Outside())
 
 
-# --- inside -------------------------------------------------------------------------------------------------------------
+# --- inside ---------------------------------------------------------------------------------------------------------
 
 
 class Inside:
@@ -146,7 +151,7 @@ def lab() -> str:
 
 @pytest.fixture(scope="session")
 def chandler() -> Installation:
-    """As `make install` leaves it; its configuration is the test's."""
+    """As `make install` leaves it; the test writes the configuration."""
     subprocess.run(["cp", "-a", LAID_OUT + "/.", "/"], check=True)
     subprocess.run(["systemctl", "daemon-reload"], check=True)
     return Installation.placed("/usr", "/etc/chandler", "/run/chandler")
@@ -180,7 +185,7 @@ def gpus() -> Iterator[Node]:
 
 @pytest.fixture(scope="session", params=RELEASES, ids=lambda release: release.label)
 def containerd(request: pytest.FixtureRequest, lab: str, chandler: Installation, gpus: Node) -> Iterator[Containerd]:
-    """Its NRI socket is also where chandler-nri.service looks."""
+    """Its NRI socket is where chandler-nri.service looks for it, too."""
     if request.param.missing:
         pytest.skip(request.param.missing)
     made = Containerd(

@@ -1,4 +1,4 @@
-"""What the other tests of this directory stand on: the machine is what it says, and its devices are devices."""
+"""What the other tests of this directory rely on: the machine has what lab/vm.py says, and its devices open."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""chandler-nri.service as systemd runs it: its hardening takes nothing away that it needs, and it always comes back."""
+"""chandler-nri.service under systemd: its hardening blocks nothing that it needs, and it always comes back."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ class Service:
         self.chandler.configure(["/usr/sbin/runc"], [self.gpus.cdi], '[gpu]\nallocator = "leases"\n' + more)
 
     def leases(self) -> dict[str, str]:
-        """Container to owner, from the ledger itself, which is looked at often here."""
+        """Container to owner, from the ledger file itself, because it is read often here."""
         with open(os.path.join(self.chandler.state, "leases"), encoding="utf-8") as ledger:
             return {lease["id"]: lease["owner"] for lease in json.load(ledger)["leases"]}
 
 
 @pytest.fixture
 def service(chandler: Installation, gpus: Node, containerd: Containerd, cri: CRI) -> Iterator[Service]:
-    """Begun before the pods of a test, ended after them."""
+    """Started before a test's pods, stopped after them."""
     made = Service(chandler, gpus)
     made.configure()
     systemctl("start", UNIT.name)
@@ -62,14 +62,14 @@ def opened(cri: CRI, container: str) -> list[int]:
 
 
 def serves(cri: CRI, name: str) -> str:
-    """A pod's container, with the device that it asked for."""
+    """A pod's container, with the device that it requested."""
     container = cri.run(cri.pod(name, ONE, cgroup_parent=SLICE))
     assert len(opened(cri, container)) == 1
     return container
 
 
 def refused(cri: CRI, pod: Any) -> str:
-    """Why; '' if it is not."""
+    """The reason of a refusal; "" if the create is not refused."""
     try:
         cri.remove(cri.create(pod))
     except Refused as error:
@@ -85,7 +85,7 @@ def attempt(cri: CRI, pod: Any) -> str:
 
 
 def test_a_start_is_over_when_it_serves(service: Service, cri: CRI) -> None:
-    """Type=notify; a reload without losing the connection; a kill -9 of which nobody notices more than a pause."""
+    """Type=notify; a reload keeps the connection; after a kill -9 callers notice only a pause."""
     assert (UNIT.state, UNIT.shown("SubState")) == ("active", "running")
     assert UNIT.shown("StatusText").startswith("serving containerd"), "notified after the runtime had it"
     first = serves(cri, "first")
@@ -98,7 +98,7 @@ def test_a_start_is_over_when_it_serves(service: Service, cri: CRI) -> None:
     denied = cri.pod("denied", bundle.request(env={"A": "b"}), cgroup_parent=SLICE)
     until(lambda: "deny of [policy]" in refused(cri, denied), "the new rule")
     until(lambda: UNIT.active, "the end of the reload")
-    assert UNIT.pid == before and UNIT.sockets() >= connections, "the runtime's among them"
+    assert UNIT.pid == before and UNIT.sockets() >= connections, "the connection to the runtime must stay open"
 
     os.kill(before, signal.SIGKILL)
     until(lambda: UNIT.active and UNIT.pid not in (0, before), "the restart")
@@ -121,7 +121,10 @@ def test_it_comes_back_to_a_runtime_that_restarts(service: Service, cri: CRI, co
 
 @latest
 def test_what_others_left_is_taken_back(service: Service, cri: CRI, place: str) -> None:
-    """A lease of the wrapper whose container has ended and whose hook never ran: the plugin asks the runtime, from inside its sandbox."""
+    """The wrapper's lease of a container that has ended and whose hook never ran.
+
+    The plugin asks the runtime from inside its sandbox.
+    """
     engine = Engine([service.chandler.program()], place + "/root")
     both = bundle.request(resources={"gpu": {"count": 2}})
     engine.create(bundle.make(place + "/b", ["true"], both), "ended")
@@ -137,7 +140,7 @@ def test_what_others_left_is_taken_back(service: Service, cri: CRI, place: str) 
 
 @latest
 def test_a_daemon_for_a_shared_gpu(service: Service, cri: CRI) -> None:
-    """nvidia-smi and systemctl work from inside the sandbox; the daemon's unit is outside of it."""
+    """nvidia-smi and systemctl work from inside the sandbox; the daemon's unit is outside."""
     Commands("/usr/bin").forget()  # where the unit has its daemon
     commands = Commands("/run/chandler/nv")  # this one notes what it is told, so it must be where the plugin may write
     service.chandler.configure(["/usr/sbin/runc"], [service.gpus.cdi], commands.toml("managed", mps_patience=30))
@@ -150,14 +153,14 @@ def test_a_daemon_for_a_shared_gpu(service: Service, cri: CRI) -> None:
     assert cri.exec(container, "ls", "/tmp/nvidia-mps").out == "control\n" and opened(cri, container) == [0]
     os.kill(UNIT.pid, signal.SIGKILL)
     until(lambda: UNIT.shown("StatusText").startswith("serving") and UNIT.pid, "the restart")
-    assert daemon.active, "not ended with the plugin"
+    assert daemon.active, "the daemon must outlive the plugin"
     cri.remove(container)
     until(lambda: not daemon.active, "the daemon's end")
     until(lambda: commands.gpus()[uuid(0)]["mode"] == "DEFAULT", "the mode that was before")
 
 
 def test_how_exposed_it_is(chandler: Installation) -> None:
-    """systemd's own judgement of the hardening, in tenths; 100 is none."""
+    """systemd's own rating of the hardening, in tenths; 100 means none."""
     done = subprocess.run(
         ["systemd-analyze", "security", "--no-pager", "--threshold=30", UNIT.name],
         capture_output=True,

@@ -1,4 +1,4 @@
-"""chandler-refresh.path and .service: a change is compiled before anybody creates a container, once, and then there is quiet."""
+"""chandler-refresh.path and .service: a change is compiled once, before the next create, and then nothing runs."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ PATH, SERVICE = Unit("chandler-refresh.path"), Unit("chandler-refresh.service")
 
 
 def runs() -> int:
-    """How often a refresh has ended."""
+    """How many refreshes have ended."""
     return SERVICE.log().count("Finished ")
 
 
 def quiet() -> bool:
-    """Whether systemd has nothing to do: no job, no refresh on its way."""
+    """Whether systemd has nothing to do: no job and no running refresh."""
     jobs = subprocess.run(["systemctl", "list-jobs", "--no-legend"], capture_output=True, text=True, check=True).stdout
     return not jobs.strip() and SERVICE.state == "inactive"
 
@@ -35,7 +35,7 @@ def waits() -> bool:
 
 
 def inventories(chandler: Installation) -> dict[str, tuple[int, int]]:
-    """Every compiled file, with what tells whether it is another one."""
+    """Every compiled file, with what shows that it was replaced."""
     found = {}
     for directory, _, names in os.walk(chandler.state + "/inventory"):
         for name in names:
@@ -54,7 +54,7 @@ def watched(chandler: Installation, gpus: Node) -> Iterator[Installation]:
 
 
 class Files:
-    """CDI files beside the node's own, which end with the test."""
+    """CDI files beside the node's own, which are removed after the test."""
 
     def __init__(self, gpus: Node) -> None:
         self.gpus = gpus

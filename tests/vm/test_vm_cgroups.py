@@ -1,4 +1,4 @@
-"""Control groups of version 2, made by systemd: limits and places read back from inside and from the machine's own tree."""
+"""cgroup v2 under systemd: limits and paths of groups, read back from inside and from the machine's tree."""
 
 from __future__ import annotations
 
@@ -32,7 +32,10 @@ LIMITS = {
     "pids.max": {"77"},
     "cpu.weight": {"20", "59"},
 }
-FILES = f"cd /sys/fs/cgroup; for file in {' '.join(LIMITS)}; do echo $file=$(cat $file); done; echo oom=$(cat /proc/self/oom_score_adj)"
+FILES = (
+    f"cd /sys/fs/cgroup; for file in {' '.join(LIMITS)}; do echo $file=$(cat $file); done; "
+    "echo oom=$(cat /proc/self/oom_score_adj)"
+)
 RUNTIMES = ("runc", "newer-runc", "crun", "newer-crun")
 
 
@@ -52,7 +55,7 @@ def group(pid: int) -> str:
 
 
 def limits_of(path: str) -> dict[str, str]:
-    """As the machine sees them."""
+    """The limits as the machine sees them."""
     found = {}
     for name in LIMITS:
         with open(f"/sys/fs/cgroup{path}/{name}", encoding="ascii") as file:
@@ -170,7 +173,10 @@ def test_a_bundle_that_systemd_makes_room_for(runtime: str, parent: str, chandle
 
 
 def contained(chandler: Installation, place: str, runtime: str, program: str) -> subprocess.CompletedProcess[str]:
-    """A builder in a delegated group that a namespace shows as the root. `program`: a shell's, with BUILD for the builder."""
+    """Run a builder in a delegated group that its cgroup namespace shows as the root.
+
+    `program`: a shell script with BUILD in place of the builder's command.
+    """
     chandler.configure(*policy(runtime))
     file, unit = place + "/deployment.json", f"lab-builder-{os.path.basename(place)}.service"
     with open(file, "w", encoding="ascii") as text:
@@ -213,14 +219,14 @@ def contained(chandler: Installation, place: str, runtime: str, program: str) ->
 
 @pytest.mark.parametrize("runtime", ("runc", "crun", "youki"))
 def test_a_builder_in_a_container_makes_room(runtime: str, chandler: Installation, place: str) -> None:
-    """It moves into a leaf, and limits hold for what runs beside it."""
+    """It moves into a leaf group, and limits hold for containers beside it."""
     done = contained(chandler, place, runtime, "exec BUILD")
     assert done.returncode == 0, done.stderr
     check(told(done.stdout))
 
 
 def test_a_builder_that_others_are_beside(chandler: Installation, place: str) -> None:
-    """Their group can hand on no controller, and the kernel's word for that would be "device or resource busy"."""
+    """Its group cannot enable controllers for others; the kernel's error would be "device or resource busy"."""
     done = contained(chandler, place, "runc", "BUILD")
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
     assert (
@@ -230,7 +236,7 @@ def test_a_builder_that_others_are_beside(chandler: Installation, place: str) ->
 
 
 def test_doctor_on_such_a_machine(chandler: Installation, containerd: Containerd) -> None:
-    """What is right is not called a problem."""
+    """Nothing that is right is reported as a problem."""
     chandler.configure(*policy("newer-runc"))
     os.makedirs("/etc/containerd", exist_ok=True)
     shutil.copy(os.path.join(containerd.directory, "config.toml"), "/etc/containerd/config.toml")

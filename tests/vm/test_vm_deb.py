@@ -1,4 +1,4 @@
-"""The packages on a machine with systemd: installed, at work below containerd, upgraded, removed, purged."""
+"""The packages on a machine with systemd: installed, used by containerd, upgraded, removed, purged."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def files() -> set[str]:
 
 
 def outside(share: Path) -> None:
-    """Two packages of each kind, the second one newer."""
+    """Two packages of each kind; the second one is newer."""
     for kind in ("deb", "rpm"):
         for version in ((), (NEWER,)):
             subprocess.run(
@@ -104,7 +104,7 @@ def outside(share: Path) -> None:
 
 
 class Package(NamedTuple):
-    """Installed; with a newer one at hand.  `before`: the files that there were."""
+    """An installed package, and a newer one. `before`: the files before its installation."""
 
     path: str
     newer: str
@@ -140,7 +140,7 @@ def test_units(package: Package) -> None:
     assert state("chandler-nri.service") == ("inactive", "disabled")
     assert state("chandler-mps@GPU-1.service") == ("inactive", "static")
     assert launch() and sh("chandler-runtime", "--version").startswith("runc version")
-    assert os.path.exists(f"{CODE}/create-{TAG}.image") and os.path.exists(f"{CODE}/shim/__pycache__/oci.{TAG}.pyc")
+    assert os.path.exists(f"{CODE}/create-{TAG}.image") and os.path.exists(f"{CODE}/shim/__pycache__/edits.{TAG}.pyc")
     assert "/etc/chandler/config.toml" in sh("dpkg-query", "--show", "-f", "${Conffiles}", "chandler")
 
 
@@ -149,7 +149,8 @@ def test_a_changed_cdi_file_is_compiled(package: Package) -> None:
     os.makedirs("/etc/cdi", exist_ok=True)
     with open("/etc/cdi/new.json", "w", encoding="ascii") as file:
         file.write(
-            '{"cdiVersion": "0.6.0", "kind": "example.com/new", "devices": [{"name": "0", "containerEdits": {"env": ["A=B"]}}]}'
+            '{"cdiVersion": "0.6.0", "kind": "example.com/new", '
+            '"devices": [{"name": "0", "containerEdits": {"env": ["A=B"]}}]}'
         )
     until(lambda: inventory() != before, "the inventory")
     assert "example.com/new=0" in sh("chandler", "cdi", "list")
@@ -245,11 +246,11 @@ def test_containers_live_through_an_upgrade(package: Package, cri: CRI) -> None:
 
 
 def test_another_python(package: Package, cri: CRI, lab: str) -> None:
-    """A package with /usr/bin/python3 is installed; before its trigger has run, all is slower and nothing else."""
-    image, compiled = f"{CODE}/create-{TAG}.image", f"{CODE}/shim/__pycache__/oci.{TAG}.pyc"
+    """A package with /usr/bin/python3 is installed. Until its trigger has run, creates are only slower."""
+    image, compiled = f"{CODE}/create-{TAG}.image", f"{CODE}/shim/__pycache__/edits.{TAG}.pyc"
     old = [
         f"{CODE}/create-cpython-39.image",
-        f"{CODE}/shim/__pycache__/oci.cpython-39.pyc",
+        f"{CODE}/shim/__pycache__/edits.cpython-39.pyc",
         f"{CODE}/shim/__pycache__/gone.{TAG}.pyc",
     ]
     for path in old:
@@ -280,7 +281,7 @@ def test_another_python(package: Package, cri: CRI, lab: str) -> None:
 
 
 def write_own(text: str) -> None:
-    """A person's own configuration."""
+    """Write an administrator's configuration."""
     with open("/etc/chandler/config.d/99-mine.toml", "w", encoding="utf-8") as file:
         file.write(text)
 
@@ -298,7 +299,7 @@ def test_removed_and_purged(package: Package, containerd: Containerd, cri: CRI, 
     assert os.path.exists("/etc/chandler/config.toml") and os.path.exists("/run/chandler/grants")
     assert state("chandler-refresh.path")[0] == "inactive"
     sh("/usr/sbin/runc", "--root", place + "/root", "delete", "--force", "one")
-    assert "chandler" in Path(config).read_text(), "another path than the usual one is a person's to know"
+    assert "chandler" in Path(config).read_text(), "a path other than the default is left alone"
     os.unlink("/etc/chandler/config.d/99-mine.toml")
     sh("dpkg", "--purge", "chandler")
     assert files() - package.before == set()
@@ -306,7 +307,7 @@ def test_removed_and_purged(package: Package, containerd: Containerd, cri: CRI, 
 
 
 def test_the_other_package(place: str) -> None:
-    """With rpm's own database beside dpkg's, so nothing that it depends on is known; after dpkg's has gone."""
+    """With rpm's own database, which knows none of the dependencies; dpkg's package has been removed before."""
     sh("dpkg", "--purge", "chandler")
     before = files()
 

@@ -1,4 +1,4 @@
-"""A leased GPU is the container's until it ends, whatever is done to its control group, and nobody else's."""
+"""A leased GPU is its container's until the container ends, whatever changes its control group."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lab.units import systemctl
 
 LEASES = '[gpu]\nallocator = "leases"\n'
 RUNTIMES = ("runc", "newer-runc", "crun", "newer-crun")
-# What an administrator, a package's script or a kubelet does while containers run.
+# What administrators, scripts of packages or a kubelet do while containers run.
 EVENTS = (
     ("daemon-reload",),
     ("reset-failed",),
@@ -35,7 +35,7 @@ def test_a_lease_of_a_pod(cri: CRI, chandler: Installation, gpus: Node) -> None:
     one = bundle.request(resources={"gpu": {"count": 1}})
     first = cri.run(cri.pod("first", one, "chandler", cgroup_parent="kubepods.slice"))
     second = cri.run(cri.pod("second", one, "chandler", cgroup_parent="kubepods.slice"))
-    # The host's /dev, and a node made inside: neither gives what the lease does not.
+    # Neither the host's /dev nor a node made inside opens a GPU without a lease.
     third = cri.run(cri.pod("none", None, "chandler", cgroup_parent="kubepods.slice"), mounts={"/host": "/dev"})
     cri.exec(third, "mknod", "/made", "c", "195", "0")
     cri.exec(second, "mknod", "/made", "c", "195", "0")
@@ -65,7 +65,7 @@ def test_a_lease_of_a_pod(cri: CRI, chandler: Installation, gpus: Node) -> None:
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_a_lease_under_each_runtime(runtime: str, chandler: Installation, gpus: Node, place: str) -> None:
-    """With the runtime's own update."""
+    """With an update by the runtime itself."""
     chandler.configure([runtimes.named(runtime).path], [gpus.cdi], LEASES)
     engine = Engine([chandler.program(), "--systemd-cgroup"], place + "/root")
     made = bundle.make(place + "/b", ["sleep", "60"], bundle.request(resources={"gpu": {"devices": ["1"]}}))
@@ -80,7 +80,8 @@ def test_a_lease_under_each_runtime(runtime: str, chandler: Installation, gpus: 
             runtime,
             "sh",
             "-c",
-            "test -c /dev/nvidia1 || echo no nvidia1 >&2; exec 3<>/dev/nvidia1; test -e /made || mknod /made c 195 0; exec 3<>/made",
+            "test -c /dev/nvidia1 || echo no nvidia1 >&2; exec 3<>/dev/nvidia1; "
+            "test -e /made || mknod /made c 195 0; exec 3<>/made",
             check=False,
         )
         assert "/made: Operation not permitted" in done.stderr and "nvidia1" not in done.stderr

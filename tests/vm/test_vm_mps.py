@@ -74,7 +74,7 @@ def test_from_the_first_container_to_the_last(sharing: Sharing) -> None:
     }
     assert seen["groups"].strip().startswith("0::/system.slice/") and seen["groups"].strip().endswith(
         "/" + UNIT.name
-    ), "its own control group"
+    ), "the daemon must have its own control group"
     for name, mode in (("", 0o755), ("/pipe", 0o755), ("/log", 0o755), ("/shm", 0o1777)):
         found = os.stat(BASE + name)
         assert (found.st_uid, stat.S_IMODE(found.st_mode)) == (0, mode), name
@@ -90,15 +90,17 @@ def test_from_the_first_container_to_the_last(sharing: Sharing) -> None:
         assert word.read() == "word\n", "the container's shared memory is the daemon's"
     systemctl("daemon-reload")
     engine.delete("c1")
-    assert UNIT.active and UNIT.pid == daemon, "one daemon, as long as somebody shares"
+    assert UNIT.active and UNIT.pid == daemon, "one daemon, as long as a container shares the GPU"
     engine.delete("c2", "--force")
     assert (UNIT.state, UNIT.shown("Result")) == ("inactive", "success") and sharing.mode() == "DEFAULT"
-    assert f"quit {daemon}" in sharing.commands.calls(sharing.commands.control), "told to end, not killed"
+    assert f"quit {daemon}" in sharing.commands.calls(sharing.commands.control), (
+        "the daemon must be told to end, not killed"
+    )
 
 
 @pytest.mark.parametrize("mood", [{"start": "dies"}, {"start": "no"}], ids=lambda mood: mood["start"])
 def test_a_daemon_that_does_not_start(sharing: Sharing, mood: dict[str, str]) -> None:
-    """The create fails with what the daemon's log says last, and leaves nothing."""
+    """The create fails with the last line of the daemon's log, and leaves nothing."""
     sharing.configure(mps_patience=1 if mood["start"] == "no" else 30)
     sharing.commands.mood(sharing.commands.control, **mood)
     made = sharing.bundle("b1")
@@ -129,7 +131,7 @@ def test_a_daemon_that_was_killed_is_started_again(sharing: Sharing) -> None:
     until(lambda: not UNIT.active, "systemd's notice")
     sharing.engine.create(sharing.bundle("b2"), "c2")
     assert UNIT.active and UNIT.pid != before and sharing.mode() == "EXCLUSIVE_PROCESS"
-    for _ in range(7):  # as often as short jobs come: no limit of starts stands in the way
+    for _ in range(7):  # as often as short jobs start it: no start limit of systemd may stop that
         systemctl("restart", UNIT.name)
 
 

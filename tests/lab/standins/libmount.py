@@ -1,4 +1,4 @@
-"""As much of libmount's Python module, which Debian has no package of, as crun's tests use."""
+"""The part of libmount's Python module that crun's tests use. Debian has no package of it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class Filesystem(NamedTuple):
 
 
 class Table:
-    """`path`: a copy of some /proc/PID/mountinfo."""
+    """`path`: a copy of a /proc/PID/mountinfo."""
 
     def __init__(self, path: str) -> None:
         self.targets = {}
