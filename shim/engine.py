@@ -416,7 +416,7 @@ def _rare(
     known: Mapping[str, Any],
 ) -> Tuple[Edits, Edits]:
     """The request's variables, with references to the host resolved, and the edits of the rarer keys."""
-    from shim.keys import host_facts
+    from shim.keys import rare
     from shim.policy import rules
 
     scope = known.get("scope")
@@ -425,8 +425,8 @@ def _rare(
             rules.identity(document.get("annotations") or {}, rules.believed(config, known), known).get("namespace", ())
         )
     return (
-        host_facts.variables(wish, config, scope, known.get("seconds", host_facts.SECONDS)),
-        host_facts.edits(wish, document, inventory, config, known),
+        rare.variables(wish, config, scope, known.get("seconds", rare.SECONDS)),
+        rare.edits(wish, document, inventory, config, known),
     )
 
 

@@ -1,4 +1,4 @@
-"""Looks up what the rarer keys of a request need to know of the host, the image and the caller, and makes their edits.
+"""Looks up what the rarer keys of a request need to know of the host, the image and the caller.
 
 Loaded only when a request has one of these keys, or refers to a variable of the host or to a secret.  Everything that
 can fail fails here, before anything is changed.
@@ -9,11 +9,7 @@ from __future__ import annotations
 import posix
 
 from shim import errors
-from shim.edits import DEVICE, ENV, Edits
-from shim.gpu import choose, vendors
 from shim.host import device_nodes, files, trust, userns
-from shim.keys import settings
-from shim.oci import reader
 from shim.policy import classes
 from shim.request.rare_keys import CAPABILITIES
 
@@ -21,11 +17,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Dict, List, Mapping, Optional, Tuple
 
-    from shim.node.inventory import Inventory
-    from shim.request.parse import Request
 
 MAX_ACCOUNTS = 1 << 20  # bytes of /etc/passwd or /etc/group
-SECONDS = 5.0  # to read all secrets of a container
 _LINK, _FORMAT, _DIRECTORY = 0o120000, 0o170000, 0o040000
 
 
@@ -274,76 +267,3 @@ def caller() -> Tuple[str, ...]:
     except (OSError, errors.HostError):
         return tuple(names)
     return tuple(names + [line.partition(":")[0] for line in text.split("\n") if line.split(":")[2:3] == names[:1]])
-
-
-# --- edits ----------------------------------------------------------------------------------------------------
-
-
-def variables(request: Request, config: Dict[str, Any], scope: str, seconds: float = SECONDS) -> Edits:
-    """The edits for the request's env, with its references to host variables ($E:) and secrets ($S:) resolved.
-
-    `scope`: the namespace of the pod, or the name of the deployment, to which the secrets belong; '' for none
-    (shim.host.secrets).  `seconds`: the time limit for all secrets together.
-    Raises ChandlerError, which names the variable and never shows its value.
-    """
-    from time import monotonic
-
-    from shim.host import secrets
-
-    end = monotonic() + seconds
-    owners: Dict[int, str] = {}
-    items = []
-    for name, value in request.env.items():
-        kind, rest = value[:3], value[3:]
-        try:
-            if kind == "$E:":
-                host_value = posix.environ.get(rest.encode("utf-8", "surrogateescape"))
-                if host_value is None:
-                    raise errors.HostError(
-                        f"Chandler's own environment has no variable {rest!r}", "set it for the engine's service"
-                    )
-                value = secrets.Hidden(host_value.decode("utf-8", "surrogateescape"))
-            elif kind == "$S:":
-                owners = owners or userns.trusted_owners(userns.user_namespace())
-                value = secrets.read(rest, scope, config, owners, max(end - monotonic(), 0.01))
-        except errors.ChandlerError as error:
-            raise error.within(f"{request.source}: env.{name}") from None
-        items.append((ENV, name, value, request.source))
-    return Edits(items)
-
-
-def edits(
-    request: Request, document: Dict[str, Any], inventory: Inventory, config: Dict[str, Any], known: Mapping[str, Any]
-) -> Edits:
-    """The edits for the rarer keys of a request.
-
-    `document`: config.json.  `config`: the configuration as it is for this container.  `known`: what the front end
-    knows of the container (shim.engine.plan).  Raises ChandlerError.
-    """
-    prefixes = None if config["policy.trust"] == "all" else config["policy.bind-sources"]
-    facts = Facts(
-        reader.root_path(document, known.get("bundle", "")),
-        known.get("id", ""),
-        {**config["volumes"], **known.get("volumes", {})},
-        prefixes,
-        None if known.get("bundle") == "" else document,
-    )
-    result = settings.edits(request.document, document, request.source, facts)
-    _check_gpus(result, inventory, request.source)
-    return result
-
-
-def _check_gpus(changes: Edits, inventory: Inventory, source: str) -> None:
-    """Refuses the device node of a GPU under `devices`: neither the policy's counts nor a lease would cover it."""
-    nodes = {f"{node['type']}{node['major']}:{node['minor']}": path for _, path, node, _ in changes.of(DEVICE)}
-    if not nodes:
-        return
-    for number, name in choose.numbers(
-        dict.fromkeys([*inventory.kinds(), *(vendor.kind for vendor in vendors.with_gpus())]),
-        inventory,
-        device_nodes.look_at_gpu,
-    ).items():
-        if number in nodes:
-            raise errors.RequestError(
-                f"{source}: devices: {nodes[number]} belongs to {name}", "ask for it in resources.gpu"
-            )

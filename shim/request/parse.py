@@ -56,7 +56,7 @@ class Request:
 
     @property
     def rare(self) -> bool:
-        """Whether the request has rare keys, or references in its variables, which need shim.keys.host_facts."""
+        """Whether the request has rare keys, or references in its variables, which need shim.keys.rare."""
         for value in self.env.values():
             if value.startswith(REFERENCES):
                 return True
