@@ -1,24 +1,25 @@
-"""How long a hook may take and how much it may hold, and what is said of one that goes beyond.
+"""Limits on the time and memory of hooks, and the messages for hooks that exceed them.
 
-Each hook bounds what it reads and holds, by limits with names in its module.  Behind them stand two for all: a hook
-that takes longer than PATIENCE, or a hook in a container that needs more than MAX_MEMORY, is stopped with a sentence.
+Each hook limits what it reads and keeps, by constants in its own module.  Two limits apply to all hooks as well: a hook
+that takes longer than PATIENCE is stopped, and so is a hook inside a container that needs more than MAX_MEMORY.  Either
+prints one sentence.
 Source: setrlimit(2).
 """
 
 from __future__ import annotations
 
 import sys
-from _signal import alarm  # signal itself, os and json are more than half of a hook's start
+from _signal import alarm  # importing signal, os and json would take more than half of a hook's start
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Callable
 
 PATIENCE = 20  # seconds, for each hook of a command line
-MAX_CPU = 60  # seconds: ends what does not even come back to the interpreter
-MAX_MEMORY = 192 << 20  # bytes of the process' own (RLIMIT_DATA)
-MAX_STATE = 1 << 20
-MAX_CONFIG = 16 << 20
+MAX_CPU = 60  # seconds of processor time: ends a hook that is busy in C code, where SIGALRM cannot raise Late
+MAX_MEMORY = 192 << 20  # bytes of the process's own data (RLIMIT_DATA)
+MAX_STATE = 1 << 20  # bytes of the container's state on standard input
+MAX_CONFIG = 16 << 20  # bytes of config.json
 
 
 class Late(Exception):
@@ -26,17 +27,20 @@ class Late(Exception):
 
 
 def say(sentence: str) -> None:
-    """One line on standard error, which runtimes log."""
+    """Prints one line on standard error, which runtimes log."""
     print(f"chandler-hook: {sentence}", file=sys.stderr)
 
 
 def be_patient() -> None:
-    """From now on a hook has PATIENCE seconds, and is then stopped by Late."""
+    """Gives the hook PATIENCE seconds from now on; after them SIGALRM raises Late (hooks.main)."""
     alarm(PATIENCE)
 
 
 def limit() -> Callable[[], None]:
-    """Sets the kernel's limits behind those of each hook; an engine may have set lower ones.  The result undoes it."""
+    """Sets the kernel's limits on memory and processor time, unless an engine has set lower ones.
+
+    Returns a function that restores the limits from before.
+    """
     import resource
 
     before = [(kind, resource.getrlimit(kind)) for kind in (resource.RLIMIT_DATA, resource.RLIMIT_CPU)]
@@ -51,7 +55,7 @@ def limit() -> Callable[[], None]:
 
 
 def exceeded(error: Exception) -> str:
-    """What to say of Late or MemoryError."""
+    """The message for Late or MemoryError."""
     return (
         str(error) if isinstance(error, Late) else f"needed more than {MAX_MEMORY >> 20} MiB of memory, and was stopped"
     )

@@ -1,5 +1,4 @@
-"""What all hooks inside the container have in common: who may look at them, what they are told, and what they may
-fail with."""
+"""What all hooks that work on a container's file system share: hiding the process, reading the state, running them."""
 
 from __future__ import annotations
 
@@ -16,22 +15,22 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Dict, List, Set
 
-# what config.json calls it: its module
+# name of the hook in config.json -> its module
 HOOKS = {
     "create-symlinks": "create_symlinks",
     "update-ldcache": "update_ldcache",
     "enable-cuda-compat": "enable_cuda_compat",
     "disable-device-node-modification": "disable_device_node_modification",
 }
-REQUIRED = ("disable-device-node-modification",)  # without the others a container starts all the same
+REQUIRED = ("disable-device-node-modification",)  # the container starts even when one of the others is stopped
 
 
 class Wrong(Exception):
-    """Why the hook cannot do its work; the container must not start."""
+    """The hook cannot do its work, and the container must not start.  The text says why."""
 
 
 class Container:
-    """The container being made: `root`, its root file system; `config`, its config.json."""
+    """The container that is being created: `root`, its root file system; `config`, the decoded config.json."""
 
     def __init__(self, root: Root, config: Dict[str, Any]) -> None:
         self.root = root
@@ -41,45 +40,45 @@ class Container:
         """The paths of the device nodes that config.json gives the container."""
         linux = self.config.get("linux")
         devices = linux.get("devices") if isinstance(linux, dict) else None
-        return (
-            {str(one.get("path")) for one in devices if isinstance(one, dict)} if isinstance(devices, list) else set()
-        )
+        if not isinstance(devices, list):
+            return set()
+        return {str(device.get("path")) for device in devices if isinstance(device, dict)}
 
     def mounts_at(self, destination: str) -> List[Dict[str, Any]]:
-        """What config.json mounts at a path, in order."""
+        """The mounts of config.json whose destination is exactly `destination`, in order."""
         mounts = self.config.get("mounts")
-        return (
-            [one for one in mounts if isinstance(one, dict) and one.get("destination") == destination]
-            if isinstance(mounts, list)
-            else []
-        )
+        if not isinstance(mounts, list):
+            return []
+        return [mount for mount in mounts if isinstance(mount, dict) and mount.get("destination") == destination]
 
 
 def hide() -> None:
-    """From now on nobody may look into this process or open its executable (PR_SET_DUMPABLE, against CVE-2019-5736)."""
+    """Stops others from tracing this process or opening its executable (PR_SET_DUMPABLE, against CVE-2019-5736)."""
     ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)
 
 
 def run(argv: List[str], state: bytes) -> int:
-    """`argv`: hooks with their arguments, done in order.  The exit status; a failure is one sentence on standard error.
+    """Runs the hooks of `argv` in order and returns the exit status.  A failure prints one sentence on standard error.
 
-    One that goes beyond the limits of main is stopped; unless it is REQUIRED the container starts without its work.
+    `argv`: hooks with their arguments, separated by `--`; `state`: what the runtime wrote to standard input.  All
+    modules are imported and all arguments parsed before the first hook runs.  A hook that exceeds the limits of
+    hooks.bounds is stopped; unless it is one of REQUIRED, the container starts all the same.
     """
     name = ""
     try:
-        work = []
+        steps = []
         for name, *words in _calls(argv):
             if name not in HOOKS:
                 raise Wrong(f"no such hook; known are {', '.join(HOOKS)}")
             __import__("hooks." + HOOKS[name])
             module = sys.modules["hooks." + HOOKS[name]]
-            work.append((name, module, module.parse(words)))
-        made = _container(state)
-        for step, module, arguments in work:
-            name = step
+            steps.append((name, module, module.parse(words)))
+        container = _container(state)
+        for step, module, arguments in steps:
+            name = step  # for the messages below
             be_patient()
             try:
-                status: int = module.run(made, arguments)
+                status: int = module.run(container, arguments)
             except (Late, MemoryError) as error:
                 say(f"{name}: {exceeded(error)}")
                 status = int(name in REQUIRED)
@@ -94,7 +93,7 @@ def run(argv: List[str], state: bytes) -> int:
 
 
 def _container(state: bytes) -> Container:
-    """The container that the state on standard input tells of.  Raises Wrong."""
+    """The container of a runtime's state (OCI runtime specification, "State").  Raises Wrong."""
     try:
         bundle = jsontext.loads(state)["bundle"]
         with open(os.path.join(bundle, "config.json"), "rb") as file:
@@ -112,7 +111,7 @@ def _container(state: bytes) -> Container:
 
 
 def _calls(argv: List[str]) -> List[List[str]]:
-    """The words between the `--`, the first of each a hook's name."""
+    """The words of each hook, which `--` separates; the first word is the hook's name, '' where there is none."""
     calls: List[List[str]] = [[]]
     for word in argv:
         if word == "--":

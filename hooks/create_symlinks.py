@@ -1,8 +1,8 @@
-"""create-symlinks: makes links in a container, each given as `--link WHAT-IT-SAYS::PATH`.
+"""create-symlinks: makes symbolic links in a container, each given as `--link TARGET::PATH`.
 
-A link is written, never followed.  What the image has in its place stays, unless it is a link, too, or an empty file,
-which is what a runtime that mounts libraries leaves in an image that is made from its container.  A link that cannot be
-made is told of and passed over, since most programs do without.
+The hook writes links and never follows them.  It replaces a link or an empty file of the image, and leaves anything
+else in place.  (A runtime that mounts libraries into a container leaves empty files in an image that is made from it.)
+When a link cannot be made, the hook prints a line and goes on, since most programs work without it.
 """
 
 from __future__ import annotations
@@ -22,33 +22,33 @@ if TYPE_CHECKING:
 
 
 MAX_LINKS = 4096
-MAX_PATH = 1024  # bytes of a path, and of what a link says; the kernel's limit is 4096
+MAX_PATH = 1024  # bytes of a path and of a link's target; the kernel's limit is 4096
 
 
 def parse(arguments: List[str]) -> List[Tuple[str, str]]:
-    """Pairs of path and what the link there says.  Raises Wrong."""
+    """The links as (path, target).  Raises Wrong."""
     if len(arguments) % 2 or set(arguments[::2]) - {"--link"} or len(arguments) > 2 * MAX_LINKS:
-        raise Wrong(f"the arguments are `--link WHAT-IT-SAYS::PATH`, at most {MAX_LINKS} times")
+        raise Wrong(f"the arguments are `--link TARGET::PATH`, at most {MAX_LINKS} times")
     pairs = []
     for word in arguments[1::2]:
-        says, _, path = word.partition("::")
-        if not says or not path.startswith("/") or path.endswith("/") or path.rpartition("/")[2] in (".", ".."):
-            raise Wrong(f"{word[:MAX_PATH]!r} is not of the form WHAT-IT-SAYS::/ABSOLUTE/PATH")
-        if max(len(os.fsencode(says)), len(os.fsencode(path))) > MAX_PATH:
-            raise Wrong(f"the link {path[:60]}… or what it says is longer than {MAX_PATH} bytes")
-        pairs.append((path, says))
+        target, _, path = word.partition("::")
+        if not target or not path.startswith("/") or path.endswith("/") or path.rpartition("/")[2] in (".", ".."):
+            raise Wrong(f"{word[:MAX_PATH]!r} is not of the form TARGET::/ABSOLUTE/PATH")
+        if max(len(os.fsencode(target)), len(os.fsencode(path))) > MAX_PATH:
+            raise Wrong(f"the link {path[:60]}… or its target is longer than {MAX_PATH} bytes")
+        pairs.append((path, target))
     return pairs
 
 
 def run(container: Container, pairs: List[Tuple[str, str]]) -> int:
-    """Makes the links; always 0."""
+    """Makes the links.  Always returns 0."""
     nodes = container.nodes()
-    for path, says in pairs:
-        if path.startswith("/dev/") and os.path.normpath(os.path.join(os.path.dirname(path), says)) not in nodes:
+    for path, target in pairs:
+        if path.startswith("/dev/") and os.path.normpath(os.path.join(os.path.dirname(path), target)) not in nodes:
             continue  # a link to a device that this container does not have
         try:
             root, inside = _root(container, path)
-            make(root, inside, says)
+            make(root, inside, target)
         except OSError as error:
             why = "something is mounted there" if error.errno == errno.EXDEV else error.strerror
             say(f"create-symlinks: {path} was not made: {why}")
@@ -56,8 +56,12 @@ def run(container: Container, pairs: List[Tuple[str, str]]) -> int:
 
 
 def _root(container: Container, path: str) -> Tuple[Root, str]:
-    """The file system to make a link in.  /dev is one of its own, and may be written to when it is the container's:
-    config.json mounts a new tmpfs there, not a directory of the host."""
+    """The root to make a link in, and the link's path from there.
+
+    /dev is a file system of its own.  The hook writes to it only when it is the container's, which means that
+    config.json mounts a new tmpfs there.  Raises OSError (EXDEV) when it is another file system, which may be the
+    host's.
+    """
     if not path.startswith("/dev/"):
         return container.root, path
     mounts = container.mounts_at("/dev")
@@ -65,30 +69,30 @@ def _root(container: Container, path: str) -> Tuple[Root, str]:
         return container.root, path
     if mounts[-1].get("type") != "tmpfs" or {"bind", "rbind"} & set(mounts[-1].get("options") or ()):
         raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
-    found = container.root.find("/dev", cross=True, follow=False)
+    descriptor = container.root.find("/dev", cross=True, follow=False)
     try:
-        return type(container.root)(f"/proc/self/fd/{found}", container.root.kernel), path[len("/dev") :]
+        return type(container.root)(f"/proc/self/fd/{descriptor}", container.root.kernel), path[len("/dev") :]
     finally:
-        os.close(found)
+        os.close(descriptor)
 
 
-def make(root: Root, path: str, says: str) -> None:
-    """One link; OSError when it cannot be made, EEXIST when the image has something else there."""
+def make(root: Root, path: str, target: str) -> None:
+    """Makes one link.  Raises OSError when that fails, with EEXIST when the image has something else there."""
     folder, _, name = path.rpartition("/")
     directory = root.directory(folder or "/", make=True)
     try:
         try:
-            os.symlink(says, name, dir_fd=directory)
+            os.symlink(target, name, dir_fd=directory)
         except FileExistsError:
-            found = os.lstat(name, dir_fd=directory)
-            if stat.S_ISLNK(found.st_mode):
+            status = os.lstat(name, dir_fd=directory)
+            if stat.S_ISLNK(status.st_mode):
                 present = os.readlink(name, dir_fd=directory)
-            elif stat.S_ISREG(found.st_mode) and not found.st_size:
-                present = ""
+            elif stat.S_ISREG(status.st_mode) and not status.st_size:
+                present = ""  # no link has an empty target
             else:
                 raise FileExistsError(errno.EEXIST, "the image has a file of that name") from None
-            if present != says:
+            if present != target:
                 os.unlink(name, dir_fd=directory)
-                os.symlink(says, name, dir_fd=directory)
+                os.symlink(target, name, dir_fd=directory)
     finally:
         os.close(directory)

@@ -1,8 +1,9 @@
-"""disable-device-node-modification: keeps NVIDIA's libraries in a container from making device nodes.
+"""disable-device-node-modification: stops NVIDIA's libraries in a container from making device nodes.
 
-They read /proc/driver/nvidia/params; with ModifyDeviceFiles 0 they leave /dev alone.  The file in the container's /proc
-is covered by a copy that says so.  The copy lies in a tmpfs that has no path: it is made, attached and detached through
-descriptors alone (fsopen, fsmount, move_mount, open_tree; Linux 5.2), so that nothing in the image can get in the way.
+The libraries read /proc/driver/nvidia/params, and leave /dev alone when it has "ModifyDeviceFiles: 0".  The hook mounts
+a copy with that line over the file in the container's /proc.  The copy lies in a tmpfs without a path: the hook makes,
+attaches and detaches it through descriptors alone (fsopen, fsmount, move_mount, open_tree; Linux 5.2), so that nothing
+in the image can interfere.
 Source: NVIDIA driver README, "ModifyDeviceFiles"; fsopen(2), move_mount(2), open_tree(2).
 """
 
@@ -22,20 +23,20 @@ if TYPE_CHECKING:
 
 PARAMS = "/proc/driver/nvidia/params"
 _PROC_MAGIC = 0x9FA0
-_FSOPEN, _FSCONFIG, _FSMOUNT, _MOVE_MOUNT, _OPEN_TREE = 430, 431, 432, 429, 428  # on every architecture
-_FROM_EMPTY, _TO_EMPTY = 0x04, 0x40
-_ATTRIBUTES = 0x02 | 0x04 | 0x08  # nosuid, nodev, noexec
+_FSOPEN, _FSCONFIG, _FSMOUNT, _MOVE_MOUNT, _OPEN_TREE = 430, 431, 432, 429, 428  # system calls, on every architecture
+_FROM_EMPTY, _TO_EMPTY = 0x04, 0x40  # MOVE_MOUNT_F_EMPTY_PATH, MOVE_MOUNT_T_EMPTY_PATH: both are descriptors
+_ATTRIBUTES = 0x02 | 0x04 | 0x08  # MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def parse(arguments: List[str]) -> None:
-    """No arguments.  Raises Wrong."""
+    """Raises Wrong when there are arguments: the hook takes none."""
     if arguments:
         raise Wrong("takes no arguments")
 
 
 def run(container: Container, _: None) -> int:
-    """0 when the file is covered, or is not there, or forbids it already; 1 when it could not be covered."""
+    """Covers the container's file.  Returns 1 when that fails, 0 otherwise, also when there is nothing to cover."""
     try:
         with open(PARAMS, "rb") as file:
             text = file.read(65536)
@@ -55,27 +56,30 @@ def run(container: Container, _: None) -> int:
 
 
 def cover(root: Root, path: str, data: bytes, procfs: bool = True) -> None:
-    """Mounts a read-only file with `data` over `path`, which must be in a procfs.  Raises OSError."""
+    """Mounts a read-only file with `data` over `path`.  Raises OSError.
+
+    `procfs`: refuse a path that is not in a procfs.
+    """
     target = root.find(path, cross=True, follow=False)
     folder = root.find(path.rpartition("/")[0], cross=True, follow=False)
     try:
         if procfs and not (_is_procfs(target) and _is_procfs(folder)):
             raise OSError(errno.ENODEV, "the container's /proc is not procfs")
-        memory = _tmpfs(data)
+        tmpfs = _tmpfs(data)
         try:
-            # Only what is attached can be cloned (before Linux 6.15), so it is, for a moment, beside its place.
-            _call(_MOVE_MOUNT, memory, b"", folder, b"", _FROM_EMPTY | _TO_EMPTY)
+            # Before Linux 6.15 only an attached mount can be cloned: attach the tmpfs to the folder for a moment.
+            _call(_MOVE_MOUNT, tmpfs, b"", folder, b"", _FROM_EMPTY | _TO_EMPTY)
             try:
-                copy = _call(_OPEN_TREE, memory, b"params", 1 | os.O_CLOEXEC)  # OPEN_TREE_CLONE
+                copy = _call(_OPEN_TREE, tmpfs, b"params", 1 | os.O_CLOEXEC)  # OPEN_TREE_CLONE
             finally:
-                if _libc.umount2(f"/proc/self/fd/{memory}".encode(), 2):  # MNT_DETACH
+                if _libc.umount2(f"/proc/self/fd/{tmpfs}".encode(), 2):  # MNT_DETACH
                     _fail()
             try:
                 _call(_MOVE_MOUNT, copy, b"", target, b"", _FROM_EMPTY | _TO_EMPTY)
             finally:
                 os.close(copy)
         finally:
-            os.close(memory)
+            os.close(tmpfs)
     finally:
         os.close(target)
         os.close(folder)
@@ -88,23 +92,23 @@ def _tmpfs(data: bytes) -> int:
         for key, value in ((b"size", b"64k"), (b"mode", b"0755")):
             _call(_FSCONFIG, context, 1, key, value, 0)  # FSCONFIG_SET_STRING
         _call(_FSCONFIG, context, 6, None, None, 0)  # FSCONFIG_CMD_CREATE
-        memory = _call(_FSMOUNT, context, 1, _ATTRIBUTES)
+        mount = _call(_FSMOUNT, context, 1, _ATTRIBUTES)
         try:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-            with open(os.open("params", flags, 0o444, dir_fd=memory), "wb") as file:
+            with open(os.open("params", flags, 0o444, dir_fd=mount), "wb") as file:
                 file.write(data)
             _call(_FSCONFIG, context, 0, b"ro", None, 0)  # FSCONFIG_SET_FLAG
             _call(_FSCONFIG, context, 7, None, None, 0)  # FSCONFIG_CMD_RECONFIGURE
         except BaseException:
-            os.close(memory)
+            os.close(mount)
             raise
-        return memory
+        return mount
     finally:
         os.close(context)
 
 
 def _is_procfs(descriptor: int) -> bool:
-    buffer = ctypes.create_string_buffer(256)
+    buffer = ctypes.create_string_buffer(256)  # more than struct statfs, whose first member is f_type
     if _libc.fstatfs(descriptor, buffer):
         _fail()
     return ctypes.c_long.from_buffer(buffer).value == _PROC_MAGIC

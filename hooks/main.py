@@ -1,8 +1,11 @@
-"""chandler-hook NAME [ARGUMENT...] [-- NAME [ARGUMENT...]]...: one entry for all OCI hooks of Chandler's.
+"""chandler-hook NAME [ARGUMENT...] [-- NAME [ARGUMENT...]]...: the entry point of all Chandler's OCI hooks.
 
-Start-up contract: `python3 -I -S -B -X utf8`; where there is a container, nobody may look into this process before
-anything else; the hook's module with all that it needs is imported, and the container's state read from standard
-input, before anything of the container's file system is touched; nothing is ever executed.
+Start-up contract:
+- The command line is `python3 -I -S -B -X utf8`.
+- Where there is a container, the process first hides itself from other processes.
+- The hook's module and everything that it needs is imported, and the container's state is read from standard input,
+  before the hook touches the container's file system.
+- A hook in a container never executes a program.
 
 Source: OCI runtime specification, "POSIX-platform Hooks" and "State"; prctl(2).
 """
@@ -11,7 +14,7 @@ from __future__ import annotations
 
 import posix
 import sys
-from _signal import SIGALRM, signal  # signal itself, os and json are more than half of a hook's start
+from _signal import SIGALRM, signal  # importing signal, os and json would take more than half of a hook's start
 
 from hooks import bounds
 
@@ -19,8 +22,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, List
 
-RELEASE = "release"  # ends a lease at poststop, when there is no container any more
-MPS_READY = "mps-ready"  # asks an MPS daemon at createRuntime, with nothing of the container's
+RELEASE = "release"  # ends a lease at poststop, when the container is gone
+MPS_READY = "mps-ready"  # asks an MPS daemon at createRuntime, and touches nothing in the container
 
 
 def _late(*_: Any) -> None:
@@ -28,7 +31,7 @@ def _late(*_: Any) -> None:
 
 
 def main(argv: List[str]) -> int:
-    """`argv`: hooks with their arguments.  The exit status."""
+    """Runs the hooks of `argv`, with their arguments.  Returns the exit status."""
     if argv[:1] != [RELEASE]:
         from hooks import container
 
@@ -37,9 +40,8 @@ def main(argv: List[str]) -> int:
     bounds.be_patient()
     posix.umask(0o022)
     try:
-        state = sys.stdin.buffer.read(
-            bounds.MAX_STATE
-        )  # in any case: crun 1.8 fails when a hook ends before it has read it
+        # Every hook reads the state, since crun 1.8 fails when a hook ends before it has read it.
+        state = sys.stdin.buffer.read(bounds.MAX_STATE)
         posix.chdir("/")  # engines start hooks in the container's root
         if argv[:1] == [RELEASE]:
             from hooks import release
@@ -49,8 +51,8 @@ def main(argv: List[str]) -> int:
             from hooks import mps_ready
 
             return mps_ready.run(argv[1:], state)
-        bounds.limit()  # not for the two above, since what they execute would inherit it
+        bounds.limit()  # not for the two above: the programs that they execute would inherit the limits
         return container.run(argv, state)
     except (bounds.Late, MemoryError) as error:
         bounds.say(f"{argv[0] if argv else ''}: {bounds.exceeded(error)}")
-        return int(argv[:1] != [RELEASE])  # no container stays because its lease does
+        return int(argv[:1] != [RELEASE])  # a lease that cannot be ended must not keep the container

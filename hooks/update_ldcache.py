@@ -1,14 +1,16 @@
-"""update-ldcache: lets a container's programs find the libraries that were mounted into it, `--folder PATH`, …
+"""update-ldcache: adds the libraries that were mounted into a container to its loader cache.
 
-NVIDIA's hook runs the host's ldconfig in the container's root.  This one runs nothing: it reads the image's
-ld.so.cache, adds the libraries that are mounted in the folders, and puts the new cache in its place.  ldconfig would
-read the image's ld.so.conf (a FIFO stops it for good), parse every library of the image as root outside of the
-container, and write links into whatever is mounted in the image's library folders; and the host's may be missing or
-write another format.  What is read here is read as bytes, within limits, and only two files are written, both by
-rename in a directory that is the image's own.  An image without the cache (musl, or nothing but one program) is left
-alone.
+Arguments: `--folder PATH`, once for each folder.
 
-Memory: the cache is held as its bytes, twice while the new one is made; of a folder the names of libraries are held.
+NVIDIA's hook runs the host's ldconfig in the container's root.  This hook runs no program: it reads the image's
+ld.so.cache, adds the libraries that are mounted in the folders, and replaces the cache.  ldconfig would be unsafe
+there: it reads the image's ld.so.conf (a FIFO there blocks it for ever), parses every library of the image as root
+outside of the container, and writes links into whatever is mounted in the image's library folders.  Also the host may
+have no ldconfig, or one that writes another format.
+
+This hook reads everything as bytes and within limits.  It writes only two files, each by a rename in a directory of the
+image itself: the cache, and a drop-in for a later ldconfig.  An image without a cache (musl, or a single program) is
+left alone.  Memory: the bytes of the cache, twice while the new one is built, and the names of libraries in one folder.
 """
 
 from __future__ import annotations
@@ -28,11 +30,11 @@ if TYPE_CHECKING:
 
 CACHE, DROP_INS = "ld.so.cache", "/etc/ld.so.conf.d"
 DROP_IN = "00-chandler.conf"
-MAX_CACHE = 8 << 20  # bytes; that of a desktop with 5,000 libraries has half a megabyte
-MAX_NAMES = 1 << 16  # entries of a folder that are looked at
-MAX_LIBRARIES = 1 << 12  # of a folder; a driver has about a hundred
+MAX_CACHE = 8 << 20  # bytes; the cache of a desktop with 5,000 libraries has half a megabyte
+MAX_NAMES = 1 << 16  # entries of one folder that are read
+MAX_LIBRARIES = 1 << 12  # libraries in one folder; a driver has about a hundred
 MAX_FOLDERS = 1 << 8
-MAX_FOLDER = 1024  # characters of its path
+MAX_FOLDER = 1024  # characters of a folder's path
 
 
 def parse(arguments: List[str]) -> List[str]:
@@ -46,12 +48,15 @@ def parse(arguments: List[str]) -> List[str]:
 
 
 def run(container: Container, folders: List[str]) -> int:
-    """Adds the mounted libraries of the folders; always 0, since a program may well find them without."""
+    """Adds the mounted libraries of the folders.  Always returns 0, since programs may find them without the cache."""
     return add(container.root, folders, DROP_IN)
 
 
 def add(root: Root, folders: List[str], drop_in: str, own: bool = False) -> int:
-    """Adds libraries before all that the cache has, the first folder's first; `own`: the image's, not those mounted."""
+    """Adds libraries before all that the cache has, those of the first folder first.  Always returns 0.
+
+    `drop_in`: the file name below /etc/ld.so.conf.d; `own`: add the image's own libraries, not the mounted ones.
+    """
     try:
         _update(root, folders, drop_in, own)
     except (OSError, ldcache.Damaged) as error:
@@ -92,8 +97,10 @@ def _update(root: Root, folders: List[str], drop_in: str, own: bool) -> None:
 
 
 def _drop_in(root: Root, folders: List[str], name: str) -> None:
-    """So that an ldconfig that runs in the container later keeps the folders; where the image has no such place,
-    none."""
+    """Writes a drop-in of ld.so.conf, so that an ldconfig run in the container later keeps the folders.
+
+    Does nothing when the image has no directory for it.
+    """
     try:
         directory = root.directory(DROP_INS)
     except OSError:
@@ -105,17 +112,18 @@ def _drop_in(root: Root, folders: List[str], name: str) -> None:
 
 
 def _libraries(root: Root, folder: str, own: bool) -> List[Tuple[str, int]]:
-    """(path, flags of the loader's cache) of each shared library in a folder that is mounted there, by name.
+    """The mounted shared libraries in a folder (with `own`: the image's), as (path, flags in the cache).
 
-    The image's own are in its cache already; a link in the image to a mounted library counts as one.
+    Sorted by name.  A link in the image to a mounted library counts as mounted.  The image's own libraries are in its
+    cache already.
     """
-    found: List[Tuple[str, int]] = []
+    libraries: List[Tuple[str, int]] = []
     for name in names(root, folder):
         path = f"{folder}/{name}"
         try:
             os.close(root.find(path))
             if not own:
-                continue  # the whole way to it is the image's
+                continue  # found without crossing a mount: it is the image's
         except OSError as error:
             if own or error.errno != errno.EXDEV:
                 continue
@@ -124,14 +132,14 @@ def _libraries(root: Root, folder: str, own: bool) -> List[Tuple[str, int]]:
         except OSError:
             continue
         if flags:
-            found.append((path, flags))
-    return found
+            libraries.append((path, flags))
+    return libraries
 
 
 def names(root: Root, folder: str) -> List[str]:
-    """The names of libraries in a folder of the container, sorted; none where there is none.
+    """The names of the libraries in a folder of the container, sorted; [] when there is no such folder.
 
-    A folder that has more than the limits is told of, and the names beyond them are passed over.
+    When a folder exceeds the limits, the hook prints a line and ignores the rest of it.
     """
     try:
         descriptor = root.find(folder, cross=True)
@@ -140,24 +148,25 @@ def names(root: Root, folder: str) -> List[str]:
     try:
         if not stat.S_ISDIR(os.fstat(descriptor).st_mode):
             return []
-        found: List[str] = []
+        libraries: List[str] = []
         with os.scandir(f"/proc/self/fd/{descriptor}") as entries:
             for number, entry in enumerate(entries):
                 name = entry.name
-                if number == MAX_NAMES or len(found) == MAX_LIBRARIES:
+                if number == MAX_NAMES or len(libraries) == MAX_LIBRARIES:
                     say(
-                        f"update-ldcache: {folder} has more than {MAX_NAMES} files or {MAX_LIBRARIES} libraries; not all are looked at"
+                        f"update-ldcache: {folder} has more than {MAX_NAMES} files or {MAX_LIBRARIES} libraries; the "
+                        "rest is ignored"
                     )
                     break
                 if name.startswith("lib") and ".so" in name and "\n" not in name:
-                    found.append(name)
-        return sorted(found)
+                    libraries.append(name)
+        return sorted(libraries)
     finally:
         os.close(descriptor)
 
 
 def _flags(root: Root, path: str) -> int:
-    """What the cache says of a library for this machine; 0 for a file that is none (elf(5))."""
+    """The flags that the loader's cache has for a library of its machine; 0 for a file that is no library (elf(5))."""
     descriptor = root.find(path, cross=True)
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -169,6 +178,6 @@ def _flags(root: Root, path: str) -> int:
         head = os.read(opened, 20)
     finally:
         os.close(opened)
-    if head[:6] != b"\x7fELF\x02\x01":  # 64 bits, little endian
+    if head[:6] != b"\x7fELF\x02\x01":  # an ELF file of 64 bits, little endian
         return 0
     return ldcache.FLAGS.get(int.from_bytes(head[18:20], "little"), 0)

@@ -1,11 +1,17 @@
-"""image.py LIBDIR: writes LIBDIR/create-TAG.image, all that a create imports as one marshalled list.
+"""image.py LIBDIR [INSTALLED]: writes LIBDIR/create-TAG.image, which holds all modules that a create imports.
 
-The import system asks the file system several times for every module, and unmarshals docstrings and annotations that
-nobody reads: together more than all the work of a create.  The image holds (name, is package, code) in the order in
-which the modules finish importing, without docstrings, annotations and line numbers, and the code that loads them
-(_LOAD).  start.py executes that; when the image is another Python's, the modules are imported in the ordinary way.
-The functions that an ordinary create does not call (LATE) are kept as bytes: each is unmarshalled when it is called
-first. Run it with the interpreter that will read it; like byte code it has to be made anew when that is upgraded.
+For every module the import system makes several calls to the file system, and unmarshals docstrings and annotations
+that no create reads.  Together that takes longer than all the work of a create.
+
+The image is one marshalled tuple (load, magic number of the byte code, modules, late functions):
+- load: the code of _LOAD, which start.py executes to load the rest.  When another version of Python made the image,
+  start.py imports the modules in the ordinary way.
+- modules: (name, is package, code) of each module, in the order in which the modules finish importing.  The code has no
+  docstrings, annotations and line numbers.
+- late functions: the functions of LATE, which an ordinary create does not call, as "module function" -> marshalled
+  code.  Each is unmarshalled when it is called for the first time.
+Run this program with the interpreter that will read the image.  Like byte code, the image must be made again when that
+interpreter is upgraded.  INSTALLED: where LIBDIR will be, when it is not there yet; tracebacks name files there.
 """
 
 from __future__ import annotations
@@ -17,9 +23,10 @@ import os
 import subprocess
 import sys
 import types
-from typing import Any, Dict, List, Tuple
+from typing import Any
 
-# Module, then functions and methods.  `tests/bench/run --late` prints those that a create with GPUs does not call.
+# Each line has a module, then functions and methods of it.  A module may have several lines.  `tests/bench/run --late`
+# prints the functions that a create with GPUs does not call.
 LATE = """
 shim.errors ChandlerError.within
 shim.runtime.args Invocation.same _abbreviated _argp _clap _clap_globals _clap_id _verb_at
@@ -40,8 +47,10 @@ shim.host.device_nodes _pci_vendor look look_at_gpu
 shim.node.inventory Inventory.explain_missing Inventory.kinds Inventory.names Inventory.near Place._own_state_dir Place.private
 shim.jsontext _damage _refuse_constant
 shim.state.leases utc words
-shim.state.ledger Ledger._failed Ledger._rebuild Ledger._recorded Ledger.forget Ledger.make_anew Ledger.release Ledger.settle_all Ledger.take_back nri_lease parse
-shim.oci.reader _numbers bind_sources capabilities covers environment hugepages kernel_mounts missing namespace oom_score readonly_root resource rlimits text unified
+shim.state.ledger Ledger._failed Ledger._rebuild Ledger._recorded Ledger.forget Ledger.make_anew Ledger.release
+shim.state.ledger Ledger.settle_all Ledger.take_back nri_lease parse
+shim.oci.reader _numbers bind_sources capabilities covers environment hugepages kernel_mounts missing namespace
+shim.oci.reader oom_score readonly_root resource rlimits text unified
 shim.oci.writer _rdt _gids _net_devices _resources idmapped
 shim.policy.permission _check_limits _check_variable _default
 shim.request.quantity _exponent scaled
@@ -52,26 +61,27 @@ shim.runtime.node_inventory compile_now find_libraries
 shim.runtime.equip _adjusted _asks _check_restored _log
 shim.runtime.wrapper _may_ask_anyway _names_from_sources _pass_through
 shim.host.runtimes default_root for_verb owner
-shim.oci.targets _bound ImageRoot._walk ImageRoot.kernel ImageRoot.plain ImageRoot.within_bind _check_nested
+shim.oci.targets _is_bind ImageRoot._walk ImageRoot.kernel ImageRoot.plain ImageRoot.within_bind _check_nested
 """
-ENTRIES = "shim.runtime.wrapper, shim.state.ledger"  # the latter where leases are kept, as nodes do where nothing else is said
+# What a create imports.  It imports the ledger only on nodes that keep leases, which is the default.
+ENTRIES = "shim.runtime.wrapper, shim.state.ledger"
 
-# Runs in start.py, with the names that it has there.
+# start.py executes this with its own names sys, marshal, magic, modules, late and root.
 _LOAD = """
 import _frozen_importlib_external
 def load_late(name, function):
     namespace = sys.modules[name].__dict__
     owner, _, last = function.rpartition(".")
-    kept = namespace.get(last)
+    before = namespace.get(last)
     exec(marshal.loads(late[name + " " + function]), namespace)
-    found = namespace[last]
+    loaded = namespace[last]
     if owner:
-        setattr(namespace[owner], last, found)
-        namespace[last] = kept
-    return found
+        setattr(namespace[owner], last, loaded)
+        namespace[last] = before
+    return loaded
 def late_function(name, function):
-    def call(*given, **named):
-        return load_late(name, function)(*given, **named)
+    def call(*arguments, **named):
+        return load_late(name, function)(*arguments, **named)
     return call
 if magic == _frozen_importlib_external.MAGIC_NUMBER:
     for name, package, code in modules:
@@ -85,22 +95,22 @@ if magic == _frozen_importlib_external.MAGIC_NUMBER:
 """
 
 
-def modules(directory: str) -> List[str]:
-    """The modules of ours that importing ENTRIES imports, each after those that it needs itself."""
+def modules(directory: str) -> list[str]:
+    """The names of Chandler's modules that importing ENTRIES imports, each after the modules that it imports itself."""
     program = f"import sys; sys.path.insert(0, {directory!r}); import {ENTRIES}"
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-I", "-S", "-B", "-X", "importtime", "-c", program],
         check=True,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
     )
-    names = [line.rpartition("|")[2].strip() for line in done.stderr.splitlines()]
+    names = [line.rpartition("|")[2].strip() for line in completed.stderr.splitlines()]
     return [name for name in names if name.partition(".")[0] == ENTRIES.partition(".")[0]]
 
 
 class _Bare(ast.NodeTransformer):
-    """Takes out what only people and type checkers read."""
+    """Removes what only people and type checkers read."""
 
     def visit(self, node: ast.AST) -> Any:
         self.generic_visit(node)
@@ -114,26 +124,27 @@ class _Bare(ast.NodeTransformer):
         if isinstance(node, ast.AnnAssign):
             return ast.Assign([node.target], node.value) if node.value else ast.Pass()
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "__slots__":
-            return ast.Pass()  # a member of each costs a class more than a create's few objects can win back
+            # Making the members of a class with slots costs more than the few objects of a create save.
+            return ast.Pass()
         if isinstance(node, ast.ImportFrom) and node.module == "__future__":
-            return None  # a module of its own, and of no use without annotations
+            return None  # saves the import of __future__, which is useless without annotations
         if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
             return node.orelse or None
         return node
 
 
 class _Split(ast.NodeTransformer):
-    """Puts a function that loads itself in the place of each late function of a module, and keeps the functions by
-    name.
+    """Replaces each late function of a module by one that loads it when called; `functions` collects the late ones.
 
-    What one module takes from the package itself is there already, since modules stand in the image after those that
-    they need: it is looked up without the import system.
+    It also replaces `from shim import module` by a look-up in sys.modules, without the import system: the modules that
+    a module needs stand before it in the image, so they are loaded already.
     """
 
-    def __init__(self, module: str, late: List[str], loaded: List[str]) -> None:
+    def __init__(self, module: str, late: list[str], loaded: list[str]) -> None:
+        """`late`: the names of the module's late functions; `loaded`: the modules before it in the image."""
         self.module, self.late, self.loaded = module, late, loaded
-        self.functions: Dict[str, ast.FunctionDef] = {}
-        self._class = ""
+        self.functions: dict[str, ast.FunctionDef] = {}
+        self._class = ""  # the class that is being visited, with a dot: `Class.`
 
     def visit_ClassDef(self, node: ast.ClassDef) -> Any:
         self._class = node.name + "."
@@ -161,22 +172,27 @@ class _Split(ast.NodeTransformer):
 
 
 def compiled(tree: ast.Module, shown: str) -> Any:
-    """The code of a module; tracebacks call it `shown`."""
+    """The code of a module; tracebacks show the file name `shown`."""
     return _without_lines(compile(ast.fix_missing_locations(tree), shown, "exec", dont_inherit=True, optimize=0))
 
 
 def _without_lines(code: types.CodeType) -> types.CodeType:
-    """The same code without its table of line numbers: a create prints what is wrong, and no traceback."""
-    consts = tuple(_without_lines(each) if isinstance(each, types.CodeType) else each for each in code.co_consts)
+    """The same code without its table of line numbers.  A create prints an error message, never a traceback."""
+    consts = tuple(
+        _without_lines(constant) if isinstance(constant, types.CodeType) else constant for constant in code.co_consts
+    )
     table = "co_linetable" if hasattr(code, "co_linetable") else "co_lnotab"
     return code.replace(co_consts=consts, **{table: b""})
 
 
 def image(directory: str, installed: str) -> bytes:
     """The image of the modules in `directory`, whose tracebacks name files in `installed`."""
-    entries: List[Tuple[str, bool, Any]] = []
-    late: Dict[str, bytes] = {}
-    wanted = {line.split()[0]: line.split()[1:] for line in LATE.split("\n") if line.strip()}
+    entries: list[tuple[str, bool, Any]] = []
+    late: dict[str, bytes] = {}
+    late_names: dict[str, list[str]] = {}  # module -> its functions in LATE
+    for line in LATE.strip().split("\n"):
+        module, *functions = line.split()
+        late_names.setdefault(module, []).extend(functions)
     for name in modules(directory):
         path = os.path.join(directory, *name.split("."))
         package = os.path.isdir(path)
@@ -184,23 +200,22 @@ def image(directory: str, installed: str) -> bytes:
         shown = os.path.join(installed, os.path.relpath(path, directory))
         with open(path, encoding="utf-8") as file:
             tree = _Bare().visit(ast.parse(file.read(), path))
-        split = _Split(name, wanted.pop(name, []), [each for each, _, _ in entries])
+        split = _Split(name, late_names.pop(name, []), [loaded for loaded, _, _ in entries])
         # the file of a package is mostly empty, and need not be run
         entries.append((name, package, compiled(split.visit(tree), shown) if tree.body else None))
-        if split.functions.keys() != set(split.late):
-            sys.exit(
-                f"image.py: {path} has no function {', '.join(set(split.late) - split.functions.keys())}, which LATE names"
-            )
+        missing = set(split.late) - split.functions.keys()
+        if missing:
+            sys.exit(f"image.py: {path} has no function {', '.join(missing)}, which LATE names")
         for function, node in split.functions.items():
             late[f"{name} {function}"] = marshal.dumps(compiled(ast.Module([node], []), shown))
-    if wanted:
-        sys.exit(f"image.py: a create does not import {', '.join(wanted)}, which LATE names")
+    if late_names:
+        sys.exit(f"image.py: a create does not import {', '.join(late_names)}, which LATE names")
     load = compile(_LOAD, "<image>", "exec", dont_inherit=True)
     return marshal.dumps((load, importlib.util.MAGIC_NUMBER, entries, late))
 
 
 def main(directory: str, installed: str = "") -> None:
-    """`installed`: where `directory` will be, when it is not there yet."""
+    """Writes the image of `directory`.  `installed`: where `directory` will be, when it is not there yet."""
     path = os.path.join(directory, f"create-{sys.implementation.cache_tag}.image")
     temporary = f"{path}.{os.getpid()}"
     with open(temporary, "wb") as file:
@@ -210,6 +225,7 @@ def main(directory: str, installed: str = "") -> None:
 
 
 if __name__ == "__main__":
+    # Without debug ranges, since the image would hold them and no create needs them.
     if "no_debug_ranges" not in sys._xoptions:
         os.execv(sys.executable, [sys.executable, "-I", "-X", "no_debug_ranges", *sys.argv])
     main(*sys.argv[1:])

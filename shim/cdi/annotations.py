@@ -1,4 +1,4 @@
-"""CDI devices in annotations: `cdi.k8s.io/<plugin>_<device id>` = comma-joined qualified names.
+"""Reads and writes annotations that ask for CDI devices: `cdi.k8s.io/<plugin>_<device id>` = `name,name…`.
 
 Source: CDI Go library, pkg/cdi/annotations.go.  Part of the create path: imports only shim.errors and names.
 """
@@ -13,16 +13,16 @@ if TYPE_CHECKING:
     from typing import Any, Iterable, List, Mapping
 
 PREFIX = "cdi.k8s.io/"
-MAX_NAME = 63  # of the key, after the prefix: the limit of Kubernetes
+MAX_NAME = 63  # characters of a key after its prefix: the limit of Kubernetes
 
 _ENDS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 _MIDDLE = _ENDS + "_-."
 
 
 def key(plugin: str, device_id: str) -> str:
-    """The annotation key for what `plugin` allocated as `device_id` (whose slashes become underscores).
+    """The annotation key for the device that `plugin` allocated as `device_id`, whose slashes become underscores.
 
-    Raises CdiError if a part is empty or the name is not one that Kubernetes takes.
+    Raises CdiError if a part is empty, or if Kubernetes would not accept the key.
     """
     if not plugin or not device_id:
         raise errors.CdiError("a CDI annotation key needs a plugin name and a device id")
@@ -38,7 +38,7 @@ def key(plugin: str, device_id: str) -> str:
 
 
 def value(devices: Iterable[str]) -> str:
-    """The annotation value that asks for `devices`; CdiError if one is not a qualified name."""
+    """The annotation value that asks for `devices`.  Raises CdiError if one of them is not a qualified name."""
     names = list(devices)
     for name in names:
         parse_qualified(name)
@@ -48,18 +48,18 @@ def value(devices: Iterable[str]) -> str:
 def parse(annotations: Mapping[str, Any]) -> List[str]:
     """The devices that all CDI annotations ask for, in the order of the sorted keys, duplicates kept.
 
-    Raises CdiError naming the key if any part of any value is not a qualified name: an empty value, a trailing
-    comma and a space are such parts, so nothing is ever half understood.
+    Raises CdiError, which names the key, if any part of any value is not a qualified name.  An empty value, a trailing
+    comma and a space are errors too, so that no annotation is understood only in part.
     """
     devices: List[str] = []
-    for one in sorted(one for one in annotations if one.startswith(PREFIX)):
-        text = annotations[one]
+    for annotation in sorted(each for each in annotations if each.startswith(PREFIX)):
+        text = annotations[annotation]
         if not isinstance(text, str):
-            raise errors.CdiError(f"annotation {one} is not a string")
+            raise errors.CdiError(f"annotation {annotation} is not a string")
         for name in text.split(","):
             try:
                 parse_qualified(name)
             except errors.CdiError as error:
-                raise error.within(f"annotation {one}") from None
+                raise error.within(f"annotation {annotation}") from None
             devices.append(name)
     return devices

@@ -1,4 +1,4 @@
-"""Valid CDI container edits to Edits: the table of what each category becomes (see shim.edits)."""
+"""Turns valid CDI container edits into Edits (see shim.edits).  Tables say what each category and field becomes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     Key = Any
     Pairs = Iterator[Tuple[Key, Any]]
 
-# A hook without an environment would inherit the container's (LD_PRELOAD and all) and run with it as root.
+# A hook without an environment would inherit the container's, with its LD_PRELOAD, and run as root with it.
 SAFE_HOOK_ENV = ("PATH=" + paths.SAFE_PATH,)
 
 # OCI field: CDI field
@@ -24,19 +24,21 @@ _RDT = tuple((field, field) for field in ("closID", "schemata", "l3CacheSchema",
 _NODE = tuple(
     (field, field) for field in ("path", "hostPath", "type", "major", "minor", "fileMode", "permissions", "uid", "gid")
 )
-_KEPT_ZERO = ("fileMode", "uid", "gid", "timeout")  # where 0 says something else than nothing
+_KEPT_ZERO = ("fileMode", "uid", "gid", "timeout")  # fields in which 0 means something else than an absent field
 
 
 def _fields(table: Iterable[Tuple[str, str]], item: Dict[str, Any]) -> Dict[str, Any]:
+    """The CDI object `item` with the OCI field names of `table`; empty fields are left out."""
     return {name: item[key] for name, key in table if item.get(key) or (key in _KEPT_ZERO and key in item)}
 
 
 def compile_edits(
     block: Dict[str, Any], origin: str, hook_env: Optional[Sequence[str]] = SAFE_HOOK_ENV
 ) -> Tuple[Edit, ...]:
-    """The edits of one decoded, valid `containerEdits`, category by category.
+    """The edits of `block`, one decoded and valid `containerEdits`, in the order of _KINDS.
 
-    `hook_env` is what a hook without an environment gets; None leaves it without, as the CDI Go library does.
+    `origin` goes into every edit, for errors.  `hook_env` is the environment for hooks that have none; with None they
+    get none, as in the CDI Go library.
     """
 
     def hooks(items: Any) -> Pairs:
@@ -62,10 +64,10 @@ def _env(items: Any) -> Pairs:
 
 
 def _gids(items: Any) -> Pairs:
-    return ((gid, None) for gid in dict.fromkeys(items) if gid)  # group 0 is the default, not an addition
+    return ((gid, None) for gid in dict.fromkeys(items) if gid)  # 0 is the default group, not an additional one
 
 
-# In the order in which the CDI Go library applies them.
+# (category in CDI, kind of edit), in the order in which the CDI Go library applies them.
 _KINDS = (
     ("env", kinds.ENV),
     ("deviceNodes", kinds.DEVICE),
@@ -75,6 +77,7 @@ _KINDS = (
     ("intelRdt", kinds.RDT),
     ("additionalGids", kinds.GID),
 )
+# category -> the (key, value) of each edit that its items become
 _PAIRS: Dict[str, Callable[[Any], Pairs]] = {
     "env": _env,
     "deviceNodes": lambda items: ((item["path"], _fields(_NODE, item)) for item in items),

@@ -1,4 +1,4 @@
-"""Decodes the bytes of a CDI file to plain values: as JSON where that succeeds, else as YAML.
+"""Decodes the bytes of a CDI file to plain values: as JSON if that succeeds, otherwise as YAML.
 
 Source: CDI SPEC.md, "JSON Definition"; CDI Go library 1.1.2, pkg/cdi/spec.go (ParseSpec).
 """
@@ -12,10 +12,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, Dict, List, Set, Tuple
 
-MAX_SIZE = 16 << 20  # bytes of a file
+MAX_SIZE = 16 << 20  # bytes of one file
 
 _BLANKS = " \t\r\n"
-_ENCODINGS = (  # byte order mark, and how to read what starts with it
+_ENCODINGS = (  # (byte order mark, encoding of a file that starts with it)
     (b"\xef\xbb\xbf", "utf-8-sig"),
     (b"\xff\xfe", "utf-16"),
     (b"\xfe\xff", "utf-16"),
@@ -24,9 +24,10 @@ _ENCODINGS = (  # byte order mark, and how to read what starts with it
 
 
 def load(data: bytes, texts: bool = False) -> Any:
-    """The document in `data`, with None for an empty one.  `texts`: numbers as yamltext.Scalar, which keeps their text.
+    """The document in `data`; None for an empty one.
 
-    Raises CdiError, with the line where there is one, if it is neither JSON nor YAML, or beyond a limit.
+    `texts`: return numbers as yamltext.Scalar, which keeps their text.  Raises CdiError, with the line where it is
+    known, if `data` is neither JSON nor YAML, or exceeds a limit.
     """
     if len(data) > MAX_SIZE:
         raise CdiError(f"the file is larger than {MAX_SIZE} bytes")
@@ -36,7 +37,7 @@ def load(data: bytes, texts: bool = False) -> Any:
     except UnicodeDecodeError as error:
         raise CdiError(f"line {data.count(10, 0, error.start) + 1}: not {encoding[:6].upper()} text") from None
     scalar = yamltext.both if texts else yamltext.plain
-    if text.lstrip(_BLANKS)[:1] != "{":  # spares the common YAML file the import of json
+    if text.lstrip(_BLANKS)[:1] != "{":  # a YAML file is read without importing json
         return _yaml(text, scalar)
     try:
         return _json(text, texts)
@@ -45,7 +46,8 @@ def load(data: bytes, texts: bool = False) -> Any:
     try:
         return yamltext.load(text, scalar)
     except CdiError as yaml_error:
-        # A file that begins with a brace was most likely meant as JSON, and a missing PyYAML is no remedy.
+        # A file that begins with a brace was most likely meant as JSON, and installing PyYAML would not repair it.  So
+        # the YAML error is only raised when it names a line.
         raise (yaml_error if yaml_error.what.startswith("line ") else json_error) from None
 
 
@@ -57,7 +59,7 @@ def _yaml(text: str, scalar: Callable[[str], Any]) -> Any:
 
 
 def _json(text: str, texts: bool) -> Any:
-    """JSON alone; ValueError for what YAML might still read, CdiError for what it would refuse too."""
+    """Reads JSON.  Raises ValueError for text that may still be YAML, CdiError for text that YAML would refuse, too."""
     import json
 
     try:
@@ -88,7 +90,7 @@ def _number(read: Callable[[str], Any], texts: bool) -> Callable[[str], Any]:
 
 
 def _integer(digits: str) -> Any:
-    return int(digits) if len(digits) <= 20 else float(digits)  # more than 64 bits is no integer in a CDI file
+    return int(digits) if len(digits) <= 20 else float(digits)  # CDI files have integers of at most 64 bits
 
 
 def _refuse(word: str) -> Any:

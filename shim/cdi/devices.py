@@ -1,6 +1,8 @@
-"""Which device names mean the same piece of hardware, and which to take when only a number is asked for.
+"""Decides which device names mean the same hardware, and which devices to take when a request gives only a count.
 
-Our own rules; CDI says nothing about it.  Plain data in and out, `{name: key}`, so that any index can use it.
+These are our own rules: CDI has none.  The functions take and return plain data, `{name: key}`, so that any index of
+devices can use them.  A key is the set of device nodes that a device brings; devices with equal keys are one piece of
+hardware.
 """
 
 from __future__ import annotations
@@ -17,81 +19,95 @@ if TYPE_CHECKING:
 
 
 class Identities:
-    """What the device nodes of one file are on the host: `sets`, those of each device; `shared`, what all of these
-    have; `common`, those of the file's own edits, which every container with one of its devices gets."""
+    """The device nodes of one CDI file, as identity() names them.
+
+    `sets`: the nodes of each device, by device name; `shared`: the nodes that all of its devices have; `common`: the
+    nodes of the file's own edits, which every container with one of its devices gets.
+    """
 
     __slots__ = ("sets", "shared", "common")
 
     def __init__(
         self, nodes: Mapping[str, Sequence[Mapping[str, Any]]], stat: Stat, common: Sequence[Mapping[str, Any]] = ()
     ) -> None:
-        self.sets = {name: frozenset(identity(node, stat) for node in own) for name, own in nodes.items()}
+        self.sets = {
+            name: frozenset(identity(node, stat) for node in device_nodes) for name, device_nodes in nodes.items()
+        }
         self.common = frozenset(identity(node, stat) for node in common)
         if not any(self.sets.values()):
-            self.sets = dict.fromkeys(self.sets, self.common)  # one piece of hardware under several names
+            # No device has nodes of its own: all names mean the hardware of the file's own edits.
+            self.sets = dict.fromkeys(self.sets, self.common)
         self.shared: FrozenSet[str] = frozenset.intersection(*self.sets.values()) if self.sets else frozenset()
 
     def telling(self) -> FrozenSet[str]:
-        """What tells the devices of this file apart; nothing in a file with one device."""
+        """The nodes that some devices of this file have and others have not; empty for a file with one device."""
         return frozenset().union(*self.sets.values()) - self.shared if len(self.sets) > 1 else frozenset()
 
     def brought(self, telling: FrozenSet[str]) -> List[str]:
-        """What every device of the file brings of that which tells devices apart, in this file or in any
-        (`telling`)."""
+        """The nodes of the file's own edits that tell devices apart, in this file or in any file (`telling`), sorted.
+
+        Every container with a device of this file gets these nodes.
+        """
         return sorted(self.common & (telling | self.telling()))
 
     def keys(self, telling: FrozenSet[str] = frozenset()) -> Dict[str, Key]:
-        """The physical key of each device: the sorted set of its nodes, less what every device of the file shares; if
-        that leaves nothing, the whole set; without nodes, the name itself.  Equal keys mean one physical device.
+        """The physical key of each device, by name.  Equal keys mean one physical device.
 
-        `telling`: what tells devices apart in any file.  A GPU that is part of every device of a file is no node that
-        all GPUs share.
+        The key is the sorted nodes of the device without those that all devices of the file share; if no node is left,
+        all of its nodes; if it has no nodes, its name.  `telling`: the nodes that tell devices apart in any file.
+        These stay in the key even where all devices of this file share them: such a node is a GPU that each of the
+        devices includes, not a node that all GPUs need.
         """
         common = self.shared - telling
-        return {name: tuple(sorted(own - common or own)) or (name,) for name, own in self.sets.items()}
+        return {name: tuple(sorted(nodes - common or nodes)) or (name,) for name, nodes in self.sets.items()}
 
 
 def device_keys(nodes: Mapping[str, Sequence[Mapping[str, Any]]], stat: Stat) -> Dict[str, Key]:
-    """The physical key of each device of one file that is alone, from the device nodes of each."""
+    """The physical key of each device of a file, without regard to other files.  `nodes`: device name to CDI nodes."""
     return Identities(nodes, stat).keys()
 
 
 def identity(node: Mapping[str, Any], stat: Stat) -> str:
-    """`c195:0` where the numbers are known, else the path on the host."""
+    """What a CDI device node is on the host: its number (c195:0) where known, otherwise its path on the host.
+
+    The type and numbers in the node count before those of the host.
+    """
     path: str = node.get("hostPath") or node["path"]
     kind, major, minor = node.get("type", ""), node.get("major", 0), node.get("minor", 0)
     if not (kind and major):
         try:
-            found = stat(path)
-        except ChandlerError:  # not there, or not a device: the path still tells nodes apart
-            found = None
-        if found is None or found[0] not in "bc":
+            status = stat(path)
+        except ChandlerError:  # missing, or not a device: the path still tells nodes apart
+            status = None
+        if status is None or status[0] not in "bc":
             return path
-        kind = found[0]
-        major, minor = (major, minor) if major else found[1:3]
+        kind = status[0]
+        major, minor = (major, minor) if major else status[1:3]
     return f"{'c' if kind == 'u' else kind}{major}:{minor}"
 
 
 class Sets:
-    """Sets that can be asked for those that share an element, without looking at all of them."""
+    """A collection of sets, indexed by element: finds those that overlap a set without comparing it with all."""
 
     def __init__(self) -> None:
         self.holders: Dict[str, List[FrozenSet[str]]] = {}
 
-    def add(self, one: FrozenSet[str]) -> None:
-        for element in one:
-            self.holders.setdefault(element, []).append(one)
+    def add(self, members: FrozenSet[str]) -> None:
+        """Adds a set to the collection."""
+        for element in members:
+            self.holders.setdefault(element, []).append(members)
 
-    def near(self, one: FrozenSet[str]) -> Set[FrozenSet[str]]:
-        return {other for element in one for other in self.holders.get(element, ())}
+    def near(self, members: FrozenSet[str]) -> Set[FrozenSet[str]]:
+        """The sets of the collection that share an element with `members`."""
+        return {other for element in members for other in self.holders.get(element, ())}
 
 
 def aggregates(keys: Iterable[Key]) -> Set[Key]:
-    """The keys that stand for several devices (`all`): strict supersets of at least two disjoint others."""
+    """The keys that stand for several devices (such as `all`): strict supersets of at least two disjoint keys."""
     wholes = {frozenset(key): key for key in keys}
     sets = Sets()
-    for one in wholes:
-        sets.add(one)
+    for whole in wholes:
+        sets.add(whole)
     return {
         key
         for whole, key in wholes.items()
@@ -100,34 +116,34 @@ def aggregates(keys: Iterable[Key]) -> Set[Key]:
 
 
 def smallest(keys: Iterable[Key]) -> Sets:
-    """Those of some keys of which no other is a part."""
-    every, found = Sets(), Sets()
+    """The keys, as sets, that have no other key as a strict subset."""
+    every, minimal = Sets(), Sets()
     wholes = {frozenset(key) for key in keys}
-    for one in wholes:
-        every.add(one)
-    for one in wholes:
-        if not any(part < one for part in every.near(one)):
-            found.add(one)
-    return found
+    for whole in wholes:
+        every.add(whole)
+    for whole in wholes:
+        if not any(part < whole for part in every.near(whole)):
+            minimal.add(whole)
+    return minimal
 
 
 def _any_disjoint(parts: List[FrozenSet[str]]) -> bool:
-    return any(not one & other for index, one in enumerate(parts) for other in parts[:index])
+    return any(not part & other for index, part in enumerate(parts) for other in parts[:index])
 
 
 def groups(keys: Mapping[str, Key]) -> List[Tuple[Key, List[str]]]:
-    """Each physical key with its names, the best name first, in the order in which `pick` takes them."""
-    found: Dict[Key, List[str]] = {}
+    """Each physical key with its names.  Names and keys are in the order of `natural`, in which `pick` takes them."""
+    names: Dict[Key, List[str]] = {}
     for name in sorted(keys, key=natural):
-        found.setdefault(keys[name], []).append(name)
-    return list(found.items())
+        names.setdefault(keys[name], []).append(name)
+    return list(names.items())
 
 
 def pick(keys: Mapping[str, Key], count: int) -> List[str]:
-    """The names of the first `count` different physical devices, fewer if there are not so many.
+    """The names of the first `count` physical devices; fewer if there are not as many.
 
-    Index-like names come first, in natural order.  An aggregate is never taken, nor a device that is a part of
-    one already taken, or has one as its part.
+    Names that are indexes come first, in natural order.  Never takes an aggregate, nor a device that includes, or is
+    part of, one already taken (a GPU and its MIG devices).
     """
     skipped = aggregates(keys.values())
     taken = Sets()
@@ -135,15 +151,15 @@ def pick(keys: Mapping[str, Key], count: int) -> List[str]:
     for key, alike in groups(keys):
         if len(names) >= count:
             break
-        own = frozenset(key)
-        if key not in skipped and not any(own <= other or other <= own for other in taken.near(own)):
-            taken.add(own)
+        nodes = frozenset(key)
+        if key not in skipped and not any(nodes <= other or other <= nodes for other in taken.near(nodes)):
+            taken.add(nodes)
             names.append(alike[0])
     return names
 
 
 def natural(name: str) -> Tuple[bool, Tuple[int, ...], str]:
-    """A sort key: names like 0, 10, gpu0, 0:1, mig0:1 or card0 by their numbers, then all others by spelling."""
+    """A sort key: names such as 0, 10, gpu0, 0:1, mig0:1 and card0 by number, then all others alphabetically."""
     digits = name.lstrip("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
     parts = digits.split(":")
     if name.isascii() and all(part.isdigit() and len(part) <= 9 for part in parts):

@@ -1,6 +1,6 @@
-"""CDI names: `vendor/class=device`, and what each part may hold (CDI SPEC.md, "Kind" and "CDI Devices").
+"""Reads CDI names, `vendor/class=device`, and checks their parts.
 
-Part of the create path: imports only shim.errors.
+Source: CDI SPEC.md, "Kind" and "CDI Devices".  Part of the create path: imports only shim.errors.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _RULES = {
 
 
 def _check(part: str, value: str) -> None:
-    """Raise CdiError if `value` cannot be the vendor, class or device of a name."""
+    """Raises CdiError if `value` cannot be the `part` (vendor, class or device) of a name."""
     first, last, every = _RULES[part]
     if not value:
         raise errors.CdiError(f"{part} name is empty")
@@ -38,22 +38,25 @@ def _check(part: str, value: str) -> None:
 
 
 def check_vendor(value: str) -> None:
-    """Raise CdiError unless `value` is a vendor name."""
+    """Raises CdiError unless `value` is a vendor name."""
     _check("vendor", value)
 
 
 def check_class(value: str) -> None:
-    """Raise CdiError unless `value` is a class name."""
+    """Raises CdiError unless `value` is a class name."""
     _check("class", value)
 
 
 def check_device(value: str) -> None:
-    """Raise CdiError unless `value` is a device name."""
+    """Raises CdiError unless `value` is a device name."""
     _check("device", value)
 
 
 def split_kind(kind: str) -> Tuple[str, str]:
-    """`vendor/class` at its first slash, unchecked; without a slash, or with nothing on a side, CdiError."""
+    """`vendor/class` as (vendor, class), split at the first slash.
+
+    Raises CdiError if there is no slash or a part is empty; the characters are not checked.
+    """
     vendor, _, class_ = kind.partition("/")
     if not vendor or not class_:
         raise errors.CdiError(f'"{kind}" is not of the form vendor/class')
@@ -63,7 +66,7 @@ def split_kind(kind: str) -> Tuple[str, str]:
 def parse_qualified(name: str) -> Tuple[str, str, str]:
     """`vendor/class=device` as (vendor, class, device).
 
-    Raises CdiError if a part is missing (the name is "unqualified") or not allowed.
+    Raises CdiError if a part is missing (CDI calls such a name unqualified) or is not allowed.
     """
     kind_, equals, device = name.partition("=")
     vendor, slash, class_ = kind_.partition("/")
@@ -78,9 +81,9 @@ def parse_qualified(name: str) -> Tuple[str, str, str]:
 
 
 def file_name(kind: str, transient_id: str = "") -> str:
-    """The name, without its ending, of a file for the devices of a kind, or for one transient device of it.
+    """The name, without suffix, of a CDI file for the devices of a kind, or for one transient device of that kind.
 
-    Raises CdiError if `kind` is not one.  Source: CDI Go library, pkg/cdi/spec.go (GenerateTransientSpecName).
+    Raises CdiError if `kind` is not a kind.  Source: CDI Go library, pkg/cdi/spec.go (GenerateTransientSpecName).
     """
     vendor, class_ = split_kind(kind)
     check_vendor(vendor)
@@ -89,6 +92,6 @@ def file_name(kind: str, transient_id: str = "") -> str:
 
 
 def kind(name: str) -> str:
-    """The `vendor/class` of a qualified name; CdiError if the name is not one."""
+    """The `vendor/class` of a qualified name.  Raises CdiError if the name is not qualified."""
     vendor, class_, _ = parse_qualified(name)
     return f"{vendor}/{class_}"

@@ -1,9 +1,9 @@
-"""The YAML that CDI generators write, read line by line, without a YAML library and several times faster.
+"""Reads the simple YAML that CDI generators write, line by line, without a YAML library and several times faster.
 
-Importing PyYAML alone costs five starts of the interpreter.  This reads only block mappings and sequences of
-plain and simply quoted scalars on one line each, in printable ASCII.  It never finds an error: whatever it does
-not know for certain is NotPlain and left to yamltext, which gives the same value for all that is read here (a
-property test compares the two).
+Importing PyYAML alone costs as much as five starts of the interpreter.  This module reads only block mappings and block
+sequences whose scalars are plain or simply quoted, on one line each, in printable ASCII.  It never reports an error.
+For anything else it raises NotPlain, and the caller lets yamltext read the text.  For all text that this module reads,
+yamltext gives the same value (a property test compares the two).
 """
 
 from __future__ import annotations
@@ -14,19 +14,23 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, Dict, List, Tuple
 
-MAX_DEPTH = 32  # less than that of yamltext, which decides beyond it
-MAX_KEY = 128
+MAX_DEPTH = 32  # less than that of yamltext, so that yamltext decides what is too deep
+MAX_KEY = 128  # characters; longer keys are left to yamltext
 
+# First characters that begin a plain scalar; `-` does too unless a blank follows.
 _FIRST = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789/._+=~(")
 _EMPTY: Dict[str, Any] = {"[]": list, "{}": dict}
 
 
 class NotPlain(Exception):
-    """The text may be YAML, but not of the simple kind."""
+    """The text is not of the simple kind that this module reads; it may still be YAML."""
 
 
 def load(text: str, scalar: Callable[[str], Any] = yamltext.plain) -> Any:
-    """The mapping that `text` is, `scalar` as in yamltext; raises NotPlain if that is not certain."""
+    """The mapping in `text`.  `scalar` reads an unquoted scalar, as in yamltext.load.
+
+    Raises NotPlain if this module cannot be sure of the value.
+    """
     if not text.isascii() or not text.replace("\n", "").isprintable():
         raise NotPlain
     lines = _Lines(text, scalar)
@@ -37,7 +41,7 @@ def load(text: str, scalar: Callable[[str], Any] = yamltext.plain) -> Any:
 
 
 class _Lines:
-    """The lines that count, each as (indentation, content), and the one to be read next."""
+    """The lines of a text without blanks and comments, each as (indentation, content); `at`: index of the next line."""
 
     def __init__(self, text: str, plain: Callable[[str], Any]) -> None:
         self.plain = plain
@@ -49,7 +53,7 @@ class _Lines:
                 self.lines.append((len(line) - len(content), content.rstrip(" ")))
         if self.lines[:1] == [(0, "---")]:
             del self.lines[0]
-        self.lines.append((-1, ""))  # the end, less indented than anything
+        self.lines.append((-1, ""))  # marks the end: less indented than any line
 
     def mapping(self, indent: int, depth: int) -> Dict[str, Any]:
         if depth > MAX_DEPTH:
@@ -74,9 +78,9 @@ class _Lines:
                 raise NotPlain
 
     def nested(self, indent: int, depth: int) -> Any:
-        """What stands below a key that is indented by `indent`."""
+        """The value in the lines below a key that is indented by `indent`; None if there are none."""
         here, content = self.lines[self.at]
-        if content[:2] == "- " and here >= indent:  # a sequence may stand as far left as its key
+        if content[:2] == "- " and here >= indent:  # a sequence need not be indented more than its key
             return self.sequence(here, depth)
         return self.mapping(here, depth) if here > indent else None
 
@@ -93,6 +97,7 @@ class _Lines:
                 return items
             item = content[2:].lstrip(" ")
             if item[0] not in "\"'" and (": " in item or item[-1] == ":"):
+                # A mapping that begins behind the dash: read its first line as one indented to the key.
                 lines[self.at] = (indent + len(content) - len(item), item)
                 items.append(self.mapping(lines[self.at][0], depth + 1))
             else:

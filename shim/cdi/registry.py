@@ -1,8 +1,8 @@
-"""All CDI files of a node: who defines what, what shadows or conflicts, and why a name is not there.
+"""Knows all CDI files of a node: which file defines a device, which definitions conflict, and why a name is missing.
 
-Source: CDI Go library 1.1.2, pkg/cdi/spec-dirs.go and cache.go.  Two differences: a directory that cannot be listed
-does not hide the directories after it, and a conflict at a low priority does not remove a clean definition at a
-higher one.
+Source: CDI Go library 1.1.2, pkg/cdi/spec-dirs.go and cache.go.  It differs in two points: a directory that cannot be
+listed does not hide the directories after it, and a conflict between files of low priority does not remove a definition
+in a file of higher priority.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ if TYPE_CHECKING:
     from shim.cdi.spec import Spec
     from shim.edits import Edit, Stat
 
-    Entry = Tuple[str, Union[bytes, ChandlerError]]  # file name, and its content or why there is none
-    Directory = Tuple[str, Optional[ChandlerError], Sequence[Entry]]
+    Entry = Tuple[str, Union[bytes, ChandlerError]]  # file name, and its content or why it cannot be read
+    Directory = Tuple[str, Optional[ChandlerError], Sequence[Entry]]  # path, why it cannot be listed, entries
 
 SUFFIXES = (".json", ".yaml")
-MAX_NEAR = 4  # missing names for which we look for similar ones, which takes long
+MAX_NEAR = 4  # missing names for which we look up similar names, since that is slow
 
 
 def is_spec_name(name: str) -> bool:
-    """Whether a directory entry of this name is a CDI file; the case counts, and dotfiles are files too."""
+    """Whether a directory entry of this name is a CDI file.  Case matters; names that begin with a dot count."""
     return name.endswith(SUFFIXES)
 
 
 class File:
-    """A valid CDI file: where it is, the priority of its directory (higher wins), and its content."""
+    """A valid CDI file: its path, the priority of its directory (the higher one wins), and its content."""
 
     __slots__ = ("path", "priority", "spec")
 
@@ -46,37 +46,37 @@ class File:
         self.spec = spec
 
     def identities(self, stat: Stat) -> physical.Identities:
-        """What its devices' nodes are on the host."""
+        """The device nodes of its devices, as they are on the host."""
         nodes = {
-            name: [value for kind, _, value, _ in own if kind == DEVICE] for name, own in self.spec.devices.items()
+            name: [value for kind, _, value, _ in edits if kind == DEVICE] for name, edits in self.spec.devices.items()
         }
         return physical.Identities(nodes, stat, [value for kind, _, value, _ in self.spec.common if kind == DEVICE])
 
 
 class Registry:
-    """The state of the CDI directories, in tables by path or by qualified name."""
+    """What the CDI directories define, in tables by path or by qualified name."""
 
     __slots__ = ("conflicts", "devices", "directories", "files", "problems", "shadowed", "_identities", "_telling")
 
     def __init__(self, directories: Sequence[str]) -> None:
-        self.directories: List[str] = list(directories)  # in order, the last has the highest priority
-        self.files: List[File] = []  # the valid ones
+        self.directories: List[str] = list(directories)  # the last one has the highest priority
+        self.files: List[File] = []  # the valid files, lowest priority first
         self.problems: Dict[str, List[ChandlerError]] = {}  # file or directory -> what is wrong with it
         self.devices: Dict[str, File] = {}  # qualified name -> the file that defines it
-        self.shadowed: Dict[str, List[str]] = {}  # qualified name -> files whose definition does not count
-        self.conflicts: Dict[str, List[str]] = {}  # qualified name -> files at the highest priority that clash
-        self._identities: Optional[Dict[str, physical.Identities]] = None  # by path, once somebody asks for keys
-        self._telling: FrozenSet[str] = frozenset()
+        self.shadowed: Dict[str, List[str]] = {}  # qualified name -> files of lower priority that define it as well
+        self.conflicts: Dict[str, List[str]] = {}  # qualified name -> several files of the highest priority define it
+        self._identities: Optional[Dict[str, physical.Identities]] = None  # by path; set by _identify
+        self._telling: FrozenSet[str] = frozenset()  # nodes that tell devices apart in any file; set by _identify
 
     @classmethod
     def build(cls, directories: Sequence[Directory], hook_env: Optional[Sequence[str]] = SAFE_HOOK_ENV) -> Registry:
-        """The registry of what was read, lowest priority first; never raises for what a file holds.
+        """The registry of some directories, lowest priority first.  Errors in files go into `problems`.
 
-        `hook_env` is the environment of hooks that have none (None: leave them so).
+        `hook_env` is the environment for hooks that have none; with None they get none.
         """
         read: Dict[str, Tuple[Optional[ChandlerError], Sequence[Entry]]] = {}
         for path, error, entries in directories:
-            read.pop(clean(path), None)  # of a directory listed twice, the second copy wins everywhere
+            read.pop(clean(path), None)  # a directory that is listed twice counts where it comes last
             read[clean(path)] = (error, entries)
         registry = cls(list(read))
         for priority, (path, (error, entries)) in enumerate(read.items()):
@@ -125,17 +125,17 @@ class Registry:
                     self._blame(path, CdiError(_conflict(name, paths), "keep one of them"))
 
     def lookup(self, name: str) -> Optional[Tuple[str, Tuple[Edit, ...], Tuple[Edit, ...]]]:
-        """For resolve(): the file that defines `name`, its own edits, the device's edits; None if there is none."""
+        """For resolve(): (path of the file that defines `name`, the file's own edits, the device's edits), or None."""
         file = self.devices.get(name)
         if file is None:
             return None
         return file.path, file.spec.common, file.spec.devices[name.partition("=")[2]]
 
     def diagnose(self, missing: Sequence[str]) -> CdiError:
-        """The error for names that `lookup` does not know: where we looked, what is broken there, what is near."""
+        """The error for names that `lookup` does not know: directories read, problems in them, similar names."""
         why = [f"read {', '.join(self.directories) or 'no directory'}"]
         why += [_conflict(name, self.conflicts[name]) for name in missing if name in self.conflicts]
-        valid = {file.path for file in self.files}  # the problems of these are conflicts about other names
+        valid = {file.path for file in self.files}  # their problems are conflicts about other names
         why += [
             str(error) if path in error.what else f"{path}: {error}"
             for path, errors in self.problems.items()
@@ -146,12 +146,13 @@ class Registry:
         return unresolvable(missing, "; ".join(why), f"the nearest known: {', '.join(near)}" if near else self._known())
 
     def _near(self, missing: Iterable[str]) -> List[str]:
+        """The known names that are similar to the missing ones, at most three for each."""
         import difflib
 
-        found: Dict[str, None] = {}
+        similar: Dict[str, None] = {}
         for name in missing:
-            found.update(dict.fromkeys(difflib.get_close_matches(name, self.devices, 3)))
-        return list(found)
+            similar.update(dict.fromkeys(difflib.get_close_matches(name, self.devices, 3)))
+        return list(similar)
 
     def _known(self) -> str:
         if self.devices:
@@ -165,23 +166,25 @@ class Registry:
         return self._identities
 
     def brought(self, file: File, stat: Stat) -> List[str]:
-        """The GPUs that every device of a CDI file brings along, by their device numbers: the file's own edits have
-        their nodes."""
+        """The device numbers of GPUs in a file's own edits, which a container gets with any device of the file.
+
+        See Identities.brought.
+        """
         return self._identify(stat)[file.path].brought(self._telling)
 
     def device_keys(self, kind: str, stat: Stat) -> Dict[str, Tuple[str, ...]]:
-        """The physical keys of all resolvable devices of a kind, by device name."""
+        """The physical keys of all resolvable devices of a kind, by device name (see Identities.keys)."""
         identities = self._identify(stat)
-        found: Dict[str, Tuple[str, ...]] = {}
+        keys: Dict[str, Tuple[str, ...]] = {}
         for file in self.files:
             if file.spec.kind == kind:
                 for device, key in identities[file.path].keys(self._telling).items():
                     if self.devices.get(f"{kind}={device}") is file:
-                        found[device] = key
-        return found
+                        keys[device] = key
+        return keys
 
     def pick(self, kind: str, count: int, stat: Stat) -> List[str]:
-        """The qualified names of the first `count` physical devices of a kind; CdiError if there are fewer."""
+        """The qualified names of the first `count` physical devices of a kind.  Raises CdiError if there are fewer."""
         split_kind(kind)
         names = physical.pick(self.device_keys(kind, stat), count)
         if len(names) < count:

@@ -1,4 +1,4 @@
-"""Resolves qualified device names to Edits.
+"""Turns qualified CDI device names into Edits.
 
 Source: CDI SPEC.md, "OCI Edits" and "Error Handling"; CDI Go library 1.1.2, pkg/cdi/cache.go (InjectDevices).
 Part of the create path: imports only shim.errors and shim.edits.
@@ -15,40 +15,39 @@ if TYPE_CHECKING:
 
     from shim.edits import Edit
 
-    # name -> (an id of its file, the file's own edits, the device's edits), or None: no such device
+    # name -> (an id of its file, the file's own edits, the device's edits); None for an unknown device
     Lookup = Callable[[str], Optional[Tuple[Any, Tuple[Edit, ...], Tuple[Edit, ...]]]]
 
 
 def resolve(names: Iterable[str], lookup: Lookup) -> Edits:
-    """The edits of all devices, in the order asked: a file's own edits come once, before its first device.
+    """The edits of all devices, in the order of `names`.
 
-    A name that is repeated counts once.  Raises CdiError naming every device that `lookup` does not know, or two
-    network devices that exclude each other.
+    A file's own edits come once, before those of its first device.  A repeated name counts once.  Raises CdiError,
+    which names every device that `lookup` does not know, or two network devices that exclude each other.
     """
-    wanted = dict.fromkeys(names)
-    found = [(name, lookup(name)) for name in wanted]
-    missing = [name for name, entry in found if entry is None]
+    entries = [(name, lookup(name)) for name in dict.fromkeys(names)]
+    missing = [name for name, entry in entries if entry is None]
     if missing:
         raise unresolvable(missing)
     items: List[Edit] = []
-    opened = set()
-    for _, entry in found:
+    seen = set()
+    for _, entry in entries:
         if entry is None:
             continue
-        file, common, own = entry
-        if file not in opened:
-            opened.add(file)
-            items += common
-        items += own
+        file, file_edits, device_edits = entry
+        if file not in seen:
+            seen.add(file)
+            items += file_edits
+        items += device_edits
     _check_net_devices([item for item in items if item[0] == NET_DEVICE])
     return Edits(items)
 
 
 def _check_net_devices(items: List[Edit]) -> None:
-    """Raise CdiError when two interfaces of the host get one name in the container, or one interface two names.
+    """Raises CdiError when two interfaces of the host get one name in the container, or one interface gets two names.
 
-    The kernel would refuse the second; the CDI Go library refuses both before anything is changed.  Unlike it we
-    accept the same change from two devices, as everywhere.
+    The kernel would refuse the second change; the CDI Go library refuses before it changes anything.  Unlike that
+    library we accept the same change from two devices, as for every other kind of edit.
     """
     names: Dict[str, Edit] = {}
     hosts: Dict[str, Edit] = {}
@@ -71,6 +70,6 @@ def _check_net_devices(items: List[Edit]) -> None:
 
 
 def unresolvable(missing: Iterable[str], why: str = "", todo: str = "") -> errors.CdiError:
-    """The error for names that nobody defines, with the reasons in brackets where they are known."""
+    """The error for names that no file defines; `why` are the reasons, where they are known."""
     names = ", ".join(name or '""' for name in missing)
     return errors.CdiError(f"unresolvable CDI devices {names}" + (f" ({why})" if why else ""), todo)

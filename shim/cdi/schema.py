@@ -1,7 +1,9 @@
-"""The fields of a CDI file and their types, as a table; decoding collects every problem with its JSON path.
+"""The fields of a CDI file and their types, as tables of decoders.
 
-Source: CDI SPEC.md 1.1.0, "JSON Definition"; as strict as release 1.1.2 of the CDI Go library.  A null
-is an absent field; an unquoted scalar in a string field is its text; an unknown field is an error.
+A decoder takes (value, place, problems).  It returns the decoded value, or reports a problem with its JSON path and
+returns None.  Decoding goes on after a problem, so that all of them are found.
+A null counts as an absent field.  An unquoted scalar in a string field becomes its text.  An unknown field is an error.
+Source: CDI SPEC.md 1.1.0, "JSON Definition".  As strict as release 1.1.2 of the CDI Go library.
 """
 
 from __future__ import annotations
@@ -12,7 +14,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, Dict, Optional, Tuple, Union
 
-    Place = Optional[Tuple[Any, Union[str, int]]]  # (the place around, key or index), written out only in a problem
+    # (the enclosing place, key or index); None is the whole file.  Only a problem turns it into text.
+    Place = Optional[Tuple[Any, Union[str, int]]]
     Problems = Dict[str, str]  # JSON path -> what is wrong there
     Decoder = Callable[[Any, Place, Problems], Any]
 
@@ -27,7 +30,7 @@ def where(place: Place) -> str:
 
 
 def report(problems: Problems, place: Place, what: str) -> None:
-    """Note a problem; the first one at a place stays, since later ones are mostly its consequence."""
+    """Records a problem.  The first one at a place stays, since later ones mostly follow from it."""
     problems.setdefault(where(place), what)
 
 
@@ -37,7 +40,7 @@ def _shown(value: Any) -> str:
 
 
 def _as_text(value: Any) -> str:
-    """What a scalar that is not a string is in a string field; JSON's true has one spelling, and null is nothing."""
+    """The text that a scalar of another type becomes in a string field; '' for null."""
     if value is None:
         return ""
     if isinstance(value, bool):
@@ -46,6 +49,7 @@ def _as_text(value: Any) -> str:
 
 
 def text(value: Any, place: Place, problems: Problems) -> Any:
+    """Decodes a string."""
     if type(value) is str:
         if value.isascii() and "\0" not in value:
             return value
@@ -57,11 +61,12 @@ def text(value: Any, place: Place, problems: Problems) -> Any:
         value.encode()
     except UnicodeEncodeError:
         return report(problems, place, "holds half of a surrogate pair")
-    # A path or variable with it could never reach the kernel whole.
+    # A path or a variable with a NUL would reach the kernel cut off.
     return value if "\0" not in value else report(problems, place, "holds a NUL character")
 
 
 def flag(value: Any, place: Place, problems: Problems) -> Any:
+    """Decodes true or false."""
     if type(value) is Scalar and isinstance(value.value, bool):
         value = value.value
     if isinstance(value, bool):
@@ -70,15 +75,17 @@ def flag(value: Any, place: Place, problems: Problems) -> Any:
 
 
 def integer(low: int, high: int) -> Decoder:
+    """A decoder of whole numbers from `low` to `high`."""
+
     def decode(value: Any, place: Place, problems: Problems) -> Any:
         written = value
         if type(value) is Scalar:
             value = value.value
         if type(value) is float and value.is_integer():
             value = int(value)
-        if value is None:  # only inside a list; a field would be absent
+        if value is None:  # only an element of a list: record() leaves null fields out
             return 0
-        if type(value) is not int:  # a fraction, too, which the library cuts: 1.5 would be device 1
+        if type(value) is not int:  # a fraction as well, which the library would cut: 1.5 would be device 1
             return report(problems, place, f"must be a whole number, not {_shown(written)}")
         if not low <= value <= high:
             return report(problems, place, f"must be from {low} to {high}, not {value}")
@@ -88,35 +95,40 @@ def integer(low: int, high: int) -> Decoder:
 
 
 def list_of(item: Decoder) -> Decoder:
+    """A decoder of lists whose elements `item` decodes."""
+
     def decode(value: Any, place: Place, problems: Problems) -> Any:
         if type(value) is not list:
             return report(problems, place, f"must be a list, not {_shown(value)}")
-        return [item(one, (place, index), problems) for index, one in enumerate(value)]
+        return [item(element, (place, index), problems) for index, element in enumerate(value)]
 
     return decode
 
 
 def texts(value: Any, place: Place, problems: Problems) -> Any:
+    """Decodes a mapping of strings."""
     if type(value) is not dict:
         return report(problems, place, f"must be a mapping, not {_shown(value)}")
-    return {key: text(one, (place, key), problems) for key, one in value.items()}
+    return {key: text(item, (place, key), problems) for key, item in value.items()}
 
 
 def record(fields: Dict[str, Decoder]) -> Decoder:
+    """A decoder of objects with these fields; `fields`: name -> decoder."""
+
     def decode(value: Any, place: Place, problems: Problems) -> Any:
         if type(value) is not dict:
             report(problems, place, f"must be a mapping, not {_shown(value)}")
             return {}
-        found = {}
-        for key, one in value.items():
-            field = fields.get(key)
-            if field is None:
+        items = {}
+        for key, item in value.items():
+            decoder = fields.get(key)
+            if decoder is None:
                 report(problems, (place, key), _unknown(key, fields))
-            elif one is not None:
-                decoded = field(one, (place, key), problems)
+            elif item is not None:
+                decoded = decoder(item, (place, key), problems)
                 if decoded is not None:
-                    found[key] = decoded
-        return found
+                    items[key] = decoded
+        return items
 
     return decode
 
@@ -126,14 +138,14 @@ def _unknown(key: str, fields: Dict[str, Decoder]) -> str:
     return f"unknown field; write {alike[0]}" if alike else f"unknown field; known are {', '.join(sorted(fields))}"
 
 
-# The kernel's device numbers have 12 and 20 bits (include/linux/kdev_t.h): mknod would cut a larger one to another
-# device's, and in a rule of a control group -1 means every device.  The library refuses what is negative; we refuse
-# both.
+# The kernel's device numbers have 12 and 20 bits (include/linux/kdev_t.h).  mknod would cut a larger number to that of
+# another device, and in a device rule of a control group -1 means every device.  The CDI Go library refuses negative
+# numbers; we refuse both.
 _MAJOR = integer(0, (1 << 12) - 1)
 _MINOR = integer(0, (1 << 20) - 1)
-# Permissions alone: runtimes add the bits of the type, and 060000 of a mode would turn type c into a block device.
+# Only permission bits: runtimes add the bits of the type, and a mode with 060000 would turn type c into a block device.
 _MODE = integer(0, 0o7777)
-_ID = integer(0, (1 << 32) - 2)  # the last number is -1 to chown(2), which leaves the owner as it is
+_ID = integer(0, (1 << 32) - 2)  # chown(2) takes the largest number for -1: leave the owner unchanged
 _INT64 = integer(-(1 << 63), (1 << 63) - 1)
 _TEXT_LIST = list_of(text)
 

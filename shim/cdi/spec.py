@@ -1,4 +1,4 @@
-"""A CDI file: bytes in, a Spec of compiled edits out, or an error that lists every problem of the file.
+"""Reads one CDI file: turns its bytes into a Spec with compiled edits, or lists every problem of the file.
 
 Source: CDI SPEC.md, "CDI JSON Specification"; CDI Go library 1.1.2, pkg/cdi/spec.go.
 """
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 
 class Spec:
-    """A valid CDI file: its version, kind, annotations and edits, and the decoded document that they come from."""
+    """A valid CDI file: its version, kind, annotations and edits, and the decoded `document` that they come from.
+
+    `common`: the edits of the file's own containerEdits; `devices`: device name -> the edits of that device.
+    """
 
     __slots__ = ("annotations", "common", "devices", "document", "kind", "version")
 
@@ -35,24 +38,25 @@ class Spec:
 
 
 def parse(data: bytes, path: str, hook_env: Optional[Sequence[str]] = SAFE_HOOK_ENV) -> Spec:
-    """The Spec in `data`; `path` is where it came from, for errors and for the origin of its edits.
+    """The Spec in `data`.  `path` is where the data came from; errors and the origins of edits name it.
 
-    `hook_env` is the environment of hooks that have none (None: leave them so).  Raises CdiError with the first
+    `hook_env` is the environment for hooks that have none; with None they get none.  Raises CdiError with the first
     problem, which names the file and the line or JSON path.
     """
-    document, found = _read(data)
-    for place, what in found:
-        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    document, problems_found = _read(data)
+    for place, what in problems_found:
+        more = f" (and {len(problems_found) - 1} more)" if len(problems_found) > 1 else ""
         raise CdiError(f"{path}: {place}: {what}{more}" if place else f"{path}: {what}")
     return Spec(document, path, hook_env)
 
 
 def problems(data: bytes, path: str) -> List[Tuple[str, str]]:
-    """Every problem of a file as (line or JSON path, sentence); none for a valid one.  Never raises."""
+    """Every problem of a file as (line or JSON path, sentence); [] for a valid file.  Never raises."""
     return _read(data)[1]
 
 
 def _read(data: bytes) -> Tuple[Dict[str, Any], List[Tuple[str, str]]]:
+    """(the decoded document, its problems as in `problems`)."""
     try:
         document = load(data, texts=True)
     except CdiError as error:
@@ -60,8 +64,8 @@ def _read(data: bytes) -> Tuple[Dict[str, Any], List[Tuple[str, str]]]:
         return {}, [(place, what) if colon and place.startswith("line ") else ("", str(error))]
     if document is None:
         return {}, [("", "no Spec data")]
-    found: schema.Problems = {}
-    decoded: Dict[str, Any] = schema.SPEC(document, None, found)
+    by_place: schema.Problems = {}
+    decoded: Dict[str, Any] = schema.SPEC(document, None, by_place)
     if isinstance(document, dict):
-        validate.check(decoded, found)
-    return decoded, list(found.items())
+        validate.check(decoded, by_place)
+    return decoded, list(by_place.items())

@@ -1,6 +1,6 @@
-"""Checks what a decoded CDI file must satisfy beyond its types.
+"""Checks a decoded CDI file for everything that a schema of types cannot express.
 
-Every check reports into a table of problems by JSON path and goes on, so that one run shows them all.
+Every check reports into the table of problems and goes on, so that one run finds all problems.
 Source: CDI SPEC.md, "Kind", "CDI Devices" and "OCI Edits"; CDI Go library 1.1.2, pkg/cdi/container-edits.go (Validate).
 """
 
@@ -20,14 +20,14 @@ NODE_TYPES = ("", "b", "c", "u", "p")
 HOOK_STAGES = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")
 MAX_CLOS_ID = 4095  # bytes
 MAX_ANNOTATIONS = 256 << 10  # characters of all keys and values together
-MAX_ANNOTATION_PREFIX = 253
-MAX_ANNOTATION_NAME = 63
+MAX_ANNOTATION_PREFIX = 253  # characters of a key before the slash
+MAX_ANNOTATION_NAME = 63  # characters of a key after the slash
 
 _LOWER = "abcdefghijklmnopqrstuvwxyz0123456789"
 
 
 def check(file: Dict[str, Any], problems: Problems) -> None:
-    """Reports what is wrong with a decoded file, in the order of the CDI Go library."""
+    """Reports the problems of a decoded file, in the order of the CDI Go library."""
     _version(file, problems)
     _kind(file.get("kind", ""), problems)
     _annotations(file.get("annotations", {}), (None, "annotations"), problems)
@@ -69,7 +69,7 @@ def _device(device: Dict[str, Any], place: Place, problems: Problems) -> None:
         report(problems, (place, "name"), error.what)
     _annotations(device.get("annotations", {}), (place, "annotations"), problems)
     edits = device.get("containerEdits", {})
-    if not any(edits.values()) and "intelRdt" not in edits:  # an intelRdt without content is an edit all the same
+    if not any(edits.values()) and "intelRdt" not in edits:  # an empty intelRdt counts as an edit
         report(problems, (place, "containerEdits"), "must hold at least one edit")
     _edits(edits, (place, "containerEdits"), problems)
 
@@ -106,8 +106,9 @@ def _edits(edits: Dict[str, Any], place: Place, problems: Problems) -> None:
 
 
 def _closid(name: str, place: Place, problems: Problems) -> None:
+    # The class is a directory in resctrl, and "/" is its root class.
     usable = name not in (".", "..") and "/" not in name and "\n" not in name and len(name.encode()) <= MAX_CLOS_ID
-    if not usable and name != "/":  # the root class
+    if not usable and name != "/":
         report(problems, place, f"{name[:64]!r} is not the name of a class of service")
 
 

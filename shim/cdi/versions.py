@@ -1,4 +1,7 @@
-"""CDI versions and what needs which (CDI SPEC.md, "Released versions"), as a table of predicates."""
+"""The released CDI versions, and which version a file needs for the fields that it uses.
+
+Source: CDI SPEC.md, "Released versions".
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,11 @@ if TYPE_CHECKING:
     from typing import Any, Dict, List, Optional, Tuple
 
 KNOWN = ("0.1.0", "0.2.0", "0.3.0", "0.4.0", "0.5.0", "0.6.0", "0.7.0", "0.8.0", "1.0.0", "1.1.0")
-FLOOR = "0.3.0"
+FLOOR = "0.3.0"  # the lowest version that a file may declare
 
 
 def normal(version: str) -> Optional[str]:
-    """A known version without its `v`; None for any other text."""
+    """A known version without a leading `v`; None for any other text."""
     bare = version[1:] if version.startswith("v") else version
     return bare if bare in KNOWN else None
 
@@ -22,11 +25,11 @@ def older(one: str, other: str) -> bool:
 
 
 def _rdt(edits: Dict[str, Any]) -> Dict[str, Any]:
-    found: Dict[str, Any] = edits.get("intelRdt") or {}
-    return found
+    rdt: Dict[str, Any] = edits.get("intelRdt") or {}
+    return rdt
 
 
-# Highest first, so that the first that holds is the minimum.  Of one set of edits:
+# (version, what needs it, whether a block of container edits has it).  Of equal versions, minimum() names the first.
 _EDITS = (
     ("1.1.0", "intelRdt.schemata", lambda edits: "schemata" in _rdt(edits)),
     ("1.1.0", "intelRdt.enableMonitoring", lambda edits: _rdt(edits).get("enableMonitoring")),
@@ -36,7 +39,7 @@ _EDITS = (
     ("0.5.0", "a device node's hostPath", lambda edits: any(n.get("hostPath") for n in edits.get("deviceNodes", ()))),
     ("0.4.0", "a mount's type", lambda edits: any(m.get("type") for m in edits.get("mounts", ()))),
 )
-# Of the whole file:
+# The same for the whole file.
 _FILE = (
     ("0.6.0", "annotations", lambda file: file.get("annotations")),
     ("0.6.0", "annotations of a device", lambda file: any(d.get("annotations") for d in _devices(file))),
@@ -46,8 +49,8 @@ _FILE = (
 
 
 def _devices(file: Dict[str, Any]) -> List[Dict[str, Any]]:
-    found: List[Dict[str, Any]] = file.get("devices") or []
-    return found
+    devices: List[Dict[str, Any]] = file.get("devices") or []
+    return devices
 
 
 def _digit(device: Dict[str, Any]) -> bool:
@@ -55,7 +58,7 @@ def _digit(device: Dict[str, Any]) -> bool:
 
 
 def minimum(file: Dict[str, Any]) -> Tuple[str, str]:
-    """The lowest version that a decoded file may declare, and the field that asks for it (empty for the floor)."""
+    """(the lowest version that a decoded file may declare, what in the file needs it); '' where it is FLOOR."""
     blocks = [file.get("containerEdits") or {}, *(device.get("containerEdits") or {} for device in _devices(file))]
     needs = [rule[:2] for rule in _FILE if rule[2](file)]
     for block in blocks:

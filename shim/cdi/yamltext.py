@@ -1,12 +1,13 @@
-"""YAML text to plain values, as the CDI Go library reads it (pkg/cdi/spec.go, through sigs.k8s.io/yaml).
+"""Turns YAML text into plain values, as the CDI Go library reads it (pkg/cdi/spec.go, with sigs.k8s.io/yaml).
 
-The rules are those of a YAML 1.1 parser of the Go world, not PyYAML's: `1:0` and dates are strings, `0o17` and
-`017` are octal, a key that comes twice (a merged one too) is an error, and only the first document counts.
-PyYAML's parsers deliver the events (libyaml's where it is built in) and this module makes the values, with
-limits on depth and on what aliases may add.  Pure: text in, values out; yaml is imported only when needed.
+The rules are those of that Go parser of YAML 1.1, not PyYAML's: `1:0` and dates are strings, `0o17` and `017` are
+octal, a key that comes twice (or is merged twice) is an error, and only the first document counts.
+PyYAML's parser, with libyaml if it has that, delivers the events, and this module builds the values.  It limits the
+depth and how much aliases may add.  Pure: text in, values out.  yaml is imported only when it is needed.
 
-The library knows the type of a field when it reads a scalar: in a string field an unquoted `010` or `yes` is its own
-text, in a number field `010` is 8.  Here the types are known later (schema), so such a scalar can be kept as both.
+The Go library knows the type of a field when it reads a scalar: in a string field an unquoted `010` or `yes` is its
+text; in a number field `010` is 8.  Here only shim.cdi.schema knows the types, later, so such a scalar can be kept as
+both (Scalar).
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, Dict, List, Optional
 
-MAX_DEPTH = 64
-MAX_ALIASED = 1 << 20  # characters that aliases may add to a file, each node counting as _NODE more
-MAX_PURE = 1 << 20  # characters for the parser written in Python, which is some hundred times slower
+MAX_DEPTH = 64  # of nested mappings and sequences
+MAX_ALIASED = 1 << 20  # characters that aliases may add to a file; each node adds _NODE to its characters
+MAX_PURE = 1 << 20  # characters for PyYAML's parser in Python, which is about a hundred times slower than libyaml
 _NODE = 8
 
 _TRUE = ("y", "Y", "yes", "Yes", "YES", "true", "True", "TRUE", "on", "On", "ON")
@@ -39,7 +40,7 @@ _BASES = {"0x": 16, "0o": 8, "0b": 2}
 
 _TAG = "tag:yaml.org,2002:"
 _COLLECTION_TAGS = frozenset((None, "!", _TAG + "map", _TAG + "seq"))
-_SCALAR_TAGS = {  # tag: what the text must be then
+_SCALAR_TAGS = {  # tag -> the types that the scalar's text must have
     _TAG + "int": (int,),
     _TAG + "float": (int, float),
     _TAG + "bool": (bool,),
@@ -49,7 +50,7 @@ _TEXT_TAGS = frozenset(("!", _TAG + "str", _TAG + "timestamp"))
 
 
 class Scalar:
-    """An unquoted scalar that is a number or a truth value: its text, for a string field, and its value, for others."""
+    """An unquoted scalar that is a number or a boolean: its `text` for string fields, its `value` for others."""
 
     __slots__ = ("text", "value")
 
@@ -62,10 +63,10 @@ class Scalar:
 
 
 def load(text: str, scalar: Optional[Callable[[str], Any]] = None) -> Any:
-    """The value of the first document of `text`; None if that is empty.
+    """The value of the first document in `text`; None if that is empty.
 
-    `scalar` reads an unquoted scalar: `plain`, or `both`, which keeps the text beside a value.
-    Raises CdiError, with the line, for anything that is not such a document or goes beyond the limits.
+    `scalar` reads an unquoted scalar: `plain` (the default), or `both`, which keeps the text with the value.
+    Raises CdiError, with the line, if the text is not such YAML or exceeds a limit.
     """
     try:
         import yaml
@@ -81,13 +82,14 @@ def load(text: str, scalar: Optional[Callable[[str], Any]] = None) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise CdiError(f"line {mark.line + 1 if mark else 1}: {error.problem or error.context}") from None
-    # The parser in Python lets some of its own errors out (an escape beyond Unicode, a number in a directive).
+    # PyYAML's parser in Python raises errors of Python's for some texts (an escape beyond Unicode, a number in a
+    # directive).
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
         raise CdiError(f"not YAML: {str(error).splitlines()[0] if str(error) else 'unreadable'}") from None
 
 
 class _Document:
-    """One document being built from parser events."""
+    """Builds the value of one document from parser events."""
 
     def __init__(self, events: Any, next_event: Callable[[], Any], plain_scalar: Callable[[str], Any]) -> None:
         self.next = next_event
@@ -101,14 +103,14 @@ class _Document:
         self.stream_end = events.StreamEndEvent
         self.anchors: Dict[str, Any] = {}
         self.sizes: Dict[str, int] = {}
-        self.size = 0  # of all nodes so far, aliases counted as what they stand for
-        self.aliased = 0  # the part of it that aliases added
+        self.size = 0  # size of all nodes so far; an alias counts as the node that it stands for
+        self.aliased = 0  # the part of `size` that aliases added
 
     def value(self) -> Any:
-        self.next()  # the stream starts
+        self.next()  # the start of the stream
         if type(self.next()) is self.stream_end:
             return None
-        return self.node(self.next(), 0)  # and what follows this document is not read
+        return self.node(self.next(), 0)  # later documents are not read
 
     def node(self, event: Any, depth: int) -> Any:
         kind = type(event)
@@ -126,7 +128,7 @@ class _Document:
             self.size += _NODE
             value = self.mapping(depth) if kind is self.map_event else self.sequence(depth)
         anchor = event.anchor
-        if anchor is not None:  # known only from here on, so nothing can contain itself
+        if anchor is not None:  # only set when its node is complete, so no node can contain itself
             self.anchors[anchor] = value
             self.sizes[anchor] = self.size - before
         return value
@@ -134,7 +136,7 @@ class _Document:
     def alias(self, event: Any) -> Any:
         anchor = event.anchor
         if anchor not in self.anchors:
-            raise _error(event, f"unknown anchor, or one inside itself: {anchor}")
+            raise _error(event, f"alias *{anchor} has no anchor before it, or is inside the anchor's own node")
         self.size += self.sizes[anchor]
         self.aliased += self.sizes[anchor]
         if self.aliased > MAX_ALIASED:
@@ -143,27 +145,27 @@ class _Document:
 
     def sequence(self, depth: int) -> List[Any]:
         items: List[Any] = []
-        following, end, node = self.next, self.list_end, self.node
-        event = following()
+        next_event, end, node = self.next, self.list_end, self.node
+        event = next_event()
         while type(event) is not end:
             items.append(node(event, depth + 1))
-            event = following()
+            event = next_event()
         return items
 
     def mapping(self, depth: int) -> Dict[str, Any]:
         items: Dict[str, Any] = {}
-        following, end, node = self.next, self.map_end, self.node
-        event = following()
+        next_event, end, node = self.next, self.map_end, self.node
+        event = next_event()
         while type(event) is not end:
             key = node(event, depth + 1)
-            value = node(following(), depth + 1)
+            value = node(next_event(), depth + 1)
             if key == "<<" and type(event) is self.scalar_event and event.implicit[0]:
                 for merged in _merged(event, value):
                     for name in merged:
                         _put(items, name, merged[name], event)
             else:
                 _put(items, key if type(key) is str else _key(event, key), value, event)
-            event = following()
+            event = next_event()
         return items
 
 
@@ -174,6 +176,7 @@ def _put(items: Dict[str, Any], key: str, value: Any, event: Any) -> None:
 
 
 def _key(event: Any, key: Any) -> str:
+    """The text of a key that is not a string, such as 1 or yes."""
     if key is None or isinstance(key, (list, dict)):
         raise _error(event, "a key must be a string")
     text: str = event.value
@@ -181,8 +184,9 @@ def _key(event: Any, key: Any) -> str:
 
 
 def _merged(event: Any, value: Any) -> List[Dict[str, Any]]:
+    """The mappings that the value of a merge key (<<) stands for."""
     maps = value if isinstance(value, list) else [value]
-    if not all(isinstance(one, dict) for one in maps):
+    if not all(isinstance(each, dict) for each in maps):
         raise _error(event, "<< needs a mapping or a list of mappings")
     return maps
 
@@ -197,7 +201,7 @@ def _scalar(event: Any, read: Callable[[str], Any]) -> Any:
     if types is None:
         raise _error(event, f"the tag {tag} is not supported")
     if type(plain(event.value)) not in types:
-        raise _error(event, f'"{event.value}" is not what its tag {tag} says')
+        raise _error(event, f'"{event.value}" is not of the type that its tag {tag} says')
     return read(event.value)
 
 
@@ -217,7 +221,7 @@ def plain(text: str) -> Any:
 
 
 def both(text: str) -> Any:
-    """The same, but a number or a bool as a Scalar."""
+    """The value of an unquoted scalar as `plain` gives it, but a number or a bool as a Scalar."""
     value = plain(text)
     return value if value is None or type(value) is str else Scalar(text, value)
 
@@ -229,7 +233,7 @@ def _integer(text: str) -> Optional[int]:
         digits = digits[2:]
     elif digits[:1] == "0":
         base = 8
-    if not digits.isalnum() or len(digits) > 64:  # 64: bits; int() would accept signs and blanks here
+    if not digits.isalnum() or len(digits) > 64:  # 64 binary digits; int() would also accept signs and blanks
         return None
     try:
         value = int(digits, base or 10)
@@ -241,7 +245,7 @@ def _integer(text: str) -> Optional[int]:
 
 
 def _float(digits: str, text: str) -> Any:
-    if digits.lstrip("0123456789+-.eE"):  # float() would accept words
+    if digits.lstrip("0123456789+-.eE"):  # float() would also accept words such as nan
         return text
     try:
         value = float(digits)

@@ -1,25 +1,27 @@
-"""Control groups: what this host has, and where a built container's group goes.
+"""Control groups: finds what this host has, and chooses the group of a container that `chandler bundle` builds.
 
-`survey` looks and changes nothing; `place` chooses the path for config.json's cgroupsPath, and where the builder itself
-runs in a container makes room beside its own process.  Everything goes through a Tree, so that tests bring their own.
+`survey` looks and changes nothing.  `place` chooses config.json's cgroupsPath.  If the builder itself runs in a
+container, `place` makes a group for containers beside the builder's own process.  All files are read and written
+through a CgroupTree, which tests replace.
 Source: cgroups(7), Documentation/admin-guide/cgroup-v2.rst; OCI runtime specification, "Cgroups Path".
 """
 
 from __future__ import annotations
 
 import os
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from shim.errors import HostError, RequestError
 from shim.host import kernel
 
 VARIABLE = "CHANDLER_CGROUP_PARENT"
-LEAF, CONTAINERS = "init", "containers"  # the builder's own group, and the one that containers' groups go into
+LEAF, CONTAINERS = "init", "containers"  # the builder's own group, and the parent of the containers' groups
 REMEDIES = (
     "start the container that Chandler runs in with the host's cgroup namespace (--cgroupns=host), "
     f"or set {VARIABLE} to a group that can be written to, or make /sys/fs/cgroup writable"
 )
-_HOST_INITS = ("/", "/init.scope")  # where a host's own first process is
+_HOST_INITS = ("/", "/init.scope")  # the groups that process 1 of a host can be in
 _LIMITS = {
     "memory": "memory",
     "cpu": "cpu",
@@ -27,8 +29,8 @@ _LIMITS = {
     "blockIO": "io",
     "hugepageLimits": "hugetlb",
 }  # linux.resources: the controller
-_NEEDED = ("memory", "cpu", "pids", "devices")  # of version 1: the hierarchies in which a container gets a group
-_MAX_FILE = 1 << 20
+_NEEDED = ("memory", "cpu", "pids", "devices")  # the v1 hierarchies in which a container gets a group
+_MAX_FILE = 1 << 20  # characters
 
 
 class CgroupTree:
@@ -46,19 +48,19 @@ class CgroupTree:
             return ""
 
     def exists(self, path: str) -> bool:
-        """Whether there is something at `path`."""
+        """Whether `path` exists."""
         return os.path.exists(self._root + path)
 
     def writable(self, path: str) -> bool:
-        """Whether groups can be made in a directory."""
+        """Whether we may make groups in a directory."""
         return os.access(self._root + path, os.W_OK | os.X_OK)
 
     def make(self, path: str) -> None:
-        """A group, if it is not there.  Raises OSError."""
+        """Makes a group, if it does not exist.  Raises OSError."""
         os.makedirs(self._root + path, exist_ok=True)
 
     def write(self, path: str, text: str) -> bool:
-        """One write to a file that is there; False when the kernel does not take it."""
+        """Writes `text` to an existing file in one call; False when the kernel refuses it."""
         try:
             descriptor = os.open(self._root + path, os.O_WRONLY | os.O_CLOEXEC)
         except OSError:
@@ -73,13 +75,13 @@ class CgroupTree:
 
 
 class Survey(NamedTuple):
-    """What there is.
+    """The control groups of this host, as this process sees them.
 
-    `version`: none, v1, v2 or hybrid (both; containers then live in v1).  `mount`: where the hierarchy with the
-    controllers is mounted (v1: the directory with one for each).  `own`: the path of our own group below that, with
-    /init taken off where Chandler made it; '' where the hierarchies disagree.  `nested`: whether this process runs in
-    a container.  `writable`: whether groups can be made at the top, and beside us.  `controllers`: all that are there;
-    `delegated`: those that groups made beside us would have.
+    `version`: none, v1, v2 or hybrid (both; containers then use v1).  `mount`: the mount point of the hierarchy with
+    the controllers (v1: the directory of all of their mount points).  `own`: the path of our own group below that,
+    without an /init that Chandler made; '' when the v1 hierarchies disagree.  `nested`: whether this process runs in a
+    container.  `root_writable`, `own_writable`: whether we may make groups at the top, and in `own`.  `controllers`:
+    all that exist; `delegated`: those that groups in `own` would have.
     """
 
     version: str
@@ -88,26 +90,30 @@ class Survey(NamedTuple):
     nested: bool
     root_writable: bool
     own_writable: bool
-    controllers: List[str]
-    delegated: List[str]
+    controllers: list[str]
+    delegated: list[str]
 
 
 class Placement(NamedTuple):
-    """`path` for config.json ('' leaves it to the runtime), who said so, and what was tried in vain."""
+    """Where a container's group goes.
+
+    `path`: cgroupsPath for config.json, '' to leave it to the runtime.  `chosen_by`: what decided this, for people.
+    `notes`: what could not be set up, for people.
+    """
 
     path: str
     chosen_by: str
-    notes: List[str]
+    notes: list[str]
 
 
 class _Mount(NamedTuple):
     root: str
     point: str
-    options: List[str]
+    options: list[str]
 
 
-def survey(tree: Optional[CgroupTree] = None) -> Survey:
-    """A look at the host's control groups."""
+def survey(tree: CgroupTree | None = None) -> Survey:
+    """Looks at the host's control groups."""
     tree = tree or CgroupTree()
     second, first = _mounts(tree.read("/proc/self/mountinfo"))
     ours, init = _groups(tree.read("/proc/self/cgroup")), _groups(tree.read("/proc/1/cgroup"))
@@ -120,7 +126,7 @@ def survey(tree: Optional[CgroupTree] = None) -> Survey:
     if own.endswith(f"/{LEAF}") and tree.exists(f"{second.point}{own[: -len(LEAF)]}{CONTAINERS}"):
         own = own[: -len(LEAF) - 1] or "/"
     here = _join(second.point, own)
-    # the real root group has no cgroup.type: one that has is somebody's, shown to us as a root by a namespace
+    # The real root group has no cgroup.type.  One that has it is another group, which a cgroup namespace shows as root.
     nested = tree.exists(f"{second.point}/cgroup.type") or at_init not in _HOST_INITS
     return Survey(
         "v2",
@@ -135,8 +141,9 @@ def survey(tree: Optional[CgroupTree] = None) -> Survey:
 
 
 def _survey_first(
-    tree: CgroupTree, mounts: Dict[str, _Mount], hybrid: bool, ours: Dict[str, str], init: Dict[str, str]
+    tree: CgroupTree, mounts: dict[str, _Mount], hybrid: bool, ours: dict[str, str], init: dict[str, str]
 ) -> Survey:
+    """`survey` for cgroup v1, and for hybrid."""
     needed = [name for name in _NEEDED if name in mounts] or list(mounts)
     paths = {_below(ours.get(name, "/"), mounts[name].root) for name in needed}
     own = paths.pop() if len(paths) == 1 else ""
@@ -156,17 +163,17 @@ def _survey_first(
     )
 
 
-def _mounts(text: str) -> Tuple[Optional[_Mount], Dict[str, _Mount]]:
-    """The mount of version 2, and those of version 1 by controller (proc(5), mountinfo)."""
-    second: Optional[_Mount] = None
-    first: Dict[str, _Mount] = {}
+def _mounts(text: str) -> tuple[_Mount | None, dict[str, _Mount]]:
+    """The mount of v2, and the mounts of v1 by controller.  Source: proc(5), mountinfo."""
+    second: _Mount | None = None
+    first: dict[str, _Mount] = {}
     for line in text.splitlines():
         fields, _, rest = line.partition(" - ")
         words, kind = fields.split(), rest.split()
         if len(words) < 6 or len(kind) < 3:
             continue
         mount = _Mount(words[3], words[4], kind[2].split(","))
-        # what is mounted over a place hides what was there and below it
+        # a later mount hides the earlier ones at and below its mount point
         if second is not None and _hides(mount.point, second.point):
             second = None
         first = {name: below for name, below in first.items() if not _hides(mount.point, below.point)}
@@ -180,16 +187,17 @@ def _mounts(text: str) -> Tuple[Optional[_Mount], Dict[str, _Mount]]:
 
 
 def _hides(above: str, point: str) -> bool:
+    """Whether a mount at `above` hides a mount at `point`."""
     return (point + "/").startswith(above.rstrip("/") + "/") and above != "/"
 
 
-def _groups(text: str) -> Dict[str, str]:
-    """The path by controller; version 2's under ''."""
+def _groups(text: str) -> dict[str, str]:
+    """The group's path by controller; that of v2 is under ''."""
     return {name: path for controllers, path in kernel.cgroups(text).items() for name in controllers.split(",")}
 
 
 def _below(path: str, root: str) -> str:
-    """A group's path as seen below a mount whose root is another group (a bind mount, or another namespace)."""
+    """A group's path relative to a mount whose root is the group `root` (a bind mount, or another namespace)."""
     if root != "/" and (path == root or path.startswith(root + "/")):
         path = path[len(root) :] or "/"
     return "/" if path.startswith("/..") else path
@@ -203,7 +211,10 @@ def _join(*parts: str) -> str:
 
 
 def in_parent(parent: str, name: str, systemd: bool = False) -> str:
-    """cgroupsPath for a container in a parent that somebody names.  Raises RequestError."""
+    """cgroupsPath for the container `name` in a parent group that was asked for.  Raises RequestError.
+
+    `systemd`: whether the runtime has systemd make the group (--systemd-cgroup); the parent is then a slice.
+    """
     parts = [part for part in parent.split("/") if part]
     if ".." in parts or "." in parts or not parent.isprintable() or ":" in parent:
         raise RequestError(
@@ -224,11 +235,11 @@ def in_parent(parent: str, name: str, systemd: bool = False) -> str:
     return _join(*parts, name)
 
 
-def controllers(resources: Dict[str, Any]) -> List[str]:
-    """The controllers of version 2 that the limits in linux.resources need."""
-    found = [controller for key, controller in _LIMITS.items() if resources.get(key)]
+def controllers(resources: dict[str, Any]) -> list[str]:
+    """The v2 controllers that the limits in linux.resources need."""
+    needed = [controller for key, controller in _LIMITS.items() if resources.get(key)]
     cpu = resources.get("cpu") or {}
-    return [*found, "cpuset"] if "cpus" in cpu or "mems" in cpu else found
+    return [*needed, "cpuset"] if "cpus" in cpu or "mems" in cpu else needed
 
 
 def place(
@@ -237,17 +248,18 @@ def place(
     variable: str = "",
     systemd: bool = False,
     rootless: bool = False,
-    move: Optional[int] = None,
-    tree: Optional[CgroupTree] = None,
+    move: int | None = None,
+    tree: CgroupTree | None = None,
     needed: Sequence[str] = (),
 ) -> Placement:
-    """Where the group of container `name` goes: `asked` by its request, else `variable` (CHANDLER_CGROUP_PARENT), else
-    beside this process where it runs in a container, else wherever the runtime puts it.
+    """Chooses where the group of container `name` goes.
 
-    `move`: the process to move into the leaf (None: nothing is changed).  Doing it again changes nothing more.
-    `needed`: the controllers without which the container cannot have its limits. Raises RequestError for a parent
-    that is none, and HostError, with the remedies, when no parent can be written to, or one of ours cannot hand on
-    what is needed.
+    The first of these that applies: `asked`, the parent in its request; `variable`, the value of
+    CHANDLER_CGROUP_PARENT; beside this process, if it runs in a container; the runtime's own choice.
+    `systemd`: see in_parent.  `move`: the pid to move into the group LEAF, None to change nothing; a second call
+    changes nothing more.  `needed`: the controllers that the container's limits need.
+    Raises RequestError for a parent that is not a control group.  Raises HostError, with remedies, when we may not
+    write to the parent, or it cannot pass a needed controller on.
     """
     for parent, by in ((asked, "cgroup_parent"), (variable, VARIABLE)):
         if parent:
@@ -258,29 +270,33 @@ def place(
     if systemd:
         return Placement(in_parent("user.slice" if rootless else "system.slice", name, True), "systemd", [])
     tree = tree or CgroupTree()
-    found = survey(tree)
-    if found.version == "none" or rootless and not found.nested:
+    host = survey(tree)
+    if host.version == "none" or rootless and not host.nested:
         return Placement("", "the runtime", [])
-    if not found.nested:
-        if not found.root_writable:
-            raise _no_parent(name, found.mount)
+    if not host.nested:
+        if not host.root_writable:
+            raise _no_parent(name, host.mount)
         return Placement("", "the runtime", [])
-    if not found.own:
+    if not host.own:
         return Placement("", "the runtime", ["the control groups of this process disagree between hierarchies"])
-    notes: List[str] = []
-    if move is not None and found.version == "v2":
-        notes = _make_room(tree, _join(found.mount, found.own), move, name, needed)
-    elif not found.own_writable and not tree.writable(_join(found.mount, found.own, CONTAINERS)):
-        raise _no_parent(name, _join(found.mount, found.own))
-    return Placement(_join(found.own, CONTAINERS, name), "/proc/self/cgroup", notes)
+    notes: list[str] = []
+    if move is not None and host.version == "v2":
+        notes = _make_room(tree, _join(host.mount, host.own), move, name, needed)
+    elif not host.own_writable and not tree.writable(_join(host.mount, host.own, CONTAINERS)):
+        raise _no_parent(name, _join(host.mount, host.own))
+    return Placement(_join(host.own, CONTAINERS, name), "/proc/self/cgroup", notes)
 
 
-def _make_room(tree: CgroupTree, here: str, process: int, name: str, needed: Sequence[str]) -> List[str]:
-    """A group for containers beside one for us, since a group with processes hands no controllers on."""
-    there = tree.read(f"{here}/cgroup.controllers").split()
+def _make_room(tree: CgroupTree, here: str, process: int, name: str, needed: Sequence[str]) -> list[str]:
+    """Makes the groups CONTAINERS and LEAF in `here`, moves `process` into LEAF, and enables all controllers.
+
+    A group with processes cannot enable controllers for its children (cgroups(7), the "no internal processes" rule), so
+    the process has to leave `here`.  Gives the notes of Placement.  Raises HostError.
+    """
+    available = tree.read(f"{here}/cgroup.controllers").split()
     for controller in needed:
-        if controller not in there:
-            raise _no_controller(name, here, controller, "it was handed on to nobody here")
+        if controller not in available:
+            raise _no_controller(name, here, controller, "the group above does not hand it on")
     try:
         tree.make(f"{here}/{LEAF}")
         tree.make(f"{here}/{CONTAINERS}")
@@ -291,7 +307,7 @@ def _make_room(tree: CgroupTree, here: str, process: int, name: str, needed: Seq
         f"{here}/{LEAF}/cgroup.procs", str(process)
     ):
         notes.append(f"process {process} could not be moved into {here}/{LEAF}")
-    for controller in there:
+    for controller in available:
         for group in (here, f"{here}/{CONTAINERS}"):
             if controller in tree.read(f"{group}/cgroup.subtree_control").split():
                 continue
@@ -322,9 +338,9 @@ def _no_parent(name: str, where: str) -> HostError:
     return HostError(f"there is no control group to put {name} into: {where} cannot be written to", REMEDIES)
 
 
-def remedy(found: Survey, rootless: bool) -> List[Dict[str, Any]]:
-    """What stands in the way of containers and their limits, each as `problem` and `remedy`."""
-    problems: List[Dict[str, Any]] = []
+def remedy(found: Survey, rootless: bool) -> list[dict[str, Any]]:
+    """What prevents containers or their limits from working: a list of dicts with `problem` and `remedy`."""
+    problems: list[dict[str, Any]] = []
     if found.version == "none":
         problems.append(
             {

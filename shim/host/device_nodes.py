@@ -1,7 +1,7 @@
-"""What the host knows: device nodes, mount sources, and the completion of edits with it.
+"""Device nodes of the host, and what edits leave open about them.
 
-`complete` asks through a function that is passed in, so it can be tried without a host.  Part of the create
-path: no os, no stat.
+`complete` takes the function that looks at the host, so tests need no device nodes.  Part of the create path: no os,
+no stat.
 """
 
 from __future__ import annotations
@@ -19,38 +19,41 @@ if TYPE_CHECKING:
 
 _TYPES = {0o020000: "c", 0o060000: "b", 0o010000: "p"}
 _FORMAT = 0o170000
-COMPILED = "compiled"  # in a device node's edit: which device it was when the inventory was compiled
+# The key in a device node's edit that says which device it was when the inventory was compiled (such as c195:0).
+COMPILED = "compiled"
 
 
 def lstat_device(path: str) -> Tuple[str, int, int, int]:
     """(type, major, minor, permission bits) of a device node or FIFO; links are not followed.
 
-    Raises HostError when nothing is there, or something else.
+    Raises HostError when there is no such node.
     """
     try:
-        found = posix.lstat(path)
-    except FileNotFoundError:  # in our words: podman takes the system's for a command that it did not find
+        status = posix.lstat(path)
+    except FileNotFoundError:
+        # Not the system's text ("No such file or directory"): podman takes that for a command that was not found.
         raise errors.HostError(f"{path} is not on this host") from None
     except (OSError, ValueError) as error:
         raise errors.HostError(f"{path} cannot be looked at ({getattr(error, 'strerror', error)})") from None
-    kind = _TYPES.get(found.st_mode & _FORMAT)
+    kind = _TYPES.get(status.st_mode & _FORMAT)
     if kind is None:
         raise errors.HostError(f"{path} is not a device node")
-    rdev = found.st_rdev
-    return kind, posix.major(rdev), posix.minor(rdev), found.st_mode & 0o777
+    rdev = status.st_rdev
+    return kind, posix.major(rdev), posix.minor(rdev), status.st_mode & 0o777
 
 
 def is_certain(node: Dict[str, Any]) -> bool:
-    """Whether a CDI file says which device a node is, so that nothing has to be asked of the host."""
+    """Whether a CDI file says which device a node is, so that the host's node need not be looked at."""
     return bool(node.get("type")) and (bool(node.get("major")) or node["type"] == "p")
 
 
 def complete(edits: Edits, lstat: Stat = lstat_device) -> Edits:
-    """The same edits with what they leave open about device nodes filled in from the host.
+    """The edits with the missing type, numbers and permission bits of device nodes filled in from the host.
 
-    A node that gives its type and major number is believed, so that it can be injected while the host lacks
-    it; of any other the host must have a node of the same type.  Only permission bits are taken from the host
-    otherwise, never the owner.  Raises HostError, which names the node and where it came from.
+    A node with a type and a major number is taken as it is, so it can be injected even if the host does not have it.
+    For any other, the host must have a node of the same type.  The owner is never taken from the host.
+    Raises HostError, with the node and its origin, and ChangedError when the node has become another device since the
+    CDI files were read.
     Source: CDI Go library, pkg/cdi/container-edits_unix.go (DeviceNode.fillMissingInfo).
     """
     return edits.with_values([_complete(edit, lstat) if edit[0] == DEVICE else edit for edit in edits.items])
@@ -64,7 +67,7 @@ def _complete(edit: Edit, lstat: Stat) -> Edit:
         return edit
     source = node.get("hostPath") or path
     try:
-        found, major, minor, mode = lstat(source)
+        actual, major, minor, mode = lstat(source)
     except errors.HostError as error:
         if certain:
             return edit
@@ -74,13 +77,13 @@ def _complete(edit: Edit, lstat: Stat) -> Edit:
         node["fileMode"] = mode
     if not certain:
         if not declared:
-            node["type"] = found
-        elif declared != found:
-            raise errors.HostError(f"{origin}: {source} is a device of type {found!r}, not {declared!r}")
-        if not node.get("major") and found != "p":
+            node["type"] = actual
+        elif declared != actual:
+            raise errors.HostError(f"{origin}: {source} is a device of type {actual!r}, not {declared!r}")
+        if not node.get("major") and actual != "p":
             node["major"], node["minor"] = major, minor
-        before = node.pop(COMPILED, None)
-        if before is not None and found != "p" and before != f"{found}{node['major']}:{node['minor']}":
+        compiled = node.pop(COMPILED, None)
+        if compiled is not None and actual != "p" and compiled != f"{actual}{node['major']}:{node['minor']}":
             raise errors.ChangedError(
                 f"{origin}: {source} is another device than when the CDI files were read", "run `chandler refresh`"
             )
@@ -93,13 +96,16 @@ def look(path: str) -> Tuple[str, int, int, int, int]:
 
 
 def look_at_gpu(path: str) -> Tuple[str, int, int, int, int, str]:
-    """What `look` says of a device node, and its PCI vendor or ''.  Raises HostError."""
-    found = look(path)
-    return (*found, _pci_vendor(found[1], found[2]))
+    """What `look` gives for a device node, and its PCI vendor (`0x10de`) or ''.  Raises HostError."""
+    node = look(path)
+    return (*node, _pci_vendor(node[1], node[2]))
 
 
 def _pci_vendor(major: int, minor: int) -> str:
-    """`0x10de` and the like, '' where the device is no PCI function's.  Source: sysfs-dev-char, sysfs-bus-pci."""
+    """The vendor id of a device's PCI function, such as `0x10de`; '' when it has none.
+
+    Source: sysfs-dev-char, sysfs-bus-pci (Linux, Documentation/ABI).
+    """
     try:
         descriptor = posix.open(f"/sys/dev/char/{major}:{minor}/device/vendor", posix.O_RDONLY | posix.O_CLOEXEC)
     except OSError:

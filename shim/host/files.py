@@ -1,6 +1,6 @@
-"""Files of the host: bounded reads that do not block, and atomic replacement.
+"""Files of the host: reads with a size limit that do not block, atomic replacement, and checksums.
 
-Part of the create path: posix alone.
+Part of the create path: no module but posix.
 """
 
 from __future__ import annotations
@@ -13,32 +13,36 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Optional, Tuple
 
-MAX_CONFIG_JSON = 16 << 20
+MAX_CONFIG_JSON = 16 << 20  # bytes
 
 _FORMAT, _REGULAR = 0o170000, 0o100000
-# O_NONBLOCK: a FIFO in the way must not hold us up
+# O_NONBLOCK: to open a FIFO would otherwise wait for a writer.
 _READ = posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NONBLOCK | posix.O_NOCTTY
 
 
 def read(path: str, limit: int, follow: bool = False) -> Tuple[bytes, posix.stat_result]:
     """The bytes of a regular file of at most `limit` bytes, and its fstat.
 
-    Raises OSError, or HostError when it is no regular file or larger.
+    `follow`: whether `path` may be a symbolic link.  Raises OSError, or HostError when it is not a regular file or is
+    larger than `limit`.
     """
     descriptor = posix.open(path, _READ if follow else _READ | posix.O_NOFOLLOW)
     try:
-        found = posix.fstat(descriptor)
-        if found.st_mode & _FORMAT != _REGULAR:
+        status = posix.fstat(descriptor)
+        if status.st_mode & _FORMAT != _REGULAR:
             raise errors.HostError(f"{path} is not a regular file")
-        if found.st_size > limit:
-            raise errors.HostError(f"{path} has {found.st_size} bytes, more than the limit of {limit}")
-        return read_all(descriptor, found.st_size, limit, path), found
+        if status.st_size > limit:
+            raise errors.HostError(f"{path} has {status.st_size} bytes, more than the limit of {limit}")
+        return read_all(descriptor, status.st_size, limit, path), status
     finally:
         posix.close(descriptor)
 
 
 def read_all(descriptor: int, size: int, limit: int, path: str) -> bytes:
-    """All bytes behind a descriptor; `size` is what fstat said, which may grow meanwhile up to `limit`."""
+    """All bytes of an open file.  Raises OSError, or HostError when there are more than `limit`.
+
+    `size`: the expected number of bytes; a file that has grown since, or a file in /proc, may have more.
+    """
     data = posix.read(descriptor, size + 1)
     if len(data) == size:
         return data
@@ -54,7 +58,7 @@ def read_all(descriptor: int, size: int, limit: int, path: str) -> bytes:
 
 
 def write_all(descriptor: int, data: bytes) -> None:
-    """All of `data` to a descriptor; raises OSError."""
+    """Writes all of `data` to a descriptor.  Raises OSError."""
     while data:
         data = data[posix.write(descriptor, data) :]
 
@@ -62,10 +66,11 @@ def write_all(descriptor: int, data: bytes) -> None:
 def replace(
     path: str, data: bytes, mode: int = 0o644, owner: Optional[Tuple[int, int]] = None, temporary: str = ""
 ) -> None:
-    """`data` at `path`, by a temporary file beside it and a rename: a reader sees the old bytes or the new.
+    """Writes `data` to a temporary file and renames it to `path`, so that a reader sees the old bytes or the new ones.
 
-    `owner` is (uid, gid).  Nothing stays behind on failure; raises OSError.  Where only one process writes, a fixed
-    name for the temporary file lets the next one clear up after a kill.
+    `owner`: (uid, gid), None for the caller's.  `temporary`: a fixed path for the temporary file, for a caller that
+    holds a lock: a file that a killed process left is then replaced by the next write.
+    Raises OSError, and then removes the temporary file.
     """
     temporary = temporary or f"{path}.chandler-{posix.getpid()}"
     flags = posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_NOFOLLOW | posix.O_CLOEXEC
@@ -89,7 +94,7 @@ def replace(
 
 
 def make_directory(path: str, mode: int = 0o755) -> None:
-    """`path` as a directory with its parents; raises OSError.  One that is there stays as it is."""
+    """Makes the directory `path`, and its parents with mode 0755.  Does nothing if `path` exists.  Raises OSError."""
     try:
         posix.mkdir(path, mode)
     except FileExistsError:
@@ -110,18 +115,20 @@ def digest(data: bytes) -> str:
 
 
 _SEAL = b'{"checksum":"'
-_SEALED = len(_SEAL) + 64 + 2  # with the quote and the comma behind the checksum
+_SEALED = len(_SEAL) + 64 + 2  # the checksum has 64 characters; a quote and a comma follow it
 
 
 def seal(text: bytes) -> bytes:
-    """A file's bytes: the text of a JSON object that has members, with the checksum of the rest as its first member."""
+    """The text of a JSON object with a checksum of its other members added as the first, and a newline at the end.
+
+    `text`: a JSON object with at least one member.
+    """
     rest = text[1:]
     return _SEAL + digest(rest).encode("ascii") + b'",' + rest + b"\n"
 
 
 def unseal(data: bytes) -> Optional[bytes]:
-    """The text that `seal` was given; None for bytes that were never sealed.  Raises HostError when the checksum is
-    wrong."""
+    """The text that `seal` was given; None when there is no checksum.  Raises HostError when the checksum is wrong."""
     if data[: len(_SEAL)] != _SEAL:
         return None
     rest = data[_SEALED:-1]
@@ -131,8 +138,8 @@ def unseal(data: bytes) -> Optional[bytes]:
 
 
 def exists(path: str) -> bool:
-    """Whether there is something at `path`, links followed."""
+    """Whether `path` exists; symbolic links are followed."""
     try:
         return posix.access(path, posix.F_OK)
-    except ValueError:  # a NUL in it
+    except ValueError:  # the path has a NUL character
         return False

@@ -1,9 +1,10 @@
-"""Paths inside a container's root file system, resolved as the container itself would, by a process of the host.
+"""Resolves paths inside a container's root file system as the container itself would, from a process of the host.
 
-A path in an image is never given to the host's own resolution: an image may hold links to /etc, `..`, FIFOs, and
-whoever started the container may have mounted a directory of the host anywhere in it (CVE-2024-0132, CVE-2025-23267).
-The kernel does it (openat2 with RESOLVE_IN_ROOT, Linux 5.6); where it cannot, or a filter forbids the call, every
-component is opened on its own without following anything.  Source: openat2(2), path_resolution(7).
+An ordinary open() of such a path is not safe: an image may have links to /etc, `..` and FIFOs, and whoever started the
+container may have mounted a directory of the host anywhere in it (CVE-2024-0132, CVE-2025-23267).
+The kernel resolves the path (openat2 with RESOLVE_IN_ROOT, Linux 5.6).  On an older kernel, or if a seccomp filter
+forbids the call, each component is opened by itself, and links are followed here.
+Source: openat2(2), path_resolution(7).
 """
 
 from __future__ import annotations
@@ -22,10 +23,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Root:
-    """A directory that is `/` for what is looked up in it.
+    """A directory that is `/` for all paths that are looked up in it.
 
-    `cross`: whether the way may lead over a mount point, which whoever writes must never allow: what is mounted may
-    be the host's.
+    `kernel`: whether to use openat2.
     """
 
     def __init__(self, path: str, kernel: bool = True) -> None:
@@ -33,12 +33,15 @@ class Root:
         self.kernel = kernel
 
     def close(self) -> None:
+        """Closes the directory."""
         os.close(self.descriptor)
 
     def find(self, path: str, cross: bool = False, follow: bool = True) -> int:
-        """A descriptor that only stands for what is at `path` (O_PATH): opening it does nothing to a FIFO or device.
+        """An O_PATH descriptor of what is at `path`: to open that has no effect on a FIFO or a device.
 
-        Raises OSError; EXDEV when a mount point is in the way, ELOOP for a link that is not to be followed.
+        `cross`: whether the path may cross a mount point.  A caller that writes must not allow it, since the mounted
+        directory may be the host's.  `follow`: whether to follow a link at the end of the path.
+        Raises OSError: EXDEV for a mount point that may not be crossed, ELOOP for too many links.
         """
         flags = _FIND if follow else _FIND | os.O_NOFOLLOW
         if self.kernel:
@@ -53,7 +56,7 @@ class Root:
         return self._walk(path, cross, follow)
 
     def directory(self, path: str, make: bool = False) -> int:
-        """A descriptor of a directory to write in, made with its parents if `make`.  Raises OSError."""
+        """A descriptor of a directory to write in.  `make`: makes it, and its parents, if needed.  Raises OSError."""
         try:
             return _directory(self.find(path), path)
         except FileNotFoundError:
@@ -68,8 +71,9 @@ class Root:
         return _directory(self.find(path), path)
 
     def _walk(self, path: str, cross: bool, follow: bool) -> int:
-        own = mount_id(self.descriptor)
-        opened = [os.dup(self.descriptor)]
+        """`find` without openat2: opens each component by itself, and never leaves the root."""
+        mount = mount_id(self.descriptor)
+        opened = [os.dup(self.descriptor)]  # the directories from the root to the present one, for `..`
         rest = [part for part in reversed(path.split("/")) if part not in ("", ".")]
         links = 0
         try:
@@ -79,12 +83,12 @@ class Root:
                     if len(opened) > 1:
                         os.close(opened.pop())
                     continue
-                found = os.open(part, _FIND | os.O_NOFOLLOW, dir_fd=opened[-1])
-                if stat.S_ISLNK(os.fstat(found).st_mode) and (rest or follow):
+                child = os.open(part, _FIND | os.O_NOFOLLOW, dir_fd=opened[-1])
+                if stat.S_ISLNK(os.fstat(child).st_mode) and (rest or follow):
                     try:
-                        target = os.readlink("", dir_fd=found)
+                        target = os.readlink("", dir_fd=child)
                     finally:
-                        os.close(found)
+                        os.close(child)
                     links += 1
                     if links > _MAX_LINKS:
                         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
@@ -93,8 +97,8 @@ class Root:
                             os.close(opened.pop())
                     rest += [part for part in reversed(target.split("/")) if part not in ("", ".")]
                     continue
-                opened.append(found)
-                if not cross and mount_id(found) != own:
+                opened.append(child)
+                if not cross and mount_id(child) != mount:
                     raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), path)
             return os.dup(opened[-1])
         finally:
@@ -103,6 +107,7 @@ class Root:
 
 
 def _directory(descriptor: int, path: str) -> int:
+    """The descriptor, if it is a directory's; otherwise closes it and raises NotADirectoryError."""
     if stat.S_ISDIR(os.fstat(descriptor).st_mode):
         return descriptor
     os.close(descriptor)
@@ -110,7 +115,10 @@ def _directory(descriptor: int, path: str) -> int:
 
 
 def mount_id(descriptor: int) -> int:
-    """The number of the mount that a descriptor is on (proc_pid_fdinfo(5)); a bind mount of the same disk differs."""
+    """The id of the mount that a descriptor is on, -1 when unknown.  Source: proc_pid_fdinfo(5).
+
+    Unlike the device number, it also differs for a bind mount of the same file system.
+    """
     with open(f"/proc/self/fdinfo/{descriptor}", "rb") as file:
         for line in file:
             if line.startswith(b"mnt_id:"):
@@ -119,9 +127,12 @@ def mount_id(descriptor: int) -> int:
 
 
 def read_regular(descriptor: int, limit: int) -> bytes:
-    """The bytes of what `find` found, if that is a regular file of at most `limit` bytes; raises OSError."""
-    found = os.fstat(descriptor)
-    if not stat.S_ISREG(found.st_mode) or found.st_size > limit:
+    """The bytes of the regular file behind a descriptor from `find`.
+
+    Raises OSError; EINVAL when it is not a regular file, or has more than `limit` bytes.
+    """
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode) or status.st_size > limit:
         raise OSError(errno.EINVAL, "is not a regular file, or too large")
     opened = os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     with open(opened, "rb") as file:
@@ -129,8 +140,10 @@ def read_regular(descriptor: int, limit: int) -> bytes:
 
 
 def replace(directory: int, name: str, data: bytes) -> None:
-    """A file in a directory, by a new one beside it and a rename: what is at `name` is never opened.  Raises
-    OSError."""
+    """Writes a new file in a directory and renames it to `name`, so that what is at `name` is never opened.
+
+    Raises OSError.
+    """
     temporary = f".{name}.chandler"
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:

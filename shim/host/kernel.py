@@ -1,4 +1,4 @@
-"""What the kernel says of processes, of this boot, and of its control groups.  Part of the create path: no os."""
+"""Reads processes, namespaces, control groups and the boot id from the kernel.  Part of the create path: no os."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def stat(pid: Union[int, str]) -> List[str]:
-    """The fields of /proc/PID/stat from the state of the process on, the third in proc(5); none when it is gone."""
+    """The fields of /proc/PID/stat from the state on, the third field in proc(5); [] when there is no such process."""
     try:
         return _text(f"/proc/{pid}/stat").rpartition(")")[2].split()
     except OSError:
@@ -20,7 +20,7 @@ def stat(pid: Union[int, str]) -> List[str]:
 
 
 def started(pid: int) -> int:
-    """When a process started, in clock ticks since boot; 0 when there is none."""
+    """When a process started, in clock ticks since boot; 0 when there is no such process."""
     try:
         return int(stat(pid)[19])
     except (ValueError, IndexError):
@@ -28,8 +28,10 @@ def started(pid: int) -> int:
 
 
 def cgroups(table: str) -> Dict[str, str]:
-    """The control groups in the text of a /proc/PID/cgroup: the path in each hierarchy, by the hierarchy's
-    controllers as they are written there, such as cpu,cpuacct; '' is cgroup v2.  Source: cgroups(7)."""
+    """The control groups in the text of a /proc/PID/cgroup: the path in each hierarchy, by the hierarchy's controllers.
+
+    The controllers are as they are written there, such as `cpu,cpuacct`; '' is cgroup v2.  Source: cgroups(7).
+    """
     lines = (line.split(":", 2) for line in table.split("\n"))
     return {line[1]: line[2] for line in lines if len(line) == 3}
 
@@ -41,7 +43,7 @@ def cgroups_of(pid: Union[int, str]) -> Dict[str, str]:
 
 
 def boot() -> str:
-    """Which boot of the kernel this is; '' when the kernel does not say."""
+    """The kernel's boot id, '' when it cannot be read."""
     try:
         return _text("/proc/sys/kernel/random/boot_id").strip()
     except OSError:
@@ -49,8 +51,10 @@ def boot() -> str:
 
 
 def namespace(kind: str, pid: str = "self") -> str:
-    """The namespace of one kind (`pid`, `time`) that a process is in, such as `pid:[4026531836]`; '' when it cannot
-    be seen."""
+    """The namespace of one kind (`pid`, `time`, `user`) that a process is in, such as `pid:[4026531836]`.
+
+    '' when it cannot be read.
+    """
     try:
         return posix.readlink(f"/proc/{pid}/ns/{kind}")
     except OSError:
@@ -58,18 +62,20 @@ def namespace(kind: str, pid: str = "self") -> str:
 
 
 def creation(root: str) -> Dict[str, Any]:
-    """By what another process can tell later whether the create that runs in this one goes on: pid and start time, in
-    which boot, PID namespace and time namespace these count, in which user namespace it runs, and `place`, which file
-    system the runtime's root was seen on (its path or that of the nearest directory above it that is there, device
-    number, inode)."""
+    """What shim.state.liveness needs later to tell whether the create that runs in this process goes on.
+
+    pid and started (clock ticks) of this process; the boot, PID and time namespace in which these numbers count; the
+    user namespace; `place`: path, device number and inode of the runtime's root, or of the nearest directory above it
+    that exists.
+    """
     pid = posix.getpid()
-    place = root
+    nearest = root
     while True:
         try:
-            found = posix.stat(place)
+            status = posix.stat(nearest)
             break
         except OSError:
-            place = place.rpartition("/")[0] or "/"
+            nearest = nearest.rpartition("/")[0] or "/"
     return {
         "pid": pid,
         "started": started(pid),
@@ -77,17 +83,17 @@ def creation(root: str) -> Dict[str, Any]:
         "pidns": namespace("pid"),
         "timens": namespace("time"),
         "userns": namespace("user"),
-        "place": [place, found.st_dev, found.st_ino],
+        "place": [nearest, status.st_dev, status.st_ino],
     }
 
 
 def unified_cgroups() -> bool:
-    """Whether this node has cgroup v2 alone.  Source: cgroups(7)."""
+    """Whether this node has only cgroup v2.  Source: cgroups(7)."""
     return files.exists("/sys/fs/cgroup/cgroup.controllers")
 
 
 def oom_score() -> int:
-    """This process' oom_score_adj.  Source: proc_pid_oom_score_adj(5)."""
+    """The oom_score_adj of this process, 0 when it cannot be read.  Source: proc_pid_oom_score_adj(5)."""
     try:
         return int(_text("/proc/self/oom_score_adj"))
     except (OSError, ValueError):
@@ -95,7 +101,7 @@ def oom_score() -> int:
 
 
 def _text(path: str) -> str:
-    """The first 4 KiB of one of the kernel's files.  Raises OSError."""
+    """The first 4 KiB of a file in /proc.  Raises OSError."""
     descriptor = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
     try:
         return posix.read(descriptor, 4096).decode("utf-8", "replace")

@@ -1,4 +1,4 @@
-"""The low-level runtimes: where their binaries are, which one serves a container, and the exec.
+"""The low-level runtimes: where their binaries and their state directories are, and which one serves a container.
 
 Part of the create path.
 """
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from typing import Any, Dict, List, Tuple
 
 KINDS = ("runc", "youki", "crun")
-# The file by which a container's state directory tells whose it is, in the order to look for them.
+# (file, kind): a container's state directory with this file belongs to a runtime of this kind.  The first match counts.
 STATE_FILES = (("status", "crun"), ("youki_config.json", "youki"), ("state.json", "runc"))
 
 
 def kind_of(path: str) -> str:
-    """The kind of a runtime from its file name; one that we do not know is taken to be like runc."""
+    """The kind of a runtime from its file name; runc for a name that we do not know."""
     name = path.rpartition("/")[2]
     for kind in ("crun", "youki"):
         if kind in name:
@@ -32,14 +32,14 @@ def kind_of(path: str) -> str:
 
 
 def can_map_owners(kind: str) -> bool:
-    """Whether a runtime starts containers that have idmapped mounts: youki (0.7) refuses them."""
+    """Whether a runtime starts containers with idmapped mounts: youki (0.7) refuses them."""
     return kind != "youki"
 
 
 def find(name: str, owners: Dict[int, str]) -> Tuple[str, str]:
     """(kind, absolute path) of the runtime `name`, a name or an absolute path.
 
-    Raises HostError when it is not there, TrustError when somebody else could have written it.
+    Raises HostError when it is not installed, TrustError when somebody else could have written it.
     """
     candidates = [name] if name.startswith("/") else [f"{directory}/{name}" for directory in paths.BINARY_DIRS]
     for path in candidates:
@@ -54,15 +54,16 @@ def find(name: str, owners: Dict[int, str]) -> Tuple[str, str]:
 
 
 def fixed_kind(program: str) -> str:
-    """The kind that a link's name asks for (chandler-crun), or ''."""
+    """The kind in the name by which Chandler was called (crun for a link chandler-crun), or ''."""
     name = program.rpartition("/")[2]
     kind = name[len("chandler-") :] if name.startswith("chandler-") else ""
     return kind if kind in KINDS else ""
 
 
 def for_create(config: Dict[str, Any], program: str, owners: Dict[int, str]) -> Tuple[str, str]:
-    """(kind, path) of the runtime for a new container: the link's, or the first of the configuration that is there.
+    """(kind, path) of the runtime for a new container: the first of the configuration that is installed.
 
+    `program`: the name by which Chandler was called; a link such as chandler-crun limits the choice to its kind.
     Raises HostError or TrustError.
     """
     fixed = fixed_kind(program)
@@ -81,17 +82,21 @@ def for_create(config: Dict[str, Any], program: str, owners: Dict[int, str]) -> 
 
 
 def default_root(kind: str, rootless: bool, environment: Dict[bytes, bytes]) -> str:
-    """Where a runtime keeps its containers' state when no --root is given (crun asks the environment as root, too)."""
+    """The directory of a runtime's container state when no --root is given.
+
+    Only crun reads XDG_RUNTIME_DIR when it runs as root, too.
+    """
     runtime = environment.get(b"XDG_RUNTIME_DIR", b"").decode("utf-8", "surrogateescape")
     return f"{runtime}/{kind}" if runtime and (rootless or kind == "crun") else f"/run/{kind}"
 
 
 def state_root(given: str, kind: str, rootless: bool, environment: Dict[bytes, bytes], bundle: str = "") -> str:
-    """The root as leases and grants name it, however --root was spelled: absolute, without links, `.` and `..`.
+    """The runtime's root as leases and grants name it: absolute, without links, `.` and `..`.
 
-    `given`: the value of --root, '' for none; a relative one counts from the working directory, and with crun's
-    create from the bundle, where it goes first (`bundle`, '' where crun is called without one).  runc takes `..` out
-    of the text before it looks at any link (Go's filepath.Abs), the others leave it to the kernel.
+    So one container has one name, however --root was spelled.
+    `given`: the value of --root, '' for none.  A relative one counts from the working directory, but with crun's create
+    from the bundle, since crun changes to it first.  `bundle`: the bundle, '' for a crun command without one.
+    runc removes `..` from the text before it follows links (Go's filepath.Abs); the others leave it to the kernel.
     """
     root = given or default_root(kind, rootless, environment)
     if not root.startswith("/"):
@@ -101,7 +106,7 @@ def state_root(given: str, kind: str, rootless: bool, environment: Dict[bytes, b
 
 
 def resolved(path: str) -> str:
-    """An absolute path as the kernel resolves it; names at its end that are not there yet stay as they are."""
+    """An absolute path with all links resolved by the kernel.  Names at its end that do not exist stay as they are."""
     try:
         descriptor = posix.open(path, posix.O_PATH | posix.O_CLOEXEC)
     except OSError:
@@ -119,7 +124,10 @@ def resolved(path: str) -> str:
 
 
 def owner(root: str, containers: List[str], rootless: bool, environment: Dict[bytes, bytes]) -> str:
-    """The kind of runtime that has the first of `containers` that any has, from its state directory, or ''."""
+    """The kind of the runtime that has a state directory for one of `containers`, or ''.
+
+    The first container that any runtime has decides.  `root`: the runtimes' root, '' for each runtime's default.
+    """
     for container in containers:
         for name, kind in STATE_FILES:
             if exists(f"{root or default_root(kind, rootless, environment)}/{container}/{name}"):
@@ -128,8 +136,10 @@ def owner(root: str, containers: List[str], rootless: bool, environment: Dict[by
 
 
 def for_verb(names: List[str], kind: str, owners: Dict[int, str]) -> str:
-    """The binary for a verb on a container of one kind ('' for any): configured, or else found in the fixed places.
+    """The path of the binary for a verb on an existing container.
 
+    `names`: the configured runtimes; `kind`: the kind of runtime that has the container, '' for any.  Tries the
+    configured runtimes of the kind, then the kind's own name in paths.BINARY_DIRS, then the other configured ones.
     Raises HostError or TrustError.
     """
     if kind:
@@ -143,5 +153,5 @@ def for_verb(names: List[str], kind: str, owners: Dict[int, str]) -> str:
 
 
 def hook_program() -> str:
-    """chandler-hook: the installed one, or in a checkout its own."""
+    """The path of chandler-hook: the installed one, or that of the checkout."""
     return paths.HOOK if exists(paths.HOOK) else sys.path[0] + "/packaging/bin/chandler-hook"

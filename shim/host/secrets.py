@@ -1,7 +1,8 @@
-"""Where `$S:name` gets its value: a directory with one file per secret, or a command; and how a value stays unseen.
+"""Reads the values of secrets (`$S:name`) from a directory with one file per secret, or from a command.
 
-A scope (the namespace of a pod, the name of a deployment) keeps the secrets of one apart from those of another: where
-the configuration writes {scope}, that comes in, and without one there is no secret.  No value is ever part of an error.
+A scope (the namespace of a pod, the name of a deployment) separates the secrets of one from those of another.  It
+replaces {scope} in the configuration; where {scope} is used, a container without a scope gets no secret.
+No error contains a value.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ01234567
 
 
 class Hidden(str):
-    """A text that is not to be shown: a secret's value, or a variable of the host's."""
+    """A text whose repr is HIDDEN, so that it is not shown: a secret's value, or a variable of the host."""
 
     __slots__ = ()
 
@@ -29,7 +30,7 @@ class Hidden(str):
 
 
 def check_name(name: str) -> None:
-    """Raises RequestError for what cannot be the name of a secret."""
+    """Raises RequestError for a text that cannot be the name of a secret."""
     if not name or len(name) > 255 or set(name) - _PLAIN or name.startswith(".") or name.startswith("-"):
         raise errors.RequestError(
             f"{name!r} is no name of a secret", "write $S: and letters, digits, dots, hyphens, underscores"
@@ -37,19 +38,23 @@ def check_name(name: str) -> None:
 
 
 def read(name: str, scope: str, config: Dict[str, Any], owners: Dict[int, str], seconds: float) -> Hidden:
-    """The value of a secret, without the newline at its end.  Raises RequestError, HostError or TrustError."""
+    """The value of a secret, without the newline at its end.
+
+    `owners`: the uids that may own the file or the command; `seconds`: the time limit of the command.
+    Raises RequestError, HostError or TrustError.
+    """
     check_name(name)
     directory, command = config["secrets.directory"], config["secrets.command"]
     if not directory and not command:
         raise errors.HostError(
-            f"the secret {name} cannot be had: this node has no provider of secrets",
+            f"the secret {name} cannot be read: this node has no provider of secrets",
             "set directory or command in [secrets] of the configuration",
         )
     if SCOPE in directory or any(SCOPE in word for word in command):
         if not scope:
             raise errors.HostError(
-                f"the secret {name} cannot be had: nothing says for certain whose it would be",
-                "name the engine in engines of the configuration, where it tells namespaces",
+                f"the secret {name} cannot be read: {SCOPE}, the container's namespace, is not certain",
+                "list the engine in `engines` of the configuration, if its annotations name namespaces",
             )
         check_name(scope)
     if directory:
@@ -78,7 +83,7 @@ def _from_directory(directory: str, name: str, owners: Dict[int, str]) -> bytes:
 
 
 def _from_command(command: List[str], name: str, owners: Dict[int, str], seconds: float) -> bytes:
-    """What the command writes; what it says of errors is not passed on, since nobody knows what it says."""
+    """The standard output of the command.  Its standard error is dropped, since it could contain the value."""
     import subprocess
 
     if NAME not in " ".join(command) and name not in command:
@@ -98,14 +103,14 @@ def _from_command(command: List[str], name: str, owners: Dict[int, str], seconds
         )
     except subprocess.TimeoutExpired:
         raise errors.HostError(
-            f"the secret {name} cannot be had: {program} took more than {seconds:g} seconds"
+            f"the secret {name} cannot be read: {program} took more than {seconds:g} seconds"
         ) from None
     except OSError as error:
         raise errors.HostError(
-            f"the secret {name} cannot be had: {program} cannot be started ({error.strerror})"
+            f"the secret {name} cannot be read: {program} cannot be started ({error.strerror})"
         ) from None
     if done.returncode:
-        raise errors.HostError(f"the secret {name} cannot be had: {program} ended with status {done.returncode}")
+        raise errors.HostError(f"the secret {name} cannot be read: {program} ended with status {done.returncode}")
     if len(done.stdout) > MAX_SECRET:
         raise errors.HostError(f"the secret {name} has more than {MAX_SECRET} bytes")
     return done.stdout

@@ -1,6 +1,6 @@
-"""Who could have written or changed what is at a path: the owner and the mode of every directory and link on its way.
+"""Checks who could have written or changed what is at a path: owner and mode of each directory and link on the way.
 
-Part of the create path: posix alone.
+Part of the create path: no module but posix.
 """
 
 from __future__ import annotations
@@ -20,32 +20,32 @@ _STICKY = 0o1000
 
 
 def own_directory(path: str, mode: int) -> None:
-    """`path` as a directory of our own that nobody else may write, made with `mode` if it is not there.
+    """Makes the directory `path` with `mode` if it does not exist, and checks that only the caller may write to it.
 
     Raises OSError or TrustError.
     """
     try:
-        found = posix.lstat(path)
+        status = posix.lstat(path)
     except FileNotFoundError:
         files.make_directory(path, mode)
-        found = posix.lstat(path)
-    check_trust(path, found, {posix.geteuid(): "the caller"})
-    if found.st_mode & _FORMAT != _DIRECTORY:
+        status = posix.lstat(path)
+    check_trust(path, status, {posix.geteuid(): "the caller"})
+    if status.st_mode & _FORMAT != _DIRECTORY:
         raise errors.TrustError(f"{path} is not a directory")
 
 
 def way(path: str) -> List[Tuple[str, posix.stat_result]]:
-    """Every directory and link that is passed to reach `path`, and `path` itself, each with its own lstat.
+    """(path, lstat) of every directory and link on the way to `path`, and of `path` itself.
 
-    Raises OSError when something is missing; the list then cannot say who could put it there.
+    Raises OSError when one of them does not exist.
     """
     passed: List[Tuple[str, posix.stat_result]] = [("/", posix.lstat("/"))]
 
     def link(directory: str, name: str) -> str:
         current = f"{directory}/{name}"
-        found = posix.lstat(current)
-        passed.append((current, found))
-        return posix.readlink(current) if found.st_mode & _FORMAT == _LINK else ""
+        status = posix.lstat(current)
+        passed.append((current, status))
+        return posix.readlink(current) if status.st_mode & _FORMAT == _LINK else ""
 
     if not pathtext.follow(path, link):
         raise OSError(40, "too many levels of symbolic links")
@@ -55,8 +55,8 @@ def way(path: str) -> List[Tuple[str, posix.stat_result]]:
 def check_trust(path: str, found: posix.stat_result, owners: Dict[int, str], last: bool = True) -> None:
     """Raises TrustError when somebody else than `owners` could have put or changed what is at `path`.
 
-    A directory on the way may be writable for all when it is sticky, as /tmp is: nobody but the owner can then
-    replace what is in it.
+    `found`: its lstat.  `last`: whether it is the end of the way.  A directory before the end may be writable for all
+    if it is sticky, such as /tmp: then nobody but the owner of a file in it can replace the file.
     """
     if found.st_uid not in owners and not userns.owner(path, found):
         names = " or ".join(owners.values())
@@ -70,42 +70,45 @@ def check_trust(path: str, found: posix.stat_result, owners: Dict[int, str], las
 
 
 def check_way(path: str, owners: Dict[int, str]) -> List[Tuple[str, posix.stat_result]]:
-    """`way(path)`, each part of it checked.  Raises OSError or TrustError."""
+    """`way(path)`, with `check_trust` for each part.  Raises OSError or TrustError."""
     passed = way(path)
-    for number, (part, found) in enumerate(passed):
-        check_trust(part, found, owners, number == len(passed) - 1)
+    for number, (part, status) in enumerate(passed):
+        check_trust(part, status, owners, number == len(passed) - 1)
     return passed
 
 
 def check_own_directory(path: str, owners: Dict[int, str]) -> None:
-    """Raises TrustError when somebody else than `owners` could change what is in the directory `path`, or, where that
-    is not there yet, could make it first; HostError when it cannot be looked at."""
-    there = path.rstrip("/") or "/"
+    """Raises TrustError when somebody else than `owners` could change the contents of the directory `path`.
+
+    If it does not exist, raises TrustError when somebody else could make it first.  Raises HostError when it cannot be
+    looked at.
+    """
+    nearest = path.rstrip("/") or "/"
     while True:
         try:
-            found = check_way(there, owners)[-1][1]
+            status = check_way(nearest, owners)[-1][1]
             break
         except FileNotFoundError:
-            there = there.rpartition("/")[0] or "/"
+            nearest = nearest.rpartition("/")[0] or "/"
         except OSError as error:
             raise errors.HostError(f"{path} cannot be looked at: {error.strerror}") from None
         except errors.TrustError as error:
-            if there == path.rstrip("/"):
+            if nearest == path.rstrip("/"):
                 raise
             raise errors.TrustError(
                 f"{path} is not there yet, and somebody else could make it: {error.what}",
                 f"make it first: `mkdir -p -m 700 {path}`",
             ) from None
-    if found.st_mode & _FORMAT != _DIRECTORY:
-        raise errors.TrustError(f"{there} is not a directory")
+    if status.st_mode & _FORMAT != _DIRECTORY:
+        raise errors.TrustError(f"{nearest} is not a directory")
 
 
 def read_trusted(path: str, limit: int, owners: Dict[int, str]) -> bytes:
-    """The bytes of a regular file that nobody but `owners` could have written.
+    """The bytes of a regular file of at most `limit` bytes that only `owners` could have written.
 
     Raises TrustError, HostError or OSError.
     """
     check_way(path, owners)
-    data, found = files.read(path, limit, follow=True)
-    check_trust(path, found, owners)
+    data, status = files.read(path, limit, follow=True)
+    check_trust(path, status, owners)  # again, for the file that was opened: it may have been replaced since
     return data

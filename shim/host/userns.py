@@ -1,4 +1,4 @@
-"""Our own user namespace: its ids, and whose files may decide what Chandler does there.
+"""The user namespace that Chandler runs in: its ids, and whose files Chandler may trust there.
 
 Part of the create path.  Source: user_namespaces(7).
 """
@@ -17,11 +17,12 @@ _OTHERS_WRITE = 0o022
 _CAP_FOWNER = 1 << 3
 _PROBE = posix.O_RDONLY | posix.O_NOATIME | posix.O_NOFOLLOW | posix.O_NONBLOCK | posix.O_NOCTTY | posix.O_CLOEXEC
 
-_overflow: Dict[str, int] = {}  # the uid by our namespace's map; -1 where the kernel would not tell us
+# The overflow uid by uid map; -1 without CAP_FOWNER, since the test in `owner` works only with it.
+_overflow: Dict[str, int] = {}
 
 
 def user_namespace() -> str:
-    """The uid map of our user namespace with single blanks; `0 0 4294967295` is the initial one.
+    """The uid map of our user namespace, words separated by single blanks; INITIAL_NAMESPACE in the initial one.
 
     Source: user_namespaces(7).
     """
@@ -32,15 +33,15 @@ def user_namespace() -> str:
         finally:
             posix.close(descriptor)
     except OSError:
-        return "0 0 4294967295"  # no /proc: an initial namespace is the careful guess, it trusts root alone
+        return "0 0 4294967295"  # without /proc assume the initial namespace, in which only root is trusted
 
 
 def trusted_owners(uid_map: str) -> Dict[int, str]:
-    """The uids whose files may decide what we do, with their names for a message.
+    """The uids whose files may decide what Chandler does, with their names for a message.
 
-    In the initial user namespace root, and the caller when that is somebody else.  In another namespace its
-    root, and the kernel's overflow uid, as which the host's root shows there, unless the map gives that number
-    to somebody: then files.check_trust has to look at each file.
+    In the initial user namespace: root, and the caller.  In another namespace: its root, the caller, and the overflow
+    uid, which files of the host's root show there.  If the uid map gives the overflow uid to somebody, it is left out,
+    and trust.check_trust tests each file with `owner`.
     """
     euid = posix.geteuid()
     owners: Dict[int, str] = {0: "root"}
@@ -56,7 +57,7 @@ def trusted_owners(uid_map: str) -> Dict[int, str]:
 
 
 def outer_uid(uid: int, uid_map: str) -> int:
-    """The number that an id of a user namespace has outside of it."""
+    """The uid that an id of the user namespace has in its parent namespace; the id itself if it is not mapped."""
     numbers = [int(word) for word in uid_map.split()]
     for inside, outside, count in zip(numbers[0::3], numbers[1::3], numbers[2::3]):
         if inside <= uid < inside + count:
@@ -65,7 +66,7 @@ def outer_uid(uid: int, uid_map: str) -> int:
 
 
 def overflow_uid() -> int:
-    """The number that files of owners without an id in our user namespace show.  Source: proc_sys_kernel(5)."""
+    """The uid that files show whose owner has no id in our user namespace.  Source: proc_sys_kernel(5)."""
     try:
         descriptor = posix.open("/proc/sys/kernel/overflowuid", posix.O_RDONLY | posix.O_CLOEXEC)
         try:
@@ -79,8 +80,10 @@ def overflow_uid() -> int:
 def owner(path: str, found: posix.stat_result) -> bool:
     """Whether `path`, whose lstat is `found`, certainly belongs to an id that our user namespace does not have.
 
-    A link cannot be opened.  It is the work of those who may write to its directory, on which the caller's eye was
-    before; in one where others may, as in /tmp, it is anybody's.
+    The test: O_NOATIME is allowed to the file's owner, and with CAP_FOWNER for every owner that our namespace has an id
+    for.  So EPERM means that it has none (open(2), user_namespaces(7)).
+    A link cannot be opened.  It counts as the work of those who may write to its directory, which the caller has
+    checked before.  In a directory that others may write to, such as /tmp, anybody may have made it.
     """
     namespace = user_namespace()
     if namespace == INITIAL_NAMESPACE:
@@ -103,7 +106,7 @@ def owner(path: str, found: posix.stat_result) -> bool:
 
 
 def _effective_capabilities() -> int:
-    """Source: proc_pid_status(5)."""
+    """The effective capabilities of this process as a bit set, 0 when unknown.  Source: proc_pid_status(5)."""
     try:
         descriptor = posix.open("/proc/self/status", posix.O_RDONLY | posix.O_CLOEXEC)
         try:

@@ -1,4 +1,4 @@
-"""What a CDI file claims of its host, compared with the host.  Part of the create path."""
+"""Checks that the host paths in CDI edits exist.  Part of the create path."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 
 def check_paths(edits: Edits) -> None:
-    """What is to be mounted or run as a hook must be on the host; a driver upgrade leaves CDI files that name others.
+    """Raises HostError, with the path and the CDI file, when a mount source or a hook's program does not exist.
 
-    Raises HostError with the path and the file that asks for it.
+    After a driver upgrade, CDI files still name the files of the old driver.
     """
-    there, mode = posix.access, posix.F_OK  # for some sixty libraries
+    access, mode = posix.access, posix.F_OK  # local names are faster, and a driver has some sixty libraries
     for kind, key, value, origin in edits.items:
         if kind == MOUNT:
             path = value.get("source", "")
@@ -26,8 +26,8 @@ def check_paths(edits: Edits) -> None:
         else:
             continue
         try:
-            missing = path.startswith("/") and not there(path, mode)
-        except ValueError:  # a NUL in it
+            missing = path.startswith("/") and not access(path, mode)
+        except ValueError:  # the path has a NUL character
             missing = True
         if missing:
             what = f"the hook {path}" if kind == HOOK else f"the host path {path} (for {key})"

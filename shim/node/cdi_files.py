@@ -1,4 +1,4 @@
-"""The CDI files of the node's directories, as bytes.  Part of the create path, but read by one that compiles alone."""
+"""Reads the CDI files of the node's directories, as bytes.  Loaded by a create only when it compiles the inventory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Dict, List, Optional, Tuple, Union
 
-    # A CDI directory as it was read: its path, why it could not be, and each file's bytes or why it has none.
+    # A CDI directory: its path; the error if it cannot be read; (name, bytes or error) of each file.
     SpecDir = Tuple[str, Optional[ChandlerError], List[Tuple[str, Union[bytes, ChandlerError]]]]
 
 MAX_CDI_FILE = 16 << 20  # bytes
@@ -20,17 +20,19 @@ MAX_CDI_FILES = 1024
 
 
 def spec_names(directory: str) -> List[str]:
-    """The sorted names of the CDI files in a directory: .json and .yaml alone (CDI Go library,
-    pkg/cdi/spec-dirs.go)."""
+    """The sorted names of the CDI files in a directory, those ending in .json or .yaml.  Raises OSError.
+
+    Source: CDI Go library, pkg/cdi/spec-dirs.go.
+    """
     return sorted(name for name in posix.listdir(directory) if name.endswith((".json", ".yaml")))
 
 
 def read_spec_dirs(directories: List[str], owners: Dict[int, str]) -> List[SpecDir]:
-    """The CDI files of all directories, from low to high priority; what cannot be read carries its error."""
+    """The CDI files of all directories, from low to high priority; an error in place of what cannot be read."""
     result: List[SpecDir] = []
     count = 0
     for directory in directories:
-        found: List[Tuple[str, Union[bytes, ChandlerError]]] = []
+        contents: List[Tuple[str, Union[bytes, ChandlerError]]] = []
         error: Optional[ChandlerError] = None
         try:
             trust.check_way(directory, owners)
@@ -45,13 +47,13 @@ def read_spec_dirs(directories: List[str], owners: Dict[int, str]) -> List[SpecD
         if count > MAX_CDI_FILES:
             names, error = [], errors.HostError(f"more than {MAX_CDI_FILES} CDI files, with those in {directory}")
         for name in names:
-            found.append((name, read_spec(f"{directory}/{name}", owners)))
-        result.append((directory, error, found))
+            contents.append((name, read_spec(f"{directory}/{name}", owners)))
+        result.append((directory, error, contents))
     return result
 
 
 def read_spec(path: str, owners: Dict[int, str]) -> Union[bytes, ChandlerError]:
-    """The bytes of one CDI file, or why they are not to be had."""
+    """The bytes of one CDI file, or the error if it cannot be read or somebody else could have written it."""
     try:
         return trust.read_trusted(path, MAX_CDI_FILE, owners)
     except ChandlerError as error:

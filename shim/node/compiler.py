@@ -1,7 +1,7 @@
-"""Compiles the sources (configuration, CDI files) into an Inventory, in memory and, where that can be, on disk.
+"""Compiles the sources (configuration, CDI files) into an Inventory, in memory and, if possible, on disk.
 
-Whatever goes wrong on the way to the disk costs time only: the inventory in memory is complete.  Not part of the
-warm create path.
+If the inventory cannot be written to disk, the next create compiles again: that costs time, but the inventory in memory
+is complete.  Not part of the create path while the stored inventory is up to date.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import marshal
 import os
 import stat
 import time
-from typing import TYPE_CHECKING, Any, Callable, Dict, List, NoReturn, Optional, Set, Tuple
+from typing import TYPE_CHECKING, Any, Callable, NoReturn
 from zlib import crc32
 
 from shim import jsontext, paths
@@ -27,24 +27,30 @@ from shim.state.lock import Lock
 if TYPE_CHECKING:
     from shim.edits import Edit
 
-# A file changed this shortly before we read it may change again within its timestamp's tick.
+# A file that was changed less than this before we read it could be changed again and keep the same timestamp.
 SETTLED_NS = 2_000_000_000
-_MAX_CONFIG = 1 << 20
+_MAX_CONFIG = 1 << 20  # bytes
 
-Near = Callable[[List[Tuple[str, ...]]], str]  # what shim.gpu.neighbours reads, of the physical devices of one kind
+# Takes the keys of the physical devices of one kind, and gives the text that shim.gpu.neighbours reads.
+Near = Callable[[list[tuple[str, ...]]], str]
 
 
 class Sources:
-    """What the sources looked like before they were read, so that a change can be noticed."""
+    """What stat said of the sources before they were read, so that a later change is noticed.
+
+    `ways`: directories and links on the way to a source; `sources`: files, listed directories, and links; `absent`:
+    paths that do not exist, and whose creation would be a change.
+    """
 
     def __init__(self) -> None:
-        self.ways: Dict[str, Tuple[int, ...]] = {}
-        self.sources: Dict[str, Tuple[int, ...]] = {}
-        self.absent: Set[str] = set()
-        self.configuration: Dict[str, Tuple[int, ...]] = {}  # as sources, by the paths that its files have for people
+        self.ways: dict[str, tuple[int, ...]] = {}
+        self.sources: dict[str, tuple[int, ...]] = {}
+        self.absent: set[str] = set()
+        # The configuration's part of `sources`, by path as it was given, before links are followed.
+        self.configuration: dict[str, tuple[int, ...]] = {}
 
     def note(self, path: str) -> bool:
-        """Remembers `path` (a file to be read or a directory to be listed); False when it is not there."""
+        """Notes `path`, a file to be read or a directory to be listed; False when it does not exist."""
         try:
             self._note(path)
         except OSError:
@@ -53,8 +59,10 @@ class Sources:
         return True
 
     def note_configuration(self, path: str) -> bool:
-        """`note`, of a part of the configuration.  One that may be there and cannot be looked at is not taken for none:
-        raises ConfigError."""
+        """`note` for a file or directory of the configuration.
+
+        Raises ConfigError when it cannot be looked at, since it may exist.
+        """
         try:
             self.configuration[path] = self._note(path)
         except (FileNotFoundError, NotADirectoryError):
@@ -64,10 +72,12 @@ class Sources:
             raise ConfigError(f"the configuration {path} cannot be read: {error.strerror}") from None
         return True
 
-    def _note(self, path: str) -> Tuple[int, ...]:
+    def _note(self, path: str) -> tuple[int, ...]:
         passed = trust.way(path)
-        for part, found in passed[:-1]:
-            if stat.S_ISLNK(found.st_mode):  # with its times: a new link may have the inode of the old one
+        for part, status in passed[:-1]:
+            if stat.S_ISLNK(
+                status.st_mode
+            ):  # a source, so that its times count: a new link may get the old one's inode
                 self.sources[part] = inventory.fingerprints([part])[0]
             else:
                 self.ways[part] = inventory.identities([part])[0]
@@ -75,9 +85,12 @@ class Sources:
         self.sources[last] = inventory.fingerprints([last])[0]
         return self.sources[last]
 
-    def watch(self, watched: List[str]) -> None:
-        """Remembers parts of the host on which generated devices rest.  The times in /sys and /proc say nothing; what
-        is loaded anew there has another inode."""
+    def watch(self, watched: list[str]) -> None:
+        """Notes the files of the host that generated devices depend on.
+
+        Times in /sys and /proc say nothing, so only the identity of such a file counts: when a driver is loaded again,
+        its files get other inodes.
+        """
         for path in watched:
             if not path.startswith(("/sys/", "/proc/")):
                 self.note(path)
@@ -88,12 +101,12 @@ class Sources:
             except OSError:
                 self.absent.add(path)
 
-    def blocks(self) -> List[str]:
-        """As the index holds them."""
+    def blocks(self) -> list[str]:
+        """The blocks 1 to 3 of the index (shim.node.inventory)."""
         return [_block(self.ways), _block(self.sources), "\n".join(sorted(self.absent))]
 
     def unchanged(self) -> bool:
-        """Whether everything still looks as it was noted."""
+        """Whether stat says of everything what it said when it was noted."""
         try:
             return (
                 inventory.identities(self.ways) == list(self.ways.values())
@@ -104,61 +117,62 @@ class Sources:
             return False
 
     def settled(self, now: int) -> bool:
-        """Whether no source was changed so shortly before `now` (ns) that another change could go unnoticed."""
+        """Whether all sources were changed so long before `now` (ns) that another change will have another time."""
         return _settled(self.sources, now)
 
     def storable(self) -> bool:
-        """Whether every path can stand in a text of lines."""
+        """Whether every path fits on one line of the index."""
         return not any("\n" in path for path in (*self.ways, *self.sources, *self.absent))
 
 
-def _settled(seen: Dict[str, Tuple[int, ...]], now: int) -> bool:
-    return all(now - each[4] > SETTLED_NS for each in seen.values())
+def _settled(sources: dict[str, tuple[int, ...]], now: int) -> bool:
+    """Whether the ctime of each fingerprint is more than SETTLED_NS before `now` (ns)."""
+    return all(now - fingerprint[4] > SETTLED_NS for fingerprint in sources.values())
 
 
-def _block(seen: Dict[str, Tuple[int, ...]]) -> str:
-    return "\n".join((repr(list(seen.values())), *seen))
+def _block(noted: dict[str, tuple[int, ...]]) -> str:
+    """A block of the index: what stat said of all paths on the first line, then a line for each path."""
+    return "\n".join((repr(list(noted.values())), *noted))
 
 
 def compile_now(place: Place, store: bool = True) -> Inventory:
-    """The inventory from its sources as they are now; written for the next create when `store` is set (the caller
-    then holds the lock).
+    """The inventory from its sources as they are now.
 
-    Raises ConfigError or TrustError for a configuration that must not be used.  A CDI file that is wrong is left
-    out, and explained when somebody asks for what it may define.
+    `store`: writes it for the next create; the caller then holds the lock.
+    Raises ConfigError or TrustError for a configuration that must not be used.  A CDI file with errors is left out, and
+    the errors are reported when a request names a device that is missing.
     """
     started = time.time_ns()
     sources = Sources()
     config, _ = read_config(place, sources)
     registry = read_registry(place, config, sources)
-    made = Compiled(config, registry, _neighbours())
+    compiled = Compiled(config, registry, _neighbours())
     if store:
-        times = {path: seen[3] for path, seen in sources.configuration.items()}
-        launch_line.write(
-            place, config, times, _settled(sources.configuration, started)
-        )  # at once: the launcher compares times itself
+        times = {path: fingerprint[3] for path, fingerprint in sources.configuration.items()}
+        # Written even if the index is not: the launcher compares the configuration's times itself.
+        launch_line.write(place, config, times, _settled(sources.configuration, started))
         if sources.storable() and sources.settled(started) and sources.unchanged():
-            made.store(place, sources.blocks())
-    return made.inventory()
+            compiled.store(place, sources.blocks())
+    return compiled.inventory()
 
 
 def unsettled(place: Place, now: int) -> float:
-    """Seconds until every source is old enough to be believed from the inventory; 0 when all are."""
+    """Seconds until every source is old enough for the inventory to be stored; 0 when all are."""
     sources = Sources()
     read_registry(place, read_config(place, sources)[0], sources)
-    age = min((now - seen[4] for seen in sources.sources.values()), default=SETTLED_NS + 1)
-    # a file from the future (the clock was set back) is not worth a longer wait
+    age = min((now - fingerprint[4] for fingerprint in sources.sources.values()), default=SETTLED_NS + 1)
+    # For a file with a time in the future (the clock was set back) do not wait longer than for a new one.
     return (SETTLED_NS - max(age, 0)) / 1e9 + 0.01 if age <= SETTLED_NS else 0.0
 
 
-def read_config(place: Place, sources: Optional[Sources] = None) -> Tuple[Dict[str, Any], bool]:
+def read_config(place: Place, sources: Sources | None = None) -> tuple[dict[str, Any], bool]:
     """The configuration, and whether its main file exists.  Raises ConfigError or TrustError."""
     texts = config_texts(place, sources or Sources())
     had_file = any(path == place.config_path for path, _ in texts)
     return _config.compile_config(texts), had_file
 
 
-def config_texts(place: Place, sources: Sources) -> List[Tuple[str, bytes]]:
+def config_texts(place: Place, sources: Sources) -> list[tuple[str, bytes]]:
     """The configuration's files with their bytes.  Raises ConfigError or TrustError."""
     if not place.config_path.startswith("/"):
         raise ConfigError(f"the configuration {place.config_path}, which CHANDLER_CONFIG names, is no absolute path")
@@ -173,13 +187,14 @@ def config_texts(place: Place, sources: Sources) -> List[Tuple[str, bytes]]:
             ]
         except OSError as error:
             raise ConfigError(f"the configuration {directory} cannot be read: {error.strerror}") from None
-    for each in (os.path.dirname(place.config_path), directory):
+    for checked in (os.path.dirname(place.config_path), directory):
         try:
-            trust.check_way(each, place.owners)  # an empty one, too: somebody else may have taken out what it had
+            # Also a directory without files is checked: somebody else could have removed them.
+            trust.check_way(checked, place.owners)
         except (FileNotFoundError, NotADirectoryError):
             continue
         except OSError as error:
-            raise ConfigError(f"the configuration {each} cannot be read: {error.strerror}") from None
+            raise ConfigError(f"the configuration {checked} cannot be read: {error.strerror}") from None
     texts = []
     for path in names:
         if not sources.note_configuration(path):
@@ -193,17 +208,17 @@ def config_texts(place: Place, sources: Sources) -> List[Tuple[str, bytes]]:
     return texts
 
 
-def prefixes(place: Place) -> List[str]:
-    """What a request's annotations may begin with when the configuration cannot be used: the default, and its own."""
+def prefixes(place: Place) -> list[str]:
+    """The annotation prefixes to look for when the configuration cannot be used: the default and the configured one."""
     try:
-        own = _config.prefix_of(config_texts(place, Sources()))
+        configured = _config.prefix_of(config_texts(place, Sources()))
     except ChandlerError:
-        own = ""
-    return [prefix for prefix in dict.fromkeys((_config.DEFAULT_PREFIX, own)) if prefix]
+        configured = ""
+    return [prefix for prefix in dict.fromkeys((_config.DEFAULT_PREFIX, configured)) if prefix]
 
 
-def read_registry(place: Place, config: Dict[str, Any], sources: Optional[Sources] = None) -> Registry:
-    """The registry of the CDI directories that the configuration names."""
+def read_registry(place: Place, config: dict[str, Any], sources: Sources | None = None) -> Registry:
+    """The registry of the configuration's CDI directories, with generated devices if gpu.fallback asks for them."""
     sources = sources or Sources()
     for directory in config["cdi.spec-dirs"]:
         if sources.note(directory):
@@ -211,79 +226,83 @@ def read_registry(place: Place, config: Dict[str, Any], sources: Optional[Source
                 for name in cdi_files.spec_names(directory):
                     sources.note(f"{directory}/{name}")
             except OSError:
-                sources.absent.add(directory + "/.")  # never true of a directory: not to be stored
-    read = cdi_files.read_spec_dirs(config["cdi.spec-dirs"], place.owners)
-    registry = Registry.build(read)
+                # the directory exists, so `unchanged` is never true and the inventory is not stored
+                sources.absent.add(directory + "/.")
+    directories = cdi_files.read_spec_dirs(config["cdi.spec-dirs"], place.owners)
+    registry = Registry.build(directories)
     if config["gpu.fallback"] != "generate" or registry.problems:
-        return registry  # a file that is wrong may be the one that describes the devices
+        return registry  # a file with errors may describe the devices that would be generated
     from shim.generate import managed
 
     entries, watch = managed.fallback([file.spec.kind for file in registry.files], config)
     sources.watch(watch)
-    return Registry.build([(managed.GENERATED, None, entries), *read]) if entries else registry
+    return Registry.build([(managed.GENERATED, None, entries), *directories]) if entries else registry
 
 
 def _neighbours() -> Near:
-    """Which devices are neighbours on this host."""
+    """The function that tells which devices are neighbours on this host."""
     from shim.generate import topology
     from shim.generate.tree import HostTree
 
     return topology.Topology(HostTree(), _nvlink).text
 
 
-def _nvlink() -> Dict[str, List[str]]:
-    """What NVML says of NVLink; nothing where it says nothing."""
+def _nvlink() -> dict[str, list[str]]:
+    """The NVLink connections as NVML gives them (shim.generate.nvml.links); {} when NVML does not answer."""
     from shim.generate import nvfiles, nvml
     from shim.generate.answers import Options, Unanswered
     from shim.generate.tree import HostTree
 
     try:
-        links: Dict[str, List[str]] = nvml.ask(nvfiles.driver(HostTree(), Options()).library, nvml.links)["links"]
+        links: dict[str, list[str]] = nvml.ask(nvfiles.driver(HostTree(), Options()).library, nvml.links)["links"]
         return links
     except (Unanswered, ChandlerError):
         return {}
 
 
 class Compiled:
-    """The compiled form: the text of every part by its name, and which part a kind has."""
+    """The compiled form: `parts`, the bytes of each part by its name; `kinds`, block 4 of the index."""
 
-    def __init__(self, config: Dict[str, Any], registry: Registry, near: Optional[Near] = None) -> None:
+    def __init__(self, config: dict[str, Any], registry: Registry, near: Near | None = None) -> None:
         self.config = config
         self.registry = registry
-        self.parts: Dict[str, bytes] = {}
-        segment = {file.path: self._add(marshal.dumps(_segment(file))) for file in registry.files}
+        self.parts: dict[str, bytes] = {}
+        segments = {file.path: self._add(marshal.dumps(_segment(file))) for file in registry.files}
         self.kinds = "\n"
-        of_kinds = {
+        keys_of = {
             kind: registry.device_keys(kind, device_nodes.lstat_device)
             for kind in dict.fromkeys(file.spec.kind for file in registry.files)
         }
-        picked = {kind: physical.pick(keys, len(keys)) for kind, keys in of_kinds.items()}
-        several = len(of_kinds) > 1
+        picks_of = {kind: physical.pick(keys, len(keys)) for kind, keys in keys_of.items()}
+        several = len(keys_of) > 1
         atoms = physical.smallest(
-            [of_kinds[kind][pick] for kind, picks in picked.items() for pick in picks] if several else []
+            [keys_of[kind][pick] for kind, picks in picks_of.items() for pick in picks] if several else []
         )
-        for kind, keys in of_kinds.items():
-            picks = picked[kind]
-            names = [kind, self._add(_encoded(_kind(kind, registry, segment, keys, picks, atoms)))]
-            places = near([keys[pick] for pick in picks]) if near is not None and len(picks) > 1 else ""
-            if places:
-                names.append(self._add(_encoded(places)))
+        for kind, keys in keys_of.items():
+            picks = picks_of[kind]
+            names = [kind, self._add(_encoded(_kind(kind, registry, segments, keys, picks, atoms)))]
+            neighbours = near([keys[pick] for pick in picks]) if near is not None and len(picks) > 1 else ""
+            if neighbours:
+                names.append(self._add(_encoded(neighbours)))
             self.kinds += "\t".join(names) + "\n"
 
     def _add(self, body: bytes) -> str:
-        """Named by what it holds, so that an older index never finds a newer part."""
+        """Adds a part, and gives its name: a digest of its bytes, so that an older index never finds a newer part."""
         name = files.digest(body)[:32] + ".part"
         self.parts[name] = body
         return name
 
-    def explain(self, names: List[str]) -> NoReturn:
+    def explain(self, names: list[str]) -> NoReturn:
         raise self.registry.diagnose(names)
 
     def inventory(self) -> Inventory:
         return Inventory(self.config, self.kinds, self.parts.__getitem__, self.explain, bool(self.registry.problems))
 
-    def store(self, place: Place, sources: List[str]) -> None:
-        """Writes the parts, then the index; a reader sees the old index or the new one, and what it names."""
+    def store(self, place: Place, sources: list[str]) -> None:
+        """Writes the parts, then the index, so that every index that a reader sees has all its parts.
+
+        `sources`: the blocks of Sources.blocks.  Does nothing when the directory is not private, or cannot be written.
+        """
         directory = place.directory
         if not place.private(directory):
             return
@@ -304,38 +323,45 @@ class Compiled:
 def _kind(
     kind: str,
     registry: Registry,
-    segment: Dict[str, str],
-    keys: Dict[str, Tuple[str, ...]],
-    picks: List[str],
+    segments: dict[str, str],
+    keys: dict[str, tuple[str, ...]],
+    picks: list[str],
     atoms: physical.Sets,
 ) -> str:
-    """The part of one kind; `atoms`: the devices of all kinds that hold no other."""
+    """The text of the part of one kind (shim.node.inventory).
+
+    `segments`: the names of the CDI files' parts by path; `keys`: the physical key of each device; `picks`: one name of
+    each physical device; `atoms`: the devices of all kinds that contain no other device.
+    """
     lines = [" ".join(picks)]
     for device, units in physical_units(keys, picks, atoms).items():
         file = registry.devices[f"{kind}={device}"]
         if keys[device] == (device,):
-            units = [f"{kind}={device}"]  # no hardware to know it by, and other kinds have such names, too
+            units = [f"{kind}={device}"]  # it has no device node, and another kind may have the same device name
         units += [
             number
             for number in registry.brought(file, device_nodes.lstat_device)
             if not any(number in unit.split("+") for unit in units)
         ]
-        lines.append("\t".join((device, segment[file.path], *units)))
+        lines.append("\t".join((device, segments[file.path], *units)))
     return "\n".join(lines) + "\n"
 
 
-def _segment(file: Any) -> Dict[str, Any]:
-    """The part of one CDI file."""
+def _segment(file: Any) -> dict[str, Any]:
+    """The content of the part of one CDI file (shim.node.inventory)."""
     return {
         "path": file.path,
         "edits": [_with_identity(edit) for edit in file.spec.common],
-        "devices": {name: [_with_identity(edit) for edit in own] for name, own in file.spec.devices.items()},
+        "devices": {name: [_with_identity(edit) for edit in edits] for name, edits in file.spec.devices.items()},
     }
 
 
-def _with_identity(edit: Edit) -> Tuple[Any, ...]:
-    """An edit without its origin.  A device node whose numbers only the host can say is stored with what they were:
-    leases count by that, so that a create has to find the same (shim.host.device_nodes)."""
+def _with_identity(edit: Edit) -> tuple[Any, ...]:
+    """An edit without its origin.
+
+    A device node whose CDI file gives no device numbers is stored with those that it has on the host now.  The keys of
+    leases are made from these, so a create refuses a node that has other numbers (shim.host.device_nodes).
+    """
     kind, key, value = edit[:3]
     if kind == DEVICE and not device_nodes.is_certain(value):
         value = {**value, device_nodes.COMPILED: physical.identity(value, device_nodes.lstat_device)}
@@ -351,7 +377,7 @@ def _store_part(path: str, body: bytes) -> None:
         if inventory.checked(files.read(path, inventory.MAX_PART)[0]) == body:
             return
     except (OSError, ChandlerError, inventory.Stale):
-        pass  # absent, or damaged
+        pass  # the part is missing or damaged
     _store(path, body)
 
 
@@ -359,31 +385,34 @@ def _store(path: str, body: bytes) -> None:
     files.replace(path, f"{MAGIC}{crc32(body):08x}\n".encode() + body, 0o600)
 
 
-def physical_units(keys: Dict[str, Tuple[str, ...]], picks: List[str], atoms: physical.Sets) -> Dict[str, List[str]]:
+def physical_units(keys: dict[str, tuple[str, ...]], picks: list[str], atoms: physical.Sets) -> dict[str, list[str]]:
     """The physical devices behind each name, each as its device numbers joined by `+`.
 
-    An aggregate stands for all those that are part of it, whatever kind they are of (`atoms`): two devices of one
-    kind may overlap in one of another.
+    A device that contains several others (an aggregate) stands for all of them.  They may be of another kind (`atoms`):
+    two devices of one kind may overlap in a device of another kind.
     """
-    whole = physical.aggregates(keys.values())
-    found = {}
+    aggregates = physical.aggregates(keys.values())
+    units = {}
     for name, key in keys.items():
-        own = set(key)
-        if key in whole:
-            parts = [keys[pick] for pick in picks if own >= set(keys[pick])]
+        numbers = set(key)
+        if key in aggregates:
+            parts = [keys[pick] for pick in picks if numbers >= set(keys[pick])]
         else:
-            parts = sorted(tuple(sorted(atom)) for atom in atoms.near(frozenset(own)) if atom < own)
+            parts = sorted(tuple(sorted(atom)) for atom in atoms.near(frozenset(numbers)) if atom < numbers)
             if len(parts) < 2:
                 parts = []
-        rest = tuple(sorted(own.difference(*parts))) if parts and key not in whole else ()
-        found[name] = ["+".join(part) for part in (*(parts or [key]), *([rest] if rest else []))]
-    return found
+        rest = tuple(sorted(numbers.difference(*parts))) if parts and key not in aggregates else ()
+        units[name] = ["+".join(part) for part in (*(parts or [key]), *([rest] if rest else []))]
+    return units
 
 
 def load(place: Place) -> Inventory:
-    """The inventory as stored if it is fresh, else compiled now.  Of many at once one compiles, the others wait."""
+    """The stored inventory if it is up to date, else one that is compiled now.
 
-    def explain(names: List[str]) -> NoReturn:
+    When several creates find it out of date at once, one compiles and the others wait for it.
+    """
+
+    def explain(names: list[str]) -> NoReturn:
         raise read_registry(place, read_config(place)[0]).diagnose(names)
 
     try:
@@ -394,7 +423,7 @@ def load(place: Place) -> Inventory:
     if lock is None:
         return compile_now(place, store=False)
     try:
-        return inventory.load(place, explain)
+        return inventory.load(place, explain)  # another create may have compiled it while we waited for the lock
     except inventory.Stale:
         return compile_now(place)
     finally:
@@ -402,7 +431,7 @@ def load(place: Place) -> Inventory:
 
 
 def refresh(place: Place) -> Inventory:
-    """The inventory compiled now, whatever is stored."""
+    """Compiles the inventory now, even if the stored one is up to date."""
     lock = _lock(place)
     if lock is None:
         return compile_now(place, store=False)
@@ -412,8 +441,8 @@ def refresh(place: Place) -> Inventory:
         lock.__exit__()
 
 
-def _lock(place: Place) -> Optional[Lock]:
-    """The lock of the stored inventory, taken; None where nothing can be stored."""
+def _lock(place: Place) -> Lock | None:
+    """Takes the lock of the stored inventory; None when nothing can be stored."""
     try:
         trust.own_directory(place.trusted_state_dir(), 0o700 if place.rootless else 0o755)
         files.make_directory(place.directory)

@@ -1,12 +1,12 @@
-"""The node's configuration: /etc/chandler/config.toml and config.d/*.toml, checked against one table.
+"""The node's configuration: checks /etc/chandler/config.toml and config.d/*.toml against the table KEYS.
 
-Not part of the create path: the result, a dict with every key, is compiled into the inventory.  Pure: texts in,
-values out.
+The result is a dict with every key.  Not part of the create path, which reads that dict from the inventory.
+Pure: texts in, values out.
 """
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, List, Tuple
+from typing import Any, Callable
 
 from shim.errors import ChandlerError, ConfigError
 from shim.gpu import vendors
@@ -14,7 +14,7 @@ from shim.policy.classes import CLASSES
 from shim.policy.rules import FIELDS
 from shim.request import quantity
 
-Table = Dict[str, Any]
+Table = dict[str, Any]
 
 
 def _strings(value: Any) -> bool:
@@ -38,7 +38,8 @@ def _runtimes(value: Any) -> bool:
 
 
 def _prefix(value: Any) -> bool:
-    # what the launcher looks for with grep, so no character that JSON may write in two ways except the slash
+    # The launcher searches config.json for it with grep, without the slash at its end.  So it may not have characters
+    # that JSON can write in two ways.
     return (
         isinstance(value, str)
         and len(value) > 1
@@ -96,7 +97,7 @@ def _classes(value: Any) -> bool:
     return _strings(value) and all(item in _RULES or item in _SHORT for item in value)
 
 
-# Those whose containers may be told apart by annotations, and `other`: see shim.policy.engines
+# The engines whose annotations may identify a container, and `other`: see shim.policy.engines.
 _ENGINES = ("containerd", "crio", "podman", "docker", "other")
 
 
@@ -164,11 +165,11 @@ def _volumes(value: Any) -> bool:
     return isinstance(value, dict) and all(name and _path(path) for name, path in value.items())
 
 
-_ONCE = ("policy.rule", "policy.evict-unadjusted")  # what no rule can have
+_ONCE = ("policy.rule", "policy.evict-unadjusted")  # the keys of [policy] that a rule cannot have
 
 
 def _rules(value: Any) -> bool:
-    """Whether these are rules.  Raises ConfigError, which names the rule and its key."""
+    """Whether a value is a list of tables.  Raises ConfigError, which names the rule and its key, for a wrong table."""
     if not isinstance(value, list) or not all(isinstance(rule, dict) for rule in value):
         return False
     for number, rule in enumerate(value, 1):
@@ -187,18 +188,19 @@ def _rules(value: Any) -> bool:
         for key, item in rule.items():
             if key in ("name", "match"):
                 continue
-            known = KEYS.get(f"policy.{key}")
-            if known is None or f"policy.{key}" in _ONCE:
+            definition = KEYS.get(f"policy.{key}")
+            if definition is None or f"policy.{key}" in _ONCE:
                 raise ConfigError(
                     f"policy.rule {name!r}: unknown key {key!r}", "a rule has name, match, and keys of [policy]"
                 )
-            if not known[0](item):
-                raise ConfigError(f"policy.rule {name!r}: {key} = {item!r} is wrong", f"it must be {known[1]}")
+            check, wanted, _ = definition
+            if not check(item):
+                raise ConfigError(f"policy.rule {name!r}: {key} = {item!r} is wrong", f"it must be {wanted}")
     return True
 
 
 def _normal(key: str, value: Any) -> Any:
-    """A value as the create path reads it."""
+    """A checked value in the form that the create path reads: numbers without units, full names of classes."""
     if key in ("policy.allow", "policy.deny"):
         return [_SHORT.get(word, word) for word in value]
     if key == "cdi.generate":
@@ -228,13 +230,13 @@ def _normal(key: str, value: Any) -> Any:
 
 
 _GLOBS = "a list of names, in which * stands for any characters"
-# key: (check, what it must be, default)
-KEYS: Dict[str, Tuple[Callable[[Any], bool], str, Any]] = {
+# Key: (function that checks a value, what the value must be, default).
+KEYS: dict[str, tuple[Callable[[Any], bool], str, Any]] = {
     "runtimes": (_runtimes, "a list of names or absolute paths", ["runc", "youki", "crun"]),
     "annotation-prefix": (_prefix, "letters, digits, dots and hyphens that end in one slash", DEFAULT_PREFIX),
     "state-dir": (_path, "an absolute path", ""),
     "engines": (_engines, f"a list of {', '.join(_ENGINES)}", []),
-    "engine": (_one_of(*_ENGINES), f"one of {', '.join(_ENGINES)}", ""),  # the same for one; older than `engines`
+    "engine": (_one_of(*_ENGINES), f"one of {', '.join(_ENGINES)}", ""),  # older than `engines`: adds one engine to it
     "require-grant": (_boolean, "true or false", False),
     "cdi.spec-dirs": (_paths, "a list of absolute paths", ["/etc/cdi", "/var/run/cdi"]),
     "cdi.annotations": (_boolean, "true or false", False),
@@ -275,8 +277,8 @@ KEYS: Dict[str, Tuple[Callable[[Any], bool], str, Any]] = {
 _TABLES = {key.partition(".")[0] for key in KEYS if "." in key}
 
 
-def compile_config(sources: List[Tuple[str, bytes]]) -> Table:
-    """The configuration from (path, text) pairs, later ones over earlier ones, as a flat dict with every key.
+def compile_config(sources: list[tuple[str, bytes]]) -> Table:
+    """The configuration from (path, text) pairs, as a flat dict with every key.  A later text overrides an earlier one.
 
     Raises ConfigError, which names the file and the key.
     """
@@ -290,11 +292,9 @@ def compile_config(sources: List[Tuple[str, bytes]]) -> Table:
                 raise error.within(path) from None
             if not good:
                 raise ConfigError(f"{path}: {key} = {value!r} is wrong", f"it must be {wanted}")
-            if key in ("engines", "engine"):  # each engine is configured by itself
+            if key in ("engines", "engine"):  # lists add up, since each engine may have a file of its own
                 result["engines"] = list(dict.fromkeys([*result["engines"], *([value] if key == "engine" else value)]))
-            elif (
-                key == "policy.rule"
-            ):  # rules of a later file come after those of an earlier one: none that denies is lost
+            elif key == "policy.rule":  # rules add up, too, so that a later file cannot drop one that denies
                 result[key] = result[key] + _normal(key, value)
             else:
                 result[key] = _normal(key, value)
@@ -302,8 +302,8 @@ def compile_config(sources: List[Tuple[str, bytes]]) -> Table:
     return result
 
 
-def prefix_of(sources: List[Tuple[str, bytes]]) -> str:
-    """The annotation prefix even of a configuration that is wrong elsewhere; the default if nothing can be read."""
+def prefix_of(sources: list[tuple[str, bytes]]) -> str:
+    """The annotation prefix of a configuration that may have errors elsewhere; the default if none can be read."""
     prefix = DEFAULT_PREFIX
     for path, data in sources:
         try:
@@ -316,6 +316,7 @@ def prefix_of(sources: List[Tuple[str, bytes]]) -> str:
 
 
 def _parse(path: str, data: bytes) -> Table:
+    """The TOML document in `data`.  Raises ConfigError."""
     try:
         import tomllib
     except ImportError:  # Python before 3.11
@@ -326,9 +327,9 @@ def _parse(path: str, data: bytes) -> Table:
         raise ConfigError(f"{path} is not TOML: {error}") from None
 
 
-def _flat(document: Table, path: str) -> List[Tuple[str, Any]]:
-    """Pairs of dotted key and value; a key that the table does not know is an error."""
-    pairs: List[Tuple[str, Any]] = []
+def _flat(document: Table, path: str) -> list[tuple[str, Any]]:
+    """Pairs of dotted key and value.  Raises ConfigError for a key that KEYS does not have."""
+    pairs: list[tuple[str, Any]] = []
     for key, value in document.items():
         if key in _TABLES and isinstance(value, dict):
             pairs.extend((f"{key}.{inner}", item) for inner, item in value.items())

@@ -1,17 +1,17 @@
-"""The compiled inventory: configuration and CDI devices, ready for a create, without parsing any source.
+"""The compiled inventory: configuration and CDI devices in a form that a create reads without parsing the sources.
 
-An index (`index`), one part per CDI kind and one per CDI file lie in a directory of the state directory.  The
-index says which sources it was made from, each with what stat tells of it; `load` asks for all of that again and
-believes the index only when nothing has changed.  A create reads only the parts that it needs.  Losing or spoiling
-any of it costs time, never correctness: the compiler then parses the sources.  Part of the create path: texts of
-lines, read without a parser, each behind a header line with its checksum.
+The inventory is a directory in the state directory.  It has an index (`index`), and one part for each CDI kind and each
+CDI file.  The index lists the sources that it was made from, with what stat said of each.  `load` calls stat again, and
+uses the index only when nothing has changed.  A create reads only the parts that it needs.  If any of this is lost or
+damaged, the compiler parses the sources again: that costs time, never correctness.
+Part of the create path: the files are lines of text that need no parser, below a header line with their checksum.
 
-    index, block 0  key (versions of Chandler and Python, effective uid, user namespace, configuration path); configuration as JSON; whether
-                    there are problems
+    index, block 0  key (versions of Chandler and Python, effective uid, user namespace, configuration path);
+                    configuration as JSON; whether there are problems
            block 1  directories and links on the way to a source; what lstat says of owner and identity
            block 2  files and listed directories; what lstat says, times included
            block 3  paths that do not exist
-           block 4  one line per kind: the name of its part, and of the part that tells neighbours, where there is one
+           block 4  one line per kind: the name of its part, and of the neighbours part if it has one
     kind, line 0    one name of each of its physical devices, in order
           others    one line per device: name, part of its CDI file, its physical devices
     neighbours      one line per physical device, in order (shim.generate.topology)
@@ -38,15 +38,16 @@ if TYPE_CHECKING:
     Found = Tuple[str, Tuple[Edit, ...], Tuple[Edit, ...]]
 
 MAGIC = "chandler-inventory 3 "
-MAX_INDEX = 64 << 20
+MAX_INDEX = 64 << 20  # bytes
 MAX_PART = 64 << 20
 
 
 class Inventory:
-    """Configuration and CDI devices, ready for use.
+    """The configuration (`config`) and the CDI devices.
 
-    `kinds` maps each kind to the name of its part, as lines; `part` gives a part by its name; `explain` is called
-    with names that are missing and raises the full story.
+    `kinds`: block 4 of the index between newlines; `part`: gives the bytes of a part by its name; `explain`: called
+    with device names that are missing, raises a CdiError with the reasons; `problems`: whether CDI files have errors
+    or conflict.
     """
 
     __slots__ = ("config", "problems", "_kinds", "_part", "_explain", "_parts", "_segments", "_found")
@@ -88,10 +89,13 @@ class Inventory:
         return line.split("\t")[1:] if line else [name]
 
     def lookup(self, name: str) -> Optional[Found]:
-        """(name of its file's part, the file's own edits, the device's edits) of a qualified name, or None."""
-        found = self._found.get(name)
-        if found is not None:
-            return found
+        """(name of its file's part, the edits for all devices of the file, the device's edits) of a qualified name.
+
+        None when the name is unknown.
+        """
+        cached = self._found.get(name)
+        if cached is not None:
+            return cached
         kind, _, device = name.partition("=")
         line = _line(self._devices(kind), device)
         if not line:
@@ -102,15 +106,16 @@ class Inventory:
             segment = marshal.loads(self._part(part))
             opened = self._segments[part] = segment, _edits(segment["edits"], segment["path"])
         segment, common = opened
-        found = self._found[name] = part, common, _edits(segment["devices"][device], f"{segment['path']} {name}")
-        return found
+        device_edits = _edits(segment["devices"][device], f"{segment['path']} {name}")
+        result = self._found[name] = part, common, device_edits
+        return result
 
     def explain_missing(self, names: List[str]) -> NoReturn:
-        """Raises the CdiError that tells why devices cannot be resolved."""
+        """Raises a CdiError that says why these devices cannot be resolved."""
         self._explain(names)
 
     def _devices(self, kind: str) -> str:
-        """The part of a kind, '' when there is none."""
+        """The text of the part of a kind, '' when there is none."""
         text = self._parts.get(kind)
         if text is None:
             name = _line(self._kinds, kind).partition("\t")[0]
@@ -118,7 +123,7 @@ class Inventory:
         return text
 
     def near(self, kind: str) -> str:
-        """What tells which devices of a kind are neighbours, a line for each of its picks; '' where nothing does."""
+        """The neighbours part of a kind, a line for each of its picks; '' when there is none."""
         name = _line(self._kinds, kind).partition("\t")[2]
         return _text(self._part(name)) if name else ""
 
@@ -136,15 +141,15 @@ def _line(text: str, key: str) -> str:
     return text[start : text.find("\n", start)]
 
 
-# --- where it lies --------------------------------------------------------------------------------------------
+# --- where the inventory is -----------------------------------------------------------------------------------
 
 
 class Place:
     """The paths that belong to one caller and one configuration file.
 
-    `config_path` is the configuration; `state_dir` the directory for what we keep, '' where there is none;
-    `directory` the inventory's, in it;
-    `key` what must be the same for an inventory to be ours; `owners` whose files we believe.
+    `config_path`: the configuration; `state_dir`: the state directory, '' when there is none; `directory`: the
+    inventory's directory in it; `key`: what must be the same for a stored inventory to be ours; `owners`: the uids
+    whose files are trusted, with their names.
     """
 
     __slots__ = ("config_path", "state_dir", "directory", "key", "owners", "rootless", "euid", "_checked")
@@ -163,8 +168,11 @@ class Place:
         self.directory = f"{self.state_dir}/inventory/{number:08x}"
 
     def _own_state_dir(self, environment: Dict[bytes, bytes], namespace: str) -> str:
-        """$XDG_RUNTIME_DIR/chandler, or the same in /run/user, which only root makes; '' where neither directory is the
-        caller's alone.  Never in /tmp, where somebody else can be first."""
+        """$XDG_RUNTIME_DIR/chandler, or /run/user/UID/chandler; '' when others can write to both directories.
+
+        Only root can make directories in /run/user.  /tmp is never used, since another user could make the directory
+        first.
+        """
         named = environment.get(b"XDG_RUNTIME_DIR", b"").decode("utf-8", "surrogateescape")
         for runtime in (named, f"/run/user/{userns.outer_uid(self.euid, namespace)}"):
             if runtime.startswith("/") and self.private(runtime):
@@ -172,9 +180,9 @@ class Place:
         return ""
 
     def trusted_state_dir(self, configured: str = "") -> str:
-        """The state directory, `configured` or the caller's, after a look at everybody who could write there.
+        """The state directory, `configured` or the caller's default, after a check that nobody else can write to it.
 
-        Nothing in it is to be read, and nothing made, before.  Raises TrustError or HostError.
+        To be called before anything in it is read or made.  Raises TrustError or HostError.
         """
         path = configured or self.state_dir
         if path and path == self._checked:
@@ -183,8 +191,8 @@ class Place:
             raise errors.HostError(
                 "leases and records need a directory that is the caller's alone: XDG_RUNTIME_DIR names none, and "
                 "there is none in /run/user",
-                "set XDG_RUNTIME_DIR to a directory of your own with mode 0700, the one that the engine has (podman without a "
-                "session: /tmp/podman-run-UID)",
+                "set XDG_RUNTIME_DIR to a directory of your own with mode 0700, the one that the engine has (podman "
+                "without a session: /tmp/podman-run-UID)",
             )
         try:
             trust.check_own_directory(path, self.owners)
@@ -193,49 +201,51 @@ class Place:
         return path
 
     def check_inventory(self) -> None:
-        """The same look for the inventory's directory, which lies in the state directory.  Raises TrustError or
-        OSError."""
+        """Checks that nobody else can write to the inventory's directory.  Raises TrustError or OSError."""
         trust.check_way(self.directory, self.owners)
         if self.directory.startswith(self.state_dir + "/"):
-            self._checked = self.state_dir  # every part of its way was among them
+            self._checked = self.state_dir  # its path was checked as a part of the inventory's
 
     def private(self, path: str) -> bool:
-        """Whether `path` is a directory of the caller that nobody else may write."""
+        """Whether `path` is a directory that belongs to the caller and that nobody else may write to."""
         try:
-            found = posix.lstat(path)
+            status = posix.lstat(path)
         except OSError:
             return False
-        return found.st_mode & 0o170000 == 0o040000 and found.st_uid == self.euid and not found.st_mode & 0o022
+        return status.st_mode & 0o170000 == 0o040000 and status.st_uid == self.euid and not status.st_mode & 0o022
 
 
 # --- reading --------------------------------------------------------------------------------------------------
 
 
 class Stale(Exception):
-    """The index is missing, damaged, somebody else's, or older than a source."""
+    """The stored inventory cannot be used: it is missing or damaged, belongs to somebody else, or a source changed."""
 
 
 def identities(names: Iterable[str]) -> List[Tuple[int, ...]]:
-    """What must stay the same about directories and links on the way to a source.  Raises OSError."""
-    return [(found.st_dev, found.st_ino, found.st_uid, found.st_mode) for found in map(posix.lstat, names)]
+    """What must stay the same about the directories on the way to a source: their times may change.  Raises OSError."""
+    return [(status.st_dev, status.st_ino, status.st_uid, status.st_mode) for status in map(posix.lstat, names)]
 
 
 def fingerprints(names: Iterable[str]) -> List[Tuple[int, ...]]:
-    """What must stay the same about sources: a file replaced by `cp -p` still differs in its ctime."""
+    """What must stay the same about sources.  Raises OSError.
+
+    The ctime is part of it, since `cp -p` keeps the mtime of the file that it copies.
+    """
     return [
-        (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_uid, found.st_mode)
-        for found in map(posix.lstat, names)
+        (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_uid, stat.st_mode)
+        for stat in map(posix.lstat, names)
     ]
 
 
 def load(place: Place, explain: Callable[[List[str]], NoReturn]) -> Inventory:
-    """The inventory as compiled, if it is ours and nothing has changed since; raises Stale otherwise."""
+    """The stored inventory, if it is ours and no source has changed since; otherwise raises Stale."""
     if not place.state_dir:
         raise Stale
     try:
         place.check_inventory()
-        data, found = files.read(place.directory + "/index", MAX_INDEX)
-        if found.st_uid != place.euid or found.st_mode & 0o022:
+        data, status = files.read(place.directory + "/index", MAX_INDEX)
+        if status.st_uid != place.euid or status.st_mode & 0o022:
             raise Stale
         text = _text(checked(data))
         header, ways, sources, absent, kinds = text.split("\n\n")
@@ -257,7 +267,7 @@ def load(place: Place, explain: Callable[[List[str]], NoReturn]) -> Inventory:
 
 
 def checked(data: bytes) -> bytes:
-    """What is behind the header line, if the header's checksum fits it; raises Stale."""
+    """The bytes after the header line, if the checksum in the header is theirs; otherwise raises Stale."""
     header, _, body = data.partition(b"\n")
     if header != f"{MAGIC}{crc32(body):08x}".encode():
         raise Stale
@@ -268,13 +278,14 @@ def _text(data: bytes) -> str:
     return data.decode("utf-8", "surrogateescape")
 
 
-def _unchanged(block: str, look: Callable[[List[str]], List[Tuple[int, ...]]]) -> bool:
+def _unchanged(block: str, examine: Callable[[List[str]], List[Tuple[int, ...]]]) -> bool:
+    """Whether `examine` (identities or fingerprints) gives what the block's first line says for the block's paths."""
     expected, *names = block.split("\n")
-    return repr(look(names)) == expected
+    return repr(examine(names)) == expected
 
 
 def read_part(directory: str, name: str) -> bytes:
-    """A part; raises Stale when it is gone (a newer index took its place) or damaged."""
+    """The bytes of a part; raises Stale when it is damaged or gone, since a newer inventory replaced it."""
     try:
         return checked(files.read(f"{directory}/{name}", MAX_PART)[0])
     except (OSError, ValueError, ChandlerError):

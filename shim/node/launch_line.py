@@ -1,12 +1,13 @@
-"""The launch line: what the launcher (packaging/bin/chandler-runtime) must know of the configuration, on one line.
+"""The launch line: the part of the configuration that the launcher (packaging/bin/chandler-runtime) needs, on one line.
 
-    CONFIG_DIR/launch              "2 MARK NEEDLES KIND=PATH...": what a request's text has in it, and the runtimes in
-    order CONFIG_DIR/launch.d/MARK/...   for each file of the configuration, and for config.d, an empty one with its
-    time
+    CONFIG_DIR/launch              "2 MARK NEEDLES KIND=PATH...": the texts by which the launcher finds a request, and
+                                   the runtimes in order; 2 is the version of the format
+    CONFIG_DIR/launch.d/MARK/...   an empty copy of each configuration file, and of config.d, with the same mtime
 
-A shell can compare times and nothing else.  So a create believes the line only while every source has the very time
-that its empty copy has, and there is none more and none less: a configuration that is older differs as well as one
-that is newer.  Every line has copies of its own, made before it, so whoever reads an old line never meets new copies.
+Of files a shell can compare only the times.  So a create uses the line only while every configuration file has exactly
+the time of its empty copy, and no file was added or removed.  A file that became older (from a backup) is noticed like
+one that became newer.  Each line has copies of its own, made before it, so a reader of an old line does not compare
+with new copies.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from typing import Any, Dict, List
+from typing import Any
 
 from shim import paths
 from shim.errors import ChandlerError, HostError
@@ -22,9 +23,11 @@ from shim.host import files, runtimes, trust
 from shim.node.inventory import Place
 from shim.state.lock import Lock
 
-_MAX_LINE = 1 << 16
-_NEVER = "-"  # the mark of a line without copies: a source was changed so recently that its time may not tell of another change
-_LOCK = "lock"  # the NRI plugin compiles, too
+_MAX_LINE = 1 << 16  # bytes
+# The mark of a line without copies, which no create uses as it is: a file was changed so recently that a second change
+# could have the same time.
+_NEVER = "-"
+_LOCK = "lock"  # needed since the NRI plugin compiles the configuration, too
 _PLAIN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_./+@:,-")
 
 
@@ -37,15 +40,16 @@ def _copies() -> str:
 
 
 def is_ours(place: Place) -> bool:
-    """Whether a line is made of this configuration: that of the node, by root."""
+    """Whether the launch line is made from this configuration: only root's, and only the default path."""
     return not place.rootless and place.config_path == paths.CONFIG_DIR + "/config.toml"
 
 
-def write(place: Place, config: Dict[str, Any], times: Dict[str, int], settled: bool) -> None:
-    """Writes the line.  `times`: when the configuration's files, and config.d, were changed (ns), as they were before
-    they were read.  `settled`: whether those times tell of every later change.
+def write(place: Place, config: dict[str, Any], times: dict[str, int], settled: bool) -> None:
+    """Writes the line, if it is made from this configuration.
 
-    Where nothing can be written (a read-only /etc) the launcher asks Python on every create.
+    `times`: mtime (ns) of each configuration file and of config.d, taken before they were read.  `settled`: whether
+    every later change would give a file another time.
+    If the line cannot be written (a read-only /etc), the launcher asks Python on every create.
     """
     if not is_ours(place):
         return
@@ -64,16 +68,20 @@ def write(place: Place, config: Dict[str, Any], times: Dict[str, int], settled: 
         return
 
 
-def _copy(times: Dict[str, int]) -> str:
-    """Makes the empty copies; the name of their directory, short since a shell pays for each character, and never
-    that of the present line, which would be believed if we were killed before the next one is there."""
+def _copy(times: dict[str, int]) -> str:
+    """Makes the empty copies in a new directory, and gives its name, the mark.
+
+    The name is short, since a shell pays for each character.  It is never the mark of the present line: if we were
+    killed before the new line is written, the old line would be compared with the new copies.
+    """
     number = time.time_ns() // 1_000_000
     while f"{number & 0xFFFF:x}" in {*os.listdir(_copies()), *_words()[1:2]}:
         number += 1
     mark = f"{number & 0xFFFF:x}"
     top = f"{_copies()}/{mark}"
     os.mkdir(top)
-    for path, changed in sorted(times.items(), reverse=True):  # what is in config.d before it, whose time that changes
+    # In reverse order the files in config.d come before config.d itself, whose time their creation changes.
+    for path, changed in sorted(times.items(), reverse=True):
         name = path[len(paths.CONFIG_DIR) :]
         if name == "/config.d":
             files.make_directory(top + name)
@@ -84,17 +92,21 @@ def _copy(times: Dict[str, int]) -> str:
     return mark
 
 
-def _needles(config: Dict[str, Any]) -> str:
+def _needles(config: dict[str, Any]) -> str:
+    """The texts that config.json of a container with a request contains, separated by |."""
     needles = [config["annotation-prefix"].rstrip("/")]
     if config["cdi.annotations"]:
         needles.append("cdi.k8s.io")
     return "|".join(needles)
 
 
-def _runtimes(config: Dict[str, Any], owners: Dict[int, str]) -> List[str]:
-    """KIND=PATH of those that are installed.  One that must not be used, or whose path a shell could read in another
-    way, has no path, so that Python is asked."""
-    found = []
+def _runtimes(config: dict[str, Any], owners: dict[int, str]) -> list[str]:
+    """KIND=PATH of the runtimes that are installed.
+
+    The path is left out, so that the launcher asks Python, for a runtime that others could have changed, and for a path
+    with characters that a shell could interpret.
+    """
+    result = []
     for name in config["runtimes"]:
         try:
             kind, path = runtimes.find(name, owners)
@@ -102,13 +114,15 @@ def _runtimes(config: Dict[str, Any], owners: Dict[int, str]) -> List[str]:
             continue
         except ChandlerError:
             kind, path = runtimes.kind_of(name), ""
-        found.append(f"{kind}={path if _PLAIN.issuperset(path) else ''}")
-    return found
+        result.append(f"{kind}={path if _PLAIN.issuperset(path) else ''}")
+    return result
 
 
-def read(owners: Dict[int, str]) -> List[str]:
-    """The runtimes on the line, from when the configuration was last right; none where somebody else could have
-    written it."""
+def read(owners: dict[int, str]) -> list[str]:
+    """The paths of the runtimes on the line, from the last configuration that was valid.
+
+    Empty when somebody else could have written the line.
+    """
     try:
         trust.check_way(_line(), owners)
     except (OSError, ChandlerError):
@@ -117,8 +131,8 @@ def read(owners: Dict[int, str]) -> List[str]:
     return [word.partition("=")[2] for word in words[3:] if word[-1] != "="] if words[:1] == ["2"] else []
 
 
-def _words() -> List[str]:
-    """What is on the line, whoever wrote it."""
+def _words() -> list[str]:
+    """The words of the line, without a check of who wrote it; empty when it cannot be read."""
     try:
         return files.read(_line(), _MAX_LINE)[0].decode("utf-8", "surrogateescape").split()
     except (OSError, ChandlerError):
@@ -126,7 +140,7 @@ def _words() -> List[str]:
 
 
 def remove() -> None:
-    """Takes the line away.  Raises OSError."""
+    """Removes the line and its copies.  Raises OSError."""
     try:
         os.unlink(_line())
     except FileNotFoundError:

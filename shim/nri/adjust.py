@@ -1,14 +1,16 @@
-"""The NRI interpreter of Edits: a ContainerAdjustment.
+"""Turns Edits into NRI's ContainerAdjustment.
 
-A runtime skips silently what it does not know, so a table says what each knows, and what it cannot express is
-refused with the way out.  So are limits on huge pages, for which NRI has a field: containerd takes them out again in
-its default configuration, and does not say which it has.  Pure.  Sources: NRI's runtime-tools/generate (what is done
-with each field), and config.json as containerd 1.7.24 and 2.1.9 wrote it.
+A runtime silently skips fields that it does not know.  So a table says what each runtime takes, and anything else is
+refused with the way out.  Limits on huge pages are refused, too, although NRI has a field for them: containerd takes
+them out again in its default configuration, and the plugin is not told which configuration it has.  Pure.
+
+Sources: NRI's runtime-tools/generate (what is done with each field), and config.json as containerd 1.7.24 and 2.1.9
+wrote it.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Dict, FrozenSet, List, NamedTuple, NoReturn, Tuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from shim import edits as _edits
 from shim.edits import Edits, merge
@@ -23,13 +25,13 @@ if TYPE_CHECKING:
 CDI_NAMES = "devices by CDI name"
 WAY_OUT = "start this pod with the runtime handler of chandler-runtime (runtimeClassName)"
 
-# What every runtime with NRI takes of linux.resources, as (controller, key).  Beyond that, what not every one does.
-_BASE: FrozenSet[Any] = frozenset(
+# What every runtime with NRI takes of linux.resources, as (controller, key).
+_BASE: frozenset[Any] = frozenset(
     (("cpu", "shares"), ("cpu", "quota"), ("cpu", "period"), ("cpu", "cpus"), ("memory", "limit"), ("memory", "swap"))
 )
 _NEWER = _BASE | {("pids", "limit"), "oomScoreAdj", CDI_NAMES}
-# (runtime, from version on, what it takes); the first that fits.  Any other gets what all take.
-SUPPORT: Tuple[Tuple[str, Tuple[int, ...], FrozenSet[Any]], ...] = (
+# (runtime, its first version, what it takes).  The first entry that fits counts; a runtime without one gets _BASE.
+SUPPORT: tuple[tuple[str, tuple[int, ...], frozenset[Any]], ...] = (
     ("containerd", (2, 0), _NEWER),
     ("containerd", (0,), _BASE),
     ("cri-o", (0,), _BASE),
@@ -43,13 +45,15 @@ _HOOKS = {
     "poststart": "poststart",
     "poststop": "poststop",
 }
-# The rule that NRI adds for a device; mknod of a node that is there already is no loss.
+# The accesses that fit the device rule that NRI adds.  Whether m (mknod) is among them makes no difference, since the
+# container finds its node made.
 _RULE = ("", "rw", "wr", "rwm", "rmw", "wrm", "wmr", "mrw", "mwr")
-_MAX_KEPT = 4096  # of each of the two below, which save making the same bytes for every container
-_mounts: Dict[int, Tuple[Any, bytes]] = {}  # by a mount's id(), which none else has while the mount is kept here
-_devices: Dict[Any, bytes] = {}
-_REMOVAL = "-"  # before a name it means: take this one out
-# key of linux.resources: what a request calls it
+_MAX_KEPT = 4096  # entries of each of the two caches below, which save serializing the same edit for every container
+# By id() of the mount: (mount, bytes).  The cache keeps the mount, so that no other object gets its id.
+_mounts: dict[int, tuple[Any, bytes]] = {}
+_devices: dict[Any, bytes] = {}
+_REMOVAL = "-"  # NRI removes a variable whose name begins with this
+# (controller, key) of linux.resources: the request's name for it
 _ASKED = {
     ("cpu", "shares"): "cpu_shares",
     ("cpu", "cpus"): "cpuset",
@@ -61,18 +65,18 @@ _ASKED = {
 
 
 class Unsupported(ChandlerError):
-    """The runtime cannot be told through NRI what the container is to get."""
+    """NRI cannot express what the container is to get, or this runtime does not take it."""
 
 
 class Runtime(NamedTuple):
-    """The runtime at the other end, as it named itself."""
+    """The runtime at the other end, by the name and version that it gave."""
 
     name: str
     version: str
 
     @property
-    def takes(self) -> FrozenSet[Any]:
-        """What of SUPPORT it takes."""
+    def takes(self) -> frozenset[Any]:
+        """What it takes, by SUPPORT."""
         number = _number(self.version)
         return next((takes for name, first, takes in SUPPORT if name == self.name and number >= first), _BASE)
 
@@ -80,9 +84,9 @@ class Runtime(NamedTuple):
         return f"{self.name or 'the runtime'} {self.version}".strip()
 
 
-def _number(version: str) -> Tuple[int, ...]:
+def _number(version: str) -> tuple[int, ...]:
     """The leading numbers of a version such as v2.1.9~ds1; of anything else ()."""
-    numbers: List[int] = []
+    numbers: list[int] = []
     for part in version.lstrip("v").split("."):
         digits = part[: len(part) - len(part.lstrip("0123456789"))]
         if not digits.isascii() or not digits or len(digits) > 9:
@@ -93,45 +97,51 @@ def _number(version: str) -> Tuple[int, ...]:
     return tuple(numbers)
 
 
-def adjustment(plan: Plan, runtime: Runtime, document: Dict[str, Any]) -> Any:
-    """The ContainerAdjustment that makes of `document` what the plan says.  Raises Unsupported."""
+def adjustment(plan: Plan, runtime: Runtime, document: dict[str, Any]) -> Any:
+    """The ContainerAdjustment with the plan's edits, for a container with the config.json `document`.
+
+    Raises Unsupported.
+    """
     result = ContainerAdjustment()
     if plan.by_cdi and CDI_NAMES in runtime.takes:
         for name in plan.by_cdi:
             result.CDI_devices.add(name=name)
-        _apply(result, _beside(plan), runtime, document)
+        _apply(result, _edits_beside_cdi(plan), runtime, document)
     else:
         _apply(result, plan.edits, runtime, document)
     return result
 
 
-def nodes(plan: Plan) -> List[List[Any]]:
-    """[path, type, major, minor] of every device node that the container is to have in the end."""
-    found = {
+def nodes(plan: Plan) -> list[list[Any]]:
+    """[path, type, major, minor] of every device node that the adjusted container has."""
+    by_path = {
         path: [path, node["type"], node.get("major", 0), node.get("minor", 0)]
         for _, path, node, _ in plan.edits.of(_edits.DEVICE)
     }
-    return list(found.values())
+    return list(by_path.values())
 
 
-def _beside(plan: Plan) -> Edits:
-    """The edits that are left when the runtime injects the CDI devices; what those set stays theirs."""
+def _edits_beside_cdi(plan: Plan) -> Edits:
+    """The edits that are left when the runtime itself injects the CDI devices.
+
+    A variable that a CDI device sets last is left out, so that ours does not replace it.
+    """
     left = merge(*plan.beside)
     final = {edit[1]: edit[2] for edit in plan.edits.of(_edits.ENV)}
     return Edits([edit for edit in left.items if edit[0] != _edits.ENV or final[edit[1]] == edit[2]])
 
 
-def _apply(result: Any, edits: Edits, runtime: Runtime, document: Dict[str, Any]) -> None:
+def _apply(result: Any, edits: Edits, runtime: Runtime, document: dict[str, Any]) -> None:
     idmap = reader.in_user_namespace(document)
     user = reader.process_user(document)
-    devices: Dict[str, bytes] = {}
-    mounts: List[bytes] = []
+    devices: dict[str, bytes] = {}
+    mounts: list[bytes] = []
     for edit in edits.items:
         kind = edit[0]
-        if kind == _edits.MOUNT:  # the most, by far
+        if kind == _edits.MOUNT:  # first, as most edits are mounts
             mounts.append(_mount(writer.idmapped(edit[2]) if idmap else edit[2]))
         elif kind == _edits.DEVICE:
-            devices.pop(edit[1], None)  # the later node of a path wins
+            devices.pop(edit[1], None)  # the later node of a path wins, and takes the later place
             devices[edit[1]] = _device(edit, runtime, user)
         elif kind == _edits.ENV:
             _env(result, edit, runtime)
@@ -162,8 +172,8 @@ def _env(result: Any, edit: Edit, runtime: Runtime) -> None:
     result.env.add(key=edit[1], value=edit[2])
 
 
-def _device(edit: Edit, runtime: Runtime, user: Dict[str, int]) -> bytes:
-    """An adjustment with this device alone, as bytes, see `_mount`."""
+def _device(edit: Edit, runtime: Runtime, user: dict[str, int]) -> bytes:
+    """An adjustment with only this device, as bytes; see `_mount`."""
     _, path, node, _ = edit
     access = node.get("permissions") or ""
     if access not in _RULE or node["type"] not in ("b", "c"):
@@ -178,33 +188,34 @@ def _device(edit: Edit, runtime: Runtime, user: Dict[str, int]) -> bytes:
         user["uid"] or None if uid is None else uid,
         user["gid"] or None if gid is None else gid,
     )
-    known = _devices.get(key)
-    if known is None:
+    cached = _devices.get(key)
+    if cached is None:
         if len(_devices) >= _MAX_KEPT:
             _devices.clear()
-        known = _devices[key] = _device_bytes(*key)
-    return known
+        cached = _devices[key] = _device_bytes(*key)
+    return cached
 
 
 def _device_bytes(path: str, kind: str, major: int, minor: int, mode: Any, uid: Any, gid: Any) -> bytes:
-    made = ContainerAdjustment()
-    device = made.linux.devices.add(path=path, type=kind, major=major, minor=minor)
+    single = ContainerAdjustment()
+    device = single.linux.devices.add(path=path, type=kind, major=major, minor=minor)
     for field, value in ((device.file_mode, mode), (device.uid, uid), (device.gid, gid)):
         if value is not None:
             field.value = value
-    data: bytes = made.SerializeToString()
+    data: bytes = single.SerializeToString()
     return data
 
 
-def _mount(mount: Dict[str, Any]) -> bytes:
-    """An adjustment with this mount alone, as bytes: two of them in a row are one with both mounts.
+def _mount(mount: dict[str, Any]) -> bytes:
+    """An adjustment with only this mount, as bytes.
 
-    The mounts of a CDI file are the same objects for as long as its inventory lives, so that each is made once.
+    Serialized messages can be concatenated: the result is one adjustment with the mounts of all.  The mounts of a CDI
+    file are the same objects as long as its inventory lives, so each is serialized once.
     """
-    known = _mounts.get(id(mount))
-    if known is None or known[0] is not mount:
-        made = ContainerAdjustment()
-        made.mounts.add(
+    cached = _mounts.get(id(mount))
+    if cached is None or cached[0] is not mount:
+        single = ContainerAdjustment()
+        single.mounts.add(
             destination=mount["destination"],
             type=mount.get("type") or "",
             source=mount.get("source") or "",
@@ -212,24 +223,24 @@ def _mount(mount: Dict[str, Any]) -> bytes:
         )
         if len(_mounts) >= _MAX_KEPT:
             _mounts.clear()
-        known = _mounts[id(mount)] = (mount, made.SerializeToString())
-    return known[1]
+        cached = _mounts[id(mount)] = (mount, single.SerializeToString())
+    return cached[1]
 
 
 def _hook(result: Any, edit: Edit, runtime: Runtime) -> None:
     _, stage, hook, _ = edit
     if stage not in _HOOKS:
         _refuse(edit, f"a hook of the stage {stage!r}", runtime)
-    made = getattr(result.hooks, _HOOKS[stage]).add(
+    message = getattr(result.hooks, _HOOKS[stage]).add(
         path=hook["path"], args=hook.get("args") or [], env=hook.get("env") or []
     )
     if hook.get("timeout") is not None:
-        made.timeout.value = hook["timeout"]
+        message.timeout.value = hook["timeout"]
 
 
-def _rlimit(result: Any, edit: Edit, runtime: Runtime, present: Dict[str, Any]) -> None:
+def _rlimit(result: Any, edit: Edit, runtime: Runtime, present: dict[str, Any]) -> None:
     _, name, value, _ = edit
-    if name in present:  # runtimes add ours to it, and two of one type are no valid config.json
+    if name in present:  # runtimes append ours, and config.json must not have two of one type
         _refuse(edit, f"another {name} than the engine's", runtime)
     result.rlimits.add(type=name, hard=value["hard"], soft=value["soft"])
 
@@ -241,7 +252,7 @@ def _resource(result: Any, edit: Edit, runtime: Runtime, edits: Edits) -> None:
         _refuse(edit, asked, runtime)
     resources = result.linux.resources
     if key == ("memory", "swap"):
-        # runtimes set memory and swap together to the limit that they are told, whatever swap says
+        # A runtime that is told a memory limit sets swap to the same value, whatever the swap field says.
         limit = next((other[2] for other in edits.of(_edits.RESOURCE) if other[1] == ("memory", "limit")), None)
         if value != limit:
             _refuse(edit, f"{asked} other than resources.memory", runtime)

@@ -1,14 +1,15 @@
-"""What NRI tells of a container, as the config.json that the engine's road expects.
+"""Turns NRI's description of a container into a config.json (OCI runtime spec), which shim.engine can read.
 
-Only what the road reads: annotations, environment, mounts, namespaces, devices, resources, the user where the
-runtime tells it.  The same checks then hold as in front of an OCI runtime.  Pure.
+So the same checks apply as in front of an OCI runtime.  The result has only what the engine reads: annotations,
+environment, mounts, namespaces, devices, resources, and the user where the runtime tells it.  Pure.
 """
 
 from __future__ import annotations
 
-from typing import Any, Dict
+from typing import Any
 
-# (controller, key) of linux.resources: numbers that may be absent, and texts that are empty then
+# (controller, key) of linux.resources.  _OPTIONAL: numbers in messages of their own, which may be absent; _TEXTS:
+# texts, empty when absent.
 _OPTIONAL = (
     ("memory", "limit"),
     ("memory", "reservation"),
@@ -20,14 +21,14 @@ _OPTIONAL = (
 _TEXTS = (("cpu", "cpus"), ("cpu", "mems"))
 
 
-def merged_annotations(pod: Any, container: Any) -> Dict[str, str]:
-    """The container's annotations over its pod's, as an engine that passes all of them would write them."""
+def merged_annotations(pod: Any, container: Any) -> dict[str, str]:
+    """The container's annotations merged over its pod's, as an engine that passes both writes them to config.json."""
     return {**pod.annotations, **container.annotations}
 
 
-def build(container: Any, annotations: Dict[str, str]) -> Dict[str, Any]:
-    """config.json as far as NRI knows it."""
-    process: Dict[str, Any] = {"args": list(container.args), "env": list(container.env)}
+def build(container: Any, annotations: dict[str, str]) -> dict[str, Any]:
+    """The parts of config.json that NRI tells, with `annotations` as its annotations."""
+    process: dict[str, Any] = {"args": list(container.args), "env": list(container.env)}
     if container.HasField("user"):
         process["user"] = {
             "uid": container.user.uid,
@@ -65,29 +66,29 @@ def build(container: Any, annotations: Dict[str, str]) -> Dict[str, Any]:
     }
 
 
-def _resources(resources: Any) -> Dict[str, Any]:
-    found: Dict[str, Any] = {}
+def _resources(resources: Any) -> dict[str, Any]:
+    result: dict[str, Any] = {}
     for controller, key in _OPTIONAL:
         message = getattr(resources, controller)
         if message.HasField(key):
-            found.setdefault(controller, {})[key] = getattr(message, key).value
+            result.setdefault(controller, {})[key] = getattr(message, key).value
     for controller, key in _TEXTS:
         value = getattr(getattr(resources, controller), key)
         if value:
-            found.setdefault(controller, {})[key] = value
+            result.setdefault(controller, {})[key] = value
     if resources.HasField("pids"):
-        found["pids"] = {"limit": resources.pids.limit}
+        result["pids"] = {"limit": resources.pids.limit}
     if resources.devices:
-        found["devices"] = [rule(each) for each in resources.devices]
+        result["devices"] = [rule(device_rule) for device_rule in resources.devices]
     if resources.unified:
-        found["unified"] = dict(resources.unified)
-    return found
+        result["unified"] = dict(resources.unified)
+    return result
 
 
-def rule(given: Any) -> Dict[str, Any]:
-    """A device rule of NRI's as linux.resources.devices has it."""
-    made: Dict[str, Any] = {"allow": given.allow, "type": given.type or "a", "access": given.access}
+def rule(device_rule: Any) -> dict[str, Any]:
+    """A LinuxDeviceCgroup of NRI as an entry of linux.resources.devices."""
+    result: dict[str, Any] = {"allow": device_rule.allow, "type": device_rule.type or "a", "access": device_rule.access}
     for key in ("major", "minor"):
-        if given.HasField(key):
-            made[key] = getattr(given, key).value
-    return made
+        if device_rule.HasField(key):
+            result[key] = getattr(device_rule, key).value
+    return result

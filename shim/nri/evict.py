@@ -1,6 +1,7 @@
-"""Ends a container that must not run on: NRI's own eviction is a field that containerd 1.7 and 2.1 never read.
+"""Kills a container that runs without what it asked for.
 
-The kubelet then sees a container that has ended, and starts it again where the pod says so, this time with us there.
+NRI has a field for evictions, but containerd 1.7 and 2.1 do not read it.  The kubelet sees that the container has
+ended, and starts it again where the pod says so.  This time the plugin is there to serve it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from shim.host import kernel
 
 
 def runs(container: str, pid: int) -> bool:
-    """Whether process `pid` is there and one of the container's."""
+    """Whether process `pid` exists and is one of the container's: the id is in the path of its control group."""
     try:
         return any(container in path for path in kernel.cgroups_of(pid).values())
     except OSError:
@@ -23,11 +24,11 @@ def runs(container: str, pid: int) -> bool:
 def end(container: str, pid: int) -> None:
     """Kills the container's first process, if `pid` still is that.  Raises HostError.
 
-    The descriptor holds on to the process, so that none which has got the number since can be hit (pidfd_open(2));
-    the control groups of a container's processes have its id in their names.
+    The pidfd is opened before the check, so that the signal cannot hit another process that has got the number since
+    (pidfd_open(2)).  The path of a container's control group contains the container's id.
     """
     if pid <= 1 or len(container) < 16:
-        raise HostError(f"container {container} cannot be ended: the runtime does not tell its process")
+        raise HostError(f"container {container} cannot be ended: the runtime has not told its process id")
     try:
         descriptor = os.pidfd_open(pid)
         try:

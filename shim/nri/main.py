@@ -6,7 +6,7 @@ import argparse
 import glob
 import os
 import sys
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any
 
 from shim import jsontext, paths, report
 from shim.errors import ChandlerError, ConfigError
@@ -18,10 +18,11 @@ SOCKET = "/var/run/nri/nri.sock"
 
 
 def main() -> int:
-    """The exit status: 0 after SIGTERM, or when the runtime that launched us has gone."""
+    """The exit status: 0 after SIGTERM, or when the runtime that launched the plugin has ended the connection; 1 for an
+    error, which is printed."""
     options = _options(sys.argv[1:])
     try:
-        # The protobuf package is Chandler's only need here beyond the interpreter; say so in words.
+        # protobuf is the only package that the plugin needs, so a missing one gets a sentence of its own.
         try:
             import google.protobuf  # noqa: F401
         except ImportError:
@@ -62,7 +63,10 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _hooks_rejected() -> bool:
-    """Whether containerd's configuration says so.  Raises ConfigError."""
+    """Whether containerd's configuration rejects the OCI hooks of NRI plugins; False where there is no such file.
+
+    Looks at containerd's own file, then at those of k3s and RKE2.  Raises ConfigError when a file cannot be read.
+    """
     from shim.configure import containerd
 
     path = next(
@@ -80,7 +84,7 @@ def _hooks_rejected() -> bool:
     return bool(path) and containerd.rejects_hooks(path, _text, lambda pattern: sorted(glob.glob(pattern)))
 
 
-def _text(path: str) -> Optional[str]:
+def _text(path: str) -> str | None:
     try:
         with open(path, encoding="utf-8") as file:
             return file.read()
@@ -90,10 +94,10 @@ def _text(path: str) -> Optional[str]:
         raise ConfigError(f"{path} cannot be read: {error}") from None
 
 
-def _sources(place: Place, inventory: Inventory) -> Dict[str, Tuple[str, ...]]:
-    """The directories that configuration and CDI files come from, and how the names of these end.
+def _sources(place: Place, inventory: Inventory) -> dict[str, tuple[str, ...]]:
+    """The directories of configuration and CDI files, each with the endings of the file names that matter in it.
 
-    Compiling writes beside the configuration, so not every change there is news.
+    Of the directory of the configuration only the file itself matters: compiling writes other files there.
     """
     directory, _, name = place.config_path.rpartition("/")
     return {
@@ -103,23 +107,24 @@ def _sources(place: Place, inventory: Inventory) -> Dict[str, Tuple[str, ...]]:
     }
 
 
-def _log(target: str, line: Dict[str, Any]) -> None:
-    """One line of JSON: where the configuration says, else on stderr, which a service's journal keeps."""
+def _log(target: str, line: dict[str, Any]) -> None:
+    """Writes one line of JSON to the log file `target`; without one to standard error, for systemd's journal."""
     if target:
         report.line(target, line)
         return
     try:
         files.write_all(2, jsontext.dumps(line) + b"\n")
     except OSError:
-        pass  # nobody reads it
+        pass  # standard error is closed
 
 
-def _options(arguments: List[str]) -> argparse.Namespace:
+def _options(arguments: list[str]) -> argparse.Namespace:
     environment = os.environ
     parser = argparse.ArgumentParser(
         prog="chandler-nri",
         description="Equips containers as their annotations ask, through containerd's or CRI-O's NRI.",
-        epilog="Launched by the runtime itself, it takes name, index and socket from NRI_PLUGIN_NAME, NRI_PLUGIN_IDX and NRI_PLUGIN_SOCKET.",
+        epilog="Launched by the runtime itself, it takes name, index and socket from NRI_PLUGIN_NAME, "
+        "NRI_PLUGIN_IDX and NRI_PLUGIN_SOCKET.",
     )
     parser.add_argument("--socket", metavar="PATH", default=SOCKET, help=f"the runtime's NRI socket (default {SOCKET})")
     parser.add_argument(
@@ -139,7 +144,8 @@ def _options(arguments: List[str]) -> argparse.Namespace:
     parser.add_argument(
         "--no-hooks",
         action="store_true",
-        help="give containers no OCI hooks, for a runtime whose validator rejects them; found out where containerd's configuration can be read",
+        help="give containers no OCI hooks, for a runtime whose validator rejects them; found out where containerd's "
+        "configuration can be read",
     )
     parser.add_argument("--version", action="version", version=f"chandler-nri {paths.VERSION}")
     options = parser.parse_args(arguments)

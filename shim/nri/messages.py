@@ -1,22 +1,22 @@
-"""NRI's messages, as a table of fields with their numbers; classes are made from it when this is imported.
+"""NRI's messages as a table of fields with their numbers.  The classes are made from it when this module is imported.
 
-Only what the plugin and its tests read or write: a receiver skips fields that it does not know.  Enums are plain
-numbers here.  Field numbers: NRI's API, package nri.pkg.api.v1alpha1, checked against the descriptors inside
-containerd 1.7.24 and 2.1.9 and, beyond those, against the definition of VERSION.
+The table has only the fields that the plugin and its tests read or write: a receiver skips fields that it does not
+know.  Enums are plain numbers here.
+
+Source of the field numbers: NRI, pkg/api/api.proto.  They are checked against the descriptors inside containerd 1.7.24
+and 2.1.9, and those that are newer against the definition of VERSION.
 """
 
 from __future__ import annotations
 
-from typing import Dict, Tuple
-
 from shim.ttrpc import proto
 
 PACKAGE = "nri.pkg.api.v1alpha1"
-VERSION = "v0.12.5"  # of NRI: the one that these messages are checked against
-PLUGIN_SERVICE = PACKAGE + ".Plugin"  # the runtime calls us
-RUNTIME_SERVICE = PACKAGE + ".Runtime"  # we call the runtime
+VERSION = "v0.12.5"  # the NRI version that these messages are checked against
+PLUGIN_SERVICE = PACKAGE + ".Plugin"  # the runtime calls the plugin
+RUNTIME_SERVICE = PACKAGE + ".Runtime"  # the plugin calls the runtime
 
-# Events, by number; the mask of Configure's answer has bit number - 1 for each.
+# Events by number.  In the mask of Configure's answer, event N is bit N - 1.
 STOP_POD_SANDBOX = 2
 CREATE_CONTAINER = 4
 START_CONTAINER = 6
@@ -28,13 +28,13 @@ VALIDATE_CONTAINER_ADJUSTMENT = 14
 LIVE_STATES = frozenset((1, 2, 3))  # created, paused, running
 
 _POD = {"pod": (1, "PodSandbox")}
-_CONTAINER: Dict[str, Tuple[int, str]] = {**_POD, "container": (2, "Container")}
+_CONTAINER: dict[str, tuple[int, str]] = {**_POD, "container": (2, "Container")}
 _VALUE = {kind: {"value": (1, kind)} for kind in ("int64", "uint32", "uint64")}
 
-TABLE: Dict[str, Dict[str, Tuple[int, str]]] = {
-    # --- we call the runtime
+TABLE: dict[str, dict[str, tuple[int, str]]] = {
+    # --- the plugin calls the runtime
     "RegisterPluginRequest": {"plugin_name": (1, "string"), "plugin_idx": (2, "string"), "NRI_version": (3, "string")},
-    # --- the runtime calls us
+    # --- the runtime calls the plugin
     "ConfigureRequest": {
         "config": (1, "string"),
         "runtime_name": (2, "string"),
@@ -168,7 +168,7 @@ TABLE: Dict[str, Dict[str, Tuple[int, str]]] = {
         "mems": (7, "string"),
     },
     "LinuxPids": {"limit": (1, "int64")},
-    # A scalar that may be absent is a message of its own.
+    # A scalar that may be absent is a message with one field.
     "OptionalInt": _VALUE["int64"],
     "OptionalInt64": _VALUE["int64"],
     "OptionalUInt32": _VALUE["uint32"],

@@ -1,21 +1,32 @@
-"""What the plugin counts, in Prometheus' text format.  Pure.  Source: Prometheus, exposition formats."""
+"""The plugin's metrics, and their text for Prometheus.  Pure.  Source: Prometheus, exposition formats."""
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from typing import Dict, List, Tuple
 
-BOUNDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.1, 0.5, 2.0)  # seconds; NRI gives up after two
+BOUNDS = (
+    0.0001,
+    0.00025,
+    0.0005,
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.05,
+    0.1,
+    0.5,
+    2.0,
+)  # seconds; the last is when a runtime stops waiting
 _CREATE = "chandler_nri_create_seconds"
 
 
 class Metrics:
-    """Counters of one process."""
+    """The counters and gauges of one process."""
 
     def __init__(self) -> None:
-        self.requests: Dict[str, int] = {"granted": 0, "nothing": 0, "refused": 0}
-        self.refusals: Dict[Tuple[str, str], int] = {}
-        self.reloads: Dict[str, int] = {"done": 0, "failed": 0}
+        self.requests: dict[str, int] = {"granted": 0, "nothing": 0, "refused": 0}
+        self.refusals: dict[tuple[str, str], int] = {}
+        self.reloads: dict[str, int] = {"done": 0, "failed": 0}
         self.unadjusted = 0
         self.connections = 0
         self.connected = False
@@ -26,7 +37,11 @@ class Metrics:
         self._seconds = 0.0
 
     def created(self, result: str, seconds: float, kind: str = "", rule: str = "") -> None:
-        """One CreateContainer; `kind`: of the error that refused it; `rule`: of the policy, if that did."""
+        """Counts one CreateContainer.
+
+        `result`: granted, nothing or refused.  `kind`: the class of the error that refused it, '' for none.  `rule`:
+        the part of the policy that refused it, '' for none.
+        """
         self.requests[result] += 1
         if kind:
             self.refusals[kind, rule] = self.refusals.get((kind, rule), 0) + 1
@@ -34,8 +49,8 @@ class Metrics:
         self._seconds += seconds
 
     def text(self) -> str:
-        """All of it."""
-        lines: List[str] = []
+        """All metrics, in the text format."""
+        lines: list[str] = []
         _family(
             lines,
             "chandler_nri_requests_total",
@@ -92,18 +107,19 @@ class Metrics:
 
 
 def _label(value: str) -> str:
+    """A label's value, escaped."""
     return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
-def _head(lines: List[str], name: str, kind: str, text: str) -> None:
+def _head(lines: list[str], name: str, kind: str, text: str) -> None:
     lines += (f"# HELP {name} {text}", f"# TYPE {name} {kind}")
 
 
-def _single(lines: List[str], name: str, kind: str, text: str, value: int) -> None:
+def _single(lines: list[str], name: str, kind: str, text: str, value: int) -> None:
     _head(lines, name, kind, text)
     lines.append(f"{name} {value}")
 
 
-def _family(lines: List[str], name: str, kind: str, text: str, label: str, values: Dict[str, int]) -> None:
+def _family(lines: list[str], name: str, kind: str, text: str, label: str, values: dict[str, int]) -> None:
     _head(lines, name, kind, text)
     lines += [f'{name}{{{label}="{key}"}} {value}' for key, value in sorted(values.items())]

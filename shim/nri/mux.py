@@ -5,21 +5,20 @@
     | connection id | length     | length bytes … |    numbers big-endian
     +---------------+------------+----------------+
 
-A connection is a stream: a ttrpc message may span frames, and a frame may hold several.  Sans-IO.
+A connection is a stream of bytes: a ttrpc message may span frames, and a frame may hold several messages.  Sans-IO.
 Source: NRI, pkg/net/multiplex/mux.go.
 """
 
 from __future__ import annotations
 
 import struct
-from typing import List, Optional, Tuple
 
 from shim.errors import ChandlerError
 from shim.ttrpc import frame
 
 HEADER = struct.Struct(">II")
-PLUGIN, RUNTIME = 1, 2  # connection ids: on the first the runtime calls us, on the second we call it
-MAX_FRAME_OUT = 4096  # bytes with the header; containerd drops a connection that sends 20 kB in one frame
+PLUGIN, RUNTIME = 1, 2  # connection ids: on 1 the runtime calls the plugin, on 2 the plugin calls the runtime
+MAX_FRAME_OUT = 4096  # bytes with the header; containerd closes a connection that sends 20 kB in one frame
 MAX_FRAME_IN = frame.HEADER.size + frame.MAX_MESSAGE  # bytes without the header
 
 
@@ -28,9 +27,9 @@ class MuxError(ChandlerError):
 
 
 def encode(connection: int, data: bytes) -> bytes:
-    """`data` for a connection, in frames."""
+    """`data` in frames for the connection with the id `connection`."""
     size = MAX_FRAME_OUT - HEADER.size
-    parts: List[bytes] = []
+    parts: list[bytes] = []
     for at in range(0, len(data), size):
         part = data[at : at + size]
         parts += (HEADER.pack(connection, len(part)), part)
@@ -38,33 +37,34 @@ def encode(connection: int, data: bytes) -> bytes:
 
 
 class MuxDecoder:
-    """Pieces of the connections from the bytes of the socket, given on as they come: no frame is ever collected.
+    """Splits the bytes of the socket into pieces of its connections.
 
-    Once it has raised, it raises the same again.
+    It gives pieces as they come and never stores a frame, which may be large.  Once `feed` has raised an error, each
+    further call raises the same.
     """
 
     def __init__(self) -> None:
         self._header = bytearray()
         self._connection = 0
         self._left = 0
-        self._broken: Optional[MuxError] = None
+        self._broken: MuxError | None = None
 
-    def feed(self, data: bytes) -> List[Tuple[int, bytes]]:
-        """(connection id, bytes) in order.  Raises MuxError."""
+    def feed(self, data: bytes) -> list[tuple[int, bytes]]:
+        """(connection id, bytes) of all pieces in `data`, in order.  Raises MuxError."""
         if self._broken is not None:
             raise self._broken
-        pieces: List[Tuple[int, bytes]] = []
-        at = 0
-        while at < len(data):
+        pieces: list[tuple[int, bytes]] = []
+        offset = 0
+        while offset < len(data):
             if self._left:
-                piece = data[at : at + self._left]
+                piece = data[offset : offset + self._left]
                 pieces.append((self._connection, piece))
                 self._left -= len(piece)
-                at += len(piece)
+                offset += len(piece)
                 continue
-            wanted = HEADER.size - len(self._header)
-            self._header += data[at : at + wanted]
-            at += wanted
+            missing = HEADER.size - len(self._header)
+            self._header += data[offset : offset + missing]
+            offset += missing
             if len(self._header) == HEADER.size:
                 self._connection, self._left = HEADER.unpack(self._header)
                 self._header.clear()

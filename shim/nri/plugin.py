@@ -1,21 +1,24 @@
-"""The plugin's end of one connection to a runtime: registered, configured, synchronised, then called.
+"""The plugin's end of one connection to a runtime: it registers, is configured and synchronised, and answers calls.
 
     connection = Connection("chandler", "10", service, hung_up)
     connection.open()
     send(connection.take())
     while …:
-        connection.receive(data)  # or, when it is time (due), or the service's work has ended,
+        connection.receive(data)  # or, at the times of due() and when work of the service has ended,
         connection.tick(now)
         send(connection.take())
         connection.all_sent()     # when nothing is left to send
     connection.close(left)        # bytes that were taken and not sent
 
-Sans-IO.  Fatal for the connection is MuxError, ttrpc's ProtocolError and Refused; everything that is wrong with one
-call is the answer to that call.  An error in CreateContainer refuses the container with our sentence; a connection
-that breaks lets it be created unadjusted.  So does a runtime that has waited longer than the call's timeout: it closes
-the connection, and what lies unread in the socket then is a create that is long past (containerd 1.7.24, 2.1.9 and
-2.4.2).  Therefore a create is granted only while the runtime waits for it, and a grant whose answer did not leave is
-taken back.  Source: NRI, pkg/api/api.proto and pkg/adaptation/plugin.go.
+Sans-IO.  MuxError, ttrpc's ProtocolError and Refused end the connection.  Any other error is the answer to the call
+that caused it: in CreateContainer it refuses the container with our sentence.
+
+When the connection breaks, the runtime creates the container unadjusted.  It does the same when it has waited longer
+than the call's timeout.  It then closes the connection, and a create that is still unread in the socket has been given
+up long ago (containerd 1.7.24, 2.1.9 and 2.4.2).  Therefore a create is granted only while the runtime waits for it,
+and a grant is taken back when its answer did not leave.
+
+Source: NRI, pkg/api/api.proto and pkg/adaptation/plugin.go.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from __future__ import annotations
 import math
 import time
 from functools import partial
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable
 
 from google.protobuf.message import DecodeError
 
@@ -36,9 +39,9 @@ from shim.ttrpc import errors as ttrpc
 from shim.ttrpc.client import Client, Reply
 from shim.ttrpc.server import Call, Server
 
-MAX_CONTAINERS = 100_000  # of one Synchronize, in all its parts
+MAX_CONTAINERS = 100_000  # containers and pods of one Synchronize, in all its parts
 
-# What the connection has reached, in order.
+# The states of a connection, in order.
 NEW, REGISTERING, CONFIGURED, READY, CLOSING = "new", "registering", "configured", "ready", "closing"
 
 _EVENTS = (
@@ -48,15 +51,18 @@ _EVENTS = (
     messages.STOP_CONTAINER,
     messages.REMOVE_CONTAINER,
 )
-_SECONDS = 1_000_000_000  # in ttrpc's nanoseconds
+_SECOND = 1_000_000_000  # in nanoseconds, the unit of ttrpc's timeouts
 
 
 class Refused(ChandlerError):
-    """The runtime does not want this plugin; trying again as it is would come to the same."""
+    """The runtime has refused the registration; another attempt with the same options would be refused, too."""
 
 
 class Connection:
-    """One socket's life.  `hung_up` tells whether the runtime has closed its end, unread bytes or not."""
+    """One connection, from its registration to its end.
+
+    `hung_up` tells whether the runtime has closed its end, even while there are unread bytes.
+    """
 
     def __init__(self, name: str, index: str, service: Service, hung_up: Callable[[], bool] = lambda: False) -> None:
         self.name = name
@@ -64,47 +70,47 @@ class Connection:
         self.service = service
         self.hung_up = hung_up
         self.state = NEW
-        self._deadline = math.inf  # of the call that is being served: until when the runtime waits for its answer
-        self._taken = 0  # bytes
-        self._granted: List[str] = []  # containers whose answers have not been taken
-        self._sending: List[
-            Tuple[int, str]
-        ] = []  # containers whose answers have, with the bytes taken up to their ends
+        self._deadline = math.inf  # until when the runtime waits for the answer to the call that is being served
+        self._taken = 0  # bytes that `take` has given in all
+        # Containers with grants whose answers `take` has not given yet; and those whose answers it has given and that
+        # may not have been sent, each with the count of bytes taken up to the end of its answer.
+        self._granted: list[str] = []
+        self._sending: list[tuple[int, str]] = []
         self._mux = mux.MuxDecoder()
         self._server = Server()
         self._client = Client()
-        self._pods: Dict[str, Any] = {}
-        self._containers: List[Any] = []
-        self._later: List[Tuple[Call, str, Later]] = []  # with the container
+        self._pods: dict[str, Any] = {}
+        self._containers: list[Any] = []
+        self._later: list[tuple[Call, str, Later]] = []  # call, container id, answer
 
     def open(self) -> None:
-        """Registers.  The runtime may call before it answers."""
+        """Begins the registration.  The runtime may make calls before it answers."""
         request = messages.RegisterPluginRequest(
             plugin_name=self.name, plugin_idx=self.index, NRI_version=messages.VERSION
         )
-        self._client.call(messages.RUNTIME_SERVICE, "RegisterPlugin", request.SerializeToString(), timeout=5 * _SECONDS)
+        self._client.call(messages.RUNTIME_SERVICE, "RegisterPlugin", request.SerializeToString(), timeout=5 * _SECOND)
         self.state = REGISTERING
 
-    def receive(self, data: bytes, now: Optional[float] = None) -> None:
-        """Takes bytes from the socket and does what they say.  `now`: a time (time.monotonic) at which they were there.
+    def receive(self, data: bytes, now: float | None = None) -> None:
+        """Takes bytes from the socket, and handles the calls and answers that are complete with them.
 
-        Raises MuxError, ProtocolError or Refused.
+        `now`: a time (time.monotonic) at which the bytes had arrived.  Raises MuxError, ProtocolError or Refused.
         """
         if now is None:
             now = time.monotonic()
         for connection, piece in self._mux.feed(data):
             if connection == mux.PLUGIN:
                 for call in self._server.receive(piece):
-                    self._deadline = now + call.timeout / _SECONDS if call.timeout > 0 else math.inf
+                    self._deadline = now + call.timeout / _SECOND if call.timeout > 0 else math.inf
                     self._serve(call)
             elif connection == mux.RUNTIME:
                 for reply in self._client.receive(piece):
                     self._replied(reply)
             else:
-                raise mux.MuxError(f"the runtime sends on connection {connection}, which nobody opened")
+                raise mux.MuxError(f"the runtime sends on connection {connection}, which neither end opened")
 
     def take(self) -> bytes:
-        """What is to be sent."""
+        """The bytes to send."""
         data = mux.encode(mux.PLUGIN, self._server.take()) + mux.encode(mux.RUNTIME, self._client.take())
         self._taken += len(data)
         if self._granted:
@@ -113,11 +119,11 @@ class Connection:
         return data
 
     def all_sent(self) -> None:
-        """All that was taken has left."""
+        """Notes that all bytes from `take` have been sent."""
         self._sending.clear()
 
     def tick(self, now: float) -> None:
-        """Answers the calls whose answer had to wait, as far as it is there.  `now`: time.monotonic."""
+        """Answers the waiting calls whose answers are due.  `now`: time.monotonic."""
         waiting, self._later = self._later, []
         for call, container, later in waiting:
             if later.due(now):
@@ -125,12 +131,15 @@ class Connection:
             else:
                 self._later.append((call, container, later))
 
-    def due(self) -> List[float]:
-        """When `tick` is to be called at the latest."""
+    def due(self) -> list[float]:
+        """The times (time.monotonic) at which `tick` has to be called."""
         return [later.deadline for _, _, later in self._later]
 
     def close(self, left: int = 0) -> None:
-        """Nobody waits for answers any more.  `left`: the last bytes of those taken that have not been sent."""
+        """The connection has ended: takes back the grants whose answers did not leave.
+
+        `left`: how many of the bytes from `take`, counted from the last, have not been sent.
+        """
         for _, _, later in self._later:
             later.abandon()
         self._later.clear()
@@ -139,10 +148,10 @@ class Connection:
         for container in lost:
             self.service.undo(container, "the connection to the runtime ended before the answer had left")
 
-    # --- we called ----------------------------------------------------------------------------------------------
+    # --- calls to the runtime -----------------------------------------------------------------------------------
 
     def _replied(self, reply: Reply) -> None:
-        """The only call of ours is the registration."""
+        """Handles the answer to the registration, the only call that the plugin makes."""
         try:
             reply.result()
         except ttrpc.RemoteError as error:
@@ -151,26 +160,26 @@ class Connection:
                 "give --name and --idx other values",
             ) from None
 
-    # --- we are called ------------------------------------------------------------------------------------------
+    # --- calls from the runtime ---------------------------------------------------------------------------------
 
     def _serve(self, call: Call) -> None:
-        known = _METHODS.get(call.method) if call.service == messages.PLUGIN_SERVICE else None
-        if known is None:
+        method = _METHODS.get(call.method) if call.service == messages.PLUGIN_SERVICE else None
+        if method is None:
             self._server.unimplemented(call)
             return
-        kind, handle = known
+        kind, handle = method
         self._answer(call, lambda: handle(self, kind.FromString(call.payload), call))
 
-    def _answer(self, call: Call, make: Callable[[], Any]) -> None:
+    def _answer(self, call: Call, handle_call: Callable[[], Any]) -> None:
         try:
-            made = make()
-            if made is not None:  # else it comes later
-                self._server.answer(call, made.SerializeToString())
+            response = handle_call()
+            if response is not None:  # else `tick` answers
+                self._server.answer(call, response.SerializeToString())
         except DecodeError:
             self._server.refuse(call, ttrpc.INVALID_ARGUMENT, f"chandler: the message of {call.method} cannot be read")
         except ChandlerError as error:
             self._server.refuse(call, _code(error), f"chandler: {error}")
-        except Exception as error:  # a defect of ours: this call fails, the plugin stays
+        except Exception as error:  # a defect in Chandler fails this call only
             self.service.log(
                 {"level": "error", "error": f"internal error in {call.method}, {type(error).__name__}: {error}"}
             )
@@ -181,20 +190,20 @@ class Connection:
     def _configure(self, request: Any, _: Call) -> Any:
         self.service.configure(Runtime(request.runtime_name, request.runtime_version), request.request_timeout / 1000)
         self.state = CONFIGURED
-        # A runtime closes the connection when it sees an event that it does not know; those that tell their
-        # NRI version know this one.
+        # A runtime closes the connection when the plugin asks for an event that it does not know.  Runtimes that tell
+        # their NRI version know ValidateContainerAdjustment.
         events = _EVENTS + ((messages.VALIDATE_CONTAINER_ADJUSTMENT,) if request.NRI_version else ())
-        # A create that we do not answer in time fails, with NRI 0.12.4 and newer; an older one skips the field.
-        # `keep_connected` stays off: every container of the node would wait while we hang, and the connection's end
-        # would no longer say that a create is past.
+        # `fail_request`: with NRI 0.12.4 and newer, a create that the plugin does not answer in time fails.  Older
+        # versions skip the field.  `keep_connected` stays off: otherwise every container of the node would have to wait
+        # while the plugin hangs, and the end of the connection would no longer say that a create has been given up.
         return messages.ConfigureResponse(
             events=sum(1 << event - 1 for event in events), failure_policy={"fail_request": True}
         )
 
     def _synchronize(self, request: Any, _: Call) -> Any:
-        """May come in parts; only the last one tells all."""
+        """Collects the parts of a Synchronize, and handles them together with the last one."""
         if len(self._containers) + len(request.containers) + len(self._pods) > MAX_CONTAINERS:
-            raise ChandlerError(f"the runtime tells of more than {MAX_CONTAINERS} containers")
+            raise ChandlerError(f"the runtime lists more than {MAX_CONTAINERS} containers")
         self._pods.update((pod.id, pod) for pod in request.pods)
         self._containers.extend(request.containers)
         if request.more:
@@ -207,16 +216,16 @@ class Connection:
 
     def _create(self, request: Any, call: Call) -> Any:
         deadline, hung_up = self._deadline, self.hung_up
-        made = self.service.create(
+        answer = self.service.create(
             request.pod, request.container, lambda: time.monotonic() < deadline and not hung_up()
         )
-        if isinstance(made, Later):
-            self._later.append((call, request.container.id, made))
+        if isinstance(answer, Later):
+            self._later.append((call, request.container.id, answer))
             return None
-        return self._created(request.container.id, lambda: made)
+        return self._created(request.container.id, lambda: answer)
 
-    def _created(self, container: str, make: Callable[[], Any]) -> Any:
-        adjustment = make()
+    def _created(self, container: str, answer: Callable[[], Any]) -> Any:
+        adjustment = answer()
         if adjustment is None:
             return messages.CreateContainerResponse()
         self._granted.append(container)
@@ -237,12 +246,13 @@ class Connection:
         return messages.Empty()
 
     def _abandon(self, container: str) -> None:
-        """A container that ends before its create has been answered: the runtime has given that create up."""
-        for each in [each for each in self._later if each[1] == container]:
-            self._later.remove(each)
-            each[2].abandon()
+        """Gives up the waiting create of a container that has ended: the runtime no longer waits for its answer."""
+        for waiting in [waiting for waiting in self._later if waiting[1] == container]:
+            self._later.remove(waiting)
+            call, _, later = waiting
+            later.abandon()
             self._server.refuse(
-                each[0], ttrpc.FAILED_PRECONDITION, "chandler: the container was ended before it was created"
+                call, ttrpc.FAILED_PRECONDITION, "chandler: the container was ended before it was created"
             )
 
     def _changed(self, event: Any, call: Call) -> Any:
@@ -267,7 +277,7 @@ class Connection:
         return messages.Empty()
 
     def _nothing(self, _: Any, __: Call) -> Any:
-        """An event that changes nothing for us, with an answer that has no fields, or none that must be set."""
+        """An event that changes nothing here.  Its answer has no fields, or none that must be set."""
         return messages.Empty()
 
 
@@ -277,7 +287,7 @@ def _code(error: ChandlerError) -> int:
     return ttrpc.INVALID_ARGUMENT if isinstance(error, RequestError) else ttrpc.FAILED_PRECONDITION
 
 
-_METHODS: Dict[str, Tuple[Any, Callable[[Connection, Any, Call], Any]]] = {
+_METHODS: dict[str, tuple[Any, Callable[[Connection, Any, Call], Any]]] = {
     "Configure": (messages.ConfigureRequest, Connection._configure),
     "Synchronize": (messages.SynchronizeRequest, Connection._synchronize),
     "Shutdown": (messages.Empty, Connection._shut_down),

@@ -1,60 +1,61 @@
-"""The one place with sockets, signals and waiting: a loop around Connection, which takes and gives bytes.
+"""The plugin's event loop: it owns the socket to the runtime and the signals, and nothing else in the plugin waits.
 
-One thread serves; compiling the inventory anew, which can take long, has a thread of its own.
+The loop passes bytes to and from a Connection (shim.nri.plugin), which does no input or output.  One thread serves.
+Compiling the inventory can take long, so it has a thread of its own.
 """
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import os
 import select
 import selectors
 import signal
 import socket
-import stat
 import threading
 import time
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable
 
 from shim import report
 from shim.errors import ChandlerError, HostError
 from shim.host import trust
 from shim.node.inventory import Inventory
+from shim.nri.http import MetricsServer
+from shim.nri.notify import notify
 from shim.nri.plugin import CLOSING, CONFIGURED, READY, Connection, Refused
 from shim.nri.service import Service
 from shim.nri.watch import Watch
 from shim.ttrpc.errors import TtrpcError
 
-RETRY_FIRST, RETRY_MOST = 0.05, 1.0  # seconds between attempts to connect; unserved containers start meanwhile
-START = 5.0  # seconds until we count as started although no runtime has come
+# Seconds between attempts to connect, doubled each time.  Short, since containers start unserved meanwhile.
+RETRY_FIRST, RETRY_MOST = 0.05, 1.0
+START = 5.0  # seconds after which systemd is told READY although no runtime has connected
 HANDSHAKE = 10.0  # seconds from connecting to Configure
-POLL = 1.0  # seconds between looks at the sources where there is no inotify
-SETTLE = 0.05  # seconds without a change before the sources are read
+POLL = 1.0  # seconds between looks at the inventory's sources where there is no inotify
+SETTLE = 0.05  # seconds without a change before the inventory's sources are read
 MAX_OUTGOING = 64 << 20  # bytes that a runtime may leave unread
-MAX_SCRAPES = 16  # connections to the metrics at a time
-MAX_REQUEST = 8 << 10  # bytes of a scrape's request
-_READ = 256 << 10
+_READ = 256 << 10  # bytes read from the runtime at a time
 
 
 class Loop:
     """The plugin as a process.
 
-    `connected`: a socket from the runtime that launched us; when it ends, so do we.  `load`: compiles the inventory;
-    `sources`: the directories that it comes from, each with
-    the ends of the names that matter in it.
+    `path`: the runtime's socket.  `connected`: a socket from the runtime that launched the process, which ends when
+    that connection ends; None otherwise.  `new` makes the Connection for a socket.  `load` compiles the inventory, and
+    raises ChandlerError.  `sources` gives the directories that an inventory comes from, each with the endings of the
+    file names that matter in it.  `metrics`: the address of MetricsServer, '' for none.
     """
 
     def __init__(
         self,
         service: Service,
         path: str,
-        connected: Optional[socket.socket],
+        connected: socket.socket | None,
         new: Callable[[], Connection],
         load: Callable[[], Inventory],
-        sources: Callable[[Inventory], Dict[str, Tuple[str, ...]]],
+        sources: Callable[[Inventory], dict[str, tuple[str, ...]]],
         metrics: str,
-        watch: Optional[Watch] = None,
+        watch: Watch | None = None,
     ) -> None:
         self.service = service
         self.path = path
@@ -63,34 +64,36 @@ class Loop:
         self.load = load
         self.sources = sources
         self.watch = watch or Watch()
-        self.connection: Optional[Connection] = None
-        self._socket: Optional[socket.socket] = None
+        self.connection: Connection | None = None
+        self._socket: socket.socket | None = None
         self._outgoing = bytearray()
-        self._end = select.poll()  # of the connection
+        self._hang_up = select.poll()  # polls for the end of the connection
         self._selector = selectors.DefaultSelector()
+        # Times (time.monotonic): of the next attempt to connect, and until when Configure has to come (0: no limit).
         self._again = self._deadline = 0.0
         self._pause = RETRY_FIRST
         self._stop = False
-        self._waited = ""
+        self._waited = ""  # why no connection was possible, as last logged
+        # Times, 0 for none: when to read the sources, and when to tell systemd READY.
         self._reload_at = self._start_by = 0.0
-        self._reloading: Optional[threading.Thread] = None
-        self._loaded: List[Tuple[Optional[Inventory], str]] = []
+        self._reloading: threading.Thread | None = None
+        self._loaded: list[tuple[Inventory | None, str]] = []
         self._wake_in, self._wake_out = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._scrapes: Dict[socket.socket, bytearray] = {}
-        self._listener = _listen(metrics) if metrics else None
+        self._metrics = MetricsServer(metrics, service.measured, self._selector) if metrics else None
 
     def run(self) -> None:
-        """Until SIGTERM or SIGINT.  Raises ChandlerError for what a person must mend."""
+        """Serves until SIGTERM or SIGINT.  Raises ChandlerError for what a person must repair."""
         self._signals()
         self.watch.set(self.sources(self.service.inventory))
         self._selector.register(self._wake_in, selectors.EVENT_READ, self._woken)
         if self.watch.fileno() >= 0:
             self._selector.register(self.watch.fileno(), selectors.EVENT_READ, self._watched)
-        if self._listener is not None:
-            self._selector.register(self._listener, selectors.EVENT_READ, self._scraped)
-        self._reload_at = time.monotonic()  # what changed between the first reading and the watch
+        if self._metrics is not None:
+            self._metrics.start()
+        self._reload_at = time.monotonic()  # the sources may have changed before the watch began
         self._start_by = time.monotonic() + START
-        gc.freeze()  # what is there now stays: the collector need not look at it while a runtime waits
+        # The objects of this moment stay for good, so the garbage collector need not visit them while a runtime waits.
+        gc.freeze()
         try:
             while not self._stop:
                 self._tick(time.monotonic())
@@ -99,13 +102,13 @@ class Loop:
         finally:
             notify("STOPPING=1")
             self._close()
-            if self._listener is not None and self._listener.family == socket.AF_UNIX:
-                with contextlib.suppress(OSError):
-                    os.unlink(self._listener.getsockname())
+            if self._metrics is not None:
+                self._metrics.remove_path()
 
     # --- time ---------------------------------------------------------------------------------------------------
 
     def _timeout(self, now: float) -> float:
+        """Seconds until something has to be done by `_tick`."""
         times = [self._start_by, self._reload_at if self._reloading is None else 0.0]
         times.append(
             self._deadline
@@ -124,6 +127,7 @@ class Loop:
         return max(0.0, min(due) - now) if due else 3600.0
 
     def _tick(self, now: float) -> None:
+        """Does all that is due."""
         self.service.tick(now)
         if self.connection is not None and self.connection.due():
             self.connection.tick(now)
@@ -135,7 +139,8 @@ class Loop:
         if self.watch.fileno() < 0 and self.watch.changed():
             self._reload_at = now
         if self._start_by and now >= self._start_by:
-            # Whoever is ordered after us starts no container before we serve, or, without a runtime, waits this long.
+            # Units that are ordered after this one wait until containers are served, or START seconds when no runtime
+            # connects.
             self._start_by = 0.0
             notify("READY=1\nSTATUS=waiting for the runtime")
         if self.service.outdated:
@@ -148,34 +153,34 @@ class Loop:
 
     def _connect(self, now: float) -> None:
         try:
-            made = self.given or _connected(self.path, self.service.place.owners)
+            channel = self.given or _connected(self.path, self.service.place.owners)
         except (OSError, ChandlerError) as error:
             reason = error.strerror or str(error) if isinstance(error, OSError) else str(error)
-            if self._waited != reason:  # said once, not at every attempt
+            if self._waited != reason:  # logged once, not at every attempt
                 self._waited = reason
                 self._say("warning", f"no runtime at {self.path}: {reason}; trying again")
             self._again = now + self._pause
             self._pause = min(self._pause * 2, RETRY_MOST)
             return
-        made.setblocking(False)
-        self._socket, self._waited = made, ""
+        channel.setblocking(False)
+        self._socket, self._waited = channel, ""
         self._deadline = now + HANDSHAKE
-        self._end = select.poll()
-        self._end.register(made, select.POLLRDHUP)
+        self._hang_up = select.poll()
+        self._hang_up.register(channel, select.POLLRDHUP)
         self.connection = self.new()
         self.connection.hung_up = self._hung_up
         self.service.metrics.connections += 1
-        self._selector.register(made, selectors.EVENT_READ, self._receive)
+        self._selector.register(channel, selectors.EVENT_READ, self._receive)
         self.connection.open()
         self._send()
 
     def _hung_up(self) -> bool:
-        """Whether the runtime has closed the connection, even when there is something left to read."""
-        return bool(self._end.poll(0))
+        """Whether the runtime has closed the connection, even while there are bytes left to read."""
+        return bool(self._hang_up.poll(0))
 
     def _receive(self) -> None:
         assert self._socket is not None and self.connection is not None
-        now = time.monotonic()  # what is read now was there before
+        now = time.monotonic()  # before the read: the bytes had arrived by then
         try:
             data = self._socket.recv(_READ)
         except (BlockingIOError, InterruptedError):
@@ -190,13 +195,13 @@ class Loop:
             if data:
                 self.connection.receive(data, now)
         except Refused:
-            raise  # trying again would come to the same
+            raise  # another attempt would be refused for the same reason
         except (TtrpcError, ChandlerError) as error:
             self._lost(str(error))
             return
         if self.connection.state in (CONFIGURED, READY):
             self._deadline = 0.0
-        # containerd 1.7 synchronises no plugin that it launched itself
+        # containerd 1.7 sends no Synchronize to a plugin that it launched itself, so there Configure has to do.
         if not self.service.metrics.connected and (
             self.connection.state == READY or self._deadline == 0.0 and self.given
         ):
@@ -235,7 +240,7 @@ class Loop:
         self._again = time.monotonic() + self._pause
         self._pause = min(self._pause * 2, RETRY_MOST)
         if self.given is not None:
-            self._stop = True  # only the runtime that launched us can give another
+            self._stop = True  # only the runtime that launched this process can give it another socket
 
     def _close(self) -> None:
         if self._socket is not None:
@@ -255,7 +260,7 @@ class Loop:
             self._reload_at = time.monotonic() + SETTLE
 
     def _reload(self) -> None:
-        # Before the sources are read: a change in between is then seen.
+        # The watch begins before the sources are read, so that a change during the reading is noticed.
         self.watch.set(self.sources(self.service.inventory))
         self._reloading = threading.Thread(target=self._read, daemon=True)
         self._reloading.start()
@@ -265,7 +270,7 @@ class Loop:
             self._loaded.append((self.load(), ""))
         except ChandlerError as error:
             self._loaded.append((None, str(error)))
-        except Exception as error:  # a defect of ours must not take the inventory away that works
+        except Exception as error:  # a defect in Chandler must not stop the plugin, which still has an inventory
             self._loaded.append((None, f"internal error, {type(error).__name__}: {error}"))
         os.write(self._wake_out, b"L")
 
@@ -274,25 +279,26 @@ class Loop:
         inventory, problem = self._loaded.pop()
         self.service.metrics.reloads["done" if inventory is not None else "failed"] += 1
         if inventory is None:
-            self._say("error", f"what was there before stays in force: {problem}")
+            self._say("error", f"the inventory from before stays in force: {problem}")
         else:
             before = self.sources(self.service.inventory)
             self.service.inventory = inventory
             if self.sources(inventory) != before:
-                self._reload_at = time.monotonic()  # with the new directories watched
+                self._reload_at = time.monotonic()  # watch the new directories, then read once more
         if not self._start_by:
-            notify("READY=1")  # after RELOADING=1
+            notify("READY=1")  # ends what RELOADING=1 began
 
     # --- signals ------------------------------------------------------------------------------------------------
 
     def _signals(self) -> None:
+        """Makes signals wake the selector: the interpreter writes their numbers to the pipe."""
         signal.set_wakeup_fd(self._wake_out, warn_on_full_buffer=False)
         for number in (
             signal.SIGTERM,
             signal.SIGINT,
             signal.SIGHUP,
             signal.SIGCHLD,
-        ):  # the last wakes us, and `tick` looks
+        ):
             signal.signal(number, _noted)
 
     def _woken(self) -> None:
@@ -301,6 +307,7 @@ class Loop:
         except BlockingIOError:
             return
         for byte in set(woken):
+            # SIGCHLD only has to wake the loop: Service.tick then looks at the work that has ended.
             if byte in (signal.SIGTERM, signal.SIGINT):
                 self._stop = True
             elif byte == signal.SIGHUP:
@@ -309,117 +316,33 @@ class Loop:
             elif byte == ord("L"):
                 self._reloaded()
 
-    # --- metrics ------------------------------------------------------------------------------------------------
-
-    def _scraped(self) -> None:
-        assert self._listener is not None
-        try:
-            scrape, _ = self._listener.accept()
-        except OSError:
-            return
-        if len(self._scrapes) >= MAX_SCRAPES:
-            oldest = next(iter(self._scrapes))
-            self._done(oldest)
-        scrape.setblocking(False)
-        self._scrapes[scrape] = bytearray()
-        self._selector.register(scrape, selectors.EVENT_READ, lambda: self._answer(scrape))
-
-    def _answer(self, scrape: socket.socket) -> None:
-        """HTTP as far as a scraper needs it: whatever is asked, the answer is the metrics."""
-        request = self._scrapes[scrape]
-        try:
-            data = scrape.recv(MAX_REQUEST)
-            request += data
-            if data and b"\r\n\r\n" not in request and len(request) <= MAX_REQUEST:
-                return
-            if data:
-                body = self.service.measured().encode()
-                head = (
-                    f"HTTP/1.0 200 OK\r\nContent-Type: text/plain; version=0.0.4\r\nContent-Length: {len(body)}\r\n\r\n"
-                )
-                scrape.send(head.encode() + body)  # fits the socket's buffer, or the scrape is lost
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError:
-            pass
-        self._done(scrape)
-
-    def _done(self, scrape: socket.socket) -> None:
-        self._selector.unregister(scrape)
-        scrape.close()
-        del self._scrapes[scrape]
-
     def _say(self, level: str, text: str) -> None:
         self.service.log({"time": report.now(), "level": level, "msg": text})
 
 
 def _noted(number: int, frame: Any) -> None:
-    """Signals come through the wakeup descriptor."""
+    """Does nothing: the wakeup descriptor has the signal's number.  Without a handler no number would be written."""
 
 
-def _connected(path: str, owners: Dict[int, str]) -> socket.socket:
-    """A connection to the runtime's socket, which must be root's.  Raises OSError or ChandlerError."""
+def _connected(path: str, owners: dict[int, str]) -> socket.socket:
+    """A connection to the runtime's socket.  Raises OSError, or ChandlerError when others can replace the socket.
+
+    `owners`: see trust.check_way.
+    """
     trust.check_way(path, owners)
-    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    channel = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
-        made.connect(path)
+        channel.connect(path)
     except OSError:
-        made.close()
+        channel.close()
         raise
-    return made
+    return channel
 
 
 def given(descriptor: int) -> socket.socket:
-    """The socket that the runtime which launched us left open.  Raises HostError."""
+    """The socket that the runtime left open when it launched this process.  Raises HostError."""
     try:
         os.set_inheritable(descriptor, False)
         return socket.socket(fileno=descriptor)
     except OSError as error:
         raise HostError(f"NRI_PLUGIN_SOCKET={descriptor} is no socket: {error.strerror}") from None
-
-
-def _listen(address: str) -> socket.socket:
-    """The metrics' socket: `unix:PATH`, or a port of the loopback.  Raises HostError."""
-    try:
-        if address.startswith("unix:"):
-            path = address[len("unix:") :]
-            try:
-                if stat.S_ISSOCK(os.lstat(path).st_mode):
-                    os.unlink(path)  # left by a process that was killed
-            except FileNotFoundError:
-                pass
-            listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-            mask = os.umask(0o077)
-            try:
-                listener.bind(path)
-            finally:
-                os.umask(mask)
-        else:
-            host, _, port = address.rpartition(":")
-            if host not in ("127.0.0.1", "localhost", "[::1]") or not port.isdigit() or not 0 <= int(port) < 65536:
-                raise HostError(
-                    f"--metrics {address}: metrics are for this machine alone",
-                    "write unix:/run/chandler/metrics.sock or 127.0.0.1:PORT",
-                )
-            listener = socket.socket(
-                socket.AF_INET6 if host == "[::1]" else socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC
-            )
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind((host.strip("[]"), int(port)))
-    except OSError as error:
-        raise HostError(f"--metrics {address}: {error.strerror}") from None
-    listener.listen(MAX_SCRAPES)
-    listener.setblocking(False)
-    return listener
-
-
-def notify(state: str) -> None:
-    """Tells systemd, where it wants to know (sd_notify(3))."""
-    path = os.environ.get("NOTIFY_SOCKET", "")
-    if path[:1] not in ("/", "@"):
-        return
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
-            channel.sendto(state.encode(), "\0" + path[1:] if path[0] == "@" else path)
-    except OSError:
-        pass  # nobody listens any more

@@ -1,8 +1,8 @@
-"""Work that may take its time, in a process of its own: whoever serves a runtime must not wait for a daemon.
+"""Slow work in a process of its own, because the thread that serves a runtime must not wait for a daemon.
 
-A process and not a thread: what is done there forks, holds locks among processes, and can be ended.  `start` runs
-this module again as a program that takes one task as JSON on its standard input and says on its standard output
-what went wrong.
+It is a process and not a thread because the work forks, takes locks between processes, and must be possible to kill.
+`Work` runs this module as a program.  The program reads one task as JSON from standard input, and writes its error as
+JSON to standard output.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING, Any, Dict, Optional
+from typing import TYPE_CHECKING, Any
 
 from shim import errors, jsontext
 from shim.errors import ChandlerError
@@ -19,19 +19,22 @@ from shim.errors import ChandlerError
 if TYPE_CHECKING:
     from shim.sharing.terms import Sharing
 
-LIMIT = 240.0  # seconds: more than all bounds of one set-up together (shim.sharing.nvidia_tools, mps-patience)
+LIMIT = 240.0  # seconds: more than the time limits of one set-up together (shim.sharing.nvidia_tools, mps-patience)
 _LIBRARY = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 _PROGRAM = "import sys; sys.path.insert(0, sys.argv[1]); from shim.nri import work; work.main()"
-_MAX_ANSWER = 64 << 10
+_MAX_ANSWER = 64 << 10  # bytes
 
 
 class Work:
-    """One task on its way."""
+    """One task that another process does.
 
-    def __init__(self, task: Dict[str, Any]) -> None:
-        self.error: Optional[ChandlerError] = None
+    `error`: why it has failed, once it is `done`.  `until`: the time (time.monotonic) at which it is killed.
+    """
+
+    def __init__(self, task: dict[str, Any]) -> None:
+        self.error: ChandlerError | None = None
         self.until = time.monotonic() + LIMIT
-        self._process: Optional[subprocess.Popen[bytes]] = None
+        self._process: subprocess.Popen[bytes] | None = None
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-I", "-S", "-B", "-c", _PROGRAM, _LIBRARY],
@@ -49,7 +52,7 @@ class Work:
 
     @property
     def done(self) -> bool:
-        """Whether it has ended; `error` then says whether it has failed.  Never waits."""
+        """Whether the task has ended; `error` then is None or why it failed.  Never waits."""
         if self._process is None:
             return True
         if self._process.poll() is None:
@@ -60,11 +63,12 @@ class Work:
             )
             return True
         assert self._process.stdout is not None
-        answer = os.read(self._process.stdout.fileno(), _MAX_ANSWER)  # all of it lies in the pipe
+        # The process has ended, so the whole answer is in the pipe, and one read gets it.
+        answer = os.read(self._process.stdout.fileno(), _MAX_ANSWER)
         self._end(_error(answer, self._process.returncode))
         return True
 
-    def _end(self, error: Optional[ChandlerError]) -> None:
+    def _end(self, error: ChandlerError | None) -> None:
         self.error = error
         if self._process is not None:
             assert self._process.stdout is not None
@@ -75,25 +79,27 @@ class Work:
         self._process = None
 
 
-def _error(answer: bytes, status: int) -> Optional[ChandlerError]:
+def _error(answer: bytes, status: int) -> ChandlerError | None:
+    """The error in a program's answer; None when there is none.  An answer that cannot be read is an error, too."""
     try:
-        found = jsontext.loads(answer)
-        if not found:
+        document = jsontext.loads(answer)
+        if not document:
             return None
-        kind = getattr(errors, found["kind"], ChandlerError)
-        made: ChandlerError = kind(found["what"], found["todo"])
-        return made
+        kind = getattr(errors, document["kind"], ChandlerError)
+        error: ChandlerError = kind(document["what"], document["todo"])
+        return error
     except (ChandlerError, KeyError, TypeError):
         return errors.HostError(
             f"a process of Chandler's own has ended with status {status}", "look at the log of chandler-nri"
         )
 
 
-def task(state_dir: str, private: bool, keys: list[str], share: Optional[Sharing] = None) -> Dict[str, Any]:
-    """Ends what others left on the devices `keys`, then sets up what `share` needs."""
-    made: Dict[str, Any] = {"state-dir": state_dir, "private": private, "settle": keys, "share": None}
+def task(state_dir: str, private: bool, keys: list[str], share: Sharing | None = None) -> dict[str, Any]:
+    """The task that puts the devices `keys` back as they were before they were shared, and then sets up what `share`
+    needs.  `private`: see state.ledger.Ledger."""
+    document: dict[str, Any] = {"state-dir": state_dir, "private": private, "settle": keys, "share": None}
     if share is not None:
-        made["share"] = {
+        document["share"] = {
             "mode": share.mode,
             "wish": share.wish,
             "source": share.source,
@@ -101,12 +107,12 @@ def task(state_dir: str, private: bool, keys: list[str], share: Optional[Sharing
             "devices": share.devices,
             "config": {key: value for key, value in share.config.items() if key.startswith("gpu.")},
         }
-    return made
+    return document
 
 
 def main() -> None:
-    """The program."""
-    answer: Dict[str, str] = {}
+    """The program: does the task on standard input, and writes its error to standard output, {} for none."""
+    answer: dict[str, str] = {}
     try:
         _do(jsontext.loads(sys.stdin.buffer.read()))
     except ChandlerError as error:
@@ -114,15 +120,15 @@ def main() -> None:
     sys.stdout.buffer.write(jsontext.dumps(answer))
 
 
-def _do(told: Dict[str, Any]) -> None:
+def _do(document: dict[str, Any]) -> None:
     from shim.state.ledger import Ledger
 
-    Ledger(told["state-dir"], told["private"]).settle(told["settle"])
-    if told["share"]:
+    Ledger(document["state-dir"], document["private"]).settle(document["settle"])
+    if document["share"]:
         from shim.sharing import setup
         from shim.sharing.terms import Sharing
 
-        one = told["share"]
-        share = Sharing(one["mode"], one["wish"], one["source"], one["config"], one["uid"])
-        share.devices = [(key, uuid) for key, uuid in one["devices"]]
-        setup.begin(share, told["state-dir"])
+        fields = document["share"]
+        share = Sharing(fields["mode"], fields["wish"], fields["source"], fields["config"], fields["uid"])
+        share.devices = [(key, uuid) for key, uuid in fields["devices"]]
+        setup.begin(share, document["state-dir"])

@@ -1,14 +1,19 @@
-"""config.json in its bundle: read without surprises, replaced whole, with the original beside it.
+"""Reads the config.json of a bundle and replaces it as a whole, with the engine's original kept beside it.
 
     config.json                    what the runtime reads
-    config.json.chandler-original  what the engine wrote: a second name of that very file
-    config.json.chandler-built     of a bundle of our own builder's: a symbolic link whose text is its config.json's digest
-    config.json.chandler-edited    a symbolic link whose text is the digest of what we wrote, and of what we wrote
-                                   before: it is replaced first, and we may be killed between
+    config.json.chandler-original  what the engine wrote: a hard link to that file, or a copy
+    config.json.chandler-built     in a bundle that `chandler bundle` made: a symbolic link whose text is the digest of
+                                   its config.json
+    config.json.chandler-edited    a symbolic link whose text is the digest of the config.json that we wrote last; after
+                                   a second create, a comma and the digest of the one before
 
-The two names beside it let the same bundle be created again: config.json that has the digest is our own work and
-is made anew from the original; one that was changed since and still holds our mark is refused; any other is the
-engine's, written anew.  Part of the create path.
+We replace .chandler-edited before config.json, and may be killed between the two: then config.json is still the one
+before.
+
+The original and .chandler-edited allow the same bundle to be created again.  A config.json with one of the digests is
+our own work: the edits start from the original.  One with another digest that holds our mark was changed after we
+wrote it, and is refused.  Any other was written by the engine, and becomes the new original.
+Part of the create path.
 """
 
 from __future__ import annotations
@@ -24,20 +29,19 @@ if TYPE_CHECKING:
 
 BUILT = ".chandler-built"
 _REGULAR, _DIRECTORY, _LINK, _FORMAT = 0o100000, 0o040000, 0o120000, 0o170000
-_MISSING = (2, 20, 36, 40)  # ENOENT, ENOTDIR, ENAMETOOLONG, ELOOP: a runtime finds no file there either
+_MISSING = (2, 20, 36, 40)  # ENOENT, ENOTDIR, ENAMETOOLONG, ELOOP: the runtime finds no file there either
 _REMEDY = "let the engine make the bundle anew"
 
 
 def may_ask(path: str, needles: List[bytes]) -> bool:
-    """Whether the file may carry a request: it can be read as a file, and holds one of the needles.
+    """Whether the file may carry a request, which means that it contains one of the needles.
 
-    What is missing, or a directory, carries none and is the runtime's to judge.  Raises BundleError for what the
-    runtime may be able to read and we are not.  Never blocks; reads in pieces, so a file of any size costs little
-    memory.
+    False for a missing file and for a directory: the runtime reports those.  Raises BundleError for anything that we
+    cannot read but the runtime perhaps can.  Never blocks.  Reads the file in pieces, so its size costs no memory.
     """
     try:
         descriptor = posix.open(path, posix.O_RDONLY | posix.O_NONBLOCK | posix.O_CLOEXEC | posix.O_NOCTTY)
-    except ValueError:
+    except ValueError:  # no file has such a name: one with a NUL, say
         return False
     except OSError as error:
         if error.errno in _MISSING:
@@ -49,10 +53,10 @@ def may_ask(path: str, needles: List[bytes]) -> bool:
             return False
         if kind != _REGULAR:
             raise errors.BundleError(
-                f"{path} is not a regular file, so whether it carries a request cannot be seen before the runtime reads it",
-                "give the bundle a config.json that is a file",
+                f"{path} is not a regular file, so Chandler cannot tell whether it carries a request",
+                "give the bundle a config.json that is a regular file",
             )
-        overlap = max(len(needle) for needle in needles)
+        overlap = max(len(needle) for needle in needles)  # a needle may lie across two pieces
         tail = b""
         while True:
             piece = posix.read(descriptor, 1 << 20)
@@ -69,87 +73,100 @@ def may_ask(path: str, needles: List[bytes]) -> bool:
 
 
 def _unread(path: str, error: OSError) -> errors.ChandlerError:
-    return errors.BundleError(f"{path} cannot be read, so whether it carries a request is not known: {error.strerror}")
+    return errors.BundleError(
+        f"{path} cannot be read, so Chandler cannot tell whether it carries a request: {error.strerror}"
+    )
 
 
 class ConfigJson:
-    """One config.json: `engine`, the bytes that the engine wrote, are what edits start from."""
+    """The config.json of one bundle.
 
-    __slots__ = ("path", "original", "stamp", "engine", "fresh", "_found", "_present")
+    `path`, `original`, `stamp`: config.json, .chandler-original and .chandler-edited.  `engine`: the bytes that the
+    engine wrote, from which edits start.  `fresh`: config.json is the engine's, not one that we wrote.
+    """
+
+    __slots__ = ("path", "original", "stamp", "engine", "fresh", "_status", "_digest")
 
     def __init__(self, path: str, mark: bytes) -> None:
-        """Reads it.  `mark` is the text that is in every config.json that we wrote.
+        """Reads config.json.  `mark` is a text that every config.json that we write contains.
 
-        Raises BundleError when it is no plain file of its own, too large, or our own work that was changed since.
+        Raises BundleError when config.json is a symbolic link, has a hard link that is not ours, cannot be read, is too
+        large, or was changed after we wrote it.
         """
         self.path = path
         self.original = path + ".chandler-original"
         self.stamp = path + ".chandler-edited"
         try:
-            found = posix.lstat(path)
-            if found.st_mode & _FORMAT == _LINK:
+            if posix.lstat(path).st_mode & _FORMAT == _LINK:
                 raise errors.BundleError(
                     f"{path} is a symbolic link", "a bundle with a request needs a config.json of its own"
                 )
-            data, self._found = files.read(path, files.MAX_CONFIG_JSON)
+            data, self._status = files.read(path, files.MAX_CONFIG_JSON)
         except OSError as error:
             raise errors.BundleError(f"{path} cannot be read: {error.strerror}") from None
         self.fresh = True
         self.engine = data
-        self._check_names()
-        written = self._written()
+        self._check_hard_links()
+        written = self._written_digests()
         if written:
-            self._present = files.digest(data)
-            if self._present in written:
+            self._digest = files.digest(data)
+            if self._digest in written:
                 self.fresh = False
                 self.engine = self._original()
-            elif mark in data.replace(b"\\/", b"/"):
+            elif mark in data.replace(b"\\/", b"/"):  # JSON writers may escape a slash
                 raise errors.BundleError(
-                    f"{path} was changed after Chandler had edited it, and still holds its edits",
-                    f"put the engine's own back: mv {self.original} {path}",
+                    f"{path} was changed after Chandler had edited it, and still holds Chandler's edits",
+                    f"put the engine's original back: mv {self.original} {path}",
                 )
 
-    def _check_names(self) -> None:
-        """A second name that is not ours could be somebody else's file, which must not change."""
-        names = self._found.st_nlink
-        if names == 2:
+    def _check_hard_links(self) -> None:
+        """Raises BundleError when config.json has a hard link besides our .chandler-original.
+
+        Such a link could be somebody else's file, which must not change.
+        """
+        links = self._status.st_nlink
+        if links == 2:
             try:
-                other = posix.lstat(self.original)
+                original = posix.lstat(self.original)
             except OSError:
-                other = None
-            if other is not None and (other.st_dev, other.st_ino) == (self._found.st_dev, self._found.st_ino):
+                original = None
+            ours = self._status.st_dev, self._status.st_ino
+            if original is not None and (original.st_dev, original.st_ino) == ours:
                 return
-        if names > 1:
+        if links > 1:
             raise errors.BundleError(
-                f"{self.path} has {names} names (hard links)", "a bundle with a request needs a config.json of its own"
+                f"{self.path} has {links} names (hard links)", "a bundle with a request needs a config.json of its own"
             )
 
-    def _written(self) -> List[str]:
-        """The digests of what we wrote last, the newest first."""
+    def _written_digests(self) -> List[str]:
+        """The digests of what we wrote, the latest first; [] when we have not edited this bundle."""
         try:
             return posix.readlink(self.stamp).split(",")
         except OSError:
             return []
 
     def built(self, document: Any) -> bool:
-        """Whether the engine's bytes are those that `chandler bundle` wrote: no image has a say in them.
+        """Whether `chandler bundle` wrote the engine's bytes, so that no image had a say in them.
 
-        A root file system that is, or holds, the bundle's directory could bring the mark itself.
+        `document` is what these bytes decode to.
+
+        False when the container's root file system is, or contains, the bundle's directory: then an image could bring
+        the link .chandler-built itself.
         """
         try:
             if posix.readlink(self.path + BUILT) != files.digest(self.engine):
                 return False
-            at = self.path.rpartition("/")[0] or "."
+            directory = self.path.rpartition("/")[0] or "."
             path = document["root"]["path"]
-            root = posix.stat(path if path[:1] == "/" else f"{at}/{path}")
-            top = posix.stat("/")
+            container_root = posix.stat(path if path[:1] == "/" else f"{directory}/{path}")
+            host_root = posix.stat("/")
             while True:
-                here = posix.stat(at)
-                if (here.st_dev, here.st_ino) == (root.st_dev, root.st_ino):
+                status = posix.stat(directory)
+                if (status.st_dev, status.st_ino) == (container_root.st_dev, container_root.st_ino):
                     return False
-                if (here.st_dev, here.st_ino) == (top.st_dev, top.st_ino):
+                if (status.st_dev, status.st_ino) == (host_root.st_dev, host_root.st_ino):
                     return True
-                at += "/.."
+                directory += "/.."
         except (OSError, LookupError, TypeError):
             return False
 
@@ -162,16 +179,19 @@ class ConfigJson:
             ) from None
 
     def write(self, data: bytes, digest: str) -> None:
-        """Replaces config.json by `data`.  On failure it is as it was; raises BundleError."""
+        """Replaces config.json by `data`, whose digest is `digest`.
+
+        Raises BundleError when that fails; config.json is then as it was.
+        """
         try:
             if self.fresh:
                 self._keep_original()
-            _replace_link(self.stamp, digest if self.fresh else f"{digest},{self._present}")
+            _replace_link(self.stamp, digest if self.fresh else f"{digest},{self._digest}")
             files.replace(
                 self.path,
                 data,
-                self._found.st_mode & 0o7777,
-                (self._found.st_uid, self._found.st_gid),
+                self._status.st_mode & 0o7777,
+                (self._status.st_uid, self._status.st_gid),
                 self.path + ".chandler-new",
             )
         except OSError as error:
@@ -180,7 +200,7 @@ class ConfigJson:
             raise errors.BundleError(f"{self.path} cannot be replaced: {error.strerror}") from None
 
     def _keep_original(self) -> None:
-        """The engine's file gets a second name, which costs nothing; where links cannot be, a copy."""
+        """Makes .chandler-original: a hard link, which costs nothing, or a copy where hard links are not permitted."""
         try:
             posix.unlink(self.original)
         except FileNotFoundError:
@@ -188,9 +208,10 @@ class ConfigJson:
         try:
             posix.link(self.path, self.original, follow_symlinks=False)
         except PermissionError:
-            files.replace(self.original, self.engine, self._found.st_mode & 0o7777)
+            files.replace(self.original, self.engine, self._status.st_mode & 0o7777)
 
     def _forget(self) -> None:
+        """Removes the two names beside config.json that `write` made."""
         for name in (self.original, self.stamp):
             try:
                 posix.unlink(name)
@@ -198,7 +219,7 @@ class ConfigJson:
                 pass
 
     def restore(self) -> None:
-        """Puts the engine's file back: the runtime could not be started."""
+        """Puts the engine's file back, for a runtime that could not be started."""
         if self.fresh:
             try:
                 posix.rename(self.original, self.path)
@@ -208,11 +229,11 @@ class ConfigJson:
 
 
 def _replace_link(path: str, text: str) -> None:
-    """A symbolic link whose text is `text`; the one that was there stays until the new one is.  Raises OSError."""
+    """Makes the symbolic link `path` say `text`; a link that is there stays until it is replaced.  Raises OSError."""
     try:
         posix.symlink(text, path)
     except FileExistsError:
-        temporary = path + "-new"  # one name, so that what a killed create left does not stay
+        temporary = path + "-new"  # always the same name, so that the next create removes what a killed one left
         try:
             posix.symlink(text, temporary)
         except FileExistsError:

@@ -1,8 +1,8 @@
-"""GPUs that an engine mounts into a container without root, where no control group keeps devices apart.
+"""Refuses GPUs that an engine mounts into a container without root, where no control group keeps devices apart.
 
-There a bind mount of a device node, or of a directory with nodes in it, gives the container what the file's mode
-gives its caller: rootless podman writes `--device` and `--privileged` as such mounts.  Loaded only when config.json
-of such a container has bind mounts, and asks for GPUs.
+In such a container, a bind mount of a device node, or of a directory with device nodes, lets the container do what the
+mode of the node lets the caller do.  Rootless podman turns `--device` and `--privileged` into such mounts.
+Loaded only when config.json of such a container has bind mounts and the container asks for GPUs.
 """
 
 from __future__ import annotations
@@ -15,34 +15,38 @@ from shim.host import device_nodes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Dict, Iterable, Iterator, List
+    from typing import Dict, Iterable, Iterator, List, Tuple
 
     from shim.node.inventory import Inventory
 
-_MAX_ENTRIES = 4096  # of a directory that are looked at
+_MAX_ENTRIES = 4096  # entries of one directory that are checked
 
 
 def check(
     sources: List[str], others: Dict[str, str], inventory: Inventory, kinds: Iterable[str], bundle: str, source: str
 ) -> None:
-    """Raises RequestError when a bind mount's source (`sources`, paths of the host, or below `bundle`) brings one of
-    `others`, the GPUs (device number to name) that the container was not granted."""
-    nodes = _nodes(inventory, kinds)
+    """Raises RequestError when a bind mount brings a GPU that the container was not granted.
+
+    `sources`: the sources of the bind mounts, absolute or relative to `bundle`; `others`: the GPUs that were not
+    granted, device number (c195:0) to name; `kinds`: the CDI kinds of GPUs; `source`: where the request came from, for
+    the error.
+    """
+    nodes = _gpu_nodes(inventory, kinds)
     for path in sources:
         real = os.path.realpath(os.path.join(bundle, path))
         below = real.rstrip("/") + "/"
         numbers = [number for number, node in nodes if node.startswith(below)]
-        numbers += map(_number, (real, *_entries(real)))
-        named = next((others[number] for number in numbers if number in others), None)
-        if named is not None:
+        numbers += map(_device_number, (real, *_entries(real)))
+        ungranted = next((others[number] for number in numbers if number in others), None)
+        if ungranted is not None:
             raise errors.RequestError(
-                f"{source}: resources.gpu: the engine mounts {path}, and with it {named}, which is not granted",
+                f"{source}: resources.gpu: the engine mounts {path}, and with it {ungranted}, which is not granted",
                 "ask for GPUs in one way alone",
             )
 
 
 def _entries(directory: str) -> Iterator[str]:
-    """What is directly in a directory: nodes there need not be those that the inventory knows by another path."""
+    """The paths of a directory's entries.  A GPU may have a node there besides the one that the inventory knows."""
     try:
         names = os.listdir(directory)
     except OSError:
@@ -50,8 +54,8 @@ def _entries(directory: str) -> Iterator[str]:
     yield from (os.path.join(directory, name) for name in names[:_MAX_ENTRIES])
 
 
-def _number(path: str) -> str:
-    """The number of a device node (c195:0), '' where there is none."""
+def _device_number(path: str) -> str:
+    """The number of a device node (c195:0); '' for anything else."""
     try:
         kind, major, minor, _ = device_nodes.lstat_device(path)
     except errors.HostError:
@@ -59,11 +63,11 @@ def _number(path: str) -> str:
     return f"{kind}{major}:{minor}"
 
 
-def _nodes(inventory: Inventory, kinds: Iterable[str]) -> List[tuple[str, str]]:
-    """(device number, path on the host, links followed) of the nodes of all GPUs of some kinds."""
+def _gpu_nodes(inventory: Inventory, kinds: Iterable[str]) -> List[Tuple[str, str]]:
+    """The device nodes of all GPUs of these kinds, as (device number, path on the host with links followed)."""
     paths = []
     for kind in kinds:
         for pick in inventory.picks(kind):
             _, _, edits = inventory.lookup(f"{kind}={pick}") or ("", (), ())
-            paths += [node.get("hostPath") or path for each, path, node, _ in edits if each == DEVICE]
-    return [(number, path) for path in map(os.path.realpath, paths) if (number := _number(path))]
+            paths += [node.get("hostPath") or path for edit_kind, path, node, _ in edits if edit_kind == DEVICE]
+    return [(number, path) for path in map(os.path.realpath, paths) if (number := _device_number(path))]

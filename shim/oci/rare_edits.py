@@ -1,6 +1,7 @@
-"""Puts into config.json the edits that only the rarer keys of a request make; shim.oci.writer hands over to it.
+"""Puts into config.json the kinds of edits that only rare keys of a request make.  shim.oci.writer calls it for them.
 
-Each applies its kind to a document whose parts it copies first.  Pure.  Source: OCI runtime specification 1.2.
+Each function applies the edits of one kind to `config`, and copies the parts that it changes.  Pure.
+Source: OCI runtime specification 1.2.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from shim.oci.reader import member
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, List
+    from typing import Any, Callable, Dict, List, Tuple
 
     from shim.edits import Edit
 
@@ -18,13 +19,14 @@ if TYPE_CHECKING:
 
 
 def apply(config: Document, by_kind: Dict[str, List[Edit]]) -> None:
-    """Puts the edits of these kinds into `config`, a document that is ours to change at its top."""
+    """Puts the edits into `config`, whose top level the caller has copied.  Ignores kinds that are not in _APPLY."""
     for kind, change in _APPLY:
         if kind in by_kind:
             change(config, by_kind[kind])
 
 
 def _put(parent: Document, edits: List[Edit]) -> None:
+    """Sets each edit's key to its value, or removes the key when the value is None."""
     for _, key, value, _ in edits:
         if value is None:
             parent.pop(key, None)
@@ -36,7 +38,7 @@ def _process(config: Document, edits: List[Edit]) -> None:
     process = member(config, "process", dict)
     _put(process, edits)
     if any(edit[1] == "args" for edit in edits):
-        process.pop("commandLine", None)  # Windows' form of the same
+        process.pop("commandLine", None)  # what Windows has instead of args
 
 
 def _user(config: Document, edits: List[Edit]) -> None:
@@ -53,8 +55,8 @@ def _capabilities(config: Document, edits: List[Edit]) -> None:
 def _rlimits(config: Document, edits: List[Edit]) -> None:
     process = member(config, "process", dict)
     limits = member(process, "rlimits", list)
-    asked = {edit[1] for edit in edits}
-    kept = [entry for entry in limits if not (isinstance(entry, dict) and entry.get("type") in asked)]
+    replaced = {edit[1] for edit in edits}
+    kept = [entry for entry in limits if not (isinstance(entry, dict) and entry.get("type") in replaced)]
     process["rlimits"] = kept + [
         {"type": name, "hard": value["hard"], "soft": value["soft"]} for _, name, value, _ in edits
     ]
@@ -75,15 +77,17 @@ def _sysctls(config: Document, edits: List[Edit]) -> None:
 def _namespaces(config: Document, edits: List[Edit]) -> None:
     linux = member(config, "linux", dict)
     namespaces = member(linux, "namespaces", list)
-    for _, kind, path, _ in edits:
+    for _, kind, path, _ in edits:  # path: None for the host's namespace, "" for a new one
         entry = {"type": kind, "path": path} if path else {"type": kind}
-        places = [place for place, each in enumerate(namespaces) if isinstance(each, dict) and each.get("type") == kind]
-        if path is not None and places:
-            namespaces[places[0]] = entry
+        indexes = [
+            n for n, present in enumerate(namespaces) if isinstance(present, dict) and present.get("type") == kind
+        ]
+        if path is not None and indexes:
+            namespaces[indexes[0]] = entry
         elif path is not None:
             namespaces.append(entry)
-        for place in reversed(places if path is None else places[1:]):
-            del namespaces[place]
+        for index in reversed(indexes if path is None else indexes[1:]):
+            del namespaces[index]
 
 
 def _linux(config: Document, edits: List[Edit]) -> None:
@@ -93,8 +97,8 @@ def _linux(config: Document, edits: List[Edit]) -> None:
 def _hugepages(config: Document, edits: List[Edit]) -> None:
     resources = member(member(config, "linux", dict), "resources", dict)
     limits = member(resources, "hugepageLimits", list)
-    asked = {edit[1] for edit in edits}
-    kept = [entry for entry in limits if not (isinstance(entry, dict) and entry.get("pageSize") in asked)]
+    replaced = {edit[1] for edit in edits}
+    kept = [entry for entry in limits if not (isinstance(entry, dict) and entry.get("pageSize") in replaced)]
     resources["hugepageLimits"] = kept + [{"pageSize": size, "limit": limit} for _, size, limit, _ in edits]
 
 
@@ -105,7 +109,8 @@ def _device_rules(config: Document, edits: List[Edit]) -> None:
             rules.append(rule)
 
 
-_APPLY: tuple[tuple[str, Callable[[Document, List[Edit]], None]], ...] = (
+# In the order in which they are applied.
+_APPLY: Tuple[Tuple[str, Callable[[Document, List[Edit]], None]], ...] = (
     (_edits.PROCESS, _process),
     (_edits.USER, _user),
     (_edits.CAPABILITY, _capabilities),

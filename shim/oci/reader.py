@@ -1,8 +1,8 @@
-"""What config.json says, in the OCI runtime specification's terms: the only place, with shim.oci.writer, that knows
-its keys.
+"""Answers questions about config.json.  Only this module and its writing counterparts in shim.oci know its keys.
 
-A document is a plain dict.  Odd shapes count as absent, or raise BundleError where a question says so.  Pure; part of
-the create path.
+A document is the decoded config.json, a plain dict.  A part with the wrong type counts as absent; the functions that
+raise BundleError instead say so.  Pure; part of the create path.
+Source: OCI runtime specification.
 """
 
 from __future__ import annotations
@@ -20,13 +20,16 @@ if TYPE_CHECKING:
 
 CAPABILITY_SETS = ("bounding", "effective", "inheritable", "permitted", "ambient")
 _RULE = frozenset(("allow", "type", "major", "minor", "access"))
-# Keys of config.json, of linux and of linux.resources that say which devices a container has.
+# The keys of config.json, linux and linux.resources that decide which devices a container has.
 _KEYS = frozenset(("process", "root", "mounts", "hooks", "annotations", "linux", "devices", "namespaces", "resources"))
 CPU_PERIOD = 100000  # microseconds: the kernel's default, Documentation/scheduler/sched-bwc.rst
 
 
 def member(parent: Document, key: str, kind: Any) -> Any:
-    """A copy of parent[key], put in its place: an object or a list, empty where it was absent or null."""
+    """Replaces parent[key] by a copy, which the caller may change, and returns the copy.
+
+    `kind` is dict or list; the copy is empty where the key was absent or null.  Raises BundleError for another type.
+    """
     value = parent.get(key)
     if value is None:
         value = kind()
@@ -39,8 +42,7 @@ def member(parent: Document, key: str, kind: Any) -> Any:
 
 
 def root_path(config: Document, bundle: str) -> str:
-    """The container's root file system on the host, '' when it is not known; `bundle` is the bundle's directory or
-    ''."""
+    """The container's root file system on the host; '' when unknown.  `bundle`: the bundle's directory or ''."""
     root = config.get("root")
     path = root.get("path") if isinstance(root, dict) else None
     if type(path) is not str or not path:
@@ -51,18 +53,18 @@ def root_path(config: Document, bundle: str) -> str:
 
 
 def process_user(config: Document) -> Dict[str, int]:
-    """uid and gid of the container's own process (0 where config.json does not say)."""
+    """{"uid": …, "gid": …} of the container's process; 0 where config.json has none."""
     process = config.get("process")
     user = process.get("user") if isinstance(process, dict) else None
-    found = {}
+    ids = {}
     for key in ("uid", "gid"):
         value = user.get(key) if isinstance(user, dict) else None
-        found[key] = value if type(value) is int and value > 0 else 0
-    return found
+        ids[key] = value if type(value) is int and value > 0 else 0
+    return ids
 
 
 def environment(config: Document) -> Dict[str, str]:
-    """The variables of the container's process; of one that stands twice the last."""
+    """The environment of the container's process.  When a variable is there twice, the last one counts."""
     process = config.get("process")
     env = process.get("env") if isinstance(process, dict) else None
     if not isinstance(env, list):
@@ -71,7 +73,7 @@ def environment(config: Document) -> Dict[str, str]:
 
 
 def device_numbers(config: Document) -> Dict[str, str]:
-    """The devices of linux.devices as numbers such as c195:0, with their paths."""
+    """The devices of linux.devices: number (c195:0) to path in the container."""
     linux = config.get("linux")
     devices = linux.get("devices") if isinstance(linux, dict) else None
     return {
@@ -89,16 +91,17 @@ def in_user_namespace(config: Document) -> bool:
 
 
 def maps_owners(config: Document) -> bool:
-    """Whether bind mounts become idmapped ones, so that files show their owners in the container's user namespace.
+    """Whether to idmap bind mounts, so that files show their owners in the container's user namespace.
 
-    Yes where the namespace is joined by its path, or made with both uid and gid mappings.  What runtimes make of it:
-    - runc from 1.2 and crun 1.28 map the owners in both cases; for a path they read the namespace's own mappings.
-    - crun 1.8 maps idmap and passes over ridmap; runc 1.1 passes over both, and wants both mappings even with a path.
-      The container starts and sees the owners as nobody, as it would without.
-    - youki 0.7 refuses the container (runtimes.can_map_owners), so its callers ask for none.
-    - None starts a container whose new namespace lacks a mapping.
-    The CDI Go library (1.1.2) asks for both mappings in either case.  Engines that share a pod's namespace by path
-    often list none: there its container would see nobody, and ours sees the owners.
+    True when the container joins a user namespace by path, or gets a new one with both uid and gid mappings.  Runtimes
+    treat the options idmap and ridmap in different ways:
+    - runc from 1.2 on and crun 1.28 map the owners in both cases.  For a path they read the namespace's own mappings.
+    - crun 1.8 applies idmap and ignores ridmap.  runc 1.1 ignores both options, and requires both mappings even with a
+      path.  The container starts and sees the owner as nobody, as it would without the option.
+    - youki 0.7 refuses such a container, so its callers do not ask for idmapped mounts (runtimes.can_map_owners).
+    - No runtime starts a container whose new namespace lacks a mapping.
+    The CDI Go library (1.1.2) wants both mappings in either case.  Engines that share a pod's namespace by path often
+    list no mappings: with that library such a container sees the owner as nobody, with ours it sees the real owners.
     """
     linux: Document = config["linux"] if isinstance(config.get("linux"), dict) else {}
     mapped = bool(linux.get("uidMappings") and linux.get("gidMappings"))
@@ -119,13 +122,16 @@ def resource(config: Document, controller: str, key: str, kind: Any = int) -> An
     for name in ("linux", "resources", controller, key):
         value = value.get(name) if isinstance(value, dict) else None
     if value is not None and type(value) is not kind:
-        wanted = "a whole number" if kind is int else "a text"
-        raise errors.BundleError(f"config.json: linux.resources.{controller}.{key} is not {wanted}")
+        expected = "a whole number" if kind is int else "a text"
+        raise errors.BundleError(f"config.json: linux.resources.{controller}.{key} is not {expected}")
     return value
 
 
 def cgroups_path(config: Document, edits: Edits, manager: str = "") -> str:
-    """linux.cgroupsPath as it will be with some edits, '' for none, `//` where the runtime is told to make no group."""
+    """linux.cgroupsPath once the edits are applied; '' for none.
+
+    `manager` is crun's --cgroup-manager: with "disabled" the runtime makes no control group, and the answer is `//`.
+    """
     if manager == "disabled":
         return "//"
     linux = config.get("linux")
@@ -152,18 +158,19 @@ def device_rules(config: Document) -> List[Any]:
 
 
 def opening_rules(config: Document, complete: bool) -> List[Any]:
-    """The device rules that let a container read or write, as (type, major, minor, the rule in words); a type or a
-    number that the rule leaves open is None.
+    """The device rules that let a container read or write devices, each as (type, major, minor, the rule in words).
 
-    `complete`: whether these are all rules.  Then everything is open until a rule denies everything: crun takes the
-    list as it stands.  A rule that denies everything ends all before it.  One that denies less ends nothing here:
-    cgroup v1 takes an allowance back only in the very words in which it was given.  A rule whose type is neither `c`
-    nor `b` opens everything: for type `a`, and where there is no type, runtimes and cgroup v1 do not look at the
-    numbers and the access; crun takes a type that it does not know for any.  So does a rule with a key that Go reads
-    without regard to case. Source: OCI runtime specification, "Allowed Device list";
-    Documentation/admin-guide/cgroup-v1/devices.rst.
+    None stands for a type or a number that the rule leaves open.  `complete`: the runtime adds no rules to this list.
+
+    - With a complete list everything is open until a rule denies everything, since crun applies the list as it is.
+    - A rule that denies everything cancels all rules before it.  A rule that denies less cancels nothing here, because
+      cgroup v1 takes an allowance back only in exactly the words in which it was given.
+    - A rule whose type is neither `c` nor `b` opens everything.  For type `a`, and without a type, runtimes and cgroup
+      v1 ignore the numbers and the access; crun takes an unknown type to mean every type.
+    - A rule with a key that differs from a known one only in case opens everything: see other_case.
+    Source: OCI runtime specification, "Allowed Device list"; Documentation/admin-guide/cgroup-v1/devices.rst.
     """
-    found: List[Any] = [(None, None, None, "the lack of a device rule that denies everything")] if complete else []
+    opening: List[Any] = [(None, None, None, "the lack of a device rule that denies everything")] if complete else []
     for rule in device_rules(config):
         if not isinstance(rule, dict):
             continue
@@ -176,56 +183,60 @@ def opening_rules(config: Document, complete: bool) -> List[Any]:
             (str(kind or "a"), ":".join("*" if number is None else str(number) for number in numbers), access)
         )
         if kind not in ("c", "b") and rule.get("allow") is True or other_case(rule, _RULE):
-            found.append((None, None, None, f"the engine's device rule {words!r}, which opens every device,"))
+            opening.append((None, None, None, f"the engine's device rule {words!r}, which opens every device,"))
         elif rule.get("allow") is True:
             if "r" in access or "w" in access:
-                found.append((kind, *numbers, f"the engine's device rule {words!r}"))
+                opening.append((kind, *numbers, f"the engine's device rule {words!r}"))
         elif kind in (None, "", "a") and numbers == [None, None] and "r" in access and "w" in access:
-            found = []
-    return found
+            opening = []
+    return opening
 
 
 def covers(number: str, kind: Optional[str], major: Optional[int], minor: Optional[int]) -> bool:
-    """Whether a device number (c195:0) is among those of a rule, in which None leaves a part open."""
-    own_major, _, own_minor = number[1:].partition(":")
-    return kind in (None, number[0]) and major in (None, int(own_major)) and minor in (None, int(own_minor))
+    """Whether the type, major and minor of a device rule, where None means any, include a device number (c195:0)."""
+    device_major, _, device_minor = number[1:].partition(":")
+    return kind in (None, number[0]) and major in (None, int(device_major)) and minor in (None, int(device_minor))
 
 
 def other_case(parent: Document, names: frozenset[str]) -> str:
-    """The first key that differs from one of some names in nothing but case, '' when there is none: runtimes that are
-    written in Go take it for that one.  Source: Go's encoding/json, Unmarshal."""
+    """The first key that differs from one of `names` only in case; '' when there is none.
+
+    Runtimes written in Go read such a key as that name.  Source: Go's encoding/json, Unmarshal.
+    """
     return next((key for key in parent if key not in names and key.casefold() in names), "")
 
 
 def check_keys(config: Document) -> None:
-    """Raises BundleError when runtimes would read a key of config.json in different ways."""
+    """Raises BundleError when a key differs from one of _KEYS only in case: runtimes read it in different ways."""
     linux = config.get("linux")
     resources = linux.get("resources") if isinstance(linux, dict) else None
     for parent in (config, linux, resources):
         key = other_case(parent, _KEYS) if isinstance(parent, dict) else ""
         if key:
             raise errors.BundleError(
-                f"config.json: {key!r} differs from {key.casefold()!r} in nothing but case, and runtimes do not agree what that means",
-                "take it out",
+                f"config.json: {key!r} differs from {key.casefold()!r} only in case, and runtimes read it differently",
+                f"remove {key!r}",
             )
 
 
 def bind_sources(config: Document) -> List[str]:
-    """The sources of bind mounts, which may bring device nodes."""
+    """The sources of the bind mounts."""
     mounts = config.get("mounts")
-    found = []
+    sources = []
     for mount in mounts if isinstance(mounts, list) else ():
         source = mount.get("source") if isinstance(mount, dict) else None
         if type(source) is str:
             options = mount.get("options")
             if mount.get("type") == "bind" or isinstance(options, list) and ("bind" in options or "rbind" in options):
-                found.append(source)
-    return found
+                sources.append(source)
+    return sources
 
 
 def missing(config: Document, nodes: List[Any]) -> str:
-    """The path of the first of some devices ([path, type, major, minor]) that a container with this config.json has
-    no node of, or no rule for; '' when it can open all."""
+    """The path of the first of `nodes` that the container cannot open, for lack of the node or of a device rule.
+
+    `nodes`: devices as [path, type, major, minor].  '' when the container can open all of them.
+    """
     linux = config.get("linux")
     linux = linux if isinstance(linux, dict) else {}
     present = [_numbers(entry, entry.get("path")) for entry in linux.get("devices") or () if isinstance(entry, dict)]
@@ -245,7 +256,7 @@ def _numbers(entry: Document, path: Any) -> Any:
 
 
 def namespace(config: Document, kind: str) -> Any:
-    """The namespace of a kind: its path, '' for a new one, None when the container has the host's."""
+    """The container's namespace of type `kind`: its path, '' for a new one, None for the host's."""
     linux = config.get("linux")
     entries = linux.get("namespaces") if isinstance(linux, dict) else None
     for entry in entries if isinstance(entries, list) else ():
@@ -255,44 +266,44 @@ def namespace(config: Document, kind: str) -> Any:
 
 
 def capabilities(config: Document) -> Dict[str, List[str]]:
-    """The sets that config.json has.  Raises BundleError for odd shapes."""
+    """process.capabilities: set (of CAPABILITY_SETS) to names.  Raises BundleError for a wrong type."""
     process = config.get("process")
-    found = process.get("capabilities") if isinstance(process, dict) else None
-    if found is None:
+    sets = process.get("capabilities") if isinstance(process, dict) else None
+    if sets is None:
         return {}
-    if not isinstance(found, dict):
+    if not isinstance(sets, dict):
         raise errors.BundleError("config.json: process.capabilities is not an object")
-    for key, names in found.items():
+    for key, names in sets.items():
         if not (names is None or isinstance(names, list) and all(isinstance(name, str) for name in names)):
             raise errors.BundleError(f"config.json: process.capabilities.{key} is not a list of texts")
-    return {key: names or [] for key, names in found.items() if key in CAPABILITY_SETS}
+    return {key: names or [] for key, names in sets.items() if key in CAPABILITY_SETS}
 
 
 def rlimits(config: Document) -> Dict[str, Any]:
-    """The limits that config.json has, by type, each as (soft, hard)."""
+    """process.rlimits: type (RLIMIT_NOFILE) to (soft, hard)."""
     process = config.get("process")
-    found = process.get("rlimits") if isinstance(process, dict) else None
+    limits = process.get("rlimits") if isinstance(process, dict) else None
     return {
         str(entry.get("type")): (entry.get("soft"), entry.get("hard"))
-        for entry in (found if isinstance(found, list) else ())
+        for entry in (limits if isinstance(limits, list) else ())
         if isinstance(entry, dict)
     }
 
 
 def hugepages(config: Document) -> Dict[str, Any]:
-    """The limits on huge pages that config.json has, by the size of the page."""
+    """linux.resources.hugepageLimits: page size (2MB) to the limit in bytes."""
     linux = config.get("linux")
     resources = linux.get("resources") if isinstance(linux, dict) else None
-    found = resources.get("hugepageLimits") if isinstance(resources, dict) else None
+    limits = resources.get("hugepageLimits") if isinstance(resources, dict) else None
     return {
         str(entry.get("pageSize")): entry.get("limit")
-        for entry in (found if isinstance(found, list) else ())
+        for entry in (limits if isinstance(limits, list) else ())
         if isinstance(entry, dict)
     }
 
 
 def kernel_mounts(config: Document) -> List[Document]:
-    """The mounts of sysfs and of control groups."""
+    """The mounts of type sysfs, cgroup and cgroup2."""
     mounts = config.get("mounts")
     return [
         mount
@@ -302,7 +313,7 @@ def kernel_mounts(config: Document) -> List[Document]:
 
 
 def text(config: Document, *keys: str) -> str:
-    """The text at a path of keys, '' where there is none."""
+    """The text at a path of keys; '' when there is none."""
     value: Any = config
     for key in keys:
         value = value.get(key) if isinstance(value, dict) else None
@@ -316,7 +327,7 @@ def readonly_root(config: Document) -> bool:
 
 
 def oom_score(config: Document) -> int:
-    """The engine's oom_score_adj; 0 where it says none."""
+    """process.oomScoreAdj; 0 where the engine gives none."""
     process = config.get("process")
     value = process.get("oomScoreAdj") if isinstance(process, dict) else None
     return value if type(value) is int else 0

@@ -1,9 +1,11 @@
-"""Where a path inside a container leads once the links of its image are followed, before anything is mounted there.
+"""Resolves the targets of mounts through the links of a container's image, and refuses links into /proc and /sys.
 
-A request and a CDI file name targets of mounts; the image decides where they lead.  With a link `/l -> /proc/sys` in
-the image, a mount on /l covers /proc/sys.  So every target is resolved as the runtime is going to resolve it, judged,
-and written to config.json resolved, so that the runtime meets no link.  The engine's own mounts hide what the image
-has below them.  The root file system is taken to stand still between create and start.  Part of the create path.
+Requests and CDI files name the targets of mounts, and links in the image decide where these lead.  With a link
+`/l -> /proc/sys` in the image, a mount on /l covers /proc/sys.  So this module resolves every target as the runtime
+would, checks where it leads, and writes the resolved path into config.json: the runtime then finds no link on the way.
+
+The engine's own mounts hide what the image has below them.  The root file system is assumed not to change between
+create and start.  Part of the create path.
 """
 
 from __future__ import annotations
@@ -20,18 +22,19 @@ if TYPE_CHECKING:
 
 _FORMAT, _LINK = 0o170000, 0o120000
 _KERNEL = ("/proc", "/sys")
-# Most targets are not there yet, and access costs a tenth of lstat.  A C library that cannot leave links alone says
-# of / itself that it is not there.
+# Whether access(2) can be asked without following links.  It costs a tenth of lstat, and most targets do not exist yet.
+# A C library that cannot do that says even of / that it does not exist.
 _ACCESS = posix.access("/", posix.F_OK, follow_symlinks=False)
 _DOTS = ("", ".", "..")
 _KERNEL_TYPES = ("proc", "sysfs", "cgroup", "cgroup2")
 
 
 def judged(document: Dict[str, Any], edits: Edits, root: str) -> Edits:
-    """The same edits, the targets of mounts resolved in `root`, the container's root file system on the host ('' where
-    it is not known: the edits stay as they are).
+    """The edits with the targets of mounts resolved.
 
-    Raises BundleError for a target that a link leads below /proc or /sys.
+    `root` is the container's root file system on the host; with '', for unknown, the edits are returned unchanged.
+    Raises BundleError for a target that ImageRoot.resolve refuses, and for one below another mount of these edits that
+    a link in that mount's source leads elsewhere.
     """
     if not root:
         return edits
@@ -44,22 +47,25 @@ def judged(document: Dict[str, Any], edits: Edits, root: str) -> Edits:
         if kind != MOUNT:
             continue
         ours[path] = mount
-        # most targets are files that are not there yet, in a directory that was looked at for the one before
-        at = path.rfind("/")
-        directory = path[:at]
+        # The common case, without the cost of resolve(): a target that does not exist yet, in a directory that an
+        # earlier target has already made known.
+        slash = path.rfind("/")
+        directory = path[:slash]
         directories.add(directory)
-        above = hosts.get(directory)
+        host_directory = hosts.get(directory)
         if (
-            above is not None
+            host_directory is not None
             and _ACCESS
-            and path[at + 1 :] not in _DOTS
+            and path[slash + 1 :] not in _DOTS
             and path not in mounts
-            and not (above and posix.access(above + path[at:], posix.F_OK, follow_symlinks=False))
+            and not (host_directory and posix.access(host_directory + path[slash:], posix.F_OK, follow_symlinks=False))
         ):
             continue
         resolved = image.resolve(path, origin)
         if resolved != path and path not in mounts:
-            moved[path] = resolved  # a mount of the engine's at the very same path is replaced, and found by that path
+            moved[path] = (
+                resolved  # not where the engine mounts something too: the writer finds that mount by this path
+            )
     for directory in directories:
         while directory:
             if directory in ours:
@@ -78,10 +84,12 @@ def judged(document: Dict[str, Any], edits: Edits, root: str) -> Edits:
 
 
 def _check_nested(mounts: Dict[str, Any], outer: str, origins: Dict[str, str]) -> None:
-    """A target below a directory that is mounted by the same edits, `outer`: no link in it may lead the target
-    elsewhere."""
+    """Raises BundleError when a link in the source of the mount on `outer` leads the target of another mount elsewhere.
+
+    `mounts`: our mounts by target; `origins`: where each of them came from.
+    """
     source = mounts[outer].get("source")
-    if not _bound(mounts[outer]):
+    if not _is_bind(mounts[outer]):
         return
     inside = ImageRoot(str(source), {})
     for target, origin in origins.items():
@@ -95,8 +103,8 @@ def _check_nested(mounts: Dict[str, Any], outer: str, origins: Dict[str, str]) -
 class ImageRoot:
     """A container's root file system with the engine's mounts in it.
 
-    `mounts`: the engine's mounts by destination; `hosts`: what `_host` has found so far.  `exact`: the destinations are
-    resolved, too; costs a look at each.
+    `mounts`: the engine's mounts by destination; `hosts`: the results of `_host` so far, by path.  `exact`: resolve the
+    destinations of the engine's mounts as well, which costs file system calls for each.
     """
 
     __slots__ = ("mounts", "_root", "hosts")
@@ -106,20 +114,24 @@ class ImageRoot:
         self._root = root
         self.hosts: Dict[str, Optional[str]] = {"": root}
         mounts = document.get("mounts")
-        found = {
+        by_destination = {
             absolute(mount["destination"]): mount
             for mount in (mounts if isinstance(mounts, list) else ())
             if isinstance(mount, dict) and isinstance(mount.get("destination"), str)
         }
         if exact:
-            found = {self._walk(path, "config.json"): mount for path, mount in found.items()}
-            self.hosts = {"": root}  # what was seen without the mounts
-        found.pop("/", None)
-        self.mounts = found
+            by_destination = {self._walk(path, "config.json"): mount for path, mount in by_destination.items()}
+            self.hosts = {"": root}  # forget what _walk has stored: it did not know the mounts yet
+        by_destination.pop("/", None)
+        self.mounts = by_destination
 
     def resolve(self, path: str, origin: str) -> str:
-        """The path with all links followed.  Raises BundleError, which begins with `origin`, when a link leads below
-        /proc or /sys, or into a mount of the engine's in which somebody else may move links."""
+        """The path with all links followed.
+
+        Raises BundleError, whose text begins with `origin`, when links lead into /proc, /sys or another file system of
+        the kernel's, when a link on the way lies in a directory that the engine mounts, where somebody may change it
+        later, or when there are more than pathtext.MAX_LINKS links.
+        """
         if "/." in path or "//" in path or path[-1:] == "/":
             path = clean(path)
         if self._host(path) is not None:
@@ -128,67 +140,70 @@ class ImageRoot:
         kernel = self.kernel(resolved)
         if kernel and not self.kernel(path):
             raise errors.BundleError(
-                f"{origin}: the image leads {path} to {resolved}, and nothing is mounted over {kernel}",
+                f"{origin}: the image leads {path} to {resolved}, and nothing may be mounted in {kernel}",
                 "take another target, or another image",
             )
         return resolved
 
     def plain(self, path: str) -> bool:
-        """Whether no link is on the way to a path, nor at its end."""
+        """Whether neither the path nor a directory on the way to it is a link."""
         return self._host(path) is not None
 
     def kernel(self, path: str) -> str:
-        """The kernel's file system that a resolved path is in, or ''."""
-        kernel = [destination for destination, mount in self.mounts.items() if mount.get("type") in _KERNEL_TYPES]
-        return next((each for each in (*_KERNEL, *kernel) if path == each or path.startswith(each + "/")), "")
+        """The destination of the kernel's file system (proc, sysfs, cgroup) that a resolved path is in; '' for none."""
+        mounted = [destination for destination, mount in self.mounts.items() if mount.get("type") in _KERNEL_TYPES]
+        return next((top for top in (*_KERNEL, *mounted) if path == top or path.startswith(top + "/")), "")
 
     def within_bind(self, path: str) -> str:
-        """The destination of a bind mount of the engine's that a resolved path lies below, or ''."""
+        """The destination of the engine's bind mount that a resolved path lies below; '' for none."""
         return next(
             (
                 destination
                 for destination, mount in self.mounts.items()
-                if path.startswith(destination + "/") and _bound(mount)
+                if path.startswith(destination + "/") and _is_bind(mount)
             ),
             "",
         )
 
     def _host(self, path: str) -> Optional[str]:
-        """Where a path of the container lies on the host: '' while nothing is there, None when the path, or a
-        directory on the way to it, is a link."""
+        """The path on the host of a path in the container.
+
+        '' when nothing exists there on the host; None when the path, or a directory on the way to it, is a link.
+        """
         if path in self.hosts:
             return self.hosts[path]
         above = self._host(path.rpartition("/")[0])
         mount = self.mounts.get(path) if self.mounts else None
-        found: Optional[str] = above
+        host: Optional[str] = above
         if above is not None and mount is not None:
-            found = str(mount.get("source") or "") if _bound(mount) else ""
+            host = str(mount.get("source") or "") if _is_bind(mount) else ""
         elif above:
-            found = f"{above}/{path.rpartition('/')[2]}"
+            host = f"{above}/{path.rpartition('/')[2]}"
             try:
-                if not _ACCESS or posix.access(found, posix.F_OK, follow_symlinks=False):
-                    if posix.lstat(found).st_mode & _FORMAT == _LINK:
-                        found = None
+                if not _ACCESS or posix.access(host, posix.F_OK, follow_symlinks=False):
+                    if posix.lstat(host).st_mode & _FORMAT == _LINK:
+                        host = None
                 else:
-                    found = ""
+                    host = ""
             except (OSError, ValueError):  # nothing there, or a NUL in the path
-                found = ""
-        self.hosts[path] = found
-        return found
+                host = ""
+        self.hosts[path] = host
+        return host
 
     def _walk(self, path: str, origin: str) -> str:
-        """The path as chroot(2) would resolve it."""
+        """The path as a process in the container's root (chroot(2)) would resolve it."""
 
-        def link(here: str, part: str) -> str:
-            above = self._host(here)
-            if self._host(f"{here}/{part}") is not None:
+        def link(directory: str, name: str) -> str:
+            above = self._host(directory)
+            if self._host(f"{directory}/{name}") is not None:
                 return ""
-            if here in self.mounts or self.within_bind(here):
+            if directory in self.mounts or self.within_bind(directory):
                 raise errors.BundleError(
-                    f"{origin}: {here}/{part}, on the way to {path}, is a link in a directory that the engine mounts",
+                    f"{origin}: {directory}/{name}, on the way to {path}, is a link in a directory that the engine "
+                    "mounts",
                     "take a target without links",
                 )
-            return posix.readlink(f"{above}/{part}")
+            return posix.readlink(f"{above}/{name}")
 
         resolved = pathtext.follow(path, link)
         if not resolved:
@@ -198,6 +213,6 @@ class ImageRoot:
         return resolved
 
 
-def _bound(mount: Dict[str, Any]) -> bool:
+def _is_bind(mount: Dict[str, Any]) -> bool:
     options = mount.get("options")
     return mount.get("type") == "bind" or isinstance(options, list) and ("bind" in options or "rbind" in options)

@@ -1,8 +1,9 @@
-"""Devices of a container in a user namespace, where none can be made: the runtime mounts the host's own.
+"""Prepares the devices of a container in a user namespace, where a runtime cannot make device nodes.
 
-It takes the node of the same path, whatever that is.  So a node that lies elsewhere on the host becomes a mount, and
-one that is missing, or another device than the one that was chosen, is refused.  Source: runc,
-libcontainer/rootfs_linux.go (createDeviceNode); crun, src/libcrun/linux.c (create_missing_devs).
+There the runtime bind-mounts the host's node of the same path, whatever device that is.  So a device whose node has
+another path on the host becomes a mount.  A node that is missing on the host, or has other numbers than the CDI file
+says, is refused.
+Source: runc, libcontainer/rootfs_linux.go (createDeviceNode); crun, src/libcrun/linux.c (create_missing_devs).
 """
 
 from __future__ import annotations
@@ -21,12 +22,14 @@ _OPTIONS = ["bind", "rw", "nosuid", "noexec"]
 
 
 def split(edits: Edits) -> Tuple[Edits, Edits]:
-    """(the edits without devices that lie elsewhere on the host, what these become).  Edits must be complete.
+    """Takes out the devices whose node has another path on the host.
 
-    Raises HostError, which names the node and where it came from.
+    Returns (the other edits, the mounts and device rules that replace the devices).  Edits must be complete
+    (host.complete).  Raises HostError, which names the node and where its edit came from, when the host lacks that
+    device.
     """
     rest: List[Edit] = []
-    bound: List[Edit] = []
+    replacements: List[Edit] = []
     for edit in edits.items:
         if edit[0] != DEVICE:
             rest.append(edit)
@@ -37,13 +40,13 @@ def split(edits: Edits) -> Tuple[Edits, Edits]:
         if source == path:
             rest.append(edit)
             continue
-        bound.append(
+        replacements.append(
             (MOUNT, path, {"destination": path, "type": "bind", "source": source, "options": _OPTIONS}, origin)
         )
         access = node.get("permissions") or "rwm"
         if node["type"] != "p" and access != "none":
             kind, major, minor = _numbers(node)
-            bound.append(
+            replacements.append(
                 (
                     DEVICE_RULE,
                     f"{kind} {major}:{minor} {access}",
@@ -51,10 +54,11 @@ def split(edits: Edits) -> Tuple[Edits, Edits]:
                     origin,
                 )
             )
-    return Edits(rest), Edits(bound)
+    return Edits(rest), Edits(replacements)
 
 
 def _check(source: str, node: Dict[str, Any], origin: str) -> None:
+    """Raises HostError unless `source` on the host is the device that the edit's node says."""
     try:
         kind, major, minor, _ = device_nodes.lstat_device(source)
     except errors.HostError as error:
@@ -63,17 +67,17 @@ def _check(source: str, node: Dict[str, Any], origin: str) -> None:
             "load the driver, or run the container as root without a user namespace",
         ) from None
     wanted = _numbers(node)
-    found = _numbers({"type": kind, "major": major, "minor": minor})
-    if found != wanted:
+    actual = _numbers({"type": kind, "major": major, "minor": minor})
+    if actual != wanted:
         raise errors.HostError(
-            f"{origin}: {source} is {_words(found)} on this host, not {_words(wanted)}, and in a user namespace "
+            f"{origin}: {source} is {_words(actual)} on this host, not {_words(wanted)}, and in a user namespace "
             "no device can be made",
             "`chandler cdi diff` shows whether the CDI file is out of date",
         )
 
 
 def _numbers(node: Dict[str, Any]) -> Tuple[str, int, int]:
-    """Type, major and minor, 0 for a FIFO's."""
+    """(type, major, minor) of a node; a FIFO has the numbers 0."""
     if node["type"] == "p":
         return "p", 0, 0
     return node["type"], node.get("major", 0), node.get("minor", 0)

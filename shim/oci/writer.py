@@ -1,7 +1,8 @@
 """Puts edits into config.json (OCI runtime specification).
 
-`apply` follows the CDI Go library, category by category (CDI SPEC.md, "OCI Edits"; pkg/cdi/container-edits.go);
-comments say where it differs and why.  Keys that are unknown here survive.  Pure; part of the create path.
+`apply` does what the CDI Go library does for each category of edits (CDI SPEC.md, "OCI Edits";
+pkg/cdi/container-edits.go).  Comments say where it differs and why.  Keys that this module does not know stay as they
+are. Pure; part of the create path.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from shim.oci.reader import maps_owners, member, process_user
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, List
+    from typing import Any, Callable, Dict, List, Tuple
 
     from shim.edits import Edit, Edits
 
@@ -20,12 +21,12 @@ if TYPE_CHECKING:
 
 
 def apply(config: Document, edits: Edits, idmap: bool = True) -> Document:
-    """`config` with all edits in it, as a new document; `config` itself is not changed.
+    """A new document: `config` with all edits in it.  `config` itself is not changed.
 
-    Edits must be complete (host.complete).  Applying twice gives what applying once gives.  `idmap`: bind mounts
-    become idmapped ones where maps_owners() says so; the kernel grants that to real root only (mount_setattr(2)), so
-    a rootless caller says False, as does one whose runtime refuses such mounts. Raises BundleError when config.json
-    has another shape than the OCI runtime specification gives it.
+    Edits must be complete (host.complete).  Applying the same edits twice gives the same result as applying them once.
+    `idmap`: turn bind mounts into idmapped ones where maps_owners() says so.  The kernel allows that only to real root
+    (mount_setattr(2)), so rootless callers pass False, and so do callers whose runtime refuses such mounts.
+    Raises BundleError when a part of config.json has not the type that the OCI runtime specification gives it.
     """
     result = dict(config)
     idmap = idmap and maps_owners(config)
@@ -34,10 +35,10 @@ def apply(config: Document, edits: Edits, idmap: bool = True) -> Document:
         if idmap and edit[0] == _edits.MOUNT:
             edit = (edit[0], edit[1], idmapped(edit[2]), edit[3])
         by_kind.setdefault(edit[0], []).append(edit)
-    if by_kind.keys() - _OWN:
+    if by_kind.keys() - _COMMON:
         from shim.oci import rare_edits
 
-        rare_edits.apply(result, by_kind)  # before devices, whose owner is the process' user
+        rare_edits.apply(result, by_kind)  # before devices, which take their owner from process.user
     for kind, change in _APPLY:
         if kind in by_kind:
             change(result, by_kind[kind])
@@ -46,21 +47,21 @@ def apply(config: Document, edits: Edits, idmap: bool = True) -> Document:
 
 def _env(config: Document, edits: List[Edit]) -> None:
     env = member(member(config, "process", dict), "env", list)
-    # of variables that stand twice the last one counts, and is the one that is replaced
-    places = {entry.partition("=")[0]: place for place, entry in enumerate(env) if isinstance(entry, str)}
+    # When a variable is there twice, the last one counts, so that is the one to replace.
+    indexes = {entry.partition("=")[0]: index for index, entry in enumerate(env) if isinstance(entry, str)}
     for _, name, value, _ in edits:
         entry = f"{name}={value}"
-        if name in places:
-            env[places[name]] = entry
+        if name in indexes:
+            env[indexes[name]] = entry
         else:
-            places[name] = len(env)
+            indexes[name] = len(env)
             env.append(entry)
 
 
 def _devices(config: Document, edits: List[Edit]) -> None:
-    """Every device goes into linux.devices and, as a rule, into linux.resources.devices.
+    """Puts every device into linux.devices and, as a device rule, into linux.resources.devices.
 
-    A device that is only in one of them cannot be opened, or is lost at the next update of the cgroup.
+    A device in only one of the two cannot be opened, or is lost when the control group is updated the next time.
     """
     user = process_user(config)
     linux = member(config, "linux", dict)
@@ -72,30 +73,34 @@ def _devices(config: Document, edits: List[Edit]) -> None:
         if node.get("fileMode") is not None:
             device["fileMode"] = node["fileMode"]
         for owner in ("uid", "gid"):
-            # a container that does not run as root can open a node only when it owns it
+            # A container that does not run as root can open the node only when it owns it.
             value = node[owner] if node.get(owner) is not None else user[owner] or None
             if value is not None:
                 device[owner] = value
-        _place(devices, path, device)
+        _replace_device(devices, path, device)
         if kind in ("b", "c"):
             access = node.get("permissions") or "rwm"
             rule = {"allow": True, "type": kind, "major": device["major"], "minor": device["minor"]}
             if access != "none":
                 rule["access"] = access
-            if rule not in rules:  # the CDI Go library appends it a second time, to no effect
+            if rule not in rules:  # the CDI Go library appends it once more, which has no effect
                 rules.append(rule)
 
 
-def _place(devices: List[Any], path: str, device: Document) -> None:
-    """The reference's order: the first entry of that path is taken out, a second one replaced where it is."""
-    places = [place for place, entry in enumerate(devices) if isinstance(entry, dict) and entry.get("path") == path]
-    if len(places) > 1:
-        for place in places[1:]:
-            devices[place] = device
+def _replace_device(devices: List[Any], path: str, device: Document) -> None:
+    """Puts a device into the list in the CDI Go library's order.
+
+    Removes the first entry of that path, and replaces all further ones where they are; if there are none, appends the
+    device.
+    """
+    indexes = [index for index, entry in enumerate(devices) if isinstance(entry, dict) and entry.get("path") == path]
+    if len(indexes) > 1:
+        for index in indexes[1:]:
+            devices[index] = device
     else:
         devices.append(device)
-    if places:
-        del devices[places[0]]
+    if indexes:
+        del devices[indexes[0]]
 
 
 def _net_devices(config: Document, edits: List[Edit]) -> None:
@@ -105,21 +110,24 @@ def _net_devices(config: Document, edits: List[Edit]) -> None:
         for other, device in devices.items():
             if other != interface and (device.get("name") if isinstance(device, dict) else None) == name:
                 raise errors.BundleError(
-                    f"config.json gives the container the network interface {other} as {name}, which {interface} "
-                    f"is to be as well ({origin})",
+                    f"config.json gives the container the network interface {other} as {name}, and {origin} gives it "
+                    f"{interface} under the same name",
                     "give one of them another name",
                 )
 
 
 def _mounts(config: Document, edits: List[Edit]) -> None:
-    """Mounts are made in the order of the list, so the engine's keep theirs and each of ours goes where it has to be.
+    """Puts mounts into the engine's list, whose own mounts keep their order.
 
-    In the place of the engine's mount of the same destination, if that is the last at or above it; else as late as
-    possible: at the end, or before the first later mount that lies below it.  After what lies above it, it is not
-    covered; before what lies below it, it covers nothing.  (A mount below that comes before the last one above is
-    covered by that one anyway, so the two never conflict.)  Late, since a link in the image may lead into a later
-    mount: /var/run/x into that of /run.  The reference sorts all mounts by depth, which uncovers what an engine
-    covered.
+    The runtime mounts in the order of the list, so a later mount can cover an earlier one.  A mount of ours replaces
+    the engine's mount of the same destination, unless the engine later mounts something on a directory above it.
+    Otherwise it comes after all mounts on directories above it, which would cover it, and before those of the engine's
+    that follow these on paths below it, which it would cover.  (An earlier mount on a path below is covered by the one
+    above anyway, so the two demands never conflict.)
+
+    Within these limits it comes as late as possible, since a link in the image may lead into a later mount:
+    /var/run/x into the mount on /run.  The CDI Go library sorts all mounts by depth instead, which can uncover what the
+    engine has covered.
     """
     mounts = member(config, "mounts", list)
     ours: Dict[str, Any] = {}
@@ -129,20 +137,20 @@ def _mounts(config: Document, edits: List[Edit]) -> None:
         if path in ours:
             del ours[path]
         ours[path] = mount
-    last: Dict[str, int] = {}  # path of a mount of the engine's: its place, the last of several
-    below: Dict[str, List[int]] = {}  # path of one of ours: the places of the engine's mounts below it
-    for place, mount in enumerate(mounts):
+    last: Dict[str, int] = {}  # destination of an engine's mount -> its index, the last one of several
+    below: Dict[str, List[int]] = {}  # destination of a mount of ours -> the indexes of the engine's mounts below it
+    for index, mount in enumerate(mounts):
         destination = mount.get("destination") if isinstance(mount, dict) else None
         if isinstance(destination, str):
             path = pathtext.absolute(destination)
-            last[path] = place
+            last[path] = index
             while path != "/":
                 path = path[: path.rindex("/")] or "/"
                 if path in ours:
-                    below.setdefault(path, []).append(place)
-    before: Dict[int, List[Any]] = {}  # place in the engine's list: those of ours that go before it
-    after: List[Any] = []  # those that go to the end, nearly all
-    # parents before children; equal depths keep their order
+                    below.setdefault(path, []).append(index)
+    before: Dict[int, List[Any]] = {}  # index in the engine's list -> our mounts that go before it
+    after: List[Any] = []  # our mounts that go to the end: nearly all
+    # Parents before children; mounts of the same depth keep their order.
     for _, _, path in sorted([(path != "/" and path.count("/"), number, path) for number, path in enumerate(ours)]):
         if path not in last and path not in below:
             after.append(ours[path])
@@ -153,7 +161,7 @@ def _mounts(config: Document, edits: List[Edit]) -> None:
             parent = parent[: parent.rindex("/")] or "/"
             above = max(above, last.get(parent, -1))
         same = last.get(path, -1)
-        later = [place for place in below.get(path, ()) if place > above]
+        later = [index for index in below.get(path, ()) if index > above]
         if same > above:
             mounts[same] = ours[path]
         elif later:
@@ -161,14 +169,15 @@ def _mounts(config: Document, edits: List[Edit]) -> None:
         else:
             after.append(ours[path])
     mounts += after
-    for place in sorted(before, reverse=True):
-        mounts[place:place] = before[place]
+    for index in sorted(before, reverse=True):
+        mounts[index:index] = before[index]
 
 
 def idmapped(mount: Document) -> Document:
-    """A bind mount with the option idmap, so that its owners are right in the container's user namespace.
+    """A bind mount with the option idmap or ridmap, so that files show their owners in the container's user namespace.
 
-    Only an option: a mount type of that name does not exist (CDI Go library, withIDMapForBindMount).
+    Other mounts are returned as they are.  Only the option is added: there is no mount type of that name (CDI Go
+    library, withIDMapForBindMount).
     """
     options = mount.get("options") or []
     if "idmap" in options or "ridmap" in options:
@@ -185,16 +194,15 @@ def _hooks(config: Document, edits: List[Edit]) -> None:
     copied = set()
     for _, stage, hook, origin in edits:
         present = before.get(stage, [])
-        if hook in present:  # ours, from an earlier injection of the same edits
+        if hook in present:  # put there when the same edits were applied before
             present.remove(hook)
             continue
         if stage not in copied:
             copied.add(stage)
             member(hooks, stage, list)
         if origin == _edits.LEASE:
-            hooks[stage].insert(
-                0, hook
-            )  # runc stops at a hook that fails, and a lease must not depend on others' hooks
+            # First, since runc stops at a hook that fails, and the end of a lease must not depend on others' hooks.
+            hooks[stage].insert(0, hook)
         else:
             hooks[stage].append(hook)
 
@@ -227,7 +235,7 @@ def _annotations(config: Document, edits: List[Edit]) -> None:
         annotations[key] = value
 
 
-_APPLY: tuple[tuple[str, Callable[[Document, List[Edit]], None]], ...] = (
+_APPLY: Tuple[Tuple[str, Callable[[Document, List[Edit]], None]], ...] = (
     (_edits.ENV, _env),
     (_edits.DEVICE, _devices),
     (_edits.NET_DEVICE, _net_devices),
@@ -240,4 +248,4 @@ _APPLY: tuple[tuple[str, Callable[[Document, List[Edit]], None]], ...] = (
 )
 
 
-_OWN = frozenset([kind for kind, _ in _APPLY])
+_COMMON = frozenset([kind for kind, _ in _APPLY])

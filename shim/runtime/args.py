@@ -1,9 +1,11 @@
-"""The command lines of runc, crun and youki, as they really are.
+"""Reads a command line as runc, crun or youki does.
 
-Three parsers read the same words differently: runc's (Go, urfave/cli v1) moves a verb's options before its
-arguments and knows -name for --name; crun's (GNU argp) stops at the first argument, and knows abbreviations and
-clusters; youki's (clap) takes options anywhere.  The tables below are theirs, version by version together; the
-launcher's tables are these, without what only one of the three knows (a test compares them).
+Their three parsers read the same words in different ways:
+- runc's (Go, urfave/cli v1) moves a verb's options before its arguments, and takes -name for --name.
+- crun's (GNU argp) stops at the first argument, and takes abbreviations of long options and clusters of short ones.
+- youki's (clap) takes options anywhere.
+The tables below have the options of all known versions of each.  The launcher's tables have the same options without
+those that only one of the three knows (a test compares them).
 
 Part of the create path: no imports.
 """
@@ -14,16 +16,16 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Callable, Dict, List, Optional, Tuple
 
-    # A reader of options: (words, options) -> (options with values, arguments, certain).
-    Found = List[Tuple[str, str]]
-    Reader = Callable[[List[str], Dict[str, str]], Tuple[Found, List[str], bool]]
+    Given = List[Tuple[str, str]]  # the options of a command line, as (name, value)
+    # A reader of options: (words, table of _options) -> (options, arguments, whether the reading is certain)
+    Reader = Callable[[List[str], Dict[str, str]], Tuple[Given, List[str], bool]]
 
 KINDS = ("runc", "youki", "crun")
 
 # Verbs that read config.json.
 EDITED = frozenset(("create", "run", "restore"))
 
-# Options that print something and leave, whatever else is there.
+# Options with which a runtime prints something and exits, whatever else the command line says.
 EXITS = frozenset(("help", "h", "version", "v", "V", "?", "usage"))
 
 _UPDATE = (
@@ -37,8 +39,8 @@ _EXEC = (
 )
 _CREATE = "bundle= b= console-socket= no-new-keyring no-pivot pid-file= preserve-fds= "
 
-# kind -> verb ("" for what comes before it) -> options: "name" alone, "name=" with a value, "name?" with one only in
-# the same word.  A verb that is not here has none.
+# kind -> verb ("" for the options before it) -> options.  "name" takes no value, "name=" takes one, "name?" takes one
+# only in the same word.  A verb that is not in the table has no options.
 OPTIONS: Dict[str, Dict[str, str]] = {
     "runc": {
         "": "criu= debug help h log= log-format= root= rootless= systemd-cgroup version v",
@@ -92,9 +94,9 @@ OPTIONS: Dict[str, Dict[str, str]] = {
 _VERBS = frozenset(verb for table in OPTIONS.values() for verb in table) | frozenset(
     ("features", "info", "init", "mounts", "pause", "resume", "start", "state")
 )
-# What every command of a kind knows besides.  (argp's two hidden ones are program-name and HANG.)
+# The options that every command of a kind has as well.  (program-name and HANG are hidden options of argp.)
 _ALWAYS = {"runc": "help h", "youki": "help h", "crun": "help ? usage program-name= HANG?"}
-# runc's verbs that keep options where they are: what follows the id is another program's.
+# The verbs whose options runc does not move: what follows the id is another program's command line.
 _IN_PLACE = frozenset(("exec", "ps"))
 _SHORT = {"b": "bundle", "f": "config", "r": "root", "l": "log", "s": "systemd-cgroup"}
 _FALSE = frozenset(("0", "f", "F", "false", "FALSE", "False"))
@@ -103,11 +105,12 @@ _FALSE = frozenset(("0", "f", "F", "false", "FALSE", "False"))
 class Invocation:
     """What a command line says.
 
-    `verb` is the first argument ("" when none, `index` is its place), `edited` whether it is a create, run or
-    restore (and no --help), `id` the container, `bundle` "" for the working directory, `config` crun's --config.
-    `words` are the arguments after the verb: with `certain` false, the id may be any of them.  `certain` is false
-    where an option is unknown, or where the runtimes would read the words differently: the runtime, which knows,
-    still gets them as they are.  `verb_certain`: the same for the verb alone.
+    `verb`: the first argument, "" for none; `index`: its index in argv, -1 for none.
+    `edited`: the verb is create, run or restore, and no option makes the runtime only print something.
+    `id`: the container; `bundle`: --bundle, "" for the working directory; `config`: crun's --config.
+    `words`: the arguments after the verb.  When `certain` is false, any of them may be the id.
+    `certain`: false where an option is unknown, or where the runtimes would read the words in different ways.  The
+    runtime gets the words unchanged in any case.  `verb_certain`: the same for the verb alone.
     """
 
     __slots__ = (
@@ -137,7 +140,7 @@ class Invocation:
         self.certain = self.verb_certain = True
 
     def same(self, other: Invocation) -> bool:
-        """Do both say the same about everything that matters to Chandler?"""
+        """Whether both say the same about everything that Chandler uses."""
         return all(getattr(self, name) == getattr(other, name) for name in _COMPARED)
 
 
@@ -145,81 +148,85 @@ _COMPARED = ("verb", "index", "edited", "bundle", "config", "id", "root", "log")
 
 
 def config_path(call: Invocation) -> str:
-    """The config.json that a create, run or restore reads, absolute or relative to the working directory."""
-    if call.config and call.config != "config.json":  # crun looks for this one name in the bundle, for others here
+    """The config.json that a create, run or restore reads: absolute, or relative to the working directory."""
+    # crun looks for this one name in the bundle, and for any other in the working directory.
+    if call.config and call.config != "config.json":
         return call.config
     return f"{call.bundle}/config.json" if call.bundle else "config.json"
 
 
 def parse(argv: List[str], kind: str = "") -> Invocation:
-    """`argv`, without the program's name, as a runtime of this kind reads it; "" when the kind is not known yet.
+    """`argv`, without the program's name, as a runtime of this kind reads it; "" for a kind that is not known yet.
 
-    Without a kind, the result is certain where all parsers that know every option agree.  Raises nothing.
+    Without a kind, the result is certain where all parsers that know every option agree.  Never raises.
     """
     if kind:
         return _read(argv, kind)
     readings = [_read(argv, each) for each in KINDS]
     certain = [reading for reading in readings if reading.certain]
-    first = (certain or [reading for reading in readings if reading.verb_certain] or readings)[0]
-    first.certain = bool(certain) and all(first.same(other) for other in certain)
-    return first
+    best = (certain or [reading for reading in readings if reading.verb_certain] or readings)[0]
+    best.certain = bool(certain) and all(best.same(other) for other in certain)
+    return best
 
 
 def _read(argv: List[str], kind: str) -> Invocation:
     call = Invocation()
     table = OPTIONS[kind]
     reader = _READERS[kind]
-    # Words before the verb end at the first argument, in all three.
-    found, rest, call.certain = (_argp if kind == "crun" else _go if kind == "runc" else _clap_globals)(
+    # In all three, the options before the verb end at the first argument.
+    given, rest, call.certain = (_argp if kind == "crun" else _go if kind == "runc" else _clap_globals)(
         argv, _options(kind, table[""])
     )
-    leaves = _note(call, found)
+    exits = _note(call, given)
     if not call.certain:
         rest = argv[_verb_at(argv, len(argv) - len(rest)) :]
         call.verb_certain = False
     if not rest:
         return call
     call.verb, call.index = rest[0], len(argv) - len(rest)
-    roots = call.root, call.log, call.log_format
+    before_verb = call.root, call.log, call.log_format
     if kind == "runc" and call.verb not in _IN_PLACE:
         reader = _go_reordered
     if kind == "youki" and call.verb not in EDITED:
         reader = _clap_id
-    found, call.words, certain = reader(rest[1:], _options(kind, table.get(call.verb, "")))
-    leaves = _note(call, found) or leaves
-    call.root, call.log, call.log_format = roots  # delete -r is not --root
-    call.edited = call.verb in EDITED and not leaves
+    given, call.words, certain = reader(rest[1:], _options(kind, table.get(call.verb, "")))
+    exits = _note(call, given) or exits
+    call.root, call.log, call.log_format = before_verb  # after the verb, -r is another option: delete's is --regex
+    call.edited = call.verb in EDITED and not exits
     if call.edited:
         call.certain = call.certain and certain and len(call.words) == 1
         if not call.certain and not call.bundle:
-            # An unknown option's value may have hidden the rest.
+            # The value of an unknown option may have ended the options too early: look for --bundle in all words.
             _note(call, _clap(rest[1:], _options(kind, table.get(call.verb, "")))[0])
-            call.root, call.log, call.log_format = roots
+            call.root, call.log, call.log_format = before_verb
     else:
         call.bundle = call.config = ""
         call.certain = call.certain and certain
     if call.words:
-        # After an unknown option the id of a create is rather the last word: the others are that option's value.
+        # After an unknown option, the id of a create is most likely the last word: others may be that option's value.
         call.id = call.words[-1 if call.edited and not call.certain else 0]
     return call
 
 
 def _verb_at(argv: List[str], otherwise: int) -> int:
-    """Where the verb is, as far as one can tell when an option is unknown and may or may not take the next word."""
-    takes: Dict[str, str] = {}
+    """The most likely index of the verb when an option is unknown, and may or may not take the next word as its value.
+
+    After such an option this is the first word that is a known verb; without one, `otherwise`.
+    """
+    options: Dict[str, str] = {}
     for kind in KINDS:
-        takes.update(_options(kind, OPTIONS[kind][""]))
+        options.update(_options(kind, OPTIONS[kind][""]))
     at = 0
     while at < len(argv) and argv[at][:1] == "-":
         name, equals, _ = argv[at].lstrip("-").partition("=")
-        if name not in takes and not equals:
-            return next((place for place in range(at, len(argv)) if argv[place] in _VERBS), otherwise)
-        at += 1 if equals or takes[name] != "=" else 2
+        if name not in options and not equals:
+            return next((index for index in range(at, len(argv)) if argv[index] in _VERBS), otherwise)
+        at += 1 if equals or options[name] != "=" else 2
     return min(at, len(argv))
 
 
 def _options(kind: str, table: str) -> Dict[str, str]:
-    """name -> "", "=" or "?"."""
+    """A text of options, and those of _ALWAYS, as name -> whether it takes a value: "", "=" or "?" (see OPTIONS)."""
     result = {}
     for word in f"{table} {_ALWAYS[kind]}".split():
         name = word.rstrip("=?") or "?"
@@ -227,10 +234,10 @@ def _options(kind: str, table: str) -> Dict[str, str]:
     return result
 
 
-def _note(call: Invocation, found: Found) -> bool:
-    """Keeps the options that matter to us; true when one of them prints and leaves."""
-    leaves = False
-    for name, value in found:
+def _note(call: Invocation, given: Given) -> bool:
+    """Stores the options that Chandler uses in `call`.  Returns whether one makes the runtime print and exit."""
+    exits = False
+    for name, value in given:
         name = _SHORT.get(name, name)
         if name in ("bundle", "config", "root", "log"):
             setattr(call, name, value)
@@ -241,13 +248,13 @@ def _note(call: Invocation, found: Found) -> bool:
         elif name == "systemd-cgroup":
             call.systemd_cgroup = value not in _FALSE
         elif name in EXITS and value not in _FALSE:
-            leaves = True
-    return leaves
+            exits = True
+    return exits
 
 
-def _go(words: List[str], options: Dict[str, str]) -> Tuple[Found, List[str], bool]:
-    """Go's flag package: -x and --x alike, an end at the first argument or after --."""
-    found: Found = []
+def _go(words: List[str], options: Dict[str, str]) -> Tuple[Given, List[str], bool]:
+    """Go's flag package: -x means --x; options end at the first argument or after --."""
+    given: Given = []
     certain = True
     at = 0
     while at < len(words):
@@ -263,43 +270,46 @@ def _go(words: List[str], options: Dict[str, str]) -> Tuple[Found, List[str], bo
             certain = False
         elif takes and not equals:
             if at == len(words):
-                return found, [], False
-            found.append((name, words[at]))
+                return given, [], False
+            given.append((name, words[at]))
             at += 1
         else:
-            found.append((name, value))
-    return found, words[at:], certain
+            given.append((name, value))
+    return given, words[at:], certain
 
 
-def _go_reordered(words: List[str], options: Dict[str, str]) -> Tuple[Found, List[str], bool]:
-    """urfave/cli v1 before Go's flag package: a verb's options, with what follows them, come before its arguments."""
-    early: List[str] = []
-    late: List[str] = []
-    follows = False
+def _go_reordered(words: List[str], options: Dict[str, str]) -> Tuple[Given, List[str], bool]:
+    """urfave/cli v1: moves a verb's options before its arguments, then has Go's flag package read the words.
+
+    With an option moves the word after it, even where the option takes no value.
+    """
+    options_first: List[str] = []
+    arguments: List[str] = []
+    after_option = False
     for at, word in enumerate(words):
-        known = (
+        is_option = (
             len(word) > 1
             and word[0] == "-"
             and word != "--"
             and (word[2 if word[1] == "-" else 1 :].partition("=")[0] in options)
         )
-        if follows and not known:
-            follows = False
-            early.append(word)
+        if after_option and not is_option:
+            after_option = False
+            options_first.append(word)
         elif word == "--":
-            late = ["--", *late, *words[at + 1 :]]
+            arguments = ["--", *arguments, *words[at + 1 :]]
             break
-        elif known:
-            early.append(word)
-            follows = "=" not in word
+        elif is_option:
+            options_first.append(word)
+            after_option = "=" not in word
         else:
-            late.append(word)
-    return _go(early + late, options)
+            arguments.append(word)
+    return _go(options_first + arguments, options)
 
 
-def _argp(words: List[str], options: Dict[str, str]) -> Tuple[Found, List[str], bool]:
-    """GNU argp in order: abbreviations of long options, clusters of short ones, an end at the first argument."""
-    found: Found = []
+def _argp(words: List[str], options: Dict[str, str]) -> Tuple[Given, List[str], bool]:
+    """GNU argp in order: abbreviations of long options, clusters of short ones; options end at the first argument."""
+    given: Given = []
     certain = True
     at = 0
     while at < len(words):
@@ -316,26 +326,26 @@ def _argp(words: List[str], options: Dict[str, str]) -> Tuple[Found, List[str], 
             certain = certain and bool(full)
         else:
             cluster = []
-            for place, name in enumerate(word[1:], 2):
+            for following, name in enumerate(word[1:], 2):
                 takes = options.get(name)
                 if takes is None:
                     certain = False
                     break
                 if takes:
-                    cluster.append((name, word[place:] or None))
+                    cluster.append((name, word[following:] or None))
                     break
                 cluster.append((name, None))
-        for name, given in cluster:
+        for name, attached in cluster:
             takes = options[name]
-            if given is not None and not takes:
+            if attached is not None and not takes:
                 certain = False
-            if takes == "=" and given is None:
+            if takes == "=" and attached is None:
                 if at == len(words):
-                    return found, [], False
-                given = words[at]
+                    return given, [], False
+                attached = words[at]
                 at += 1
-            found.append((name, given or ""))
-    return found, words[at:], certain
+            given.append((name, attached or ""))
+    return given, words[at:], certain
 
 
 def _abbreviated(name: str, options: Dict[str, str]) -> str:
@@ -346,9 +356,12 @@ def _abbreviated(name: str, options: Dict[str, str]) -> str:
     return matches[0] if len(matches) == 1 else ""
 
 
-def _clap(words: List[str], options: Dict[str, str], stops: bool = False) -> Tuple[Found, List[str], bool]:
-    """clap: options anywhere, clusters of short ones, -bDIR, -b=DIR; a value does not begin with -."""
-    found: Found = []
+def _clap(words: List[str], options: Dict[str, str], stops: bool = False) -> Tuple[Given, List[str], bool]:
+    """clap: options anywhere, clusters of short ones, -bDIR and -b=DIR; a value does not begin with -.
+
+    `stops`: options end at the first argument.
+    """
+    given: Given = []
     arguments: List[str] = []
     certain = True
     at = 0
@@ -356,47 +369,47 @@ def _clap(words: List[str], options: Dict[str, str], stops: bool = False) -> Tup
         word = words[at]
         if len(word) < 2 or word[0] != "-":
             if stops:
-                return found, words[at:], certain
+                return given, words[at:], certain
             arguments.append(word)
             at += 1
             continue
         at += 1
         if word == "--":
-            return found, arguments + words[at:], certain
+            return given, arguments + words[at:], certain
         cluster: List[Tuple[str, Optional[str]]] = []
         if word[1] == "-":
             name, equals, value = word[2:].partition("=")
             cluster.append((name, value if equals else None))
         else:
-            for place, name in enumerate(word[1:], 2):
+            for following, name in enumerate(word[1:], 2):
                 if options.get(name):
-                    value = word[place:]
+                    value = word[following:]
                     cluster.append((name, (value[1:] if value[0] == "=" else value) if value else None))
                     break
                 cluster.append((name, None))
-        for name, given in cluster:
+        for name, attached in cluster:
             takes = options.get(name)
-            if takes is None or (given is not None and not takes):
+            if takes is None or (attached is not None and not takes):
                 certain = False
                 continue
-            if takes and given is None:
+            if takes and attached is None:
                 if at == len(words) or (words[at][:1] == "-" and words[at] != "-"):
                     certain = False
                     continue
-                given = words[at]
+                attached = words[at]
                 at += 1
-            found.append((name, given or ""))
-    return found, arguments, certain
+            given.append((name, attached or ""))
+    return given, arguments, certain
 
 
-def _clap_globals(words: List[str], options: Dict[str, str]) -> Tuple[Found, List[str], bool]:
-    """Before the verb, -- makes the verb an argument, which youki has none of."""
-    found, rest, certain = _clap_id(words, options)
-    return found, rest, certain and words[len(words) - len(rest) - 1 : len(words) - len(rest)] != ["--"]
+def _clap_globals(words: List[str], options: Dict[str, str]) -> Tuple[Given, List[str], bool]:
+    """clap before the verb.  A -- there makes the verb an argument, and youki takes no argument there: not certain."""
+    given, rest, certain = _clap_id(words, options)
+    return given, rest, certain and words[len(words) - len(rest) - 1 : len(words) - len(rest)] != ["--"]
 
 
-def _clap_id(words: List[str], options: Dict[str, str]) -> Tuple[Found, List[str], bool]:
-    """As far as the first argument: what follows may be another program's, and is nothing to us."""
+def _clap_id(words: List[str], options: Dict[str, str]) -> Tuple[Given, List[str], bool]:
+    """clap as far as the first argument, the id: what follows may be another program's command line."""
     return _clap(words, options, stops=True)
 
 

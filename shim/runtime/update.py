@@ -1,9 +1,9 @@
-"""An engine's update keeps the devices that Chandler gave.
+"""Keeps the devices that Chandler gave a container when an engine updates the container's resources.
 
-podman, and containerd for Kubernetes, hand a runtime the container's whole resources anew, as they themselves know
-them. crun and youki then set the control group's device rules to those, and so take away what is ours; runc leaves
-devices alone.  So the rules that we gave, as the grant record has them, are added to such a list, too.  (config.json
-itself is not asked: podman writes it anew at an update.)
+For an update, podman, and containerd for Kubernetes, pass the container's whole resources to the runtime, as the engine
+knows them: without our device rules.  crun and youki then replace the control group's device rules by those, which
+takes our devices away; runc leaves device rules alone.  So this module adds the rules that we gave to such a list.  It
+reads them from the grant record, not from config.json, which podman writes again at an update.
 """
 
 from __future__ import annotations
@@ -19,34 +19,37 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, List, Optional, Tuple
 
-MAX_RESOURCES = 4 << 20  # bytes
+MAX_RESOURCES = 4 << 20  # bytes of the resources' JSON text
 
 
 def with_devices(
     rest: List[str], first: int, state_dir: str, root: str, container: str, spelled: str = ""
 ) -> List[str]:
-    """The arguments for the runtime, `rest` as it is or with new resources on standard input; `first`: the verb's
-    place; `spelled`: the root as it was given.
+    """The runtime's arguments for an update: `rest`, or `rest` with the changed resources on standard input.
 
-    What cannot be read is the runtime's to complain of.  Raises OSError.
+    `first`: the index of the verb in `rest`; `root`: the runtime's root directory; `spelled`: that directory as the
+    command line gives it.  Resources that cannot be read are left to the runtime, which reports them.  Raises OSError.
     """
-    place, start = _option(rest, first + 1)
-    record = records.read(state_dir, root, container, spelled) if place else None
-    ours = record.get("rules", []) if record is not None else []
-    data = _read(rest[place][start:]) if ours else None
+    index, start = _option(rest, first + 1)
+    record = records.read(state_dir, root, container, spelled) if index else None
+    our_rules = record.get("rules", []) if record is not None else []
+    data = _read(rest[index][start:]) if our_rules else None
     if data is None:
         return rest
+    # The runtime inherits the changed resources as its standard input, and reads them through `--resources -`.
     descriptor = posix.memfd_create("resources", 0)
-    files.write_all(descriptor, _joined(data, ours))
+    files.write_all(descriptor, _with_rules(data, our_rules))
     posix.lseek(descriptor, 0, 0)
     posix.dup2(descriptor, 0)
     posix.close(descriptor)
-    return [*rest[:place], rest[place][:start] + "-", *rest[place + 1 :]]
+    return [*rest[:index], rest[index][:start] + "-", *rest[index + 1 :]]
 
 
 def _option(words: List[str], at: int) -> Tuple[int, int]:
-    """The place of the value of --resources among the words, and where in that word it begins; (0, 0) when it is not
-    there."""
+    """Where the value of --resources is: (index of its word, offset in that word); (0, 0) without that option.
+
+    `at`: the index of the first word after the verb.
+    """
     while at < len(words):
         word = words[at]
         if word in ("--resources", "-r"):
@@ -60,6 +63,7 @@ def _option(words: List[str], at: int) -> Tuple[int, int]:
 
 
 def _read(source: str) -> Optional[bytes]:
+    """The bytes of a file, or of standard input for "-"; None when they cannot be read."""
     try:
         if source == "-":
             return files.read_all(0, 65535, MAX_RESOURCES, "standard input")
@@ -68,14 +72,14 @@ def _read(source: str) -> Optional[bytes]:
         return None
 
 
-def _joined(data: bytes, ours: List[Any]) -> bytes:
-    """The same resources; a list of device rules in them has ours at its end."""
+def _with_rules(data: bytes, our_rules: List[Any]) -> bytes:
+    """The resources with our rules after their device rules; unchanged where they have no device rules."""
     try:
         resources = jsontext.loads(data)
     except ChandlerError:
         return data
-    theirs = resources.get("devices") if isinstance(resources, dict) else None
-    if not isinstance(theirs, list) or not theirs:
+    engine_rules = resources.get("devices") if isinstance(resources, dict) else None
+    if not isinstance(engine_rules, list) or not engine_rules:
         return data
-    resources["devices"] = [*theirs, *(rule for rule in ours if rule not in theirs)]
+    resources["devices"] = [*engine_rules, *(rule for rule in our_rules if rule not in engine_rules)]
     return jsontext.dumps(resources)

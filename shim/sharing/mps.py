@@ -1,8 +1,9 @@
-"""MPS daemons: somebody else's, checked before a container relies on it, and our own, one for each shared GPU.
+"""MPS daemons: checks an external one before a container uses it, and runs Chandler's own, one for each shared GPU.
 
-A daemon of ours runs under systemd where that is process 1, as chandler-mps@UUID.service.  Elsewhere it is started
-here, and must have nothing of whoever created the container: no stream, no descriptor, no session, no directory, no
-environment, no control group, no mount namespace of theirs; what cannot be had so is refused.
+Where systemd is process 1, it runs our daemon as chandler-mps@UUID.service.  Elsewhere this module starts the daemon.
+The daemon outlives the process that created the container, so it takes nothing from it: no streams, file descriptors,
+session, working directory, environment, control group or mount namespace.  If it cannot leave one of these, the create
+is refused.
 Sources: NVIDIA, "Multi-Process Service"; nvidia-cuda-mps-control(1); cgroups(7); mount_namespaces(7).
 """
 
@@ -20,24 +21,24 @@ from shim.sharing import nvidia_tools, pages, terms
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Dict, List, NoReturn
+    from typing import Dict, List, NoReturn, Set, Tuple
 
     from shim.sharing.pages import Page
     from shim.sharing.terms import Sharing
 
-_STOP_PATIENCE = 5.0  # seconds for a daemon to end after it was told
-_PAUSE = 0.02  # seconds between two looks
-_INITIAL_MOUNTS = 0xEFFFFFF8  # the inode of the initial mount namespace where the kernel fixes it (MNT_NS_INIT_INO)
-_MAX_PIPE = 107 - len("/control_privileged")  # unix(7): sun_path
+_STOP_PATIENCE = 5.0  # seconds that a daemon has to end after `quit`, or after SIGKILL
+_PAUSE = 0.02  # seconds between two checks while we wait
+_INITIAL_MOUNTS = 0xEFFFFFF8  # the inode of the initial mount namespace on kernels that fix it (MNT_NS_INIT_INO)
+_MAX_PIPE = 107 - len("/control_privileged")  # bytes; the daemon's longest socket path must fit into sun_path (unix(7))
 _GROUP = "chandler-mps"
 _REMEDY = 'run the host\'s systemd as process 1, or start the daemon yourself and set mps = "external" in [gpu]'
 
 
-# --- somebody else's ------------------------------------------------------------------------------------------
+# --- an external daemon ---------------------------------------------------------------------------------------
 
 
 def check_external(share: Sharing) -> None:
-    """Whether a daemon that others run is there, safe to hand on, and would serve this container's user.
+    """Checks that the external daemon answers, that its directories are safe, and that it would serve this user.
 
     Raises HostError, TrustError or OSError.
     """
@@ -58,7 +59,7 @@ def check_external(share: Sharing) -> None:
 
 
 def _check_directory(path: str) -> None:
-    """A directory that nobody but root could have made or can write to."""
+    """Raises HostError or TrustError unless `path` is a directory that only root could have made or can write to."""
     try:
         trust.check_way(path, pages.share_owners())
     except OSError as error:
@@ -71,28 +72,34 @@ def _check_directory(path: str) -> None:
 
 
 def _check_shm(path: str) -> None:
-    """Shared memory may be everybody's, if nobody can take what is another's."""
+    """Raises HostError or TrustError for a shared memory directory that others own or can change.
+
+    Like /dev/shm it may be writable by all if it is sticky: then nobody can replace what another user has in it.
+    """
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except OSError as error:
         raise errors.HostError(
             f"the shared memory {path} of the MPS daemon cannot be used: {error.strerror}",
             "name the right directory as mps-shm-dir in [gpu]",
         ) from None
-    if found.st_uid not in pages.share_owners() or found.st_mode & 0o022 and not found.st_mode & 0o1000:
+    if status.st_uid not in pages.share_owners() or status.st_mode & 0o022 and not status.st_mode & 0o1000:
         raise errors.TrustError(
-            f"the shared memory {path} can be changed by others (mode {found.st_mode & 0o7777:04o})",
+            f"the shared memory {path} can be changed by others (mode {status.st_mode & 0o7777:04o})",
             f"`chmod +t {path}`",
         )
 
 
 def _check_user(uid: int, pipe_dir: str, control: str) -> None:
-    """One server serves one user; clients of another wait, without a word, until the last of his has ended."""
+    """Raises HostError if the daemon would not serve clients of `uid` now.
+
+    An MPS server serves one user.  Clients of another user wait, without a message, until it has no clients left.
+    """
     others = {owner for owner in nvidia_tools.servers(control, pipe_dir).values() if owner != uid}
     if others:
         raise errors.HostError(
-            f"the MPS server in {pipe_dir} serves uid {min(others)}, and this container's processes, uid {uid}, would wait "
-            "until all of those have ended",
+            f"the MPS server in {pipe_dir} serves uid {min(others)}, and this container's processes, uid {uid}, would "
+            "wait until all of those have ended",
             f"run the container with uid {min(others)}, or another daemon",
         )
     try:
@@ -106,12 +113,14 @@ def _check_user(uid: int, pipe_dir: str, control: str) -> None:
         )
 
 
-# --- our own --------------------------------------------------------------------------------------------------
+# --- our own daemons ------------------------------------------------------------------------------------------
 
 
 def begin(page: Page, share: Sharing) -> None:
-    """The daemon of one GPU, started if it does not run, with an answer from it.  Raises HostError, TrustError or
-    OSError."""
+    """Starts the daemon of one GPU, or finds it running, and waits for its first answer.
+
+    Raises HostError, TrustError or OSError.
+    """
     control = page["control"]
     nvidia_tools.check(control, "mps-control")
     if os.geteuid() or userns.user_namespace() != userns.INITIAL_NAMESPACE:
@@ -121,7 +130,8 @@ def begin(page: Page, share: Sharing) -> None:
     pipe_dir, shm_dir = pages.directories(share, page.state_dir)
     if len(os.fsencode(pipe_dir)) > _MAX_PIPE:
         raise errors.HostError(
-            f"{pipe_dir} is too long for the sockets of an MPS daemon by {len(os.fsencode(pipe_dir)) - _MAX_PIPE} characters",
+            f"{pipe_dir} is too long for the sockets of an MPS daemon by {len(os.fsencode(pipe_dir)) - _MAX_PIPE} "
+            "characters",
             "choose a shorter state-dir",
         )
     if page.get("ready") and alive(page):
@@ -131,8 +141,8 @@ def begin(page: Page, share: Sharing) -> None:
             return
         except errors.HostError:
             if nvidia_tools.servers(control, pipe_dir):
-                raise
-    page.values["failed"] = True  # until it answers
+                raise  # its servers run: a restart would end their clients
+    page.values["failed"] = True  # until the daemon answers: setup._begin then knows to end what this begins
     _stop(page)
     page.set_compute_mode("EXCLUSIVE_PROCESS")
     base = os.path.dirname(pipe_dir)
@@ -169,9 +179,10 @@ def begin(page: Page, share: Sharing) -> None:
 
 
 def _wait_ready(page: Page, pipe_dir: str, patience: float) -> None:
+    """Waits for the daemon's first answer.  Raises HostError when it has ended, or is silent for `patience` seconds."""
     deadline = time.monotonic() + patience
     while True:
-        here = alive(page)  # before the question: what ended in between is seen in the next round
+        running = alive(page)  # before the question: if it ends in between, the next round sees that
         try:
             nvidia_tools.percentage(
                 page["control"], pipe_dir, max(0.1, min(nvidia_tools.CONTROL_PATIENCE, deadline - time.monotonic()))
@@ -180,7 +191,7 @@ def _wait_ready(page: Page, pipe_dir: str, patience: float) -> None:
         except errors.HostError as error:
             what = (
                 "has ended"
-                if not here
+                if not running
                 else f"gives no answer in {patience} seconds ({error.what})"
                 if time.monotonic() > deadline
                 else ""
@@ -193,16 +204,19 @@ def _wait_ready(page: Page, pipe_dir: str, patience: float) -> None:
 
 
 def _limit(page: Page, pipe_dir: str, limits: Dict[str, int]) -> None:
-    """Sets the limits in the daemon, for the server to come, and reads them back: it takes what it does not
-    understand."""
+    """Sets the limits in the daemon, which holds the servers that it starts to them, and reads them back.
+
+    The daemon accepts values that it does not understand, so only the answer shows whether a limit was set.
+    """
     control = page["control"]
     if "mps_active_thread_percentage" in limits:
         wanted = limits["mps_active_thread_percentage"]
         nvidia_tools.control(control, pipe_dir, f"set_default_active_thread_percentage {wanted}")
-        found = nvidia_tools.percentage(control, pipe_dir)
-        if found != wanted:
+        actual = nvidia_tools.percentage(control, pipe_dir)
+        if actual != wanted:
             raise errors.HostError(
-                f"the MPS daemon of {page['uuid']} holds mps_active_thread_percentage at {found:g} after it was set to {wanted}"
+                f"the MPS daemon of {page['uuid']} holds mps_active_thread_percentage at {actual:g} after it was set "
+                f"to {wanted}"
             )
     if "mps_pinned_memory" in limits:
         mib = limits["mps_pinned_memory"] >> 20
@@ -210,7 +224,8 @@ def _limit(page: Page, pipe_dir: str, limits: Dict[str, int]) -> None:
         answer = nvidia_tools.control(control, pipe_dir, "get_default_device_pinned_mem_limit 0")
         if terms.pinned(answer.split()[-1] if answer.split() else "") != mib << 20:
             raise errors.HostError(
-                f"the MPS daemon of {page['uuid']} holds mps_pinned_memory at {answer[:80]!r} after it was set to {mib}M"
+                f"the MPS daemon of {page['uuid']} holds mps_pinned_memory at {answer[:80]!r} after it was set "
+                f"to {mib}M"
             )
 
 
@@ -227,7 +242,7 @@ def end(page: Page) -> None:
     _stop(page)
     if page.get("base"):
         for name in ("pipe", "shm"):
-            shutil.rmtree(f"{page['base']}/{name}", ignore_errors=True)  # the log stays
+            shutil.rmtree(f"{page['base']}/{name}", ignore_errors=True)  # the log is kept
 
 
 def _stop(page: Page) -> None:
@@ -240,14 +255,16 @@ def _stop(page: Page) -> None:
     try:
         nvidia_tools.control(page["control"], page["base"] + "/pipe", "quit")
     except ChandlerError:
-        patience = 0.0  # one that does not listen would not end by itself
+        patience = 0.0  # it did not take `quit`, so it will not end by itself
     if not _ended(page, patience):
-        os.killpg(page["pid"], signal.SIGKILL)  # the leader of its own session; servers are in its group
+        # the daemon leads a session of its own (_become), so its process group has the daemon and its servers
+        os.killpg(page["pid"], signal.SIGKILL)
         if not _ended(page, _STOP_PATIENCE):
             raise errors.HostError(f"the MPS daemon of {page['uuid']}, process {page['pid']}, does not end")
 
 
 def _ended(page: Page, patience: float) -> bool:
+    """Waits up to `patience` seconds for the daemon to end; whether it has."""
     deadline = time.monotonic() + patience
     while alive(page):
         if time.monotonic() >= deadline:
@@ -257,7 +274,10 @@ def _ended(page: Page, patience: float) -> bool:
 
 
 def _zombie(pid: int) -> bool:
-    """Whether a process has ended and its parent has not yet looked: process 1 of a container may never look."""
+    """Whether a process has ended, be it a zombie.
+
+    Our daemon's parent is process 1, which in a container may never reap it.
+    """
     fields = kernel.stat(pid)
     return not fields or fields[0] in "ZX"
 
@@ -266,7 +286,12 @@ def _zombie(pid: int) -> bool:
 
 
 def _spawn(page: Page, argv: List[str], env: Dict[str, str]) -> None:
-    """Starts a daemon, whose pid is on the page before it runs.  Raises HostError or OSError."""
+    """Starts a daemon, and writes its pid to the page before it runs.  Raises HostError or OSError.
+
+    So no daemon runs that no page names, even if we are killed.  Two forks, so that the daemon is not our child.  It
+    waits for a byte from `go`, which we send when the page is written.  From `tell` we read its pid, and then the error
+    if it cannot start.
+    """
     go, tell = os.pipe(), os.pipe()
     child = os.fork()
     if child == 0:
@@ -285,7 +310,7 @@ def _spawn(page: Page, argv: List[str], env: Dict[str, str]) -> None:
         pid = int(os.read(tell[0], 32) or b"0")
         page.update(pid=pid, started=kernel.started(pid))
         os.write(go[1], b"g")
-        problem = os.read(tell[0], 4096).decode()  # the end of file: it has become the daemon
+        problem = os.read(tell[0], 4096).decode()  # empty at the end of file, when the exec has closed the pipe
     finally:
         os.close(go[1])
         os.close(tell[0])
@@ -294,12 +319,12 @@ def _spawn(page: Page, argv: List[str], env: Dict[str, str]) -> None:
 
 
 def _become(argv: List[str], env: Dict[str, str], go: int, tell: int) -> NoReturn:
-    """Leaves everything of the caller's, then becomes the daemon; why not goes to `tell`."""
+    """Drops everything that came from the caller, then becomes the daemon.  An error is written to `tell`."""
     try:
         os.setsid()
         os.write(tell, str(os.getpid()).encode())
         if os.read(go, 1) != b"g":
-            os._exit(1)  # whoever started us has gone, and nobody knows of us
+            os._exit(1)  # the starter was killed before it wrote our pid to the page
         _enter_initial_mounts()
         _leave_groups()
         for number in range(1, signal.NSIG):
@@ -318,7 +343,7 @@ def _become(argv: List[str], env: Dict[str, str], go: int, tell: int) -> NoRetur
                 try:
                     os.close(int(name))
                 except OSError:
-                    pass  # the one that the list was read from
+                    pass  # the descriptor that listdir had open
         os.execve(argv[0], argv, env)
     except BaseException as error:
         os.write(tell, str(error).encode()[:1000] or type(error).__name__.encode())
@@ -326,12 +351,15 @@ def _become(argv: List[str], env: Dict[str, str], go: int, tell: int) -> NoRetur
 
 
 def _enter_initial_mounts() -> None:
-    """A daemon in somebody's mount namespace would keep his mounts for as long as it runs."""
-    own = os.stat("/proc/self/ns/mnt").st_ino
-    if own == _INITIAL_MOUNTS:
+    """Enters process 1's mount namespace.  In the caller's, the daemon would keep its mounts for as long as it runs.
+
+    Raises RuntimeError.
+    """
+    current = os.stat("/proc/self/ns/mnt").st_ino
+    if current == _INITIAL_MOUNTS:
         return
     try:
-        if os.stat("/proc/1/ns/mnt").st_ino == own:
+        if os.stat("/proc/1/ns/mnt").st_ino == current:
             return
         import ctypes
 
@@ -340,12 +368,16 @@ def _enter_initial_mounts() -> None:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     except OSError as error:
         raise RuntimeError(
-            f"it would keep the mounts of whoever creates the container; process 1's cannot be had: {error.strerror}"
+            "it would keep the mounts of whoever creates the container; process 1's mount namespace cannot be entered: "
+            f"{error.strerror}"
         ) from None
 
 
 def _leave_groups() -> None:
-    """A daemon in a pod's control group would be counted there, and end with the pod."""
+    """Leaves the caller's control groups.  In a pod's group the daemon would count against its limits, and end with it.
+
+    Raises RuntimeError.
+    """
     before = {controllers: path for controllers, path in kernel.cgroups_of("self").items() if path != "/"}
     if not before:
         return
@@ -358,26 +390,28 @@ def _leave_groups() -> None:
         try:
             for _ in wanted:
                 target = mounted
-                if kind == "cgroup2":  # in version 1 a group of its own would need CPUs and memory nodes first
+                if (
+                    kind == "cgroup2"
+                ):  # with v1 it goes to the root group: a new cpuset group would first need CPUs and memory
                     target = f"{mounted}/{_GROUP}"
                     os.makedirs(target, exist_ok=True)
                 with open(target + "/cgroup.procs", "w", encoding="ascii") as file:
                     file.write("0")
         except OSError:
-            pass  # what counts is where we are in the end
+            pass  # the check below decides
     now = kernel.cgroups_of("self")
     for controllers, path in before.items():
         if now[controllers] == path or now[controllers].startswith(path.rstrip("/") + "/"):
             raise RuntimeError(f"it cannot leave the control group {path} of whoever creates the container")
 
 
-def _hierarchies() -> List[tuple[str, str, set[str]]]:
-    """Where each hierarchy of control groups is mounted from its root on, its type and its options."""
-    found = []
+def _hierarchies() -> List[Tuple[str, str, Set[str]]]:
+    """(mount point, cgroup or cgroup2, mount options) of each hierarchy that is mounted with its root group."""
+    hierarchies = []
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
         for line in file:
             left, _, right = line.partition(" - ")
             fields, (kind, _, options) = left.split(), right.split()[:3]
             if kind in ("cgroup", "cgroup2") and fields[3] == "/":
-                found.append((fields[4], kind, set(options.split(","))))
-    return found
+                hierarchies.append((fields[4], kind, set(options.split(","))))
+    return hierarchies

@@ -1,7 +1,7 @@
-"""NVIDIA's commands, nvidia-smi and nvidia-cuda-mps-control, and systemctl for the daemon's unit: called here alone.
+"""Runs NVIDIA's commands, nvidia-smi and nvidia-cuda-mps-control, and systemctl for the MPS daemon's unit.
 
-Each with a fixed environment, nothing on its standard input but what it is told, `/` as its directory and a bounded
-time.  A command counts only when nobody but root could have put it there.
+Only this module runs them.  Each gets a fixed environment, `/` as its working directory, a time limit, and only the
+command for it on standard input.  `check` refuses a command that somebody else than root could have put there.
 Sources: `nvidia-smi -h`, `nvidia-smi compute-policy -h`, NVIDIA's "Multi-Process Service", appendix "Tools".
 """
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from typing import Dict, List
 
 ENVIRONMENT = {"PATH": paths.SAFE_PATH, "LC_ALL": "C"}
-PATIENCE = 15.0  # seconds: without the persistence daemon every GPU has to wake first
-CONTROL_PATIENCE = 3.0  # for one answer of an MPS daemon
+PATIENCE = 15.0  # seconds; without the persistence daemon nvidia-smi has to initialise every GPU first
+CONTROL_PATIENCE = 3.0  # seconds for one answer of an MPS daemon
 SYSTEMCTL = "/usr/bin/systemctl"
 SYSTEMD = "/run/systemd/system"  # there where systemd is process 1 (sd_booted(3))
 _PROC = "/proc/driver/nvidia/gpus"
-_MAX_WORDS = 300
-# as nvidia-smi shows them: as its option -c takes them
+_MAX_WORDS = 300  # characters of a command's output in an error
+# Compute modes: as nvidia-smi prints them, and as its option -c takes them.
 _MODES = {
     "Default": "DEFAULT",
     "Exclusive_Thread": "DEFAULT",
@@ -34,7 +34,10 @@ _MODES = {
 
 
 def check(program: str, key: str) -> None:
-    """Raises TrustError when somebody else than root could have put a command there, HostError when it is missing."""
+    """Raises TrustError when somebody else than root could have put the command there, HostError when it is missing.
+
+    `key`: the key in [gpu] of the configuration that names the command, for the error.
+    """
     try:
         trust.check_way(program, userns.trusted_owners(userns.user_namespace()))
     except OSError as error:
@@ -43,11 +46,11 @@ def check(program: str, key: str) -> None:
         ) from None
 
 
-def _run(argv: List[str], env: Dict[str, str], said: str = "", patience: float = PATIENCE, lock: int = -1) -> str:
-    """What a command prints.  Raises HostError.
+def _run(argv: List[str], env: Dict[str, str], stdin: str = "", patience: float = PATIENCE, lock: int = -1) -> str:
+    """Runs a command with `stdin` as its standard input, and gives its output.  Raises HostError.
 
-    A command that changes a GPU is given the descriptor of its `lock`: when we are killed it goes on, and whoever comes
-    next must wait for it.
+    `patience`: the time limit in seconds.  `lock`: the descriptor of the GPU's lock, for a command that changes the
+    GPU.  The command inherits it: if we are killed the command goes on, and the next create must still wait for it.
     """
     try:
         done = subprocess.run(
@@ -55,7 +58,7 @@ def _run(argv: List[str], env: Dict[str, str], said: str = "", patience: float =
             check=False,
             cwd="/",
             env=env,
-            input=said,
+            input=stdin,
             capture_output=True,
             text=True,
             errors="replace",
@@ -77,19 +80,19 @@ def _run(argv: List[str], env: Dict[str, str], said: str = "", patience: float =
 
 
 def compute_mode(smi: str, uuid: str) -> str:
-    """A GPU's compute mode, as set_compute_mode takes it.  Raises HostError."""
-    found = _run([smi, "-i", uuid, "--query-gpu=compute_mode", "--format=csv,noheader"], ENVIRONMENT).strip()
-    if found not in _MODES:
-        raise errors.HostError(f"{smi} calls the compute mode of {uuid} {found!r}, which is none")
-    return _MODES[found]
+    """A GPU's compute mode, in the spelling of set_compute_mode.  Raises HostError."""
+    mode = _run([smi, "-i", uuid, "--query-gpu=compute_mode", "--format=csv,noheader"], ENVIRONMENT).strip()
+    if mode not in _MODES:
+        raise errors.HostError(f"{smi} calls the compute mode of {uuid} {mode!r}, which is not a compute mode")
+    return _MODES[mode]
 
 
 def set_compute_mode(smi: str, uuid: str, mode: str, lock: int = -1) -> None:
     """Sets a GPU's compute mode and reads it back.  Raises HostError."""
     _run([smi, "-i", uuid, "-c", mode], ENVIRONMENT, lock=lock)
-    found = compute_mode(smi, uuid)
-    if found != mode:
-        raise errors.HostError(f"the compute mode of {uuid} is {found} after {smi} has set it to {mode}")
+    actual = compute_mode(smi, uuid)
+    if actual != mode:
+        raise errors.HostError(f"the compute mode of {uuid} is {actual} after {smi} has set it to {mode}")
 
 
 def set_time_slice(smi: str, uuid: str, number: int, lock: int = -1) -> None:
@@ -98,8 +101,7 @@ def set_time_slice(smi: str, uuid: str, number: int, lock: int = -1) -> None:
 
 
 def uuid_of(key: str) -> str:
-    """The UUID of the GPU with the device number `key` (c195:MINOR), as the kernel module tells it; '' if it does
-    not."""
+    """The UUID of the GPU with the device number `key` (c195:MINOR), from NVIDIA's kernel module; '' if it has none."""
     minor = key.partition("+")[0].partition(":")[2]
     try:
         for name in os.listdir(_PROC):
@@ -116,33 +118,41 @@ def uuid_of(key: str) -> str:
 
 
 def control(program: str, pipe_dir: str, command: str, patience: float = CONTROL_PATIENCE) -> str:
-    """The answer of the MPS daemon behind a pipe directory.  Raises HostError, also when no daemon is there."""
+    """Sends a command to the MPS daemon of a pipe directory, and gives the answer.
+
+    Raises HostError, also when no daemon runs there.
+    """
     return _run([program], {**ENVIRONMENT, "CUDA_MPS_PIPE_DIRECTORY": pipe_dir}, command + "\n", patience).strip()
 
 
 def percentage(program: str, pipe_dir: str, patience: float = CONTROL_PATIENCE) -> float:
-    """The daemon's default active thread percentage: the question that any daemon that works can answer."""
+    """The daemon's default active thread percentage.  Raises HostError.
+
+    Every working daemon can answer this, so it also serves to test whether the daemon works.
+    """
     answer = control(program, pipe_dir, "get_default_active_thread_percentage", patience)
     try:
         return float(answer)
     except ValueError:
-        raise errors.HostError(f"the MPS daemon of {pipe_dir} gives no number but {answer[:_MAX_WORDS]!r}") from None
+        raise errors.HostError(
+            f"the MPS daemon of {pipe_dir} gives {answer[:_MAX_WORDS]!r} instead of a number"
+        ) from None
 
 
 def servers(program: str, pipe_dir: str) -> Dict[int, int]:
-    """The uid of each of the daemon's servers, by its pid.  Raises HostError."""
-    found = {}
+    """The uid of each of the daemon's servers, by the server's pid.  Raises HostError."""
+    uids = {}
     for word in control(program, pipe_dir, "get_server_list").split():
         if word.isdigit():
             try:
-                found[int(word)] = os.stat(f"/proc/{word}").st_uid
+                uids[int(word)] = os.stat(f"/proc/{word}").st_uid
             except OSError:
-                continue  # it has ended
-    return found
+                continue  # this server has ended
+    return uids
 
 
 def log_tail(log_dir: str) -> str:
-    """The last words of a daemon's log, for an error."""
+    """The last lines of a daemon's log, as a clause for an error."""
     try:
         with open(log_dir + "/control.log", "rb") as file:
             file.seek(0, os.SEEK_END)
@@ -167,7 +177,7 @@ def unit(verb: str, name: str) -> None:
 
 
 def active(name: str) -> bool:
-    """Whether systemd says that a unit runs."""
+    """Whether systemd calls a unit active."""
     try:
         unit("is-active", name)
     except errors.HostError:

@@ -1,7 +1,7 @@
 """The pages of shared GPUs, `shared/UUID` in the state directory, and the directories of MPS daemons.
 
-A page says who began the sharing, what was there before (the compute mode, noted before it is changed) and what runs
-for it. It is read and changed under a lock of the GPU's own.
+A page says how the GPU is shared, which daemon runs for it, and what has to be restored afterwards (the compute mode,
+noted before it is changed).  It is read and changed under the GPU's own lock.
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ if TYPE_CHECKING:
 
     from shim.sharing.terms import Sharing
 
-_MAX_PAGE = 1 << 16
+_MAX_PAGE = 1 << 16  # bytes
 
 
 class Page:
-    """One GPU's page; the caller holds the GPU's `lock`, a descriptor.  A value that is set is on the disk before
-    anything else happens."""
+    """One GPU's page.  `lock`: the descriptor of the GPU's lock, which the caller holds.
+
+    `update` writes the file at once, so that whatever changes on the host afterwards can be undone if we are killed.
+    """
 
     def __init__(self, state_dir: str, uuid: str, values: Dict[str, Any], lock: int = -1) -> None:
         self.state_dir = state_dir
@@ -36,11 +38,11 @@ class Page:
         return self.values[key]
 
     def get(self, key: str) -> Any:
-        """A value, None where there is none."""
+        """A value, None when it is not set."""
         return self.values.get(key)
 
     def update(self, **values: Any) -> None:
-        """Sets values.  Raises OSError."""
+        """Sets values, and writes the page.  Raises OSError."""
         self.values.update(values)
         path = f"{self.state_dir}/shared/{self.values['uuid']}"
         data = jsontext.dumps(self.values) + b"\n"
@@ -51,8 +53,10 @@ class Page:
             files.replace(path, data, 0o600)
 
     def set_compute_mode(self, mode: str) -> None:
-        """Changes the compute mode; what it was before is noted first, and only the first time.  Raises HostError or
-        OSError."""
+        """Changes the compute mode.  Raises HostError or OSError.
+
+        The mode from before the first change is noted as `before`, so that it can be restored.
+        """
         before = nvidia_tools.compute_mode(self["smi"], self["uuid"])
         if before == mode:
             return
@@ -61,10 +65,10 @@ class Page:
         nvidia_tools.set_compute_mode(self["smi"], self["uuid"], mode, self.lock)
 
     def remove(self) -> None:
-        """Tears the page out.  Raises OSError."""
+        """Removes the page.  Raises OSError."""
         os.unlink(f"{self.state_dir}/shared/{self['uuid']}")
         try:
-            os.rmdir(self.state_dir + "/shared")  # a create that takes devices looks for it
+            os.rmdir(self.state_dir + "/shared")  # without the directory, other creates need not look for pages
         except OSError:
             pass
 
@@ -76,7 +80,7 @@ def lock(state_dir: str, uuid: str) -> Lock:
 
 
 def read(state_dir: str, uuid: str, lock: int = -1) -> Page:
-    """The page of a GPU, an empty one where there is none.  Raises OSError or HostError."""
+    """The page of a GPU, an empty one if it has none.  Raises OSError or HostError."""
     try:
         values = jsontext.loads(files.read(f"{state_dir}/shared/{uuid}", _MAX_PAGE)[0])
     except FileNotFoundError:
@@ -89,18 +93,18 @@ def read(state_dir: str, uuid: str, lock: int = -1) -> Page:
 
 
 def every(state_dir: str) -> List[Dict[str, Any]]:
-    """What all pages say, for people."""
-    found = []
+    """The values of all pages, for people.  They are read without locks, up to the first that cannot be read."""
+    result = []
     try:
         for uuid in sorted(os.listdir(state_dir + "/shared")):
-            found.append(read(state_dir, uuid).values)
+            result.append(read(state_dir, uuid).values)
     except (OSError, ChandlerError):
         pass
-    return found
+    return result
 
 
 def directories(share: Sharing, state_dir: str) -> List[str]:
-    """The daemon's directory of pipes and that of its shared memory, on the host."""
+    """The daemon's pipe directory and its shared memory directory, on the host."""
     if not share.managed:
         return [share.wish.get("mps_pipe_dir", share.config["gpu.mps-pipe-dir"]), share.config["gpu.mps-shm-dir"]]
     base = f"{mps_base(state_dir)}/{share.devices[0][1]}"
@@ -108,10 +112,10 @@ def directories(share: Sharing, state_dir: str) -> List[str]:
 
 
 def mps_base(state_dir: str) -> str:
-    """Where daemons of Chandler's own have their directories; those of the unit are fixed in it."""
+    """The parent of the directories of Chandler's own daemons.  Under systemd the unit file fixes it."""
     return (paths.STATE_DIR if nvidia_tools.has_systemd() else state_dir) + "/mps"
 
 
 def share_owners() -> Dict[int, str]:
-    """Whose files and directories may be given to a container."""
+    """The owners, by uid, whose files and directories may be given to a container that shares a GPU."""
     return userns.trusted_owners(userns.user_namespace())

@@ -1,9 +1,9 @@
-"""What is set up on the host for GPUs that are shared: begun with the first container, ended after the last.
+"""Sets up shared GPUs on the host for the first container that shares them, and restores them after the last.
 
-What was begun for a GPU is on its page (shim.sharing.pages), which is held locked while daemons start and stop; the
-ledger's lock is never held meanwhile.  Whether a GPU is still shared the ledger alone knows, so whoever finds a page
-that no lease stands for may end it: the poststop hook, `chandler leases`, and a create that takes the GPU for
-something else.  Part of a create that shares, and of the release of its lease.
+What was set up for a GPU is on its page (shim.sharing.pages).  The page is locked while daemons start and stop; the
+ledger's lock is not held meanwhile, since that takes seconds.  Only the ledger knows whether a GPU is still shared.  So
+whoever finds a page without a lease may end it: the poststop hook, `chandler leases`, or a create that takes the GPU
+for something else.  Part of a create that shares, and of the release of its lease.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 
 def begin(share: Sharing, state_dir: str) -> Edits:
-    """Sets up what a container's share needs, or finds it there, and gives the edits that belong to it.
+    """Sets up what a container needs to share its GPUs, unless it is there already, and gives the container's edits.
 
-    The container holds its lease already, where leases are kept; whoever ends that ends this, too.
-    Raises HostError, TrustError or RequestError; what was begun for this container alone is then put back.
+    On a node with leases the container holds its lease already, and the end of the lease undoes this.
+    Raises HostError, TrustError or RequestError; what was set up only for this container is then undone.
     """
     try:
         if share.mode == MPS and not share.managed:
@@ -45,7 +45,8 @@ def begin(share: Sharing, state_dir: str) -> Edits:
             _check_file(share)
     except OSError as error:
         raise errors.HostError(
-            f"{share.source}: what sharing a GPU needs cannot be set up: {error.filename or state_dir}: {error.strerror}"
+            f"{share.source}: what sharing a GPU needs cannot be set up: "
+            f"{error.filename or state_dir}: {error.strerror}"
         ) from None
     except ChandlerError as error:
         raise error.within(share.source) from None
@@ -53,7 +54,7 @@ def begin(share: Sharing, state_dir: str) -> Edits:
 
 
 def edits(share: Sharing, state_dir: str) -> Edits:
-    """The environment and the mounts of a container's share."""
+    """The environment variables and mounts of a container that shares GPUs."""
     return share.edits(*pages.directories(share, state_dir)) if share.mode == MPS else share.edits("", "")
 
 
@@ -63,6 +64,7 @@ def _check_file(share: Sharing) -> None:
 
 
 def _begin(share: Sharing, state_dir: str, key: str, uuid: str) -> None:
+    """Sets up the sharing of one GPU.  Raises HostError, TrustError or OSError."""
     config = share.config
     nvidia_tools.check(config["gpu.nvidia-smi"], "nvidia-smi")
     if "time_slicing_config_path" in share.wish:
@@ -70,7 +72,7 @@ def _begin(share: Sharing, state_dir: str, key: str, uuid: str) -> None:
     with pages.lock(state_dir, uuid) as lock:
         page = pages.read(state_dir, uuid, lock.descriptor)
         if page.get("mode") not in (None, share.mode):
-            _end(page)  # nobody has a lease for that any more, or we had none
+            _end(page)  # left over: our lease excludes any lease for the other mode
             page = pages.Page(state_dir, uuid, {}, lock.descriptor)
         fresh = page.get("mode") is None
         if fresh:
@@ -89,12 +91,12 @@ def _begin(share: Sharing, state_dir: str, key: str, uuid: str) -> None:
                 try:
                     _end(page)
                 except (OSError, ChandlerError):
-                    pass  # the page stays, and whoever takes the GPU next tries again
+                    pass  # the page stays, and the next container with this GPU tries again
             raise
 
 
 def _end(page: Page) -> None:
-    """Puts everything back, and tears the page out.  Raises HostError or OSError; the page then stays."""
+    """Undoes everything that is on the page, then removes it.  Raises HostError or OSError; the page then stays."""
     if page.get("mode") == MPS:
         from shim.sharing import mps
 
@@ -109,23 +111,24 @@ def _end(page: Page) -> None:
 
 
 def settle(state_dir: str, read: Callable[[], List[Lease]], keys: Optional[List[str]]) -> None:
-    """Ends what was begun for GPUs that nobody shares any more, of those that `keys` are or are parts of; None: of all.
+    """Undoes the sharing of GPUs that no lease shares any more.
 
-    `read` gives the leases.  Raises HostError.
+    `keys`: only GPUs with a key that clashes with one of these (shim.state.leases); None for all GPUs.  `read` gives
+    the leases.  Raises HostError.
     """
     try:
         for uuid in sorted(os.listdir(state_dir + "/shared")):
             if ".chandler-" in uuid:
-                continue  # half a page
+                continue  # a temporary file of `files.replace`
             with pages.lock(state_dir, uuid) as lock:
                 page = pages.read(state_dir, uuid, lock.descriptor)
                 key, mode = page.get("key"), page.get("mode")
-                if mode is None or keys is not None and not any(leases.clash(key, one) for one in keys):
+                if mode is None or keys is not None and not any(leases.clash(key, other) for other in keys):
                     continue
                 if not any(lease.get("mode") == mode and key in lease["keys"] for lease in read()):
                     _end(page)
     except FileNotFoundError:
-        pass  # the last page is gone, and the directory with it
+        pass  # the last page was removed, and the directory with it
     except OSError as error:
         raise errors.HostError(
             f"{state_dir}/shared: a GPU that is no longer shared cannot be put back: {error.strerror}"
@@ -133,8 +136,10 @@ def settle(state_dir: str, read: Callable[[], List[Lease]], keys: Optional[List[
 
 
 def hook(share: Sharing, state_dir: str) -> Edits:
-    """Before the container starts the daemon must still answer: without it CUDA would run, and not say that it does
-    not share."""
+    """The hook that checks, before the container starts, that the MPS daemon still answers; no hook for time slices.
+
+    Without a daemon CUDA runs all the same, and nothing says that the GPU is not shared.
+    """
     if share.mode != MPS:
         return Edits()
     pipe_dir = pages.directories(share, state_dir)[0]

@@ -1,7 +1,7 @@
-"""How a container shares its GPUs: `sharing: mps` or `time-slice` of a request, checked, as values and edits.
+"""How a container shares its GPUs: checks `sharing` of a request (mps or time-slice), and makes edits of it.
 
-Who may share with whom is decided here, from the leases alone; what has to be set up on the host for it does
-shim.sharing.setup.  Pure.  Not part of the create path unless something about sharing is asked for.
+Decides, from the leases alone, which containers may share a GPU.  shim.sharing.setup sets up the host.
+Pure.  Part of the create path only for a request with a key about sharing.
 Sources: NVIDIA, "Multi-Process Service"; `nvidia-smi compute-policy`.
 """
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 MPS, TIME_SLICE = "mps", "time-slice"
 SLICES = ("default", "short", "medium", "long")  # in the order of nvidia-smi's numbers
-KIND = vendors.NVIDIA.kind  # MPS and time slices are NVIDIA's
-PIPE_INSIDE = "/tmp/nvidia-mps"  # where CUDA looks by itself
-SLICING_INSIDE = "/etc/nvidia/gpu-time-slicing.yaml"
-# keys of resources.gpu that mean something in one mode alone
+KIND = vendors.NVIDIA.kind  # only NVIDIA's GPUs have MPS and time slices
+PIPE_INSIDE = "/tmp/nvidia-mps"  # in the container: CUDA's default
+SLICING_INSIDE = "/etc/nvidia/gpu-time-slicing.yaml"  # in the container
+# The keys of resources.gpu that have a meaning in one mode only.
 _OF_MODE = {
     MPS: ("mps_pipe_dir", "mps_log_dir", "mps_active_thread_percentage", "mps_pinned_memory", "mps_priority"),
     TIME_SLICE: ("time_slice_index", "time_slicing_config_path", "time_slice"),
@@ -36,8 +36,12 @@ _UUID = frozenset("0123456789abcdefABCDEF-")
 
 
 class Sharing:
-    """One container's share.  `devices`: (key, UUID) of its GPUs, the UUID '' where nobody needs it; `marks`: what its
-    lease says of it; `managed`: whether Chandler itself runs the MPS daemon; `limits`: in the words of the request."""
+    """How one container shares its GPUs.
+
+    `wish`: resources.gpu of the request; `uid`: the container's user as a uid of the host; `managed`: whether Chandler
+    runs the MPS daemon; `devices`: (key, UUID) of its GPUs, the UUID '' where it is not needed; `limits`: the MPS
+    limits, by their keys in the request; `marks`: what is added to the container's lease.
+    """
 
     __slots__ = ("mode", "wish", "source", "config", "uid", "managed", "devices", "marks", "limits")
 
@@ -62,44 +66,51 @@ class Sharing:
 
     @property
     def enforced(self) -> bool:
-        """Whether the daemon holds the limits, rather than the container's environment."""
+        """Whether the daemon enforces the limits; otherwise they are only variables of the container."""
         return self.managed and self.config["gpu.mps-limits"] == "enforced"
 
     def seen(self, held: List[Lease]) -> List[Lease]:
-        """The leases of others as they look to this container: those that it may share with say so (`shares`)."""
-        number: Dict[str, int] = {}
+        """The leases of other containers, with `shares` (shim.state.leases.holder) where this container may share.
+
+        `shares` leaves out devices that have gpu.max-sharers containers already.
+        """
+        sharers: Dict[str, int] = {}
         for lease in held:
             for key in lease["keys"]:
-                number[key] = number.get(key, 0) + 1
+                sharers[key] = sharers.get(key, 0) + 1
         return [
-            {**lease, "shares": [key for key in lease["keys"] if number[key] < self.config["gpu.max-sharers"]]}
+            {**lease, "shares": [key for key in lease["keys"] if sharers[key] < self.config["gpu.max-sharers"]]}
             if self._fits(lease)
             else lease
             for lease in held
         ]
 
     def _fits(self, lease: Lease) -> bool:
+        """Whether this container may share the devices of a lease."""
         if lease.get("mode") != self.mode:
             return False
         if self.mode == MPS:
-            # one server at a time: another user's clients would wait until all others have ended
+            # an MPS server serves one user: another user's clients would wait until all others have ended
             return lease["uid"] == self.uid and (not self.enforced or lease.get("limits", {}) == self.limits)
         return None in (lease["slice"], self.marks["slice"]) or lease["slice"] == self.marks["slice"]
 
     def place(self, grant: Grant, inventory: Inventory, uuid_of: Callable[[str], str]) -> None:
-        """Takes note of the devices.  `uuid_of` gives the UUID of a GPU without a CDI name that tells it, or ''.
+        """Sets `devices` from the grant.  `uuid_of`: gives the UUID of a GPU that has no CDI name with it, or ''.
 
-        Raises RequestError for devices that cannot be shared so.
+        Raises RequestError for devices that cannot be shared in this way, HostError for a UUID that is needed and not
+        known.
         """
-        whole = not self.managed and self.mode == MPS  # any device will do; its UUID is of no interest
+        external = not self.managed and self.mode == MPS  # its daemon serves any device, and needs no UUID
         for name, key in zip(grant.names, grant.keys):
             if name.partition("=")[0] != KIND:
                 raise errors.RequestError(
                     f"{self.source}: resources.gpu.sharing = {self.mode!r} is for {KIND}, not for {name}"
                 )
             names = inventory.names(KIND, key)
-            mig = any(each.startswith(("MIG-", "mig")) or ":" in each for each in (name.partition("=")[2], *names))
-            if mig and (not whole or len(grant.keys) > 1):
+            # A MIG device has names such as MIG-UUID, 0:1 and mig0:1 (shim.generate.nvidia).
+            aliases = (name.partition("=")[2], *names)
+            mig = any(alias.startswith(("MIG-", "mig")) or ":" in alias for alias in aliases)
+            if mig and (not external or len(grant.keys) > 1):
                 raise errors.RequestError(
                     f"{self.source}: {name} is a MIG device, which "
                     + (
@@ -121,19 +132,21 @@ class Sharing:
                 f"{len(grant.keys)}, numbered from 0",
                 "leave it out",
             )
-        if whole or self.mode == TIME_SLICE and "time_slice" not in self.wish:
-            return
+        if external or self.mode == TIME_SLICE and "time_slice" not in self.wish:
+            return  # no UUID is needed
         for number, (key, _) in enumerate(self.devices):
-            uuid = next((each for each in inventory.names(KIND, key) if each.startswith("GPU-")), "") or uuid_of(key)
+            uuids = (name for name in inventory.names(KIND, key) if name.startswith("GPU-"))
+            uuid = next(uuids, "") or uuid_of(key)
             if not uuid or not uuid.startswith("GPU-") or set(uuid[4:]) - _UUID:
                 raise errors.HostError(
-                    f"{self.source}: the UUID of {grant.names[number]} is not known, and resources.gpu.sharing needs it",
+                    f"{self.source}: the UUID of {grant.names[number]} is not known, and resources.gpu.sharing needs "
+                    "it",
                     "make a CDI file that names GPUs by UUID, with `chandler cdi generate`",
                 )
             self.devices[number] = (key, uuid)
 
     def edits(self, pipe_dir: str, shm_dir: str) -> Edits:
-        """The environment and the mounts that CUDA expects; the directories are the daemon's on the host."""
+        """The environment and the mounts that CUDA expects.  `pipe_dir`, `shm_dir`: the MPS daemon's, on the host."""
         origin = f"{self.source} ({self.mode})"
         items: List[Edit] = []
         if self.mode == TIME_SLICE:
@@ -153,12 +166,12 @@ class Sharing:
                 (ENV, "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE", str(self.wish["mps_active_thread_percentage"]), origin)
             )
         if "mps_pinned_memory" in self.wish:
-            each = f"={self.wish['mps_pinned_memory'] // _MIB}M"
+            limit = f"={self.wish['mps_pinned_memory'] // _MIB}M"
             items.append(
                 (
                     ENV,
                     "CUDA_MPS_PINNED_DEVICE_MEM_LIMIT",
-                    ",".join(f"{n}{each}" for n in range(len(self.devices))),
+                    ",".join(f"{n}{limit}" for n in range(len(self.devices))),
                     origin,
                 )
             )
@@ -184,9 +197,11 @@ def _bind(source: str, destination: str, access: str, origin: str) -> Edit:
 def wished(
     wish: Dict[str, Any], document: Dict[str, Any], config: Dict[str, Any], source: str, leased: bool
 ) -> Optional[Sharing]:
-    """What a request says of sharing; None when its GPUs are exclusive.  `leased`: whether this node keeps leases.
+    """How a request wants to share its GPUs; None when it wants them exclusively.
 
-    Raises RequestError, or PolicyError when the node does not share in this way.
+    `wish`: resources.gpu of the request; `document`: config.json; `source`: the request's origin, for errors; `leased`:
+    whether this node keeps leases.  Raises RequestError, PolicyError when the node does not share in this way, or
+    BundleError when the container's user has no uid of the host.
     """
     mode = wish.get("sharing", "exclusive")
     for other, keys in _OF_MODE.items():
@@ -198,12 +213,12 @@ def wished(
             )
     if mode == "exclusive":
         return None
-    made = Sharing(mode, wish, source, config, _host_uid(document, source))
+    share = Sharing(mode, wish, source, config, _host_uid(document, source))
     if mode == MPS and config["gpu.mps"] == "off":
         raise errors.PolicyError(
             f'{source}: resources.gpu.sharing = "mps": this node runs no MPS', "set mps in [gpu] to external or managed"
         )
-    if made.managed:
+    if share.managed:
         for key in _OF_MODE[MPS][:2]:
             if key in wish:
                 raise errors.RequestError(
@@ -211,25 +226,25 @@ def wished(
                     "their own",
                     "leave it out",
                 )
-    if not leased and (made.managed or "time_slice" in wish):
+    if not leased and (share.managed or "time_slice" in wish):
         raise errors.PolicyError(
-            f"{source}: resources.gpu.{'time_slice' if mode == TIME_SLICE else 'sharing'} changes the GPU for as long as it "
-            "is shared, and this node does not keep who shares it",
+            f"{source}: resources.gpu.{'time_slice' if mode == TIME_SLICE else 'sharing'} changes the GPU for as long "
+            "as it is shared, and this node keeps no leases, which would say when that ends",
             'set allocator = "leases" in [gpu]',
         )
-    return made
+    return share
 
 
 def _host_uid(document: Dict[str, Any], source: str) -> int:
-    """The container's user as the MPS daemon sees it: a uid of the host."""
+    """The uid that the container's user has on the host, where the MPS daemon runs.  Raises BundleError."""
     uid = reader.process_user(document)["uid"]
     if not reader.in_user_namespace(document):
         return uid
     mappings = document["linux"].get("uidMappings")
-    for one in mappings if isinstance(mappings, list) else ():
+    for mapping in mappings if isinstance(mappings, list) else ():
         try:
-            if one["containerID"] <= uid < one["containerID"] + one["size"]:
-                return int(one["hostID"] + uid - one["containerID"])
+            if mapping["containerID"] <= uid < mapping["containerID"] + mapping["size"]:
+                return int(mapping["hostID"] + uid - mapping["containerID"])
         except (KeyError, TypeError):
             break
     raise errors.BundleError(
@@ -238,7 +253,7 @@ def _host_uid(document: Dict[str, Any], source: str) -> int:
 
 
 def pinned(value: Any) -> int:
-    """The bytes of a limit as the MPS daemon writes it, such as 512M or 1G; -1 for anything else."""
+    """The bytes of a memory limit in the MPS daemon's notation, such as 512M or 1G; -1 for anything else."""
     text = str(value.text if isinstance(value, jsontext.Number) else value).strip()
     unit = {"K": 1 << 10, "M": _MIB, "G": 1 << 30, "B": 1}.get(text[-1:].upper(), 0)
     digits = text[:-1] if unit else text

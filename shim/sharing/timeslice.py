@@ -1,6 +1,6 @@
-"""The length of a GPU's time slices, set for those who share it and put back after the last of them.
+"""Sets the length of a GPU's time slices for the containers that share it, and restores it after the last of them.
 
-What was set is noted on the page of the GPU (shim.sharing.pages).
+The length that was set is noted on the page of the GPU (shim.sharing.pages).
 Source: `nvidia-smi compute-policy -h` (--set-timeslice).
 """
 
@@ -17,13 +17,16 @@ if TYPE_CHECKING:
 
 
 def begin(page: Page, share: Sharing) -> None:
-    """Sets compute mode DEFAULT, without which nobody shares, and the length.  Raises HostError."""
+    """Sets compute mode DEFAULT, which lets several processes use the GPU, and the length of time slices.
+
+    Raises HostError or OSError.
+    """
     wanted = share.wish["time_slice"]
     if page.get("slice") == wanted:
         return
     page.set_compute_mode("DEFAULT")
     before = page.get("slice")
-    page.update(slice=wanted)  # before it is true, so that it is put back whatever happens
+    page.update(slice=wanted)  # noted before it is set, so that it is restored even if we are killed
     try:
         nvidia_tools.set_time_slice(page["smi"], page["uuid"], SLICES.index(wanted), page.lock)
     except errors.HostError:
@@ -33,7 +36,7 @@ def begin(page: Page, share: Sharing) -> None:
 
 
 def end(page: Page) -> None:
-    """Puts back the default length.  Raises HostError."""
+    """Sets the default length again.  Raises HostError or OSError."""
     if page.get("slice"):
         nvidia_tools.set_time_slice(page["smi"], page["uuid"], 0, page.lock)
         page.update(slice="")

@@ -1,7 +1,7 @@
-"""Grant records: the truth about what a container got, one file each in the state directory.
+"""Grant records: what each container was given, one file for each container in the state directory.
 
-Keyed by the runtime's root and the container's id.  A record is written before config.json is replaced.  Part of
-the create path.
+The key is the runtime's root and the container's id.  A record is written before config.json is replaced, so no
+container can have devices without one.  Part of the create path.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ _PLAIN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz01234567
 
 
 def directory(state_dir: str) -> str:
-    """Where the records are."""
+    """The directory of the records."""
     return state_dir + "/grants"
 
 
 def nri(state_dir: str) -> str:
-    """The state directory of the NRI plugin's records, whose root is '': it is never told a runtime's."""
+    """The state directory of the NRI plugin's records.  Their root is '', since NRI does not tell the runtime's."""
     return state_dir + "/nri"
 
 
 def record_path(state_dir: str, root: str, container: str) -> str:
-    """The file of a container's record."""
+    """The file of a container's record.  An id that is long, or unsafe in a file name, is replaced by its digest."""
     name = container if len(container) < 200 and not set(container) - _PLAIN else files.digest(_bytes(container))
     return f"{directory(state_dir)}/{crc32(_bytes(root)):08x}-{name}.json"
 
@@ -41,10 +41,10 @@ def _bytes(text: str) -> bytes:
 
 
 def write(state_dir: str, record: Dict[str, Any], private: bool = False) -> None:
-    """Writes a record (keys id and root, and what else there is to say).
+    """Writes a record: id, root, and any other of shim.state.records.MEMBERS.
 
-    `private`: a state directory that is not there yet is made for the caller's eyes alone.  Raises OSError, or
-    TrustError when somebody else may write the state directory.
+    `private`: if the state directory does not exist, it is made with mode 0700 instead of 0755.
+    Raises OSError, or TrustError when somebody else may write to the state directory.
     """
     path = record_path(state_dir, record["root"], record["id"])
     trust.own_directory(state_dir, 0o700 if private else 0o755)
@@ -57,7 +57,7 @@ def write(state_dir: str, record: Dict[str, Any], private: bool = False) -> None
 
 
 def remove(state_dir: str, root: str, container: str) -> None:
-    """Removes a record; one that is not there is fine."""
+    """Removes a record, if there is one."""
     try:
         posix.unlink(record_path(state_dir, root, container))
     except OSError:

@@ -1,10 +1,12 @@
-"""The ledger: a node's leases in one file of the state directory, one lock, no daemon.
+"""The ledger: a node's leases in one file of the state directory, changed under one lock, without a daemon.
 
-Every change is a rename, so the file is always whole.  It carries a checksum, and a copy of it is written before it
-is: the copy has what the file has, or the change that was never finished.  Where both are damaged, it is made anew
-from grant records and what runtimes know (shim.state.rebuild).  A lease ends when its token is released: by the
-container's poststop hook, by whoever made it when the create fails, or, where both were lost, when devices are short
-and the container turns out to be gone.  Part of the create path where the configuration says `allocator = "leases"`.
+Every change replaces the file by rename, so a reader never sees half of one.  The file carries a checksum.  A copy is
+written before the file, so the copy holds either the same leases or the change that was not finished.  When both are
+damaged, the ledger is rebuilt from grant records and from the runtimes' state directories (shim.state.rebuild).
+
+A lease ends when its token is released.  The container's poststop hook does that, or the process that made the lease
+when its create fails.  If neither did, the next create that finds too few devices ends the leases of containers that
+are gone.  Part of the create path where the configuration says `allocator = "leases"`.
 """
 
 from __future__ import annotations
@@ -25,34 +27,35 @@ if TYPE_CHECKING:
     from shim.state.leases import Lease
     from shim.state.rebuild import Rebuilt
 
-    Plan = Any  # has names and keys, the devices that a plan comes to, and sharing, how they are shared or None
+    Plan = Any  # has names and keys (the chosen devices), and sharing (a shim.sharing.terms.Sharing, or None)
 
 MAX_LEDGER = 16 << 20
 _VERSION = 1
 
 
 def parse(data: bytes) -> Optional[List[Lease]]:
-    """The leases in a ledger's bytes, None when they are damaged.
+    """The leases in a ledger's bytes; None when the bytes are damaged.
 
-    The checksum says that they are what `write` was given.  An older Chandler wrote the list alone, without one, and
-    roots as they were spelled.
+    With a checksum the leases are as `write` wrote them, so their members are not checked again.  An older Chandler
+    wrote a bare list without a checksum, and each root as the caller spelled it: that list is checked, and its roots
+    are resolved.
     """
     try:
         text = files.unseal(data)
-        found = jsontext.loads(data if text is None else text)
+        content = jsontext.loads(data if text is None else text)
     except ChandlerError:
         return None
     if text is not None:
-        found = found["leases"] if found.get("version") == _VERSION else None
-        return found
+        content = content["leases"] if content.get("version") == _VERSION else None
+        return content
     from shim.state import records
 
-    if type(found) is not list or not all(records.is_lease(lease) for lease in found):
+    if type(content) is not list or not all(records.is_lease(lease) for lease in content):
         return None
-    for lease in found:
+    for lease in content:
         if lease.get("root", "").startswith("/"):
             lease["root"] = runtimes.resolved(lease["root"])
-    return found
+    return content
 
 
 class Ledger:
@@ -67,21 +70,21 @@ class Ledger:
         self._creating: Optional[Lock] = None
 
     def read(self) -> List[Lease]:
-        """All leases, the oldest first.  Raises LedgerError when neither the file nor its copy can be read as ours."""
+        """All leases, the oldest first.  Raises LedgerError when neither the file nor its copy can be used."""
         missing = True
         for path in (self.path, self.path + ".copy"):
             try:
                 data = files.read(path, MAX_LEDGER)[0]
-                found = parse(data)
+                present = parse(data)
             except FileNotFoundError:
                 continue
             except (OSError, ChandlerError):
-                found = None
+                present = None
             missing = False
-            if found is not None:
+            if present is not None:
                 if data[:1] == b"[" and (files.exists(self.path + ".copy") or self._recorded()):
-                    break  # an older Chandler's, and it was not the last to write here
-                return found
+                    break  # an older Chandler wrote this file, and a newer one has written leases here since
+                return present
         if missing and not self._recorded(damaged=True):
             return []
         raise errors.LedgerError(
@@ -89,7 +92,10 @@ class Ledger:
         )
 
     def _recorded(self, damaged: bool = False) -> bool:
-        """Whether grant records tell of leases that a ledger of ours has; `damaged`: or may do so."""
+        """Whether a grant record shows that a ledger of leases was written here.
+
+        `damaged`: whether a damaged record counts as one that shows it.
+        """
         bases = [
             base
             for base in (self._state_dir, grants.nri(self._state_dir))
@@ -99,7 +105,7 @@ class Ledger:
             return False
         from shim.state import records
 
-        # an older Chandler's records have no token, and do not say which process made the container
+        # a record without token, pid and owner is an older Chandler's: it had a lease if it names physical devices
         return any(
             damaged
             if record is None
@@ -108,9 +114,9 @@ class Ledger:
             for _, record in records.every(base)
         )
 
-    def write(self, found: List[Lease]) -> None:
-        """Writes the copy, then the file; whoever calls holds the lock.  Raises OSError."""
-        data = files.seal(jsontext.dumps({"version": _VERSION, "leases": found}))
+    def write(self, entries: List[Lease]) -> None:
+        """Writes the copy, then the file.  The caller holds the lock.  Raises OSError."""
+        data = files.seal(jsontext.dumps({"version": _VERSION, "leases": entries}))
         files.replace(self.path + ".copy", data, 0o600, temporary=self.path + ".new")
         files.replace(self.path, data, 0o600, temporary=self.path + ".new")
 
@@ -118,12 +124,12 @@ class Ledger:
         return errors.HostError(f"the ledger of leases {self.path} cannot be changed: {error.strerror}")
 
     def allocate(self, lease: Lease, plan: Callable[[List[Lease]], Plan], patient: bool = True) -> Plan:
-        """What `plan` makes of the leases of all others; what it takes is then held by `lease`, to which names and
-        keys are added.
+        """Calls `plan` with the leases of all other containers, and writes `lease` for the devices that it chooses.
 
-        A plan for which devices are short is made once more after leases that nobody holds any longer are taken back;
-        without `patient` that is left to the caller, since runtimes may take their time to answer.
-        Raises what `plan` raises (LeaseError: devices are short), LeaseError when the container holds a lease
+        Adds names and keys to `lease`, and gives the plan.  When too few devices are free, the leases of containers
+        that are gone are ended and `plan` is called once more.  Without `patient` that is left to the caller, since it
+        asks runtimes, which may be slow.
+        Raises what `plan` raises (LeaseError: too few devices are free), LeaseError when the container holds a lease
         already, and HostError.
         """
         try:
@@ -131,9 +137,9 @@ class Ledger:
             try:
                 return self._allocate(lease, plan)
             except errors.LedgerError:
-                made = plan([])
-                if not made.keys:
-                    return made  # who needs no device needs no ledger
+                planned = plan([])
+                if not planned.keys:
+                    return planned  # a container without devices needs no ledger
                 if not patient:
                     raise
                 self._rebuild()
@@ -145,8 +151,10 @@ class Ledger:
             raise self._failed(error) from None
 
     def announce(self) -> None:
-        """From now until this process becomes the runtime, or ends, it makes a container: who makes the ledger anew
-        waits for that, since the container's grant record may not be there yet.  Raises ChandlerError."""
+        """Says that this process creates a container, until it becomes the runtime or ends.  Raises ChandlerError.
+
+        A rebuild of the ledger waits for that, since the container's grant record may not be written yet.
+        """
         if self._creating is not None:
             return
         try:
@@ -156,23 +164,23 @@ class Ledger:
             raise self._failed(error) from None
 
     def _announce(self) -> None:
+        # no `with`: the descriptor is closed by the exec of the runtime, or when this process ends
         self._creating = Lock(self.path + ".creating", shared=True)
         self._creating.__enter__()
 
     def _rebuild(self) -> None:
-        """Makes the ledger anew where that is certain.  Raises HostError or OSError."""
+        """Rebuilds the damaged ledger if there is no doubt about who holds what.  Raises HostError or OSError."""
         if self._creating is not None:
-            self._creating.__exit__()  # else two would wait for each other
+            self._creating.__exit__()  # two creates that rebuild at once would wait for each other's shared lock
         self.make_anew()
         if self._creating is not None:
             self._announce()
 
     def make_anew(self, asked: bool = False, force: bool = False) -> Rebuilt:
-        """Writes the ledger anew from what else is known (shim.state.rebuild), once every create has ended that goes
-        on now.
+        """Rebuilds the ledger (shim.state.rebuild) and writes it.  First waits for all creates that are going on.
 
-        `asked`: by a person, who may want it for a ledger that is not damaged; `force`: also where there are doubts.
-        Raises HostError, the ledger then being as it was, or OSError.
+        `asked`: a person asked for it, so a ledger that is not damaged is rebuilt, too.  `force`: writes it also when
+        it is not certain who holds which device.  Raises HostError, which leaves the ledger as it was, or OSError.
         """
         from shim.state import rebuild
 
@@ -182,49 +190,52 @@ class Ledger:
             try:
                 present = self.read()
                 if not asked:
-                    return rebuild.Rebuilt(present, [], [])  # by another create
+                    return rebuild.Rebuilt(present, [], [])  # another create has rebuilt it while we waited
             except errors.LedgerError:
                 pass
-            made = rebuild.gather(self._state_dir, present)
+            rebuilt = rebuild.gather(self._state_dir, present)
             if not asked:
-                made.doubts.extend(rebuild.unknown(self._state_dir, was_there))
-            if made.doubts and not force:
+                rebuilt.doubts.extend(rebuild.unknown(self._state_dir, was_there))
+            if rebuilt.doubts and not force:
                 raise errors.HostError(
-                    f"the ledger of leases {self.path} is damaged, and who holds which GPU is not certain: {'; '.join(made.doubts)}",
+                    f"the ledger of leases {self.path} is damaged, and who holds which GPU is not certain: "
+                    f"{'; '.join(rebuilt.doubts)}",
                     "delete these containers, or make the ledger without them: `chandler leases rebuild --force`"
                     if asked
                     else "`chandler leases rebuild`",
                 )
-            self.write(made.leases)
-            for path in made.damaged:
+            self.write(rebuilt.leases)
+            for path in rebuilt.damaged:
                 posix.unlink(path)
-            return made
+            return rebuilt
 
     def _allocate(self, lease: Lease, plan: Callable[[List[Lease]], Plan]) -> Plan:
-        left: List[str] = []
+        unshared: List[str] = []  # keys of devices whose shared lease was replaced by this one
         with Lock(self.path + ".lock"):
             present = self.read()
-            own = leases.of_container(present, lease["owner"], lease.get("root", ""), lease["id"])
-            if own is not None:
+            existing = leases.of_container(present, lease["owner"], lease.get("root", ""), lease["id"])
+            if existing is not None:
                 raise errors.LeaseError(
-                    f"a container of this name is there already: {leases.words(own)}", "delete it first"
+                    f"a container of this name is there already: {leases.words(existing)}", "delete it first"
                 )
-            others = [one for one in present if not leases.gives_way(one, lease)]
-            made = plan(others)
-            if made.keys:
-                lease["names"], lease["keys"] = made.names, made.keys
-                if made.sharing is not None:
-                    lease.update(made.sharing.marks)
+            others = [other for other in present if not leases.gives_way(other, lease)]
+            planned = plan(others)
+            if planned.keys:
+                lease["names"], lease["keys"] = planned.names, planned.keys
+                if planned.sharing is not None:
+                    lease.update(planned.sharing.marks)
                 self.write([*others, lease])
-                left = [key for one in present if one not in others and "mode" in one for key in one["keys"]]
-        if left:
-            self.settle(left)
-        return made
+                unshared = [
+                    key for other in present if other not in others and "mode" in other for key in other["keys"]
+                ]
+        if unshared:
+            self.settle(unshared)  # without the ledger's lock, since an MPS daemon may take seconds to stop
+        return planned
 
     def release(self, tokens: Set[str]) -> int:
-        """Ends the leases with these tokens; how many there were.  Raises HostError.
+        """Ends the leases with these tokens, and gives their number.  Raises HostError.
 
-        What was set up for sharing a device ends with the last lease of those who share it.
+        When the last lease of a shared device ends, what was set up for sharing it is undone.
         """
         try:
             with Lock(self.path + ".lock"):
@@ -240,23 +251,24 @@ class Ledger:
         return len(present) - len(kept)
 
     def settle(self, keys: List[str]) -> None:
-        """Ends what was set up for sharing these devices, or parts of them, and nobody needs any more.  Raises
-        HostError."""
+        """Undoes the sharing of these devices, and of their parts, where no lease needs it.  Raises HostError."""
         if keys and files.exists(self._state_dir + "/shared"):
             from shim.sharing import setup
 
             setup.settle(self._state_dir, self.read, keys)
 
     def settle_all(self) -> None:
-        """The same for any device: a hook that was killed after it had ended its lease leaves some.  Raises
-        HostError."""
+        """`settle` for every device.  Raises HostError.
+
+        A hook that was killed after it had ended its lease leaves the sharing set up.
+        """
         if files.exists(self._state_dir + "/shared"):
             from shim.sharing import setup
 
             setup.settle(self._state_dir, self.read, None)
 
     def hook(self, lease: Lease) -> Edits:
-        """The poststop hook that releases a lease; the environment is its own, never the container's."""
+        """The poststop hook that releases a lease.  It has an environment of its own, not the container's."""
         return Edits(
             [
                 (
@@ -273,10 +285,10 @@ class Ledger:
         )
 
     def take_back(self) -> int:
-        """Ends the leases that nobody holds any longer; how many there were.  Raises HostError.
+        """Ends the leases of containers that are gone, and gives their number.  Raises HostError.
 
-        Runtimes are asked without the lock, since that takes its time.  Meanwhile a lease may have been released, and
-        its device taken again under another token; by its token none but the lease that was asked about is ended.
+        Runtimes are asked without the lock, since they may be slow.  Meanwhile the lease may end, and another container
+        may lease the device.  Leases are ended by token, so that container's lease is not touched.
         """
         from shim.state import stale
 
@@ -286,7 +298,10 @@ class Ledger:
         return self.release({lease["token"] for lease in gone})
 
     def forget(self, lease: Lease) -> None:
-        """Removes the grant record of a container that is gone; before its lease ends, since then its name is free."""
+        """Removes the grant record of a container that is gone.
+
+        Called before its lease ends: after that a new container may have the name, and the record would be its own.
+        """
         if lease["owner"] == "oci":
             from shim.state import records
 
@@ -294,9 +309,10 @@ class Ledger:
 
 
 def oci_lease(container: str, root: str, runtime: str, now: int, creation: Optional[Dict[str, Any]] = None) -> Lease:
-    """A lease for a container that this process creates; it becomes the runtime, so its pid stays.  Raises OSError.
+    """A lease for a container that this process creates.  Raises OSError.
 
-    `creation`: what host.creation said of that.
+    The pid in it stays right, since this process becomes the runtime by exec.
+    `creation`: the result of shim.host.kernel.creation, if the caller has it already.
     """
     return {
         "token": posix.urandom(12).hex(),
@@ -310,5 +326,5 @@ def oci_lease(container: str, root: str, runtime: str, now: int, creation: Optio
 
 
 def nri_lease(container: str, pod: str, now: int) -> Lease:
-    """A lease for a container that the NRI plugin equips, and whose end the plugin is told."""
+    """A lease for a container that gets its devices from the NRI plugin, which also learns of the container's end."""
     return {"token": posix.urandom(12).hex(), "owner": "nri", "id": container, "root": "", "pod": pod, "since": now}

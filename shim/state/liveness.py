@@ -1,8 +1,12 @@
-"""Whether somebody may still use a container's devices, by what the kernel alone says.  What cannot be seen is alive.
+"""Whether processes may still use a container's devices, judged only by what the kernel says.
 
-Whoever asks has an entry: a lease or a grant record, with the id, what shim.host.kernel.creation noted of the process
-that made the container, and `group`, linux.cgroupsPath.  An entry that an older Chandler wrote lacks these; it is
-taken to be of this boot and of our own namespaces.  Part of the release of a lease: no os, no json.
+What we cannot see (another PID namespace, a hidden mount) counts as alive: a GPU that stays leased is a nuisance, a GPU
+that two containers hold is an error.
+
+The functions take an entry: a lease or a grant record.  It has the container's id, what shim.host.kernel.creation noted
+of the process that created the container, and `group`, its linux.cgroupsPath.  An older Chandler's entry has no boot,
+namespaces or group; it is taken to be of this boot and of our own namespaces.  Part of the release of a lease: no os,
+no json.
 """
 
 from __future__ import annotations
@@ -18,31 +22,32 @@ if TYPE_CHECKING:
 
     Entry = Dict[str, Any]
 
-NO_GROUP = (
-    "//"  # as `group`: the runtime was told to make none (crun's --cgroup-manager=disabled), so there is nothing to see
-)
-_INITIAL = (
-    "pid:[4026531836]"  # PROC_PID_INIT_INO in the kernel's include/linux/proc_ns.h; from there every process is seen
-)
-_INITIAL_USER = "user:[4026531837]"  # PROC_USER_INIT_INO, the same
-_PAGE, _MAX = 4095, 64 << 20  # bytes of a file in /proc: what most have at the most, and a bound
+# The value of `group` when the runtime makes no control group (crun's --cgroup-manager=disabled).
+NO_GROUP = "//"
+# The initial PID namespace, from which every process is seen.  Source: PROC_PID_INIT_INO, include/linux/proc_ns.h.
+_INITIAL = "pid:[4026531836]"
+_INITIAL_USER = "user:[4026531837]"  # PROC_USER_INIT_INO, in the same file
+_PAGE, _MAX = 4095, 64 << 20  # bytes of a file in /proc: the first read, enough for most, and the limit
 
 
 def of_another_boot(entry: Entry) -> bool:
-    """Whether the machine has been started anew since: nothing of that time lives."""
+    """Whether the machine was restarted since the entry was written, so that none of its processes can live."""
     boot = kernel.boot()
     return bool(boot) and entry.get("boot", "") not in ("", boot)
 
 
 def sees(entry: Entry) -> bool:
-    """Whether we see every process of the container, if it has any."""
-    own = kernel.namespace("pid")
-    return own in (_INITIAL, entry.get("pidns", own)) and not _hidden(entry)
+    """Whether we would see every process of the container."""
+    ours = kernel.namespace("pid")
+    return ours in (_INITIAL, entry.get("pidns", ours)) and not _hidden(entry)
 
 
 def _hidden(entry: Entry) -> bool:
-    """Whether /proc may hide the container's processes from us: where it is mounted with hidepid, a user namespace
-    shows its own and those of the namespaces below it.  Source: proc(5), ptrace(2)."""
+    """Whether /proc may hide the container's processes from us.
+
+    Where /proc is mounted with hidepid or subset, a process sees only those of its own user namespace and of the
+    namespaces below it.  Source: proc(5), ptrace(2).
+    """
     if not any(
         word in line
         for line in _read("/proc/self/mountinfo").splitlines()
@@ -50,41 +55,44 @@ def _hidden(entry: Entry) -> bool:
         for word in ("hidepid=", "subset=")
     ):
         return False
-    own = kernel.namespace("user")
-    return bool(own != entry.get("userns")) and not (own == _INITIAL_USER and posix.geteuid() == 0)
+    ours = kernel.namespace("user")
+    return bool(ours != entry.get("userns")) and not (ours == _INITIAL_USER and posix.geteuid() == 0)
 
 
 def creating(entry: Entry) -> bool:
-    """Whether the process that makes the container may still be at work; only for one who `sees`."""
-    theirs = entry.get("pidns", "")
-    if theirs in ("", kernel.namespace("pid")):
-        now = kernel.started(entry["pid"])
-        # start times are those of the reader's time namespace
-        return bool(now) and (
-            now == entry["started"] or entry.get("timens", kernel.namespace("time")) != kernel.namespace("time")
+    """Whether the process that creates the container may still run.  The caller has checked `sees`."""
+    pid_namespace = entry.get("pidns", "")
+    if pid_namespace in ("", kernel.namespace("pid")):
+        started = kernel.started(entry["pid"])
+        # the kernel gives start times in the reader's time namespace: another one's cannot be compared
+        return bool(started) and (
+            started == entry["started"] or entry.get("timens", kernel.namespace("time")) != kernel.namespace("time")
         )
-    return any(kernel.namespace("pid", pid) == theirs and _inner_pid(pid) == entry["pid"] for pid in _processes())
+    return any(
+        kernel.namespace("pid", pid) == pid_namespace and _inner_pid(pid) == entry["pid"] for pid in _processes()
+    )
 
 
 def occupants(entry: Entry, groups: Iterable[str] = ()) -> List[int]:
-    """The processes in the container's control group and below it, those aside that have ended and wait for their
-    parent.
+    """The pids of the processes in the container's control group and below it, without zombies.
 
-    `groups`: where the runtime says that the container is, as paths in a hierarchy or in /sys/fs/cgroup.
-    From /proc, since every mount namespace sees the same there, whatever it has at /sys/fs/cgroup.
+    `groups`: the container's groups as its runtime names them, as paths in a hierarchy or in /sys/fs/cgroup.
+    Read from /proc, since a mount namespace may have something else at /sys/fs/cgroup, or nothing.
     """
     wanted = [*patterns(entry.get("group", ""), entry["id"]), *(_components(group) for group in groups)]
     wanted = [pattern for pattern in wanted if pattern]
-    found = []
+    pids = []
     for pid in _processes():
         if any(_in_group(table, wanted) for table in _tables(pid)) and not _ended(pid):
-            found.append(int(pid))
-    return found
+            pids.append(int(pid))
+    return pids
 
 
 def _tables(pid: str) -> Iterator[str]:
-    """What the kernel says of the control groups of a process.  cgroup v1 shows a first thread that has ended in the
-    root group: then the threads that live on are looked at, too."""
+    """The text of /proc/PID/cgroup of a process, and of its threads where that is needed.
+
+    cgroup v1 shows the first thread in the root group once it has ended, even if other threads of the process live.
+    """
     table = _read(f"/proc/{pid}/cgroup")
     yield table
     if ":/\n" in table and kernel.stat(pid)[:1] == ["Z"]:
@@ -96,7 +104,7 @@ def _tables(pid: str) -> Iterator[str]:
 
 
 def _in_group(table: str, wanted: List[List[str]]) -> bool:
-    """Whether a table of control groups names one that ends in any of some patterns."""
+    """Whether a /proc/PID/cgroup text has a group that matches one of the patterns, or is below one that does."""
     if not any(pattern[-1] in table for pattern in wanted):
         return False
     paths = [path.split("/") for path in kernel.cgroups(table).values()]
@@ -104,10 +112,11 @@ def _in_group(table: str, wanted: List[List[str]]) -> bool:
 
 
 def patterns(group: str, container: str) -> List[List[str]]:
-    """What the names of a container's control group end in: `group` is linux.cgroupsPath ('' for the runtime's own
-    choice), which one driver takes for a path and another for a slice, a prefix and a name.
+    """The possible last names of a container's control group, each pattern a list of path components.
 
-    Source: runc's libcontainer/cgroups, crun's cgroup-systemd.c, youki's libcgroups; engines put the id in such a name.
+    `group` is linux.cgroupsPath ('' where the runtime chooses).  The cgroupfs driver reads it as a path, the systemd
+    driver as SLICE:PREFIX:NAME; we do not know which driver it was, so there are patterns for both.
+    Source: runc's libcontainer/cgroups, crun's cgroup-systemd.c, youki's libcgroups; engines put the id into the name.
     """
     names = _components(group)
     if group == NO_GROUP:
@@ -120,23 +129,26 @@ def patterns(group: str, container: str) -> List[List[str]]:
                 for prefix in ("runc", "crun", "youki", "libpod", "docker", "crio", "cri-containerd")
             ),
         ]
-    found = [names, [*names[:-1], names[-1] + ".scope"]]
+    candidates = [names, [*names[:-1], names[-1] + ".scope"]]
     if group.count(":") == 2:
         _, prefix, name = group.split(":")
-        found += [[f"{prefix}-{name}.scope"] if prefix else [f"{name}.scope"]]
+        candidates += [[f"{prefix}-{name}.scope"] if prefix else [f"{name}.scope"]]
         if name.endswith(".slice"):
-            found.append([name])
-    return found
+            candidates.append([name])
+    return candidates
 
 
 def in_use(entry: Entry) -> bool:
-    """Whether processes of a container that its runtime has ended are there, or may be."""
+    """Whether a container that its runtime has ended has processes left, or may have some that we cannot see."""
     return not of_another_boot(entry) and (not sees(entry) or bool(occupants(entry)))
 
 
 def _components(path: str) -> List[str]:
-    """The names of a group's path, without /sys/fs/cgroup and the name after it, which may be a hierarchy of version
-    1."""
+    """The components of a group's path, without /sys/fs/cgroup.
+
+    The component after /sys/fs/cgroup is left out, too: with cgroup v1 it names the hierarchy.  With v2 that shortens
+    the pattern, which still matches.
+    """
     names: List[str] = []
     for name in path.split("/"):
         if name == "..":
@@ -159,7 +171,7 @@ def _processes() -> Iterator[str]:
 
 
 def _read(path: str) -> str:
-    """One of the kernel's files, '' when it cannot be read."""
+    """The text of a file in /proc, '' when it cannot be read."""
     try:
         descriptor = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
     except OSError:
@@ -173,19 +185,19 @@ def _read(path: str) -> str:
 
 
 def _ended(pid: str) -> bool:
-    """Whether a process has ended with all of its threads: it holds no file any more."""
+    """Whether a process has ended with all of its threads, so that it has no open files any more."""
     fields = kernel.stat(pid)
     return not fields or fields[0] in "ZX" and int(fields[17]) <= 1
 
 
 def goes_on_in_threads(pid: int) -> bool:
-    """Whether the first thread of a process has ended, which runtimes take for its end, and others have not."""
+    """Whether the first thread of a process has ended and others run.  Runtimes take such a process for ended."""
     fields = kernel.stat(pid)
     return bool(fields) and fields[0] == "Z" and int(fields[17]) > 1
 
 
 def _inner_pid(pid: str) -> int:
-    """A process' number in its own PID namespace, 0 when it is gone.  Source: proc(5), NSpid."""
+    """A process's pid in its own PID namespace, 0 when it is gone.  Source: proc(5), NSpid."""
     for line in _read(f"/proc/{pid}/status").splitlines():
         if line.startswith("NSpid:"):
             return int(line.split()[-1])
@@ -193,16 +205,20 @@ def _inner_pid(pid: str) -> int:
 
 
 def in_our_time(entry: Entry) -> bool:
-    """Whether start times of the container's processes are those that we read: a runtime that compares them with what
-    it noted in another time namespace takes a running container for a stopped one."""
-    own = kernel.namespace("time")
-    return bool(entry.get("timens", own) == own)
+    """Whether the container was created in our time namespace.
+
+    Start times differ between time namespaces.  A runtime that compares one with a start time from another namespace
+    takes a running container for a stopped one, so its answer counts only in the same namespace.
+    """
+    ours = kernel.namespace("time")
+    return bool(entry.get("timens", ours) == ours)
 
 
 def visible(entry: Entry) -> bool:
-    """Whether we see the file system that the runtime's root is on: a container that is not in it is gone, not hidden.
+    """Whether we see the file system on which the create saw the runtime's root (`place` of the entry).
 
-    A mount that was made since, or that another mount namespace has there, hides what is below.
+    Only then does a missing state directory mean that the container is gone.  A mount that was made since, or that our
+    mount namespace has there, could hide it.
     """
     place = entry.get("place")
     if place is None:
@@ -211,23 +227,23 @@ def visible(entry: Entry) -> bool:
     mounts = _mounts()
     point, top = _mount_of(mounts, f"{entry['root']}/{entry['id']}")
     if len(point) > len(path) and point != "/":
-        return False  # it lies between the place and the container
-    there = path
+        return False  # this mount is between `path` and the container's state directory
+    nearest = path
     while True:
         try:
-            found = posix.stat(there)
+            status = posix.stat(nearest)
             break
         except OSError:
-            if there == "/":
+            if nearest == "/":
                 return False
-            there = there.rpartition("/")[0] or "/"
-    # a directory that was removed and made anew has another inode, but so has a part of the same file system bound
-    # over it
-    return found.st_dev == device and (there == path and found.st_ino == inode or top == "/")
+            nearest = nearest.rpartition("/")[0] or "/"
+    # Another inode: the directory was made anew, or another part of the same file system is bind-mounted over it.  Only
+    # a mount of the whole file system rules the second out.
+    return status.st_dev == device and (nearest == path and status.st_ino == inode or top == "/")
 
 
 def _mounts() -> List[Tuple[str, str]]:
-    """Every mount: where, and which directory of its file system.  Source: proc(5), /proc/pid/mountinfo."""
+    """(mount point, root of the mount in its file system) of every mount.  Source: proc(5), /proc/pid/mountinfo."""
     return [
         (_unescaped(fields[4]), fields[3])
         for fields in (line.split(" ", 5) for line in _read("/proc/self/mountinfo").splitlines())
@@ -242,7 +258,7 @@ def _unescaped(path: str) -> str:
 
 
 def _mount_of(mounts: List[Tuple[str, str]], path: str) -> Tuple[str, str]:
-    """The mount that a path without links lies on: of those whose point is the longest, the last."""
+    """The mount that a path without symbolic links is on: the longest mount point, and of equal ones the last."""
     best = ("", "")
     for point, top in mounts:
         if (path == point or path.startswith(point.rstrip("/") + "/")) and len(point) >= len(best[0]):

@@ -1,4 +1,4 @@
-"""A lock among processes (flock(2)).  Part of the create path where there are leases."""
+"""A lock between processes (flock(2)).  Part of the create path where there are leases."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import posix
 
 
 class Lock:
-    """An advisory lock on a file, for as long as the `with` block lasts; raises OSError.
+    """An advisory lock on a file, held for the `with` block.  Entering waits for it, and raises OSError.
 
-    `shared`: held together with others who share it.
+    `shared`: processes that take it shared hold it at the same time.
     """
 
     def __init__(self, path: str, shared: bool = False) -> None:

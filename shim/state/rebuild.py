@@ -1,9 +1,8 @@
-"""The ledger made anew, from grant records, from what runtimes have written of their containers, and from control
-groups.
+"""Rebuilds the ledger from grant records, from the runtimes' state directories, and from control groups.
 
-A grant record has all that its lease had.  A container whose record is damaged or lost is found in its runtime's
-state directory: it has our poststop hook, with the token in it, and holds every device that it was given.  Not part
-of the create path.
+A grant record has everything that its lease had.  A container whose record is damaged or lost is found in its runtime's
+state directory by our poststop hook, which has the token.  Its new lease holds every device in its config.json.
+Not part of the create path.
 """
 
 from __future__ import annotations
@@ -11,33 +10,38 @@ from __future__ import annotations
 import json
 import os
 import time
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 from shim.errors import ChandlerError
 from shim.host import files, runtimes, userns
 from shim.state import grants, records, stale
 
 _MAX_CONFIG = 16 << 20  # bytes
-_KINDS = {99: "c", 98: "b", "c": "c", "u": "c", "b": "b"}  # runc writes a letter's number
-# null, zero, full, random, urandom, tty, console, ptmx: every container has these.  Source: OCI runtime
-# specification, "Default Devices"
+_KINDS = {99: "c", 98: "b", "c": "c", "u": "c", "b": "b"}  # runc writes the letter's character code
+# null, zero, full, random, urandom, tty, console, ptmx: every container has these.
+# Source: OCI runtime specification, "Default Devices"
 _DEFAULT = frozenset(("c1:3", "c1:5", "c1:7", "c1:8", "c1:9", "c5:0", "c5:1", "c5:2"))
 
 
 class Rebuilt(NamedTuple):
-    """The leases, why there may be more, and the grant records that are damaged."""
+    """The leases; for people, the reasons why there may be more; the paths of the damaged grant records."""
 
-    leases: List[Dict[str, Any]]
-    doubts: List[str]
-    damaged: List[str]
+    leases: list[dict[str, Any]]
+    doubts: list[str]
+    damaged: list[str]
 
 
-def gather(state_dir: str, present: List[Dict[str, Any]]) -> Rebuilt:
-    """The leases of all containers that are not certainly gone; `present`: those of a ledger that can be read."""
-    found = {lease["token"]: lease for lease in present}
-    held = {(lease["owner"], lease.get("root", ""), lease["id"]) for lease in present}
-    older: Dict[Tuple[str, str], Dict[str, Any]] = {}  # leases of records that an older Chandler wrote, without a token
-    damaged: List[str] = []
+def gather(state_dir: str, present: list[dict[str, Any]]) -> Rebuilt:
+    """The leases of all containers that are not certainly gone.
+
+    `present`: the leases of the ledger, if it can be read; they are kept as they are.
+    """
+    by_token = {lease["token"]: lease for lease in present}
+    leased = {(lease["owner"], lease.get("root", ""), lease["id"]) for lease in present}
+    # Leases by root and id, from records of an older Chandler, which have no token.
+    older: dict[tuple[str, str], dict[str, Any]] = {}
+    damaged: list[str] = []
     roots = {runtimes.resolved(f"/run/{kind}") for kind in runtimes.KINDS}
     for base in (state_dir, grants.nri(state_dir)):
         for path, record in records.every(base):
@@ -46,36 +50,41 @@ def gather(state_dir: str, present: List[Dict[str, Any]]) -> Rebuilt:
                 continue
             roots.add(record["root"])
             lease = _of_record(record)
-            if not lease["keys"] or (lease["owner"], lease.get("root", ""), lease["id"]) in held:
+            if not lease["keys"] or (lease["owner"], lease.get("root", ""), lease["id"]) in leased:
                 continue
             if "token" not in record and lease["owner"] == "oci":
                 older[lease["root"], lease["id"]] = lease
             else:
-                found[lease["token"]] = lease
+                by_token[lease["token"]] = lease
     roots.update(lease["root"] for lease in present if lease["owner"] == "oci")
     roots = {root for root in roots if root.startswith("/")}
-    known = set()
+    known_to_runtimes = set()  # the paths that the records of these containers have
     for root in sorted(roots):
         for container, config in _containers(root):
-            known.add(grants.record_path(state_dir, root, container))
+            known_to_runtimes.add(grants.record_path(state_dir, root, container))
             of_state = _of_state(root, container, config, state_dir)
             if of_state is not None:
+                # an older record gives exact devices, the hook its token: both are the same lease
                 of_record = older.pop((root, container), of_state)
-                found.setdefault(of_state["token"], {**of_record, "root": root, "token": of_state["token"]})
-    found.update((lease["token"], lease) for lease in older.values())
-    # one that is not known may be on its way: its runtime has written nothing yet
+                by_token.setdefault(of_state["token"], {**of_record, "root": root, "token": of_state["token"]})
+    by_token.update((lease["token"], lease) for lease in older.values())
+    # A container that no runtime knows may be in the middle of its create, before its runtime has written anything.
     doubts = [
-        f"the grant record {path} is damaged, and its container is unknown" for path in damaged if path not in known
+        f"the grant record {path} is damaged, and its container is unknown"
+        for path in damaged
+        if path not in known_to_runtimes
     ]
     return Rebuilt(
-        sorted((lease for lease in found.values() if not stale.is_stale(lease)), key=lambda lease: int(lease["since"])),
+        sorted(
+            (lease for lease in by_token.values() if not stale.is_stale(lease)), key=lambda lease: int(lease["since"])
+        ),
         doubts,
         damaged,
     )
 
 
-def unknown(state_dir: str, was_there: bool) -> List[str]:
-    """Why there may be containers that `gather` cannot know of; `was_there`: whether there was a ledger."""
+def unknown(state_dir: str, was_there: bool) -> list[str]:
+    """The reasons why there may be containers that `gather` does not find.  `was_there`: whether there was a ledger."""
     doubts = []
     if was_there and not any(True for _ in records.every(state_dir)):
         doubts.append("its grant records are lost, too")
@@ -84,9 +93,9 @@ def unknown(state_dir: str, was_there: bool) -> List[str]:
     return doubts
 
 
-def _of_record(record: Dict[str, Any]) -> Dict[str, Any]:
-    """The lease that a grant record tells of."""
-    kept = (
+def _of_record(record: dict[str, Any]) -> dict[str, Any]:
+    """The lease that belongs to a grant record; a new token if the record has none, empty keys if it had no lease."""
+    copied = (
         "id",
         "root",
         "runtime",
@@ -107,7 +116,7 @@ def _of_record(record: Dict[str, Any]) -> Dict[str, Any]:
         "runtime": "",
         "pid": 0,
         "started": 0,
-        **{key: record[key] for key in kept if key in record},
+        **{key: record[key] for key in copied if key in record},
         **record.get("sharing", {}),
     }
     if lease["root"].startswith("/"):
@@ -126,8 +135,8 @@ def _of_record(record: Dict[str, Any]) -> Dict[str, Any]:
     }
 
 
-def _containers(root: str) -> Iterator[Tuple[str, Dict[str, Any]]]:
-    """All containers in a runtime's root, with what the runtime has kept of config.json."""
+def _containers(root: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(id, config.json as the runtime has kept it) of all containers in a runtime's root."""
     try:
         names = sorted(os.listdir(root))
     except OSError:
@@ -138,8 +147,11 @@ def _containers(root: str) -> Iterator[Tuple[str, Dict[str, Any]]]:
             yield name, config
 
 
-def _of_state(root: str, container: str, config: Dict[str, Any], state_dir: str) -> Optional[Dict[str, Any]]:
-    """The lease of a container that has our hook for this ledger."""
+def _of_state(root: str, container: str, config: dict[str, Any], state_dir: str) -> dict[str, Any] | None:
+    """The lease of a container by its poststop hook; None if it has no hook for this ledger, or no devices.
+
+    The wrapper's pid is not known, so pid and started are 0: such a create counts as ended.
+    """
     devices = _devices(config)
     for hook in _hooks(config):
         words = hook.get("args") if isinstance(hook, dict) else None
@@ -170,8 +182,11 @@ def _of_state(root: str, container: str, config: Dict[str, Any], state_dir: str)
     return None
 
 
-def _config(kind: str, directory: str) -> Dict[str, Any]:
-    """What a runtime has kept of a container's config.json."""
+def _config(kind: str, directory: str) -> dict[str, Any]:
+    """The part of a container's config.json that its runtime has kept in `directory`, {} if there is none.
+
+    crun keeps the whole file; runc keeps its own form of it; youki names the bundle, and keeps the hooks.
+    """
     if kind == "runc":
         config = _object(os.path.join(directory, "state.json")).get("config")
         return config if isinstance(config, dict) else {}
@@ -184,26 +199,30 @@ def _config(kind: str, directory: str) -> Dict[str, Any]:
     }
 
 
-def _object(path: str) -> Dict[str, Any]:
+def _object(path: str) -> dict[str, Any]:
     try:
-        found = json.loads(files.read(path, _MAX_CONFIG)[0])
+        content = json.loads(files.read(path, _MAX_CONFIG)[0])
     except (OSError, ValueError, RecursionError, ChandlerError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
-def _hooks(config: Dict[str, Any]) -> List[Any]:
+def _hooks(config: dict[str, Any]) -> list[Any]:
+    """The poststop hooks of a container.  runc's own form of config.json writes Hooks with a capital letter."""
     hooks = config.get("Hooks") or config.get("hooks")
-    found = hooks.get("poststop") if isinstance(hooks, dict) else None
-    return found if isinstance(found, list) else []
+    poststop = hooks.get("poststop") if isinstance(hooks, dict) else None
+    return poststop if isinstance(poststop, list) else []
 
 
-def _devices(config: Dict[str, Any]) -> List[str]:
-    """A key for each device node; the node of a part of a GPU holds that alone, which is more than the container
-    has."""
+def _devices(config: dict[str, Any]) -> list[str]:
+    """A key for each device node that is not a default one.
+
+    A partition of a GPU may have several nodes.  The new lease holds each node by itself, which clashes with more than
+    the partition.
+    """
     linux = config.get("linux")
     listed = config.get("devices") or (linux.get("devices") if isinstance(linux, dict) else None)
-    keys: Dict[str, None] = {}
+    keys: dict[str, None] = {}
     for device in listed if isinstance(listed, list) else ():
         if isinstance(device, dict) and device.get("type") in _KINDS:
             keys[f"{_KINDS[device['type']]}{device.get('major')}:{device.get('minor')}"] = None

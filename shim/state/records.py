@@ -1,6 +1,6 @@
-"""Reading grant records, and the check of their members and of those of leases that have no checksum.
+"""Reads grant records, and checks the members of records, and of leases without a checksum.
 
-Part of a create only where it has to read one: a restore, or one beside an NRI plugin.
+Part of a create only if it reads a record: a restore, or a create on a node with an NRI plugin.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Dict, Iterator, Optional, Tuple
 
-_LARGEST = 1 << 62
+_LARGEST = 1 << 62  # the largest number that is accepted
 _MARKS = frozenset(("mode", "words", "uid", "slice", "limits", "held"))
-# What the members of records and of leases are; a list of one type stands for lists of such items.
+# The type of each member of records and leases.  [str] stands for a list of strings, and so on.
 MEMBERS: Dict[str, Any] = {
     "id": str,
     "root": str,
@@ -50,12 +50,12 @@ MEMBERS: Dict[str, Any] = {
     "mark": [str],
     "engine": str,
 }
-# Of a lease, beyond those of a record.
+# The members of a lease: those of a record, and four more.
 _OF_LEASES: Dict[str, Any] = {**MEMBERS, "names": [str], "keys": [str], "since": int, "container": str}
 _NEEDED = frozenset(("token", "owner", "id", "names", "keys", "since"))
 _NEEDED_OF_OCI = frozenset(("root", "runtime", "pid", "started"))
 _LAST = 253402300799  # the last second of the year 9999
-# What an older Chandler wrote, without a checksum: a name that is not among these is a damaged one.
+# The members that an older Chandler wrote, without a checksum.  A record without one is damaged if it has any other.
 _UNSEALED = MEMBERS.keys() - {
     "pid",
     "started",
@@ -72,9 +72,9 @@ _UNSEALED = MEMBERS.keys() - {
 
 
 def load(state_dir: str, root: str, container: str, spelled: str = "") -> Optional[Dict[str, Any]]:
-    """A container's record, or None when it has none.  Raises HostError for one that is damaged.
+    """A container's record, or None when it has none.  Raises HostError for a record that is damaged.
 
-    `spelled`: the root as it was given; an older Chandler named records after that.
+    `spelled`: the root as --root gave it; an older Chandler's records are named after that.
     """
     for name in (root, spelled) if spelled else (root,):
         path = grants.record_path(state_dir, name, container)
@@ -87,16 +87,13 @@ def load(state_dir: str, root: str, container: str, spelled: str = "") -> Option
         record = parse(data)
         if record is None:
             raise errors.HostError(f"the grant record {path} is damaged", "delete the container, and create it anew")
-        if record["id"] == container and record["root"] == name:  # else the checksums of two roots are the same
+        if record["id"] == container and record["root"] == name:  # else two roots have the same CRC in the file name
             return record
     return None
 
 
 def read(state_dir: str, root: str, container: str, spelled: str = "") -> Optional[Dict[str, Any]]:
-    """A container's record, or None when it has none that can be used.
-
-    `spelled`: the root as it was given; an older Chandler named records after that.
-    """
+    """`load`, with None for a damaged record, too."""
     try:
         return load(state_dir, root, container, spelled)
     except ChandlerError:
@@ -104,7 +101,7 @@ def read(state_dir: str, root: str, container: str, spelled: str = "") -> Option
 
 
 def every(state_dir: str) -> Iterator[Tuple[str, Optional[Dict[str, Any]]]]:
-    """The paths of all records with what they say, None for one that is damaged."""
+    """(path, record) of all records; the record is None when it is damaged."""
     try:
         names = sorted(posix.listdir(grants.directory(state_dir)))
     except OSError:
@@ -112,7 +109,7 @@ def every(state_dir: str) -> Iterator[Tuple[str, Optional[Dict[str, Any]]]]:
     for name in names:
         path = f"{grants.directory(state_dir)}/{name}"
         if not name.endswith(".json"):
-            continue  # half a record: there is no container yet
+            continue  # a temporary file of `grants.write`: its container does not exist yet
         try:
             yield path, parse(files.read(path, grants.MAX_RECORD)[0])
         except FileNotFoundError:
@@ -122,7 +119,7 @@ def every(state_dir: str) -> Iterator[Tuple[str, Optional[Dict[str, Any]]]]:
 
 
 def parse(data: bytes) -> Optional[Dict[str, Any]]:
-    """The record in a file's bytes, every member of the type that its readers expect; None when it is damaged."""
+    """The record in a file's bytes; None when it is damaged, or a member is not of its type."""
     try:
         text = files.unseal(data)
         record = jsontext.loads(data if text is None else text)
@@ -139,16 +136,16 @@ def parse(data: bytes) -> Optional[Dict[str, Any]]:
 
 
 def fits(value: Dict[str, Any], members: Dict[str, Any]) -> bool:
-    """Whether each member that is there has its type; for a list that of its items, too."""
+    """Whether each member of `value` that is listed in `members` has the type given there, and so do its items."""
     for key, kind in members.items():
-        found = value.get(key)
-        if found is None:
+        member = value.get(key)
+        if member is None:
             if key in value:
                 return False
         elif type(kind) is list:
-            if type(found) is not list or any(type(item) is not kind[0] for item in found):
+            if type(member) is not list or any(type(item) is not kind[0] for item in member):
                 return False
-        elif type(found) is not kind or kind is int and not 0 <= found <= _LARGEST:
+        elif type(member) is not kind or kind is int and not 0 <= member <= _LARGEST:
             return False
     nodes, place, marks = value.get("nodes", ()), value.get("place", ("", 0, 0)), value.get("sharing", value)
     return (
@@ -159,7 +156,10 @@ def fits(value: Dict[str, Any], members: Dict[str, Any]) -> bool:
 
 
 def _fit_marks(marks: Dict[str, Any]) -> bool:
-    """The same for how a device is shared (shim.sharing.terms), in a record and, beside other members, in a lease."""
+    """Whether the marks of sharing (shim.sharing.terms) have their types.
+
+    A record has them as its member `sharing`; a lease has them among its other members.
+    """
     mode = marks.get("mode")
     if mode is None:
         return marks.keys().isdisjoint(_MARKS)
@@ -178,23 +178,27 @@ def _fit_marks(marks: Dict[str, Any]) -> bool:
 
 
 def restorable(record: Dict[str, Any]) -> bool:
-    """Whether podman has checkpointed the container of a record into its bundle: `podman container restore` asks what
-    it had.  Source: podman-container-checkpoint(1), the directory of its files."""
+    """Whether podman has checkpointed the container of a record, so that a restore will read the record.
+
+    Source: podman-container-checkpoint(1), which puts the checkpoint into the directory of the bundle.
+    """
     return record.get("engine") == "podman" and files.exists(
         record.get("config", "").rpartition("/")[0] + "/checkpoint"
     )
 
 
 def forget(state_dir: str, root: str, container: str, token: str) -> None:
-    """Removes a container's record if it is of the lease with this token, since another container may have the name by
-    now, and no restore will ask for it."""
+    """Removes a container's record, unless a restore may read it.
+
+    The record must have this token: by now another container may have the same name.
+    """
     record = read(state_dir, root, container)
     if record is not None and record.get("token") == token and not restorable(record):
         grants.remove(state_dir, root, container)
 
 
 def is_lease(lease: Any) -> bool:
-    """Whether this is a lease, every member of the type that its readers expect."""
+    """Whether a value is a lease: it has the members that its owner's leases need, each of its type."""
     if type(lease) is not dict or not lease.keys() >= _NEEDED or not fits(lease, _OF_LEASES):
         return False
     owner = lease["owner"]

@@ -1,5 +1,7 @@
-"""Which containers are gone: their leases are ended, their grants forgotten.  Asks runtimes, which takes its time: not
-part of the create path."""
+"""Tells which containers are gone, so that their leases can be ended and their grant records removed.
+
+It asks runtimes, which may be slow.  Not part of the create path.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ import json
 import os
 import subprocess
 import time
-from typing import Any, Dict, List
+from typing import Any
 
 from shim import paths
 from shim.errors import ChandlerError
@@ -16,29 +18,29 @@ from shim.state import liveness, records
 
 _PATIENCE = 10.0  # seconds
 _MAX_STATE = 16 << 20  # bytes
-_KNOWN = frozenset(("boot", "pid", "started", "runtime"))  # what a record has that says who makes the container
+_CREATOR = frozenset(("boot", "pid", "started", "runtime"))  # a record with these says which process made the container
 
 
-def is_stale(lease: Dict[str, Any]) -> bool:
-    """Whether the container of a lease is certainly gone; in doubt it is not.
+def is_stale(lease: dict[str, Any]) -> bool:
+    """Whether the container of a lease is certainly gone; False when that is not certain.
 
-    The lease of an NRI plugin is ended by that plugin alone: its container exists before any runtime knows it.
+    Only the NRI plugin ends its own leases, since its containers exist before any runtime knows them.
     """
     return bool(lease["owner"] == "oci") and is_gone(lease)
 
 
-def is_gone(entry: Dict[str, Any]) -> bool:
-    """Whether a container of the wrapper's, by its lease or grant record, is certainly gone.
+def is_gone(entry: dict[str, Any]) -> bool:
+    """Whether a container that the wrapper created is certainly gone.  `entry`: its lease or grant record.
 
-    So it is when the process that makes it has ended, nobody is in its control group, and the runtime does not know
-    it, or says that it is stopped.  A stopped container alone may have left processes, where it has no PID namespace
-    of its own. A state directory without the file that makes it a container's is what a runtime left that was killed
-    early: it does not know that either.
+    It is gone when three things are true: the process that created it has ended, its control group has no processes,
+    and the runtime does not know it or calls it stopped.  `stopped` alone is not enough, since a container without a
+    PID namespace of its own can leave processes behind.  A state directory without the runtime's file was left by a
+    runtime that was killed early, which does not know the container either.
     """
     if liveness.of_another_boot(entry):
         return True
     if not entry["root"].startswith("/"):
-        return False  # of an older Chandler: relative to a directory that nobody knows any more
+        return False  # an older Chandler's: relative to a working directory that was not recorded
     if not liveness.sees(entry) or liveness.creating(entry):
         return False
     state = os.path.join(entry["root"], entry["id"])
@@ -46,33 +48,32 @@ def is_gone(entry: Dict[str, Any]) -> bool:
         return False
     if os.path.exists(os.path.join(state, _file(entry["runtime"]))):
         return liveness.in_our_time(entry) and _status(entry) == "stopped"
-    # nothing else tells of a container without a control group
+    # Without a control group nothing shows whether processes are left.
     return entry.get("group") != liveness.NO_GROUP and liveness.visible(entry)
 
 
 def _file(runtime: str) -> str:
-    """The file in a state directory without which a runtime knows no container; '' for one that we do not know."""
+    """The file by which a runtime knows a container in its state directory; '' for a runtime that we do not know."""
     name = os.path.basename(runtime)
     return next((file for file, kind in runtimes.STATE_FILES if kind == name), "")
 
 
-def state_file(directory: str) -> Dict[str, Any]:
-    """What a runtime has written of a container into its state directory; {} when there is nothing to read."""
+def state_file(directory: str) -> dict[str, Any]:
+    """The JSON that a runtime has written about a container into its state directory; {} when none can be read."""
     return next(filter(None, (_object(os.path.join(directory, name)) for name, _ in runtimes.STATE_FILES)), {})
 
 
-def _object(path: str) -> Dict[str, Any]:
-    """A file's JSON object, {} when there is none to read."""
+def _object(path: str) -> dict[str, Any]:
+    """The JSON object in a file; {} when there is none, or it cannot be read."""
     try:
-        found = json.loads(files.read(path, _MAX_STATE)[0])
+        content = json.loads(files.read(path, _MAX_STATE)[0])
     except (OSError, ValueError, RecursionError, ChandlerError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def _init(directory: str) -> int:
-    """The container's first process, which has threads where a runtime sees one that has ended; 0 when its runtime
-    names none.
+    """The pid of the container's first process; 0 when its runtime names none.
 
     Source: what crun (status), youki (state.json) and runc (state.json) write.
     """
@@ -84,19 +85,19 @@ def _init(directory: str) -> int:
     return next((pid for pid in pids if type(pid) is int), 0)
 
 
-def groups(directory: str) -> List[str]:
-    """The control groups of a container, as its runtime has written them into its state directory.
+def groups(directory: str) -> list[str]:
+    """The paths of a container's control groups, as its runtime has written them into its state directory.
 
     Source: what crun (status), youki (youki_config.json) and runc (state.json) write.
     """
     state = state_file(directory)
     paths = state.get("cgroup_paths")
-    found = [state.get("cgroup-path"), state.get("cgroup_path"), *(paths.values() if isinstance(paths, dict) else ())]
-    return list(dict.fromkeys(path for path in found if isinstance(path, str)))
+    values = [state.get("cgroup-path"), state.get("cgroup_path"), *(paths.values() if isinstance(paths, dict) else ())]
+    return list(dict.fromkeys(path for path in values if isinstance(path, str)))
 
 
-def _status(entry: Dict[str, Any]) -> str:
-    """What the runtime says of the container, '' when it gives no answer."""
+def _status(entry: dict[str, Any]) -> str:
+    """The status that the runtime gives for the container (`stopped` and so on), '' when it gives none."""
     try:
         done = subprocess.run(
             [entry["runtime"], "--root", entry["root"], "state", entry["id"]],
@@ -112,19 +113,20 @@ def _status(entry: Dict[str, Any]) -> str:
         return ""
 
 
-def prune(state_dir: str, minimum_age: float) -> List[str]:
-    """Removes the grant records of containers that are gone and hold no lease; the ids of these.
+def prune(state_dir: str, minimum_age: float) -> list[str]:
+    """Removes the grant records of containers that are gone, and gives the containers' ids.
 
-    `minimum_age`: in seconds, for records of an older Chandler, which do not say who makes the container.
+    `minimum_age`: in seconds.  An older Chandler's record does not say which process made the container, so it is
+    removed only when it is older than that and the container has no state directory.
     """
     removed = []
     for path, record in records.every(state_dir):
         if record is None or record.get("owner") == "nri":
-            continue  # damaged: chandler leases rebuild; the plugin's are ended by the plugin
+            continue  # a damaged one is for `chandler leases rebuild`; the plugin removes its own
         if records.restorable(record):
             continue
         try:
-            if _KNOWN <= record.keys():
+            if _CREATOR <= record.keys():
                 gone = is_gone(record)
             else:
                 age = time.time() - os.stat(path).st_mtime

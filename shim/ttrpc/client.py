@@ -11,7 +11,7 @@ Sans-IO.
 
 from __future__ import annotations
 
-from typing import List, NamedTuple, Set
+from typing import NamedTuple
 
 from google.protobuf.message import DecodeError
 
@@ -46,7 +46,7 @@ class Client:
         self._decoder = Decoder()
         self._outgoing = bytearray()
         self._next = 1
-        self._open: Set[int] = set()
+        self._open: set[int] = set()
 
     def call(self, service: str, method: str, payload: bytes, timeout: int = 0) -> int:
         """The stream id of a new call.  `timeout` in nanoseconds.  Raises UsageError or OversizeError."""
@@ -61,9 +61,9 @@ class Client:
         self._open.add(stream)
         return stream
 
-    def receive(self, data: bytes) -> List[Reply]:
+    def receive(self, data: bytes) -> list[Reply]:
         """The replies that are complete with `data`.  Raises ProtocolError."""
-        replies: List[Reply] = []
+        replies: list[Reply] = []
         for one in self._decoder.feed(data):
             if one.kind != frame.RESPONSE:
                 raise ProtocolError(f"a caller does not receive frames of type {one.kind}")

@@ -11,7 +11,7 @@ Sans-IO: bytes in, frames out, in whatever pieces the bytes come.  Source: ttrpc
 from __future__ import annotations
 
 import struct
-from typing import List, NamedTuple, Optional
+from typing import NamedTuple
 
 from shim.ttrpc.errors import OversizeError, ProtocolError
 
@@ -43,14 +43,14 @@ class Decoder:
     def __init__(self, limit: int = MAX_MESSAGE) -> None:
         self.limit = limit
         self._buffer = bytearray()
-        self._broken: Optional[ProtocolError] = None
+        self._broken: ProtocolError | None = None
 
-    def feed(self, data: bytes) -> List[Frame]:
+    def feed(self, data: bytes) -> list[Frame]:
         """The frames that are complete with `data`.  Raises ProtocolError; frames before the fault are lost."""
         if self._broken is not None:
             raise self._broken
         self._buffer += data
-        frames: List[Frame] = []
+        frames: list[Frame] = []
         at = 0
         try:
             while len(self._buffer) - at >= HEADER.size:

@@ -11,11 +11,12 @@ descriptors have been the same since its version 3.  A table maps message names 
 
 from __future__ import annotations
 
-from typing import Any, Dict, Mapping, Tuple
+from collections.abc import Mapping
+from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
-Fields = Mapping[str, Tuple[int, str]]
+Fields = Mapping[str, tuple[int, str]]
 
 _FIELD = descriptor_pb2.FieldDescriptorProto
 _SCALARS = {
@@ -29,7 +30,7 @@ _SCALARS = {
 }
 
 
-def build(package: str, table: Mapping[str, Fields]) -> Dict[str, Any]:
+def build(package: str, table: Mapping[str, Fields]) -> dict[str, Any]:
     """The class of every message of the table."""
     file = descriptor_pb2.FileDescriptorProto(name=package + ".proto", package=package, syntax="proto3")
     for name, fields in table.items():

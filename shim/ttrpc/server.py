@@ -13,7 +13,7 @@ Sans-IO.  Unary calls only: a streaming call is answered UNIMPLEMENTED.
 
 from __future__ import annotations
 
-from typing import List, NamedTuple, Set
+from typing import NamedTuple
 
 from google.protobuf.message import DecodeError
 
@@ -43,11 +43,11 @@ class Server:
         self._decoder = Decoder()
         self._outgoing = bytearray()
         self._last = 0
-        self._open: Set[int] = set()
+        self._open: set[int] = set()
 
-    def receive(self, data: bytes) -> List[Call]:
+    def receive(self, data: bytes) -> list[Call]:
         """The calls that are complete with `data`.  Raises ProtocolError."""
-        calls: List[Call] = []
+        calls: list[Call] = []
         for one in self._decoder.feed(data):
             if one.kind != frame.REQUEST:
                 raise ProtocolError(f"a server does not receive frames of type {one.kind}")

@@ -210,7 +210,7 @@ def test_the_scope_of_secrets(scene: Scene) -> None:
         done = scene.podman.run("chandler-runc", "--rm", annotations={**FORGED, **asked}, command=["env"], check=False)
         assert (
             done.returncode == 126
-            and "nothing says for certain whose it would be" in done.stderr
+            and "the container's namespace, is not certain" in done.stderr
             and "hunter2" not in done.stdout
         )
         assert (

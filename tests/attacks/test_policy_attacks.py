@@ -196,7 +196,7 @@ def test_a_key_in_another_case_hides_nothing(attacked: Attacked) -> None:
         config = made.config
         functools.reduce(dict.__getitem__, keys, config)[hidden] = []
         made.config = config
-        assert "in nothing but case" in attacked.refused(made)
+        assert "only in case" in attacked.refused(made)
 
 
 # --- links of the image under a target --------------------------------------------------------------------------

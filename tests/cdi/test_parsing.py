@@ -253,7 +253,7 @@ NOT_FILES = {
     "invalid, unknown anchor": (FILE.replace("{EDITS}", "*a"), "line 3"),
     "invalid, an anchor inside itself": (FILE.replace("{EDITS}", "&a {env: *a}"), "line 3"),
     "invalid, foreign tag": (FILE.replace("{EDITS}", "!!python/name:os.system x"), "tag .* is not supported"),
-    "invalid, tag that does not fit": (FILE.replace("1.1.0", "!!int x"), "is not what its tag"),
+    "invalid, tag that does not fit": (FILE.replace("1.1.0", "!!int x"), "is not of the type that its tag"),
     "invalid, not YAML": ("a: [", "line [12]"),
     "invalid, tab-indented YAML": ("a:\n\tb: 1\n", "line 2"),
     "invalid, NUL in a string": (FILE.replace("A=1", '"A=\\0"'), "NUL"),

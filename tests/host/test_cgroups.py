@@ -280,7 +280,7 @@ def test_a_limit_whose_controller_is_not_handed_on(tmp_path: Path) -> None:
     ) and "other processes are in it, such as 12, 13;" in str(failed.value)
     assert "CHANDLER_CGROUP_PARENT" in str(failed.value)
     before = files(tmp_path)
-    with pytest.raises(HostError, match="controller hugetlb that it needs: it was handed on to nobody here"):
+    with pytest.raises(HostError, match="controller hugetlb that it needs: the group above does not hand it on"):
         cgroups.place("c", move=4711, tree=tree, needed=["hugetlb"])
     assert files(tmp_path) == before
 

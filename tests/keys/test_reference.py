@@ -460,7 +460,7 @@ ERRORS: list[tuple[Any, str]] = [
         "env.B: Chandler's own environment has no variable 'CHANDLER_TEST_UNSET'",
     ),
     ({"env": {"B": "$E:"}}, "env.B: Chandler's own environment has no variable ''"),
-    ({"env": {"B": "$S:token"}}, "env.B: the secret token cannot be had: this node has no provider of secrets"),
+    ({"env": {"B": "$S:token"}}, "env.B: the secret token cannot be read: this node has no provider of secrets"),
     ({"env": {"B": "$S:../x"}}, "env.B: '../x' is no name of a secret"),
     ({"env": {"B": "$S:"}}, "env.B: '' is no name of a secret"),
     # quantities that are easily misread

@@ -162,7 +162,7 @@ def test_a_create_that_lies_unread_when_the_runtime_hangs_up(stage: Stage) -> No
     runtime.write(mux.encode(mux.PLUGIN, runtime.client.take()))
     runtime.hang_up()
     os.kill(pid, signal.SIGCONT)
-    stage.said("waits for the answer to this create no longer")
+    stage.said("no longer waits for the answer to this create")
     runtime.handshake()
     assert stage.installation.leases() == {} and not os.path.exists(
         os.path.join(stage.installation.state, "nri/grants")

@@ -339,7 +339,7 @@ def synchronized(peer: Peer, containers: list[Any], pods: list[Any]) -> list[dic
 def test_a_container_that_asked_and_was_not_served_is_reported(peer: Connect, evict: bool) -> None:
     connected = peer(policy__evict_unadjusted=evict)
     ended: list[str] = []
-    service_of(connected).evict = lambda container, pid: ended.append(container)
+    service_of(connected).sweeps.evict = lambda container, pid: ended.append(container)
     connected.create(pod(TWO), container(id="served"))
     running = [
         served(connected, "served"),
@@ -367,7 +367,7 @@ def test_a_container_without_what_its_record_says_is_not_served(peer: Connect) -
     """The answer came too late, or another create of the same id left the record: both the mark and the devices count."""
     ended: list[str] = []
     connected = peer(policy__evict_unadjusted=True, gpu__allocator="leases")
-    service_of(connected).evict = lambda container, pid: ended.append(container)
+    service_of(connected).sweeps.evict = lambda container, pid: ended.append(container)
     for n in range(4):
         connected.create(pod(TWO), container(id=f"c-{n}"))
     told = [served(connected, f"c-{n}") for n in range(4)]
@@ -395,7 +395,7 @@ def test_a_container_without_what_its_record_says_is_not_served(peer: Connect) -
 def test_a_served_container_is_not_ended_for_a_damaged_record(peer: Connect, damage: bytes) -> None:
     connected = peer(policy__evict_unadjusted=True)
     ended: list[str] = []
-    service_of(connected).evict = lambda container, pid: ended.append(container)
+    service_of(connected).sweeps.evict = lambda container, pid: ended.append(container)
     connected.create(pod(TWO), container(id="c"))
     told = served(connected, "c")
     with open(os.path.join(service_of(connected).place.state_dir, "nri/grants/00000000-c.json"), "wb") as file:
@@ -407,7 +407,7 @@ def test_a_served_container_is_not_ended_for_a_damaged_record(peer: Connect, dam
 def test_only_a_process_of_the_container_is_ended() -> None:
     """Numbers of processes are used again."""
     other = "f" * 64
-    for pid, words in ((0, "does not tell"), (1, "does not tell"), (os.getpid(), "not in its control group")):
+    for pid, words in ((0, "has not told"), (1, "has not told"), (os.getpid(), "not in its control group")):
         with pytest.raises(ChandlerError, match=words):
             end(other, pid)
     end(other, 4194305)  # no process has such a number: it has ended
@@ -440,7 +440,7 @@ def test_grants_of_containers_that_are_gone_end_when_they_are_old_enough(peer: C
 
 
 def leased(peer: Peer) -> dict[str, list[str]]:
-    return {lease["id"]: lease["names"] for lease in service_of(peer)._ledger.read()}
+    return {lease["id"]: lease["names"] for lease in service_of(peer).ledger.read()}
 
 
 def test_no_two_containers_hold_one_device(peer: Connect) -> None:
@@ -465,7 +465,7 @@ def test_a_lost_ledger_is_missed(peer: Connect) -> None:
     connected = peer(gpu__allocator="leases")
     connected.create(pod(TWO), container(id="c-0"))
     for name in ("", ".copy"):
-        os.unlink(service_of(connected)._ledger.path + name)
+        os.unlink(service_of(connected).ledger.path + name)
     with pytest.raises(RemoteError, match="is lost; `chandler leases rebuild`"):
         connected.create(pod(TWO), container(id="c-1"))
 
@@ -500,7 +500,7 @@ def test_leases_of_containers_that_ended_unseen_are_ended(peer: Connect, monkeyp
     now = [served(connected, "live"), served(connected, "ended", 4)]
     synchronized(connected, now, [pod(TWO)])
     assert sorted(leased(connected)) == ["ended", "gone", "live"], "they are younger than a create may last"
-    monkeypatch.setattr("shim.nri.service._MINIMUM_AGE", 0.0)
+    monkeypatch.setattr("shim.nri.sweeps._MINIMUM_AGE", 0.0)
     synchronized(connected, now, [pod(TWO)])
     assert list(leased(connected)) == ["live"]
 
@@ -587,7 +587,7 @@ def timed(peer: Peer, seconds: float, now: float, asked: Any, of: Any) -> None:
 @pytest.mark.parametrize("allocator", ["fixed", "leases"])
 def test_a_create_whose_time_is_over_is_not_granted(peer: Connect, allocator: str) -> None:
     connected = peer(gpu__allocator=allocator)
-    with pytest.raises(RemoteError, match="waits for the answer to this create no longer"):
+    with pytest.raises(RemoteError, match="no longer waits for the answer to this create"):
         timed(connected, 2.0, time.monotonic() - 2.0, pod(TWO), container())
     assert not service_of(connected).records() and leased(connected) == {}
     timed(connected, 2.0, time.monotonic() - 2.0, pod(), container(id="plain"))
@@ -653,11 +653,11 @@ def test_a_young_grant_that_the_runtime_does_not_list_ends_by_and_by(
     for name in ("created", "failed"):
         connected.create(pod(TWO), container(id=name))
     told = served(connected, "created")
-    monkeypatch.setattr("shim.nri.service.time.time", lambda: 0.0)
+    monkeypatch.setattr("shim.nri.sweeps.time.time", lambda: 0.0)
     synchronized(connected, [], [])
     assert sorted(leased(connected)) == ["created", "failed"]
     connected.call("StartContainer", m.StartContainerRequest(pod=pod(TWO), container=told))
-    (at,) = service_of(connected)._unlisted.values()
+    (at,) = service_of(connected).unlisted.values()
     assert at in service_of(connected).due()
     service_of(connected).tick(at)
     assert list(leased(connected)) == ["created"]

@@ -306,11 +306,11 @@ def test_what_only_the_runtime_may_read_is_refused(tmp_path: Path, monkeypatch: 
                 raise OSError(number, os.strerror(number))
 
             patch.setattr("posix.open", fails)
-            with pytest.raises(BundleError, match="cannot be read, so whether it carries a request"):
+            with pytest.raises(BundleError, match="cannot be read, so Chandler cannot tell whether"):
                 may_ask(str(tmp_path / "file"), [b"chandler.oci"])
         with monkeypatch.context() as patch:
             patch.setattr("posix.read", fails)
-            with pytest.raises(BundleError, match="cannot be read, so whether it carries a request"):
+            with pytest.raises(BundleError, match="cannot be read, so Chandler cannot tell whether"):
                 may_ask(str(tmp_path / "file"), [b"chandler.oci"])
 
 

@@ -369,7 +369,7 @@ def test_net_devices() -> None:
         "eth0": {"name": "net0"},
         "eth1": {"name": "b"},
     }
-    with pytest.raises(BundleError, match="network interface eth1 as b, which eth0 is to be as well"):
+    with pytest.raises(BundleError, match="network interface eth1 as b, and .* gives it eth0 under the same name"):
         writer.apply(config, edit(NET_DEVICE, "eth0", "b"))
 
 

@@ -112,7 +112,7 @@ def test_nothing_to_read(state: Path, words: list[str]) -> None:
 )
 def test_every_rule_once_and_theirs_first(theirs: list[Any]) -> None:
     ours = [{"allow": True, "type": "c", "major": number} for number in range(3)]
-    once = update._joined(json.dumps({"devices": theirs}).encode(), ours)
+    once = update._with_rules(json.dumps({"devices": theirs}).encode(), ours)
     found = json.loads(once)["devices"]
     assert found[: len(theirs)] == theirs and all(rule in found for rule in ours)
-    assert update._joined(once, ours) == once
+    assert update._with_rules(once, ours) == once
