@@ -135,7 +135,10 @@ def _cleanup(options: argparse.Namespace) -> int:
 
 
 def _wait(options: argparse.Namespace) -> int:
-    signal.sigwait({signal.SIGTERM, signal.SIGINT})
+    ends = {signal.SIGTERM, signal.SIGINT}
+    # sigwait takes only signals that wait.  Process 1 of a pod would lose one that is neither blocked nor handled.
+    signal.pthread_sigmask(signal.SIG_BLOCK, ends)
+    signal.sigwait(ends)
     return 0
 
 

@@ -142,6 +142,7 @@ def test_a_namespace_gets_what_its_label_says(asked: str, level: str) -> None:
     assert bool(refusal) == (LEVELS.index(level) < LEVELS.index(least)), refusal
     if refusal:
         assert any(key in refusal for key in annotations) and "team" in refusal
+        assert refusal.endswith(f"needs to be {least}" if level else "chandler.oci/requests=named")
 
 
 @pytest.mark.parametrize("word", CLASSES)

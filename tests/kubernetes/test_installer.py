@@ -296,3 +296,22 @@ def test_only_files_are_installed(make: Maker) -> None:
     host.image("install", "--engine", "none")
     assert host.changed()["/etc/containerd/config.toml"] == CONTAINERD and restarts(host) == 0
     assert host.run(f"{OPT}/bin/chandler-hook", check=False).returncode != 127
+
+
+def test_a_pod_that_only_waits_ends_when_it_is_told_to(make: Maker) -> None:
+    """As process 1, for which the kernel drops a signal that is neither blocked nor handled."""
+    host = make()
+    process = subprocess.Popen(["unshare", "--pid", "--fork", "--kill-child", *host.inside("wait")])
+
+    def ended() -> bool:
+        first = read(f"/proc/{process.pid}/task/{process.pid}/children").split()
+        for pid in first:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGTERM)
+        return process.poll() is not None
+
+    try:
+        until(ended, "the end of the pod's process 1")
+    finally:
+        process.kill()
+    assert process.wait() == 0

@@ -87,6 +87,13 @@ def test_our_own_pods_have_no_more_rights_than_they_say(name: str) -> None:
         }
         writable = {mount["mountPath"] for mount in container.get("volumeMounts", ()) if not mount.get("readOnly")}
         assert writable <= {"/host", "/run/chandler"}
+        # The kubelet mounts a file there, and no runtime can make the place for it below a mount that is read-only.
+        log = container.get("terminationMessagePath", "/dev/termination-log")
+        assert not any(
+            log.startswith(mount["mountPath"].rstrip("/") + "/")
+            for mount in container.get("volumeMounts", ())
+            if mount.get("readOnly")
+        )
         # What holds mounts of the node's lets go of them when the node does.
         assert all(
             mount.get("mountPropagation") == "HostToContainer"
