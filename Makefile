@@ -4,7 +4,7 @@ SYSCONFDIR ?= /etc
 STATEDIR ?= /run/chandler
 PYTHON ?= /usr/bin/python3
 
-.PHONY: demo test quick unit bench install lint deb rpm
+.PHONY: demo test quick unit bench install lint launcher deb rpm
 
 demo:
 	packaging/demo
@@ -23,6 +23,10 @@ unit:
 
 lint:
 	PYTHON='$(PYTHON)' tests/run --lint
+
+# Writes the options of shim/runtime/args.py into the launcher.
+launcher:
+	$(PYTHON) packaging/launcher.py
 
 bench:
 	tests/bench/run

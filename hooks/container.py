@@ -13,7 +13,7 @@ from shim.host.inroot import Root
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, List, Set
+    from typing import Any
 
 # name of the hook in config.json -> its module
 HOOKS = {
@@ -32,11 +32,11 @@ class Wrong(Exception):
 class Container:
     """The container that is being created: `root`, its root file system; `config`, the decoded config.json."""
 
-    def __init__(self, root: Root, config: Dict[str, Any]) -> None:
+    def __init__(self, root: Root, config: dict[str, Any]) -> None:
         self.root = root
         self.config = config
 
-    def nodes(self) -> Set[str]:
+    def nodes(self) -> set[str]:
         """The paths of the device nodes that config.json gives the container."""
         linux = self.config.get("linux")
         devices = linux.get("devices") if isinstance(linux, dict) else None
@@ -44,7 +44,7 @@ class Container:
             return set()
         return {str(device.get("path")) for device in devices if isinstance(device, dict)}
 
-    def mounts_at(self, destination: str) -> List[Dict[str, Any]]:
+    def mounts_at(self, destination: str) -> list[dict[str, Any]]:
         """The mounts of config.json whose destination is exactly `destination`, in order."""
         mounts = self.config.get("mounts")
         if not isinstance(mounts, list):
@@ -57,7 +57,7 @@ def hide() -> None:
     ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)
 
 
-def run(argv: List[str], state: bytes) -> int:
+def run(argv: list[str], state: bytes) -> int:
     """Runs the hooks of `argv` in order and returns the exit status.  A failure prints one sentence on standard error.
 
     `argv`: hooks with their arguments, separated by `--`; `state`: what the runtime wrote to standard input.  All
@@ -110,9 +110,9 @@ def _container(state: bytes) -> Container:
         raise Wrong(f"{error.filename}: {error.strerror}") from None
 
 
-def _calls(argv: List[str]) -> List[List[str]]:
+def _calls(argv: list[str]) -> list[list[str]]:
     """The words of each hook, which `--` separates; the first word is the hook's name, '' where there is none."""
-    calls: List[List[str]] = [[]]
+    calls: list[list[str]] = [[]]
     for word in argv:
         if word == "--":
             calls.append([])

@@ -16,8 +16,6 @@ from hooks.container import Container, Wrong
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import List, Tuple
-
     from shim.host.inroot import Root
 
 
@@ -25,7 +23,7 @@ MAX_LINKS = 4096
 MAX_PATH = 1024  # bytes of a path and of a link's target; the kernel's limit is 4096
 
 
-def parse(arguments: List[str]) -> List[Tuple[str, str]]:
+def parse(arguments: list[str]) -> list[tuple[str, str]]:
     """The links as (path, target).  Raises Wrong."""
     if len(arguments) % 2 or set(arguments[::2]) - {"--link"} or len(arguments) > 2 * MAX_LINKS:
         raise Wrong(f"the arguments are `--link TARGET::PATH`, at most {MAX_LINKS} times")
@@ -40,7 +38,7 @@ def parse(arguments: List[str]) -> List[Tuple[str, str]]:
     return pairs
 
 
-def run(container: Container, pairs: List[Tuple[str, str]]) -> int:
+def run(container: Container, pairs: list[tuple[str, str]]) -> int:
     """Makes the links.  Always returns 0."""
     nodes = container.nodes()
     for path, target in pairs:
@@ -55,7 +53,7 @@ def run(container: Container, pairs: List[Tuple[str, str]]) -> int:
     return 0
 
 
-def _root(container: Container, path: str) -> Tuple[Root, str]:
+def _root(container: Container, path: str) -> tuple[Root, str]:
     """The root to make a link in, and the link's path from there.
 
     /dev is a file system of its own.  The hook writes to it only when it is the container's, which means that

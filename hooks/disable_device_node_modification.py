@@ -19,7 +19,7 @@ from shim.host.inroot import Root
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, List
+    from typing import Any
 
 PARAMS = "/proc/driver/nvidia/params"
 _PROC_MAGIC = 0x9FA0
@@ -29,7 +29,7 @@ _ATTRIBUTES = 0x02 | 0x04 | 0x08  # MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV, MOUNT_A
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def parse(arguments: List[str]) -> None:
+def parse(arguments: list[str]) -> None:
     """Raises Wrong when there are arguments: the hook takes none."""
     if arguments:
         raise Wrong("takes no arguments")

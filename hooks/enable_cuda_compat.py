@@ -10,16 +10,12 @@ from __future__ import annotations
 from hooks import update_ldcache
 from hooks.container import Container, Wrong
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import List
-
 FOLDER = "/usr/local/cuda/compat"
 DROP_IN = "00-chandler-compat.conf"  # ldconfig reads it before the drop-in of update-ldcache, since it sorts first
 _LIBRARY = "libcuda.so."
 
 
-def parse(arguments: List[str]) -> int:
+def parse(arguments: list[str]) -> int:
     """The major version of the host's driver.  Raises Wrong."""
     if len(arguments) == 1 and "=" in arguments[0]:  # NVIDIA's hook also takes --host-driver-version=VERSION
         arguments = arguments[0].split("=", 1)

@@ -20,7 +20,7 @@ from hooks import bounds
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, List
+    from typing import Any
 
 RELEASE = "release"  # ends a lease at poststop, when the container is gone
 MPS_READY = "mps-ready"  # asks an MPS daemon at createRuntime, and touches nothing in the container
@@ -30,7 +30,7 @@ def _late(*_: Any) -> None:
     raise bounds.Late(f"took longer than {bounds.PATIENCE} seconds, and was stopped")
 
 
-def main(argv: List[str]) -> int:
+def main(argv: list[str]) -> int:
     """Runs the hooks of `argv`, with their arguments.  Returns the exit status."""
     if argv[:1] != [RELEASE]:
         from hooks import container

@@ -16,12 +16,8 @@ from shim.errors import ChandlerError
 from shim.oci import reader
 from shim.sharing import nvidia_tools
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import List
 
-
-def run(arguments: List[str], state: bytes) -> int:
+def run(arguments: list[str], state: bytes) -> int:
     """Returns 1, after a sentence on standard error, when no daemon answers or the container's user is not UID."""
     try:
         pipe_dir, control, *user = arguments

@@ -17,15 +17,11 @@ from shim.host import trust, userns
 from shim.state import liveness
 from shim.state.ledger import Ledger
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import List
-
 PATIENCE = 8.0  # seconds in which killed processes must end, enough on a busy machine
 _PAUSE = 0.02  # seconds between two looks at the processes
 
 
-def run(arguments: List[str]) -> int:
+def run(arguments: list[str]) -> int:
     """Ends the lease.  Always returns 0; errors go to standard error."""
     try:
         state_dir, token = arguments

@@ -24,10 +24,6 @@ from hooks.container import Container, Wrong
 from shim.generate import ldcache
 from shim.host.inroot import Root, read_regular, replace
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import List, Tuple
-
 CACHE, DROP_INS = "ld.so.cache", "/etc/ld.so.conf.d"
 DROP_IN = "00-chandler.conf"
 MAX_CACHE = 8 << 20  # bytes; the cache of a desktop with 5,000 libraries has half a megabyte
@@ -37,7 +33,7 @@ MAX_FOLDERS = 1 << 8
 MAX_FOLDER = 1024  # characters of a folder's path
 
 
-def parse(arguments: List[str]) -> List[str]:
+def parse(arguments: list[str]) -> list[str]:
     """The folders.  Raises Wrong."""
     if len(arguments) % 2 or set(arguments[::2]) - {"--folder"} or len(arguments) > 2 * MAX_FOLDERS:
         raise Wrong(f"the arguments are `--folder PATH`, at most {MAX_FOLDERS} times")
@@ -47,12 +43,12 @@ def parse(arguments: List[str]) -> List[str]:
     return arguments[1::2]
 
 
-def run(container: Container, folders: List[str]) -> int:
+def run(container: Container, folders: list[str]) -> int:
     """Adds the mounted libraries of the folders.  Always returns 0, since programs may find them without the cache."""
     return add(container.root, folders, DROP_IN)
 
 
-def add(root: Root, folders: List[str], drop_in: str, own: bool = False) -> int:
+def add(root: Root, folders: list[str], drop_in: str, own: bool = False) -> int:
     """Adds libraries before all that the cache has, those of the first folder first.  Always returns 0.
 
     `drop_in`: the file name below /etc/ld.so.conf.d; `own`: add the image's own libraries, not the mounted ones.
@@ -69,7 +65,7 @@ def add(root: Root, folders: List[str], drop_in: str, own: bool = False) -> int:
     return 0
 
 
-def _update(root: Root, folders: List[str], drop_in: str, own: bool) -> None:
+def _update(root: Root, folders: list[str], drop_in: str, own: bool) -> None:
     try:
         etc = root.directory("/etc")
     except FileNotFoundError:
@@ -96,7 +92,7 @@ def _update(root: Root, folders: List[str], drop_in: str, own: bool) -> None:
     _drop_in(root, folders, drop_in)
 
 
-def _drop_in(root: Root, folders: List[str], name: str) -> None:
+def _drop_in(root: Root, folders: list[str], name: str) -> None:
     """Writes a drop-in of ld.so.conf, so that an ldconfig run in the container later keeps the folders.
 
     Does nothing when the image has no directory for it.
@@ -111,13 +107,13 @@ def _drop_in(root: Root, folders: List[str], name: str) -> None:
         os.close(directory)
 
 
-def _libraries(root: Root, folder: str, own: bool) -> List[Tuple[str, int]]:
+def _libraries(root: Root, folder: str, own: bool) -> list[tuple[str, int]]:
     """The mounted shared libraries in a folder (with `own`: the image's), as (path, flags in the cache).
 
     Sorted by name.  A link in the image to a mounted library counts as mounted.  The image's own libraries are in its
     cache already.
     """
-    libraries: List[Tuple[str, int]] = []
+    libraries: list[tuple[str, int]] = []
     for name in names(root, folder):
         path = f"{folder}/{name}"
         try:
@@ -136,7 +132,7 @@ def _libraries(root: Root, folder: str, own: bool) -> List[Tuple[str, int]]:
     return libraries
 
 
-def names(root: Root, folder: str) -> List[str]:
+def names(root: Root, folder: str) -> list[str]:
     """The names of the libraries in a folder of the container, sorted; [] when there is no such folder.
 
     When a folder exceeds the limits, the hook prints a line and ignores the rest of it.
@@ -148,7 +144,7 @@ def names(root: Root, folder: str) -> List[str]:
     try:
         if not stat.S_ISDIR(os.fstat(descriptor).st_mode):
             return []
-        libraries: List[str] = []
+        libraries: list[str] = []
         with os.scandir(f"/proc/self/fd/{descriptor}") as entries:
             for number, entry in enumerate(entries):
                 name = entry.name

@@ -44,7 +44,8 @@ shim.gpu.choose Grant.joined _device_number _free _from_nodes _named _node _numb
 shim.policy.words by
 shim.state.grants remove
 shim.host.device_nodes _pci_vendor look look_at_gpu
-shim.node.inventory Inventory.explain_missing Inventory.kinds Inventory.names Inventory.near Place._own_state_dir Place.private
+shim.node.inventory Inventory.explain_missing Inventory.kinds Inventory.names Inventory.near
+shim.node.inventory Place._own_state_dir Place.private
 shim.jsontext _damage _refuse_constant
 shim.state.leases utc words
 shim.state.ledger Ledger._failed Ledger._rebuild Ledger._recorded Ledger.forget Ledger.make_anew Ledger.release

@@ -70,9 +70,9 @@ def _write(descriptor: int, data: bytes) -> None:
 def open_own(path: str) -> int:
     """Opens Chandler's own log for appending, and creates it if needed.  Gives a file descriptor.
 
-    All directories on the way must be trusted.  The log's own directory may be writable for its group, as /var/log is, or
-    for all where it is sticky.  Who can write there could make a link, or a second name of another file: both are refused.
-    Raises OSError, or TrustError.
+    All directories on the way must be trusted.  The log's own directory may be writable for its group, as /var/log is,
+    or for all where it is sticky.  Who can write there could make a link, or a second name of another file: both are
+    refused.  Raises OSError, or TrustError.
     """
     owners = userns.trusted_owners(userns.user_namespace())
     directories = trust.way(path.rpartition("/")[0] or "/")

@@ -106,7 +106,8 @@ def build(
     if gpu and inventory.config["gpu.allocator"] == "leases":
         if wish.get("privileged"):
             raise RequestError(
-                f"{service.source}: a privileged container can open every GPU, and this node leases each to one container",
+                f"{service.source}: a privileged container can open every GPU, "
+                "and this node leases each to one container",
                 'leave privileged out, or set allocator = "fixed" in [gpu]',
             )
         equip.check(config, gpu)

@@ -10,7 +10,8 @@ from shim.cdi.names import parse_qualified
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Iterable, List, Mapping
+    from collections.abc import Iterable, Mapping
+    from typing import Any
 
 PREFIX = "cdi.k8s.io/"
 MAX_NAME = 63  # characters of a key after its prefix: the limit of Kubernetes
@@ -45,13 +46,13 @@ def value(devices: Iterable[str]) -> str:
     return ",".join(names)
 
 
-def parse(annotations: Mapping[str, Any]) -> List[str]:
+def parse(annotations: Mapping[str, Any]) -> list[str]:
     """The devices that all CDI annotations ask for, in the order of the sorted keys, duplicates kept.
 
     Raises CdiError, which names the key, if any part of any value is not a qualified name.  An empty value, a trailing
     comma and a space are errors too, so that no annotation is understood only in part.
     """
-    devices: List[str] = []
+    devices: list[str] = []
     for annotation in sorted(each for each in annotations if each.startswith(PREFIX)):
         text = annotations[annotation]
         if not isinstance(text, str):

@@ -7,12 +7,13 @@ from shim import paths
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, Iterable, Iterator, Optional, Sequence, Tuple
+    from collections.abc import Iterable, Iterator, Sequence
+    from typing import Any, Callable
 
     from shim.edits import Edit
 
     Key = Any
-    Pairs = Iterator[Tuple[Key, Any]]
+    Pairs = Iterator[tuple[Key, Any]]
 
 # A hook without an environment would inherit the container's, with its LD_PRELOAD, and run as root with it.
 SAFE_HOOK_ENV = ("PATH=" + paths.SAFE_PATH,)
@@ -27,14 +28,14 @@ _NODE = tuple(
 _KEPT_ZERO = ("fileMode", "uid", "gid", "timeout")  # fields in which 0 means something else than an absent field
 
 
-def _fields(table: Iterable[Tuple[str, str]], item: Dict[str, Any]) -> Dict[str, Any]:
+def _fields(table: Iterable[tuple[str, str]], item: dict[str, Any]) -> dict[str, Any]:
     """The CDI object `item` with the OCI field names of `table`; empty fields are left out."""
     return {name: item[key] for name, key in table if item.get(key) or (key in _KEPT_ZERO and key in item)}
 
 
 def compile_edits(
-    block: Dict[str, Any], origin: str, hook_env: Optional[Sequence[str]] = SAFE_HOOK_ENV
-) -> Tuple[Edit, ...]:
+    block: dict[str, Any], origin: str, hook_env: Sequence[str] | None = SAFE_HOOK_ENV
+) -> tuple[Edit, ...]:
     """The edits of `block`, one decoded and valid `containerEdits`, in the order of _KINDS.
 
     `origin` goes into every edit, for errors.  `hook_env` is the environment for hooks that have none; with None they
@@ -48,7 +49,7 @@ def compile_edits(
                 hook.setdefault("env", list(hook_env))
             yield item["hookName"], hook
 
-    pairs: Dict[str, Callable[[Any], Pairs]] = {**_PAIRS, "hooks": hooks}
+    pairs: dict[str, Callable[[Any], Pairs]] = {**_PAIRS, "hooks": hooks}
     return tuple(
         (kind, key, value, origin)
         for category, kind in _KINDS
@@ -78,7 +79,7 @@ _KINDS = (
     ("additionalGids", kinds.GID),
 )
 # category -> the (key, value) of each edit that its items become
-_PAIRS: Dict[str, Callable[[Any], Pairs]] = {
+_PAIRS: dict[str, Callable[[Any], Pairs]] = {
     "env": _env,
     "deviceNodes": lambda items: ((item["path"], _fields(_NODE, item)) for item in items),
     "netDevices": lambda items: ((item["hostInterfaceName"], item["name"]) for item in items),

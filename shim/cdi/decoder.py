@@ -5,12 +5,10 @@ Source: CDI SPEC.md, "JSON Definition"; CDI Go library 1.1.2, pkg/cdi/spec.go (P
 
 from __future__ import annotations
 
+from typing import Any, Callable
+
 from shim.cdi import plainyaml, yamltext
 from shim.errors import CdiError
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, List, Set, Tuple
 
 MAX_SIZE = 16 << 20  # bytes of one file
 
@@ -74,10 +72,10 @@ def _json(text: str, texts: bool) -> Any:
         raise CdiError("nested too deeply") from None
 
 
-def _unique(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     items = dict(pairs)
     if len(items) != len(pairs):
-        seen: Set[str] = set()
+        seen: set[str] = set()
         for name, _ in pairs:
             if name in seen:
                 raise CdiError(f'key "{name}" comes twice')

@@ -7,15 +7,15 @@ hardware.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
 from shim.errors import ChandlerError
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any, Dict, FrozenSet, Iterable, List, Mapping, Sequence, Set, Tuple
-
+if TYPE_CHECKING:  # shim.edits has these names for type checkers alone, since a create loads it
     from shim.edits import Stat
 
-    Key = Tuple[str, ...]
+Key = tuple[str, ...]
 
 
 class Identities:
@@ -37,20 +37,20 @@ class Identities:
         if not any(self.sets.values()):
             # No device has nodes of its own: all names mean the hardware of the file's own edits.
             self.sets = dict.fromkeys(self.sets, self.common)
-        self.shared: FrozenSet[str] = frozenset.intersection(*self.sets.values()) if self.sets else frozenset()
+        self.shared: frozenset[str] = frozenset.intersection(*self.sets.values()) if self.sets else frozenset()
 
-    def telling(self) -> FrozenSet[str]:
+    def telling(self) -> frozenset[str]:
         """The nodes that some devices of this file have and others have not; empty for a file with one device."""
         return frozenset().union(*self.sets.values()) - self.shared if len(self.sets) > 1 else frozenset()
 
-    def brought(self, telling: FrozenSet[str]) -> List[str]:
+    def brought(self, telling: frozenset[str]) -> list[str]:
         """The nodes of the file's own edits that tell devices apart, in this file or in any file (`telling`), sorted.
 
         Every container with a device of this file gets these nodes.
         """
         return sorted(self.common & (telling | self.telling()))
 
-    def keys(self, telling: FrozenSet[str] = frozenset()) -> Dict[str, Key]:
+    def keys(self, telling: frozenset[str] = frozenset()) -> dict[str, Key]:
         """The physical key of each device, by name.  Equal keys mean one physical device.
 
         The key is the sorted nodes of the device without those that all devices of the file share; if no node is left,
@@ -62,7 +62,7 @@ class Identities:
         return {name: tuple(sorted(nodes - common or nodes)) or (name,) for name, nodes in self.sets.items()}
 
 
-def device_keys(nodes: Mapping[str, Sequence[Mapping[str, Any]]], stat: Stat) -> Dict[str, Key]:
+def device_keys(nodes: Mapping[str, Sequence[Mapping[str, Any]]], stat: Stat) -> dict[str, Key]:
     """The physical key of each device of a file, without regard to other files.  `nodes`: device name to CDI nodes."""
     return Identities(nodes, stat).keys()
 
@@ -90,19 +90,19 @@ class Sets:
     """A collection of sets, indexed by element: finds those that overlap a set without comparing it with all."""
 
     def __init__(self) -> None:
-        self.holders: Dict[str, List[FrozenSet[str]]] = {}
+        self.holders: dict[str, list[frozenset[str]]] = {}
 
-    def add(self, members: FrozenSet[str]) -> None:
+    def add(self, members: frozenset[str]) -> None:
         """Adds a set to the collection."""
         for element in members:
             self.holders.setdefault(element, []).append(members)
 
-    def near(self, members: FrozenSet[str]) -> Set[FrozenSet[str]]:
+    def near(self, members: frozenset[str]) -> set[frozenset[str]]:
         """The sets of the collection that share an element with `members`."""
         return {other for element in members for other in self.holders.get(element, ())}
 
 
-def aggregates(keys: Iterable[Key]) -> Set[Key]:
+def aggregates(keys: Iterable[Key]) -> set[Key]:
     """The keys that stand for several devices (such as `all`): strict supersets of at least two disjoint keys."""
     wholes = {frozenset(key): key for key in keys}
     sets = Sets()
@@ -127,19 +127,19 @@ def smallest(keys: Iterable[Key]) -> Sets:
     return minimal
 
 
-def _any_disjoint(parts: List[FrozenSet[str]]) -> bool:
+def _any_disjoint(parts: list[frozenset[str]]) -> bool:
     return any(not part & other for index, part in enumerate(parts) for other in parts[:index])
 
 
-def groups(keys: Mapping[str, Key]) -> List[Tuple[Key, List[str]]]:
+def groups(keys: Mapping[str, Key]) -> list[tuple[Key, list[str]]]:
     """Each physical key with its names.  Names and keys are in the order of `natural`, in which `pick` takes them."""
-    names: Dict[Key, List[str]] = {}
+    names: dict[Key, list[str]] = {}
     for name in sorted(keys, key=natural):
         names.setdefault(keys[name], []).append(name)
     return list(names.items())
 
 
-def pick(keys: Mapping[str, Key], count: int) -> List[str]:
+def pick(keys: Mapping[str, Key], count: int) -> list[str]:
     """The names of the first `count` physical devices; fewer if there are not as many.
 
     Names that are indexes come first, in natural order.  Never takes an aggregate, nor a device that includes, or is
@@ -147,7 +147,7 @@ def pick(keys: Mapping[str, Key], count: int) -> List[str]:
     """
     skipped = aggregates(keys.values())
     taken = Sets()
-    names: List[str] = []
+    names: list[str] = []
     for key, alike in groups(keys):
         if len(names) >= count:
             break
@@ -158,7 +158,7 @@ def pick(keys: Mapping[str, Key], count: int) -> List[str]:
     return names
 
 
-def natural(name: str) -> Tuple[bool, Tuple[int, ...], str]:
+def natural(name: str) -> tuple[bool, tuple[int, ...], str]:
     """A sort key: names such as 0, 10, gpu0, 0:1, mig0:1 and card0 by number, then all others alphabetically."""
     digits = name.lstrip("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
     parts = digits.split(":")

@@ -8,18 +8,16 @@ yamltext gives the same value (a property test compares the two).
 
 from __future__ import annotations
 
-from shim.cdi import yamltext
+from typing import Any, Callable
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, List, Tuple
+from shim.cdi import yamltext
 
 MAX_DEPTH = 32  # less than that of yamltext, so that yamltext decides what is too deep
 MAX_KEY = 128  # characters; longer keys are left to yamltext
 
 # First characters that begin a plain scalar; `-` does too unless a blank follows.
 _FIRST = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789/._+=~(")
-_EMPTY: Dict[str, Any] = {"[]": list, "{}": dict}
+_EMPTY: dict[str, Any] = {"[]": list, "{}": dict}
 
 
 class NotPlain(Exception):
@@ -46,7 +44,7 @@ class _Lines:
     def __init__(self, text: str, plain: Callable[[str], Any]) -> None:
         self.plain = plain
         self.at = 0
-        self.lines: List[Tuple[int, str]] = []
+        self.lines: list[tuple[int, str]] = []
         for line in text.split("\n"):
             content = line.lstrip(" ")
             if content and content[0] != "#":
@@ -55,10 +53,10 @@ class _Lines:
             del self.lines[0]
         self.lines.append((-1, ""))  # marks the end: less indented than any line
 
-    def mapping(self, indent: int, depth: int) -> Dict[str, Any]:
+    def mapping(self, indent: int, depth: int) -> dict[str, Any]:
         if depth > MAX_DEPTH:
             raise NotPlain
-        items: Dict[str, Any] = {}
+        items: dict[str, Any] = {}
         lines = self.lines
         while True:
             here, content = lines[self.at]
@@ -84,10 +82,10 @@ class _Lines:
             return self.sequence(here, depth)
         return self.mapping(here, depth) if here > indent else None
 
-    def sequence(self, indent: int, depth: int) -> List[Any]:
+    def sequence(self, indent: int, depth: int) -> list[Any]:
         if depth > MAX_DEPTH:
             raise NotPlain
-        items: List[Any] = []
+        items: list[Any] = []
         lines = self.lines
         while True:
             here, content = lines[self.at]

@@ -7,24 +7,23 @@ in a file of higher priority.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Optional, Union
+
 from shim.cdi import devices as physical
 from shim.cdi.compile import SAFE_HOOK_ENV
 from shim.cdi.names import split_kind
 from shim.cdi.resolve import unresolvable
-from shim.cdi.spec import parse
+from shim.cdi.spec import Spec, parse
 from shim.edits import DEVICE
 from shim.errors import CdiError, ChandlerError
 from shim.pathtext import clean
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Dict, FrozenSet, Iterable, List, Optional, Sequence, Tuple, Union
-
-    from shim.cdi.spec import Spec
+if TYPE_CHECKING:  # shim.edits has these names for type checkers alone, since a create loads it
     from shim.edits import Edit, Stat
 
-    Entry = Tuple[str, Union[bytes, ChandlerError]]  # file name, and its content or why it cannot be read
-    Directory = Tuple[str, Optional[ChandlerError], Sequence[Entry]]  # path, why it cannot be listed, entries
+Entry = tuple[str, Union[bytes, ChandlerError]]  # file name, and its content or why it cannot be read
+Directory = tuple[str, Optional[ChandlerError], Sequence[Entry]]  # path, why it cannot be listed, entries
 
 SUFFIXES = (".json", ".yaml")
 MAX_NEAR = 4  # missing names for which we look up similar names, since that is slow
@@ -59,22 +58,22 @@ class Registry:
     __slots__ = ("conflicts", "devices", "directories", "files", "problems", "shadowed", "_identities", "_telling")
 
     def __init__(self, directories: Sequence[str]) -> None:
-        self.directories: List[str] = list(directories)  # the last one has the highest priority
-        self.files: List[File] = []  # the valid files, lowest priority first
-        self.problems: Dict[str, List[ChandlerError]] = {}  # file or directory -> what is wrong with it
-        self.devices: Dict[str, File] = {}  # qualified name -> the file that defines it
-        self.shadowed: Dict[str, List[str]] = {}  # qualified name -> files of lower priority that define it as well
-        self.conflicts: Dict[str, List[str]] = {}  # qualified name -> several files of the highest priority define it
-        self._identities: Optional[Dict[str, physical.Identities]] = None  # by path; set by _identify
-        self._telling: FrozenSet[str] = frozenset()  # nodes that tell devices apart in any file; set by _identify
+        self.directories: list[str] = list(directories)  # the last one has the highest priority
+        self.files: list[File] = []  # the valid files, lowest priority first
+        self.problems: dict[str, list[ChandlerError]] = {}  # file or directory -> what is wrong with it
+        self.devices: dict[str, File] = {}  # qualified name -> the file that defines it
+        self.shadowed: dict[str, list[str]] = {}  # qualified name -> files of lower priority that define it as well
+        self.conflicts: dict[str, list[str]] = {}  # qualified name -> several files of the highest priority define it
+        self._identities: dict[str, physical.Identities] | None = None  # by path; set by _identify
+        self._telling: frozenset[str] = frozenset()  # nodes that tell devices apart in any file; set by _identify
 
     @classmethod
-    def build(cls, directories: Sequence[Directory], hook_env: Optional[Sequence[str]] = SAFE_HOOK_ENV) -> Registry:
+    def build(cls, directories: Sequence[Directory], hook_env: Sequence[str] | None = SAFE_HOOK_ENV) -> Registry:
         """The registry of some directories, lowest priority first.  Errors in files go into `problems`.
 
         `hook_env` is the environment for hooks that have none; with None they get none.
         """
-        read: Dict[str, Tuple[Optional[ChandlerError], Sequence[Entry]]] = {}
+        read: dict[str, tuple[ChandlerError | None, Sequence[Entry]]] = {}
         for path, error, entries in directories:
             read.pop(clean(path), None)  # a directory that is listed twice counts where it comes last
             read[clean(path)] = (error, entries)
@@ -89,7 +88,7 @@ class Registry:
     def _blame(self, path: str, error: ChandlerError) -> None:
         self.problems.setdefault(path, []).append(error)
 
-    def _read(self, path: str, priority: int, entries: Iterable[Entry], hook_env: Optional[Sequence[str]]) -> None:
+    def _read(self, path: str, priority: int, entries: Iterable[Entry], hook_env: Sequence[str] | None) -> None:
         for name, content in sorted((entry for entry in entries if is_spec_name(entry[0])), key=lambda entry: entry[0]):
             file = f"{path.rstrip('/')}/{name}"
             if isinstance(content, ChandlerError):
@@ -101,7 +100,7 @@ class Registry:
                     self._blame(file, error)
 
     def _arrange(self) -> None:
-        definers: Dict[str, List[File]] = {}
+        definers: dict[str, list[File]] = {}
         for file in self.files:
             for device in file.spec.devices:
                 definers.setdefault(f"{file.spec.kind}={device}", []).append(file)
@@ -124,7 +123,7 @@ class Registry:
                 for path in paths:
                     self._blame(path, CdiError(_conflict(name, paths), "keep one of them"))
 
-    def lookup(self, name: str) -> Optional[Tuple[str, Tuple[Edit, ...], Tuple[Edit, ...]]]:
+    def lookup(self, name: str) -> tuple[str, tuple[Edit, ...], tuple[Edit, ...]] | None:
         """For resolve(): (path of the file that defines `name`, the file's own edits, the device's edits), or None."""
         file = self.devices.get(name)
         if file is None:
@@ -145,11 +144,11 @@ class Registry:
         near = self._near([name for name in missing if name not in self.conflicts][:MAX_NEAR])
         return unresolvable(missing, "; ".join(why), f"the nearest known: {', '.join(near)}" if near else self._known())
 
-    def _near(self, missing: Iterable[str]) -> List[str]:
+    def _near(self, missing: Iterable[str]) -> list[str]:
         """The known names that are similar to the missing ones, at most three for each."""
         import difflib
 
-        similar: Dict[str, None] = {}
+        similar: dict[str, None] = {}
         for name in missing:
             similar.update(dict.fromkeys(difflib.get_close_matches(name, self.devices, 3)))
         return list(similar)
@@ -159,23 +158,23 @@ class Registry:
             return ""
         return "no CDI device is known; generate a CDI file or name its directory"
 
-    def _identify(self, stat: Stat) -> Dict[str, physical.Identities]:
+    def _identify(self, stat: Stat) -> dict[str, physical.Identities]:
         if self._identities is None:
             self._identities = {file.path: file.identities(stat) for file in self.files}
             self._telling = frozenset().union(*(each.telling() for each in self._identities.values()))
         return self._identities
 
-    def brought(self, file: File, stat: Stat) -> List[str]:
+    def brought(self, file: File, stat: Stat) -> list[str]:
         """The device numbers of GPUs in a file's own edits, which a container gets with any device of the file.
 
         See Identities.brought.
         """
         return self._identify(stat)[file.path].brought(self._telling)
 
-    def device_keys(self, kind: str, stat: Stat) -> Dict[str, Tuple[str, ...]]:
+    def device_keys(self, kind: str, stat: Stat) -> dict[str, tuple[str, ...]]:
         """The physical keys of all resolvable devices of a kind, by device name (see Identities.keys)."""
         identities = self._identify(stat)
-        keys: Dict[str, Tuple[str, ...]] = {}
+        keys: dict[str, tuple[str, ...]] = {}
         for file in self.files:
             if file.spec.kind == kind:
                 for device, key in identities[file.path].keys(self._telling).items():
@@ -183,7 +182,7 @@ class Registry:
                         keys[device] = key
         return keys
 
-    def pick(self, kind: str, count: int, stat: Stat) -> List[str]:
+    def pick(self, kind: str, count: int, stat: Stat) -> list[str]:
         """The qualified names of the first `count` physical devices of a kind.  Raises CdiError if there are fewer."""
         split_kind(kind)
         names = physical.pick(self.device_keys(kind, stat), count)

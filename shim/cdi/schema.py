@@ -8,16 +8,14 @@ Source: CDI SPEC.md 1.1.0, "JSON Definition".  As strict as release 1.1.2 of the
 
 from __future__ import annotations
 
+from typing import Any, Callable, Optional, Union
+
 from shim.cdi.yamltext import Scalar
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, Optional, Tuple, Union
-
-    # (the enclosing place, key or index); None is the whole file.  Only a problem turns it into text.
-    Place = Optional[Tuple[Any, Union[str, int]]]
-    Problems = Dict[str, str]  # JSON path -> what is wrong there
-    Decoder = Callable[[Any, Place, Problems], Any]
+# (the enclosing place, key or index); None is the whole file.  Only a problem turns it into text.
+Place = Optional[tuple[Any, Union[str, int]]]
+Problems = dict[str, str]  # JSON path -> what is wrong there
+Decoder = Callable[[Any, Place, Problems], Any]
 
 
 def where(place: Place) -> str:
@@ -112,7 +110,7 @@ def texts(value: Any, place: Place, problems: Problems) -> Any:
     return {key: text(item, (place, key), problems) for key, item in value.items()}
 
 
-def record(fields: Dict[str, Decoder]) -> Decoder:
+def record(fields: dict[str, Decoder]) -> Decoder:
     """A decoder of objects with these fields; `fields`: name -> decoder."""
 
     def decode(value: Any, place: Place, problems: Problems) -> Any:
@@ -133,7 +131,7 @@ def record(fields: Dict[str, Decoder]) -> Decoder:
     return decode
 
 
-def _unknown(key: str, fields: Dict[str, Decoder]) -> str:
+def _unknown(key: str, fields: dict[str, Decoder]) -> str:
     alike = [name for name in fields if name.lower() == key.lower()]
     return f"unknown field; write {alike[0]}" if alike else f"unknown field; known are {', '.join(sorted(fields))}"
 

@@ -5,15 +5,15 @@ Source: CDI SPEC.md, "CDI JSON Specification"; CDI Go library 1.1.2, pkg/cdi/spe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
 from shim.cdi import schema, validate
 from shim.cdi.compile import SAFE_HOOK_ENV, compile_edits
 from shim.cdi.decoder import load
 from shim.errors import CdiError
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any, Dict, List, Optional, Sequence, Tuple
-
+if TYPE_CHECKING:  # shim.edits has these names for type checkers alone, since a create loads it
     from shim.edits import Edit
 
 
@@ -25,19 +25,19 @@ class Spec:
 
     __slots__ = ("annotations", "common", "devices", "document", "kind", "version")
 
-    def __init__(self, document: Dict[str, Any], path: str, hook_env: Optional[Sequence[str]]) -> None:
+    def __init__(self, document: dict[str, Any], path: str, hook_env: Sequence[str] | None) -> None:
         self.document = document
         self.version: str = document["cdiVersion"]
         self.kind: str = document["kind"]
-        self.annotations: Dict[str, str] = document.get("annotations", {})
-        self.common: Tuple[Edit, ...] = compile_edits(document.get("containerEdits", {}), path, hook_env)
-        self.devices: Dict[str, Tuple[Edit, ...]] = {
+        self.annotations: dict[str, str] = document.get("annotations", {})
+        self.common: tuple[Edit, ...] = compile_edits(document.get("containerEdits", {}), path, hook_env)
+        self.devices: dict[str, tuple[Edit, ...]] = {
             device["name"]: compile_edits(device["containerEdits"], f"{path} {self.kind}={device['name']}", hook_env)
             for device in document["devices"]
         }
 
 
-def parse(data: bytes, path: str, hook_env: Optional[Sequence[str]] = SAFE_HOOK_ENV) -> Spec:
+def parse(data: bytes, path: str, hook_env: Sequence[str] | None = SAFE_HOOK_ENV) -> Spec:
     """The Spec in `data`.  `path` is where the data came from; errors and the origins of edits name it.
 
     `hook_env` is the environment for hooks that have none; with None they get none.  Raises CdiError with the first
@@ -50,12 +50,12 @@ def parse(data: bytes, path: str, hook_env: Optional[Sequence[str]] = SAFE_HOOK_
     return Spec(document, path, hook_env)
 
 
-def problems(data: bytes, path: str) -> List[Tuple[str, str]]:
+def problems(data: bytes, path: str) -> list[tuple[str, str]]:
     """Every problem of a file as (line or JSON path, sentence); [] for a valid file.  Never raises."""
     return _read(data)[1]
 
 
-def _read(data: bytes) -> Tuple[Dict[str, Any], List[Tuple[str, str]]]:
+def _read(data: bytes) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     """(the decoded document, its problems as in `problems`)."""
     try:
         document = load(data, texts=True)
@@ -65,7 +65,7 @@ def _read(data: bytes) -> Tuple[Dict[str, Any], List[Tuple[str, str]]]:
     if document is None:
         return {}, [("", "no Spec data")]
     by_place: schema.Problems = {}
-    decoded: Dict[str, Any] = schema.SPEC(document, None, by_place)
+    decoded: dict[str, Any] = schema.SPEC(document, None, by_place)
     if isinstance(document, dict):
         validate.check(decoded, by_place)
     return decoded, list(by_place.items())

@@ -6,15 +6,11 @@ Source: CDI SPEC.md, "Kind", "CDI Devices" and "OCI Edits"; CDI Go library 1.1.2
 
 from __future__ import annotations
 
+from typing import Any, Callable
+
 from shim.cdi import names, versions
-from shim.cdi.schema import report
+from shim.cdi.schema import Place, Problems, report
 from shim.errors import CdiError
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, List
-
-    from shim.cdi.schema import Place, Problems
 
 NODE_TYPES = ("", "b", "c", "u", "p")
 HOOK_STAGES = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")
@@ -26,7 +22,7 @@ MAX_ANNOTATION_NAME = 63  # characters of a key after the slash
 _LOWER = "abcdefghijklmnopqrstuvwxyz0123456789"
 
 
-def check(file: Dict[str, Any], problems: Problems) -> None:
+def check(file: dict[str, Any], problems: Problems) -> None:
     """Reports the problems of a decoded file, in the order of the CDI Go library."""
     _version(file, problems)
     _kind(file.get("kind", ""), problems)
@@ -40,7 +36,7 @@ def check(file: Dict[str, Any], problems: Problems) -> None:
     _unique(devices, "name", (None, "devices"), problems)
 
 
-def _version(file: Dict[str, Any], problems: Problems) -> None:
+def _version(file: dict[str, Any], problems: Problems) -> None:
     place = (None, "cdiVersion")
     declared = file.get("cdiVersion", "")
     version = versions.normal(declared)
@@ -62,7 +58,7 @@ def _kind(kind: str, problems: Problems) -> None:
         report(problems, (None, "kind"), error.what)
 
 
-def _device(device: Dict[str, Any], place: Place, problems: Problems) -> None:
+def _device(device: dict[str, Any], place: Place, problems: Problems) -> None:
     try:
         names.check_device(device.get("name", ""))
     except CdiError as error:
@@ -74,7 +70,7 @@ def _device(device: Dict[str, Any], place: Place, problems: Problems) -> None:
     _edits(edits, (place, "containerEdits"), problems)
 
 
-def _annotations(annotations: Dict[str, Any], place: Place, problems: Problems) -> None:
+def _annotations(annotations: dict[str, Any], place: Place, problems: Problems) -> None:
     for key in annotations:
         if not _annotation_key(key.lower()):
             report(problems, (place, key), "the key is not [prefix/]name of letters, digits, - _ .")
@@ -96,7 +92,7 @@ def _dotted(name: str, middle: str, limit: int) -> bool:
     return 0 < len(name) <= limit and name[0] in _LOWER and name[-1] in _LOWER and not name.strip(middle)
 
 
-def _edits(edits: Dict[str, Any], place: Place, problems: Problems) -> None:
+def _edits(edits: dict[str, Any], place: Place, problems: Problems) -> None:
     for category, check_item in _ITEMS.items():
         for index, item in enumerate(edits.get(category, ())):
             check_item(item, ((place, category), index), problems)
@@ -112,15 +108,15 @@ def _closid(name: str, place: Place, problems: Problems) -> None:
         report(problems, place, f"{name[:64]!r} is not the name of a class of service")
 
 
-def _unique(records: List[Dict[str, Any]], field: str, place: Place, problems: Problems) -> None:
-    first: Dict[str, int] = {}
+def _unique(records: list[dict[str, Any]], field: str, place: Place, problems: Problems) -> None:
+    first: dict[str, int] = {}
     for index, item in enumerate(records):
         value = item.get(field, "")
         if first.setdefault(value, index) != index:
             report(problems, ((place, index), field), f'"{value}" is also that of number {first[value]}')
 
 
-def _needs(item: Dict[str, Any], fields: List[str], place: Place, problems: Problems) -> None:
+def _needs(item: dict[str, Any], fields: list[str], place: Place, problems: Problems) -> None:
     for field in fields:
         if not item.get(field):
             report(problems, (place, field), "must not be empty")
@@ -131,7 +127,7 @@ def _env(variable: Any, place: Place, problems: Problems) -> None:
         report(problems, place, f'"{variable}" is not of the form NAME=value')
 
 
-def _node(node: Dict[str, Any], place: Place, problems: Problems) -> None:
+def _node(node: dict[str, Any], place: Place, problems: Problems) -> None:
     _needs(node, ["path"], place, problems)
     kind, permissions = node.get("type", ""), node.get("permissions", "")
     if kind not in NODE_TYPES:
@@ -140,11 +136,11 @@ def _node(node: Dict[str, Any], place: Place, problems: Problems) -> None:
         report(problems, (place, "permissions"), f'"{permissions}" is neither made of r, w, m nor "none"')
 
 
-def _net_device(device: Dict[str, Any], place: Place, problems: Problems) -> None:
+def _net_device(device: dict[str, Any], place: Place, problems: Problems) -> None:
     _needs(device, ["hostInterfaceName", "name"], place, problems)
 
 
-def _hook(hook: Dict[str, Any], place: Place, problems: Problems) -> None:
+def _hook(hook: dict[str, Any], place: Place, problems: Problems) -> None:
     stage = hook.get("hookName", "")
     if stage not in HOOK_STAGES:
         report(problems, (place, "hookName"), f'"{stage}" is not one of {", ".join(HOOK_STAGES)}')
@@ -153,11 +149,11 @@ def _hook(hook: Dict[str, Any], place: Place, problems: Problems) -> None:
         _env(variable, ((place, "env"), index), problems)
 
 
-def _mount(mount: Dict[str, Any], place: Place, problems: Problems) -> None:
+def _mount(mount: dict[str, Any], place: Place, problems: Problems) -> None:
     _needs(mount, ["hostPath", "containerPath"], place, problems)
 
 
-_ITEMS: Dict[str, Callable[[Any, Place, Problems], None]] = {
+_ITEMS: dict[str, Callable[[Any, Place, Problems], None]] = {
     "env": _env,
     "deviceNodes": _node,
     "hooks": _hook,

@@ -16,7 +16,7 @@ from shim.errors import CdiError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, List, Optional
+    from typing import Any, Callable
 
 MAX_DEPTH = 64  # of nested mappings and sequences
 MAX_ALIASED = 1 << 20  # characters that aliases may add to a file; each node adds _NODE to its characters
@@ -27,7 +27,7 @@ _TRUE = ("y", "Y", "yes", "Yes", "YES", "true", "True", "TRUE", "on", "On", "ON"
 _FALSE = ("n", "N", "no", "No", "NO", "false", "False", "FALSE", "off", "Off", "OFF")
 _NULL = ("", "~", "null", "Null", "NULL")
 _INFINITE = (".inf", ".Inf", ".INF")
-CONSTANTS: Dict[str, Any] = {
+CONSTANTS: dict[str, Any] = {
     **dict.fromkeys(_TRUE, True),
     **dict.fromkeys(_FALSE, False),
     **dict.fromkeys(_NULL, None),
@@ -62,7 +62,7 @@ class Scalar:
         return f"Scalar({self.text!r}, {self.value!r})"
 
 
-def load(text: str, scalar: Optional[Callable[[str], Any]] = None) -> Any:
+def load(text: str, scalar: Callable[[str], Any] | None = None) -> Any:
     """The value of the first document in `text`; None if that is empty.
 
     `scalar` reads an unquoted scalar: `plain` (the default), or `both`, which keeps the text with the value.
@@ -101,8 +101,8 @@ class _Document:
         self.list_end = events.SequenceEndEvent
         self.alias_event = events.AliasEvent
         self.stream_end = events.StreamEndEvent
-        self.anchors: Dict[str, Any] = {}
-        self.sizes: Dict[str, int] = {}
+        self.anchors: dict[str, Any] = {}
+        self.sizes: dict[str, int] = {}
         self.size = 0  # size of all nodes so far; an alias counts as the node that it stands for
         self.aliased = 0  # the part of `size` that aliases added
 
@@ -143,8 +143,8 @@ class _Document:
             raise _error(event, f"aliases add more than {MAX_ALIASED} characters")
         return self.anchors[anchor]
 
-    def sequence(self, depth: int) -> List[Any]:
-        items: List[Any] = []
+    def sequence(self, depth: int) -> list[Any]:
+        items: list[Any] = []
         next_event, end, node = self.next, self.list_end, self.node
         event = next_event()
         while type(event) is not end:
@@ -152,8 +152,8 @@ class _Document:
             event = next_event()
         return items
 
-    def mapping(self, depth: int) -> Dict[str, Any]:
-        items: Dict[str, Any] = {}
+    def mapping(self, depth: int) -> dict[str, Any]:
+        items: dict[str, Any] = {}
         next_event, end, node = self.next, self.map_end, self.node
         event = next_event()
         while type(event) is not end:
@@ -169,7 +169,7 @@ class _Document:
         return items
 
 
-def _put(items: Dict[str, Any], key: str, value: Any, event: Any) -> None:
+def _put(items: dict[str, Any], key: str, value: Any, event: Any) -> None:
     if key in items:
         raise _error(event, f'key "{key}" comes twice')
     items[key] = value
@@ -183,7 +183,7 @@ def _key(event: Any, key: Any) -> str:
     return text
 
 
-def _merged(event: Any, value: Any) -> List[Dict[str, Any]]:
+def _merged(event: Any, value: Any) -> list[dict[str, Any]]:
     """The mappings that the value of a merge key (<<) stands for."""
     maps = value if isinstance(value, list) else [value]
     if not all(isinstance(each, dict) for each in maps):
@@ -226,7 +226,7 @@ def both(text: str) -> Any:
     return value if value is None or type(value) is str else Scalar(text, value)
 
 
-def _integer(text: str) -> Optional[int]:
+def _integer(text: str) -> int | None:
     digits = text[1:] if text[0] in "+-" else text
     base = _BASES.get(digits[:2].lower())
     if base is not None:

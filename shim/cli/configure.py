@@ -13,9 +13,10 @@ import subprocess
 from typing import Any, Callable
 
 from shim import paths
-from shim.cli.doctor import Examined, numbers
 from shim.configure import containerd, crio, docker, podman, selinux, store, verify
 from shim.configure.model import TOML, VALUE, Changes, Edit, Read, Setting, Wish
+from shim.doctor.model import HostReader
+from shim.doctor.runtimes import numbers
 from shim.errors import ChandlerError, ConfigError, HostError
 from shim.host import files, kernel, runtimes, trust
 from shim.node import compiler
@@ -260,7 +261,7 @@ class Programs:
 
     def __init__(self, directory: str) -> None:
         self.directory = directory
-        self.host = Examined()
+        self.host = HostReader()
 
     def find(self, name: str) -> str:
         """The program's path; "" when it is not found."""

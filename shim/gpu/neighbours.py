@@ -10,16 +10,16 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Callable, Dict, List, Tuple
+    from typing import Callable
 
-    Place = Tuple[str, List[str], List[str]]  # NUMA node, PCI path from the host bridge, indexes of linked devices
+    Place = tuple[str, list[str], list[str]]  # NUMA node, PCI path from the host bridge, indexes of linked devices
 
 _MOST = 64  # of more free devices than these, only the first are compared
 # A link counts more than any PCI path in common, and one step of a path more than the NUMA node.
 _LINK, _STEP, _NUMA = 256, 2, 1
 
 
-def choose(free: List[int], count: int, how: str, text: str) -> List[int]:
+def choose(free: list[int], count: int, how: str, text: str) -> list[int]:
     """Chooses `count` of the devices with the indexes `free`; gives their indexes in order.
 
     `how`: numa or link.  `text`: one line for each device of the kind, as shim.generate.topology writes it, or ''.
@@ -28,7 +28,7 @@ def choose(free: List[int], count: int, how: str, text: str) -> List[int]:
     if not text or count >= len(free) or count > _MOST:
         return free[:count]
     places = {index: _place(lines[index]) for index in free[:_MOST]}
-    closeness: Dict[Tuple[int, int], int] = {}
+    closeness: dict[tuple[int, int], int] = {}
     for first in places:
         for second in places:
             closeness[first, second] = (
@@ -57,7 +57,7 @@ def _closeness(first: int, first_place: Place, second: int, second_place: Place,
     return numa + _STEP * common + (_LINK if linked else 0)
 
 
-def _grown(start: int, count: int, indexes: List[int], closeness: Dict[Tuple[int, int], int]) -> List[int]:
+def _grown(start: int, count: int, indexes: list[int], closeness: dict[tuple[int, int], int]) -> list[int]:
     """`count` devices, beginning with `start`: each time the device is added that is closest to those chosen so far."""
     chosen = [start]
     gain = {index: closeness[start, index] for index in indexes if index != start}
@@ -71,15 +71,15 @@ def _grown(start: int, count: int, indexes: List[int], closeness: Dict[Tuple[int
 
 
 def _rank(
-    closeness: Dict[Tuple[int, int], int], indexes: List[int]
-) -> Callable[[List[int]], Tuple[int, int, List[int]]]:
+    closeness: dict[tuple[int, int], int], indexes: list[int]
+) -> Callable[[list[int]], tuple[int, int, list[int]]]:
     """A sort key for choices: the closest devices first.
 
     Of equals, the choice comes first whose devices are the least close to the others, since those stay free together.
     Then the lowest indexes come first.
     """
 
-    def rank(chosen: List[int]) -> Tuple[int, int, List[int]]:
+    def rank(chosen: list[int]) -> tuple[int, int, list[int]]:
         inside = sum(closeness[first, second] for first in chosen for second in chosen)
         to_all = sum(closeness[first, second] for first in chosen for second in indexes)
         return -inside, to_all - inside, chosen

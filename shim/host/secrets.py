@@ -12,7 +12,7 @@ from shim.host import trust
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, List
+    from typing import Any
 
 MAX_SECRET = 64 << 10  # bytes
 SCOPE, NAME = "{scope}", "{name}"
@@ -37,7 +37,7 @@ def check_name(name: str) -> None:
         )
 
 
-def read(name: str, scope: str, config: Dict[str, Any], owners: Dict[int, str], seconds: float) -> Hidden:
+def read(name: str, scope: str, config: dict[str, Any], owners: dict[int, str], seconds: float) -> Hidden:
     """The value of a secret, without the newline at its end.
 
     `owners`: the uids that may own the file or the command; `seconds`: the time limit of the command.
@@ -72,7 +72,7 @@ def read(name: str, scope: str, config: Dict[str, Any], owners: Dict[int, str], 
         raise errors.HostError(f"the secret {name} is not UTF-8, which config.json must be") from None
 
 
-def _from_directory(directory: str, name: str, owners: Dict[int, str]) -> bytes:
+def _from_directory(directory: str, name: str, owners: dict[int, str]) -> bytes:
     path = f"{directory.rstrip('/')}/{name}"
     try:
         return trust.read_trusted(path, MAX_SECRET, owners)
@@ -82,7 +82,7 @@ def _from_directory(directory: str, name: str, owners: Dict[int, str]) -> bytes:
         raise errors.HostError(f"the secret {name} cannot be read ({path}: {error.strerror})") from None
 
 
-def _from_command(command: List[str], name: str, owners: Dict[int, str], seconds: float) -> bytes:
+def _from_command(command: list[str], name: str, owners: dict[int, str], seconds: float) -> bytes:
     """The standard output of the command.  Its standard error is dropped, since it could contain the value."""
     import subprocess
 

@@ -15,7 +15,7 @@ from shim.host import device_nodes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Dict, Iterable, Iterator, List, Tuple
+    from collections.abc import Iterable, Iterator
 
     from shim.node.inventory import Inventory
 
@@ -23,7 +23,7 @@ _MAX_ENTRIES = 4096  # entries of one directory that are checked
 
 
 def check(
-    sources: List[str], others: Dict[str, str], inventory: Inventory, kinds: Iterable[str], bundle: str, source: str
+    sources: list[str], others: dict[str, str], inventory: Inventory, kinds: Iterable[str], bundle: str, source: str
 ) -> None:
     """Raises RequestError when a bind mount brings a GPU that the container was not granted.
 
@@ -63,7 +63,7 @@ def _device_number(path: str) -> str:
     return f"{kind}{major}:{minor}"
 
 
-def _gpu_nodes(inventory: Inventory, kinds: Iterable[str]) -> List[Tuple[str, str]]:
+def _gpu_nodes(inventory: Inventory, kinds: Iterable[str]) -> list[tuple[str, str]]:
     """The device nodes of all GPUs of these kinds, as (device number, path on the host with links followed)."""
     paths = []
     for kind in kinds:

@@ -11,21 +11,21 @@ from shim.oci.reader import member
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, List, Tuple
+    from typing import Any, Callable
 
     from shim.edits import Edit
 
-    Document = Dict[str, Any]
+    Document = dict[str, Any]
 
 
-def apply(config: Document, by_kind: Dict[str, List[Edit]]) -> None:
+def apply(config: Document, by_kind: dict[str, list[Edit]]) -> None:
     """Puts the edits into `config`, whose top level the caller has copied.  Ignores kinds that are not in _APPLY."""
     for kind, change in _APPLY:
         if kind in by_kind:
             change(config, by_kind[kind])
 
 
-def _put(parent: Document, edits: List[Edit]) -> None:
+def _put(parent: Document, edits: list[Edit]) -> None:
     """Sets each edit's key to its value, or removes the key when the value is None."""
     for _, key, value, _ in edits:
         if value is None:
@@ -34,25 +34,25 @@ def _put(parent: Document, edits: List[Edit]) -> None:
             parent[key] = value
 
 
-def _process(config: Document, edits: List[Edit]) -> None:
+def _process(config: Document, edits: list[Edit]) -> None:
     process = member(config, "process", dict)
     _put(process, edits)
     if any(edit[1] == "args" for edit in edits):
         process.pop("commandLine", None)  # what Windows has instead of args
 
 
-def _user(config: Document, edits: List[Edit]) -> None:
+def _user(config: Document, edits: list[Edit]) -> None:
     user = member(member(config, "process", dict), "user", dict)
     user.pop("username", None)
     for _, key, value, _ in edits:
         user[key] = value
 
 
-def _capabilities(config: Document, edits: List[Edit]) -> None:
+def _capabilities(config: Document, edits: list[Edit]) -> None:
     _put(member(member(config, "process", dict), "capabilities", dict), edits)
 
 
-def _rlimits(config: Document, edits: List[Edit]) -> None:
+def _rlimits(config: Document, edits: list[Edit]) -> None:
     process = member(config, "process", dict)
     limits = member(process, "rlimits", list)
     replaced = {edit[1] for edit in edits}
@@ -62,19 +62,19 @@ def _rlimits(config: Document, edits: List[Edit]) -> None:
     ]
 
 
-def _hostname(config: Document, edits: List[Edit]) -> None:
+def _hostname(config: Document, edits: list[Edit]) -> None:
     config["hostname"] = edits[-1][2]
 
 
-def _root(config: Document, edits: List[Edit]) -> None:
+def _root(config: Document, edits: list[Edit]) -> None:
     _put(member(config, "root", dict), edits)
 
 
-def _sysctls(config: Document, edits: List[Edit]) -> None:
+def _sysctls(config: Document, edits: list[Edit]) -> None:
     _put(member(member(config, "linux", dict), "sysctl", dict), edits)
 
 
-def _namespaces(config: Document, edits: List[Edit]) -> None:
+def _namespaces(config: Document, edits: list[Edit]) -> None:
     linux = member(config, "linux", dict)
     namespaces = member(linux, "namespaces", list)
     for _, kind, path, _ in edits:  # path: None for the host's namespace, "" for a new one
@@ -90,11 +90,11 @@ def _namespaces(config: Document, edits: List[Edit]) -> None:
             del namespaces[index]
 
 
-def _linux(config: Document, edits: List[Edit]) -> None:
+def _linux(config: Document, edits: list[Edit]) -> None:
     _put(member(config, "linux", dict), edits)
 
 
-def _hugepages(config: Document, edits: List[Edit]) -> None:
+def _hugepages(config: Document, edits: list[Edit]) -> None:
     resources = member(member(config, "linux", dict), "resources", dict)
     limits = member(resources, "hugepageLimits", list)
     replaced = {edit[1] for edit in edits}
@@ -102,7 +102,7 @@ def _hugepages(config: Document, edits: List[Edit]) -> None:
     resources["hugepageLimits"] = kept + [{"pageSize": size, "limit": limit} for _, size, limit, _ in edits]
 
 
-def _device_rules(config: Document, edits: List[Edit]) -> None:
+def _device_rules(config: Document, edits: list[Edit]) -> None:
     rules = member(member(member(config, "linux", dict), "resources", dict), "devices", list)
     for _, _, rule, _ in edits:
         if rule not in rules:
@@ -110,7 +110,7 @@ def _device_rules(config: Document, edits: List[Edit]) -> None:
 
 
 # In the order in which they are applied.
-_APPLY: Tuple[Tuple[str, Callable[[Document, List[Edit]], None]], ...] = (
+_APPLY: tuple[tuple[str, Callable[[Document, list[Edit]], None]], ...] = (
     (_edits.PROCESS, _process),
     (_edits.USER, _user),
     (_edits.CAPABILITY, _capabilities),

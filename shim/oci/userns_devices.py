@@ -14,22 +14,22 @@ from shim.host import device_nodes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, List, Tuple
+    from typing import Any
 
     from shim.edits import Edit
 
 _OPTIONS = ["bind", "rw", "nosuid", "noexec"]
 
 
-def split(edits: Edits) -> Tuple[Edits, Edits]:
+def split(edits: Edits) -> tuple[Edits, Edits]:
     """Takes out the devices whose node has another path on the host.
 
     Returns (the other edits, the mounts and device rules that replace the devices).  Edits must be complete
     (host.complete).  Raises HostError, which names the node and where its edit came from, when the host lacks that
     device.
     """
-    rest: List[Edit] = []
-    replacements: List[Edit] = []
+    rest: list[Edit] = []
+    replacements: list[Edit] = []
     for edit in edits.items:
         if edit[0] != DEVICE:
             rest.append(edit)
@@ -57,7 +57,7 @@ def split(edits: Edits) -> Tuple[Edits, Edits]:
     return Edits(rest), Edits(replacements)
 
 
-def _check(source: str, node: Dict[str, Any], origin: str) -> None:
+def _check(source: str, node: dict[str, Any], origin: str) -> None:
     """Raises HostError unless `source` on the host is the device that the edit's node says."""
     try:
         kind, major, minor, _ = device_nodes.lstat_device(source)
@@ -76,12 +76,12 @@ def _check(source: str, node: Dict[str, Any], origin: str) -> None:
         )
 
 
-def _numbers(node: Dict[str, Any]) -> Tuple[str, int, int]:
+def _numbers(node: dict[str, Any]) -> tuple[str, int, int]:
     """(type, major, minor) of a node; a FIFO has the numbers 0."""
     if node["type"] == "p":
         return "p", 0, 0
     return node["type"], node.get("major", 0), node.get("minor", 0)
 
 
-def _words(numbers: Tuple[str, int, int]) -> str:
+def _words(numbers: tuple[str, int, int]) -> str:
     return "{} {}:{}".format(*numbers)

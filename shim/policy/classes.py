@@ -12,18 +12,19 @@ from shim.policy import words
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, Iterator, List, Tuple
+    from collections.abc import Iterator
+    from typing import Any
 
     from shim.request.parse import Request
 
-    Config = Dict[str, Any]
+    Config = dict[str, Any]
 
 TIGHTEN, NAMED, HOST, DANGEROUS = "tighten", "named", "host-reaching", "dangerous"
 
 # word of allow and deny: its trust class (SECURITY.md, "What a request may do").  A word that only tightens need not
 # be in allow.  The default of allow (gpu, env, resources) covers no host-reaching and no dangerous word.  The comments
 # name the list of [policy] that must also have what the request names.
-CLASSES: Dict[str, str] = {
+CLASSES: dict[str, str] = {
     "cap_drop": TIGHTEN,
     "read_only_root_fs": TIGHTEN,
     "resources.oom_score_adj": TIGHTEN,
@@ -88,12 +89,12 @@ def _alike(pattern: str, text: str) -> bool:
     return len(pattern) == len(text) and all(wanted in ("?", actual) for wanted, actual in zip(pattern, text))
 
 
-def listed(patterns: List[str], text: str) -> bool:
+def listed(patterns: list[str], text: str) -> bool:
     """Whether a text matches one of some patterns."""
     return any(glob(pattern, text) for pattern in patterns)
 
 
-def below(path: str, prefixes: List[str]) -> str:
+def below(path: str, prefixes: list[str]) -> str:
     """The first of `prefixes` that is `path` or one of its parent directories, or ''.  Compares texts and no files."""
     for prefix in prefixes:
         plain = prefix.rstrip("/")
@@ -102,7 +103,7 @@ def below(path: str, prefixes: List[str]) -> str:
     return ""
 
 
-def volume(storage: Dict[str, Any]) -> str:
+def volume(storage: dict[str, Any]) -> str:
     """The name of a storage's volume in [volumes] of the configuration and in policy.volumes."""
     if storage["type"] == "named":
         return str(storage["name"])
@@ -111,7 +112,7 @@ def volume(storage: Dict[str, Any]) -> str:
     return f"_s3_{storage['bucket']}_{storage.get('prefix', '')}"
 
 
-def asked(request: Request, document: Config) -> Iterator[Tuple[str, str, bool]]:
+def asked(request: Request, document: Config) -> Iterator[tuple[str, str, bool]]:
     """What the rarer keys ask for: (word of CLASSES, key of the request, whether it only tightens)."""
     for key, value in request.document.items():
         if key == "storage":
@@ -135,7 +136,7 @@ def asked(request: Request, document: Config) -> Iterator[Tuple[str, str, bool]]
             yield "env.secrets", f"env.{name}", False
 
 
-def _lower(limits: Dict[str, Dict[str, int]], document: Config) -> bool:
+def _lower(limits: dict[str, dict[str, int]], document: Config) -> bool:
     """Whether the engine has set each of these limits to the same value or a higher one."""
     present = reader.rlimits(document)
     for name, limit in limits.items():
@@ -172,7 +173,7 @@ def check(request: Request, document: Config, config: Config, unified: bool = Fa
     )
 
 
-def _unlisted(request: Request, config: Config) -> Iterator[Tuple[str, str, str]]:
+def _unlisted(request: Request, config: Config) -> Iterator[tuple[str, str, str]]:
     """What the request names and the policy's lists do not have: (key of the request, value, name of the list).
 
     Where no list could allow the value, the name is '' and the value is a sentence.

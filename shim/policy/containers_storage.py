@@ -19,7 +19,8 @@ from shim.host import files
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, Iterator, List, Set, Tuple
+    from collections.abc import Iterator
+    from typing import Any
 
 MAX_RECORDS = 64 << 20  # bytes of one file of records, which has a few kilobytes for each container
 MAX_MANIFEST = 4 << 20  # bytes, as podman's own limit
@@ -38,7 +39,7 @@ class Container:
 
     __slots__ = ("in_pod", "_image", "_driver", "_roots")
 
-    def __init__(self, bundle: str, container: str, document: Dict[str, Any]) -> None:
+    def __init__(self, bundle: str, container: str, document: dict[str, Any]) -> None:
         root, _, name = bundle.rpartition("/userdata")[0].rpartition("/")[0].rpartition("/")
         self._driver = name[: -len(_SUFFIX)]
         # the root that the bundle is below, and the graph root, which config.json's root.path is below
@@ -64,14 +65,14 @@ class Container:
         except (AttributeError, UnicodeEncodeError, errors.JsonError):
             raise errors.HostError(f"the record of {container} in {root}/{name} cannot be read", _TODO) from None
 
-    def annotations(self) -> Dict[str, Set[str]]:
+    def annotations(self) -> dict[str, set[str]]:
         """Every key of the image's manifests, wherever it is in them, with its values; {} without an image.
 
         Raises HostError.
         """
         if self._image == "":
             return {}
-        values: Dict[str, Set[str]] = {}
+        values: dict[str, set[str]] = {}
         for path in self._manifests():
             for key, value in _members(_parsed(path, MAX_MANIFEST, unique=True)):
                 try:
@@ -81,7 +82,7 @@ class Container:
                 values.setdefault(key, set()).add(value)
         return values
 
-    def _manifests(self) -> List[str]:
+    def _manifests(self) -> list[str]:
         """The paths of the image's manifests.  Raises HostError where there are none, or too many."""
         for root in self._roots if type(self._image) is str and self._image.isalnum() else ():
             directory = f"{root}/{self._driver}-images/{self._image}"
@@ -99,7 +100,7 @@ class Container:
         )
 
     @staticmethod
-    def _records(directory: str) -> Iterator[Dict[str, Any]]:
+    def _records(directory: str) -> Iterator[dict[str, Any]]:
         for name in _RECORDS:
             path = f"{directory}/{name}"
             try:
@@ -134,7 +135,7 @@ def _parsed(path: str, limit: int, unique: bool = False) -> Any:
         raise errors.HostError(f"{path}: {error.what}", _TODO) from None
 
 
-def _members(value: Any) -> Iterator[Tuple[str, str]]:
+def _members(value: Any) -> Iterator[tuple[str, str]]:
     """Every pair of a key and a text in a JSON value, at any depth.
 
     Not the object `annotations` alone: engines in Go also accept "Annotations" and other spellings of the key.

@@ -13,10 +13,11 @@ from shim.policy.engines import KEYS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, List, Mapping, Optional, Tuple
+    from collections.abc import Mapping
+    from typing import Any
 
-    Config = Dict[str, Any]
-    Who = Dict[str, Tuple[str, ...]]
+    Config = dict[str, Any]
+    Who = dict[str, tuple[str, ...]]
 
 FIELDS = ("handler", "namespace", "pod", "container", "image", "user")
 
@@ -50,7 +51,7 @@ def believed(config: Config, known: Mapping[str, Any]) -> str:
     return caller.believed(config) if caller is not None else ""
 
 
-def verdict(match: Dict[str, List[str]], who: Who) -> Tuple[str, str]:
+def verdict(match: dict[str, list[str]], who: Who) -> tuple[str, str]:
     """Whether a rule matches a container (YES, NO or UNKNOWN), and why.
 
     `match`: fields and their patterns.  Every field must match; one pattern of a field is enough.
@@ -75,7 +76,7 @@ def applied(config: Config, annotations: Mapping[str, Any], known: Mapping[str, 
     who = identity(annotations, believed(config, known), known)
     result = dict(config)
     denied = dict.fromkeys(config["policy.deny"], "[policy]")
-    winner: Optional[Dict[str, Any]] = None
+    winner: dict[str, Any] | None = None
     for rule in config["policy.rule"]:
         matches, _ = verdict(rule["match"], who)
         if matches != NO:  # in doubt a rule denies

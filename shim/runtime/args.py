@@ -4,8 +4,8 @@ Their three parsers read the same words in different ways:
 - runc's (Go, urfave/cli v1) moves a verb's options before its arguments, and takes -name for --name.
 - crun's (GNU argp) stops at the first argument, and takes abbreviations of long options and clusters of short ones.
 - youki's (clap) takes options anywhere.
-The tables below have the options of all known versions of each.  The launcher's tables have the same options without
-those that only one of the three knows (a test compares them).
+The tables below have the options of all known versions of each.  After a change run `make launcher`, which writes them
+into the launcher.
 
 Part of the create path: no imports.
 """

@@ -17,14 +17,14 @@ from shim.state import records
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, List, Optional, Tuple
+    from typing import Any
 
 MAX_RESOURCES = 4 << 20  # bytes of the resources' JSON text
 
 
 def with_devices(
-    rest: List[str], first: int, state_dir: str, root: str, container: str, spelled: str = ""
-) -> List[str]:
+    rest: list[str], first: int, state_dir: str, root: str, container: str, spelled: str = ""
+) -> list[str]:
     """The runtime's arguments for an update: `rest`, or `rest` with the changed resources on standard input.
 
     `first`: the index of the verb in `rest`; `root`: the runtime's root directory; `spelled`: that directory as the
@@ -45,7 +45,7 @@ def with_devices(
     return [*rest[:index], rest[index][:start] + "-", *rest[index + 1 :]]
 
 
-def _option(words: List[str], at: int) -> Tuple[int, int]:
+def _option(words: list[str], at: int) -> tuple[int, int]:
     """Where the value of --resources is: (index of its word, offset in that word); (0, 0) without that option.
 
     `at`: the index of the first word after the verb.
@@ -62,7 +62,7 @@ def _option(words: List[str], at: int) -> Tuple[int, int]:
     return 0, 0
 
 
-def _read(source: str) -> Optional[bytes]:
+def _read(source: str) -> bytes | None:
     """The bytes of a file, or of standard input for "-"; None when they cannot be read."""
     try:
         if source == "-":
@@ -72,7 +72,7 @@ def _read(source: str) -> Optional[bytes]:
         return None
 
 
-def _with_rules(data: bytes, our_rules: List[Any]) -> bytes:
+def _with_rules(data: bytes, our_rules: list[Any]) -> bytes:
     """The resources with our rules after their device rules; unchanged where they have no device rules."""
     try:
         resources = jsontext.loads(data)

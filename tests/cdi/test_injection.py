@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
-from typing import Any, Optional
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -20,7 +20,7 @@ from shim.errors import ChandlerError, HostError
 from shim.host import device_nodes
 from shim.oci import writer
 
-HOST: dict[str, Optional[tuple[str, int, int, int]]] = {
+HOST: dict[str, tuple[str, int, int, int] | None] = {
     "/dev/null": ("c", 1, 3, 0o666),
     "/dev/gpu": ("c", 195, 7, 0o660),
     "/dev/loop0": ("b", 7, 0, 0o640),

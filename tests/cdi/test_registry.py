@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import pathlib
-from typing import Any, Mapping, Optional, Union
+from collections.abc import Mapping
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -24,7 +25,7 @@ def text(*devices: str, kind: str = "v.com/c", mark: str = "x") -> bytes:
     return "\n".join(lines).encode()
 
 
-def build(*directories: Mapping[str, Union[bytes, ChandlerError]], paths: str = "abcdef") -> Registry:
+def build(*directories: Mapping[str, bytes | ChandlerError], paths: str = "abcdef") -> Registry:
     return Registry.build([(f"/{path}", None, list(entries.items())) for path, entries in zip(paths, directories)])
 
 
@@ -214,7 +215,7 @@ def test_links_directories_and_missing_directories(cdi: pathlib.Path) -> None:
 
 
 # files before, files after (None: removed), who then defines v.com/c=x
-CHANGES: dict[str, tuple[dict[str, bytes], dict[str, Optional[bytes]], Optional[str]]] = {
+CHANGES: dict[str, tuple[dict[str, bytes], dict[str, bytes | None], str | None]] = {
     "valid, nothing changed": ({"a.yaml": text("x")}, {}, "a.yaml"),
     "valid, a file appears": ({}, {"a.yaml": text("x")}, "a.yaml"),
     "valid, a file goes": ({"a.yaml": text("x")}, {"a.yaml": None}, None),
@@ -231,7 +232,7 @@ CHANGES: dict[str, tuple[dict[str, bytes], dict[str, Optional[bytes]], Optional[
 
 @pytest.mark.parametrize(("before", "changes", "definer"), CHANGES.values(), ids=CHANGES)
 def test_a_change_is_seen_by_the_next_reading(
-    before: dict[str, bytes], changes: dict[str, Optional[bytes]], definer: Optional[str], cdi: pathlib.Path
+    before: dict[str, bytes], changes: dict[str, bytes | None], definer: str | None, cdi: pathlib.Path
 ) -> None:
     for name, data in before.items():
         (cdi / name).write_bytes(data)

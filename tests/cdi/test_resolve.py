@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, Tuple
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -13,7 +13,7 @@ from shim.cdi.resolve import resolve
 from shim.edits import EMPTY, Edits, merge
 from shim.errors import CdiError
 
-Edit = Tuple[str, Any, Any, str]  # kind, key, value, origin
+Edit = tuple[str, Any, Any, str]  # kind, key, value, origin
 
 
 def env(name: str, value: str = "1") -> Edit:

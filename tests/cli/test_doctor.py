@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from shim.cli import doctor, main
+from shim.doctor import runtimes
+from shim.doctor.model import Check, HostReader
 from shim.node.inventory import Place
 from shim.state import ledger
 
@@ -23,7 +25,7 @@ class Machine:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory / "host"
-        self.host = doctor.Examined(str(self.directory))
+        self.host = HostReader(str(self.directory))
         self.settings = {
             "runtimes": '["runc"]',
             "engine": '"containerd"',
@@ -66,7 +68,7 @@ class Machine:
         self.put(f"/usr/bin/{name}", f"#!/bin/sh\necho '{says}'\n")
         os.chmod(self.directory / f"usr/bin/{name}", 0o755)
 
-    def checks(self) -> dict[str, doctor.Check]:
+    def checks(self) -> dict[str, Check]:
         self.config.write_text("".join(f"{key} = {value}\n" for key, value in self.settings.items()))
         return {check.name: check for check in doctor.examine(self.host, self.place)}
 
@@ -264,7 +266,7 @@ def test_a_problem_and_its_remedy(machine: Machine, what: str, check: str, probl
     ],
 )
 def test_versions(text: str, version: tuple[int, ...]) -> None:
-    assert doctor.numbers(text) == version
+    assert runtimes.numbers(text) == version
 
 
 @pytest.mark.parametrize(
@@ -286,7 +288,7 @@ def test_versions(text: str, version: tuple[int, ...]) -> None:
     ],
 )
 def test_known_bad_versions(kind: str, version: tuple[int, ...], bad: int) -> None:
-    assert len(doctor.known_bad(kind, version)) == bad
+    assert len(runtimes.known_bad(kind, version)) == bad
 
 
 def test_an_unprivileged_user(machine: Machine) -> None:
@@ -308,7 +310,7 @@ def run(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str
 ) -> tuple[int, str]:
     machine.checks()  # writes the configuration
-    monkeypatch.setattr(doctor, "Examined", lambda: machine.host)
+    monkeypatch.setattr(doctor, "HostReader", lambda: machine.host)
     monkeypatch.setattr(doctor, "Place", lambda _: machine.place)
     return main.main(["doctor", *arguments]), capsys.readouterr().out
 

@@ -13,11 +13,13 @@ from typing import Any
 import pytest
 from configure.world import World, corpus
 
-from shim.cli import doctor
 from shim.configure import containerd, selinux, store, tomledit
 from shim.configure.containerd import TOLERATE
 from shim.configure.model import TOML, VALUE, Edit, Read, Setting, Wish, lookup, merged
+from shim.doctor import engines, runtimes
+from shim.doctor.model import HostReader, Subject
 from shim.errors import ConfigError
+from shim.node.inventory import Place
 
 Make = Callable[..., World]
 Said = pytest.CaptureFixture[str]
@@ -255,7 +257,7 @@ def test_a_version_is_never_guessed(world: Make, capsys: Said, monkeypatch: pyte
         ("containerd github.com/containerd/containerd/v2 2.1.9+unknown ", (2, 1, 9)),
         ("containerd containerd.io 1.7.24~ds1 1.7.24~ds1-6+deb13u1", (1, 7, 24)),
     ):
-        assert doctor.numbers(said) == known
+        assert runtimes.numbers(said) == known
 
 
 def test_the_cri_plugin_is_disabled(world: Make, capsys: Said) -> None:
@@ -521,7 +523,9 @@ def test_every_configured_engine_is_in_chandlers_configuration(world: Make) -> N
     made = world("crio")
     keys = made.root / "etc/chandler/config.d"
     assert made.run() == 0 and tomledit.parse((keys / "50-engine-crio.toml").read_text()) == {"engines": ["crio"]}
-    found = doctor._engines(doctor.Examined(str(made.root)), {"engines": ["crio"]})
+    subject = Subject(HostReader(str(made.root)), Place({}))
+    subject.config = {**subject.config, "engines": ["crio"]}
+    found = engines.configured_engines(subject)
     assert found.data["crio"]["configured"] is True and found.data["crio"]["identity"] is True and found.problems == []
     for engine in ("docker", "podman"):
         assert world(engine).run() == 0

@@ -108,7 +108,8 @@ pci.mkdir(parents=True)
 (pci / "class").write_text("0x120000\\n")
 place = Place({})
 place.config_path = directory + "/absent.toml"
-(drivers,) = [check for check in doctor.examine(doctor.Examined(directory + "/host"), place) if check.name == "gpu drivers"]
+checks = doctor.examine(doctor.HostReader(directory + "/host"), place)
+(drivers,) = [check for check in checks if check.name == "gpu drivers"]
 assert drivers.data["acme"]["on_bus"] == 1
 assert [problem["remedy"] for problem in drivers.problems] == ["modprobe acme_npu"]
 """

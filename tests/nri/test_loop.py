@@ -1,4 +1,4 @@
-"""The plugin as a process, with a runtime that is a socket of this test's: connecting, losing, signals, metrics, systemd."""
+"""The plugin as a process, with a socket of this test as its runtime: connecting, losing, signals, metrics, systemd."""
 
 from __future__ import annotations
 
@@ -309,7 +309,8 @@ def test_a_configuration_that_is_wrong_stops_the_start(stage: Stage) -> None:
 
 def test_without_protobuf_it_says_what_to_install(stage: Stage) -> None:
     program = (
-        f"import sys; sys.path.insert(0, {stage.installation.prefix + '/lib/chandler'!r}); sys.modules['google'] = None\n"
+        f"import sys; sys.path.insert(0, {stage.installation.prefix + '/lib/chandler'!r})\n"
+        "sys.modules['google'] = None\n"
         "from shim.nri.main import main; sys.exit(main())"
     )
     done = subprocess.run(

@@ -1,4 +1,7 @@
-"""Shared GPUs through NRI: what is slow happens in another process, creates wait a moment, and retries find what was begun."""
+"""Shared GPUs through NRI.
+
+What is slow happens in another process, creates wait a moment, and retries find what was begun.
+"""
 
 from __future__ import annotations
 

@@ -364,7 +364,7 @@ def served(connected: Peer, id: str, state: int = 3) -> Any:
 
 
 def test_a_container_without_what_its_record_says_is_not_served(peer: Connect) -> None:
-    """The answer came too late, or another create of the same id left the record: both the mark and the devices count."""
+    """The answer came too late, or another create of the same id left the record: both mark and devices count."""
     ended: list[str] = []
     connected = peer(policy__evict_unadjusted=True, gpu__allocator="leases")
     service_of(connected).sweeps.evict = lambda container, pid: ended.append(container)
@@ -648,7 +648,10 @@ def test_an_unserved_container_is_named_or_refused_at_its_start(peer: Connect, m
 def test_a_young_grant_that_the_runtime_does_not_list_ends_by_and_by(
     peer: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A create may still be under way (containerd 1.7 lists containers meanwhile), or have failed unseen. The time of day tells nothing."""
+    """A create may still be under way (containerd 1.7 lists containers meanwhile), or have failed unseen.
+
+    The time of day tells nothing.
+    """
     connected = peer(gpu__allocator="leases")
     for name in ("created", "failed"):
         connected.create(pod(TWO), container(id=name))

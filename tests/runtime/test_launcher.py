@@ -967,18 +967,6 @@ def test_any_command_line_arrives_as_it_is(made: Launcher, argv: list[str]) -> N
 # --- The tables.
 
 
-def patterns(text: str, start: str, prefix: str = "") -> list[set[str]]:
-    """The words of every case pattern in a function or section."""
-    section = text[text.index(start) :]
-    section = section[: re.search(r"\n}\n|\ndone\n", section).start()]  # type: ignore[union-attr]
-    found = []
-    for line in section.splitlines():
-        match = re.match(r"\s*([^()$]*?)\)", line)
-        if match and "-" in match[1]:
-            found.append({word.strip().removeprefix(prefix) for word in match[1].split("|")})
-    return found
-
-
 def spelled(options: str) -> dict[str, str]:
     """Option as it is written -> how it takes a value."""
     result = {}
@@ -998,7 +986,6 @@ def union(verbs: Callable[[str], bool]) -> dict[str, str]:
 
 
 EXITS = {("--" if len(name) > 1 else "-") + name for name in args.EXITS}
-NO_CONTAINER = {"", "list", "spec", "features", "info", "completion"}
 
 
 def source() -> str:
@@ -1006,58 +993,19 @@ def source() -> str:
         return file.read()
 
 
-def takes(found: list[set[str]], name: str) -> set[str]:
-    """The pattern that has this option."""
-    return next(words for words in found if name in words)
-
-
-def test_global_tables() -> None:
-    options = union(lambda verb: verb == "")
-    values = {name for name, kind in options.items() if kind}
-    flags = {name for name in options if name not in values} - EXITS
-    hot = patterns(source(), "for _arg do", "g")
-    assert takes(hot, "--root") | takes(hot, "--log") == values
-    assert takes(hot, "--debug") == flags
-    assert takes(patterns(source(), "after_verb() {"), "--root") == values
-    assert (
-        takes(patterns(source(), "fail() {", "g"), "--root")
-        | takes(patterns(source(), "fail() {", "g"), "--log")
-        | {"--log-format"}
-        == values
+def test_the_option_tables_are_those_of_args() -> None:
+    done = subprocess.run(
+        [sys.executable, f"{REPOSITORY}/packaging/launcher.py", "--check"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
     )
+    assert done.returncode == 0, done.stderr  # run `make launcher`
 
 
-def test_tables_of_edited_verbs() -> None:
-    """Of create and run; what only restore knows is left to Python."""
-    options = union(lambda verb: verb in ("create", "run"))
-    values = {name for name, kind in options.items() if kind}
-    found = patterns(source(), "_plain=", "o")
-    assert takes(found, "--bundle") | takes(found, "--config") | takes(found, "--pid-file") == values
-    assert takes(found, "--keep") == {name for name in options if name not in values}
-
-
-def test_tables_of_other_verbs() -> None:
-    def others(verb: str) -> bool:
-        return verb not in args.EDITED and verb not in NO_CONTAINER
-
-    options = union(others)
-    found = patterns(source(), "after_verb() {", "o")
-    assert takes(found, "--process") == {name for name, kind in options.items() if kind == "=" and name[:2] == "--"}
-    assert takes(found, "--tty") == {name for name, kind in options.items() if kind != "=" and name[:2] == "--"}
-    short: dict[str, set[str]] = {}
-    for table in args.OPTIONS.values():
-        for verb, text in table.items():
-            for name, kind in spelled(text).items():
-                if others(verb) and name[:2] != "--":
-                    short.setdefault(kind.replace("?", ""), set()).add(verb + name)
-    assert takes(found, "exec-e") == short["="]
-    assert takes(found, "exec-t") == short[""]
-
-
-def test_verbs_and_exits() -> None:
-    text = source()
-    assert f"{' | '.join(sorted(args.EDITED, key='create run restore'.index))})" in text
-    assert set(re.search(r"/(--help.*)\) ;;", text)[1].replace("\\", "").split(" | /")) == EXITS  # type: ignore[index]
+def test_verbs_that_python_edits() -> None:
+    assert args.EDITED == {"create", "run", "restore"}, "packaging/bin/chandler-runtime has these three by name"
 
 
 # --- The installation, and none.
