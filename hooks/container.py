@@ -13,7 +13,7 @@ from shim.host.inroot import Root
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from shim.shapes import Document
 
 # name of the hook in config.json -> its module
 HOOKS = {
@@ -32,7 +32,7 @@ class Wrong(Exception):
 class Container:
     """The container that is being created: `root`, its root file system; `config`, the decoded config.json."""
 
-    def __init__(self, root: Root, config: dict[str, Any]) -> None:
+    def __init__(self, root: Root, config: Document) -> None:
         self.root = root
         self.config = config
 
@@ -44,7 +44,7 @@ class Container:
             return set()
         return {str(device.get("path")) for device in devices if isinstance(device, dict)}
 
-    def mounts_at(self, destination: str) -> list[dict[str, Any]]:
+    def mounts_at(self, destination: str) -> list[Document]:
         """The mounts of config.json whose destination is exactly `destination`, in order."""
         mounts = self.config.get("mounts")
         if not isinstance(mounts, list):

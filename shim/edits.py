@@ -13,20 +13,49 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, Iterable, List, Tuple
+    from typing import Any, Callable, Dict, Iterable, List, Tuple, TypedDict
 
+    class DeviceNode(TypedDict, total=False):
+        """A deviceNode (CDI SPEC.md).  shim.host.device_nodes.complete adds what only the host knows."""
+
+        path: str
+        hostPath: str
+        type: str  # c, b, u or p
+        major: int
+        minor: int
+        fileMode: int
+        permissions: str
+        uid: int
+        gid: int
+        compiled: str  # see shim.host.device_nodes.COMPILED
+
+    class Mount(TypedDict, total=False):
+        """A mount (OCI runtime specification, "Mounts")."""
+
+        destination: str
+        type: str
+        source: str
+        options: List[str]
+
+    class Hook(TypedDict, total=False):
+        """A hook (OCI runtime specification, "POSIX-platform Hooks")."""
+
+        path: str
+        args: List[str]
+        env: List[str]
+        timeout: int
+
+    # The value is a DeviceNode, Mount or Hook where the kind says so: annotate it where you take it out.
     Edit = Tuple[str, Any, Any, str]
     # path -> (type c|b|p, major, minor, permission bits); raises HostError where there is no device node
     Stat = Callable[[str], Tuple[str, int, int, int]]
 
 # The kinds, each with its key and its value.
 ENV = "env"  # the name of a variable: its value, a string
-# Path in the container: a CDI deviceNode (path, hostPath, type, major, minor, fileMode, uid, gid, permissions).
-# shim.host.device_nodes.complete adds what only the host knows.
-DEVICE = "device"
+DEVICE = "device"  # path in the container: a DeviceNode
 NET_DEVICE = "netDevice"  # interface of the host: its name in the container
-MOUNT = "mount"  # destination: an OCI mount
-HOOK = "hook"  # stage: an OCI hook
+MOUNT = "mount"  # destination: a Mount
+HOOK = "hook"  # stage: a Hook
 RDT = "intelRdt"  # "": the whole OCI object
 GID = "additionalGid"  # the group id: None
 RESOURCE = "resource"  # (controller, key): the OCI value under linux.resources

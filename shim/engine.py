@@ -22,9 +22,11 @@ from shim.state import grants
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, List, Mapping, Optional, Tuple
+    from typing import Any, Dict, List, Optional, Tuple
 
     from shim.node.inventory import Inventory
+    from shim.policy.caller import Known
+    from shim.shapes import Config, Document
     from shim.sharing.terms import Sharing
     from shim.state.leases import Lease
     from shim.state.ledger import Ledger
@@ -107,11 +109,11 @@ class Wanted:
     def __init__(
         self,
         request: parse.Request,
-        document: Dict[str, Any],
+        document: Document,
         engine_names: List[str],
         inventory: Inventory,
-        config: Dict[str, Any],
-        known: Mapping[str, Any],
+        config: Config,
+        known: Known,
         leased: bool,
     ) -> None:
         self.request = request
@@ -270,10 +272,10 @@ class Granting:
 
             self._plan.add(setup.begin(self._plan.sharing, self._state_dir))
 
-    def record(self, more: Dict[str, Any]) -> None:
+    def record(self, more: grants.Particulars) -> None:
         """Writes the grant record; `more`: members that only the front end knows.  Raises HostError or TrustError."""
         plan = self._plan
-        record = {
+        record: grants.GrantRecord = {
             "id": self._container,
             "root": self._root,
             "source": plan.request.source,
@@ -281,8 +283,8 @@ class Granting:
             "physical": plan.keys,
             "time": int(time.time()),
             "grant": plan.digest(),
-            **more,
         }
+        record.update(more)  # type: ignore[typeddict-item]  # GrantRecord has all keys of Particulars
         if self._lease is not None and plan.keys:
             record["token"] = self._lease["token"]  # tells Ledger.read that leases existed when the ledger is lost
         if plan.sharing is not None:
@@ -306,7 +308,7 @@ class Granting:
                 pass  # the reason for the undo matters more, and the next create that lacks devices tries again
 
 
-def needles(config: Dict[str, Any]) -> List[bytes]:
+def needles(config: Config) -> List[bytes]:
     """Texts of which a config.json with a request holds one.  Without the slash, which JSON may write as `\\/`."""
     found = [config["annotation-prefix"].rstrip("/").encode()]
     if config["cdi.annotations"]:
@@ -314,18 +316,18 @@ def needles(config: Dict[str, Any]) -> List[bytes]:
     return found
 
 
-def mark(config: Dict[str, Any]) -> bytes:
+def mark(config: Config) -> bytes:
     """The text that every config.json written by Chandler holds."""
     return f'"{config["annotation-prefix"]}{parse.MARK}":'.encode()
 
 
 def plan(
-    document: Dict[str, Any],
+    document: Document,
     inventory: Inventory,
     container: str = "",
     held: Optional[List[Lease]] = None,
     wish: Optional[parse.Request] = None,
-    known: Optional[Mapping[str, Any]] = None,
+    known: Optional[Known] = None,
 ) -> Optional[Plan]:
     """The completed plan for a container, its devices free of the leases in `held`; None when it asks for nothing.
     Changes nothing."""
@@ -334,22 +336,20 @@ def plan(
 
 
 def want(
-    document: Dict[str, Any],
+    document: Document,
     inventory: Inventory,
     container: str = "",
     wish: Optional[parse.Request] = None,
-    known: Optional[Mapping[str, Any]] = None,
+    known: Optional[Known] = None,
     leased: bool = False,
 ) -> Optional[Wanted]:
     """What a container asks for, None when it asks for nothing.  Raises ChandlerError; changes nothing.
 
     `container`: its name in its pod, where the front end knows it without annotations.  `leased`: whether leases are
-    kept here.  `wish`: the request, where the front end has it already; annotations are then not read.  `known`: what
-    the front end knows for certain: caller (shim.policy.caller), id, bundle (the bundle's directory), handler,
-    namespace, pod, image, volumes (directories by name), scope (of secrets), seconds (for a provider of secrets),
-    restored (the devices of a restored container), built (whether Chandler's bundle builder wrote config.json),
-    rootless.
+    kept here.  `wish`: the request, where the front end has it already; annotations are then not read.
     """
+    if known is None:
+        known = {}
     config = inventory.config
     prefix = config["annotation-prefix"]
     engine_names: List[str] = []
@@ -357,7 +357,7 @@ def want(
         annotations = document.get("annotations")
         if not isinstance(annotations, dict):
             return None
-        caller = (known or {}).get("caller")
+        caller = known.get("caller")
         name, sandbox = (
             (container, False)
             if container
@@ -380,12 +380,11 @@ def want(
         raise errors.BundleError(f"{wish.source}: config.json has no process to equip")
     reader.check_keys(document)
     if config["policy.rule"]:
-        config = _ruled(config, document, container, known or {})
+        config = _ruled(config, document, container, known)
     unified = not permission.DEPENDS_ON_CGROUPS.isdisjoint(wish.resources) and kernel.unified_cgroups()
     present = document
     if (
         "oom_score_adj" in wish.resources
-        and known
         and "bundle" in known
         and not known.get("built")
         and document["process"].get("oomScoreAdj") is None
@@ -393,12 +392,10 @@ def want(
         # Where the engine sets none, the container inherits that of the runtime, which this process becomes.
         present = {**document, "process": {**document["process"], "oomScoreAdj": kernel.oom_score()}}
     permission.check(wish, present, config, engine_names, unified)
-    return Wanted(wish, document, engine_names, inventory, config, known or {}, leased)
+    return Wanted(wish, document, engine_names, inventory, config, known, leased)
 
 
-def _ruled(
-    config: Dict[str, Any], document: Dict[str, Any], container: str, known: Mapping[str, Any]
-) -> Dict[str, Any]:
+def _ruled(config: Config, document: Document, container: str, known: Known) -> Config:
     """The configuration with [policy] as the rules make it for this container."""
     from shim.keys import host_facts
     from shim.policy import rules
@@ -410,10 +407,10 @@ def _ruled(
 
 def _rare(
     wish: parse.Request,
-    document: Dict[str, Any],
+    document: Document,
     inventory: Inventory,
-    config: Dict[str, Any],
-    known: Mapping[str, Any],
+    config: Config,
+    known: Known,
 ) -> Tuple[Edits, Edits]:
     """The request's variables, with references to the host resolved, and the edits of the rarer keys."""
     from shim.keys import rare
@@ -475,9 +472,7 @@ def _check_engine_devices(
         engine_mounts.check(mounts, others, inventory, kinds, bundle, source)
 
 
-def equip(
-    document: Dict[str, Any], edits: Edits, rootless: bool, bundle: str = "", idmap: bool = True
-) -> Dict[str, Any]:
+def equip(document: Document, edits: Edits, rootless: bool, bundle: str = "", idmap: bool = True) -> Document:
     """A new config.json with a plan's edits.
 
     `bundle`: the directory from which a relative root.path counts; `idmap`: whether the runtime knows idmapped mounts.

@@ -22,6 +22,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, Dict, List, NoReturn, Tuple
 
+    from shim.shapes import Document
+
     Encode = Callable[[Any], str]
 
 MAX_DEPTH = 64
@@ -50,7 +52,7 @@ def _refuse_constant(name: str) -> NoReturn:
     raise errors.JsonError(f"{name} is not JSON")
 
 
-def _unique(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
+def _unique(pairs: List[Tuple[str, Any]]) -> Document:
     """The object with these members.  Raises JsonError for a key that is there twice."""
     members = dict(pairs)
     if len(members) != len(pairs):
@@ -171,7 +173,7 @@ class Source:
 
     def __init__(self, data: bytes, deep: Tuple[str, ...]) -> None:
         """Parses `data`.  Raises JsonError, also when the text is not an object."""
-        self.value: Dict[str, Any] = {}
+        self.value: Document = {}
         self.deep = deep
         self._texts: Dict[int, str] = {}
         text = data.decode("utf-8", "replace")
@@ -186,7 +188,7 @@ class Source:
             if type(self.value) is not dict:
                 raise errors.JsonError("not an object")
 
-    def _members(self, text: str, at: int, members: Dict[str, Any], scan: Any, deep: Tuple[str, ...]) -> int:
+    def _members(self, text: str, at: int, members: Document, scan: Any, deep: Tuple[str, ...]) -> int:
         """Reads the object at the offset `at` into `members`, and gives the offset after it.
 
         Raises one of several exceptions where it cannot; __init__ then parses the whole text again.
@@ -222,14 +224,14 @@ class Source:
                 raise ValueError
             at = _blanks(text, at + 1)
 
-    def dumps(self, value: Dict[str, Any]) -> bytes:
+    def dumps(self, value: Document) -> bytes:
         """`value`, a changed copy of the document, as JSON.  Members that did not change keep their text.
 
         The rest is written on one line.
         """
         return _written(lambda encode: self._text(value, encode, self.deep)).encode("utf-8")
 
-    def _text(self, members: Dict[str, Any], encode: Encode, deep: Tuple[str, ...]) -> str:
+    def _text(self, members: Document, encode: Encode, deep: Tuple[str, ...]) -> str:
         texts = self._texts
         parts = []
         for key, value in members.items():

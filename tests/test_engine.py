@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lab import partial
 from lab.local_node import CONFIG, NVIDIA, PROCESS, Front, Node, P, devices, service, unasked
 
 from shim import engine, jsontext
@@ -102,7 +103,10 @@ def test_another_prefix(node: Node) -> None:
 
 
 def test_needles() -> None:
-    assert engine.needles({"annotation-prefix": P, "cdi.annotations": True}) == [b"chandler.oci", b"cdi.k8s.io"]
+    assert engine.needles(partial({"annotation-prefix": P, "cdi.annotations": True})) == [
+        b"chandler.oci",
+        b"cdi.k8s.io",
+    ]
 
 
 # --- through the front end ------------------------------------------------------------------------------------

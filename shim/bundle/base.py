@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any, Dict, List, NamedTuple, Sequence
 
+from shim.shapes import Document
+
 OCI_VERSION = "1.0.2"  # every runtime takes it; some refuse a newer one
 PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 TERM = "TERM=xterm"
@@ -78,9 +80,9 @@ def config(
     host_network: bool = False,
     privileged: bool = False,
     confined: bool = True,
-) -> Dict[str, Any]:
+) -> Document:
     """The config.json of a container with the root file system `root`; `confined`: no program gains privileges."""
-    linux: Dict[str, Any] = {
+    linux: Document = {
         "namespaces": [{"type": kind} for kind in namespaces(node, host_network)],
         "rootfsPropagation": "private",
         "maskedPaths": [] if privileged else list(MASKED),
@@ -133,7 +135,7 @@ def namespaces(node: Node, host_network: bool) -> List[str]:
     return kinds
 
 
-def mounts(node: Node, host_network: bool, privileged: bool) -> List[Dict[str, Any]]:
+def mounts(node: Node, host_network: bool, privileged: bool) -> List[Document]:
     """What is mounted in every container."""
     readonly = () if privileged else ("ro",)
     tty = (f"gid={_TTY_GROUP}",) if node.gids is None or _TTY_GROUP in node.gids else ()
@@ -154,16 +156,16 @@ def mounts(node: Node, host_network: bool, privileged: bool) -> List[Dict[str, A
     return made
 
 
-def _mount(destination: str, kind: str, source: str, *options: str) -> Dict[str, Any]:
+def _mount(destination: str, kind: str, source: str, *options: str) -> Document:
     return {"destination": destination, "type": kind, "source": source, "options": list(options)}
 
 
-def device_rules(privileged: bool) -> List[Dict[str, Any]]:
+def device_rules(privileged: bool) -> List[Document]:
     """The device cgroup: nothing but what every container has, or everything."""
-    rules: List[Dict[str, Any]] = [{"allow": privileged, "access": "rwm"}]
+    rules: List[Document] = [{"allow": privileged, "access": "rwm"}]
     if not privileged:
         for major, minor in _DEVICES:
-            rule: Dict[str, Any] = {"allow": True, "type": "c", "major": major, "access": "rwm"}
+            rule: Document = {"allow": True, "type": "c", "major": major, "access": "rwm"}
             if minor is not None:
                 rule["minor"] = minor
             rules.append(rule)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import os
-from typing import TYPE_CHECKING, Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
+from typing import TYPE_CHECKING, Dict, List, Mapping, NamedTuple, Optional, Sequence
 
 from shim import engine, jsontext, pathtext
 from shim.bundle import base, deployment, image, rootless
@@ -25,6 +25,8 @@ from shim.sharing import setup
 
 if TYPE_CHECKING:
     from shim.edits import Edit
+    from shim.policy.caller import Known
+    from shim.shapes import Document
 
 MAX_HOSTNAME = 64  # sethostname(2)
 
@@ -50,7 +52,7 @@ class BuildOptions(NamedTuple):
 class Built(NamedTuple):
     """config.json, and what is worth a line to somebody who asks for it."""
 
-    config: Dict[str, Any]
+    config: Document
     notes: List[str]
 
 
@@ -93,7 +95,7 @@ def build(
         not wish.get("capabilities"),
     )
     gpu = _take_gpu(wish, service.name)
-    known = {
+    known: Known = {
         "id": options.id,
         "bundle": options.bundle,
         "volumes": volumes(options.volumes),
@@ -130,7 +132,7 @@ def build(
     return Built(config, notes + placed.notes)
 
 
-def _check_ids(config: Dict[str, Any], here: base.Node, source: str) -> None:
+def _check_ids(config: Document, here: base.Node, source: str) -> None:
     """Raises RequestError for a user or a group that the container's user namespace does not have."""
     user = config["process"]["user"]
     wanted = [
@@ -145,7 +147,7 @@ def _check_ids(config: Dict[str, Any], here: base.Node, source: str) -> None:
             )
 
 
-def _take_gpu(wish: Dict[str, Any], master: str) -> Dict[str, Any]:
+def _take_gpu(wish: Document, master: str) -> Document:
     """The part of a request that is about GPUs, taken out of it: it comes last, or when the container is created."""
     if "gpu" not in wish.get("resources", {}):
         return {}
@@ -164,14 +166,14 @@ class _Equipment(NamedTuple):
     inventory: Inventory
     place: Place
     source: str
-    known: Mapping[str, Any]
+    known: Known
     hidden: bool
 
-    def check(self, config: Dict[str, Any], wish: Dict[str, Any]) -> None:
+    def check(self, config: Document, wish: Document) -> None:
         """Whether this node has the devices that a request is for, whoever holds them.  Raises ChandlerError."""
         engine.plan(config, self.inventory, held=[], wish=parse.Request(wish, self.source), known=self.known)
 
-    def with_request(self, config: Dict[str, Any], wish: Dict[str, Any]) -> Dict[str, Any]:
+    def with_request(self, config: Document, wish: Document) -> Document:
         """A configuration with what a request asks for."""
         if not wish:
             return config
@@ -187,7 +189,7 @@ class _Equipment(NamedTuple):
             if edit[0] == ANNOTATION:
                 continue  # our own mark, which a create would take for a forgery
             kept.append((*edit[:2], HIDDEN, edit[3]) if self.hidden and isinstance(edit[2], Hidden) else edit)
-        return engine.equip(config, edits.with_values(kept), self.place.rootless, str(self.known["bundle"]))
+        return engine.equip(config, edits.with_values(kept), self.place.rootless, self.known["bundle"])
 
 
 def volumes(given: Mapping[str, str]) -> Dict[str, str]:
@@ -213,7 +215,7 @@ def trusting(inventory: Inventory) -> Inventory:
     return trusted
 
 
-def _checked(document: Dict[str, Any], source: str) -> Dict[str, Any]:
+def _checked(document: Document, source: str) -> Document:
     """A request document in normal form.  Raises RequestError with its source."""
     try:
         return schema.check(document)
@@ -256,7 +258,7 @@ def owners(uid: int) -> List[str]:
 # --- the bundle on disk -----------------------------------------------------------------------------------------
 
 
-def write_config(bundle: str, config: Dict[str, Any]) -> None:
+def write_config(bundle: str, config: Document) -> None:
     """config.json in a bundle that is there; it may hold secrets.  Raises BundleError or OSError."""
     if not os.path.isdir(bundle):
         raise BundleError(f"{bundle} is not there", "make it and its rootfs first, or use `chandler bundle create`")
@@ -269,7 +271,7 @@ def write_config(bundle: str, config: Dict[str, Any]) -> None:
         os.symlink(files.digest(data), path + config_file.BUILT)
 
 
-def create(bundle: str, config: Dict[str, Any]) -> None:
+def create(bundle: str, config: Document) -> None:
     """The bundle's directory with config.json; an empty rootfs in it when the configuration names no other."""
     os.makedirs(bundle, mode=0o711, exist_ok=True)
     if config["root"]["path"] == base.ROOTFS:

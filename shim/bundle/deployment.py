@@ -6,12 +6,13 @@ passed over and told of; any other is an error.  Pure.
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, NamedTuple
+from typing import Any, List, NamedTuple
 
 from shim import jsontext
 from shim.cdi import yamltext
 from shim.errors import ChandlerError, RequestError
 from shim.request import schema
+from shim.shapes import Document
 
 MAX_FILE = 4 << 20
 VERSION = "v1"
@@ -50,7 +51,7 @@ class DeployedService(NamedTuple):
 
     deployment: str
     name: str
-    document: Dict[str, Any]
+    document: Document
     ignored: List[str]
     source: str
 
@@ -96,7 +97,7 @@ def _load(text: str, path: str) -> Any:
         raise RequestError(f"{path}: {error.what}", error.todo) from None
 
 
-def _object(value: Any, where: str) -> Dict[str, Any]:
+def _object(value: Any, where: str) -> Document:
     if not isinstance(value, dict):
         raise RequestError(f"{where} is not an object" if value is not None else f"{where} is empty")
     return value

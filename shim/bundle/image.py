@@ -5,10 +5,11 @@ Source: OCI image specification, "Image Configuration"; how entrypoint and cmd m
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence
+from typing import List, NamedTuple, Optional, Sequence
 
 from shim import jsontext
 from shim.errors import BundleError, ChandlerError
+from shim.shapes import Document
 
 MAX_IMAGE_CONFIG = 8 << 20
 SHELL = ("/bin/sh",)  # what runs when nobody says what to run
@@ -55,7 +56,7 @@ def parse(data: bytes, path: str) -> Image:
     )
 
 
-def _texts(document: Dict[str, Any], key: str, path: str) -> List[str]:
+def _texts(document: Document, key: str, path: str) -> List[str]:
     value = document.get(key)
     if value is None:
         return []
@@ -64,7 +65,7 @@ def _texts(document: Dict[str, Any], key: str, path: str) -> List[str]:
     return value
 
 
-def _text(document: Dict[str, Any], key: str, path: str) -> str:
+def _text(document: Document, key: str, path: str) -> str:
     value = document.get(key)
     if value is None:
         return ""

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from typing import Any, Callable
 
     from shim.edits import Edit
+    from shim.shapes import Document
 
     Key = Any
     Pairs = Iterator[tuple[Key, Any]]
@@ -28,14 +29,12 @@ _NODE = tuple(
 _KEPT_ZERO = ("fileMode", "uid", "gid", "timeout")  # fields in which 0 means something else than an absent field
 
 
-def _fields(table: Iterable[tuple[str, str]], item: dict[str, Any]) -> dict[str, Any]:
+def _fields(table: Iterable[tuple[str, str]], item: Document) -> Document:
     """The CDI object `item` with the OCI field names of `table`; empty fields are left out."""
     return {name: item[key] for name, key in table if item.get(key) or (key in _KEPT_ZERO and key in item)}
 
 
-def compile_edits(
-    block: dict[str, Any], origin: str, hook_env: Sequence[str] | None = SAFE_HOOK_ENV
-) -> tuple[Edit, ...]:
+def compile_edits(block: Document, origin: str, hook_env: Sequence[str] | None = SAFE_HOOK_ENV) -> tuple[Edit, ...]:
     """The edits of `block`, one decoded and valid `containerEdits`, in the order of _KINDS.
 
     `origin` goes into every edit, for errors.  `hook_env` is the environment for hooks that have none; with None they

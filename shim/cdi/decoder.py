@@ -5,10 +5,13 @@ Source: CDI SPEC.md, "JSON Definition"; CDI Go library 1.1.2, pkg/cdi/spec.go (P
 
 from __future__ import annotations
 
-from typing import Any, Callable
+from typing import TYPE_CHECKING, Any, Callable
 
 from shim.cdi import plainyaml, yamltext
 from shim.errors import CdiError
+
+if TYPE_CHECKING:
+    from shim.shapes import Document
 
 MAX_SIZE = 16 << 20  # bytes of one file
 
@@ -72,7 +75,7 @@ def _json(text: str, texts: bool) -> Any:
         raise CdiError("nested too deeply") from None
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique(pairs: list[tuple[str, Any]]) -> Document:
     items = dict(pairs)
     if len(items) != len(pairs):
         seen: set[str] = set()

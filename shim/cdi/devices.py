@@ -8,12 +8,14 @@ hardware.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from shim.errors import ChandlerError
 
-if TYPE_CHECKING:  # shim.edits has these names for type checkers alone, since a create loads it
-    from shim.edits import Stat
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from shim.edits import DeviceNode, Stat
 
 Key = tuple[str, ...]
 
@@ -28,7 +30,7 @@ class Identities:
     __slots__ = ("sets", "shared", "common")
 
     def __init__(
-        self, nodes: Mapping[str, Sequence[Mapping[str, Any]]], stat: Stat, common: Sequence[Mapping[str, Any]] = ()
+        self, nodes: Mapping[str, Sequence[DeviceNode]], stat: Stat, common: Sequence[DeviceNode] = ()
     ) -> None:
         self.sets = {
             name: frozenset(identity(node, stat) for node in device_nodes) for name, device_nodes in nodes.items()
@@ -62,12 +64,12 @@ class Identities:
         return {name: tuple(sorted(nodes - common or nodes)) or (name,) for name, nodes in self.sets.items()}
 
 
-def device_keys(nodes: Mapping[str, Sequence[Mapping[str, Any]]], stat: Stat) -> dict[str, Key]:
+def device_keys(nodes: Mapping[str, Sequence[DeviceNode]], stat: Stat) -> dict[str, Key]:
     """The physical key of each device of a file, without regard to other files.  `nodes`: device name to CDI nodes."""
     return Identities(nodes, stat).keys()
 
 
-def identity(node: Mapping[str, Any], stat: Stat) -> str:
+def identity(node: DeviceNode, stat: Stat) -> str:
     """What a CDI device node is on the host: its number (c195:0) where known, otherwise its path on the host.
 
     The type and numbers in the node count before those of the host.

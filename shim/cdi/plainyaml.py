@@ -8,16 +8,19 @@ yamltext gives the same value (a property test compares the two).
 
 from __future__ import annotations
 
-from typing import Any, Callable
+from typing import TYPE_CHECKING, Any, Callable
 
 from shim.cdi import yamltext
+
+if TYPE_CHECKING:
+    from shim.shapes import Document
 
 MAX_DEPTH = 32  # less than that of yamltext, so that yamltext decides what is too deep
 MAX_KEY = 128  # characters; longer keys are left to yamltext
 
 # First characters that begin a plain scalar; `-` does too unless a blank follows.
 _FIRST = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789/._+=~(")
-_EMPTY: dict[str, Any] = {"[]": list, "{}": dict}
+_EMPTY: dict[str, Callable[[], Any]] = {"[]": list, "{}": dict}
 
 
 class NotPlain(Exception):
@@ -53,10 +56,10 @@ class _Lines:
             del self.lines[0]
         self.lines.append((-1, ""))  # marks the end: less indented than any line
 
-    def mapping(self, indent: int, depth: int) -> dict[str, Any]:
+    def mapping(self, indent: int, depth: int) -> Document:
         if depth > MAX_DEPTH:
             raise NotPlain
-        items: dict[str, Any] = {}
+        items: Document = {}
         lines = self.lines
         while True:
             here, content = lines[self.at]

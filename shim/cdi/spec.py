@@ -6,15 +6,18 @@ Source: CDI SPEC.md, "CDI JSON Specification"; CDI Go library 1.1.2, pkg/cdi/spe
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from shim.cdi import schema, validate
 from shim.cdi.compile import SAFE_HOOK_ENV, compile_edits
 from shim.cdi.decoder import load
 from shim.errors import CdiError
 
-if TYPE_CHECKING:  # shim.edits has these names for type checkers alone, since a create loads it
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from shim.edits import Edit
+    from shim.shapes import Document
 
 
 class Spec:
@@ -25,7 +28,7 @@ class Spec:
 
     __slots__ = ("annotations", "common", "devices", "document", "kind", "version")
 
-    def __init__(self, document: dict[str, Any], path: str, hook_env: Sequence[str] | None) -> None:
+    def __init__(self, document: Document, path: str, hook_env: Sequence[str] | None) -> None:
         self.document = document
         self.version: str = document["cdiVersion"]
         self.kind: str = document["kind"]
@@ -55,7 +58,7 @@ def problems(data: bytes, path: str) -> list[tuple[str, str]]:
     return _read(data)[1]
 
 
-def _read(data: bytes) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+def _read(data: bytes) -> tuple[Document, list[tuple[str, str]]]:
     """(the decoded document, its problems as in `problems`)."""
     try:
         document = load(data, texts=True)
@@ -65,7 +68,7 @@ def _read(data: bytes) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     if document is None:
         return {}, [("", "no Spec data")]
     by_place: schema.Problems = {}
-    decoded: dict[str, Any] = schema.SPEC(document, None, by_place)
+    decoded: Document = schema.SPEC(document, None, by_place)
     if isinstance(document, dict):
         validate.check(decoded, by_place)
     return decoded, list(by_place.items())

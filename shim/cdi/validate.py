@@ -6,11 +6,15 @@ Source: CDI SPEC.md, "Kind", "CDI Devices" and "OCI Edits"; CDI Go library 1.1.2
 
 from __future__ import annotations
 
-from typing import Any, Callable
+from typing import TYPE_CHECKING, Any, Callable
 
 from shim.cdi import names, versions
 from shim.cdi.schema import Place, Problems, report
 from shim.errors import CdiError
+
+if TYPE_CHECKING:
+    from shim.cdi.schema import Place, Problems
+    from shim.shapes import Document
 
 NODE_TYPES = ("", "b", "c", "u", "p")
 HOOK_STAGES = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")
@@ -22,7 +26,7 @@ MAX_ANNOTATION_NAME = 63  # characters of a key after the slash
 _LOWER = "abcdefghijklmnopqrstuvwxyz0123456789"
 
 
-def check(file: dict[str, Any], problems: Problems) -> None:
+def check(file: Document, problems: Problems) -> None:
     """Reports the problems of a decoded file, in the order of the CDI Go library."""
     _version(file, problems)
     _kind(file.get("kind", ""), problems)
@@ -36,7 +40,7 @@ def check(file: dict[str, Any], problems: Problems) -> None:
     _unique(devices, "name", (None, "devices"), problems)
 
 
-def _version(file: dict[str, Any], problems: Problems) -> None:
+def _version(file: Document, problems: Problems) -> None:
     place = (None, "cdiVersion")
     declared = file.get("cdiVersion", "")
     version = versions.normal(declared)
@@ -58,7 +62,7 @@ def _kind(kind: str, problems: Problems) -> None:
         report(problems, (None, "kind"), error.what)
 
 
-def _device(device: dict[str, Any], place: Place, problems: Problems) -> None:
+def _device(device: Document, place: Place, problems: Problems) -> None:
     try:
         names.check_device(device.get("name", ""))
     except CdiError as error:
@@ -70,7 +74,7 @@ def _device(device: dict[str, Any], place: Place, problems: Problems) -> None:
     _edits(edits, (place, "containerEdits"), problems)
 
 
-def _annotations(annotations: dict[str, Any], place: Place, problems: Problems) -> None:
+def _annotations(annotations: Document, place: Place, problems: Problems) -> None:
     for key in annotations:
         if not _annotation_key(key.lower()):
             report(problems, (place, key), "the key is not [prefix/]name of letters, digits, - _ .")
@@ -92,7 +96,7 @@ def _dotted(name: str, middle: str, limit: int) -> bool:
     return 0 < len(name) <= limit and name[0] in _LOWER and name[-1] in _LOWER and not name.strip(middle)
 
 
-def _edits(edits: dict[str, Any], place: Place, problems: Problems) -> None:
+def _edits(edits: Document, place: Place, problems: Problems) -> None:
     for category, check_item in _ITEMS.items():
         for index, item in enumerate(edits.get(category, ())):
             check_item(item, ((place, category), index), problems)
@@ -108,7 +112,7 @@ def _closid(name: str, place: Place, problems: Problems) -> None:
         report(problems, place, f"{name[:64]!r} is not the name of a class of service")
 
 
-def _unique(records: list[dict[str, Any]], field: str, place: Place, problems: Problems) -> None:
+def _unique(records: list[Document], field: str, place: Place, problems: Problems) -> None:
     first: dict[str, int] = {}
     for index, item in enumerate(records):
         value = item.get(field, "")
@@ -116,7 +120,7 @@ def _unique(records: list[dict[str, Any]], field: str, place: Place, problems: P
             report(problems, ((place, index), field), f'"{value}" is also that of number {first[value]}')
 
 
-def _needs(item: dict[str, Any], fields: list[str], place: Place, problems: Problems) -> None:
+def _needs(item: Document, fields: list[str], place: Place, problems: Problems) -> None:
     for field in fields:
         if not item.get(field):
             report(problems, (place, field), "must not be empty")
@@ -127,7 +131,7 @@ def _env(variable: Any, place: Place, problems: Problems) -> None:
         report(problems, place, f'"{variable}" is not of the form NAME=value')
 
 
-def _node(node: dict[str, Any], place: Place, problems: Problems) -> None:
+def _node(node: Document, place: Place, problems: Problems) -> None:
     _needs(node, ["path"], place, problems)
     kind, permissions = node.get("type", ""), node.get("permissions", "")
     if kind not in NODE_TYPES:
@@ -136,11 +140,11 @@ def _node(node: dict[str, Any], place: Place, problems: Problems) -> None:
         report(problems, (place, "permissions"), f'"{permissions}" is neither made of r, w, m nor "none"')
 
 
-def _net_device(device: dict[str, Any], place: Place, problems: Problems) -> None:
+def _net_device(device: Document, place: Place, problems: Problems) -> None:
     _needs(device, ["hostInterfaceName", "name"], place, problems)
 
 
-def _hook(hook: dict[str, Any], place: Place, problems: Problems) -> None:
+def _hook(hook: Document, place: Place, problems: Problems) -> None:
     stage = hook.get("hookName", "")
     if stage not in HOOK_STAGES:
         report(problems, (place, "hookName"), f'"{stage}" is not one of {", ".join(HOOK_STAGES)}')
@@ -149,7 +153,7 @@ def _hook(hook: dict[str, Any], place: Place, problems: Problems) -> None:
         _env(variable, ((place, "env"), index), problems)
 
 
-def _mount(mount: dict[str, Any], place: Place, problems: Problems) -> None:
+def _mount(mount: Document, place: Place, problems: Problems) -> None:
     _needs(mount, ["hostPath", "containerPath"], place, problems)
 
 

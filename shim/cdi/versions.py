@@ -5,7 +5,9 @@ Source: CDI SPEC.md, "Released versions".
 
 from __future__ import annotations
 
-from typing import Any
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from shim.shapes import Document
 
 KNOWN = ("0.1.0", "0.2.0", "0.3.0", "0.4.0", "0.5.0", "0.6.0", "0.7.0", "0.8.0", "1.0.0", "1.1.0")
 FLOOR = "0.3.0"  # the lowest version that a file may declare
@@ -22,8 +24,8 @@ def older(one: str, other: str) -> bool:
     return KNOWN.index(one) < KNOWN.index(other)
 
 
-def _rdt(edits: dict[str, Any]) -> dict[str, Any]:
-    rdt: dict[str, Any] = edits.get("intelRdt") or {}
+def _rdt(edits: Document) -> Document:
+    rdt: Document = edits.get("intelRdt") or {}
     return rdt
 
 
@@ -46,16 +48,16 @@ _FILE = (
 )
 
 
-def _devices(file: dict[str, Any]) -> list[dict[str, Any]]:
-    devices: list[dict[str, Any]] = file.get("devices") or []
+def _devices(file: Document) -> list[Document]:
+    devices: list[Document] = file.get("devices") or []
     return devices
 
 
-def _digit(device: dict[str, Any]) -> bool:
+def _digit(device: Document) -> bool:
     return device.get("name", "")[:1] in tuple("0123456789")
 
 
-def minimum(file: dict[str, Any]) -> tuple[str, str]:
+def minimum(file: Document) -> tuple[str, str]:
     """(the lowest version that a decoded file may declare, what in the file needs it); '' where it is FLOOR."""
     blocks = [file.get("containerEdits") or {}, *(device.get("containerEdits") or {} for device in _devices(file))]
     needs = [rule[:2] for rule in _FILE if rule[2](file)]

@@ -18,6 +18,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable
 
+    from shim.shapes import Document
+
 MAX_DEPTH = 64  # of nested mappings and sequences
 MAX_ALIASED = 1 << 20  # characters that aliases may add to a file; each node adds _NODE to its characters
 MAX_PURE = 1 << 20  # characters for PyYAML's parser in Python, which is about a hundred times slower than libyaml
@@ -27,7 +29,7 @@ _TRUE = ("y", "Y", "yes", "Yes", "YES", "true", "True", "TRUE", "on", "On", "ON"
 _FALSE = ("n", "N", "no", "No", "NO", "false", "False", "FALSE", "off", "Off", "OFF")
 _NULL = ("", "~", "null", "Null", "NULL")
 _INFINITE = (".inf", ".Inf", ".INF")
-CONSTANTS: dict[str, Any] = {
+CONSTANTS: dict[str, None | bool | float] = {
     **dict.fromkeys(_TRUE, True),
     **dict.fromkeys(_FALSE, False),
     **dict.fromkeys(_NULL, None),
@@ -101,7 +103,7 @@ class _Document:
         self.list_end = events.SequenceEndEvent
         self.alias_event = events.AliasEvent
         self.stream_end = events.StreamEndEvent
-        self.anchors: dict[str, Any] = {}
+        self.anchors: Document = {}
         self.sizes: dict[str, int] = {}
         self.size = 0  # size of all nodes so far; an alias counts as the node that it stands for
         self.aliased = 0  # the part of `size` that aliases added
@@ -152,8 +154,8 @@ class _Document:
             event = next_event()
         return items
 
-    def mapping(self, depth: int) -> dict[str, Any]:
-        items: dict[str, Any] = {}
+    def mapping(self, depth: int) -> Document:
+        items: Document = {}
         next_event, end, node = self.next, self.map_end, self.node
         event = next_event()
         while type(event) is not end:
@@ -169,7 +171,7 @@ class _Document:
         return items
 
 
-def _put(items: dict[str, Any], key: str, value: Any, event: Any) -> None:
+def _put(items: Document, key: str, value: Any, event: Any) -> None:
     if key in items:
         raise _error(event, f'key "{key}" comes twice')
     items[key] = value
@@ -183,7 +185,7 @@ def _key(event: Any, key: Any) -> str:
     return text
 
 
-def _merged(event: Any, value: Any) -> list[dict[str, Any]]:
+def _merged(event: Any, value: Any) -> list[Document]:
     """The mappings that the value of a merge key (<<) stands for."""
     maps = value if isinstance(value, list) else [value]
     if not all(isinstance(each, dict) for each in maps):

@@ -16,6 +16,7 @@ from shim.errors import BundleError, ChangedError, RequestError
 from shim.host import cgroups
 from shim.node import compiler
 from shim.node.inventory import Place, Stale
+from shim.shapes import Document
 
 # The characters of a container id.
 _ID_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-+")
@@ -162,7 +163,7 @@ def _id(arguments: argparse.Namespace, bundle: str) -> str:
     return name
 
 
-def _config(arguments: argparse.Namespace, bundle: str, move: Any) -> dict[str, Any]:
+def _config(arguments: argparse.Namespace, bundle: str, move: Any) -> Document:
     """The content of config.json.  With --debug, notes about it go to standard error.
 
     `move`: the process that may be moved to make room for the container's control group, None for `spec`.

@@ -29,6 +29,7 @@ from shim.oci import writer
 
 if TYPE_CHECKING:
     from shim.cdi.devices import Key
+    from shim.shapes import Document
 
     Arguments = argparse.Namespace
     Command = Callable[[Arguments], int]
@@ -66,7 +67,7 @@ def _warn(sentence: str) -> None:
 def list_devices(args: Arguments) -> int:
     """Lists all devices, the file that defines each, the files that it shadows, and names for the same hardware."""
     registry = _registry(args)
-    devices: list[dict[str, Any]] = []
+    devices: list[Document] = []
     for kind, keys in _keys_by_kind(registry).items():
         aggregates = physical.aggregates(keys.values())
         for key, names in physical.groups(keys):
@@ -92,7 +93,7 @@ def list_devices(args: Arguments) -> int:
     return 0
 
 
-def _note(device: dict[str, Any]) -> str:
+def _note(device: Document) -> str:
     notes = [
         "several devices" if device["aggregate"] else "",
         f"same as {', '.join(name.partition('=')[2] for name in device['sameAs'])}" if device["sameAs"] else "",
@@ -105,7 +106,7 @@ def list_directories(args: Arguments) -> int:
     """Lists the CDI directories, from low to high priority, and the state of each."""
     directories = _read_directories(args)
     registry = Registry.build(directories)
-    entries: list[dict[str, Any]] = []
+    entries: list[Document] = []
     for priority, path in enumerate(registry.directories):
         valid = [file.path for file in registry.files if file.priority == priority]
         unusable = [bad for bad in registry.problems if bad not in valid and os.path.dirname(bad) == path]
@@ -222,7 +223,7 @@ def migrate(args: Arguments) -> int:
 
 
 _NAME = ("name", {"metavar": "NAME", "help": "a qualified name: vendor/class=device"})
-_COMMANDS: dict[str, tuple[Command, str, tuple[tuple[str, dict[str, Any]], ...]]] = {
+_COMMANDS: dict[str, tuple[Command, str, tuple[tuple[str, Document], ...]]] = {
     "list": (list_devices, "list devices and the files that define them", ()),
     "dirs": (list_directories, "list the CDI directories", ()),
     "show": (show, "show what a device does to a container", (_NAME,)),

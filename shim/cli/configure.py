@@ -10,6 +10,7 @@ import glob
 import os
 import re
 import subprocess
+from types import ModuleType
 from typing import Any, Callable
 
 from shim import paths
@@ -24,7 +25,7 @@ from shim.node import config as _config
 from shim.node.inventory import Place
 from shim.policy import engines
 
-ENGINES: dict[str, Any] = {"containerd": containerd, "crio": crio, "docker": docker, "podman": podman}
+ENGINES: dict[str, ModuleType] = {"containerd": containerd, "crio": crio, "docker": docker, "podman": podman}
 PATIENCE = 120.0  # seconds for an engine to start again
 _PROGRAM = re.compile(rb"chandler-(runtime|runc|youki|crun)\b")
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?")  # what a RuntimeClass may name

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
-from typing import Any
 
 from shim.policy import caller as _caller
 from shim.policy import engines
+from shim.shapes import Config, Document
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
@@ -24,14 +24,14 @@ def add_options(command: argparse.ArgumentParser) -> None:
     )
 
 
-def caller(arguments: argparse.Namespace, path: str, document: dict[str, Any], built: bool) -> _caller.Caller:
+def caller(arguments: argparse.Namespace, path: str, document: Document, built: bool) -> _caller.Caller:
     """The caller that a create with the config.json at `path` would have.  `built` is as in shim.policy.caller."""
     if arguments.engine:
         return _caller.Caller(arguments.engine, "--engine says so")
     return _caller.of_call(arguments.root, os.path.dirname(os.path.abspath(path)), "", document, built)
 
 
-def shown(who: _caller.Caller, config: dict[str, Any]) -> dict[str, Any]:
+def shown(who: _caller.Caller, config: Config) -> Document:
     """What Chandler knows of a caller, for JSON: its name and the reason, and whether its identity is believed."""
     return {
         "name": who.engine,
@@ -41,7 +41,7 @@ def shown(who: _caller.Caller, config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def line(engine: dict[str, Any]) -> str:
+def line(engine: Document) -> str:
     """The result of `shown` in one line."""
     names = "its identity annotations are believed" if engine["identity"] else "no identity annotation is believed"
     return f"engine      {engine['name']} ({engine['why']}); {names}; taken from the image: {engine['from_image']}"

@@ -37,6 +37,8 @@ from shim.state.ledger import Ledger
 
 if TYPE_CHECKING:
     from shim.edits import Edit
+    from shim.policy.caller import Known
+    from shim.shapes import Document
 
 _NOTES = (
     "The environment is that of the container's own process; processes started later by exec get the engine's.",
@@ -80,7 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
     if inventory.config["gpu.allocator"] == "leases":
         leases = Ledger(place.trusted_state_dir(inventory.config["state-dir"]), place.rootless).read()
     caller = engine_options.caller(arguments, path, document, bundle.built(document))
-    call_facts = {
+    call_facts: Known = {
         "caller": caller,
         "id": "ID",
         "bundle": os.path.dirname(os.path.abspath(path)),
@@ -140,7 +142,7 @@ def _plain(value: Any) -> Any:
 
 def _words(kind: str, key: Any, value: Any) -> str:
     """Describes one edit in a few words."""
-    words: dict[str, Any] = {
+    words: Document = {
         ENV: lambda: f"{key}={value}",
         DEVICE: lambda: (
             f"{key} ({value['type']} {value.get('major', 0)}:{value.get('minor', 0)}, "
@@ -173,7 +175,7 @@ def _diff(before: Any, after: Any, path: str) -> str:
     return "\n".join(difflib.unified_diff(old, new, path, path + " (equipped)", n=2, lineterm=""))
 
 
-def _text(shown: dict[str, Any]) -> str:
+def _text(shown: Document) -> str:
     lines: list[str] = [
         engine_options.line(shown["engine"]),
         f"asked by    {shown['source']}",

@@ -21,6 +21,7 @@ from shim.node.inventory import Place
 
 if TYPE_CHECKING:
     from shim.generate.answers import Found
+    from shim.shapes import Document
 
 
 def add_parsers(commands: Any) -> None:
@@ -125,7 +126,7 @@ def _targets(output: str | None, vendors: list[str]) -> list[str]:
     return [output or ""]
 
 
-def _deliver(path: str, data: bytes, file: dict[str, Any], found: Found, dry: bool) -> None:
+def _deliver(path: str, data: bytes, file: Document, found: Found, dry: bool) -> None:
     """Writes a CDI file, or prints it for the path "", and says on standard error what was done."""
     if not path:
         sys.stdout.buffer.write(data)
@@ -174,7 +175,7 @@ def diff(arguments: argparse.Namespace) -> int:
     return 1 if lines else 0
 
 
-def _strategies(document: dict[str, Any]) -> tuple[str, ...]:
+def _strategies(document: Document) -> tuple[str, ...]:
     """The naming strategies that another tool's file seems to follow, so that the comparison uses the same names."""
     names = [str(device["name"]) for device in document["devices"]]
     follows = {

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import Any, Callable
+from typing import Callable
 
 from shim.errors import HostError
 from shim.generate import nvml
@@ -19,6 +19,7 @@ from shim.gpu import choose, vendors
 from shim.host import device_nodes, kernel
 from shim.host.inroot import Root
 from shim.node.inventory import Inventory
+from shim.shapes import Document
 
 _PATIENCE = 10.0  # seconds for all containers
 _DIRECTORIES = dict.fromkeys(
@@ -66,7 +67,7 @@ def _gpu_numbers(paths: list[str], vendor: str, look: choose.Look) -> list[str]:
     return numbers
 
 
-def containers(gpus: dict[str, str], notes: list[str]) -> list[dict[str, Any]]:
+def containers(gpus: dict[str, str], notes: list[str]) -> list[Document]:
     """Every container on the host, as {pid, names: of its control groups, numbers: of the GPUs in its /dev}.
 
     When they cannot be found, the list is empty and the reason goes to `notes`.
@@ -78,16 +79,14 @@ def containers(gpus: dict[str, str], notes: list[str]) -> list[dict[str, Any]]:
         return []
     pids = [process.pid for process in psutil.process_iter()]
     try:
-        seen: list[dict[str, Any]] = nvml.in_child(lambda: {"containers": _look_at_all(pids, gpus)}, _PATIENCE)[
-            "containers"
-        ]
+        seen: list[Document] = nvml.in_child(lambda: {"containers": _look_at_all(pids, gpus)}, _PATIENCE)["containers"]
         return seen
     except (HostError, Unanswered):
         notes.append(f"the /dev of containers could not be read within {_PATIENCE:g} seconds")
         return []
 
 
-def _look_at_all(pids: list[int], gpus: dict[str, str]) -> list[dict[str, Any]]:
+def _look_at_all(pids: list[int], gpus: dict[str, str]) -> list[Document]:
     """Looks at the first process of each mount namespace, and keeps those with a root directory of their own."""
     host_root = os.stat("/")
     seen = {namespace(os.getpid()), 0}
@@ -156,8 +155,8 @@ def is_called(names: list[str], container: str) -> bool:
 
 
 def add(
-    rows: list[dict[str, Any]],
-    seen: list[dict[str, Any]],
+    rows: list[Document],
+    seen: list[Document],
     gpus: dict[str, str],
     inside: Callable[[int], int] = namespace,
 ) -> None:

@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shim.cli.ps import limits, utc
 from shim.errors import HostError, LeaseError
@@ -14,6 +14,9 @@ from shim.node import compiler
 from shim.node.inventory import Place
 from shim.state import stale
 from shim.state.ledger import Ledger
+
+if TYPE_CHECKING:
+    from shim.state.leases import Lease
 
 _FORGET_AFTER = (
     3600.0  # seconds; for grants of older releases, which do not name the process that creates the container
@@ -98,7 +101,7 @@ def end(arguments: argparse.Namespace) -> int:
             print(f"{ended} stale leases ended, {len(forgotten)} grants of containers that are gone forgotten")
         ledger.settle_all()
         return 0
-    leases: list[dict[str, Any]] = [lease for lease in ledger.read() if lease["id"] == arguments.id]
+    leases = [lease for lease in ledger.read() if lease["id"] == arguments.id]
     if not leases:
         raise LeaseError(f"no container {arguments.id!r} holds a lease", "`chandler leases` lists those that do")
     used = [lease for lease in leases if not stale.is_stale(lease)]
@@ -125,5 +128,5 @@ def make_anew(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _state(lease: dict[str, Any]) -> str:
+def _state(lease: Lease) -> str:
     return "stale" if stale.is_stale(lease) else "held"

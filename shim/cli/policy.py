@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shim import engine, jsontext
 from shim.cli import engine_options
@@ -17,6 +17,10 @@ from shim.oci import config_file
 from shim.policy import classes, engines, permission, rules, words
 from shim.policy.caller import Caller
 from shim.request import parse
+from shim.shapes import Config, Document
+
+if TYPE_CHECKING:
+    from shim.policy.caller import Known
 
 
 def add_parser(commands: Any) -> None:
@@ -49,9 +53,13 @@ def run(arguments: argparse.Namespace) -> int:
     annotations = document.get("annotations")
     annotations = annotations if isinstance(annotations, dict) else {}
     caller = engine_options.caller(arguments, path, document, built)
-    call_facts = {"caller": caller, "handler": arguments.handler, "user": tuple(arguments.user or host_facts.caller())}
+    call_facts: Known = {
+        "caller": caller,
+        "handler": arguments.handler,
+        "user": tuple(arguments.user or host_facts.caller()),
+    }
     identity = rules.identity(annotations, rules.believed(config, call_facts), call_facts)
-    shown: dict[str, Any] = {
+    shown: Document = {
         "engine": engine_options.shown(caller, config),
         "known": {field: list(values) for field, values in identity.items()},
         "unknown": [field for field in rules.FIELDS if field not in identity],
@@ -82,7 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 1 if shown["refusal"] else 0
 
 
-def _document(path: str, config: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+def _document(path: str, config: Config) -> tuple[Document, bool]:
     """config.json as the engine wrote it, and whether `chandler bundle` built it.  Raises BundleError."""
     bundle = config_file.ConfigJson(os.path.realpath(path), engine.mark(config))
     try:
@@ -94,9 +102,7 @@ def _document(path: str, config: dict[str, Any]) -> tuple[dict[str, Any], bool]:
     return document, bundle.built(document)
 
 
-def _verdict(
-    document: dict[str, Any], annotations: dict[str, Any], config: dict[str, Any], caller: Caller
-) -> dict[str, Any]:
+def _verdict(document: Document, annotations: Document, config: Config, caller: Caller) -> Document:
     """What the request asks for, with the class of each key, and why the policy refuses it ('' when it allows it)."""
     refusal, asked = "", []
     try:
@@ -119,7 +125,7 @@ def _verdict(
     return {"asked": asked, "refusal": refusal}
 
 
-def _text(shown: dict[str, Any]) -> str:
+def _text(shown: Document) -> str:
     lines: list[str] = [engine_options.line(shown["engine"])]
     lines += [f"{field:<12}{', '.join(values)}" for field, values in shown["known"].items()]
     if shown["unknown"]:

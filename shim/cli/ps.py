@@ -8,7 +8,8 @@ import os
 import subprocess
 import sys
 import time
-from typing import Any, Callable
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Callable
 
 from shim import paths
 from shim.cli import given
@@ -18,9 +19,14 @@ from shim.generate.answers import Options, Unanswered
 from shim.generate.tree import HostTree
 from shim.node import compiler
 from shim.node.inventory import Place
+from shim.shapes import Document
 from shim.sharing import pages
 from shim.state import grants, records
 from shim.state.ledger import Ledger
+
+if TYPE_CHECKING:
+    from shim.state.grants import GrantRecord
+    from shim.state.leases import Lease
 
 _PATIENCE = 5.0  # seconds for a runtime's answer
 _MINOR = "c195:"  # the device number of an NVIDIA GPU, without the minor
@@ -59,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def containers(leases: list[dict[str, Any]], records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def containers(leases: list[Lease], records: list[GrantRecord]) -> list[Document]:
     """One row for each container that has a lease, or that was granted devices without a lease."""
     rows = []
     leased = set()
@@ -100,7 +106,7 @@ def containers(leases: list[dict[str, Any]], records: list[dict[str, Any]]) -> l
     return rows
 
 
-def _records(state_dir: str) -> list[dict[str, Any]]:
+def _records(state_dir: str) -> list[GrantRecord]:
     """All grant records, of the wrapper and of the NRI plugin."""
     granted = []
     for base in (state_dir, grants.nri(state_dir)):
@@ -115,7 +121,7 @@ def utc(seconds: int) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(seconds))
 
 
-def state(row: dict[str, Any]) -> Any:
+def state(row: Document) -> Any:
     """The container's pid (0: unknown) and status, as its runtime reports them.
 
     The status is "gone" without a state directory, "unknown" without an answer, "" for containers of other front ends.
@@ -140,26 +146,24 @@ def state(row: dict[str, Any]) -> Any:
         return 0, "unknown"
 
 
-def _usage(notes: list[str]) -> list[dict[str, Any]]:
+def _usage(notes: list[str]) -> list[Document]:
     """What NVML reports of each GPU.  When NVML gives no answer, the reason goes to `notes`."""
     try:
         library = nvfiles.driver(HostTree(), Options()).library
-        gpus: list[dict[str, Any]] = nvml.ask(library, nvml.usage)["gpus"]
+        gpus: list[Document] = nvml.ask(library, nvml.usage)["gpus"]
         return gpus
     except (Unanswered, ChandlerError) as reason:
         notes.append(f"memory and utilisation are not known: {reason}")
         return []
 
 
-def attribute(
-    rows: list[dict[str, Any]], gpus: list[dict[str, Any]], inside: Callable[[int], int] = given.namespace
-) -> None:
+def attribute(rows: list[Document], gpus: list[Document], inside: Callable[[int], int] = given.namespace) -> None:
     """Adds to each row the memory of the container's processes (bytes) and the utilisation of its GPUs (percent).
 
     Adds a row for every process on a GPU that is in no container.  `inside`: the mount namespace of a process, which
     all processes of a container share.
     """
-    row_of_namespace: dict[int, dict[str, Any]] = {}
+    row_of_namespace: dict[int, Document] = {}
     for row in rows:
         row["memory"] = row["busy"] = None
         its_gpus = [gpu for gpu in gpus if any(f"{_MINOR}{gpu['minor']}" in key.split("+") for key in row["keys"])]
@@ -170,7 +174,7 @@ def attribute(
             row["memory"] = 0
         if row["pid"]:
             row_of_namespace.setdefault(inside(row["pid"]), row)
-    row_of_pid: dict[int, dict[str, Any]] = {}
+    row_of_pid: dict[int, Document] = {}
     for gpu in gpus:
         for pid, memory in gpu["processes"]:
             row_of_process = row_of_namespace.get(inside(pid)) or row_of_pid.get(pid)
@@ -195,7 +199,7 @@ def attribute(
             row_of_process["memory"] = (row_of_process["memory"] or 0) + (memory or 0)
 
 
-def text(answer: dict[str, Any], coloured: bool) -> str:
+def text(answer: Document, coloured: bool) -> str:
     """Formats the answer as a table."""
     head = ("CONTAINER", "DEVICES", "MODE", "LIMITS", "PID", "STATUS", "MEMORY", "BUSY", "SINCE")
     rows = [head]
@@ -228,7 +232,7 @@ def text(answer: dict[str, Any], coloured: bool) -> str:
     return "\n".join([*lines, *(f"note: {note}" for note in answer["notes"])])
 
 
-def limits(row: dict[str, Any]) -> str:
+def limits(row: Mapping[str, Any]) -> str:
     """The limits of a container or a lease in words, and whether they are enforced or advisory; "-" without limits."""
     words = [
         f"{value}% threads" if key == "mps_active_thread_percentage" else f"{value >> 20}Mi"

@@ -15,6 +15,7 @@ from typing import Any
 from shim.generate import managed
 from shim.node import compiler, launch_line
 from shim.node.inventory import Place
+from shim.shapes import Config
 from shim.state import grants, stale
 
 _FORGET_AFTER = 3600.0  # seconds; a create writes its grant before its container exists, so young grants stay
@@ -62,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 1 if problems or failures else 0
 
 
-def _remove(place: Place, config: dict[str, Any], quiet: bool) -> int:
+def _remove(place: Place, config: Config, quiet: bool) -> int:
     """Removes what `refresh` makes.  Returns exit status 0 when nothing of ours is left, else 1."""
     done, left = ([], []) if place.rootless else managed.remove(config, place.owners)
     state_dir = place.trusted_state_dir(config["state-dir"])

@@ -9,7 +9,7 @@ Pure.
 from __future__ import annotations
 
 import posixpath
-from typing import Any, Callable
+from typing import Callable
 
 from shim.configure import template, tomledit
 from shim.configure.model import (
@@ -29,6 +29,7 @@ from shim.configure.model import (
     words,
 )
 from shim.errors import ConfigError
+from shim.shapes import Document
 
 CONFIG = "/etc/containerd/config.toml"
 SOCKET, K3S_SOCKET = "/run/containerd/containerd.sock", "/run/k3s/containerd/containerd.sock"
@@ -136,7 +137,7 @@ def places(request: Wish, read: Read) -> list[str]:
     return [path, *paths]
 
 
-def _schema(request: Wish, document: dict[str, Any]) -> int:
+def _schema(request: Wish, document: Document) -> int:
     """The version of the file.  Raises ConfigError for one that is not supported."""
     if not document:
         if not request.version:
@@ -158,7 +159,7 @@ def _schema(request: Wish, document: dict[str, Any]) -> int:
     return int(version)
 
 
-def _uses_drop_in(request: Wish, document: dict[str, Any], schema: int, notes: list[str]) -> bool:
+def _uses_drop_in(request: Wish, document: Document, schema: int, notes: list[str]) -> bool:
     """Whether to write a drop-in.  Raises ConfigError when the request asks for one that would not work."""
     merges = request.version >= MERGES
     if request.drop_in is not None:
@@ -179,7 +180,7 @@ def _uses_drop_in(request: Wish, document: dict[str, Any], schema: int, notes: l
     return merges and bool(document) and not request.in_place
 
 
-def _imported(path: str, document: dict[str, Any], read: Read) -> list[str]:
+def _imported(path: str, document: Document, read: Read) -> list[str]:
     """The patterns that a file imports, each followed by the files that match it."""
     paths: list[str] = []
     for pattern in words(document, ("imports",)):
@@ -199,7 +200,7 @@ def _usual_drop_in(path: str, imported: list[str]) -> str:
     return f"{directories[0]}/{posixpath.basename(DROP_IN)}" if directories else f"{beside}/{DROP_IN}"
 
 
-def _with_imports(path: str, document: dict[str, Any], read: Read) -> dict[str, Any]:
+def _with_imports(path: str, document: Document, read: Read) -> Document:
     """The document merged with the documents that it imports, as containerd merges them."""
     result = document
     for name in _imported(path, document, read):
@@ -212,13 +213,13 @@ def _with_imports(path: str, document: dict[str, Any], read: Read) -> dict[str, 
     return result
 
 
-def _notes(document: dict[str, Any], schema: int) -> list[str]:
+def _notes(document: Document, schema: int) -> list[str]:
     if {CRI[schema], CRI[2], "cri"} & set(words(document, ("disabled_plugins",))):
         return ["the CRI plugin is in disabled_plugins, so no pod can use a runtime handler: take it out of that list"]
     return []
 
 
-def handlers(request: Wish, document: dict[str, Any], schema: int) -> list[Setting]:
+def handlers(request: Wish, document: Document, schema: int) -> list[Setting]:
     """The settings of all handlers and options.  Raises ConfigError when somebody else configured one of the names."""
     cri: tuple[str, ...] = ("plugins", CRI[schema])
     runtimes = table(document, (*cri, "containerd", "runtimes"))
@@ -227,7 +228,7 @@ def handlers(request: Wish, document: dict[str, Any], schema: int) -> list[Setti
     if not runtimes and not request.version >= (2,):
         # as soon as the file has a handler, containerd 1.x no longer adds its built-in runc: write that one, too
         settings.append(Setting(TABLE, (*cri, "containerd", "runtimes", "runc"), {"runtime_type": RUNC}))
-    candidates: list[dict[str, Any]] = [table(runtimes, (str(name),)) for name in ("runc", default)]
+    candidates: list[Document] = [table(runtimes, (str(name),)) for name in ("runc", default)]
     base = next((each for each in candidates if each.get("runtime_type") == RUNC), {})
     for name, program in request.handlers:
         handler = _handler(request, base, program)
@@ -248,7 +249,7 @@ def handlers(request: Wish, document: dict[str, Any], schema: int) -> list[Setti
     return settings
 
 
-def _require_plugin(request: Wish, document: dict[str, Any]) -> list[Setting]:
+def _require_plugin(request: Wish, document: Document) -> list[Setting]:
     """The settings that make containerd refuse containers while chandler-nri is not connected.  Raises ConfigError."""
     if not request.version:
         raise ConfigError(
@@ -282,7 +283,7 @@ def rejects_hooks(path: str, text: Callable[[str], str | None], names: Callable[
     return validator.get("enable") is True and validator.get("reject_oci_hook_adjustment") is True
 
 
-def _handler(request: Wish, base: dict[str, Any], program: str) -> dict[str, Any]:
+def _handler(request: Wish, base: Document, program: str) -> Document:
     """A handler with the keys of `base` (runc's handler), but with our program and the annotations that we need."""
     handler = {"runtime_type": RUNC, **{key: value for key, value in base.items() if key not in _OWN_KEYS}}
     for key in ("pod_annotations", "container_annotations"):

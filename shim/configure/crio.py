@@ -8,8 +8,6 @@ Pure.
 
 from __future__ import annotations
 
-from typing import Any
-
 from shim.configure import tomledit
 from shim.configure.model import (
     TABLE,
@@ -26,6 +24,7 @@ from shim.configure.model import (
     table,
 )
 from shim.errors import ConfigError
+from shim.shapes import Document
 
 CONFIG = "/etc/crio/crio.conf"
 SOCKET = "/var/run/crio/crio.sock"
@@ -52,7 +51,7 @@ def plan(request: Wish, read: Read) -> Changes:
     main = request.config or CONFIG
     directory = main + ".d"
     drop_in = in_directory(request.drop_in, directory, DROP_IN)
-    document: dict[str, Any] = {}
+    document: Document = {}
     for path in [main, *read.glob(directory + "/*")]:
         text = read.text(path) if path != drop_in else None
         if text:
@@ -73,7 +72,7 @@ def places(request: Wish, read: Read) -> list[str]:
     return [*([request.drop_in] if request.drop_in else []), *read.glob((request.config or CONFIG) + ".d/*")]
 
 
-def _settings(request: Wish, document: dict[str, Any]) -> list[Setting]:
+def _settings(request: Wish, document: Document) -> list[Setting]:
     runtimes = table(document, _RUNTIMES)
     base = table(runtimes, (str(lookup(document, _DEFAULT) or "runc"),))
     inherited = {key: value for key, value in base.items() if key not in _NOT_COPIED}

@@ -13,11 +13,12 @@ from typing import Any
 from shim import jsontext
 from shim.configure.model import Setting, lookup, with_setting, with_settings
 from shim.errors import ChandlerError, ConfigError
+from shim.shapes import Document
 
 _BLANKS = " \t\r\n"
 
 
-def parse(text: str) -> dict[str, Any]:
+def parse(text: str) -> Document:
     """Parses a document; an empty text is an empty object.  Raises ConfigError, also for a key that occurs twice."""
     if not text.strip(_BLANKS):
         return {}
@@ -32,7 +33,7 @@ def parse(text: str) -> dict[str, Any]:
     return document
 
 
-def put(text: str, settings: list[Setting]) -> tuple[str, dict[str, Any]]:
+def put(text: str, settings: list[Setting]) -> tuple[str, Document]:
     """Returns the text with the settings, and the record that `take` needs.  Raises ConfigError.
 
     The record has a list `changes`.  Each change has a `path` and a `value`; `previous`, the former value as the file
@@ -65,7 +66,7 @@ def put(text: str, settings: list[Setting]) -> tuple[str, dict[str, Any]]:
     return result, {"changes": changes}
 
 
-def take(text: str, record: dict[str, Any]) -> str:
+def take(text: str, record: Document) -> str:
     """Returns the text without what `put` added, and keeps every other change since then.  Raises ConfigError."""
     for change in reversed(record["changes"]):
         path = tuple(change["path"])

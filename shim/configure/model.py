@@ -6,6 +6,7 @@ import posixpath
 from typing import Any, Callable, NamedTuple
 
 from shim.errors import ConfigError
+from shim.shapes import Document
 
 TOML, JSON, TEMPLATE = "toml", "json", "template"
 
@@ -99,7 +100,7 @@ def lookup(document: Any, path: tuple[str, ...]) -> Any:
     return document
 
 
-def table(document: Any, path: tuple[str, ...]) -> dict[str, Any]:
+def table(document: Any, path: tuple[str, ...]) -> Document:
     """The table at a path; an empty one when the path has no value, or a value that is no table."""
     value = lookup(document, path)
     return value if isinstance(value, dict) else {}
@@ -111,7 +112,7 @@ def words(document: Any, path: tuple[str, ...]) -> list[str]:
     return [item for item in value if isinstance(item, str)] if isinstance(value, list) else []
 
 
-def merged(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
+def merged(low: Document, high: Document) -> Document:
     """Merges two documents table by table; a value of `high` replaces one of `low`."""
     result = dict(low)
     for key, value in high.items():
@@ -120,7 +121,7 @@ def merged(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def with_setting(document: dict[str, Any], setting: Setting) -> dict[str, Any]:
+def with_setting(document: Document, setting: Setting) -> Document:
     """A copy of the document with the setting."""
     value = setting.value
     if setting.kind == ELEMENT:
@@ -134,7 +135,7 @@ def with_setting(document: dict[str, Any], setting: Setting) -> dict[str, Any]:
     return result
 
 
-def with_settings(document: dict[str, Any], settings: list[Setting]) -> dict[str, Any]:
+def with_settings(document: Document, settings: list[Setting]) -> Document:
     """A copy of the document with all the settings, in their order."""
     for setting in settings:
         document = with_setting(document, setting)

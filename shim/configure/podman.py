@@ -8,7 +8,6 @@ entries.  Pure.
 from __future__ import annotations
 
 import posixpath
-from typing import Any
 
 from shim.configure import tomledit
 from shim.configure.model import (
@@ -26,6 +25,7 @@ from shim.configure.model import (
     words,
 )
 from shim.errors import ConfigError
+from shim.shapes import Document
 
 CONFIG = "/etc/containers/containers.conf"
 VENDOR = "/usr/share/containers/containers.conf"
@@ -52,7 +52,7 @@ def plan(request: Wish, read: Read) -> Changes:
         raise ConfigError("podman has no NRI", "leave out --nri")
     main = config(request)
     drop_in = in_directory(request.drop_in, main + ".d", DROP_IN, ".conf")
-    document: dict[str, Any] = {}
+    document: Document = {}
     supports: list[str] = []
     for path in _files(main, read):
         text = read.text(path) if path != drop_in else None

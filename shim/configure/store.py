@@ -11,12 +11,13 @@ from __future__ import annotations
 import difflib
 import json
 import os
-from typing import Any, Callable, NamedTuple
+from typing import Callable, NamedTuple
 
 from shim.configure import jsonedit, template, tomledit
 from shim.configure.model import JSON, TEMPLATE, TOML, Edit, Setting
 from shim.errors import ChandlerError, ConfigError, HostError
 from shim.host import files, trust
+from shim.shapes import Document
 
 LIMIT = 16 << 20  # bytes of a file
 ORIGINAL, RECORD = ".chandler-original", ".chandler-record"
@@ -24,8 +25,8 @@ HEADER = "# Written by `chandler configure`; its --remove takes this file away.\
 _OWN_START = HEADER + "# record: "
 _BOM = "\ufeff"
 
-Put = Callable[[str, list[Setting]], tuple[str, dict[str, Any]]]
-Take = Callable[[str, dict[str, Any]], str]
+Put = Callable[[str, list[Setting]], tuple[str, Document]]
+Take = Callable[[str, Document], str]
 FORMS: dict[str, tuple[Put, Take]] = {
     TOML: (tomledit.put, tomledit.take),
     JSON: (jsonedit.put, jsonedit.take),
@@ -144,7 +145,7 @@ def _without_chandler(real: str, data: bytes) -> tuple[bytes | None, bool, bool]
     return _edit_text(data, lambda text: take(text, form_record)), True, directory
 
 
-def _record_in(data: bytes) -> dict[str, Any]:
+def _record_in(data: bytes) -> Document:
     """The record in the comment of a drop-in of Chandler's; {} for any other file."""
     try:
         record = (
@@ -193,7 +194,7 @@ def change(stored: Stored, edit: Edit | None, engine: str) -> Change:
         raise ConfigError(
             f"{edit.path} exists, and Chandler did not write it", "choose another path with --drop-in PATH"
         )
-    record: dict[str, Any] = {}
+    record: Document = {}
 
     def put(text: str) -> str:
         result, put_record = FORMS[edit.form][0](text, edit.settings)
@@ -232,7 +233,7 @@ def engine_of(path: str) -> str:
     return str(_record_of(path).get("engine", ""))
 
 
-def _record_of(path: str) -> dict[str, Any]:
+def _record_of(path: str) -> Document:
     try:
         return _record_in(files.read(path, LIMIT)[0])
     except (OSError, ChandlerError):

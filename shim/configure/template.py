@@ -5,11 +5,10 @@ Settings are appended as one block, since a template cannot be parsed as TOML.  
 
 from __future__ import annotations
 
-from typing import Any
-
 from shim.configure import tomledit
 from shim.configure.model import Setting
 from shim.errors import ConfigError
+from shim.shapes import Document
 
 BASE = '{{ template "base" . }}\n'  # k3s and rke2 put the file here that they generate without a template
 _MARK = "\x00"  # stands on both sides of a raw value
@@ -20,7 +19,7 @@ def raw(text: str) -> str:
     return f"{_MARK}{text}{_MARK}"
 
 
-def put(text: str, settings: list[Setting]) -> tuple[str, dict[str, Any]]:
+def put(text: str, settings: list[Setting]) -> tuple[str, Document]:
     """Returns the text with the settings at its end, and the record that `take` needs.  Raises ConfigError."""
     text = text or BASE
     lines = tomledit.snippet(settings)
@@ -36,7 +35,7 @@ def put(text: str, settings: list[Setting]) -> tuple[str, dict[str, Any]]:
     return text + block, {"block": block}
 
 
-def take(text: str, record: dict[str, Any]) -> str:
+def take(text: str, record: Document) -> str:
     """Returns the text without our block.  Raises ConfigError when somebody has changed the block."""
     if record["block"] not in text:
         raise ConfigError("somebody changed the part that Chandler wrote", "remove that part by hand")

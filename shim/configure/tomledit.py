@@ -19,6 +19,7 @@ from typing import Any, Callable
 
 from shim.configure.model import ELEMENT, TABLE, VALUE, Setting, lookup, with_setting, with_settings
 from shim.errors import ChandlerError, ConfigError
+from shim.shapes import Document
 
 COMMENT = "# From `chandler configure`; its --remove takes this out again.\n"
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
@@ -26,7 +27,7 @@ _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 Path = tuple[str, ...]
 
 
-def parse(text: str) -> dict[str, Any]:
+def parse(text: str) -> Document:
     """Parses a document.  Raises ConfigError for a text that is not TOML."""
     try:
         import tomllib
@@ -38,7 +39,7 @@ def parse(text: str) -> dict[str, Any]:
         raise ConfigError(f"it is not TOML: {error}", "correct it first") from None
 
 
-def put(text: str, settings: list[Setting]) -> tuple[str, dict[str, Any]]:
+def put(text: str, settings: list[Setting]) -> tuple[str, Document]:
     """Returns the text with the settings, and the record that `take` needs.  Raises ConfigError.
 
     The record has the appended `block`; the paths of the `tables` that are ours; the `values` in the block (path and
@@ -71,7 +72,7 @@ def put(text: str, settings: list[Setting]) -> tuple[str, dict[str, Any]]:
     }
 
 
-def take(text: str, record: dict[str, Any]) -> str:
+def take(text: str, record: Document) -> str:
     """Returns the text without what `put` added, and keeps every other change since then.  Raises ConfigError.
 
     Our tables are removed in any case.  A value or element that somebody has changed is no longer ours, and stays.
@@ -122,7 +123,7 @@ def key(name: str) -> str:
     return name if _BARE_KEY.fullmatch(name) else render(name)
 
 
-def _lines(table: dict[str, Any], path: Path = ()) -> list[str]:
+def _lines(table: Document, path: Path = ()) -> list[str]:
     """A table's lines, with its header and those of the tables in it, each after an empty line."""
     values = [f"{key(name)} = {render(value)}" for name, value in table.items() if not isinstance(value, dict)]
     header = ["", "[" + ".".join(map(key, path)) + "]"] if path and (values or not table) else []
@@ -130,14 +131,14 @@ def _lines(table: dict[str, Any], path: Path = ()) -> list[str]:
     return header + values + tables
 
 
-def _has(document: dict[str, Any], setting: Setting) -> bool:
+def _has(document: Document, setting: Setting) -> bool:
     present = lookup(document, setting.path)
     if setting.kind == ELEMENT:
         return isinstance(present, list) and setting.value in present
     return bool(present == setting.value)
 
 
-def _appendable(text: str, document: dict[str, Any], setting: Setting) -> bool:
+def _appendable(text: str, document: Document, setting: Setting) -> bool:
     """Whether the setting can be appended: its table has no header in the text yet, and is not in an inline table."""
     return setting.kind != ELEMENT and _means(f"{text}\n{snippet([setting])}", with_setting(document, setting))
 
@@ -305,7 +306,7 @@ def _trailing_comments(item: Any) -> str:
     return written
 
 
-def _edited(text: str, act: Callable[[Any], None], wanted: dict[str, Any], remedy: str) -> str:
+def _edited(text: str, act: Callable[[Any], None], wanted: Document, remedy: str) -> str:
     """The text after `act` has edited its tomlkit document.  Raises ConfigError when the result does not mean `wanted`.
 
     The result has only the changed lines from tomlkit and all others from the text.  The tomlkit of Debian 12 does not
@@ -343,7 +344,7 @@ def _tables(table: Any, path: Path) -> Iterator[Any]:
             yield from _tables(item, path[1:])
 
 
-def _means(text: str, wanted: dict[str, Any]) -> bool:
+def _means(text: str, wanted: Document) -> bool:
     """Whether a text parses to the document `wanted`.  Empty tables are ignored, since one may lose its header."""
     try:
         return bool(_without_empty(parse(text)) == _without_empty(wanted))
@@ -358,7 +359,7 @@ def _without_empty(value: Any) -> Any:
     return {name: item for name, item in items.items() if item != {}}
 
 
-def _without(document: dict[str, Any], path: Path) -> dict[str, Any]:
+def _without(document: Document, path: Path) -> Document:
     if path[1:]:
         return {**document, path[0]: _without(document[path[0]], path[1:])}
     return {name: value for name, value in document.items() if name != path[0]}

@@ -81,7 +81,7 @@ class Subject:
             self.config, _ = compiler.read_config(place)
         except ChandlerError as error:  # the other checks use the defaults
             self.config_error = error
-            self.config = {key: default for key, (_, _, default) in _config.KEYS.items()}
+            self.config = _config.compile_config([])
         self.cgroups = cgroups.survey(host)
         try:
             self.cdi = compiler.read_registry(place, self.config)

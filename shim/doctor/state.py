@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING
 
 from shim import report
 from shim.doctor.model import Check, Subject, problem, problem_of
 from shim.errors import ChandlerError
 from shim.state import stale
 from shim.state.ledger import Ledger
+
+if TYPE_CHECKING:
+    from shim.state.leases import Lease
 
 
 def state_directory(subject: Subject) -> Check:
@@ -54,7 +57,7 @@ def leases(subject: Subject) -> Check:
         directory = place.trusted_state_dir(config["state-dir"])
     except ChandlerError:
         return Check("leases", "not known, see the state directory", data, [])
-    held: list[dict[str, Any]] = []
+    held: list[Lease] = []
     problems = []
     try:
         held = Ledger(directory, place.rootless).read()

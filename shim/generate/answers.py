@@ -11,6 +11,7 @@ from shim.errors import HostError
 
 if TYPE_CHECKING:
     from shim.generate.tree import HostTree
+    from shim.shapes import Document
 
     # A CDI `containerEdits` before its hooks are written.  `calls` says what hooks will do: each call is a list of the
     # hook's name and its arguments.
@@ -55,7 +56,7 @@ class Options:
         self.all = all
         self.hook = hook or paths.HOOK
 
-    def recorded(self) -> dict[str, Any]:
+    def recorded(self) -> Document:
         """The options that differ from the defaults, for the file's annotation, from which the file can be renewed."""
         defaults = Options()
         values = {
@@ -68,7 +69,7 @@ class Options:
         return {key: value for key, (value, default) in values.items() if value != default}
 
     @classmethod
-    def from_record(cls, record: dict[str, Any], hook: str = "") -> Options:
+    def from_record(cls, record: Document, hook: str = "") -> Options:
         """The options from the result of `recorded`.  Raises HostError for a record that no version of ours writes."""
         try:
             options = cls(
@@ -134,7 +135,7 @@ def merged(*blocks: Block) -> Block:
     """All edits of all blocks, each once and in order.  Of nodes or mounts with the same path only the first stays."""
     result: Block = {}
     for category in CATEGORIES:
-        items: dict[str, Any] = {}
+        items: Document = {}
         for block in blocks:
             for item in block.get(category, ()):
                 items.setdefault(_key(category, item), item)
@@ -171,7 +172,7 @@ def node(
     if status is None:
         return None
     kind, major, minor, mode, group = status
-    edit: dict[str, Any] = {"path": path}
+    edit: Document = {"path": path}
     if host_path != path:
         edit["hostPath"] = host_path
     edit.update({"type": kind, "major": major, "minor": minor, "fileMode": mode, "permissions": "rwm"})
@@ -182,7 +183,7 @@ def node(
     return {"deviceNodes": [edit], "additionalGids": [group]}
 
 
-def mount(options: Options, host_path: str, path: str, flags: Sequence[str] = MOUNT_OPTIONS) -> dict[str, Any]:
+def mount(options: Options, host_path: str, path: str, flags: Sequence[str] = MOUNT_OPTIONS) -> Document:
     """A bind mount of `host_path`, a path inside the driver root, at `path`."""
     return {"hostPath": options.driver_root + host_path, "containerPath": path, "options": list(flags)}
 
@@ -226,5 +227,5 @@ def _separate(block: Block, options: Options) -> Block:
     )
 
 
-def _hook(options: Options, words: list[str]) -> dict[str, Any]:
+def _hook(options: Options, words: list[str]) -> Document:
     return {"hookName": "createContainer", "path": options.hook, "args": words, "env": list(SAFE_HOOK_ENV)}

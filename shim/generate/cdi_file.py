@@ -16,6 +16,7 @@ from shim.generate.answers import CATEGORIES, merged, with_hooks
 
 if TYPE_CHECKING:
     from shim.generate.answers import Block, Found, Options
+    from shim.shapes import Document
 
 # The annotations of a file that we made.  No container gets them.
 DRIVER = "chandler.oci/driver-version"
@@ -24,10 +25,10 @@ OPTIONS = "chandler.oci/options"
 DIGEST = "chandler.oci/digest"  # of the rest of the file; another digest means that a person changed it
 
 
-def document(found: Found, options: Options) -> dict[str, Any]:
+def document(found: Found, options: Options) -> Document:
     """The CDI document.  Raises HostError when a device would have no name, or two devices the same name."""
     common, device_edits = with_hooks(*_lifted(found), options)
-    devices: list[dict[str, Any]] = []
+    devices: list[Document] = []
     for device, edits in zip(found.devices, device_edits):
         names = [name for name in (device.names.get(strategy, "") for strategy in options.strategies) if _is_name(name)]
         if not names:
@@ -45,7 +46,7 @@ def document(found: Found, options: Options) -> dict[str, Any]:
         raise HostError(
             f"two devices of this host are both called {repeated[0]}", "choose another --device-name-strategy"
         )
-    result: dict[str, Any] = {
+    result: Document = {
         "cdiVersion": "",
         "kind": found.kind,
         "annotations": _annotations(found, options),
@@ -82,7 +83,7 @@ def _is_name(name: str) -> bool:
     return True
 
 
-def _device(name: str, annotations: dict[str, str], edits: Block) -> dict[str, Any]:
+def _device(name: str, annotations: dict[str, str], edits: Block) -> Document:
     if not annotations:
         return {"name": name, "containerEdits": edits}
     return {"name": name, "annotations": dict(annotations), "containerEdits": edits}
@@ -115,24 +116,24 @@ def _lifted(found: Found) -> tuple[Block, list[Block]]:
     return merged(found.common, shared), [merged(nodes, edits) for edits in rest]
 
 
-def own_digest(decoded: dict[str, Any]) -> str:
+def own_digest(decoded: Document) -> str:
     """The digest of a document without the annotation that holds the digest."""
     annotations = {key: value for key, value in (decoded.get("annotations") or {}).items() if key != DIGEST}
     text = json.dumps({**decoded, "annotations": annotations}, sort_keys=True, ensure_ascii=True)
     return hashlib.blake2b(text.encode(), digest_size=32).hexdigest()
 
 
-def is_ours(decoded: dict[str, Any]) -> bool:
+def is_ours(decoded: Document) -> bool:
     """Whether a decoded document has our digest annotation."""
     return DIGEST in (decoded.get("annotations") or {})
 
 
-def is_untouched(decoded: dict[str, Any]) -> bool:
+def is_untouched(decoded: Document) -> bool:
     """Whether a decoded document is ours and nobody has changed it."""
     return is_ours(decoded) and decoded["annotations"][DIGEST] == own_digest(decoded)
 
 
-def render(decoded: dict[str, Any], form: str = "json") -> bytes:
+def render(decoded: Document, form: str = "json") -> bytes:
     """The file's bytes; `form` is `json` or `yaml`.  Raises HostError when they would not be a valid CDI file."""
     text = json.dumps(decoded, indent=2) if form == "json" else "---\n" + "\n".join(_yaml(decoded, ""))
     data = text.encode() + b"\n"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Callable
+from typing import TYPE_CHECKING, Callable
 
 from shim.errors import HostError
 from shim.generate import amd, cdi_file, intel, nvidia
@@ -12,6 +12,7 @@ from shim.gpu.vendors import NVIDIA, VENDORS, Vendor, of_kind
 if TYPE_CHECKING:
     from shim.generate.nvidia import Ask
     from shim.generate.tree import HostTree
+    from shim.shapes import Document
 
 # Vendor.generator: the function that finds the vendor's devices.
 GENERATORS: dict[str, Callable[[Vendor, HostTree, Options, Ask], Found]] = {
@@ -37,7 +38,7 @@ def vendor_name(kind: str) -> str:
     return vendor.name
 
 
-def describe(name: str, tree: HostTree, options: Options, ask: Ask) -> tuple[dict[str, Any] | None, Found]:
+def describe(name: str, tree: HostTree, options: Options, ask: Ask) -> tuple[Document | None, Found]:
     """The CDI document for a vendor's devices on this host (None where there are none), and what was found.
 
     Raises HostError for hardware that is there and cannot be described.

@@ -6,7 +6,7 @@ that the host would resolve in another root.  Source: NVIDIA Container Toolkit, 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from shim.generate import ldcache, nvproc
 from shim.generate.answers import OUR_PROGRAM, SOCKET_OPTIONS, links, merged, mount
@@ -14,6 +14,7 @@ from shim.generate.answers import OUR_PROGRAM, SOCKET_OPTIONS, links, merged, mo
 if TYPE_CHECKING:
     from shim.generate.answers import Block, Options
     from shim.generate.tree import HostTree
+    from shim.shapes import Document
 
 _MULTIARCH = ("x86_64-linux-gnu", "aarch64-linux-gnu")
 _DIRECTORIES = (
@@ -182,12 +183,12 @@ def cache_call(folders: list[str]) -> Block:
 
 def _libraries(
     tree: HostTree, options: Options, driver: Driver
-) -> tuple[list[dict[str, Any]], list[tuple[str, str]], list[str]]:
+) -> tuple[list[Document], list[tuple[str, str]], list[str]]:
     """Mounts of libraries, links to them as (path, target), and folders for the loader's cache."""
     root, directory = options.driver_root, driver.directory
     if not directory:
         return [], [], []
-    mounts: list[dict[str, Any]] = []
+    mounts: list[Document] = []
     pairs: list[tuple[str, str]] = []
     folders: list[str] = []
     suffix = ".so." + driver.version
@@ -253,7 +254,7 @@ _EXPECTED = (
 )
 
 
-def _missing_links(mounts: list[dict[str, Any]], pairs: list[tuple[str, str]], directory: str) -> list[tuple[str, str]]:
+def _missing_links(mounts: list[Document], pairs: list[tuple[str, str]], directory: str) -> list[tuple[str, str]]:
     present = {item["containerPath"] for item in mounts} | {path for path, _ in pairs}
     return [
         (f"{directory}/{name}", target)
@@ -262,7 +263,7 @@ def _missing_links(mounts: list[dict[str, Any]], pairs: list[tuple[str, str]], d
     ]
 
 
-def _mount_first(tree: HostTree, options: Options, paths: list[str]) -> list[dict[str, Any]]:
+def _mount_first(tree: HostTree, options: Options, paths: list[str]) -> list[Document]:
     """A mount of the first path that is a file; an empty list without one."""
     for path in paths:
         real = tree.real(path, options.driver_root)
@@ -271,7 +272,7 @@ def _mount_first(tree: HostTree, options: Options, paths: list[str]) -> list[dic
     return []
 
 
-def _configuration(tree: HostTree, options: Options) -> list[dict[str, Any]]:
+def _configuration(tree: HostTree, options: Options) -> list[Document]:
     return [
         item
         for name in _CONFIGURATION
@@ -279,7 +280,7 @@ def _configuration(tree: HostTree, options: Options) -> list[dict[str, Any]]:
     ]
 
 
-def _programs(tree: HostTree, options: Options) -> list[dict[str, Any]]:
+def _programs(tree: HostTree, options: Options) -> list[Document]:
     mounts = [
         item
         for name in _BINARIES
@@ -292,7 +293,7 @@ def _programs(tree: HostTree, options: Options) -> list[dict[str, Any]]:
     return mounts
 
 
-def _firmware(tree: HostTree, options: Options, driver: Driver) -> list[dict[str, Any]]:
+def _firmware(tree: HostTree, options: Options, driver: Driver) -> list[Document]:
     """Mounts of the GPU system processor's firmware, from the first directory of the kernel's search order."""
     configured = tree.text("/sys/module/firmware_class/parameters/path")
     release = tree.text("/proc/sys/kernel/osrelease")

@@ -6,7 +6,7 @@ Source: NVIDIA Container Toolkit, pkg/nvcdi; NVIDIA, "Multi-Instance GPU User Gu
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Callable
+from typing import TYPE_CHECKING, Callable
 
 from shim.errors import HostError
 from shim.generate import nvfiles, nvmodes, nvproc, pci
@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from shim.generate.answers import Block, Options
     from shim.generate.tree import HostTree
     from shim.gpu.vendors import Vendor
+    from shim.shapes import Document
 
-    Ask = Callable[[str], dict[str, Any]]
+    Ask = Callable[[str], Document]
     Node = tuple[str, int, int, int, int]
 
 _CAPS = "/dev/nvidia-caps/nvidia-cap"
@@ -43,7 +44,7 @@ def gpus(vendor: Vendor, tree: HostTree, options: Options, ask: Ask) -> Found:
     driver = nvfiles.driver(tree, options)
     notes: list[str] = []
     kernel = nvproc.kernel_version(tree)
-    answer: dict[str, Any] | None = None
+    answer: Document | None = None
     if mode != "proc" and (mode == "nvml" or kernel):
         try:
             answer = ask(driver.library)
@@ -109,7 +110,7 @@ def _expected_node(majors: dict[str, int], params: dict[str, str], names: tuple[
 def _devices(
     tree: HostTree,
     options: Options,
-    gpu: dict[str, Any],
+    gpu: Document,
     majors: dict[str, int],
     params: dict[str, str],
     notes: list[str],

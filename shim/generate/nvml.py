@@ -18,6 +18,7 @@ from typing import Any, Callable
 from shim.errors import HostError
 from shim.generate import pci
 from shim.generate.answers import Unanswered
+from shim.shapes import Document
 
 PATIENCE = 30.0  # seconds; without the persistence daemon each GPU takes one or two seconds to initialise
 _MAX_ANSWER = 4 << 20  # bytes
@@ -26,7 +27,7 @@ _MAX_LINKS = 18  # NVML_NVLINK_MAX_LINKS
 _ATS = 2  # NVML_DEVICE_ADDRESSING_MODE_ATS
 
 
-def ask(library: str, question: Callable[[Any], dict[str, Any]] = lambda pynvml: read(pynvml)) -> dict[str, Any]:
+def ask(library: str, question: Callable[[Any], Document] = lambda pynvml: read(pynvml)) -> Document:
     """The result of `question` (`read`, `usage` or `links`) in a child process that loads the library at that path.
 
     Raises Unanswered where there is no nvidia-ml-py or no library; HostError when the library fails or does not answer.
@@ -40,7 +41,7 @@ def ask(library: str, question: Callable[[Any], dict[str, Any]] = lambda pynvml:
     return in_child(lambda: _load_and_ask(pynvml, library, question), PATIENCE)
 
 
-def _load_and_ask(pynvml: Any, library: str, question: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+def _load_and_ask(pynvml: Any, library: str, question: Callable[[Any], Document]) -> Document:
     import ctypes
 
     try:
@@ -50,7 +51,7 @@ def _load_and_ask(pynvml: Any, library: str, question: Callable[[Any], dict[str,
     return question(pynvml)
 
 
-def in_child(work: Callable[[], dict[str, Any]], patience: float) -> dict[str, Any]:
+def in_child(work: Callable[[], Document], patience: float) -> Document:
     """The result of `work` in a forked child.  Raises HostError when it fails or takes more than `patience` seconds."""
     reader, writer = os.pipe()
     child = os.fork()
@@ -77,7 +78,7 @@ def in_child(work: Callable[[], dict[str, Any]], patience: float) -> dict[str, A
             pass
         os.waitpid(child, 0)
     try:
-        answer: dict[str, Any] = json.loads(data)
+        answer: Document = json.loads(data)
     except ValueError:
         raise HostError(
             "NVIDIA's management library crashed or gave no answer in time",
@@ -103,7 +104,7 @@ def _until(reader: int, deadline: float) -> bytes:
     return data
 
 
-def read(pynvml: Any) -> dict[str, Any]:
+def read(pynvml: Any) -> Document:
     """{"driver": version, "gpus": [{minor, uuid, bdf, name, mig, coherent, parts: [{index, uuid, gi, ci}]}]}, in NVML's
     order, or {"failed": sentence}.  `pynvml` is nvidia-ml-py or something that answers like it.
     """
@@ -131,7 +132,7 @@ def read(pynvml: Any) -> dict[str, Any]:
             pass
 
 
-def usage(pynvml: Any) -> dict[str, Any]:
+def usage(pynvml: Any) -> Document:
     """{"gpus": [{minor, uuid, used, total, busy, processes: [[pid, bytes]]}]}, or {"failed": sentence}.
 
     `used`, `total`: bytes of memory.  `busy`: the percentage of the last moments in which the GPU computed.  Each is
@@ -153,7 +154,7 @@ def usage(pynvml: Any) -> dict[str, Any]:
             pass
 
 
-def links(pynvml: Any) -> dict[str, Any]:
+def links(pynvml: Any) -> Document:
     """{"links": {PCI address of a GPU: [PCI addresses at the other ends]}}, or {"failed": sentence}.
 
     The other ends of its active NVLinks are GPUs or switches.
@@ -191,7 +192,7 @@ def _far_ends(pynvml: Any, handle: Any) -> list[str]:
     return sorted(set(addresses))
 
 
-def _usage(pynvml: Any, handle: Any) -> dict[str, Any]:
+def _usage(pynvml: Any, handle: Any) -> Document:
     memory = _unless_unsupported(pynvml, lambda: pynvml.nvmlDeviceGetMemoryInfo(handle), None)
     busy = _unless_unsupported(pynvml, lambda: pynvml.nvmlDeviceGetUtilizationRates(handle).gpu, None)
     processes: dict[int, Any] = {}
@@ -218,7 +219,7 @@ def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)  # older versions return bytes
 
 
-def _gpu(pynvml: Any, handle: Any, index: int) -> dict[str, Any]:
+def _gpu(pynvml: Any, handle: Any, index: int) -> Document:
     mig = _unless_unsupported(pynvml, lambda: pynvml.nvmlDeviceGetMigMode(handle)[0] == 1, False)
     return {
         "index": index,
@@ -238,7 +239,7 @@ def _addressing(pynvml: Any, handle: Any) -> Any:
     return getattr(mode, "value", mode)
 
 
-def _parts(pynvml: Any, handle: Any) -> list[dict[str, Any]]:
+def _parts(pynvml: Any, handle: Any) -> list[Document]:
     instances = []
     for index in range(pynvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
         try:

@@ -5,19 +5,20 @@ Like NVML, it numbers GPUs by PCI address.  The UUID of a MIG device stays empty
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from shim.generate import pci
 
 if TYPE_CHECKING:
     from shim.generate.tree import HostTree
+    from shim.shapes import Document
 
 _ROOT = "/proc/driver/nvidia"
 
 
-def read(tree: HostTree) -> dict[str, Any]:
+def read(tree: HostTree) -> Document:
     """The GPUs in the shape of nvml.read."""
-    gpus: list[dict[str, Any]] = []
+    gpus: list[Document] = []
     for name in tree.names(_ROOT + "/gpus"):
         fields = _fields(tree.text(f"{_ROOT}/gpus/{name}/information"))
         minor = pci.whole(fields.get("Device Minor", ""))
@@ -48,10 +49,10 @@ def _fields(text: str) -> dict[str, str]:
     return {key.strip(): value.strip() for key, _, value in pairs}
 
 
-def _parts(tree: HostTree, minor: int) -> list[dict[str, Any]]:
+def _parts(tree: HostTree, minor: int) -> list[Document]:
     """The compute instances of a GPU, in the order of their GPU instances."""
     folder = f"{_ROOT}/capabilities/gpu{minor}/mig"
-    instances: list[dict[str, Any]] = []
+    instances: list[Document] = []
     for gpu_instance in pci.numbered(tree.names(folder), "gi"):
         for compute_instance in pci.numbered(tree.names(f"{folder}/{gpu_instance}"), "ci"):
             instances.append(

@@ -16,8 +16,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple
 
-    from shim.edits import Edit
+    from shim.edits import DeviceNode, Edit
     from shim.node.inventory import Inventory
+    from shim.shapes import Document
     from shim.state.leases import Lease
 
     Look = Callable[[str], Tuple[str, int, int, int, int, str]]
@@ -54,7 +55,7 @@ class Grant:
 
 
 def grant(
-    request: Optional[Dict[str, Any]],
+    request: Optional[Document],
     engine_names: List[str],
     inventory: Inventory,
     source: str,
@@ -154,7 +155,7 @@ def numbers(kinds: Iterable[str], inventory: Inventory, look: Look) -> Dict[str,
     return gpu_names
 
 
-def again(request: Dict[str, Any], names: List[str], engine_names: List[str]) -> Dict[str, Any]:
+def again(request: Document, names: List[str], engine_names: List[str]) -> Document:
     """The request of a restored container, changed to name the devices that it had.
 
     `names`: those devices, as qualified names.  `engine_names`: the names that the engine asks for itself, which the
@@ -380,7 +381,8 @@ def _node(path: str, origin: str, look: Look, vendor: str = "") -> List[Edit]:
     kind, major, minor, mode, group, pci_vendor = look(path)
     if vendor and pci_vendor and pci_vendor != vendor:
         raise errors.HostError(f"{path} is a device of the PCI vendor {pci_vendor}, not {vendor}")
-    node = {"path": path, "type": kind, "major": major, "minor": minor, "fileMode": mode}
+    node: DeviceNode = {"path": path, "type": kind, "major": major, "minor": minor, "fileMode": mode}
     if not group or mode & 0o006 == 0o006 or mode & 0o060 != 0o060:
         return [(DEVICE, path, node, origin)]
-    return [(DEVICE, path, {**node, "gid": group}, origin), (GID, group, None, origin)]
+    node["gid"] = group
+    return [(DEVICE, path, node, origin), (GID, group, None, origin)]

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from shim.errors import HostError, RequestError
 from shim.host import kernel
+from shim.shapes import Document
 
 VARIABLE = "CHANDLER_CGROUP_PARENT"
 LEAF, CONTAINERS = "init", "containers"  # the builder's own group, and the parent of the containers' groups
@@ -235,7 +236,7 @@ def in_parent(parent: str, name: str, systemd: bool = False) -> str:
     return _join(*parts, name)
 
 
-def controllers(resources: dict[str, Any]) -> list[str]:
+def controllers(resources: Document) -> list[str]:
     """The v2 controllers that the limits in linux.resources need."""
     needed = [controller for key, controller in _LIMITS.items() if resources.get(key)]
     cpu = resources.get("cpu") or {}
@@ -338,9 +339,9 @@ def _no_parent(name: str, where: str) -> HostError:
     return HostError(f"there is no control group to put {name} into: {where} cannot be written to", REMEDIES)
 
 
-def remedy(found: Survey, rootless: bool) -> list[dict[str, Any]]:
+def remedy(found: Survey, rootless: bool) -> list[Document]:
     """What prevents containers or their limits from working: a list of dicts with `problem` and `remedy`."""
-    problems: list[dict[str, Any]] = []
+    problems: list[Document] = []
     if found.version == "none":
         problems.append(
             {

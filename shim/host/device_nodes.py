@@ -13,14 +13,14 @@ from shim.edits import DEVICE, Edits
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, Tuple
+    from typing import Final, Tuple
 
-    from shim.edits import Edit, Stat
+    from shim.edits import DeviceNode, Edit, Stat
 
 _TYPES = {0o020000: "c", 0o060000: "b", 0o010000: "p"}
 _FORMAT = 0o170000
 # The key in a device node's edit that says which device it was when the inventory was compiled (such as c195:0).
-COMPILED = "compiled"
+COMPILED: Final = "compiled"
 
 
 def lstat_device(path: str) -> Tuple[str, int, int, int]:
@@ -42,7 +42,7 @@ def lstat_device(path: str) -> Tuple[str, int, int, int]:
     return kind, posix.major(rdev), posix.minor(rdev), status.st_mode & 0o777
 
 
-def is_certain(node: Dict[str, Any]) -> bool:
+def is_certain(node: DeviceNode) -> bool:
     """Whether a CDI file says which device a node is, so that the host's node need not be looked at."""
     return bool(node.get("type")) and (bool(node.get("major")) or node["type"] == "p")
 
@@ -60,6 +60,7 @@ def complete(edits: Edits, lstat: Stat = lstat_device) -> Edits:
 
 
 def _complete(edit: Edit, lstat: Stat) -> Edit:
+    node: DeviceNode
     kind, path, node, origin = edit
     declared = node.get("type")
     certain = is_certain(node)
@@ -72,7 +73,7 @@ def _complete(edit: Edit, lstat: Stat) -> Edit:
         if certain:
             return edit
         raise error.within(origin) from None
-    node = dict(node)
+    node = node.copy()
     if node.get("fileMode") is None:
         node["fileMode"] = mode
     if not certain:

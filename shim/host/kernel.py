@@ -8,7 +8,18 @@ from shim.host import files
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, List, Union
+    from typing import Dict, List, Tuple, TypedDict, Union
+
+    class Creation(TypedDict, total=False):
+        """The process that creates a container.  An older Chandler's entry has only the first two, or none."""
+
+        pid: int
+        started: int  # clock ticks
+        boot: str
+        pidns: str
+        timens: str
+        userns: str
+        place: Tuple[str, int, int]
 
 
 def stat(pid: Union[int, str]) -> List[str]:
@@ -61,7 +72,7 @@ def namespace(kind: str, pid: str = "self") -> str:
         return ""
 
 
-def creation(root: str) -> Dict[str, Any]:
+def creation(root: str) -> Creation:
     """What shim.state.liveness needs later to tell whether the create that runs in this process goes on.
 
     pid and started (clock ticks) of this process; the boot, PID and time namespace in which these numbers count; the
@@ -83,7 +94,7 @@ def creation(root: str) -> Dict[str, Any]:
         "pidns": namespace("pid"),
         "timens": namespace("time"),
         "userns": namespace("user"),
-        "place": [nearest, status.st_dev, status.st_ino],
+        "place": (nearest, status.st_dev, status.st_ino),
     }
 
 

@@ -15,7 +15,9 @@ from shim.pathtext import clean
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, List, Tuple
+    from typing import Dict, List, Tuple
+
+    from shim.shapes import Config
 
 KINDS = ("runc", "youki", "crun")
 # (file, kind): a container's state directory with this file belongs to a runtime of this kind.  The first match counts.
@@ -60,7 +62,7 @@ def fixed_kind(program: str) -> str:
     return kind if kind in KINDS else ""
 
 
-def for_create(config: Dict[str, Any], program: str, owners: Dict[int, str]) -> Tuple[str, str]:
+def for_create(config: Config, program: str, owners: Dict[int, str]) -> Tuple[str, str]:
     """(kind, path) of the runtime for a new container: the first of the configuration that is installed.
 
     `program`: the name by which Chandler was called; a link such as chandler-crun limits the choice to its kind.

@@ -12,7 +12,7 @@ from shim.host import trust
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from shim.shapes import Config
 
 MAX_SECRET = 64 << 10  # bytes
 SCOPE, NAME = "{scope}", "{name}"
@@ -37,7 +37,7 @@ def check_name(name: str) -> None:
         )
 
 
-def read(name: str, scope: str, config: dict[str, Any], owners: dict[int, str], seconds: float) -> Hidden:
+def read(name: str, scope: str, config: Config, owners: dict[int, str], seconds: float) -> Hidden:
     """The value of a secret, without the newline at its end.
 
     `owners`: the uids that may own the file or the command; `seconds`: the time limit of the command.

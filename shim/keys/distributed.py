@@ -12,7 +12,9 @@ from shim.edits import ENV, Edits
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict
+    from typing import Dict
+
+    from shim.shapes import Document
 
 DEFAULT_BACKEND, DEFAULT_PORT, DEFAULT_INTERFACE = "nccl", 29500, "eth0"
 # backend: the variable that gives it the network interface
@@ -31,7 +33,7 @@ _LAUNCHERS = (
 )
 
 
-def edits(request: Dict[str, Any], environment: Dict[str, str], source: str, master: str = "") -> Edits:
+def edits(request: Document, environment: Dict[str, str], source: str, master: str = "") -> Edits:
     """The edits that set the variables.
 
     `request`: the value of resources.gpu.distributed.  `environment`: the container's variables without these.
@@ -53,9 +55,7 @@ def edits(request: Dict[str, Any], environment: Dict[str, str], source: str, mas
     return Edits([(ENV, variable, str(value), origin) for variable, value in values.items() if value != ""])
 
 
-def _numbers(
-    request: Dict[str, Any], environment: Dict[str, str], launcher: Dict[str, str], origin: str
-) -> Dict[str, int]:
+def _numbers(request: Document, environment: Dict[str, str], launcher: Dict[str, str], origin: str) -> Dict[str, int]:
     """WORLD_SIZE, RANK and LOCAL_RANK, as far as they are known.
 
     The request comes first, then the variable of that name in the environment, then the launcher's variable.

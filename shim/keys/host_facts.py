@@ -17,6 +17,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Dict, List, Mapping, Optional, Tuple
 
+    from shim.edits import DeviceNode
+    from shim.shapes import Document
+
 
 MAX_ACCOUNTS = 1 << 20  # bytes of /etc/passwd or /etc/group
 _LINK, _FORMAT, _DIRECTORY = 0o120000, 0o170000, 0o040000
@@ -38,7 +41,7 @@ class Facts:
         container: str = "",
         volumes: Optional[Mapping[str, str]] = None,
         prefixes: Optional[List[str]] = None,
-        document: Optional[Dict[str, Any]] = None,
+        document: Optional[Document] = None,
     ) -> None:
         self.root = root
         self._document = document
@@ -178,7 +181,7 @@ class Facts:
             pass
         return [name for number, name in enumerate(CAPABILITIES) if number <= last and bounding >> number & 1]
 
-    def device(self, path: str) -> Dict[str, Any]:
+    def device(self, path: str) -> DeviceNode:
         """A device node as the host has it, in the form of a CDI deviceNode.  Raises HostError."""
         kind, major, minor, mode = device_nodes.lstat_device(path)
         return {"path": path, "type": kind, "major": major, "minor": minor, "fileMode": mode}
@@ -196,7 +199,7 @@ class Facts:
             raise errors.HostError(f"{source} is not on this host")
         return source
 
-    def volume(self, name: str, storage: Dict[str, Any]) -> str:
+    def volume(self, name: str, storage: Document) -> str:
         """The directory of a prepared volume.  Raises RequestError or HostError, which name it."""
         path = self.volumes.get(name)
         if path is None:

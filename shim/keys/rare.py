@@ -17,15 +17,17 @@ from shim.oci import reader
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, Mapping
+    from typing import Dict
 
     from shim.node.inventory import Inventory
+    from shim.policy.caller import Known
     from shim.request.parse import Request
+    from shim.shapes import Config, Document
 
 SECONDS = 5.0  # to read all secrets of a container
 
 
-def variables(request: Request, config: Dict[str, Any], scope: str, seconds: float = SECONDS) -> Edits:
+def variables(request: Request, config: Config, scope: str, seconds: float = SECONDS) -> Edits:
     """The edits for the request's env, with its references to host variables ($E:) and secrets ($S:) resolved.
 
     `scope`: the namespace of the pod, or the name of the deployment, to which the secrets belong; '' for none
@@ -58,9 +60,7 @@ def variables(request: Request, config: Dict[str, Any], scope: str, seconds: flo
     return Edits(items)
 
 
-def edits(
-    request: Request, document: Dict[str, Any], inventory: Inventory, config: Dict[str, Any], known: Mapping[str, Any]
-) -> Edits:
+def edits(request: Request, document: Document, inventory: Inventory, config: Config, known: Known) -> Edits:
     """The edits for the rarer keys of a request.
 
     `document`: config.json.  `config`: the configuration as it is for this container.  `known`: what the front end

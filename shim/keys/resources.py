@@ -11,9 +11,10 @@ from shim.oci import reader
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, List
+    from typing import List
 
     from shim.edits import Edit
+    from shim.shapes import Document
 
 _MIN_QUOTA = 1000  # microseconds: the kernel refuses less
 # key of the request: (controller, key), for values that are taken as they are
@@ -27,7 +28,7 @@ _PLAIN = {
 }
 
 
-def edits(request: Dict[str, Any], document: Dict[str, Any], origin: str) -> Edits:
+def edits(request: Document, document: Document, origin: str) -> Edits:
     """The edits for `request`, the resources of a request.  `document`: config.json, with what the engine has set."""
     items: List[Edit] = []
     for key, value in request.items():

@@ -17,12 +17,12 @@ from shim.request.rare_keys import sysctl_namespace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, List
+    from typing import Any, Callable, Dict, List
 
-    from shim.edits import Edit
+    from shim.edits import Edit, Mount
     from shim.keys.host_facts import Facts
+    from shim.shapes import Document
 
-    Document = Dict[str, Any]
 
 UNLIMITED = (1 << 64) - 1  # RLIM_INFINITY: setrlimit(2)
 
@@ -232,7 +232,9 @@ def _devices(value: List[Document], request: Document, document: Document, origi
     items: List[Edit] = []
     for device in value:
         access = "".join(letter for letter, key in (("r", "read"), ("w", "write"), ("m", "mknod")) if device[key])
-        items.append((DEVICE, device["path"], {**facts.device(device["path"]), "permissions": access}, origin))
+        node = facts.device(device["path"])
+        node["permissions"] = access
+        items.append((DEVICE, device["path"], node, origin))
     return items
 
 
@@ -249,7 +251,7 @@ def _storage(value: List[Document], request: Document, document: Document, origi
         if storage["type"] == "tmpfs":
             options = ["nosuid", "nodev"]
             options += [f"{key}={storage[key]}" for key in ("size", "mode") if key in storage]
-            mount = {"destination": target, "type": "tmpfs", "source": "tmpfs", "options": options}
+            mount: Mount = {"destination": target, "type": "tmpfs", "source": "tmpfs", "options": options}
         else:
             directory = (
                 facts.bind(storage["source"]) if storage["type"] == "bind" else facts.volume(volume(storage), storage)
@@ -282,7 +284,7 @@ def _drop(value: Any, request: Document, document: Document, origin: str, facts:
     return [] if request.get("capabilities") else _capabilities(value, request, document, origin, facts)
 
 
-_MAKERS: Dict[str, Any] = {
+_MAKERS: Dict[str, Callable[[Any, Document, Document, str, Facts], List[Edit]]] = {
     "command": _command,
     "user": _user,
     "extra_groups": _extra_groups,

@@ -15,7 +15,7 @@ from zlib import crc32
 
 from shim import jsontext, paths
 from shim.cdi import devices as physical
-from shim.cdi.registry import Registry
+from shim.cdi.registry import File, Registry
 from shim.edits import DEVICE
 from shim.errors import ChandlerError, ConfigError
 from shim.host import device_nodes, files, trust
@@ -25,7 +25,9 @@ from shim.node.inventory import MAGIC, Inventory, Place
 from shim.state.lock import Lock
 
 if TYPE_CHECKING:
-    from shim.edits import Edit
+    from shim.edits import DeviceNode, Edit
+    from shim.node.inventory import Segment, SegmentEdit
+    from shim.shapes import Config
 
 # A file that was changed less than this before we read it could be changed again and keep the same timestamp.
 SETTLED_NS = 2_000_000_000
@@ -165,7 +167,7 @@ def unsettled(place: Place, now: int) -> float:
     return (SETTLED_NS - max(age, 0)) / 1e9 + 0.01 if age <= SETTLED_NS else 0.0
 
 
-def read_config(place: Place, sources: Sources | None = None) -> tuple[dict[str, Any], bool]:
+def read_config(place: Place, sources: Sources | None = None) -> tuple[Config, bool]:
     """The configuration, and whether its main file exists.  Raises ConfigError or TrustError."""
     texts = config_texts(place, sources or Sources())
     had_file = any(path == place.config_path for path, _ in texts)
@@ -217,7 +219,7 @@ def prefixes(place: Place) -> list[str]:
     return [prefix for prefix in dict.fromkeys((_config.DEFAULT_PREFIX, configured)) if prefix]
 
 
-def read_registry(place: Place, config: dict[str, Any], sources: Sources | None = None) -> Registry:
+def read_registry(place: Place, config: Config, sources: Sources | None = None) -> Registry:
     """The registry of the configuration's CDI directories, with generated devices if gpu.fallback asks for them."""
     sources = sources or Sources()
     for directory in config["cdi.spec-dirs"]:
@@ -263,11 +265,11 @@ def _nvlink() -> dict[str, list[str]]:
 class Compiled:
     """The compiled form: `parts`, the bytes of each part by its name; `kinds`, block 4 of the index."""
 
-    def __init__(self, config: dict[str, Any], registry: Registry, near: Near | None = None) -> None:
+    def __init__(self, config: Config, registry: Registry, near: Near | None = None) -> None:
         self.config = config
         self.registry = registry
         self.parts: dict[str, bytes] = {}
-        segments = {file.path: self._add(marshal.dumps(_segment(file))) for file in registry.files}
+        segments = {file.path: self._add(_segment(file)) for file in registry.files}
         self.kinds = "\n"
         keys_of = {
             kind: registry.device_keys(kind, device_nodes.lstat_device)
@@ -347,24 +349,30 @@ def _kind(
     return "\n".join(lines) + "\n"
 
 
-def _segment(file: Any) -> dict[str, Any]:
-    """The content of the part of one CDI file (shim.node.inventory)."""
-    return {
+def _segment(file: File) -> bytes:
+    """The bytes of the part of one CDI file (shim.node.inventory)."""
+    segment: Segment = {
         "path": file.path,
         "edits": [_with_identity(edit) for edit in file.spec.common],
         "devices": {name: [_with_identity(edit) for edit in edits] for name, edits in file.spec.devices.items()},
     }
+    content: Any = segment  # typeshed does not know that a TypedDict can be marshalled
+    return marshal.dumps(content)
 
 
-def _with_identity(edit: Edit) -> tuple[Any, ...]:
+def _with_identity(edit: Edit) -> SegmentEdit:
     """An edit without its origin.
 
     A device node whose CDI file gives no device numbers is stored with those that it has on the host now.  The keys of
     leases are made from these, so a create refuses a node that has other numbers (shim.host.device_nodes).
     """
     kind, key, value = edit[:3]
-    if kind == DEVICE and not device_nodes.is_certain(value):
-        value = {**value, device_nodes.COMPILED: physical.identity(value, device_nodes.lstat_device)}
+    if kind == DEVICE:
+        node: DeviceNode = value
+        if not device_nodes.is_certain(node):
+            node = node.copy()
+            node[device_nodes.COMPILED] = physical.identity(node, device_nodes.lstat_device)
+            return kind, key, node
     return kind, key, value
 
 

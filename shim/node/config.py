@@ -13,8 +13,7 @@ from shim.gpu import vendors
 from shim.policy.classes import CLASSES
 from shim.policy.rules import FIELDS
 from shim.request import quantity
-
-Table = dict[str, Any]
+from shim.shapes import Config, Document
 
 
 def _strings(value: Any) -> bool:
@@ -277,12 +276,12 @@ KEYS: dict[str, tuple[Callable[[Any], bool], str, Any]] = {
 _TABLES = {key.partition(".")[0] for key in KEYS if "." in key}
 
 
-def compile_config(sources: list[tuple[str, bytes]]) -> Table:
+def compile_config(sources: list[tuple[str, bytes]]) -> Config:
     """The configuration from (path, text) pairs, as a flat dict with every key.  A later text overrides an earlier one.
 
     Raises ConfigError, which names the file and the key.
     """
-    result = {key: default for key, (_, _, default) in KEYS.items()}
+    result: Any = {key: default for key, (_, _, default) in KEYS.items()}
     for path, data in sources:
         for key, value in _flat(_parse(path, data), path):
             check, wanted, _ = KEYS[key]
@@ -299,7 +298,8 @@ def compile_config(sources: list[tuple[str, bytes]]) -> Table:
             else:
                 result[key] = _normal(key, value)
     del result["engine"]
-    return result
+    configuration: Config = result  # a test compares the keys of KEYS and Config
+    return configuration
 
 
 def prefix_of(sources: list[tuple[str, bytes]]) -> str:
@@ -315,7 +315,7 @@ def prefix_of(sources: list[tuple[str, bytes]]) -> str:
     return prefix
 
 
-def _parse(path: str, data: bytes) -> Table:
+def _parse(path: str, data: bytes) -> Document:
     """The TOML document in `data`.  Raises ConfigError."""
     try:
         import tomllib
@@ -327,7 +327,7 @@ def _parse(path: str, data: bytes) -> Table:
         raise ConfigError(f"{path} is not TOML: {error}") from None
 
 
-def _flat(document: Table, path: str) -> list[tuple[str, Any]]:
+def _flat(document: Document, path: str) -> list[tuple[str, Any]]:
     """Pairs of dotted key and value.  Raises ConfigError for a key that KEYS does not have."""
     pairs: list[tuple[str, Any]] = []
     for key, value in document.items():

@@ -31,9 +31,19 @@ from shim.host import files, trust, userns
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, Iterable, List, NoReturn, Optional, Tuple
+    from typing import Any, Callable, Dict, Iterable, List, NoReturn, Optional, Tuple, TypedDict
 
     from shim.edits import Edit
+    from shim.shapes import Config
+
+    SegmentEdit = Tuple[str, Any, Any]  # an edit without its origin
+
+    class Segment(TypedDict):
+        """The part of one CDI file."""
+
+        path: str
+        edits: List[SegmentEdit]  # for each of its devices
+        devices: Dict[str, List[SegmentEdit]]
 
     Found = Tuple[str, Tuple[Edit, ...], Tuple[Edit, ...]]
 
@@ -54,7 +64,7 @@ class Inventory:
 
     def __init__(
         self,
-        config: Dict[str, Any],
+        config: Config,
         kinds: str,
         part: Callable[[str], bytes],
         explain: Callable[[List[str]], NoReturn],
@@ -66,7 +76,7 @@ class Inventory:
         self._part = part
         self._explain = explain
         self._parts: Dict[str, str] = {}
-        self._segments: Dict[str, Any] = {}
+        self._segments: Dict[str, Tuple[Segment, Tuple[Edit, ...]]] = {}
         self._found: Dict[str, Found] = {}
 
     def kinds(self) -> List[str]:
@@ -103,7 +113,7 @@ class Inventory:
         part = line.partition("\t")[0]
         opened = self._segments.get(part)
         if opened is None:
-            segment = marshal.loads(self._part(part))
+            segment: Segment = marshal.loads(self._part(part))
             opened = self._segments[part] = segment, _edits(segment["edits"], segment["path"])
         segment, common = opened
         device_edits = _edits(segment["devices"][device], f"{segment['path']} {name}")
@@ -128,7 +138,7 @@ class Inventory:
         return _text(self._part(name)) if name else ""
 
 
-def _edits(compiled: List[Any], origin: str) -> Tuple[Edit, ...]:
+def _edits(compiled: List[SegmentEdit], origin: str) -> Tuple[Edit, ...]:
     return tuple([(kind, key, value, origin) for kind, key, value in compiled])
 
 

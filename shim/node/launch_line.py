@@ -15,12 +15,12 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from typing import Any
 
 from shim import paths
 from shim.errors import ChandlerError, HostError
 from shim.host import files, runtimes, trust
 from shim.node.inventory import Place
+from shim.shapes import Config
 from shim.state.lock import Lock
 
 _MAX_LINE = 1 << 16  # bytes
@@ -44,7 +44,7 @@ def is_ours(place: Place) -> bool:
     return not place.rootless and place.config_path == paths.CONFIG_DIR + "/config.toml"
 
 
-def write(place: Place, config: dict[str, Any], times: dict[str, int], settled: bool) -> None:
+def write(place: Place, config: Config, times: dict[str, int], settled: bool) -> None:
     """Writes the line, if it is made from this configuration.
 
     `times`: mtime (ns) of each configuration file and of config.d, taken before they were read.  `settled`: whether
@@ -92,7 +92,7 @@ def _copy(times: dict[str, int]) -> str:
     return mark
 
 
-def _needles(config: dict[str, Any]) -> str:
+def _needles(config: Config) -> str:
     """The texts that config.json of a container with a request contains, separated by |."""
     needles = [config["annotation-prefix"].rstrip("/")]
     if config["cdi.annotations"]:
@@ -100,7 +100,7 @@ def _needles(config: dict[str, Any]) -> str:
     return "|".join(needles)
 
 
-def _runtimes(config: dict[str, Any], owners: dict[int, str]) -> list[str]:
+def _runtimes(config: Config, owners: dict[int, str]) -> list[str]:
     """KIND=PATH of the runtimes that are installed.
 
     The path is left out, so that the launcher asks Python, for a runtime that others could have changed, and for a path

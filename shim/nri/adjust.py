@@ -19,8 +19,9 @@ from shim.nri.messages import ContainerAdjustment
 from shim.oci import reader, writer
 
 if TYPE_CHECKING:
-    from shim.edits import Edit
+    from shim.edits import DeviceNode, Edit, Hook, Mount
     from shim.engine import Plan
+    from shim.shapes import Document
 
 CDI_NAMES = "devices by CDI name"
 WAY_OUT = "start this pod with the runtime handler of chandler-runtime (runtimeClassName)"
@@ -97,7 +98,7 @@ def _number(version: str) -> tuple[int, ...]:
     return tuple(numbers)
 
 
-def adjustment(plan: Plan, runtime: Runtime, document: dict[str, Any]) -> Any:
+def adjustment(plan: Plan, runtime: Runtime, document: Document) -> Any:
     """The ContainerAdjustment with the plan's edits, for a container with the config.json `document`.
 
     Raises Unsupported.
@@ -112,10 +113,10 @@ def adjustment(plan: Plan, runtime: Runtime, document: dict[str, Any]) -> Any:
     return result
 
 
-def nodes(plan: Plan) -> list[list[Any]]:
-    """[path, type, major, minor] of every device node that the adjusted container has."""
+def nodes(plan: Plan) -> list[tuple[str, str, int, int]]:
+    """(path, type, major, minor) of every device node that the adjusted container has."""
     by_path = {
-        path: [path, node["type"], node.get("major", 0), node.get("minor", 0)]
+        path: (path, node["type"], node.get("major", 0), node.get("minor", 0))
         for _, path, node, _ in plan.edits.of(_edits.DEVICE)
     }
     return list(by_path.values())
@@ -131,7 +132,7 @@ def _edits_beside_cdi(plan: Plan) -> Edits:
     return Edits([edit for edit in left.items if edit[0] != _edits.ENV or final[edit[1]] == edit[2]])
 
 
-def _apply(result: Any, edits: Edits, runtime: Runtime, document: dict[str, Any]) -> None:
+def _apply(result: Any, edits: Edits, runtime: Runtime, document: Document) -> None:
     idmap = reader.in_user_namespace(document)
     user = reader.process_user(document)
     devices: dict[str, bytes] = {}
@@ -174,6 +175,7 @@ def _env(result: Any, edit: Edit, runtime: Runtime) -> None:
 
 def _device(edit: Edit, runtime: Runtime, user: dict[str, int]) -> bytes:
     """An adjustment with only this device, as bytes; see `_mount`."""
+    node: DeviceNode
     _, path, node, _ = edit
     access = node.get("permissions") or ""
     if access not in _RULE or node["type"] not in ("b", "c"):
@@ -206,7 +208,7 @@ def _device_bytes(path: str, kind: str, major: int, minor: int, mode: Any, uid: 
     return data
 
 
-def _mount(mount: dict[str, Any]) -> bytes:
+def _mount(mount: Mount) -> bytes:
     """An adjustment with only this mount, as bytes.
 
     Serialized messages can be concatenated: the result is one adjustment with the mounts of all.  The mounts of a CDI
@@ -228,6 +230,7 @@ def _mount(mount: dict[str, Any]) -> bytes:
 
 
 def _hook(result: Any, edit: Edit, runtime: Runtime) -> None:
+    hook: Hook
     _, stage, hook, _ = edit
     if stage not in _HOOKS:
         _refuse(edit, f"a hook of the stage {stage!r}", runtime)
@@ -238,7 +241,7 @@ def _hook(result: Any, edit: Edit, runtime: Runtime) -> None:
         message.timeout.value = hook["timeout"]
 
 
-def _rlimit(result: Any, edit: Edit, runtime: Runtime, present: dict[str, Any]) -> None:
+def _rlimit(result: Any, edit: Edit, runtime: Runtime, present: Document) -> None:
     _, name, value, _ = edit
     if name in present:  # runtimes append ours, and config.json must not have two of one type
         _refuse(edit, f"another {name} than the engine's", runtime)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from shim.shapes import Document
+
 # (controller, key) of linux.resources.  _OPTIONAL: numbers in messages of their own, which may be absent; _TEXTS:
 # texts, empty when absent.
 _OPTIONAL = (
@@ -26,9 +28,9 @@ def merged_annotations(pod: Any, container: Any) -> dict[str, str]:
     return {**pod.annotations, **container.annotations}
 
 
-def build(container: Any, annotations: dict[str, str]) -> dict[str, Any]:
+def build(container: Any, annotations: dict[str, str]) -> Document:
     """The parts of config.json that NRI tells, with `annotations` as its annotations."""
-    process: dict[str, Any] = {"args": list(container.args), "env": list(container.env)}
+    process: Document = {"args": list(container.args), "env": list(container.env)}
     if container.HasField("user"):
         process["user"] = {
             "uid": container.user.uid,
@@ -66,8 +68,8 @@ def build(container: Any, annotations: dict[str, str]) -> dict[str, Any]:
     }
 
 
-def _resources(resources: Any) -> dict[str, Any]:
-    result: dict[str, Any] = {}
+def _resources(resources: Any) -> Document:
+    result: Document = {}
     for controller, key in _OPTIONAL:
         message = getattr(resources, controller)
         if message.HasField(key):
@@ -85,9 +87,9 @@ def _resources(resources: Any) -> dict[str, Any]:
     return result
 
 
-def rule(device_rule: Any) -> dict[str, Any]:
+def rule(device_rule: Any) -> Document:
     """A LinuxDeviceCgroup of NRI as an entry of linux.resources.devices."""
-    result: dict[str, Any] = {"allow": device_rule.allow, "type": device_rule.type or "a", "access": device_rule.access}
+    result: Document = {"allow": device_rule.allow, "type": device_rule.type or "a", "access": device_rule.access}
     for key in ("major", "minor"):
         if device_rule.HasField(key):
             result[key] = getattr(device_rule, key).value

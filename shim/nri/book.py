@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from shim import report
 from shim.errors import ChandlerError
@@ -18,6 +18,7 @@ from shim.state import grants, leases, ledger
 if TYPE_CHECKING:
     from shim.node.inventory import Inventory, Place
     from shim.nri.work import Work
+    from shim.shapes import Document
     from shim.state.leases import Lease
 
 _NOWHERE = "/dev/null"  # used as a directory: no file can be found or made below it
@@ -44,7 +45,7 @@ class GrantBook:
     grants are kept, since their creates may still be going on.
     """
 
-    def __init__(self, place: Place, inventory: Inventory, log: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(self, place: Place, inventory: Inventory, log: Callable[[Document], None]) -> None:
         self.place = place
         self.inventory = inventory
         self.log = log

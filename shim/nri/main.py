@@ -6,13 +6,13 @@ import argparse
 import glob
 import os
 import sys
-from typing import Any
 
 from shim import jsontext, paths, report
 from shim.errors import ChandlerError, ConfigError
 from shim.host import files
 from shim.node import compiler
 from shim.node.inventory import Inventory, Place
+from shim.shapes import Document
 
 SOCKET = "/var/run/nri/nri.sock"
 
@@ -107,7 +107,7 @@ def _sources(place: Place, inventory: Inventory) -> dict[str, tuple[str, ...]]:
     }
 
 
-def _log(target: str, line: dict[str, Any]) -> None:
+def _log(target: str, line: Document) -> None:
     """Writes one line of JSON to the log file `target`; without one to standard error, for systemd's journal."""
     if target:
         report.line(target, line)

@@ -34,6 +34,9 @@ from shim.state import leases, ledger
 
 if TYPE_CHECKING:
     from shim.node.inventory import Inventory, Place
+    from shim.nri.work import Task
+    from shim.policy.caller import Known
+    from shim.shapes import Document
     from shim.sharing.terms import Sharing
     from shim.state.leases import Lease
 
@@ -72,7 +75,7 @@ class Service(GrantBook):
         self,
         place: Place,
         inventory: Inventory,
-        log: Callable[[dict[str, Any]], None],
+        log: Callable[[Document], None],
         rejects_hooks: Callable[[], bool] = lambda: False,
     ) -> None:
         super().__init__(place, inventory, log)
@@ -97,7 +100,7 @@ class Service(GrantBook):
         if not self._has_request(annotations):
             self.metrics.created("nothing", time.perf_counter() - started)
             return None
-        line: dict[str, Any] = {
+        line: Document = {
             "time": report.now(),
             "container": container.id,
             "name": container.name,
@@ -144,7 +147,7 @@ class Service(GrantBook):
             )
         return words.by(config)
 
-    def _pod_facts(self, pod: Any, container: Any) -> dict[str, Any]:
+    def _pod_facts(self, pod: Any, container: Any) -> Known:
         """What `known` of engine.want takes: what the runtime says of a pod, for the policy's rules, and `seconds`, the
         time limit of a provider of secrets, for which a handler must not wait."""
         caller = Caller(
@@ -169,7 +172,7 @@ class Service(GrantBook):
         )
 
     def _grant(
-        self, pod: Any, container: Any, annotations: dict[str, str], line: dict[str, Any], awaited: Callable[[], bool]
+        self, pod: Any, container: Any, annotations: dict[str, str], line: Document, awaited: Callable[[], bool]
     ) -> Any:
         """The answer of `create` for a container with a request; adds to the log line `line`."""
         if not awaited():
@@ -177,7 +180,7 @@ class Service(GrantBook):
         now = time.monotonic()
         hold = self.holds.claim(pod.id, container.name, now)
         document = as_config.build(container, annotations)
-        lease = None
+        lease: Lease | None = None
         if self.inventory.config["gpu.allocator"] == "leases":
             lease = {**ledger.nri_lease(container.id, pod.id, int(time.time())), "container": container.name}
         # Secrets and the like are fetched here: no look-up may take place while the ledger is locked.
@@ -238,7 +241,7 @@ class Service(GrantBook):
 
     def _later(
         self,
-        task: dict[str, Any],
+        task: Task,
         now: float,
         pod: Any,
         container: Any,
@@ -246,7 +249,7 @@ class Service(GrantBook):
         plan: engine.Plan,
         result: Any,
         lease: Lease | None,
-        line: dict[str, Any],
+        line: Document,
         awaited: Callable[[], bool],
     ) -> Later:
         """Starts the slow work of `task`, and gives the Later that answers the create when the work has ended.
@@ -275,7 +278,7 @@ class Service(GrantBook):
 
         return Later(work, self.holds.deadline(work, plan.keys, now, self.patience), answer, abandon)
 
-    def _slow_work(self, plan: engine.Plan, lease: Lease | None) -> dict[str, Any] | None:
+    def _slow_work(self, plan: engine.Plan, lease: Lease | None) -> Task | None:
         """The task (shim.nri.work) that must end before this plan's container starts; None for most containers.
 
         Sharing has to be set up, and a GPU that is now to be used alone has to be put back if it was shared.
@@ -348,7 +351,7 @@ class Service(GrantBook):
         granting: engine.Granting,
         plan: engine.Plan,
         result: Any,
-        line: dict[str, Any],
+        line: Document,
         awaited: Callable[[], bool],
     ) -> Any:
         """Writes the grant record, and gives the adjustment `result`; adds to the log line `line`.

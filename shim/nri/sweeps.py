@@ -21,6 +21,7 @@ from shim.state import grants, records
 
 if TYPE_CHECKING:
     from shim.nri.book import GrantBook
+    from shim.state.grants import GrantRecord
 
 # A grant is recorded before the runtime lists its container, so a grant younger than this is kept without one.
 _MINIMUM_AGE = 60.0  # seconds
@@ -111,7 +112,7 @@ class Sweeps:
             }
         )
 
-    def _reached(self, record: dict[str, Any] | None, container: Any) -> bool:
+    def _reached(self, record: GrantRecord | None, container: Any) -> bool:
         """Whether a grant's answer reached its container: the runtime then lists it with our mark and the devices.
 
         The mark alone proves nothing, since anybody can put it on a pod.  Neither does the record, which is written

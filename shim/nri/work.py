@@ -11,12 +11,13 @@ import os
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Optional, TypedDict
 
 from shim import errors, jsontext
 from shim.errors import ChandlerError
 
 if TYPE_CHECKING:
+    from shim.shapes import Document, SharingConfig
     from shim.sharing.terms import Sharing
 
 LIMIT = 240.0  # seconds: more than the time limits of one set-up together (shim.sharing.nvidia_tools, mps-patience)
@@ -25,13 +26,27 @@ _PROGRAM = "import sys; sys.path.insert(0, sys.argv[1]); from shim.nri import wo
 _MAX_ANSWER = 64 << 10  # bytes
 
 
+class _Share(TypedDict):
+    """A shim.sharing.terms.Sharing."""
+
+    mode: str
+    wish: Document
+    source: str
+    uid: int
+    devices: list[tuple[str, str]]
+    config: SharingConfig
+
+
+Task = TypedDict("Task", {"state-dir": str, "private": bool, "settle": list[str], "share": Optional[_Share]})
+
+
 class Work:
     """One task that another process does.
 
     `error`: why it has failed, once it is `done`.  `until`: the time (time.monotonic) at which it is killed.
     """
 
-    def __init__(self, task: dict[str, Any]) -> None:
+    def __init__(self, task: Task) -> None:
         self.error: ChandlerError | None = None
         self.until = time.monotonic() + LIMIT
         self._process: subprocess.Popen[bytes] | None = None
@@ -94,18 +109,19 @@ def _error(answer: bytes, status: int) -> ChandlerError | None:
         )
 
 
-def task(state_dir: str, private: bool, keys: list[str], share: Sharing | None = None) -> dict[str, Any]:
+def task(state_dir: str, private: bool, keys: list[str], share: Sharing | None = None) -> Task:
     """The task that puts the devices `keys` back as they were before they were shared, and then sets up what `share`
     needs.  `private`: see state.ledger.Ledger."""
-    document: dict[str, Any] = {"state-dir": state_dir, "private": private, "settle": keys, "share": None}
+    document: Task = {"state-dir": state_dir, "private": private, "settle": keys, "share": None}
     if share is not None:
+        config: Any = {key: value for key, value in share.config.items() if key.startswith("gpu.")}
         document["share"] = {
             "mode": share.mode,
             "wish": share.wish,
             "source": share.source,
             "uid": share.uid,
             "devices": share.devices,
-            "config": {key: value for key, value in share.config.items() if key.startswith("gpu.")},
+            "config": config,
         }
     return document
 
@@ -120,7 +136,7 @@ def main() -> None:
     sys.stdout.buffer.write(jsontext.dumps(answer))
 
 
-def _do(document: dict[str, Any]) -> None:
+def _do(document: Task) -> None:
     from shim.state.ledger import Ledger
 
     Ledger(document["state-dir"], document["private"]).settle(document["settle"])

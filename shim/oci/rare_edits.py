@@ -11,11 +11,10 @@ from shim.oci.reader import member
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable
+    from typing import Callable
 
     from shim.edits import Edit
-
-    Document = dict[str, Any]
+    from shim.shapes import Document
 
 
 def apply(config: Document, by_kind: dict[str, list[Edit]]) -> None:

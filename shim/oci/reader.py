@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from typing import Any, Dict, List, Optional
 
     from shim.edits import Edits
+    from shim.shapes import Document
 
-    Document = Dict[str, Any]
 
 CAPABILITY_SETS = ("bounding", "effective", "inheritable", "permitted", "ambient")
 _RULE = frozenset(("allow", "type", "major", "minor", "access"))
@@ -279,7 +279,7 @@ def capabilities(config: Document) -> Dict[str, List[str]]:
     return {key: names or [] for key, names in sets.items() if key in CAPABILITY_SETS}
 
 
-def rlimits(config: Document) -> Dict[str, Any]:
+def rlimits(config: Document) -> Document:
     """process.rlimits: type (RLIMIT_NOFILE) to (soft, hard)."""
     process = config.get("process")
     limits = process.get("rlimits") if isinstance(process, dict) else None
@@ -290,7 +290,7 @@ def rlimits(config: Document) -> Dict[str, Any]:
     }
 
 
-def hugepages(config: Document) -> Dict[str, Any]:
+def hugepages(config: Document) -> Document:
     """linux.resources.hugepageLimits: page size (2MB) to the limit in bytes."""
     linux = config.get("linux")
     resources = linux.get("resources") if isinstance(linux, dict) else None

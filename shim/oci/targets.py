@@ -18,7 +18,10 @@ from shim.pathtext import absolute, clean
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, Optional
+    from typing import Dict, Mapping, Optional
+
+    from shim.edits import Mount
+    from shim.shapes import Document
 
 _FORMAT, _LINK = 0o170000, 0o120000
 _KERNEL = ("/proc", "/sys")
@@ -29,7 +32,7 @@ _DOTS = ("", ".", "..")
 _KERNEL_TYPES = ("proc", "sysfs", "cgroup", "cgroup2")
 
 
-def judged(document: Dict[str, Any], edits: Edits, root: str) -> Edits:
+def judged(document: Document, edits: Edits, root: str) -> Edits:
     """The edits with the targets of mounts resolved.
 
     `root` is the container's root file system on the host; with '', for unknown, the edits are returned unchanged.
@@ -41,7 +44,7 @@ def judged(document: Dict[str, Any], edits: Edits, root: str) -> Edits:
     image = ImageRoot(root, document)
     hosts, mounts = image.hosts, image.mounts
     moved: Dict[str, str] = {}
-    ours: Dict[str, Any] = {}
+    ours: Dict[str, Mount] = {}
     directories = set()
     for kind, path, mount, origin in edits.items:
         if kind != MOUNT:
@@ -83,7 +86,7 @@ def judged(document: Dict[str, Any], edits: Edits, root: str) -> Edits:
     )
 
 
-def _check_nested(mounts: Dict[str, Any], outer: str, origins: Dict[str, str]) -> None:
+def _check_nested(mounts: Dict[str, Mount], outer: str, origins: Dict[str, str]) -> None:
     """Raises BundleError when a link in the source of the mount on `outer` leads the target of another mount elsewhere.
 
     `mounts`: our mounts by target; `origins`: where each of them came from.
@@ -109,8 +112,8 @@ class ImageRoot:
 
     __slots__ = ("mounts", "_root", "hosts")
 
-    def __init__(self, root: str, document: Dict[str, Any], exact: bool = False) -> None:
-        self.mounts: Dict[str, Dict[str, Any]] = {}
+    def __init__(self, root: str, document: Document, exact: bool = False) -> None:
+        self.mounts: Dict[str, Document] = {}
         self._root = root
         self.hosts: Dict[str, Optional[str]] = {"": root}
         mounts = document.get("mounts")
@@ -213,6 +216,6 @@ class ImageRoot:
         return resolved
 
 
-def _is_bind(mount: Dict[str, Any]) -> bool:
+def _is_bind(mount: Mapping[str, object]) -> bool:
     options = mount.get("options")
     return mount.get("type") == "bind" or isinstance(options, list) and ("bind" in options or "rbind" in options)

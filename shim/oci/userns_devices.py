@@ -14,9 +14,7 @@ from shim.host import device_nodes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
-
-    from shim.edits import Edit
+    from shim.edits import DeviceNode, Edit, Mount
 
 _OPTIONS = ["bind", "rw", "nosuid", "noexec"]
 
@@ -30,6 +28,7 @@ def split(edits: Edits) -> tuple[Edits, Edits]:
     """
     rest: list[Edit] = []
     replacements: list[Edit] = []
+    node: DeviceNode
     for edit in edits.items:
         if edit[0] != DEVICE:
             rest.append(edit)
@@ -40,9 +39,8 @@ def split(edits: Edits) -> tuple[Edits, Edits]:
         if source == path:
             rest.append(edit)
             continue
-        replacements.append(
-            (MOUNT, path, {"destination": path, "type": "bind", "source": source, "options": _OPTIONS}, origin)
-        )
+        mount: Mount = {"destination": path, "type": "bind", "source": source, "options": _OPTIONS}
+        replacements.append((MOUNT, path, mount, origin))
         access = node.get("permissions") or "rwm"
         if node["type"] != "p" and access != "none":
             kind, major, minor = _numbers(node)
@@ -57,7 +55,7 @@ def split(edits: Edits) -> tuple[Edits, Edits]:
     return Edits(rest), Edits(replacements)
 
 
-def _check(source: str, node: dict[str, Any], origin: str) -> None:
+def _check(source: str, node: DeviceNode, origin: str) -> None:
     """Raises HostError unless `source` on the host is the device that the edit's node says."""
     try:
         kind, major, minor, _ = device_nodes.lstat_device(source)
@@ -76,7 +74,7 @@ def _check(source: str, node: dict[str, Any], origin: str) -> None:
         )
 
 
-def _numbers(node: dict[str, Any]) -> tuple[str, int, int]:
+def _numbers(node: DeviceNode) -> tuple[str, int, int]:
     """(type, major, minor) of a node; a FIFO has the numbers 0."""
     if node["type"] == "p":
         return "p", 0, 0

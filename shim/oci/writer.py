@@ -15,9 +15,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, Dict, List, Tuple
 
-    from shim.edits import Edit, Edits
-
-    Document = Dict[str, Any]
+    from shim.edits import Edit, Edits, Mount
+    from shim.shapes import Document
 
 
 def apply(config: Document, edits: Edits, idmap: bool = True) -> Document:
@@ -130,7 +129,7 @@ def _mounts(config: Document, edits: List[Edit]) -> None:
     engine has covered.
     """
     mounts = member(config, "mounts", list)
-    ours: Dict[str, Any] = {}
+    ours: Document = {}
     for _, path, mount, _ in edits:
         if path[:1] != "/" or "/." in path or "//" in path or path[-1] == "/":
             path = pathtext.absolute(path)
@@ -173,7 +172,7 @@ def _mounts(config: Document, edits: List[Edit]) -> None:
         mounts[index:index] = before[index]
 
 
-def idmapped(mount: Document) -> Document:
+def idmapped(mount: Mount) -> Mount:
     """A bind mount with the option idmap or ridmap, so that files show their owners in the container's user namespace.
 
     Other mounts are returned as they are.  Only the option is added: there is no mount type of that name (CDI Go

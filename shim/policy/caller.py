@@ -14,9 +14,30 @@ from shim.request.parse import MARK
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, List, Optional
+    from typing import Any, List, Mapping, Optional, Tuple, TypedDict
 
-    Config = Dict[str, Any]
+    from shim.shapes import Config, Document
+
+    class Known(TypedDict, total=False):
+        """What a front end knows for certain of a container that it equips."""
+
+        caller: Caller
+        id: str
+        bundle: str  # the bundle's directory; '' before there is one
+        handler: str  # the name of the runtime that the engine called
+        namespace: str
+        pod: str
+        container: str  # its name in the pod
+        image: str
+        user: Tuple[str, ...]  # who starts the container (shim.keys.host_facts.caller)
+        volumes: Mapping[str, str]  # directories of prepared volumes by name
+        scope: str  # of secrets (shim.host.secrets)
+        master: str  # the default of distributed.master_addr
+        seconds: float  # the time limit of a provider of secrets
+        restored: List[str]  # the devices of a restored container
+        built: bool  # whether Chandler's bundle builder wrote config.json
+        rootless: bool
+
 
 _TASK = "io.containerd.runtime.v"  # containerd's bundles: …/io.containerd.runtime.v2.task/NAMESPACE/ID
 _CDI = "cdi.k8s.io/"
@@ -48,7 +69,7 @@ class Caller:
         """The engine, where its identity annotations count as proof for a rule; else ''."""
         return self.engine if self.engine in engines.KEYS and self.engine in config["engines"] else ""
 
-    def check(self, annotations: Dict[str, Any], config: Config) -> None:
+    def check(self, annotations: Document, config: Config) -> None:
         """Raises PolicyError, which names the annotation, where a request may come from the image."""
         prefix = config["annotation-prefix"]
         keys = [
@@ -82,7 +103,7 @@ class Caller:
                 "annotations of images",
             )
 
-    def _check_image(self, keys: List[str], annotations: Dict[str, Any]) -> None:
+    def _check_image(self, keys: List[str], annotations: Document) -> None:
         """Refuses annotations that a manifest of the image has with the same value: podman may have copied them."""
         try:
             image_annotations = self.images.annotations() if self.images is not None else {}
@@ -101,7 +122,7 @@ class Caller:
                 )
 
 
-def of_call(root: Optional[str], bundle: str, container: str, document: Dict[str, Any], built: bool = False) -> Caller:
+def of_call(root: Optional[str], bundle: str, container: str, document: Document, built: bool = False) -> Caller:
     """Who calls to create a container.
 
     `root`: the runtime's --root; '' when none is given, None when it is not known.
@@ -117,7 +138,7 @@ def of_call(root: Optional[str], bundle: str, container: str, document: Dict[str
     return Caller(engines.BUILDER if built else engines.OTHER)
 
 
-def _of_containerd(root: Optional[str], namespace: str, document: Dict[str, Any]) -> Caller:
+def _of_containerd(root: Optional[str], namespace: str, document: Document) -> Caller:
     """Who calls for a bundle of containerd: CRI, Docker, nerdctl, or another client of containerd."""
     parent, _, root_name = ("" if root is None else root).rpartition("/")
     if root is not None and root_name != namespace:
@@ -137,7 +158,7 @@ def _of_containerd(root: Optional[str], namespace: str, document: Dict[str, Any]
     )
 
 
-def _of_storage(bundle: str, container: str, document: Dict[str, Any]) -> Caller:
+def _of_storage(bundle: str, container: str, document: Document) -> Caller:
     """Who calls for a bundle in containers/storage: CRI-O, whose record names the pod, or podman."""
     from shim.policy import containers_storage
 

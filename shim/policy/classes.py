@@ -13,11 +13,10 @@ from shim.policy import words
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from typing import Any
 
     from shim.request.parse import Request
+    from shim.shapes import Config, Document
 
-    Config = dict[str, Any]
 
 TIGHTEN, NAMED, HOST, DANGEROUS = "tighten", "named", "host-reaching", "dangerous"
 
@@ -103,7 +102,7 @@ def below(path: str, prefixes: list[str]) -> str:
     return ""
 
 
-def volume(storage: dict[str, Any]) -> str:
+def volume(storage: Document) -> str:
     """The name of a storage's volume in [volumes] of the configuration and in policy.volumes."""
     if storage["type"] == "named":
         return str(storage["name"])
@@ -112,7 +111,7 @@ def volume(storage: dict[str, Any]) -> str:
     return f"_s3_{storage['bucket']}_{storage.get('prefix', '')}"
 
 
-def asked(request: Request, document: Config) -> Iterator[tuple[str, str, bool]]:
+def asked(request: Request, document: Document) -> Iterator[tuple[str, str, bool]]:
     """What the rarer keys ask for: (word of CLASSES, key of the request, whether it only tightens)."""
     for key, value in request.document.items():
         if key == "storage":
@@ -136,7 +135,7 @@ def asked(request: Request, document: Config) -> Iterator[tuple[str, str, bool]]
             yield "env.secrets", f"env.{name}", False
 
 
-def _lower(limits: dict[str, dict[str, int]], document: Config) -> bool:
+def _lower(limits: dict[str, dict[str, int]], document: Document) -> bool:
     """Whether the engine has set each of these limits to the same value or a higher one."""
     present = reader.rlimits(document)
     for name, limit in limits.items():
@@ -146,7 +145,7 @@ def _lower(limits: dict[str, dict[str, int]], document: Config) -> bool:
     return True
 
 
-def check(request: Request, document: Config, config: Config, unified: bool = False) -> None:
+def check(request: Request, document: Document, config: Config, unified: bool = False) -> None:
     """Raises PolicyError, with the key and the rule, when the policy does not allow what the rarer keys ask for.
 
     `document`: config.json.  `config`: the configuration as it is for this container.  `unified`: whether this node has
@@ -209,7 +208,7 @@ def _unlisted(request: Request, config: Config) -> Iterator[tuple[str, str, str]
             yield "cgroup_parent", parent, "cgroup-parents"
 
 
-def _check_engine(request: Request, document: Config, unified: bool, trusted: bool) -> None:
+def _check_engine(request: Request, document: Document, unified: bool, trusted: bool) -> None:
     """Raises PolicyError where a request loosens a limit that the engine has set.
 
     Where the engine has set none, the kernel's default counts, as in shim.policy.permission._check_limits.
@@ -250,13 +249,14 @@ def _check_engine(request: Request, document: Config, unified: bool, trusted: bo
 
 def check_maxima(request: Request, config: Config) -> None:
     """Raises PolicyError when the request asks for a limit above the policy's max-cpu or max-memory."""
-    for key, name, unit in (
-        ("cpu", "max-cpu", "m"),
-        ("memory", "max-memory", ""),
-        ("memory_reservation", "max-memory", ""),
-        ("memory_swap", "max-memory", ""),
+    cpu, memory = config["policy.max-cpu"], config["policy.max-memory"]
+    for key, name, most, unit in (
+        ("cpu", "max-cpu", cpu, "m"),
+        ("memory", "max-memory", memory, ""),
+        ("memory_reservation", "max-memory", memory, ""),
+        ("memory_swap", "max-memory", memory, ""),
     ):
-        most, value = config[f"policy.{name}"], request.resources.get(key)
+        value = request.resources.get(key)
         if most and value is not None and not 0 < value <= most:
             raise errors.PolicyError(
                 f"{request.source}: resources.{key} = {value}{unit} is above {name} of {words.by(config)}, {most}{unit}"

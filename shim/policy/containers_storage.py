@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
+    from shim.shapes import Document
+
 MAX_RECORDS = 64 << 20  # bytes of one file of records, which has a few kilobytes for each container
 MAX_MANIFEST = 4 << 20  # bytes, as podman's own limit
 MAX_MANIFESTS = 64  # for one image
@@ -39,7 +41,7 @@ class Container:
 
     __slots__ = ("in_pod", "_image", "_driver", "_roots")
 
-    def __init__(self, bundle: str, container: str, document: dict[str, Any]) -> None:
+    def __init__(self, bundle: str, container: str, document: Document) -> None:
         root, _, name = bundle.rpartition("/userdata")[0].rpartition("/")[0].rpartition("/")
         self._driver = name[: -len(_SUFFIX)]
         # the root that the bundle is below, and the graph root, which config.json's root.path is below
@@ -100,7 +102,7 @@ class Container:
         )
 
     @staticmethod
-    def _records(directory: str) -> Iterator[dict[str, Any]]:
+    def _records(directory: str) -> Iterator[Document]:
         for name in _RECORDS:
             path = f"{directory}/{name}"
             try:

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, Optional, Tuple
+    from typing import Dict, Optional, Tuple
+
+    from shim.shapes import Document
 
 # engine: the annotations that it sets last itself.  "kind" has the value "sandbox" or "container"; the others are
 # fields of a rule's match.  Docker and podman set none: their callers can write every annotation.
@@ -43,7 +45,7 @@ ENGINES: Dict[str, Tuple[str, str]] = {
 }
 
 
-def container(annotations: Dict[str, Any], engine: str) -> Tuple[Optional[str], bool]:
+def container(annotations: Document, engine: str) -> Tuple[Optional[str], bool]:
     """(name of the container in its pod or None, whether it is the pod's sandbox).
 
     Only the keys of the engine that called count.  For an unknown engine, and for a bundle that `chandler bundle` made,

@@ -14,9 +14,10 @@ from shim.request import parse, schema
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, List, Optional, Sequence, Tuple
+    from typing import List, Optional, Sequence, Tuple
 
-    Config = Dict[str, Any]
+    from shim.shapes import Config, Document
+
 
 # Chandler sets these variables, and those of the vendor table, from what it granted; a request must not set them.
 _OURS_SUFFIX = "_VISIBLE_DEVICES"
@@ -30,7 +31,7 @@ DEPENDS_ON_CGROUPS = frozenset(("memory_reservation", "blkio_weight"))
 
 
 def check(
-    request: parse.Request, document: Config, config: Config, names: Sequence[str] = (), unified: bool = False
+    request: parse.Request, document: Document, config: Config, names: Sequence[str] = (), unified: bool = False
 ) -> None:
     """Raises PolicyError, with the key and the rule, when the node's policy does not allow the request.
 
@@ -131,7 +132,7 @@ def _check_variable(name: str, source: str, trusted: bool) -> None:
         )
 
 
-def _check_limits(request: parse.Request, document: Config, unified: bool, trusted: bool) -> None:
+def _check_limits(request: parse.Request, document: Document, unified: bool, trusted: bool) -> None:
     """Raises PolicyError where a request loosens a limit that the engine has set.
 
     Where the engine has set none, the kernel's default counts instead, but only for a caller who is not trusted: a

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-    Config = dict[str, Any]
+    from shim.policy.caller import Known
+    from shim.shapes import Config, Rule
+
     Who = dict[str, tuple[str, ...]]
 
 FIELDS = ("handler", "namespace", "pod", "container", "image", "user")
@@ -24,7 +26,7 @@ FIELDS = ("handler", "namespace", "pod", "container", "image", "user")
 YES, NO, UNKNOWN = "matches", "does not match", "cannot be told"
 
 
-def identity(annotations: Mapping[str, Any], engine: str, known: Mapping[str, Any]) -> Who:
+def identity(annotations: Mapping[str, Any], engine: str, known: Known) -> Who:
     """The certain identity of a container: for each of FIELDS that is known, its values.
 
     `engine`: the engine whose annotations are believed, or ''.  `known`: what the front end knows; it wins over
@@ -39,13 +41,13 @@ def identity(annotations: Mapping[str, Any], engine: str, known: Mapping[str, An
             if field in FIELDS and type(annotations.get(key)) is str
         }
     for field in FIELDS:
-        value = known.get(field)
+        value: Any = known.get(field)
         if value:
             who[field] = (value,) if type(value) is str else tuple(value)
     return who
 
 
-def believed(config: Config, known: Mapping[str, Any]) -> str:
+def believed(config: Config, known: Known) -> str:
     """The engine whose identity annotations count for this container, or ''."""
     caller = known.get("caller")
     return caller.believed(config) if caller is not None else ""
@@ -67,16 +69,16 @@ def verdict(match: dict[str, list[str]], who: Who) -> tuple[str, str]:
     return YES, ", ".join(f"{field} {'/'.join(who[field])}" for field in match) or "it asks for nothing"
 
 
-def applied(config: Config, annotations: Mapping[str, Any], known: Mapping[str, Any]) -> Config:
+def applied(config: Config, annotations: Mapping[str, Any], known: Known) -> Config:
     """The configuration as it is for one container.
 
     The result has more keys: policy.denied-by has, for each word of policy.deny, the part of the configuration that
     denies it; policy.by names the rule that replaced keys of [policy], if one did.
     """
     who = identity(annotations, believed(config, known), known)
-    result = dict(config)
+    result = config.copy()
     denied = dict.fromkeys(config["policy.deny"], "[policy]")
-    winner: dict[str, Any] | None = None
+    winner: Rule | None = None
     for rule in config["policy.rule"]:
         matches, _ = verdict(rule["match"], who)
         if matches != NO:  # in doubt a rule denies
@@ -85,7 +87,8 @@ def applied(config: Config, annotations: Mapping[str, Any], known: Mapping[str, 
         if matches == YES and winner is None:
             winner = rule
     if winner is not None:
-        result.update((key, value) for key, value in winner.items() if key.startswith("policy."))
+        replaced: Any = {key: value for key, value in winner.items() if key.startswith("policy.")}
+        result.update(replaced)
         result["policy.by"] = f"rule {winner['name']!r}"
     result["policy.deny"] = list(denied)
     result["policy.denied-by"] = denied

@@ -6,11 +6,11 @@ from shim import errors
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, List
+    from typing import List
 
     from shim.request.parse import Request
+    from shim.shapes import Config
 
-    Config = Dict[str, Any]
 
 # These need a word of their own in `allow`: "gpu" does not grant gpu.all.  In `deny`, "gpu" still refuses it.
 _OWN_WORDS = frozenset(("gpu.all", "gpu.mps_pipe_dir", "gpu.mps_log_dir", "gpu.time_slicing_config_path"))

@@ -13,7 +13,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Dict, List, Optional, Tuple
 
-    Document = Dict[str, Any]
+    from shim.shapes import Document
+
 
 MAX_ANNOTATIONS = 256 << 10  # bytes of names and values together
 MARK = "granted"  # the annotation with which Chandler tells people what it granted; it is never read back
@@ -87,7 +88,7 @@ def parse_document(text: str) -> Any:
         raise errors.RequestError(error.what, error.todo) from None
 
 
-def from_annotations(annotations: Dict[str, Any], prefix: str, container: Optional[str]) -> Optional[Request]:
+def from_annotations(annotations: Document, prefix: str, container: Optional[str]) -> Optional[Request]:
     """The request for one container, or None when its annotations have none.
 
     `container`: the name of the container in its pod, None where the engine gives none.  Annotations with a name

@@ -13,6 +13,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, Dict, List, Tuple
 
+    from shim.shapes import Document
+
     Leaf = Tuple[Callable[[Any], Any], Callable[[str], Any]]
 
 _MAX_ITEMS = 1024
@@ -100,7 +102,7 @@ def _json(text: str) -> Any:
         return text
 
 
-def _object(value: Any, members: Dict[str, Callable[[Any], Any]], needed: Tuple[str, ...]) -> Dict[str, Any]:
+def _object(value: Any, members: Dict[str, Callable[[Any], Any]], needed: Tuple[str, ...]) -> Document:
     """An object with no other members than `members`, each checked by its function.
 
     `needed`: the members that must be there.  Raises RequestError, which names the member.
@@ -121,11 +123,11 @@ def _object(value: Any, members: Dict[str, Callable[[Any], Any]], needed: Tuple[
     return result
 
 
-def _map(value: Any, name: Callable[[str], str], item: Callable[[Any], Any]) -> Dict[str, Any]:
+def _map(value: Any, name: Callable[[str], str], item: Callable[[Any], Any]) -> Document:
     """An object whose keys are free.  `name` checks a key and gives its normal form, `item` checks a value."""
     if not isinstance(value, dict):
         raise values.wrong(value, "is not an object")
-    result: Dict[str, Any] = {}
+    result: Document = {}
     for key, member in value.items():
         normal = name(key)
         if normal in result:
@@ -350,7 +352,7 @@ def _mode(value: Any) -> str:
 # --- objects --------------------------------------------------------------------------------------------------
 
 
-def _device(value: Any) -> Dict[str, Any]:
+def _device(value: Any) -> Document:
     if isinstance(value, str):
         value = {"path": value}
     device = _object(value, {"path": _device_path, "read": _boolean, "write": _boolean, "mknod": _boolean}, ("path",))
@@ -395,7 +397,7 @@ _STORAGE: Dict[str, Tuple[Dict[str, Callable[[Any], Any]], Tuple[str, ...]]] = {
 }
 
 
-def _storage(value: Any) -> Dict[str, Any]:
+def _storage(value: Any) -> Document:
     kind = value.get("type") if isinstance(value, dict) else None
     if not isinstance(kind, str) or kind not in _STORAGE:
         raise values.wrong(kind, "is no type of storage", f"known: {', '.join(_STORAGE)}")
@@ -407,7 +409,7 @@ def _storage(value: Any) -> Dict[str, Any]:
     return {key: item for key, item in storage.items() if key not in ("endpoint", "credentials")}
 
 
-def _storages(value: Any) -> List[Dict[str, Any]]:
+def _storages(value: Any) -> List[Document]:
     storages = _list(value, _storage)
     targets = [storage["target"] for storage in storages]
     for target in targets:
@@ -416,7 +418,7 @@ def _storages(value: Any) -> List[Dict[str, Any]]:
     return storages
 
 
-def _devices(value: Any) -> List[Dict[str, Any]]:
+def _devices(value: Any) -> List[Document]:
     devices = _list(value, _device)
     paths = [device["path"] for device in devices]
     for device_path in paths:
@@ -451,7 +453,7 @@ _TEXT: Callable[[str], Any] = str
 
 # The leaves by the texts that stand for them in shim.request.schema.SCHEMA; a dict is a table with leaves of its own.
 # A third member says that a single-value annotation can set any name in the object, such as sysctls.NAME.
-LEAVES: Dict[str, Any] = {
+LEAVES: values.Table = {
     "oom_score_adj": values.integer(-1000, 1000),
     "blkio_weight": values.integer(10, 1000),
     "hugepages": (lambda value: _map(value, _page_size, _amount), _TEXT, True),
@@ -479,7 +481,7 @@ LEAVES: Dict[str, Any] = {
 }
 
 
-def written(document: Dict[str, Any]) -> Dict[str, Any]:
+def written(document: Document) -> Document:
     """A document in normal form changed for an annotation, so that parsing gives the same document again."""
     resources = document.get("resources")
     if not isinstance(resources, dict) or "cpu" not in resources:

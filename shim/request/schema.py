@@ -13,7 +13,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Dict, List, Optional
 
-    Document = Dict[str, Any]
+    from shim.shapes import Document
 
 
 def _quantity(scale: int, low: int = 1, high: int = values.MAX_INT) -> values.Leaf:
@@ -99,7 +99,7 @@ _NAMES: values.Leaf = (_names, values.listed)
 _ENV = (_env, str, True)
 
 # A text stands for a leaf, or a table, of shim.request.rare_keys, which is loaded only when a request has such a key.
-SCHEMA: Dict[str, Any] = {
+SCHEMA: values.Table = {
     "env": _ENV,
     "command": "command",
     "devices": "devices",
@@ -151,7 +151,7 @@ SCHEMA: Dict[str, Any] = {
 SHARING = frozenset(key for key in SCHEMA["resources"]["gpu"] if key.startswith(("sharing", "mps_", "time_")))
 
 
-def check(document: Any, schema: Optional[Dict[str, Any]] = None, path: str = "") -> Document:
+def check(document: Any, schema: Optional[values.Table] = None, path: str = "") -> Document:
     """The normal form of `document`, an object with the keys of `schema` (by default SCHEMA).
 
     `path`: the dotted path of this object in the request, for errors.  Raises RequestError, which names the key.

@@ -10,9 +10,10 @@ from shim import errors, jsontext
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, List, Tuple
+    from typing import Any, Callable, List, Mapping, Tuple
 
     Leaf = Tuple[Callable[[Any], Any], Callable[[str], Any]]
+    Table = Mapping[str, Any]  # key: a leaf, a table, or a text that stands for one of them
 
 MAX_INT = (1 << 63) - 1
 

@@ -21,9 +21,11 @@ from shim.state import grants
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, Optional
+    from typing import Callable, Dict, Optional
 
     from shim.node.inventory import Inventory, Place
+    from shim.policy.caller import Known
+    from shim.shapes import Config
 
 
 def equip(
@@ -60,7 +62,7 @@ def equip(
     root = runtimes.state_root(call.root, kind, place.rootless, environment, call.bundle)
     directory = path.rpartition("/")[0] or "."
     caller = _caller.of_call(call.root, directory, call.id, source.value, bundle.built(source.value))
-    known: Dict[str, Any] = {
+    known: Known = {
         "caller": caller,
         "id": call.id,
         "bundle": directory,
@@ -111,18 +113,17 @@ def equip(
         data = source.dumps(equipped)
         given = reader.device_rules(source.value)
         before, after = files.digest(bundle.engine), files.digest(data)
-        granting.record(
-            {
-                "runtime": binary,
-                "config": path,
-                "before": before,
-                "after": after,
-                "rules": [rule for rule in reader.device_rules(equipped) if rule not in given],  # for later updates
-                "engine": caller.engine,
-                **creation,
-                "group": reader.cgroups_path(source.value, plan.edits, call.cgroup_manager),
-            }
-        )
+        particulars: grants.Particulars = {
+            "runtime": binary,
+            "config": path,
+            "before": before,
+            "after": after,
+            "rules": [rule for rule in reader.device_rules(equipped) if rule not in given],  # for later updates
+            "engine": caller.engine,
+            "group": reader.cgroups_path(source.value, plan.edits, call.cgroup_manager),
+        }
+        particulars.update(creation)  # type: ignore[typeddict-item]  # Particulars has all keys of Creation
+        granting.record(particulars)
         bundle.write(data, after)
     except BaseException:
         granting.undo()
@@ -140,7 +141,7 @@ def equip(
 def _asks(path: str, stored: Inventory, container: str, program: str) -> bool:
     """Whether config.json has a request, rather than a text that looks like one.  Raises ChandlerError."""
     document = jsontext.loads(config_file.ConfigJson(path, engine.mark(stored.config)).engine)
-    known = {"id": container, "bundle": path.rpartition("/")[0] or ".", "handler": program.rpartition("/")[2]}
+    known: Known = {"id": container, "bundle": path.rpartition("/")[0] or ".", "handler": program.rpartition("/")[2]}
     return engine.want(document, stored, known=known) is not None
 
 
@@ -170,7 +171,7 @@ def _log(target: str, container: str, made: engine.Plan, binary: str, before: st
     )
 
 
-def _adjusted(path: str, config: Dict[str, Any], records_dir: str, container: str) -> bool:
+def _adjusted(path: str, config: Config, records_dir: str, container: str) -> bool:
     """Whether the NRI plugin has equipped this container: config.json must say so, not only the record.
 
     A reply of the plugin that came too late leaves a record, but no mark in config.json: then the wrapper equips.
@@ -196,7 +197,7 @@ def _adjusted(path: str, config: Dict[str, Any], records_dir: str, container: st
     return True
 
 
-def _check_restored(made: engine.Plan, record: Any, container: str) -> None:
+def _check_restored(made: engine.Plan, record: Optional[grants.GrantRecord], container: str) -> None:
     """Refuses a restore with other devices or another request than before: the restored processes have the old
     devices open."""
     devices = made.names if record is None else record.get("devices", [])

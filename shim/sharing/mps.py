@@ -121,7 +121,7 @@ def begin(page: Page, share: Sharing) -> None:
 
     Raises HostError, TrustError or OSError.
     """
-    control = page["control"]
+    control = page.values["control"]
     nvidia_tools.check(control, "mps-control")
     if os.geteuid() or userns.user_namespace() != userns.INITIAL_NAMESPACE:
         raise errors.HostError(
@@ -134,7 +134,7 @@ def begin(page: Page, share: Sharing) -> None:
             "characters",
             "choose a shorter state-dir",
         )
-    if page.get("ready") and alive(page):
+    if page.values.get("ready") and alive(page):
         try:
             nvidia_tools.percentage(control, pipe_dir)
             _check_user(share.uid, pipe_dir, control)
@@ -158,15 +158,15 @@ def begin(page: Page, share: Sharing) -> None:
         os.chmod(shm_dir, 0o1777)
     _check_shm(shm_dir)
     if nvidia_tools.has_systemd():
-        page.update(unit=f"chandler-mps@{page['uuid']}.service")
-        nvidia_tools.unit("start", page["unit"])
+        page.update(unit=f"chandler-mps@{page.values['uuid']}.service")
+        nvidia_tools.unit("start", page.values["unit"])
     else:
         _spawn(
             page,
             [control, "-f"],
             {
                 **nvidia_tools.ENVIRONMENT,
-                "CUDA_VISIBLE_DEVICES": page["uuid"],
+                "CUDA_VISIBLE_DEVICES": page.values["uuid"],
                 "CUDA_MPS_PIPE_DIRECTORY": pipe_dir,
                 "CUDA_MPS_LOG_DIRECTORY": base + "/log",
             },
@@ -185,7 +185,9 @@ def _wait_ready(page: Page, pipe_dir: str, patience: float) -> None:
         running = alive(page)  # before the question: if it ends in between, the next round sees that
         try:
             nvidia_tools.percentage(
-                page["control"], pipe_dir, max(0.1, min(nvidia_tools.CONTROL_PATIENCE, deadline - time.monotonic()))
+                page.values["control"],
+                pipe_dir,
+                max(0.1, min(nvidia_tools.CONTROL_PATIENCE, deadline - time.monotonic())),
             )
             return
         except errors.HostError as error:
@@ -198,7 +200,7 @@ def _wait_ready(page: Page, pipe_dir: str, patience: float) -> None:
             )
         if what:
             raise errors.HostError(
-                f"the MPS daemon of {page['uuid']} {what}; {nvidia_tools.log_tail(page['base'] + '/log')}"
+                f"the MPS daemon of {page.values['uuid']} {what}; {nvidia_tools.log_tail(page.values['base'] + '/log')}"
             )
         time.sleep(_PAUSE)
 
@@ -208,15 +210,15 @@ def _limit(page: Page, pipe_dir: str, limits: Dict[str, int]) -> None:
 
     The daemon accepts values that it does not understand, so only the answer shows whether a limit was set.
     """
-    control = page["control"]
+    control = page.values["control"]
     if "mps_active_thread_percentage" in limits:
         wanted = limits["mps_active_thread_percentage"]
         nvidia_tools.control(control, pipe_dir, f"set_default_active_thread_percentage {wanted}")
         actual = nvidia_tools.percentage(control, pipe_dir)
         if actual != wanted:
             raise errors.HostError(
-                f"the MPS daemon of {page['uuid']} holds mps_active_thread_percentage at {actual:g} after it was set "
-                f"to {wanted}"
+                f"the MPS daemon of {page.values['uuid']} holds mps_active_thread_percentage at {actual:g} after it "
+                f"was set to {wanted}"
             )
     if "mps_pinned_memory" in limits:
         mib = limits["mps_pinned_memory"] >> 20
@@ -224,43 +226,45 @@ def _limit(page: Page, pipe_dir: str, limits: Dict[str, int]) -> None:
         answer = nvidia_tools.control(control, pipe_dir, "get_default_device_pinned_mem_limit 0")
         if terms.pinned(answer.split()[-1] if answer.split() else "") != mib << 20:
             raise errors.HostError(
-                f"the MPS daemon of {page['uuid']} holds mps_pinned_memory at {answer[:80]!r} after it was set "
+                f"the MPS daemon of {page.values['uuid']} holds mps_pinned_memory at {answer[:80]!r} after it was set "
                 f"to {mib}M"
             )
 
 
 def alive(page: Page) -> bool:
     """Whether the daemon that we started runs."""
-    if page.get("unit"):
-        return nvidia_tools.active(page["unit"])
-    pid = page.get("pid")
-    return bool(pid) and kernel.started(pid) == page["started"] and not _zombie(pid)
+    if page.values.get("unit"):
+        return nvidia_tools.active(page.values["unit"])
+    pid = page.values.get("pid", 0)
+    return bool(pid) and kernel.started(pid) == page.values["started"] and not _zombie(pid)
 
 
 def end(page: Page) -> None:
     """Stops the daemon.  Raises HostError or OSError."""
     _stop(page)
-    if page.get("base"):
+    if page.values.get("base"):
         for name in ("pipe", "shm"):
-            shutil.rmtree(f"{page['base']}/{name}", ignore_errors=True)  # the log is kept
+            shutil.rmtree(f"{page.values['base']}/{name}", ignore_errors=True)  # the log is kept
 
 
 def _stop(page: Page) -> None:
-    if page.get("unit"):
-        nvidia_tools.unit("stop", page["unit"])
+    if page.values.get("unit"):
+        nvidia_tools.unit("stop", page.values["unit"])
         return
-    if not page.get("pid") or not alive(page):
+    if not page.values.get("pid") or not alive(page):
         return
     patience = _STOP_PATIENCE
     try:
-        nvidia_tools.control(page["control"], page["base"] + "/pipe", "quit")
+        nvidia_tools.control(page.values["control"], page.values["base"] + "/pipe", "quit")
     except ChandlerError:
         patience = 0.0  # it did not take `quit`, so it will not end by itself
     if not _ended(page, patience):
         # the daemon leads a session of its own (_become), so its process group has the daemon and its servers
-        os.killpg(page["pid"], signal.SIGKILL)
+        os.killpg(page.values["pid"], signal.SIGKILL)
         if not _ended(page, _STOP_PATIENCE):
-            raise errors.HostError(f"the MPS daemon of {page['uuid']}, process {page['pid']}, does not end")
+            raise errors.HostError(
+                f"the MPS daemon of {page.values['uuid']}, process {page.values['pid']}, does not end"
+            )
 
 
 def _ended(page: Page, patience: float) -> bool:
@@ -315,7 +319,7 @@ def _spawn(page: Page, argv: List[str], env: Dict[str, str]) -> None:
         os.close(go[1])
         os.close(tell[0])
     if problem:
-        raise errors.HostError(f"the MPS daemon of {page['uuid']} cannot be started: {problem}", _REMEDY)
+        raise errors.HostError(f"the MPS daemon of {page.values['uuid']} cannot be started: {problem}", _REMEDY)
 
 
 def _become(argv: List[str], env: Dict[str, str], go: int, tell: int) -> NoReturn:

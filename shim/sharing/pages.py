@@ -16,9 +16,28 @@ from shim.state.lock import Lock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, List
+    from typing import Dict, List, TypedDict, Unpack
 
     from shim.sharing.terms import Sharing
+
+    class PageValues(TypedDict, total=False):
+        """What a page says."""
+
+        uuid: str
+        key: str  # of shim.state.leases
+        mode: str  # mps or time-slice
+        smi: str  # the path of nvidia-smi
+        control: str  # the path of nvidia-cuda-mps-control
+        before: str  # the compute mode that has to be restored
+        slice: str  # the time slice that was set; '' for the default
+        # of the daemon
+        base: str  # the parent of its directories
+        unit: str  # of systemd; '' without
+        pid: int  # 0 under systemd
+        started: int  # clock ticks
+        ready: bool  # whether it has answered
+        failed: bool  # until the daemon has answered: what was begun has to be ended
+
 
 _MAX_PAGE = 1 << 16  # bytes
 
@@ -29,19 +48,12 @@ class Page:
     `update` writes the file at once, so that whatever changes on the host afterwards can be undone if we are killed.
     """
 
-    def __init__(self, state_dir: str, uuid: str, values: Dict[str, Any], lock: int = -1) -> None:
+    def __init__(self, state_dir: str, uuid: str, values: PageValues, lock: int = -1) -> None:
         self.state_dir = state_dir
         self.lock = lock
-        self.values = {"uuid": uuid, **values}
+        self.values: PageValues = {"uuid": uuid, **values}
 
-    def __getitem__(self, key: str) -> Any:
-        return self.values[key]
-
-    def get(self, key: str) -> Any:
-        """A value, None when it is not set."""
-        return self.values.get(key)
-
-    def update(self, **values: Any) -> None:
+    def update(self, **values: Unpack[PageValues]) -> None:
         """Sets values, and writes the page.  Raises OSError."""
         self.values.update(values)
         path = f"{self.state_dir}/shared/{self.values['uuid']}"
@@ -57,16 +69,16 @@ class Page:
 
         The mode from before the first change is noted as `before`, so that it can be restored.
         """
-        before = nvidia_tools.compute_mode(self["smi"], self["uuid"])
+        before = nvidia_tools.compute_mode(self.values["smi"], self.values["uuid"])
         if before == mode:
             return
-        if not self.get("before"):
+        if not self.values.get("before"):
             self.update(before=before)
-        nvidia_tools.set_compute_mode(self["smi"], self["uuid"], mode, self.lock)
+        nvidia_tools.set_compute_mode(self.values["smi"], self.values["uuid"], mode, self.lock)
 
     def remove(self) -> None:
         """Removes the page.  Raises OSError."""
-        os.unlink(f"{self.state_dir}/shared/{self['uuid']}")
+        os.unlink(f"{self.state_dir}/shared/{self.values['uuid']}")
         try:
             os.rmdir(self.state_dir + "/shared")  # without the directory, other creates need not look for pages
         except OSError:
@@ -92,7 +104,7 @@ def read(state_dir: str, uuid: str, lock: int = -1) -> Page:
     return Page(state_dir, uuid, values, lock)
 
 
-def every(state_dir: str) -> List[Dict[str, Any]]:
+def every(state_dir: str) -> List[PageValues]:
     """The values of all pages, for people.  They are read without locks, up to the first that cannot be read."""
     result = []
     try:

@@ -22,6 +22,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Callable, List, Optional
 
+    from shim.edits import Hook
     from shim.sharing.pages import Page
     from shim.sharing.terms import Sharing
     from shim.state.leases import Lease
@@ -71,10 +72,10 @@ def _begin(share: Sharing, state_dir: str, key: str, uuid: str) -> None:
         _check_file(share)
     with pages.lock(state_dir, uuid) as lock:
         page = pages.read(state_dir, uuid, lock.descriptor)
-        if page.get("mode") not in (None, share.mode):
+        if page.values.get("mode") not in (None, share.mode):
             _end(page)  # left over: our lease excludes any lease for the other mode
             page = pages.Page(state_dir, uuid, {}, lock.descriptor)
-        fresh = page.get("mode") is None
+        fresh = page.values.get("mode") is None
         if fresh:
             page.update(key=key, mode=share.mode, smi=config["gpu.nvidia-smi"], control=config["gpu.mps-control"])
         try:
@@ -87,7 +88,7 @@ def _begin(share: Sharing, state_dir: str, key: str, uuid: str) -> None:
 
                 timeslice.begin(page, share)
         except BaseException:
-            if fresh or page.get("failed"):
+            if fresh or page.values.get("failed"):
                 try:
                     _end(page)
                 except (OSError, ChandlerError):
@@ -97,7 +98,7 @@ def _begin(share: Sharing, state_dir: str, key: str, uuid: str) -> None:
 
 def _end(page: Page) -> None:
     """Undoes everything that is on the page, then removes it.  Raises HostError or OSError; the page then stays."""
-    if page.get("mode") == MPS:
+    if page.values.get("mode") == MPS:
         from shim.sharing import mps
 
         mps.end(page)
@@ -105,8 +106,8 @@ def _end(page: Page) -> None:
         from shim.sharing import timeslice
 
         timeslice.end(page)
-    if page.get("before"):
-        nvidia_tools.set_compute_mode(page["smi"], page["uuid"], page["before"], page.lock)
+    if page.values.get("before"):
+        nvidia_tools.set_compute_mode(page.values["smi"], page.values["uuid"], page.values["before"], page.lock)
     page.remove()
 
 
@@ -122,7 +123,7 @@ def settle(state_dir: str, read: Callable[[], List[Lease]], keys: Optional[List[
                 continue  # a temporary file of `files.replace`
             with pages.lock(state_dir, uuid) as lock:
                 page = pages.read(state_dir, uuid, lock.descriptor)
-                key, mode = page.get("key"), page.get("mode")
+                key, mode = page.values.get("key", ""), page.values.get("mode")
                 if mode is None or keys is not None and not any(leases.clash(key, other) for other in keys):
                     continue
                 if not any(lease.get("mode") == mode and key in lease["keys"] for lease in read()):
@@ -143,17 +144,9 @@ def hook(share: Sharing, state_dir: str) -> Edits:
     if share.mode != MPS:
         return Edits()
     pipe_dir = pages.directories(share, state_dir)[0]
-    return Edits(
-        [
-            (
-                HOOK,
-                "createRuntime",
-                {
-                    "path": runtimes.hook_program(),
-                    "args": ["chandler-hook", "mps-ready", pipe_dir, share.config["gpu.mps-control"]],
-                    "env": ["PATH=" + paths.SAFE_PATH],
-                },
-                share.source,
-            )
-        ]
-    )
+    check: Hook = {
+        "path": runtimes.hook_program(),
+        "args": ["chandler-hook", "mps-ready", pipe_dir, share.config["gpu.mps-control"]],
+        "env": ["PATH=" + paths.SAFE_PATH],
+    }
+    return Edits([(HOOK, "createRuntime", check, share.source)])

@@ -16,10 +16,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, Dict, List, Optional, Tuple
 
-    from shim.edits import Edit
+    from shim.edits import Edit, Mount
     from shim.gpu.choose import Grant
     from shim.node.inventory import Inventory
-    from shim.state.leases import Lease
+    from shim.shapes import Config, Document, SharingConfig
+    from shim.state.leases import Lease, Marks
 
 MPS, TIME_SLICE = "mps", "time-slice"
 SLICES = ("default", "short", "medium", "long")  # in the order of nvidia-smi's numbers
@@ -45,7 +46,7 @@ class Sharing:
 
     __slots__ = ("mode", "wish", "source", "config", "uid", "managed", "devices", "marks", "limits")
 
-    def __init__(self, mode: str, wish: Dict[str, Any], source: str, config: Dict[str, Any], uid: int) -> None:
+    def __init__(self, mode: str, wish: Document, source: str, config: SharingConfig, uid: int) -> None:
         self.mode = mode
         self.wish = wish
         self.source = source
@@ -54,15 +55,14 @@ class Sharing:
         self.managed = mode == MPS and config["gpu.mps"] == "managed"
         self.devices: List[Tuple[str, str]] = []
         self.limits = {key: wish[key] for key in _OF_MODE[MPS][2:4] if key in wish}
-        self.marks: Dict[str, Any] = {"mode": mode}
+        self.marks: Marks = {"mode": mode}
         if mode == MPS:
-            self.marks.update(uid=uid, words=f", uid {uid}")
+            self.marks["uid"], self.marks["words"] = uid, f", uid {uid}"
             if self.limits:
-                self.marks.update(limits=self.limits, held="enforced" if self.enforced else "advisory")
+                self.marks["limits"], self.marks["held"] = self.limits, "enforced" if self.enforced else "advisory"
         else:
-            self.marks.update(
-                slice=wish.get("time_slice"), words=f", {wish['time_slice']}" if "time_slice" in wish else ""
-            )
+            self.marks["slice"] = wish.get("time_slice")
+            self.marks["words"] = f", {wish['time_slice']}" if "time_slice" in wish else ""
 
     @property
     def enforced(self) -> bool:
@@ -181,22 +181,16 @@ class Sharing:
 
 
 def _bind(source: str, destination: str, access: str, origin: str) -> Edit:
-    return (
-        MOUNT,
-        destination,
-        {
-            "destination": destination,
-            "type": "bind",
-            "source": source,
-            "options": ["rbind", access, "nosuid", "nodev", "rprivate"],
-        },
-        origin,
-    )
+    mount: Mount = {
+        "destination": destination,
+        "type": "bind",
+        "source": source,
+        "options": ["rbind", access, "nosuid", "nodev", "rprivate"],
+    }
+    return MOUNT, destination, mount, origin
 
 
-def wished(
-    wish: Dict[str, Any], document: Dict[str, Any], config: Dict[str, Any], source: str, leased: bool
-) -> Optional[Sharing]:
+def wished(wish: Document, document: Document, config: Config, source: str, leased: bool) -> Optional[Sharing]:
     """How a request wants to share its GPUs; None when it wants them exclusively.
 
     `wish`: resources.gpu of the request; `document`: config.json; `source`: the request's origin, for errors; `leased`:
@@ -235,7 +229,7 @@ def wished(
     return share
 
 
-def _host_uid(document: Dict[str, Any], source: str) -> int:
+def _host_uid(document: Document, source: str) -> int:
     """The uid that the container's user has on the host, where the MPS daemon runs.  Raises BundleError."""
     uid = reader.process_user(document)["uid"]
     if not reader.in_user_namespace(document):

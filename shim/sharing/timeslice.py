@@ -22,13 +22,13 @@ def begin(page: Page, share: Sharing) -> None:
     Raises HostError or OSError.
     """
     wanted = share.wish["time_slice"]
-    if page.get("slice") == wanted:
+    if page.values.get("slice") == wanted:
         return
     page.set_compute_mode("DEFAULT")
-    before = page.get("slice")
+    before = page.values.get("slice")
     page.update(slice=wanted)  # noted before it is set, so that it is restored even if we are killed
     try:
-        nvidia_tools.set_time_slice(page["smi"], page["uuid"], SLICES.index(wanted), page.lock)
+        nvidia_tools.set_time_slice(page.values["smi"], page.values["uuid"], SLICES.index(wanted), page.lock)
     except errors.HostError:
         if before:
             page.update(slice=before)
@@ -37,6 +37,6 @@ def begin(page: Page, share: Sharing) -> None:
 
 def end(page: Page) -> None:
     """Sets the default length again.  Raises HostError or OSError."""
-    if page.get("slice"):
-        nvidia_tools.set_time_slice(page["smi"], page["uuid"], 0, page.lock)
+    if page.values.get("slice"):
+        nvidia_tools.set_time_slice(page.values["smi"], page.values["uuid"], 0, page.lock)
         page.update(slice="")

@@ -14,7 +14,43 @@ from shim.host import files, trust
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict
+    from typing import List, Tuple
+
+    from shim.shapes import Document
+    from shim.state.leases import Marks, Started
+
+    class Particulars(Started, total=False):
+        """The members that only a front end knows."""
+
+        owner: str  # nri; without it, oci
+        # of the wrapper
+        config: str  # the path of config.json
+        before: str  # digests of config.json
+        after: str
+        rules: List[Document]  # the device rules that we have added
+        engine: str  # who called (shim.policy.engines)
+        # of the NRI plugin
+        pod: str
+        namespace: str
+        name: str  # the container's name in the pod
+        nodes: List[Tuple[str, str, int, int]]  # path, type, major, minor
+        mark: List[str]  # the annotation's key and value
+
+    class _Shared(Particulars, total=False):
+        token: str  # of the container's lease
+        sharing: Marks
+
+    class GrantRecord(_Shared):
+        """What one container was given.  An older Chandler's has less: shim.state.records checks what it reads."""
+
+        id: str
+        root: str
+        source: str  # where the request comes from
+        devices: List[str]  # CDI names
+        physical: List[str]  # keys of shim.state.leases
+        time: int  # seconds since 1970
+        grant: str  # digest of request and devices
+
 
 MAX_RECORD = 1 << 20  # bytes
 _PLAIN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-+")
@@ -40,8 +76,8 @@ def _bytes(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")
 
 
-def write(state_dir: str, record: Dict[str, Any], private: bool = False) -> None:
-    """Writes a record: id, root, and any other of shim.state.records.MEMBERS.
+def write(state_dir: str, record: GrantRecord, private: bool = False) -> None:
+    """Writes a record.
 
     `private`: if the state directory does not exist, it is made with mode 0700 instead of 0755.
     Raises OSError, or TrustError when somebody else may write to the state directory.

@@ -11,14 +11,49 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, Iterable, List, Optional
+    from typing import Dict, Iterable, List, Optional, TypedDict
 
-    # token; owner ("oci" or "nri"); id
-    # of oci: root, runtime, and what shim.host.kernel.creation says of the wrapper (pid, started and so on)
-    # of nri: pod, and container, its name in the pod
-    # names (CDI), keys; since (seconds since 1970)
-    # of shared devices: mode ("mps" or "time-slice") and the other marks of shim.sharing.terms.Sharing
-    Lease = Dict[str, Any]
+    from shim.host.kernel import Creation
+
+    class Started(Creation, total=False):
+        """The create of a container that the wrapper equips."""
+
+        runtime: str  # its path
+        group: str  # linux.cgroupsPath
+
+    class Entry(Started):
+        """What leases and grant records share: a container (shim.state.liveness)."""
+
+        id: str
+        root: str  # the runtime's --root; '' through NRI
+
+    class Marks(TypedDict, total=False):
+        """How a container shares its devices (shim.sharing.terms)."""
+
+        mode: str  # mps or time-slice
+        words: str  # for people
+        uid: int  # of mps
+        limits: Dict[str, int]  # of mps
+        held: str  # whether the limits are "enforced" or "advisory"
+        slice: Optional[str]  # of time-slice
+
+    class Devices(Marks, total=False):
+        """What a lease holds, which shim.state.ledger adds."""
+
+        names: List[str]  # CDI names
+        keys: List[str]
+        shares: List[str]  # never stored: see `holder`
+
+    class _OfNri(Devices, total=False):
+        pod: str  # its id
+        container: str  # the container's name in the pod
+
+    class Lease(Entry, _OfNri):
+        """What one container holds."""
+
+        token: str
+        owner: str  # oci or nri
+        since: int  # seconds since 1970
 
 
 def clash(first: str, second: str) -> bool:

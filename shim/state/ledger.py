@@ -22,12 +22,27 @@ from shim.state.lock import Lock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, List, Optional, Set
+    from typing import Callable, List, Optional, Protocol, Set, TypeVar
 
-    from shim.state.leases import Lease
+    from shim.edits import Hook
+    from shim.state.leases import Lease, Marks
     from shim.state.rebuild import Rebuilt
 
-    Plan = Any  # has names and keys (the chosen devices), and sharing (a shim.sharing.terms.Sharing, or None)
+    class Marked(Protocol):
+        """How the devices are shared (shim.sharing.terms.Sharing)."""
+
+        marks: Marks
+
+    class Chosen(Protocol):
+        """A plan (shim.engine.Plan): the chosen devices."""
+
+        names: List[str]
+        keys: List[str]
+
+        @property
+        def sharing(self) -> Optional[Marked]: ...
+
+    Plan = TypeVar("Plan", bound=Chosen)
 
 MAX_LEDGER = 16 << 20
 _VERSION = 1
@@ -223,7 +238,7 @@ class Ledger:
             if planned.keys:
                 lease["names"], lease["keys"] = planned.names, planned.keys
                 if planned.sharing is not None:
-                    lease.update(planned.sharing.marks)
+                    lease.update(planned.sharing.marks)  # type: ignore[typeddict-item]  # Lease has all keys of Marks
                 self.write([*others, lease])
                 unshared = [
                     key for other in present if other not in others and "mode" in other for key in other["keys"]
@@ -269,20 +284,12 @@ class Ledger:
 
     def hook(self, lease: Lease) -> Edits:
         """The poststop hook that releases a lease.  It has an environment of its own, not the container's."""
-        return Edits(
-            [
-                (
-                    HOOK,
-                    "poststop",
-                    {
-                        "path": runtimes.hook_program(),
-                        "args": ["chandler-hook", "release", self._state_dir, lease["token"]],
-                        "env": ["PATH=" + paths.SAFE_PATH],
-                    },
-                    LEASE,
-                )
-            ]
-        )
+        hook: Hook = {
+            "path": runtimes.hook_program(),
+            "args": ["chandler-hook", "release", self._state_dir, lease["token"]],
+            "env": ["PATH=" + paths.SAFE_PATH],
+        }
+        return Edits([(HOOK, "poststop", hook, LEASE)])
 
     def take_back(self) -> int:
         """Ends the leases of containers that are gone, and gives their number.  Raises HostError.
@@ -308,21 +315,23 @@ class Ledger:
             records.forget(self._state_dir, lease["root"], lease["id"], lease["token"])
 
 
-def oci_lease(container: str, root: str, runtime: str, now: int, creation: Optional[Dict[str, Any]] = None) -> Lease:
+def oci_lease(container: str, root: str, runtime: str, now: int, creation: Optional[kernel.Creation] = None) -> Lease:
     """A lease for a container that this process creates.  Raises OSError.
 
     The pid in it stays right, since this process becomes the runtime by exec.
     `creation`: the result of shim.host.kernel.creation, if the caller has it already.
     """
-    return {
+    lease: Lease = {
         "token": posix.urandom(12).hex(),
         "owner": "oci",
         "id": container,
         "root": root,
         "runtime": runtime,
-        **(kernel.creation(root) if creation is None else creation),
         "since": now,
     }
+    created = kernel.creation(root) if creation is None else creation
+    lease.update(created)  # type: ignore[typeddict-item]  # Lease has all keys of Creation
+    return lease
 
 
 def nri_lease(container: str, pod: str, now: int) -> Lease:

@@ -18,9 +18,9 @@ from shim.host import files, kernel
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, Iterable, Iterator, List, Tuple
+    from typing import Iterable, Iterator, List, Tuple
 
-    Entry = Dict[str, Any]
+    from shim.state.leases import Entry
 
 # The value of `group` when the runtime makes no control group (crun's --cgroup-manager=disabled).
 NO_GROUP = "//"

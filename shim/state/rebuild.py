@@ -11,11 +11,16 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from shim.errors import ChandlerError
 from shim.host import files, runtimes, userns
+from shim.shapes import Document
 from shim.state import grants, records, stale
+
+if TYPE_CHECKING:
+    from shim.state.grants import GrantRecord
+    from shim.state.leases import Lease
 
 _MAX_CONFIG = 16 << 20  # bytes
 _KINDS = {99: "c", 98: "b", "c": "c", "u": "c", "b": "b"}  # runc writes the letter's character code
@@ -27,12 +32,12 @@ _DEFAULT = frozenset(("c1:3", "c1:5", "c1:7", "c1:8", "c1:9", "c5:0", "c5:1", "c
 class Rebuilt(NamedTuple):
     """The leases; for people, the reasons why there may be more; the paths of the damaged grant records."""
 
-    leases: list[dict[str, Any]]
+    leases: list[Lease]
     doubts: list[str]
     damaged: list[str]
 
 
-def gather(state_dir: str, present: list[dict[str, Any]]) -> Rebuilt:
+def gather(state_dir: str, present: list[Lease]) -> Rebuilt:
     """The leases of all containers that are not certainly gone.
 
     `present`: the leases of the ledger, if it can be read; they are kept as they are.
@@ -40,7 +45,7 @@ def gather(state_dir: str, present: list[dict[str, Any]]) -> Rebuilt:
     by_token = {lease["token"]: lease for lease in present}
     leased = {(lease["owner"], lease.get("root", ""), lease["id"]) for lease in present}
     # Leases by root and id, from records of an older Chandler, which have no token.
-    older: dict[tuple[str, str], dict[str, Any]] = {}
+    older: dict[tuple[str, str], Lease] = {}
     damaged: list[str] = []
     roots = {runtimes.resolved(f"/run/{kind}") for kind in runtimes.KINDS}
     for base in (state_dir, grants.nri(state_dir)):
@@ -93,7 +98,7 @@ def unknown(state_dir: str, was_there: bool) -> list[str]:
     return doubts
 
 
-def _of_record(record: dict[str, Any]) -> dict[str, Any]:
+def _of_record(record: GrantRecord) -> Lease:
     """The lease that belongs to a grant record; a new token if the record has none, empty keys if it had no lease."""
     copied = (
         "id",
@@ -110,13 +115,14 @@ def _of_record(record: dict[str, Any]) -> dict[str, Any]:
         "token",
         "pod",
     )
-    lease = {
+    given: Document = dict(record)
+    lease: Document = {
         "token": os.urandom(12).hex(),
         "owner": record.get("owner", "oci"),
         "runtime": "",
         "pid": 0,
         "started": 0,
-        **{key: record[key] for key in copied if key in record},
+        **{key: given[key] for key in copied if key in given},
         **record.get("sharing", {}),
     }
     if lease["root"].startswith("/"):
@@ -127,15 +133,17 @@ def _of_record(record: dict[str, Any]) -> dict[str, Any]:
             "container": record.get("name", ""),
             **{key: value for key, value in lease.items() if key not in ("runtime", "pid", "started")},
         }
-    return {
+    result: Any = {
         **lease,
         "since": record.get("time", 0),
         "names": record.get("devices", []),
         "keys": record.get("physical", []),
     }
+    rebuilt: Lease = result
+    return rebuilt
 
 
-def _containers(root: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _containers(root: str) -> Iterator[tuple[str, Document]]:
     """(id, config.json as the runtime has kept it) of all containers in a runtime's root."""
     try:
         names = sorted(os.listdir(root))
@@ -147,7 +155,7 @@ def _containers(root: str) -> Iterator[tuple[str, dict[str, Any]]]:
             yield name, config
 
 
-def _of_state(root: str, container: str, config: dict[str, Any], state_dir: str) -> dict[str, Any] | None:
+def _of_state(root: str, container: str, config: Document, state_dir: str) -> Lease | None:
     """The lease of a container by its poststop hook; None if it has no hook for this ledger, or no devices.
 
     The wrapper's pid is not known, so pid and started are 0: such a create counts as ended.
@@ -182,7 +190,7 @@ def _of_state(root: str, container: str, config: dict[str, Any], state_dir: str)
     return None
 
 
-def _config(kind: str, directory: str) -> dict[str, Any]:
+def _config(kind: str, directory: str) -> Document:
     """The part of a container's config.json that its runtime has kept in `directory`, {} if there is none.
 
     crun keeps the whole file; runc keeps its own form of it; youki names the bundle, and keeps the hooks.
@@ -199,7 +207,7 @@ def _config(kind: str, directory: str) -> dict[str, Any]:
     }
 
 
-def _object(path: str) -> dict[str, Any]:
+def _object(path: str) -> Document:
     try:
         content = json.loads(files.read(path, _MAX_CONFIG)[0])
     except (OSError, ValueError, RecursionError, ChandlerError):
@@ -207,14 +215,14 @@ def _object(path: str) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _hooks(config: dict[str, Any]) -> list[Any]:
+def _hooks(config: Document) -> list[Any]:
     """The poststop hooks of a container.  runc's own form of config.json writes Hooks with a capital letter."""
     hooks = config.get("Hooks") or config.get("hooks")
     poststop = hooks.get("poststop") if isinstance(hooks, dict) else None
     return poststop if isinstance(poststop, list) else []
 
 
-def _devices(config: dict[str, Any]) -> list[str]:
+def _devices(config: Document) -> list[str]:
     """A key for each device node that is not a default one.
 
     A partition of a GPU may have several nodes.  The new lease holds each node by itself, which clashes with more than

@@ -14,12 +14,15 @@ from shim.state import grants
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, Iterator, Optional, Tuple
+    from typing import Any, Dict, Iterator, List, Optional, Tuple, Union
+
+    from shim.shapes import Document
+    from shim.state.grants import GrantRecord
 
 _LARGEST = 1 << 62  # the largest number that is accepted
 _MARKS = frozenset(("mode", "words", "uid", "slice", "limits", "held"))
 # The type of each member of records and leases.  [str] stands for a list of strings, and so on.
-MEMBERS: Dict[str, Any] = {
+MEMBERS: Dict[str, Union[type, List[type]]] = {
     "id": str,
     "root": str,
     "runtime": str,
@@ -51,7 +54,13 @@ MEMBERS: Dict[str, Any] = {
     "engine": str,
 }
 # The members of a lease: those of a record, and four more.
-_OF_LEASES: Dict[str, Any] = {**MEMBERS, "names": [str], "keys": [str], "since": int, "container": str}
+_OF_LEASES: Dict[str, Union[type, List[type]]] = {
+    **MEMBERS,
+    "names": [str],
+    "keys": [str],
+    "since": int,
+    "container": str,
+}
 _NEEDED = frozenset(("token", "owner", "id", "names", "keys", "since"))
 _NEEDED_OF_OCI = frozenset(("root", "runtime", "pid", "started"))
 _LAST = 253402300799  # the last second of the year 9999
@@ -71,7 +80,7 @@ _UNSEALED = MEMBERS.keys() - {
 }
 
 
-def load(state_dir: str, root: str, container: str, spelled: str = "") -> Optional[Dict[str, Any]]:
+def load(state_dir: str, root: str, container: str, spelled: str = "") -> Optional[GrantRecord]:
     """A container's record, or None when it has none.  Raises HostError for a record that is damaged.
 
     `spelled`: the root as --root gave it; an older Chandler's records are named after that.
@@ -92,7 +101,7 @@ def load(state_dir: str, root: str, container: str, spelled: str = "") -> Option
     return None
 
 
-def read(state_dir: str, root: str, container: str, spelled: str = "") -> Optional[Dict[str, Any]]:
+def read(state_dir: str, root: str, container: str, spelled: str = "") -> Optional[GrantRecord]:
     """`load`, with None for a damaged record, too."""
     try:
         return load(state_dir, root, container, spelled)
@@ -100,7 +109,7 @@ def read(state_dir: str, root: str, container: str, spelled: str = "") -> Option
         return None
 
 
-def every(state_dir: str) -> Iterator[Tuple[str, Optional[Dict[str, Any]]]]:
+def every(state_dir: str) -> Iterator[Tuple[str, Optional[GrantRecord]]]:
     """(path, record) of all records; the record is None when it is damaged."""
     try:
         names = sorted(posix.listdir(grants.directory(state_dir)))
@@ -118,24 +127,26 @@ def every(state_dir: str) -> Iterator[Tuple[str, Optional[Dict[str, Any]]]]:
             yield path, None
 
 
-def parse(data: bytes) -> Optional[Dict[str, Any]]:
+def parse(data: bytes) -> Optional[GrantRecord]:
     """The record in a file's bytes; None when it is damaged, or a member is not of its type."""
     try:
         text = files.unseal(data)
         record = jsontext.loads(data if text is None else text)
     except ChandlerError:
         return None
-    if (
-        type(record) is not dict
-        or not {"id", "root"} <= record.keys()
-        or text is None
-        and not record.keys() <= _UNSEALED
-    ):
-        return None
-    return record if fits(record, MEMBERS) else None
+    return record if _is_record(record, text is not None) else None
 
 
-def fits(value: Dict[str, Any], members: Dict[str, Any]) -> bool:
+def _is_record(record: Any, sealed: bool) -> bool:
+    return (
+        type(record) is dict
+        and {"id", "root"} <= record.keys()
+        and (sealed or record.keys() <= _UNSEALED)
+        and fits(record, MEMBERS)
+    )
+
+
+def fits(value: Document, members: Dict[str, Union[type, List[type]]]) -> bool:
     """Whether each member of `value` that is listed in `members` has the type given there, and so do its items."""
     for key, kind in members.items():
         member = value.get(key)
@@ -145,7 +156,7 @@ def fits(value: Dict[str, Any], members: Dict[str, Any]) -> bool:
         elif type(kind) is list:
             if type(member) is not list or any(type(item) is not kind[0] for item in member):
                 return False
-        elif type(member) is not kind or kind is int and not 0 <= member <= _LARGEST:
+        elif type(member) is not kind or type(member) is int and not 0 <= member <= _LARGEST:
             return False
     nodes, place, marks = value.get("nodes", ()), value.get("place", ("", 0, 0)), value.get("sharing", value)
     return (
@@ -155,7 +166,7 @@ def fits(value: Dict[str, Any], members: Dict[str, Any]) -> bool:
     )
 
 
-def _fit_marks(marks: Dict[str, Any]) -> bool:
+def _fit_marks(marks: Document) -> bool:
     """Whether the marks of sharing (shim.sharing.terms) have their types.
 
     A record has them as its member `sharing`; a lease has them among its other members.
@@ -177,7 +188,7 @@ def _fit_marks(marks: Dict[str, Any]) -> bool:
     )
 
 
-def restorable(record: Dict[str, Any]) -> bool:
+def restorable(record: GrantRecord) -> bool:
     """Whether podman has checkpointed the container of a record, so that a restore will read the record.
 
     Source: podman-container-checkpoint(1), which puts the checkpoint into the directory of the bundle.

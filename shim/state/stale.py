@@ -9,19 +9,23 @@ import json
 import os
 import subprocess
 import time
-from typing import Any
+from typing import TYPE_CHECKING
 
 from shim import paths
 from shim.errors import ChandlerError
 from shim.host import files, runtimes
+from shim.shapes import Document
 from shim.state import liveness, records
+
+if TYPE_CHECKING:
+    from shim.state.leases import Entry, Lease
 
 _PATIENCE = 10.0  # seconds
 _MAX_STATE = 16 << 20  # bytes
 _CREATOR = frozenset(("boot", "pid", "started", "runtime"))  # a record with these says which process made the container
 
 
-def is_stale(lease: dict[str, Any]) -> bool:
+def is_stale(lease: Lease) -> bool:
     """Whether the container of a lease is certainly gone; False when that is not certain.
 
     Only the NRI plugin ends its own leases, since its containers exist before any runtime knows them.
@@ -29,7 +33,7 @@ def is_stale(lease: dict[str, Any]) -> bool:
     return bool(lease["owner"] == "oci") and is_gone(lease)
 
 
-def is_gone(entry: dict[str, Any]) -> bool:
+def is_gone(entry: Entry) -> bool:
     """Whether a container that the wrapper created is certainly gone.  `entry`: its lease or grant record.
 
     It is gone when three things are true: the process that created it has ended, its control group has no processes,
@@ -58,12 +62,12 @@ def _file(runtime: str) -> str:
     return next((file for file, kind in runtimes.STATE_FILES if kind == name), "")
 
 
-def state_file(directory: str) -> dict[str, Any]:
+def state_file(directory: str) -> Document:
     """The JSON that a runtime has written about a container into its state directory; {} when none can be read."""
     return next(filter(None, (_object(os.path.join(directory, name)) for name, _ in runtimes.STATE_FILES)), {})
 
 
-def _object(path: str) -> dict[str, Any]:
+def _object(path: str) -> Document:
     """The JSON object in a file; {} when there is none, or it cannot be read."""
     try:
         content = json.loads(files.read(path, _MAX_STATE)[0])
@@ -96,7 +100,7 @@ def groups(directory: str) -> list[str]:
     return list(dict.fromkeys(path for path in values if isinstance(path, str)))
 
 
-def _status(entry: dict[str, Any]) -> str:
+def _status(entry: Entry) -> str:
     """The status that the runtime gives for the container (`stopped` and so on), '' when it gives none."""
     try:
         done = subprocess.run(

@@ -106,7 +106,7 @@ class Taken:
 
 
 def take(count: int) -> Any:
-    def plan(held: list[dict[str, Any]]) -> Taken:
+    def plan(held: list[Any]) -> Taken:
         free = [key for key in GPUS if leases.holder([key], held) is None]
         if len(free) < count:
             raise LeaseError("short of devices")
@@ -134,7 +134,7 @@ class Kept:
         self.holds = {}
         for lease, count in ((lives, 2), (gone, 2), (ledger.nri_lease("nri", "pod", 1_700_000_000), 2)):
             self.holds[lease["id"]] = self.ledger.allocate(lease, take(count)).keys
-            record = {
+            record: Any = {
                 "time": lease["since"],
                 "devices": lease["names"],
                 "physical": lease["keys"],
@@ -210,7 +210,7 @@ def test_thousands_of_damages(kept: Kept, which: str, nri: bool) -> None:
 
 def test_a_ledger_in_the_older_format_is_read(kept: Kept) -> None:
     """An upgrade keeps containers, leases and grants; the next change writes the new format."""
-    held = kept.ledger.read()
+    held: list[Any] = kept.ledger.read()
     for lease in held:
         for key in ("boot", "pidns", "timens", "place", "group"):
             lease.pop(key, None)

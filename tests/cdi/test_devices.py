@@ -17,11 +17,11 @@ def nothing(path: str) -> Any:
     raise HostError(f"{path} is not on this host")
 
 
-def node(path: str, *numbers: int, kind: str = "c") -> dict[str, Any]:
+def node(path: str, *numbers: int, kind: str = "c") -> Any:
     return {"path": path, "type": kind, "major": numbers[0], "minor": numbers[1]} if numbers else {"path": path}
 
 
-def gpu(index: int) -> dict[str, Any]:
+def gpu(index: int) -> Any:
     return node(f"/dev/nvidia{index}", 195, index)
 
 
@@ -37,7 +37,7 @@ def mig(parent: int, first_cap: int) -> list[dict[str, Any]]:
     return [gpu(parent), node("/dev/cap", 238, first_cap), node("/dev/cap", 238, first_cap + 1)]
 
 
-Nodes = dict[str, list[dict[str, Any]]]
+Nodes = dict[str, list[Any]]
 NVIDIA: Nodes = {str(n): [gpu(n)] for n in range(11)}
 NVIDIA.update({f"GPU-{n}": [gpu(n)] for n in range(11)}, all=[gpu(n) for n in range(11)])
 

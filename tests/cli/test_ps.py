@@ -92,7 +92,7 @@ def test_what_nvml_is_asked() -> None:
     assert nvml.usage(Library(broken=True)) == {"failed": "NVML error 9"}
 
 
-LEASES: list[dict[str, Any]] = [
+LEASES: list[Any] = [
     {
         "token": "a",
         "owner": "oci",
@@ -121,7 +121,7 @@ LEASES: list[dict[str, Any]] = [
         "since": 1_700_000_000,
     },
 ]
-RECORDS: list[dict[str, Any]] = [
+RECORDS: list[Any] = [
     {
         "id": "c1",
         "root": "/r",

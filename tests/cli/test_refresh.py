@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from lab import partial
 from lab.local_node import Node, cdi
 
 from shim.cli import main, refresh
@@ -46,7 +47,7 @@ def test_removing_undoes_it(node: Node) -> None:
 
 def test_removing_tells_of_containers(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("lives", "gone"):
-        grants.write(f"{node.directory}/state", {"root": f"{node.directory}/root", "id": name})
+        grants.write(f"{node.directory}/state", partial({"root": f"{node.directory}/root", "id": name}))
     (node.directory / "root/lives").mkdir(parents=True)
     assert main.main(["refresh", "--remove"]) == 1
     err = capsys.readouterr().err
@@ -92,7 +93,7 @@ def test_a_source_from_the_future_is_not_waited_for_all_day(node: Node, monkeypa
 
 def test_old_grants_go(node: Node, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     state = str(node.directory / "state")
-    grants.write(state, {"id": "gone", "root": str(node.directory / "absent")})
+    grants.write(state, partial({"id": "gone", "root": str(node.directory / "absent")}))
     path = grants.record_path(state, str(node.directory / "absent"), "gone")
     old = time.time() - 7200
     os.utime(path, (old, old))

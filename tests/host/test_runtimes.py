@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lab import partial
 
 from shim import paths
 from shim.errors import HostError, TrustError
@@ -101,7 +102,7 @@ def test_a_binary_that_others_may_write_is_refused(places: Path, part: str, mode
     with pytest.raises(TrustError, match="the runtime .*one/crun is not used: .* can be written by others"):
         runtimes.find("crun", ME)
     with pytest.raises(TrustError):
-        runtimes.for_create({"runtimes": ["crun", "runc"]}, "chandler-runtime", ME)
+        runtimes.for_create(partial({"runtimes": ["crun", "runc"]}), "chandler-runtime", ME)
 
 
 @pytest.mark.usefixtures("needs_root")
@@ -125,22 +126,22 @@ def test_a_binary_of_another_user_is_refused(places: Path) -> None:
 def test_for_create(places: Path, names: list[str], program: str, found: str) -> None:
     binary(places / "one/runc")
     binary(places / "two/crun")
-    assert runtimes.for_create({"runtimes": names}, program, ME)[1] == str(places / found)
+    assert runtimes.for_create(partial({"runtimes": names}), program, ME)[1] == str(places / found)
 
 
 def test_a_link_takes_the_configured_path_of_its_kind(places: Path) -> None:
     binary(places / "one/crun")
     mine = binary(places / "my-crun")
-    assert runtimes.for_create({"runtimes": ["runc", mine]}, "chandler-crun", ME) == ("crun", mine)
+    assert runtimes.for_create(partial({"runtimes": ["runc", mine]}), "chandler-crun", ME) == ("crun", mine)
 
 
 def test_no_runtime_at_all(places: Path) -> None:
     with pytest.raises(
         HostError, match="no runtime is installed: looked for runc, /x/crun; install runc, crun or youki"
     ):
-        runtimes.for_create({"runtimes": ["runc", "/x/crun"]}, "chandler-runtime", ME)
+        runtimes.for_create(partial({"runtimes": ["runc", "/x/crun"]}), "chandler-runtime", ME)
     with pytest.raises(HostError, match="looked for crun"):
-        runtimes.for_create({"runtimes": ["runc"]}, "chandler-crun", ME)
+        runtimes.for_create(partial({"runtimes": ["runc"]}), "chandler-crun", ME)
     with pytest.raises(HostError, match="no runtime is installed"):
         runtimes.for_verb(["runc"], "", ME)
 

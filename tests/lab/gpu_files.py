@@ -42,7 +42,8 @@ def spec(kind: str, *devices: dict[str, Any], env: tuple[str, ...] = ()) -> byte
 
 def inventory(*texts: bytes, **config: Any) -> Inventory:
     registry = Registry.build([("/cdi", None, [(f"{n}.json", text) for n, text in enumerate(texts)])])
-    made = Compiled({**DEFAULTS, **config}, registry)
+    settings: Any = {**DEFAULTS, **config}
+    made = Compiled(settings, registry)
     return made.inventory()
 
 

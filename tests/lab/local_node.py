@@ -7,7 +7,7 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -17,6 +17,9 @@ from shim.node.inventory import Place
 from shim.policy.caller import Caller
 from shim.runtime import wrapper
 from shim.state import ledger
+
+if TYPE_CHECKING:
+    from shim.policy.caller import Known
 
 P = "chandler.oci/"
 NVIDIA = "nvidia.com/gpu"
@@ -135,7 +138,9 @@ class Node:
         document["annotations"] = {**(document.get("annotations") or {}), **annotations}
         before = copy.deepcopy(document)
         bundle = str(self.directory / "bundle")
-        known = {"bundle": bundle, **({"caller": Caller(called)} if called else {})}
+        known: Known = {"bundle": bundle}
+        if called:
+            known["caller"] = Caller(called)
         made = engine.plan(document, at or self.compiled(), known=known)
         result = None if made is None else engine.equip(document, made.edits, False, bundle)
         assert document == before, "the input is never changed"

@@ -8,7 +8,7 @@ import os
 import shutil
 import signal
 import tempfile
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lab.containerd import Containerd, Release
 from lab.cri import CRI
@@ -18,6 +18,9 @@ from lab.node import Node
 from lab.nvidia import Commands
 from lab.plugin import Plugin, until
 from shim.state.ledger import Ledger
+
+if TYPE_CHECKING:
+    from shim.state.leases import Lease
 
 
 class Scene:
@@ -73,7 +76,7 @@ class Scene:
         directory = os.path.join(self.state, "nri/grants")
         return sorted(name.partition("-")[2][:-5] for name in os.listdir(directory)) if os.path.isdir(directory) else []
 
-    def leases(self) -> list[dict[str, Any]]:
+    def leases(self) -> list[Lease]:
         return Ledger(self.state).read()
 
     def idle(self) -> bool:

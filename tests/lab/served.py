@@ -30,7 +30,7 @@ def spec(common: dict[str, Any] | None = None, gpus: int = 8, **more: Any) -> by
 
 
 def inventory(text: bytes | None = None, **config: Any) -> Inventory:
-    values = {key: default for key, (_, _, default) in KEYS.items()}
+    values: Any = {key: default for key, (_, _, default) in KEYS.items()}
     values.update((key.replace("__", ".").replace("_", "-"), value) for key, value in config.items())
     return Compiled(
         values, Registry.build([("/cdi", None, [("nvidia.json", spec() if text is None else text)])])

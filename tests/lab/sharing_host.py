@@ -52,7 +52,7 @@ class Host:
     def plan(
         self, wish: dict[str, Any], held: Any = None, uid: int = 0, document: dict[str, Any] | None = None
     ) -> engine.Plan:
-        config = {**self.config, **self.commands.config()}
+        config: Any = {**self.config, **self.commands.config()}
         known = inventory(spec())
         known.config.update(config)
         document = document or {"process": {"user": {"uid": uid}}}

@@ -8,9 +8,10 @@ import pytest
 
 from shim.errors import ConfigError
 from shim.node import config
+from shim.shapes import Config
 
 
-def compiled(*texts: str) -> dict[str, Any]:
+def compiled(*texts: str) -> Any:
     return config.compile_config([(f"/etc/{n}.toml", text.encode()) for n, text in enumerate(texts)])
 
 
@@ -278,3 +279,7 @@ def test_the_policy_knows_every_key_of_a_request() -> None:
 
     assert set(config._RULES) - set(CLASSES) <= wanted <= set(config._RULES) | set(CLASSES)
     assert {key for key in schema.SCHEMA if key not in ("env", "resources")} <= set(CLASSES)
+
+
+def test_the_type_has_every_key() -> None:
+    assert Config.__required_keys__ == config.KEYS.keys() - {"engine"} == compiled().keys()

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from lab import install, nvidia
+from lab import install, nvidia, partial
 from lab.node import uuid
 from lab.peer import Peer, container, pod
 from lab.plugin import until
@@ -440,7 +440,7 @@ def test_a_user_namespace_that_is_not_told_in_full_is_refused_with_the_way_out(s
 
 
 def test_work_that_breaks_or_never_ends(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    broken = Work({})
+    broken = Work(partial({}))
     until(lambda: broken.done, "its end")
     assert "has ended with status 1" in str(broken.error)
     with pages.lock(scene.state, uuid(0)):

@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -186,7 +186,7 @@ def test_every_field_of_a_rule() -> None:
         assert re.search(rf"^ +([a-z, ]+, )?{field}\b", text, re.M), field
 
 
-def keys(schema: dict[str, Any], path: str = "") -> Iterator[str]:
+def keys(schema: Mapping[str, Any], path: str = "") -> Iterator[str]:
     for key, below in schema.items():
         below = rare_keys.LEAVES[below] if isinstance(below, str) else below
         if isinstance(below, dict):

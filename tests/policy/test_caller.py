@@ -17,7 +17,7 @@ from shim.policy.caller import Caller, of_call
 
 ID, IMAGE, LAYER = "c" * 64, "1" * 64, "2" * 64
 TASK = "/run/containerd/io.containerd.runtime.v2.task"
-CONFIG = {"annotation-prefix": P, "cdi.annotations": False, "engines": []}
+CONFIG: Any = {"annotation-prefix": P, "cdi.annotations": False, "engines": []}
 ASKS = {P + "service": "{}"}
 
 
@@ -66,19 +66,20 @@ def test_documents_of_odd_shape(document: Any, tmp_path: Path) -> None:
 def test_who_may_ask_and_whose_names_count(engine: str) -> None:
     caller = Caller(engine)
     assert caller.believed(CONFIG) == ""
-    assert caller.believed({**CONFIG, "engines": ["containerd", "crio", "docker", "podman", "other"]}) == (
+    assert caller.believed(CONFIG | {"engines": ["containerd", "crio", "docker", "podman", "other"]}) == (
         engine if engine in ("containerd", "crio") else ""
     )
     for nothing in ({}, {"x": "y"}, {P + "granted": "x"}, {"cdi.k8s.io/x": "y"}):
         caller.check(nothing, CONFIG)
-    for asks, config in ((ASKS, CONFIG), ({"cdi.k8s.io/x": "y"}, {**CONFIG, "cdi.annotations": True})):
+    config: Any
+    for asks, config in ((ASKS, CONFIG), ({"cdi.k8s.io/x": "y"}, CONFIG | {"cdi.annotations": True})):
         if engine in ("nerdctl", "other"):
             with pytest.raises(PolicyError, match=f"annotation {next(iter(asks))}: "):
                 caller.check(asks, config)
         else:
             caller.check(asks, config)
     if engine == "other":
-        caller.check(ASKS, {**CONFIG, "engines": ["other"]})
+        caller.check(ASKS, CONFIG | {"engines": ["other"]})
     caller.restores = True
     if engine in ("containerd", "crio", "podman"):
         with pytest.raises(PolicyError, match="takes it from the checkpoint, which may be an image"):
@@ -251,8 +252,8 @@ def test_a_storage_that_is_not_as_it_should_be(store: Store, what: str, engines:
     spoil(store, what)
     found = store.caller()
     with pytest.raises(ChandlerError, match="whether it comes from the image is not known"):
-        found.check(ASKS, {**CONFIG, "engines": engines})
-    found.check({"x": "y"}, {**CONFIG, "engines": engines})
+        found.check(ASKS, CONFIG | {"engines": engines})
+    found.check({"x": "y"}, CONFIG | {"engines": engines})
 
 
 def test_the_commands_have_an_engine_option(

@@ -23,6 +23,7 @@ from shim.policy import classes, rules
 from shim.policy.caller import Caller
 from shim.request import parse, schema
 from shim.request.rare_keys import written
+from shim.shapes import Config
 
 CONTAINERD = {
     "io.kubernetes.cri.container-type": "container",
@@ -37,15 +38,15 @@ CRIO = {
     "io.kubernetes.pod.name": "pod",
     "io.kubernetes.container.name": "main",
 }
-KNOWN = {"handler": "chandler", "user": ("0", "root")}
+KNOWN: Any = {"handler": "chandler", "user": ("0", "root")}
 
 
-def called(engine_name: str) -> dict[str, Any]:
+def called(engine_name: str) -> Any:
     """What the front end knows, including the calling engine."""
     return {**KNOWN, "caller": Caller(engine_name or "other")}
 
 
-def compiled(text: str) -> dict[str, Any]:
+def compiled(text: str) -> Config:
     return configuration.compile_config([("/c.toml", text.encode())])
 
 
@@ -138,7 +139,7 @@ deny = ["gpu.count"]
 """
 
 
-def decided(engine_name: str, annotations: dict[str, Any]) -> dict[str, Any]:
+def decided(engine_name: str, annotations: dict[str, Any]) -> Config:
     return rules.applied(
         compiled((f'engine = "{engine_name}"' if engine_name else "") + RULES), annotations, called(engine_name)
     )
@@ -621,7 +622,7 @@ class Empty:
         return None
 
 
-def planned(document: Any, config: dict[str, Any]) -> dict[str, Any] | None:
+def planned(document: Any, config: Config) -> dict[str, Any] | None:
     """config.json afterwards; None when the request is refused."""
     base = {**BASE, "annotations": service(document)}
     try:

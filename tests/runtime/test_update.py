@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from lab import REPOSITORY
+from lab import REPOSITORY, partial
 
 from shim.runtime import update
 from shim.state import grants
@@ -49,7 +49,7 @@ def updated(state: Path, data: str, *words: str) -> tuple[list[str], Any]:
 @pytest.fixture
 def state(tmp_path: Path) -> Path:
     directory = tmp_path / "state"
-    grants.write(str(directory), {"id": "c1", "root": "/root", "rules": OURS})
+    grants.write(str(directory), partial({"id": "c1", "root": "/root", "rules": OURS}))
     return directory
 
 
@@ -83,7 +83,7 @@ def test_what_is_no_list_of_devices_arrives_byte_for_byte(state: Path, data: str
 
 
 def test_a_container_of_which_nothing_is_known(tmp_path: Path) -> None:
-    grants.write(str(tmp_path), {"id": "c1", "root": "/root"})  # as an older Chandler wrote it
+    grants.write(str(tmp_path), partial({"id": "c1", "root": "/root"}))  # as an older Chandler wrote it
     assert updated(tmp_path, json.dumps(RESOURCES), "update", "--resources", "-", "c1") == (
         ["update", "--resources", "-", "c1"],
         json.dumps(RESOURCES),

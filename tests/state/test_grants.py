@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import stat
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from shim.errors import TrustError
-from shim.state import grants, records, stale
+from shim.host import kernel
+from shim.state import grants, leases, records, stale
 
 
-def record(root: str, container: str) -> dict[str, object]:
+def record(root: str, container: str) -> Any:
     return {"id": container, "root": root, "devices": ["nvidia.com/gpu=0"], "before": "b", "after": "a"}
 
 
@@ -29,7 +32,7 @@ def test_write_and_remove(tmp_path: Path) -> None:
     )
     assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
     assert os.listdir(grants.directory(state)) == [os.path.basename(path)], "no temporary file"
-    grants.write(state, {**record("/run/runc", "c"), "after": "x"})
+    grants.write(state, record("/run/runc", "c") | {"after": "x"})
     assert len(os.listdir(grants.directory(state))) == 1
     grants.remove(state, "/run/runc", "c")
     assert os.listdir(grants.directory(state)) == []
@@ -91,7 +94,7 @@ def test_a_record_stays_while_podman_may_restore_its_container(tmp_path: Path) -
     (tmp_path / "checkpoint").mkdir()
     for engine in ("podman", "docker", "other"):
         grants.write(
-            state, {**record("/nowhere", engine), "engine": engine, "token": "t", "config": f"{tmp_path}/config.json"}
+            state, record("/nowhere", engine) | {"engine": engine, "token": "t", "config": f"{tmp_path}/config.json"}
         )
         records.forget(state, "/nowhere", engine, "t")
     assert [found and found["id"] for _, found in records.every(state)] == ["podman"] and stale.prune(state, -1) == []
@@ -109,3 +112,15 @@ def test_damaged_records_do_not_stop_the_others(tmp_path: Path, content: bytes) 
     (tmp_path / "grants/directory.json").mkdir()
     os.mkfifo(tmp_path / "grants/fifo.json")
     assert "gone" in stale.prune(str(tmp_path), -1)
+
+
+def test_every_member_of_a_record_is_checked() -> None:
+    """The types for mypy, and the table by which records are checked, have the same keys."""
+    keys: set[str] = set()
+    for module in (kernel, leases, grants):
+        with open(str(module.__file__), encoding="utf-8") as file:
+            classes = [node for node in ast.walk(ast.parse(file.read())) if isinstance(node, ast.ClassDef)]
+        for found in classes:
+            if found.name in ("Creation", "Started", "Particulars", "_Shared", "GrantRecord"):
+                keys.update(ast.unparse(item.target) for item in found.body if isinstance(item, ast.AnnAssign))
+    assert keys == records.MEMBERS.keys()

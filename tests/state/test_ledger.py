@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from lab import REPOSITORY
+from lab import REPOSITORY, partial
 
 from shim.errors import HostError, LeaseError, TrustError
 from shim.sharing import terms
@@ -37,7 +37,7 @@ class Taken:
 def take(count: int) -> Any:
     """A plan for some free devices."""
 
-    def plan(held: list[dict[str, Any]]) -> Taken:
+    def plan(held: list[Any]) -> Taken:
         free = [key for key in GPUS if leases.holder([key], held) is None]
         if len(free) < count:
             raise LeaseError("short of devices")
@@ -46,7 +46,7 @@ def take(count: int) -> Any:
     return plan
 
 
-def lease(root: Path, container: str, alive: bool = False) -> dict[str, Any]:
+def lease(root: Path, container: str, alive: bool = False) -> Any:
     """A lease whose wrapper has ended; its container lives as long as its state directory exists."""
     made = ledger.oci_lease(container, str(root), "/bin/false", 1_700_000_000)
     if not alive:
@@ -71,7 +71,7 @@ def test_clash(one: str, other: str, clash: bool) -> None:
 
 
 def test_the_message_says_who_holds_what_since_when() -> None:
-    held = {"id": "c1", "names": ["nvidia.com/gpu=0", "nvidia.com/gpu=1"], "since": 1_700_000_000}
+    held: Any = {"id": "c1", "names": ["nvidia.com/gpu=0", "nvidia.com/gpu=1"], "since": 1_700_000_000}
     assert leases.words(held) == "c1 holds nvidia.com/gpu=0, nvidia.com/gpu=1 since 2023-11-14T22:13:20Z"
 
 
@@ -129,8 +129,8 @@ def test_stale_only_when_certainly_gone(tmp_path: Path) -> None:
     )
     (tmp_path / "there").mkdir()
     assert not stale.is_stale(lease(tmp_path, "there")), "the runtime gives no answer"
-    assert not stale.is_stale({"owner": "nri", "id": "gone"}), "only the plugin knows its containers"
-    assert not stale.is_stale({**lease(tmp_path, "there"), "runtime": "/nowhere"})
+    assert not stale.is_stale(partial({"owner": "nri", "id": "gone"})), "only the plugin knows its containers"
+    assert not stale.is_stale(lease(tmp_path, "there") | {"runtime": "/nowhere"})
 
 
 @pytest.mark.parametrize(
@@ -138,10 +138,10 @@ def test_stale_only_when_certainly_gone(tmp_path: Path) -> None:
 )
 def test_a_state_directory_without_a_container_in_it_is_no_container(tmp_path: Path, runtime: str, file: str) -> None:
     """A runtime that was killed early leaves it; that runtime will never know the container."""
-    found = {**lease(tmp_path, "half"), "runtime": f"/nowhere/{runtime}"}
+    found = lease(tmp_path, "half") | {"runtime": f"/nowhere/{runtime}"}
     (tmp_path / "half").mkdir()
     assert stale.is_stale(found)
-    assert not stale.is_stale({**found, "runtime": "/nowhere/kata"}), "an unknown runtime may keep its state there"
+    assert not stale.is_stale(found | {"runtime": "/nowhere/kata"}), "an unknown runtime may keep its state there"
     (tmp_path / "half" / file).touch()
     assert not stale.is_stale(found), "the runtime gives no answer"
 
@@ -238,14 +238,18 @@ MOST = 2  # sharers of a device
 def share(how: str) -> Any:
     mode, wish, uid = SHARES[how]
     return terms.Sharing(
-        mode, wish, "a test", {"gpu.mps": "external", "gpu.max-sharers": MOST, "gpu.mps-limits": "advisory"}, uid
+        mode,
+        wish,
+        "a test",
+        partial({"gpu.mps": "external", "gpu.max-sharers": MOST, "gpu.mps-limits": "advisory"}),
+        uid,
     )
 
 
 def exactly(keys: list[str], how: str = "") -> Any:
     """A plan for exactly these devices, shared in one way or not."""
 
-    def plan(held: list[dict[str, Any]]) -> Taken:
+    def plan(held: list[Any]) -> Taken:
         found = Taken(keys)
         if how:
             found.sharing = share(how)

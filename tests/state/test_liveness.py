@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lab import partial
 
 from shim.host import kernel, runtimes
 from shim.state import liveness, stale
@@ -60,21 +61,21 @@ def test_what_a_runtime_writes(written: str, names: list[str]) -> None:
     assert liveness._components(written) == names
 
 
-def entry(root: Path, **more: Any) -> dict[str, Any]:
+def entry(root: Path, **more: Any) -> Any:
     return {"id": "c", "root": str(root), "runtime": "/nowhere/runc", "group": "", **kernel.creation(str(root)), **more}
 
 
 def test_who_creates(tmp_path: Path) -> None:
     mine = entry(tmp_path)
     assert liveness.sees(mine) and liveness.creating(mine) and not stale.is_gone(mine)
-    assert not liveness.creating({**mine, "started": mine["started"] + 1})
-    assert liveness.creating({**mine, "started": mine["started"] + 1, "timens": "time:[1]"}), (
+    assert not liveness.creating(mine | {"started": mine["started"] + 1})
+    assert liveness.creating(mine | {"started": mine["started"] + 1, "timens": "time:[1]"}), (
         "start times differ in that time namespace"
     )
-    assert not liveness.creating({**mine, "pid": 2**22, "timens": "time:[1]"})
-    assert stale.is_gone({**mine, "boot": "another"}), "a process of an earlier boot is gone"
-    assert stale.is_gone({**mine, "started": mine["started"] + 1})
-    assert not stale.is_gone({**mine, "started": mine["started"] + 1, "root": "relative"})
+    assert not liveness.creating(mine | {"pid": 2**22, "timens": "time:[1]"})
+    assert stale.is_gone(mine | {"boot": "another"}), "a process of an earlier boot is gone"
+    assert stale.is_gone(mine | {"started": mine["started"] + 1})
+    assert not stale.is_gone(mine | {"started": mine["started"] + 1, "root": "relative"})
 
 
 def test_a_namespace_that_is_not_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,7 +102,7 @@ def test_where_a_root_is_seen(tmp_path: Path) -> None:
     assert liveness.visible(before) and liveness.visible(entry(root))
     path, device, inode = entry(root)["place"]
     assert not liveness.visible(entry(root, place=[path, device + 1, inode])), "a root on another file system"
-    assert liveness.visible({key: value for key, value in before.items() if key != "place"}), (
+    assert liveness.visible(partial({key: value for key, value in before.items() if key != "place"})), (
         "a lease of an older Chandler"
     )
 
@@ -137,8 +138,8 @@ def test_a_root_is_its_resolved_absolute_path(
 
 def test_without_a_control_group_a_container_never_counts_as_gone(tmp_path: Path) -> None:
     made = entry(tmp_path, pid=4194000, started=1, id="c", runtime="/bin/false")
-    assert stale.is_gone({**made, "group": "/no/such/group"})
-    assert not stale.is_gone({**made, "group": liveness.NO_GROUP})
+    assert stale.is_gone(made | {"group": "/no/such/group"})
+    assert not stale.is_gone(made | {"group": liveness.NO_GROUP})
 
 
 @pytest.mark.parametrize(
@@ -159,4 +160,4 @@ def test_what_proc_hides(monkeypatch: pytest.MonkeyPatch, options: str, namespac
         liveness, "_read", lambda path: f"24 30 0:22 / /proc rw,nosuid shared:12 - proc proc {options}\n"
     )
     monkeypatch.setattr("posix.geteuid", lambda: uid)
-    assert liveness.sees({"pidns": "pid:[5]", "userns": "user:[1]"}) == seen
+    assert liveness.sees(partial({"pidns": "pid:[5]", "userns": "user:[1]"})) == seen
