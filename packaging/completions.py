@@ -62,7 +62,7 @@ def _kind(name: str, action: argparse.Action) -> str:
 
 
 def _rows(table: list[Command]) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """For each kind, the pairs of command and option whose value is of it, and the commands whose arguments are."""
+    """Two dicts by the kind of a word: the options that take such a word ("COMMAND OPTION"), and the commands."""
     values: dict[str, list[str]] = {}
     words: dict[str, list[str]] = {}
     for command in table:

@@ -71,8 +71,8 @@ def open_own(path: str) -> int:
     """Opens Chandler's own log for appending, and creates it if needed.  Gives a file descriptor.
 
     All directories on the way must be trusted.  The log's own directory may be writable for its group, as /var/log is,
-    or for all where it is sticky.  Who can write there could make a link, or a second name of another file: both are
-    refused.  Raises OSError, or TrustError.
+    or for all users where it is sticky.  A user who can write there could put a link there, or a second name of another
+    file: both are refused.  Raises OSError, or TrustError.
     """
     owners = userns.trusted_owners(userns.user_namespace())
     directories = trust.way(path.rpartition("/")[0] or "/")

@@ -30,7 +30,7 @@ def test_empty_is_the_identity(edits: Edits) -> None:
     assert merge(EMPTY, edits) == merge(edits, EMPTY) == merge(edits) == edits
 
 
-def test_nothing_merged_is_empty() -> None:
+def test_merging_nothing_gives_empty() -> None:
     assert merge() == EMPTY
     assert not EMPTY
     assert Edits([(kinds.ENV, "a", "1", "x")])
@@ -42,7 +42,7 @@ def test_merge_is_associative(one: Edits, two: Edits, three: Edits) -> None:
 
 
 @given(some_edits)
-def test_merge_with_itself_repeats_only_what_may_stand_twice(edits: Edits) -> None:
+def test_merging_edits_with_themselves_repeats_only_devices_and_hooks(edits: Edits) -> None:
     twice = merge(edits, edits)
     for kind in (*ONCE, kinds.MOUNT):
         assert twice.of(kind) == edits.of(kind)
@@ -80,7 +80,7 @@ def test_inputs_are_never_changed(first: list[Any], second: list[Any]) -> None:
 
 
 @given(some_edits, some_edits)
-def test_equal_means_the_same_items_in_the_same_order(one: Edits, two: Edits) -> None:
+def test_equality_compares_items_and_order(one: Edits, two: Edits) -> None:
     assert (one == two) == (one.items == two.items)
     assert one != one.items
 
@@ -101,11 +101,11 @@ def test_resources_are_keyed_by_controller_and_key() -> None:
     assert [(key, value) for _, key, value, _ in edits.items] == [(("cpu", "quota"), 3), (("cpu", "period"), 2)]
 
 
-def test_shown_as_it_could_be_written() -> None:
+def test_repr() -> None:
     assert repr(Edits([(kinds.GID, 5, None, "x")])) == "Edits([('additionalGid', 5, None, 'x')])"
 
 
-def test_a_mount_that_comes_again_goes_to_the_end() -> None:
+def test_a_repeated_mount_moves_to_the_end() -> None:
     """Every other kind keeps its first place."""
     for kind, order in ((kinds.MOUNT, ["/b", "/a"]), (kinds.ENV, ["/a", "/b"])):
         edits = Edits([(kind, "/a", 1, ""), (kind, "/b", 2, ""), (kind, "/a", 3, "")])

@@ -45,7 +45,7 @@ def test_two_gpus(node: Node) -> None:
         {"cdi.k8s.io/x": f"{NVIDIA}=0"},
     ],
 )
-def test_nothing_asked(node: Node, annotations: dict[str, str]) -> None:
+def test_a_container_without_a_request_is_not_equipped(node: Node, annotations: dict[str, str]) -> None:
     assert node.equip(annotations) is None
 
 
@@ -155,7 +155,7 @@ def test_ten_creates_give_exactly_what_each_asks_for(front: Front) -> None:
         front.write(service({"resources": {"gpu": {"count": (n + 1) % 3 + 1}}}))  # the engine makes the bundle anew
 
 
-def test_creates_from_our_own_result_are_alike(front: Front) -> None:
+def test_repeated_creates_of_a_bundle_give_the_same_bytes(front: Front) -> None:
     front.node.configure("", FIXED)
     front.write(service({"resources": {"gpu": {"count": 2}}}))
     front.create()
@@ -168,14 +168,14 @@ def test_creates_from_our_own_result_are_alike(front: Front) -> None:
 @pytest.mark.parametrize(
     "config", [b"", b"{", b"[]", b"\xff", b'{"annotations": {}}', b'{"annotations": {"other": "x"}}']
 )
-def test_what_asks_nothing_goes_to_the_runtime_unread(front: Front, config: bytes) -> None:
+def test_a_config_without_a_request_is_not_read(front: Front, config: bytes) -> None:
     front.config.write_bytes(config)
     front.create()
     assert front.config.read_bytes() == config and front.grant() is None
     assert os.listdir(front.config.parent) == ["config.json"]
 
 
-def test_a_mention_that_is_no_request(front: Front) -> None:
+def test_the_prefix_outside_annotations_is_no_request(front: Front) -> None:
     document = {**CONFIG, "process": {**PROCESS, "args": ["echo", P + "service"]}}
     before = front.write({}, document)
     front.create()
@@ -218,7 +218,7 @@ def test_refusals_leave_everything_as_it_was(front: Front, document: Any) -> Non
     assert front.grant() is None
 
 
-def test_half_a_character_in_a_key(front: Front) -> None:
+def test_half_a_surrogate_pair_in_a_key_is_refused(front: Front) -> None:
     front.write({P + "\ud800": "x"})
     assert "is no Unicode text" in front.refused()
 
@@ -287,7 +287,7 @@ def test_a_secret_is_read_without_holding_the_ledger(front: Front) -> None:
     assert "TOKEN=the-secret" in front.result()["process"]["env"]
 
 
-def test_no_grant_no_container(front: Front) -> None:
+def test_a_create_without_a_grant_record_is_refused(front: Front) -> None:
     front.write(service({"resources": {"gpu": {}}}))
     (front.node.directory / "state/grants").touch()
     assert "the grant cannot be recorded" in front.refused()

@@ -19,12 +19,12 @@ NAMES = [
 FAMILY: list[type[errors.ChandlerError]] = [getattr(errors, name) for name in NAMES]
 
 
-def test_what_and_todo_make_one_sentence() -> None:
+def test_an_error_is_one_sentence_of_what_and_todo() -> None:
     assert str(errors.ChandlerError("a is wrong")) == "a is wrong"
     assert str(errors.ChandlerError("a is wrong", "write b")) == "a is wrong; write b"
 
 
-def test_never_more_than_one_line() -> None:
+def test_an_error_is_one_line() -> None:
     assert str(errors.HostError("a\nb\n", "c\nd")) == "a b ; c d"
 
 

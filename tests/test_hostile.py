@@ -532,7 +532,9 @@ def test_the_corpus_is_large() -> None:
 
 
 @pytest.mark.parametrize("annotations", REFUSED, ids=short)
-def test_refused_in_one_sentence(at: tuple[Node, inventory.Inventory], annotations: dict[str, Any]) -> None:
+def test_hostile_requests_are_refused_in_one_sentence(
+    at: tuple[Node, inventory.Inventory], annotations: dict[str, Any]
+) -> None:
     node, compiled = at
     with pytest.raises(ChandlerError) as caught:
         node.equip(annotations, at=compiled)
@@ -545,7 +547,7 @@ def test_refused_in_one_sentence(at: tuple[Node, inventory.Inventory], annotatio
     REACHING[REACHING.index({"storage": [{"type": "bind", "source": "/a/../etc", "target": "/h"}]}) :],
     ids=short,
 )
-def test_what_is_wrong_in_itself_is_refused_whoever_asks(
+def test_invalid_requests_are_refused_for_every_caller(
     at: tuple[Node, inventory.Inventory], document: dict[str, Any]
 ) -> None:
     node, compiled = at
@@ -558,7 +560,7 @@ def test_what_is_wrong_in_itself_is_refused_whoever_asks(
 
 
 @pytest.mark.parametrize("annotations", HARMLESS, ids=short)
-def test_harmless(at: tuple[Node, inventory.Inventory], annotations: dict[str, Any]) -> None:
+def test_allowed_requests_are_harmless(at: tuple[Node, inventory.Inventory], annotations: dict[str, Any]) -> None:
     node, compiled = at
     check_harmless(CONFIG, node.equip(annotations, at=compiled))
 

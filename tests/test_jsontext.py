@@ -190,14 +190,14 @@ INVALID = {
 
 
 @pytest.mark.parametrize(("data", "words"), INVALID.values(), ids=INVALID)
-def test_what_the_error_says(data: bytes, words: str) -> None:
+def test_the_error_says_where_the_text_is_damaged(data: bytes, words: str) -> None:
     with pytest.raises(JsonError) as caught:
         jsontext.loads(data)
     assert words in str(caught.value)
 
 
 @given(json_values)
-def test_unique_changes_nothing_where_keys_are(value: Any) -> None:
+def test_unique_changes_nothing_for_unique_keys(value: Any) -> None:
     data = json.dumps(value).encode()
     assert plain(jsontext.loads(data, unique=True)) == plain(jsontext.loads(data))
 
@@ -229,12 +229,12 @@ def test_written_text_is_json_on_one_line_and_means_the_same(value: Any) -> None
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), [float("-inf")], {"a": float("nan")}])
-def test_what_json_has_no_number_for_is_not_written(value: Any) -> None:
+def test_nan_and_infinity_are_refused(value: Any) -> None:
     with pytest.raises(JsonError):
         jsontext.dumps(value)
 
 
-def test_other_values_are_a_mistake_of_ours() -> None:
+def test_other_values_raise_type_error() -> None:
     for value in (b"x", {1, 2}, object()):
         with pytest.raises(TypeError, match="no JSON value"):
             jsontext.dumps(value)
@@ -470,7 +470,7 @@ def test_a_key_of_a_source_that_stands_twice(text: str) -> None:
     assert jsontext.loads(source.dumps(source.value)) == source.value
 
 
-def test_what_is_unchanged_is_written_as_it_was() -> None:
+def test_unchanged_members_keep_their_text() -> None:
     source = jsontext.Source(b'{"x": [1.50,  "\\u0041"], "linux": {"seccomp": {"a" : 1e3}, "n": 2}}', DEEP)
     changed = {**source.value, "linux": {**source.value["linux"], "n": 3}}
     assert source.dumps(changed) == b'{"x":[1.50,  "\\u0041"],"linux":{"seccomp":{"a" : 1e3},"n":3}}'
@@ -499,7 +499,7 @@ def test_what_is_unchanged_is_written_as_it_was() -> None:
         b'{"a":' * 100_000,
     ],
 )
-def test_what_is_no_source(data: bytes) -> None:
+def test_a_source_must_be_an_object(data: bytes) -> None:
     with pytest.raises(JsonError):
         jsontext.Source(data, DEEP)
 

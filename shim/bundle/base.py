@@ -1,6 +1,6 @@
-"""The configuration that every built bundle begins with, before what its service asks for is edited in.
+"""The config.json that every built bundle begins with.  The edits for what its service asks for come on top of it.
 
-Source: OCI runtime specification 1.0.2; defaults as Docker and containerd have them.  Pure.
+Source: OCI runtime specification 1.0.2, "Configuration"; the defaults are those of Docker and containerd.  Pure.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from typing import Any, Dict, List, NamedTuple, Sequence
 
 from shim.shapes import Document
 
-OCI_VERSION = "1.0.2"  # every runtime takes it; some refuse a newer one
+OCI_VERSION = "1.0.2"  # every runtime accepts it; some refuse a newer one
 PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 TERM = "TERM=xterm"
 ROOTFS = "rootfs"  # a root file system in the bundle itself
-_TTY_GROUP = 5  # devpts(5): the group of terminals on every distribution
+_TTY_GROUP = 5  # the group tty, which has this number on every distribution; the default of Docker and containerd
 
 CAPABILITIES = (
     "CAP_AUDIT_WRITE",
@@ -44,17 +44,21 @@ MASKED = (
     "/sys/firmware",
 )
 READONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
-# null, zero, full, random, urandom, tty, console, ptmx, and every pts
+# (major, minor) of null, zero, full, random, urandom, tty, console and ptmx, and the major number of all pts
 _DEVICES = ((1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2), (136, None))
 _KERNEL_FS = ("nosuid", "noexec", "nodev")
 
-Mapping = Dict[str, int]  # containerID, hostID, size
+Mapping = Dict[str, int]  # keys as in linux.uidMappings: containerID, hostID, size
 
 
 class Node(NamedTuple):
-    """What the host is like: `unified`, control groups of version 2 alone; `own_uids` and `own_gids`, the mappings of
-    a user namespace for the container, none where it needs none; `uids` and `gids`, the ids that then exist in it
-    (None: all); `rootless`, whether devices and most mounts are beyond the caller."""
+    """The facts about this host that config.json depends on.
+
+    `unified`: whether the host has cgroup v2 only.
+    `rootless`: whether the caller lacks the rights to add devices and to make most mounts.
+    `own_uids`, `own_gids`: the mappings of the container's user namespace; empty where it needs none of its own.
+    `uids`, `gids`: the ids that exist in the container, asked with `in` (shim.bundle.rootless.Ids); None for all ids.
+    """
 
     unified: bool = False
     rootless: bool = False
@@ -65,7 +69,10 @@ class Node(NamedTuple):
 
 
 class Process(NamedTuple):
-    """What runs: arguments, environment without the service's own, working directory."""
+    """The container's process.
+
+    `args`: its command line.  `env`: NAME=VALUE entries, without those of the service.  `cwd`: its working directory.
+    """
 
     args: Sequence[str]
     env: Sequence[str]
@@ -81,7 +88,12 @@ def config(
     privileged: bool = False,
     confined: bool = True,
 ) -> Document:
-    """The config.json of a container with the root file system `root`; `confined`: no program gains privileges."""
+    """The config.json of a container.
+
+    `root`: the path of its root file system.  `host_network`: whether it uses the host's network namespace.
+    `privileged`: whether it may open all devices and write to all of /proc and /sys.
+    `confined`: whether to set noNewPrivileges, so that no program in it gains privileges by set-user-ID.
+    """
     linux: Document = {
         "namespaces": [{"type": kind} for kind in namespaces(node, host_network)],
         "rootfsPropagation": "private",
@@ -112,19 +124,21 @@ def config(
 
 
 def environment(*layers: Sequence[str]) -> List[str]:
-    """The layers one over the other, a later value in the place of an earlier, with PATH and TERM where none sets
-    them."""
-    found: Dict[str, str] = {}
+    """Merges lists of NAME=VALUE entries.  A later value replaces an earlier one; PATH and TERM get defaults."""
+    entries: Dict[str, str] = {}  # by the name of the variable
     for layer in layers:
         for entry in layer:
-            found[entry.partition("=")[0]] = entry
+            entries[entry.partition("=")[0]] = entry
     for entry in (PATH, TERM):
-        found.setdefault(entry.partition("=")[0], entry)
-    return list(found.values())
+        entries.setdefault(entry.partition("=")[0], entry)
+    return list(entries.values())
 
 
 def namespaces(node: Node, host_network: bool) -> List[str]:
-    """The namespaces of the container's own.  On version 2 the cgroup namespace hides the host's tree."""
+    """The types of the namespaces that the container gets for itself.
+
+    With cgroup v2 it gets a cgroup namespace, which hides the host's control groups from it.
+    """
     kinds = ["pid", "ipc", "uts", "mount"]
     if not host_network:
         kinds.append("network")
@@ -136,24 +150,24 @@ def namespaces(node: Node, host_network: bool) -> List[str]:
 
 
 def mounts(node: Node, host_network: bool, privileged: bool) -> List[Document]:
-    """What is mounted in every container."""
+    """The mounts that every container gets."""
     readonly = () if privileged else ("ro",)
     tty = (f"gid={_TTY_GROUP}",) if node.gids is None or _TTY_GROUP in node.gids else ()
-    made = [
+    result = [
         _mount("/proc", "proc", "proc", *_KERNEL_FS),
         _mount("/dev", "tmpfs", "tmpfs", "nosuid", "strictatime", "mode=755", "size=65536k"),
         _mount("/dev/pts", "devpts", "devpts", "nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", *tty),
         _mount("/dev/shm", "tmpfs", "shm", *_KERNEL_FS, "mode=1777", "size=65536k"),
         _mount("/dev/mqueue", "mqueue", "mqueue", *_KERNEL_FS),
     ]
-    if node.rootless and host_network:  # sysfs(5) is for who owns the network namespace
-        made.append(_mount("/sys", "none", "/sys", "rbind", *_KERNEL_FS, "ro"))
-        return made
-    made.append(_mount("/sys", "sysfs", "sysfs", *_KERNEL_FS, *readonly))
+    if node.rootless and host_network:  # only the owner of the network namespace may mount a new sysfs: bind the host's
+        result.append(_mount("/sys", "none", "/sys", "rbind", *_KERNEL_FS, "ro"))
+        return result
+    result.append(_mount("/sys", "sysfs", "sysfs", *_KERNEL_FS, *readonly))
     if node.unified or not node.rootless:
-        # the type that runtimes take for either version; cgroup2 is refused on a host of version 1
-        made.append(_mount("/sys/fs/cgroup", "cgroup", "cgroup", *_KERNEL_FS, "relatime", *readonly))
-    return made
+        # runtimes accept the type cgroup for both versions; they refuse cgroup2 on a host with version 1
+        result.append(_mount("/sys/fs/cgroup", "cgroup", "cgroup", *_KERNEL_FS, "relatime", *readonly))
+    return result
 
 
 def _mount(destination: str, kind: str, source: str, *options: str) -> Document:
@@ -161,7 +175,7 @@ def _mount(destination: str, kind: str, source: str, *options: str) -> Document:
 
 
 def device_rules(privileged: bool) -> List[Document]:
-    """The device cgroup: nothing but what every container has, or everything."""
+    """The rules of linux.resources.devices: only the devices that every container has, or all when privileged."""
     rules: List[Document] = [{"allow": privileged, "access": "rwm"}]
     if not privileged:
         for major, minor in _DEVICES:

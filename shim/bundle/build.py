@@ -1,8 +1,8 @@
-"""Builds a bundle's config.json from a service of a deployment file, along the road that annotations take.
+"""Builds a bundle's config.json from a service of a deployment file, with the same steps as a request in annotations.
 
-The file is the administrator's own, so the policy trusts it: every class of request is allowed (a `deny` of the policy
-still wins).  Where the node keeps leases the GPUs are chosen when the container is created, by chandler-runtime, which
-finds that part of the request as an annotation: a bundle that is only built holds no GPU.
+The deployment file belongs to the administrator, so the policy allows every class of request; its `deny` still counts.
+On a node that keeps leases, a bundle that is only built must not hold GPUs.  So the GPU part of the request goes into
+config.json as an annotation, and chandler-runtime chooses the GPUs when it creates the container.
 """
 
 from __future__ import annotations
@@ -32,7 +32,14 @@ MAX_HOSTNAME = 64  # sethostname(2)
 
 
 class BuildOptions(NamedTuple):
-    """What the builder's caller says beside the deployment file; it wins over that."""
+    """The caller's settings.  They win over those of the deployment file.
+
+    `args`: the command line, in place of the image's and the service's; None to keep that.
+    `volumes`: for each volume, its directory on the host; see `volumes` below for the names.
+    `cgroup_parent`: the parent control group that the environment names.
+    `move`: the process that may be moved to make room for the container's control group (shim.host.cgroups.place).
+    `hidden`: leave out secrets and variables of the host, because the result is printed.
+    """
 
     id: str
     bundle: str = ""
@@ -44,13 +51,13 @@ class BuildOptions(NamedTuple):
     volumes: Mapping[str, str] = {}
     host_network: bool = False
     systemd: bool = False
-    cgroup_parent: str = ""  # of the environment
-    move: Optional[int] = None  # the process that may be moved to make room for the container's group
-    hidden: bool = False  # secrets and the host's variables are left out, since the result is shown
+    cgroup_parent: str = ""
+    move: Optional[int] = None
+    hidden: bool = False
 
 
 class Built(NamedTuple):
-    """config.json, and what is worth a line to somebody who asks for it."""
+    """The result: config.json, and notes for --debug, one sentence each."""
 
     config: Document
     notes: List[str]
@@ -59,7 +66,10 @@ class Built(NamedTuple):
 def build(
     service: deployment.DeployedService, found: image.Image, options: BuildOptions, inventory: Inventory, place: Place
 ) -> Built:
-    """The configuration for a service; raises ChandlerError before anything is changed."""
+    """Makes the config.json for a service.  Raises ChandlerError before anything on the host is changed.
+
+    `found`: the image's configuration.  `place`: the caller and the paths of this node.
+    """
     wish = _checked(service.document, service.source)
     notes = [f"{service.source}: left to an orchestrator: {', '.join(service.ignored)}"] if service.ignored else []
     command = wish.pop("command", {})
@@ -108,8 +118,8 @@ def build(
     if gpu and inventory.config["gpu.allocator"] == "leases":
         if wish.get("privileged"):
             raise RequestError(
-                f"{service.source}: a privileged container can open every GPU, "
-                "and this node leases each to one container",
+                f"{service.source}: a privileged container can open every GPU, but this node leases each GPU to one "
+                "container",
                 'leave privileged out, or set allocator = "fixed" in [gpu]',
             )
         equip.check(config, gpu)
@@ -133,7 +143,7 @@ def build(
 
 
 def _check_ids(config: Document, here: base.Node, source: str) -> None:
-    """Raises RequestError for a user or a group that the container's user namespace does not have."""
+    """Raises RequestError for a user or group of the process that the container's user namespace does not have."""
     user = config["process"]["user"]
     wanted = [
         ("uid", user["uid"], here.uids),
@@ -143,12 +153,16 @@ def _check_ids(config: Document, here: base.Node, source: str) -> None:
         if ids is not None and number not in ids:
             raise RequestError(
                 f"{source}: user: {word} {number} is not among the ids that the caller has for containers",
-                f"give him a range in /etc/sub{word}, or run as another user",
+                f"give the caller a range in /etc/sub{word}, or choose another user",
             )
 
 
 def _take_gpu(wish: Document, master: str) -> Document:
-    """The part of a request that is about GPUs, taken out of it: it comes last, or when the container is created."""
+    """Takes resources.gpu out of a request, and returns a request with only that ({} without it).
+
+    GPUs are handled after the rest of the request, or later, when the container is created.
+    `master`: the name of the service, the default of distributed.master_addr.
+    """
     if "gpu" not in wish.get("resources", {}):
         return {}
     resources = wish["resources"] = dict(wish["resources"])
@@ -161,7 +175,11 @@ def _take_gpu(wish: Document, master: str) -> Document:
 
 
 class _Equipment(NamedTuple):
-    """What edits are made with; `hidden`: values that are nobody's to see are left out."""
+    """Turns requests into edits of config.json.
+
+    `source`: the file and the service, for errors.  `known`: what the front end knows (shim.engine.plan).
+    `hidden`: as in BuildOptions.
+    """
 
     inventory: Inventory
     place: Place
@@ -170,53 +188,58 @@ class _Equipment(NamedTuple):
     hidden: bool
 
     def check(self, config: Document, wish: Document) -> None:
-        """Whether this node has the devices that a request is for, whoever holds them.  Raises ChandlerError."""
+        """Raises ChandlerError when this node lacks a device that a request asks for.  Leases do not matter here."""
         engine.plan(config, self.inventory, held=[], wish=parse.Request(wish, self.source), known=self.known)
 
     def with_request(self, config: Document, wish: Document) -> Document:
-        """A configuration with what a request asks for."""
+        """Returns the configuration with the edits for a request.  Raises ChandlerError."""
         if not wish:
             return config
-        made = engine.plan(config, self.inventory, wish=parse.Request(wish, self.source), known=self.known)
-        assert made is not None  # since there is a request
-        edits = made.edits
-        if made.sharing is not None:
+        planned = engine.plan(config, self.inventory, wish=parse.Request(wish, self.source), known=self.known)
+        assert planned is not None  # since there is a request
+        edits = planned.edits
+        if planned.sharing is not None:
             edits = merge(
-                edits, setup.begin(made.sharing, self.place.trusted_state_dir(self.inventory.config["state-dir"]))
+                edits, setup.begin(planned.sharing, self.place.trusted_state_dir(self.inventory.config["state-dir"]))
             )
         kept: List[Edit] = []
         for edit in edits.items:
             if edit[0] == ANNOTATION:
-                continue  # our own mark, which a create would take for a forgery
+                continue  # Chandler's mark: a create would refuse it as forged
             kept.append((*edit[:2], HIDDEN, edit[3]) if self.hidden and isinstance(edit[2], Hidden) else edit)
         return engine.equip(config, edits.with_values(kept), self.place.rootless, self.known["bundle"])
 
 
 def volumes(given: Mapping[str, str]) -> Dict[str, str]:
-    """Directories by the names that storage has for them.  An anonymous volume is named by its target, `/app/cache`,
-    and a bucket as `s3://bucket/prefix`.  Raises RequestError."""
-    found = {}
+    """The directories of volumes by the names that policy.volumes uses (shim.policy.classes.volume).
+
+    `given`: directories by the names that a caller writes: the name of a named volume, the target of an anonymous one
+    (/app/cache), or s3://BUCKET/PREFIX.  Raises RequestError.
+    """
+    directories = {}
     for name, path in given.items():
         if not path.startswith("/"):
-            raise RequestError(f"the volume {name!r} is to be in {path!r}, which is no absolute path")
+            raise RequestError(
+                f"the directory {path!r} of the volume {name!r} is not an absolute path", "write the whole path"
+            )
         if name.startswith("/"):
             name = classes.volume({"type": "anonymous", "target": name})
         elif name.startswith("s3://"):
             bucket, _, prefix = name[len("s3://") :].partition("/")
             name = classes.volume({"type": "s3", "bucket": bucket, "prefix": prefix})
-        found[name] = path
-    return found
+        directories[name] = path
+    return directories
 
 
 def trusting(inventory: Inventory) -> Inventory:
-    """The same devices under a policy that trusts its caller."""
+    """A copy of an inventory, with the same devices and a policy that trusts the caller."""
     trusted = copy.copy(inventory)
     trusted.config = {**inventory.config, "policy.trust": "all", "policy.rule": []}
     return trusted
 
 
 def _checked(document: Document, source: str) -> Document:
-    """A request document in normal form.  Raises RequestError with its source."""
+    """A request document in normal form.  Raises RequestError, which begins with `source`."""
     try:
         return schema.check(document)
     except RequestError as error:
@@ -224,29 +247,31 @@ def _checked(document: Document, source: str) -> Document:
 
 
 def _directory(own: str, of_image: str, source: str) -> str:
-    """A working directory; an image's may lack its slash.  None is below /proc, where descriptors of the host may be
-    open (CVE-2024-21626)."""
+    """The container's working directory: the caller's or the service's, else the image's, which may lack its slash.
+
+    Raises RequestError also for a path below /proc, where descriptors of the host may be open (CVE-2024-21626).
+    """
     path = own or pathtext.clean("/" + of_image)
     where = source if own else f"{source}: the image"
     return str(_checked({"command": {"workdir": path}}, where)["command"]["workdir"])
 
 
 def node(place: Place) -> base.Node:
-    """This host, as far as a container's configuration depends on it."""
+    """The facts about this host that config.json depends on, for the user who calls."""
     unified = cgroups.survey().version == "v2"
     if not place.rootless:
         return base.Node(unified)
-    if place.euid == 0:  # in somebody's user namespace already, which will be the container's
+    if place.euid == 0:  # the caller is root of a user namespace already, and the container will be in the same one
         uids, gids = (rootless.Ids(rootless.of_map(rootless.read(f"/proc/self/{word}_map"))) for word in ("uid", "gid"))
         return base.Node(unified, True, uids=uids, gids=gids)
     names = owners(place.euid)
-    own = rootless.mappings(place.euid, rootless.ranges(rootless.read("/etc/subuid"), names))
-    groups = rootless.mappings(os.getegid(), rootless.ranges(rootless.read("/etc/subgid"), names))
-    return base.Node(unified, True, own, groups, rootless.Ids(own), rootless.Ids(groups))
+    uid_map = rootless.mappings(place.euid, rootless.ranges(rootless.read("/etc/subuid"), names))
+    gid_map = rootless.mappings(os.getegid(), rootless.ranges(rootless.read("/etc/subgid"), names))
+    return base.Node(unified, True, uid_map, gid_map, rootless.Ids(uid_map), rootless.Ids(gid_map))
 
 
 def owners(uid: int) -> List[str]:
-    """The words by which /etc/subuid may mean a user: his number, and his name if he has one."""
+    """The words by which /etc/subuid and /etc/subgid can name a user: the uid as text, and the user's name, if any."""
     import pwd
 
     try:
@@ -259,20 +284,28 @@ def owners(uid: int) -> List[str]:
 
 
 def write_config(bundle: str, config: Document) -> None:
-    """config.json in a bundle that is there; it may hold secrets.  Raises BundleError or OSError."""
+    """Writes config.json, readable for its owner only (it may hold secrets), into a bundle that exists.
+
+    Raises BundleError or OSError.
+    """
     if not os.path.isdir(bundle):
-        raise BundleError(f"{bundle} is not there", "make it and its rootfs first, or use `chandler bundle create`")
-    for left in _ours(bundle):
-        os.unlink(left)  # it belongs to the config.json that now goes
+        raise BundleError(
+            f"the bundle {bundle} does not exist", "make it and its rootfs first, or use `chandler bundle create`"
+        )
+    for leftover in _ours(bundle):
+        os.unlink(leftover)  # it belongs to the config.json that is replaced now
     path = os.path.join(bundle, "config.json")
     data = jsontext.dumps(config) + b"\n"
     files.replace(path, data, 0o600)
-    if "annotations" in config:  # a request that chandler-runtime is to know for ours
+    if "annotations" in config:  # mark the file, so that chandler-runtime sees that this request is Chandler's own
         os.symlink(files.digest(data), path + config_file.BUILT)
 
 
 def create(bundle: str, config: Document) -> None:
-    """The bundle's directory with config.json; an empty rootfs in it when the configuration names no other."""
+    """Makes the bundle's directory with config.json, and an empty rootfs in it when the configuration names no other.
+
+    Raises BundleError or OSError.
+    """
     os.makedirs(bundle, mode=0o711, exist_ok=True)
     if config["root"]["path"] == base.ROOTFS:
         os.makedirs(os.path.join(bundle, base.ROOTFS), exist_ok=True)
@@ -280,7 +313,10 @@ def create(bundle: str, config: Document) -> None:
 
 
 def root_path(rootfs: str) -> str:
-    """A root file system as config.json names it: runc takes no link and no path through one.  Raises BundleError."""
+    """The path of a root file system for config.json; '' means rootfs in the bundle.  Raises BundleError.
+
+    The path is resolved, since runc refuses a path with a symbolic link.
+    """
     if not rootfs:
         return base.ROOTFS
     if not os.path.isdir(rootfs):
@@ -289,18 +325,18 @@ def root_path(rootfs: str) -> str:
 
 
 def remove(bundle: str, everything: bool = False) -> None:
-    """The bundle, but never a root file system elsewhere.  A bundle that is not there is fine.
+    """Removes a bundle, but never a root file system outside it.  Does nothing when there is no bundle.
 
-    A root file system that lies in the bundle itself, and files that are not ours, go only with `everything`.
-    Raises BundleError for a directory that is no bundle.
+    `everything`: also remove a root file system in the bundle itself, and files that are not Chandler's; without it,
+    such a bundle stays and BundleError is raised.  Raises BundleError also for a directory that is not a bundle.
     """
     if not os.path.lexists(bundle):
         return
     if os.path.islink(bundle) or not os.path.isdir(bundle):
-        raise BundleError(f"{bundle} is no directory")
+        raise BundleError(f"{bundle} is not a directory")
     names = set(os.listdir(bundle))
     if names and not names & {"config.json", base.ROOTFS}:
-        raise BundleError(f"{bundle} is no bundle: it has neither config.json nor {base.ROOTFS}")
+        raise BundleError(f"{bundle} is not a bundle: it has neither config.json nor {base.ROOTFS}")
     if everything:
         import shutil
 
@@ -313,7 +349,7 @@ def remove(bundle: str, everything: bool = False) -> None:
         others.add(base.ROOTFS)
     if others:
         raise BundleError(
-            f"{bundle} holds {', '.join(sorted(others))}, too", "`chandler bundle remove --all` removes that as well"
+            f"{bundle} also holds {', '.join(sorted(others))}", "`chandler bundle remove --all` removes that as well"
         )
     if link:
         os.unlink(inside)
@@ -327,15 +363,15 @@ def remove(bundle: str, everything: bool = False) -> None:
 
 
 def _ours(bundle: str) -> List[str]:
-    """What Chandler has put beside config.json."""
+    """The paths of the files that Chandler has put beside config.json."""
     return [os.path.join(bundle, name) for name in os.listdir(bundle) if name.startswith("config.json.chandler-")]
 
 
 def read(path: str, limit: int) -> bytes:
-    """A file that the caller names.  Raises OSError or HostError."""
+    """The content of a file that the caller names, of at most `limit` bytes.  Raises OSError or HostError."""
     return files.read(path, limit, follow=True)[0]
 
 
 def exists(path: str) -> bool:
-    """Whether there is something at `path`."""
+    """Whether `path` exists; symbolic links are followed."""
     return files.exists(path)

@@ -1,7 +1,7 @@
-"""Deployment files: YAML with services, of which one becomes a bundle.
+"""Reads deployment files: YAML with services, one of which becomes a bundle.
 
-A service's keys are those of the request document (shim.request.parse).  Keys that only an orchestrator can honour are
-passed over and told of; any other is an error.  Pure.
+A service has the keys of a request document (shim.request.parse).  Keys that only an orchestrator can use are ignored
+and reported in a note.  Any other key is an error.  Pure.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from shim.shapes import Document
 MAX_FILE = 4 << 20
 VERSION = "v1"
 
-# Keys beside `services` and of a service that need somebody who runs many containers on many machines.
+# Keys for an orchestrator, which runs many containers on many machines: at the top of the file, and of a service.
 _ORCHESTRATED = frozenset(("api", "externals", "labels", "tunnels"))
 _SERVICE_ORCHESTRATED = frozenset(
     (
@@ -47,7 +47,12 @@ _SERVICE_ORCHESTRATED = frozenset(
 
 
 class DeployedService(NamedTuple):
-    """One service: `document` as the file has it, less the keys in `ignored`; `source` names file and service."""
+    """One service of a deployment file.
+
+    `document`: the service's keys and values, without those for an orchestrator.
+    `ignored`: the keys for an orchestrator, of the file and of the service.
+    `source`: the file and the service, for errors.
+    """
 
     deployment: str
     name: str
@@ -57,35 +62,36 @@ class DeployedService(NamedTuple):
 
 
 def service(text: str, path: str, name: str) -> DeployedService:
-    """The service `name` of a deployment file; '' for the only one.  Raises RequestError, which names file and key.
+    """The service `name` of a deployment file; with the name '', the file's only service.
 
-    The service's document is not checked yet.
+    `text`: the file's content.  `path`: its path, for errors.  The values in the service's document are not checked.
+    Raises RequestError, which names the file and the key.
     """
     document = _object(_load(text, path), path)
     for key in document:
         if key not in ("version", "deployment", "services") and key not in _ORCHESTRATED:
             raise RequestError(f"{path}: unknown key {key!r}", "known here: deployment, services, version")
     if document.get("version", VERSION) != VERSION:
-        raise RequestError(f"{path}: version: {document['version']!r} is not known", f"this Chandler reads {VERSION}")
+        raise RequestError(f"{path}: version: {document['version']!r} is unknown", f"this Chandler reads {VERSION}")
     deployment = document.get("deployment", "")
     if not isinstance(deployment, str):
-        raise RequestError(f"{path}: deployment: {deployment!r} is not a text")
+        raise RequestError(f"{path}: deployment: {deployment!r} is not a string")
     services = _object(document.get("services"), f"{path}: services")
     if not name and len(services) == 1:
         name = next(iter(services))
     if name not in services:
-        asked = f"no service {name!r}" if name else "several services"
-        raise RequestError(f"{path}: {asked}", f"it has {', '.join(services) or 'none'}; choose with --service")
+        problem = f"has no service {name!r}" if name else "has several services" if services else "has no services"
+        raise RequestError(f"{path} {problem}", f"it has {', '.join(services) or 'none'}; choose one with --service")
     source = f"{path}: service {name}"
-    own = _object(services[name], source)
-    known = {key: value for key, value in own.items() if key not in _SERVICE_ORCHESTRATED}
+    whole = _object(services[name], source)
+    request = {key: value for key, value in whole.items() if key not in _SERVICE_ORCHESTRATED}
     ignored = [key for key in document if key in _ORCHESTRATED] + [
-        f"services.{name}.{key}" for key in own if key not in known
+        f"services.{name}.{key}" for key in whole if key not in request
     ]
-    for key in known:
+    for key in request:
         if key not in schema.SCHEMA:
             raise RequestError(f"{source}: unknown key {key!r}", f"known here: {', '.join(sorted(schema.SCHEMA))}")
-    return DeployedService(deployment, name, known, ignored, source)
+    return DeployedService(deployment, name, request, ignored, source)
 
 
 def _load(text: str, path: str) -> Any:

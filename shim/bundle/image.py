@@ -1,6 +1,7 @@
-"""An image's configuration, and what it comes to: the command, the first layer of the environment, directory and user.
+"""Reads an image's configuration: command, environment, working directory and user.
 
-Source: OCI image specification, "Image Configuration"; how entrypoint and cmd meet a caller's is Docker's rule.  Pure.
+Source: OCI image specification, "OCI Image Configuration".  A caller's entrypoint and args are combined with the
+image's by Docker's rule (Dockerfile reference, "Understand how CMD and ENTRYPOINT interact").  Pure.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ from shim.errors import BundleError, ChandlerError
 from shim.shapes import Document
 
 MAX_IMAGE_CONFIG = 8 << 20
-SHELL = ("/bin/sh",)  # what runs when nobody says what to run
+SHELL = ("/bin/sh",)  # the command when neither the image nor the caller names one
 
 
 class Image(NamedTuple):
-    """The parts of an image's configuration that a bundle takes up; all empty where there is no image."""
+    """The parts of an image's configuration that a bundle uses.  Without an image all are empty."""
 
     entrypoint: Sequence[str] = ()
     cmd: Sequence[str] = ()
@@ -26,9 +27,9 @@ class Image(NamedTuple):
 
 
 def parse(data: bytes, path: str) -> Image:
-    """The image configuration in a file: an OCI image's, the `config` object of one, or what `docker inspect` prints.
+    """Parses an image configuration: an OCI image's, its `config` object alone, or the output of `docker inspect`.
 
-    Raises BundleError, which names the file and the key.
+    `path`: the file that `data` comes from, for errors.  Raises BundleError, which names the file and the key.
     """
     try:
         document = jsontext.loads(data)
@@ -42,11 +43,13 @@ def parse(data: bytes, path: str) -> Image:
     if document is None:
         return Image()
     if not isinstance(document, dict):
-        raise BundleError(f"{path} is no image configuration", "give it the blob that the manifest's `config` names")
+        raise BundleError(
+            f"{path} is not an image configuration", "name the blob that the manifest's `config` refers to"
+        )
     env = _texts(document, "Env", path)
     for entry in env:
         if not entry.partition("=")[1] or entry.startswith("="):
-            raise BundleError(f"{path}: Env: {entry!r} is no NAME=VALUE")
+            raise BundleError(f"{path}: Env: {entry!r} does not have the form NAME=VALUE")
     return Image(
         _texts(document, "Entrypoint", path),
         _texts(document, "Cmd", path),
@@ -61,7 +64,7 @@ def _texts(document: Document, key: str, path: str) -> List[str]:
     if value is None:
         return []
     if not isinstance(value, list) or not all(isinstance(item, str) and "\0" not in item for item in value):
-        raise BundleError(f"{path}: {key} is not a list of texts")
+        raise BundleError(f"{path}: {key} is not a list of strings")
     return value
 
 
@@ -70,15 +73,18 @@ def _text(document: Document, key: str, path: str) -> str:
     if value is None:
         return ""
     if not isinstance(value, str) or "\0" in value:
-        raise BundleError(f"{path}: {key} is not a text")
+        raise BundleError(f"{path}: {key} is not a string")
     return value
 
 
 def command(entrypoint: Optional[Sequence[str]], args: Optional[Sequence[str]], image: Image) -> List[str]:
-    """What the process is: an entrypoint of one's own puts the image's cmd out of force, args of one's own replace
-    the cmd and go to the image's entrypoint.  An empty list of args counts as none."""
+    """The command line of the container's process.
+
+    The caller's `entrypoint` replaces the image's entrypoint and cmd.  Without one, the image's entrypoint gets the
+    caller's `args`, or the image's cmd when there are none.  An empty list of args counts as none.
+    """
     if entrypoint is not None:
-        whole = [*entrypoint, *(args or ())]
+        words = [*entrypoint, *(args or ())]
     else:
-        whole = [*image.entrypoint, *(args or image.cmd)]
-    return whole or list(SHELL)
+        words = [*image.entrypoint, *(args or image.cmd)]
+    return words or list(SHELL)

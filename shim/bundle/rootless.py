@@ -1,6 +1,8 @@
-"""The ids of a container that an unprivileged user starts: his own as root, and what the administrator lent him.
+"""The user and group ids of a container that an unprivileged user starts.
 
-Source: user_namespaces(7), subuid(5), subgid(5).  All but `read` is pure.
+In the container, the user's own id is root, and the ids from 1 on are the subordinate ids that the administrator gave
+this user in /etc/subuid and /etc/subgid.
+Source: user_namespaces(7), subuid(5), subgid(5).  All functions except `read` are pure.
 """
 
 from __future__ import annotations
@@ -13,17 +15,17 @@ from shim.host import files
 Mapping = Dict[str, int]
 Range = Tuple[int, int]
 
-MAX_ID = (1 << 32) - 2  # 2**32 - 1 means no id
-MAX_LINES = 340  # user_namespaces(7): lines of uid_map and gid_map
+MAX_ID = (1 << 32) - 2  # 2**32 - 1 stands for "no id", see user_namespaces(7)
+MAX_LINES = 340  # the most lines that uid_map and gid_map can have, see user_namespaces(7)
 MAX_FILE = 16 << 20
 
 
 def ranges(text: str, owners: Sequence[str]) -> List[Range]:
-    """(first, count) of every range in a subuid or subgid file that is any of `owners`, a name or a number in text.
+    """The ranges in a subuid or subgid file that belong to one of `owners`, as (first id, number of ids).
 
-    Lines that are no range are passed over, as shadow's tools do.
+    `owners`: user names, or numbers as text.  Lines of another form are ignored, as shadow's tools do.
     """
-    found: List[Range] = []
+    result: List[Range] = []
     for line in text.splitlines():
         fields = line.strip().split(":")
         if len(fields) != 3 or not fields[0] or fields[0] not in owners:
@@ -32,30 +34,30 @@ def ranges(text: str, owners: Sequence[str]) -> List[Range]:
             int(field) if field.isascii() and field.isdigit() and len(field) < 11 else -1 for field in fields[1:]
         )
         if first >= 0 and count > 0 and first + count - 1 <= MAX_ID:
-            found.append((first, count))
-    return found
+            result.append((first, count))
+    return result
 
 
 def mappings(own: int, lent: Sequence[Range]) -> List[Mapping]:
-    """The map of a user namespace: 0 is `own`, and from 1 on the ids of all ranges, one after the other.
+    """The id map of a user namespace: 0 is the host's id `own`, and from 1 on come the ids of the ranges `lent`.
 
-    What a range has in common with an earlier one, or with `own`, is mapped once: the kernel refuses it twice.
+    An id that is in several ranges, or is `own`, is mapped only once, since the kernel refuses overlapping mappings.
     """
-    made = [{"containerID": 0, "hostID": own, "size": 1}]
-    following = 1
+    id_map = [{"containerID": 0, "hostID": own, "size": 1}]
+    next_id = 1
     for first, count in lent:
-        for start, size in _without(first, count, made):
-            if len(made) == MAX_LINES or following + size - 1 > MAX_ID:
-                return made
-            made.append({"containerID": following, "hostID": start, "size": size})
-            following += size
-    return made
+        for start, size in _unmapped(first, count, id_map):
+            if len(id_map) == MAX_LINES or next_id + size - 1 > MAX_ID:
+                return id_map
+            id_map.append({"containerID": next_id, "hostID": start, "size": size})
+            next_id += size
+    return id_map
 
 
-def _without(first: int, count: int, made: Sequence[Mapping]) -> List[Range]:
-    """The parts of a range that are not mapped yet."""
+def _unmapped(first: int, count: int, id_map: Sequence[Mapping]) -> List[Range]:
+    """The parts of a range of host ids that a map does not have yet."""
     parts = [(first, first + count)]
-    for mapping in made:
+    for mapping in id_map:
         low, high = mapping["hostID"], mapping["hostID"] + mapping["size"]
         parts = [
             piece
@@ -67,26 +69,28 @@ def _without(first: int, count: int, made: Sequence[Mapping]) -> List[Range]:
 
 
 class Ids:
-    """The ids that a map gives a container; asked with `in`."""
+    """The ids that exist in a container with an id map.  Ask with `number in ids`."""
 
-    def __init__(self, made: Sequence[Mapping]) -> None:
-        self._made = made
+    def __init__(self, id_map: Sequence[Mapping]) -> None:
+        self._id_map = id_map
 
     def __contains__(self, number: object) -> bool:
         return isinstance(number, int) and any(
-            0 <= number - mapping["containerID"] < mapping["size"] for mapping in self._made
+            0 <= number - mapping["containerID"] < mapping["size"] for mapping in self._id_map
         )
 
 
 def of_map(text: str) -> List[Mapping]:
-    """The mappings in a uid_map or gid_map of /proc."""
+    """Parses a uid_map or gid_map of /proc."""
     rows = [[int(word) for word in line.split()] for line in text.splitlines() if line.strip()]
     return [{"containerID": row[0], "hostID": row[1], "size": row[2]} for row in rows]
 
 
 def read(path: str) -> str:
-    """The text of a file such as /etc/subuid; '' where there is none or it cannot be read, as for a user without a
-    range."""
+    """The text of a file such as /etc/subuid.
+
+    Gives '' for a file that is missing or unreadable: then the user has no ranges.
+    """
     try:
         data: Any = files.read(path, MAX_FILE, follow=True)[0]
     except (OSError, ChandlerError):

@@ -192,10 +192,8 @@ def _config(arguments: argparse.Namespace, bundle: str, move: Any) -> Document:
     )
     try:
         built = build.build(service, image_config, options, inventory, place)
-    except (
-        Stale,
-        ChangedError,
-    ):  # the inventory lost a part while it was read, or a device has changed since it was compiled
+    except (Stale, ChangedError):
+        # the inventory lost a part while it was read, or a device has changed since it was compiled
         built = build.build(service, image_config, options, compiler.refresh(place), place)
     for note in built.notes if arguments.debug else ():
         print(f"chandler: debug: {note}", file=sys.stderr)

@@ -165,24 +165,24 @@ def validate(args: Arguments) -> int:
     for path in args.files:
         try:
             data = files.read(path, MAX_SIZE, follow=True)[0]
-            found = spec.problems(data, path)
+            problems = spec.problems(data, path)
         except (ChandlerError, OSError) as error:
-            found = [("", str(error) if isinstance(error, ChandlerError) else error.strerror or "cannot be read")]
-        results.append((path, found))
+            problems = [("", str(error) if isinstance(error, ChandlerError) else error.strerror or "cannot be read")]
+        results.append((path, problems))
     if args.format == "json":
         _json(
             [
-                {"file": path, "problems": [{"place": place, "problem": what} for place, what in found]}
-                for path, found in results
+                {"file": path, "problems": [{"place": place, "problem": what} for place, what in problems]}
+                for path, problems in results
             ]
         )
     else:
-        for path, found in results:
-            for place, what in found:
+        for path, problems in results:
+            for place, what in problems:
                 print(": ".join(part for part in (path, place, what) if part))
-            if not found:
+            if not problems:
                 print(f"{path}: valid")
-    return 1 if any(found for _, found in results) else 0
+    return 1 if any(problems for _, problems in results) else 0
 
 
 def inject(args: Arguments) -> int:

@@ -91,10 +91,8 @@ def run(arguments: argparse.Namespace) -> int:
     }
     try:
         planned = engine.plan(document, inventory, held=leases, known=call_facts)
-    except (
-        Stale,
-        ChangedError,
-    ):  # the inventory lost a part while it was read, or a device has changed since it was compiled
+    except (Stale, ChangedError):
+        # the inventory lost a part while it was read, or a device has changed since it was compiled
         inventory = compiler.refresh(place)
         planned = engine.plan(document, inventory, held=leases, known=call_facts)
     if planned is None:

@@ -96,16 +96,16 @@ def generate(arguments: argparse.Namespace) -> int:
             raise HostError(f"--mode {options.mode} is a mode of NVIDIA's devices", "leave --vendor out")
         vendors = ["nvidia"]
     results = [(vendor, *generators.describe(vendor, HostTree(), options, nvml.ask)) for vendor in vendors]
-    for _, _, found in results:
-        for note in found.notes:
+    for _, _, description in results:
+        for note in description.notes:
             print(f"chandler: {note}", file=sys.stderr)
-    described = [(vendor, file, found) for vendor, file, found in results if file is not None]
+    described = [(vendor, file, description) for vendor, file, description in results if file is not None]
     if not described:
-        looked = ", ".join(found.kind for _, _, found in results)
+        looked = ", ".join(description.kind for _, _, description in results)
         raise HostError(f"this host has no device of kind {looked}; nothing was generated")
     targets = _targets(arguments.output, [vendor for vendor, _, _ in described])
-    for (_, file, found), path in zip(described, targets):
-        _deliver(path, cdi_file.render(file, arguments.format), file, found, arguments.dry_run)
+    for (_, file, description), path in zip(described, targets):
+        _deliver(path, cdi_file.render(file, arguments.format), file, description, arguments.dry_run)
     return 0
 
 
@@ -126,7 +126,7 @@ def _targets(output: str | None, vendors: list[str]) -> list[str]:
     return [output or ""]
 
 
-def _deliver(path: str, data: bytes, file: Document, found: Found, dry: bool) -> None:
+def _deliver(path: str, data: bytes, file: Document, description: Found, dry: bool) -> None:
     """Writes a CDI file, or prints it for the path "", and says on standard error what was done."""
     if not path:
         sys.stdout.buffer.write(data)
@@ -136,9 +136,8 @@ def _deliver(path: str, data: bytes, file: Document, found: Found, dry: bool) ->
         same = files.read(path, MAX_SIZE, follow=True)[0] == data
     except OSError:
         same = False
-    count = (
-        f"{len(found.devices)} device{'s' if len(found.devices) != 1 else ''} of {found.kind}, CDI {file['cdiVersion']}"
-    )
+    number = len(description.devices)
+    count = f"{number} device{'s' if number != 1 else ''} of {description.kind}, CDI {file['cdiVersion']}"
     if same:
         words = "is up to date"
     elif dry:

@@ -18,9 +18,8 @@ from shim.state.ledger import Ledger
 if TYPE_CHECKING:
     from shim.state.leases import Lease
 
-_FORGET_AFTER = (
-    3600.0  # seconds; for grants of older releases, which do not name the process that creates the container
-)
+# Seconds; for grant records of older releases, which do not name the process that creates the container.
+_FORGET_AFTER = 3600.0
 
 
 def add_parser(commands: Any) -> None:

@@ -54,9 +54,8 @@ def main(argv: list[str] | None = None) -> int:
     except ChandlerError as error:
         print(f"chandler: {error}", file=sys.stderr)
     except BrokenPipeError:
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), 1
-        )  # the reader closed the pipe: keep Python from failing again when it flushes at exit
+        # the reader closed the pipe: without this, Python would fail again when it flushes at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     except OSError as error:
         print(f"chandler: {error.filename or ''}: {error.strerror}", file=sys.stderr)
     except KeyboardInterrupt:

@@ -152,9 +152,8 @@ class Cri:
             try:
                 images = self.call("ListImages", "ImageService").images
                 break
-            except (
-                self.grpc.RpcError
-            ) as error:  # while the engine starts, its socket accepts calls before its service does
+            except self.grpc.RpcError as error:
+                # while the engine starts, its socket accepts calls before its service does
                 code = self.grpc.StatusCode
                 if error.code() not in (code.UNAVAILABLE, code.UNIMPLEMENTED, code.UNKNOWN) or time.monotonic() > until:
                     raise

@@ -25,11 +25,11 @@ OPTIONS = "chandler.oci/options"
 DIGEST = "chandler.oci/digest"  # of the rest of the file; another digest means that a person changed it
 
 
-def document(found: Found, options: Options) -> Document:
+def document(description: Found, options: Options) -> Document:
     """The CDI document.  Raises HostError when a device would have no name, or two devices the same name."""
-    common, device_edits = with_hooks(*_lifted(found), options)
+    common, device_edits = with_hooks(*_lifted(description), options)
     devices: list[Document] = []
-    for device, edits in zip(found.devices, device_edits):
+    for device, edits in zip(description.devices, device_edits):
         names = [name for name in (device.names.get(strategy, "") for strategy in options.strategies) if _is_name(name)]
         if not names:
             wanted = " or ".join(options.strategies)
@@ -48,8 +48,8 @@ def document(found: Found, options: Options) -> Document:
         )
     result: Document = {
         "cdiVersion": "",
-        "kind": found.kind,
-        "annotations": _annotations(found, options),
+        "kind": description.kind,
+        "annotations": _annotations(description, options),
         "containerEdits": common,
         "devices": devices,
     }
@@ -60,10 +60,10 @@ def document(found: Found, options: Options) -> Document:
     return result
 
 
-def _annotations(found: Found, options: Options) -> dict[str, str]:
-    result = {LAYOUT: _printable("; ".join(device.layout for device in found.devices))}
-    if found.driver:
-        result[DRIVER] = _printable(found.driver)
+def _annotations(description: Found, options: Options) -> dict[str, str]:
+    result = {LAYOUT: _printable("; ".join(device.layout for device in description.devices))}
+    if description.driver:
+        result[DRIVER] = _printable(description.driver)
     recorded = options.recorded()
     if recorded:
         result[OPTIONS] = json.dumps(recorded, sort_keys=True)
@@ -89,14 +89,14 @@ def _device(name: str, annotations: dict[str, str], edits: Block) -> Document:
     return {"name": name, "annotations": dict(annotations), "containerEdits": edits}
 
 
-def _lifted(found: Found) -> tuple[Block, list[Block]]:
+def _lifted(description: Found) -> tuple[Block, list[Block]]:
     """The common edits, and each device's own edits.  Edits that all of several devices have become common edits.
 
     Device nodes stay in the devices when a device would have no node left, since CDI needs edits in every device.
     """
-    device_edits = [merged(device.edits) for device in found.devices]
+    device_edits = [merged(device.edits) for device in description.devices]
     if len(device_edits) < 2:
-        return merged(found.common), device_edits
+        return merged(description.common), device_edits
     shared: Block = {
         category: [
             item
@@ -111,9 +111,9 @@ def _lifted(found: Found) -> tuple[Block, list[Block]]:
     ]
     rest = [{category: items for category, items in edits.items() if items} for edits in rest]
     if all(edits.get("deviceNodes") for edits in rest):
-        return merged(found.common, shared), rest
+        return merged(description.common, shared), rest
     nodes: Block = {"deviceNodes": shared.pop("deviceNodes")}
-    return merged(found.common, shared), [merged(nodes, edits) for edits in rest]
+    return merged(description.common, shared), [merged(nodes, edits) for edits in rest]
 
 
 def own_digest(decoded: Document) -> str:

@@ -25,9 +25,8 @@ GENERATORS: dict[str, Callable[[Vendor, HostTree, Options, Ask], Found]] = {
 
 def vendor_name(kind: str) -> str:
     """The vendor that a kind belongs to.  Raises HostError for a kind that we do not generate."""
-    if kind.startswith(
-        ("nvidia.com/", "management.nvidia.com/")
-    ):  # also the kinds of shim.generate.nvmodes, which the vendor table does not have
+    # also the kinds of shim.generate.nvmodes, which the vendor table does not have
+    if kind.startswith(("nvidia.com/", "management.nvidia.com/")):
         return NVIDIA.name
     vendor = of_kind(kind)
     if not vendor.name:
@@ -39,10 +38,10 @@ def vendor_name(kind: str) -> str:
 
 
 def describe(name: str, tree: HostTree, options: Options, ask: Ask) -> tuple[Document | None, Found]:
-    """The CDI document for a vendor's devices on this host (None where there are none), and what was found.
+    """The CDI document for a vendor's devices on this host (None where there are none), and what the generator found.
 
     Raises HostError for hardware that is there and cannot be described.
     """
     vendor = next(each for each in VENDORS if name in each.names)
-    found = GENERATORS[vendor.generator](vendor, tree, options, ask)
-    return (cdi_file.document(found, options) if found.devices else None), found
+    description = GENERATORS[vendor.generator](vendor, tree, options, ask)
+    return (cdi_file.document(description, options) if description.devices else None), description

@@ -78,9 +78,8 @@ class Cache:
             first, last = min(first, key, value), max(last, key, value)
         if self._count or self._hardware:
             first, last = min((first, *self._hardware)), max((last, *self._hardware))
-            if (
-                first < self._strings or body.find(b"\0", last, self._end) < 0
-            ):  # a string begins outside of the strings, or has no end
+            # a string begins outside of the strings, or has no end
+            if first < self._strings or body.find(b"\0", last, self._end) < 0:
                 raise ValueError
 
     def _rows(self) -> Iterator[tuple[int, ...]]:

@@ -51,8 +51,8 @@ def fallback(
         if vendor.kind in kinds:
             continue
         try:
-            document, found = generators.describe(vendor.name, tree or HostTree(), options, ask)
-            watch += found.watch
+            document, description = generators.describe(vendor.name, tree or HostTree(), options, ask)
+            watch += description.watch
             if document is not None:
                 entries.append((f"{vendor.name}.json", cdi_file.render(document)))
         except HostError as error:
@@ -152,7 +152,7 @@ def refresh(
             wrong.append(f"{path} is in the way: it is not a file that Chandler made")
             continue
         try:
-            document, found = generators.describe(vendor.name, tree, Options(hook=config["cdi.hook"]), ask)
+            document, description = generators.describe(vendor.name, tree, Options(hook=config["cdi.hook"]), ask)
             if document is None:
                 continue
             write(path, cdi_file.render(document))
@@ -160,7 +160,7 @@ def refresh(
             wrong.append(f"{path} was not made: {error}")
             continue
         done.append(f"made {path}")
-        wrong += found.notes
+        wrong += description.notes
     return done, wrong
 
 

@@ -68,12 +68,8 @@ _BINARIES = (
 )
 _PROGRAM_DIRS = ("/usr/bin", "/usr/sbin", "/usr/local/bin", "/bin", "/sbin", "/run/current-system/sw/bin")
 _SOCKETS = ("nvidia-persistenced/socket", "nvidia-fabricmanager/socket")
-_FIRMWARE = (
-    "updates/{0}",
-    "updates",
-    "{0}",
-    "",
-)  # below /lib/firmware, in the kernel's search order; {0}: the kernel release
+# Directories below /lib/firmware, in the kernel's search order.  {0}: the kernel release.
+_FIRMWARE = ("updates/{0}", "updates", "{0}", "")
 _MAX_CACHE = 32 << 20  # bytes of the dynamic loader's cache
 
 

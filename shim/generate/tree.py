@@ -50,9 +50,8 @@ class HostTree:
         try:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 return b""
-            return files.read_all(
-                descriptor, 65536, limit, path
-            )  # files in /proc and /sys have no size, or a wrong one
+            # not by their size: files in /proc and /sys have no size, or a wrong one
+            return files.read_all(descriptor, 65536, limit, path)
         except (OSError, ChandlerError):
             return b""
         finally:
@@ -64,16 +63,16 @@ class HostTree:
 
     def names(self, path: str) -> list[str]:
         """The sorted names in a directory; none when it cannot be listed.  Raises HostError for more than MAX_NAMES."""
-        found: list[str] = []
+        names: list[str] = []
         try:
             with os.scandir(self.at(path)) as entries:
                 for entry in entries:
-                    found.append(entry.name)
-                    if len(found) > MAX_NAMES:
+                    names.append(entry.name)
+                    if len(names) > MAX_NAMES:
                         raise HostError(f"{path} holds more than {MAX_NAMES} entries")
         except OSError:
             return []
-        return sorted(found)
+        return sorted(names)
 
     def link(self, path: str) -> str:
         """The target of a symbolic link; "" where there is none."""

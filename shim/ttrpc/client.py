@@ -1,4 +1,4 @@
-"""The end of a ttrpc connection that calls.
+"""The caller's end of a ttrpc connection.
 
     client = Client()
     stream = client.call("some.Service", "Method", payload)
@@ -6,7 +6,7 @@
     for reply in client.receive(data):
         …  # reply.stream, reply.result()
 
-Sans-IO.
+Sans-IO: it takes and gives bytes, and touches no socket.  Source: ttrpc, PROTOCOL.md.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from shim.ttrpc.errors import ProtocolError, RemoteError, UsageError
 from shim.ttrpc.frame import Decoder, Frame
 from shim.ttrpc.messages import Request, Response
 
-MAX_CALLS = 1024  # unanswered at one time
+MAX_CALLS = 1024  # calls without an answer at one time
 _MAX_STREAM = (1 << 32) - 1
 
 
 class Reply(NamedTuple):
-    """The answer on a stream: `code` 0 and the payload, or an error."""
+    """The answer to the call on a stream.  `code`: 0 with a payload, or the code of an error with a message."""
 
     stream: int
     payload: bytes
@@ -40,7 +40,7 @@ class Reply(NamedTuple):
 
 
 class Client:
-    """Call, send what `take` gives, give it what was received, get replies."""
+    """Makes calls.  Send the bytes that `take` gives, and pass received bytes to `receive`, which gives the replies."""
 
     def __init__(self) -> None:
         self._decoder = Decoder()
@@ -49,7 +49,10 @@ class Client:
         self._open: set[int] = set()
 
     def call(self, service: str, method: str, payload: bytes, timeout: int = 0) -> int:
-        """The stream id of a new call.  `timeout` in nanoseconds.  Raises UsageError or OversizeError."""
+        """Starts a call and returns its stream id.
+
+        `timeout`: nanoseconds, 0 for none.  Raises UsageError or OversizeError.
+        """
         if len(self._open) >= MAX_CALLS:
             raise UsageError(f"more than {MAX_CALLS} calls at a time")
         if self._next > _MAX_STREAM:
@@ -62,23 +65,23 @@ class Client:
         return stream
 
     def receive(self, data: bytes) -> list[Reply]:
-        """The replies that are complete with `data`.  Raises ProtocolError."""
+        """Takes received bytes, and returns the replies that are now complete.  Raises ProtocolError."""
         replies: list[Reply] = []
-        for one in self._decoder.feed(data):
-            if one.kind != frame.RESPONSE:
-                raise ProtocolError(f"a caller does not receive frames of type {one.kind}")
-            if one.stream not in self._open:
-                raise ProtocolError(f"an answer on stream {one.stream}, where none is awaited")
+        for received in self._decoder.feed(data):
+            if received.kind != frame.RESPONSE:
+                raise ProtocolError(f"a caller does not receive frames of type {received.kind}")
+            if received.stream not in self._open:
+                raise ProtocolError(f"an answer arrived on stream {received.stream}, which has no open call")
             try:
-                response = Response.FromString(one.payload)
+                response = Response.FromString(received.payload)
             except DecodeError:
-                raise ProtocolError(f"the answer on stream {one.stream} is no ttrpc response") from None
-            self._open.discard(one.stream)
-            replies.append(Reply(one.stream, response.payload, response.status.code, response.status.message))
+                raise ProtocolError(f"the answer on stream {received.stream} is not a ttrpc response") from None
+            self._open.discard(received.stream)
+            replies.append(Reply(received.stream, response.payload, response.status.code, response.status.message))
         return replies
 
     def take(self) -> bytes:
-        """What is to be sent; it is gone from here afterwards."""
+        """Returns the bytes to send, and forgets them."""
         data = bytes(self._outgoing)
         self._outgoing.clear()
         return data

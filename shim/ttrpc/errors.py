@@ -1,12 +1,12 @@
-"""What can go wrong on a ttrpc connection, and the status codes.
+"""The errors of a ttrpc connection, and the status codes.
 
-A ProtocolError is the end of a connection: the two ends no longer agree on where a frame begins.  A RemoteError is
-the answer to one call; the connection lives on.
+After a ProtocolError the connection cannot go on, because the two ends may disagree on where a frame begins.  A
+RemoteError is the answer to one call, and the connection goes on.
 """
 
 from __future__ import annotations
 
-# Status codes, as gRPC numbers them.
+# Status codes, with gRPC's numbers.
 OK = 0
 UNKNOWN = 2
 INVALID_ARGUMENT = 3
@@ -22,19 +22,19 @@ class TtrpcError(Exception):
 
 
 class ProtocolError(TtrpcError):
-    """Bytes that no ttrpc peer sends; close the connection."""
+    """The peer sent bytes that the protocol does not allow; close the connection."""
 
 
 class OversizeError(ProtocolError):
-    """A length beyond the limit, seen before a byte was kept for it."""
+    """A message is longer than the limit.  For a received one the header tells, before memory is used."""
 
 
 class UsageError(TtrpcError):
-    """The caller of this package asked for what the protocol does not allow now; nothing was sent."""
+    """The code that uses this package did something that the protocol does not allow now.  Nothing is sent."""
 
 
 class RemoteError(TtrpcError):
-    """The peer answered a call with an error: `code`, one of the status codes, and `message`."""
+    """The peer answered a call with an error.  `code`: one of the status codes."""
 
     def __init__(self, code: int, message: str) -> None:
         super().__init__(f"{message or 'no reason given'} (status {code})")

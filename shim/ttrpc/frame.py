@@ -5,7 +5,7 @@
     | length     | stream id   | type  | flags | length bytes … |    numbers big-endian
     +------------+-------------+-------+-------+----------------+
 
-Sans-IO: bytes in, frames out, in whatever pieces the bytes come.  Source: ttrpc, PROTOCOL.md.
+Sans-IO: it takes bytes, in pieces of any size, and gives frames.  Source: ttrpc, PROTOCOL.md.
 """
 
 from __future__ import annotations
@@ -38,7 +38,10 @@ def encode(frame: Frame) -> bytes:
 
 
 class Decoder:
-    """Frames from a stream of bytes.  Once it has raised, it raises the same again: there is no way back in step."""
+    """Cuts a stream of bytes into frames.
+
+    After an error it raises that error again at every call, since the beginning of the next frame is unknown.
+    """
 
     def __init__(self, limit: int = MAX_MESSAGE) -> None:
         self.limit = limit
@@ -46,7 +49,10 @@ class Decoder:
         self._broken: ProtocolError | None = None
 
     def feed(self, data: bytes) -> list[Frame]:
-        """The frames that are complete with `data`.  Raises ProtocolError; frames before the fault are lost."""
+        """Takes bytes, and returns the frames that are now complete.
+
+        Raises ProtocolError; then complete frames in the same bytes are lost.
+        """
         if self._broken is not None:
             raise self._broken
         self._buffer += data
@@ -76,5 +82,5 @@ class Decoder:
 
     @property
     def waiting(self) -> int:
-        """Bytes of a frame that is not complete."""
+        """The number of bytes of an incomplete frame that were received so far."""
         return len(self._buffer)

@@ -1,4 +1,4 @@
-"""The envelope of a call and of its answer.  Source: ttrpc, request.proto."""
+"""The messages that carry a call and its answer.  Source: ttrpc, request.proto."""
 
 from __future__ import annotations
 

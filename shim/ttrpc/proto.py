@@ -1,7 +1,8 @@
-"""Protobuf message classes from a table, built at start.
+"""Builds protobuf message classes from a table, when a program starts.
 
-No generated code: what protoc writes for one version of the protobuf package does not load in another, while
-descriptors have been the same since its version 3.  A table maps message names to fields, `name: (number, type)`:
+There is no generated code, because code that protoc wrote for one version of the protobuf package does not load in
+another one.  Descriptors have been the same since version 3.  A table maps message names to fields,
+`name: (number, type)`:
 
     string, bytes, bool, int32, int64, uint32, uint64    a scalar (an enum is an int32 on the wire)
     Name        a message of the same table
@@ -31,7 +32,7 @@ _SCALARS = {
 
 
 def build(package: str, table: Mapping[str, Fields]) -> dict[str, Any]:
-    """The class of every message of the table."""
+    """The classes of all messages in a table, by name."""
     file = descriptor_pb2.FileDescriptorProto(name=package + ".proto", package=package, syntax="proto3")
     for name, fields in table.items():
         message = file.message_type.add(name=name)
@@ -44,7 +45,7 @@ def build(package: str, table: Mapping[str, Fields]) -> dict[str, Any]:
 
 def _add(message: Any, package: str, owner: str, field: str, number: int, kind: str) -> None:
     repeated = kind[0] in "*{"
-    made = message.field.add(
+    descriptor = message.field.add(
         name=field, number=number, label=_FIELD.LABEL_REPEATED if repeated else _FIELD.LABEL_OPTIONAL
     )
     if kind.startswith("{"):
@@ -55,9 +56,9 @@ def _add(message: Any, package: str, owner: str, field: str, number: int, kind: 
         kind = f"{owner}.{entry.name}"
     kind = kind.lstrip("*")
     if kind in _SCALARS:
-        made.type = _SCALARS[kind]
+        descriptor.type = _SCALARS[kind]
     else:
-        made.type, made.type_name = _FIELD.TYPE_MESSAGE, f"{package}.{kind}"
+        descriptor.type, descriptor.type_name = _FIELD.TYPE_MESSAGE, f"{package}.{kind}"
 
 
 def _message_class(descriptor: Any, pool: Any) -> Any:

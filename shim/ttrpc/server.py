@@ -1,4 +1,4 @@
-"""The end of a ttrpc connection that is called.
+"""The server's end of a ttrpc connection.
 
     server = Server()
     for call in server.receive(data):
@@ -8,7 +8,8 @@
             server.unimplemented(call)
     send(server.take())
 
-Sans-IO.  Unary calls only: a streaming call is answered UNIMPLEMENTED.
+Sans-IO: it takes and gives bytes, and touches no socket.  It has unary calls only, and answers UNIMPLEMENTED to a
+streaming call.  Source: ttrpc, PROTOCOL.md.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from shim.ttrpc.errors import ProtocolError, UsageError
 from shim.ttrpc.frame import Decoder, Frame
 from shim.ttrpc.messages import Request, Response
 
-MAX_CALLS = 1024  # unanswered at one time
+MAX_CALLS = 1024  # calls without an answer at one time
 _REMOTE_CLOSED = 0x01  # flag: the caller sends nothing after this frame
 
 
 class Call(NamedTuple):
-    """A call that waits for its answer.  `timeout` in nanoseconds, 0 for none."""
+    """A call that waits for its answer.  `timeout`: nanoseconds, 0 for none."""
 
     stream: int
     service: str
@@ -37,7 +38,7 @@ class Call(NamedTuple):
 
 
 class Server:
-    """Give it what was received, get calls; answer them; send what `take` gives."""
+    """Pass received bytes to `receive`, which gives calls; answer the calls; send the bytes that `take` gives."""
 
     def __init__(self) -> None:
         self._decoder = Decoder()
@@ -46,31 +47,33 @@ class Server:
         self._open: set[int] = set()
 
     def receive(self, data: bytes) -> list[Call]:
-        """The calls that are complete with `data`.  Raises ProtocolError."""
+        """Takes received bytes, and returns the calls that are now complete.  Raises ProtocolError."""
         calls: list[Call] = []
-        for one in self._decoder.feed(data):
-            if one.kind != frame.REQUEST:
-                raise ProtocolError(f"a server does not receive frames of type {one.kind}")
-            if one.stream % 2 == 0 or one.stream <= self._last:
-                raise ProtocolError(f"stream id {one.stream} after {self._last}: a caller's are odd and increase")
-            self._last = one.stream
+        for received in self._decoder.feed(data):
+            if received.kind != frame.REQUEST:
+                raise ProtocolError(f"a server does not receive frames of type {received.kind}")
+            if received.stream % 2 == 0 or received.stream <= self._last:
+                raise ProtocolError(
+                    f"stream id {received.stream} after {self._last}: a caller's stream ids must be odd and increase"
+                )
+            self._last = received.stream
             if len(self._open) >= MAX_CALLS:
-                self._send(one.stream, errors.RESOURCE_EXHAUSTED, f"more than {MAX_CALLS} calls at a time")
+                self._send(received.stream, errors.RESOURCE_EXHAUSTED, f"more than {MAX_CALLS} calls at a time")
                 continue
             try:
-                request = Request.FromString(one.payload)
+                request = Request.FromString(received.payload)
             except DecodeError:
-                self._send(one.stream, errors.INVALID_ARGUMENT, "the request is no ttrpc request")
+                self._send(received.stream, errors.INVALID_ARGUMENT, "the request is not a ttrpc request")
                 continue
-            if one.flags & ~_REMOTE_CLOSED:
-                self._send(one.stream, errors.UNIMPLEMENTED, f"{request.service}/{request.method} is no stream")
+            if received.flags & ~_REMOTE_CLOSED:
+                self._send(received.stream, errors.UNIMPLEMENTED, f"{request.service}/{request.method} does not stream")
                 continue
-            self._open.add(one.stream)
-            calls.append(Call(one.stream, request.service, request.method, request.payload, request.timeout_nano))
+            self._open.add(received.stream)
+            calls.append(Call(received.stream, request.service, request.method, request.payload, request.timeout_nano))
         return calls
 
     def answer(self, call: Call, payload: bytes) -> None:
-        """The result of a call."""
+        """Answers a call with its result.  Raises UsageError when it has an answer already."""
         self._close(call)
         data = Response(payload=payload).SerializeToString()
         if len(data) > frame.MAX_MESSAGE:
@@ -83,23 +86,23 @@ class Server:
             self._outgoing += frame.encode(Frame(call.stream, frame.RESPONSE, 0, data))
 
     def refuse(self, call: Call, code: int, message: str) -> None:
-        """An error instead of a result."""
+        """Answers a call with an error.  Raises UsageError when it has an answer already."""
         self._close(call)
         self._send(call.stream, code, message)
 
     def unimplemented(self, call: Call) -> None:
-        """The answer to a service or method that is not there."""
+        """Answers a call of a service or method that does not exist."""
         self.refuse(call, errors.UNIMPLEMENTED, f"{call.service}/{call.method} is not implemented")
 
     def take(self) -> bytes:
-        """What is to be sent; it is gone from here afterwards."""
+        """Returns the bytes to send, and forgets them."""
         data = bytes(self._outgoing)
         self._outgoing.clear()
         return data
 
     def _close(self, call: Call) -> None:
         if call.stream not in self._open:
-            raise UsageError(f"the call on stream {call.stream} has its answer")
+            raise UsageError(f"the call on stream {call.stream} has an answer already")
         self._open.discard(call.stream)
 
     def _send(self, stream: int, code: int, message: str) -> None:

@@ -186,7 +186,7 @@ def test_the_callers_own_annotation_counts(scene: Scene, low: str) -> None:
     )
 
 
-def test_nothing_of_the_image_s_beside_the_caller_s(scene: Scene) -> None:
+def test_a_request_of_the_caller_adds_nothing_from_the_image(scene: Scene) -> None:
     name = scene.load({P + "env.EVIL": "image"})
     done = scene.run("runc", name, scene.podman.annotation(P + "resources.gpu.count=1"))
     assert "EVIL" not in done.stdout and (

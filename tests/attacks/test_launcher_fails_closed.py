@@ -248,7 +248,7 @@ CHANGES: dict[str, tuple[list[tuple[str, str]], Callable[[str], None]]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_configuration_that_is_not_newer_counts(scene: Scene, node: Node, change: str) -> None:
+def test_a_configuration_with_an_older_time_counts(scene: Scene, node: Node, change: str) -> None:
     """The launch line says that CDI annotations are no request; the configuration says that they are."""
     etc = scene.installation.etc
     before, make = CHANGES[change]
@@ -390,7 +390,7 @@ def test_a_launch_line_that_is_no_file(bench: Bench) -> None:
     ],
     ids=["descriptors", "memory", "data", "stack", "size of files"],
 )
-def test_limits_of_the_process(bench: Bench, limit: int, values: range) -> None:
+def test_resource_limits_do_not_lose_a_request(bench: Bench, limit: int, values: range) -> None:
     for value in values:
 
         def bounded(value: int = value) -> None:
@@ -487,7 +487,7 @@ def broken(request: pytest.FixtureRequest, bench: Bench) -> str:
     return path
 
 
-def test_without_python_nothing_that_asks_starts_and_other_verbs_work(bench: Bench, broken: str) -> None:
+def test_without_python_requests_are_refused_and_other_verbs_work(bench: Bench, broken: str) -> None:
     bench.installation.refresh()
     wrap = hidden("/usr/bin/python3", by=broken)
     assert not bench.served(wrap=wrap)

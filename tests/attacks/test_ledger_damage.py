@@ -165,7 +165,7 @@ def kept(tmp_path: Path) -> Kept:
 
 @pytest.mark.parametrize("which", ["leases", "leases.copy", "both", "records", "all"])
 @pytest.mark.parametrize("nri", [False, True])
-def test_thousands_of_damages(kept: Kept, which: str, nri: bool) -> None:
+def test_damaged_files_in_this_process(kept: Kept, which: str, nri: bool) -> None:
     """Whatever is damaged, nothing that `lives` holds is granted, and every error is one sentence."""
     rng = random.Random(f"{SEED} {which} {nri}")
     if not nri:
@@ -263,7 +263,7 @@ def test_a_lost_ledger_does_not_count_as_empty(kept: Kept) -> None:
     assert [lease["id"] for lease in kept.ledger.read()] == ["lives"]
 
 
-def test_the_copy_has_what_the_ledger_has(kept: Kept) -> None:
+def test_the_copy_equals_the_ledger(kept: Kept) -> None:
     before = kept.ledger.read()
     assert Path(kept.ledger.path).read_bytes() == Path(kept.ledger.path + ".copy").read_bytes()
     Path(kept.ledger.path).write_bytes(b"")
@@ -357,7 +357,7 @@ def test_a_rebuild_after_an_upgrade_doubles_no_lease(kept: Kept) -> None:
     assert [(lease["token"], lease["keys"]) for lease in made] == [(token, kept.holds["lives"])]
 
 
-def test_a_ledger_that_is_lost_after_an_upgrade_is_missed(kept: Kept) -> None:
+def test_a_ledger_that_is_lost_after_an_upgrade_is_noticed(kept: Kept) -> None:
     token = as_an_older_release_left_it(kept)
     os.unlink(kept.ledger.path)
     with pytest.raises(LedgerError):
@@ -456,7 +456,7 @@ def installed(place: str, node: Node) -> Iterator[Installed]:
     made.held.wait()
 
 
-def test_damages_through_an_installation(installed: Installed) -> None:
+def test_damaged_files_through_an_installation(installed: Installed) -> None:
     rng = random.Random(SEED)
     served = 0
     commands = [

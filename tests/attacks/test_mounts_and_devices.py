@@ -142,7 +142,7 @@ def namespace() -> Iterator[str]:
 @pytest.mark.parametrize("runtime", SEEN, indirect=True)
 @pytest.mark.parametrize("how", ["new", "joined"])
 @pytest.mark.parametrize("bind", ["bind", "rbind"])
-def test_whose_a_file_is(serve: Serve, runtime: Runtime, place: str, namespace: str, how: str, bind: str) -> None:
+def test_owners_of_files(serve: Serve, runtime: Runtime, place: str, namespace: str, how: str, bind: str) -> None:
     source = folder(place, "own")
     os.chown(source + "/b/who", 5, 5)
     chandler = serve({"mounts": [{"hostPath": source, "containerPath": "/m", "options": ["ro", bind]}]})

@@ -1,4 +1,4 @@
-"""What needs a containerd with NRI's validator.
+"""Chandler on a containerd with NRI's validator (2.2 or newer).
 
 An absent plugin fails the create, GPUs that another plugin adds are checked, and leases work without an OCI hook where
 plugins may not add hooks.

@@ -1,4 +1,4 @@
-"""What another user could have written is neither run nor read.
+"""Chandler neither runs nor reads a file that another user could have written.
 
 That covers runtimes, the launch line, and the state directory with all directories above it.
 """

@@ -88,7 +88,7 @@ def gpu(**keys: Any) -> dict[str, Any]:
 
 @both
 @pytest.mark.parametrize("runtime", ["runc"], indirect=True)
-def test_a_count_that_is_not_written_is_a_count(attacked: Attacked) -> None:
+def test_a_default_count_needs_the_word_gpu_count(attacked: Attacked) -> None:
     attacked.policy('[policy]\nallow = ["gpu"]\ndeny = ["gpu.count"]\n')
     for keys in ({}, {"vendor": "nvidia"}, {"count": 1}, {"prefer": "numa"}, {"sharing": "exclusive"}):
         assert "is refused by 'gpu.count' in deny of [policy]" in attacked.refused(attacked.bundle(**gpu(**keys)))
@@ -106,7 +106,9 @@ def test_a_count_that_is_not_written_is_a_count(attacked: Attacked) -> None:
         ({"blkio_weight": 1000}, "resources.blkio_weight = 1000 gives more than the kernel's default"),
     ],
 )
-def test_a_limit_gives_no_more_than_the_kernel_does(attacked: Attacked, resources: dict[str, Any], words: str) -> None:
+def test_a_limit_gives_no_more_than_the_kernels_default(
+    attacked: Attacked, resources: dict[str, Any], words: str
+) -> None:
     assert words in attacked.refused(attacked.bundle(resources=resources))
 
 
@@ -375,7 +377,7 @@ def test_a_library_below_what_the_request_mounts(attacked: Attacked) -> None:
 
 
 @pytest.mark.parametrize("runtime", ["runc"], indirect=True)
-def test_one_place_by_two_names_and_the_engine_s_kernel_mounts(attacked: Attacked) -> None:
+def test_one_path_with_two_names_and_the_engine_s_kernel_mounts(attacked: Attacked) -> None:
     attacked.policy(STORAGE)
     made = attacked.bundle(
         MOUNTS, link("/l", "/srv"), storage=[{"type": "tmpfs", "target": "/l/q"}, {"type": "tmpfs", "target": "/srv/q"}]

@@ -651,7 +651,7 @@ BUILDER: list[tuple[str, dict[str, Any], dict[str, Any], image.Image, dict[str, 
 @pytest.mark.parametrize(
     ("document", "options", "found", "expected"), [row[1:] for row in BUILDER], ids=[row[0] for row in BUILDER]
 )
-def test_builder(
+def test_every_row_builds_a_valid_config(
     monkeypatch: pytest.MonkeyPatch,
     document: dict[str, Any],
     options: dict[str, Any],
@@ -687,7 +687,7 @@ def test_capabilities(privileged: bool) -> None:
 
 
 @pytest.mark.parametrize("seed", range(60))
-def test_any_rows_together(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+def test_any_rows_can_be_combined(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     """Whatever the keys, the result fits the schema and is the same a second time. The service does not change."""
     monkeypatch.setattr("posix.environ", {b"CHANDLER_TEST_VALUE": b"from the host"})
     picked = random.Random(seed).sample(BUILDER, 6)
@@ -718,7 +718,7 @@ WRONG: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ),
     ("an unprepared anonymous one", {"storage": [{"type": "anonymous", "target": "/app/cache"}]}, {}, "not prepared"),
     ("an unmounted bucket", {"storage": [{"type": "s3", "bucket": "b", "target": "/s3"}]}, {}, "not prepared"),
-    ("a volume somewhere", {}, {"volumes": {"a": "relative"}}, "'relative', which is no absolute path"),
+    ("a volume somewhere", {}, {"volumes": {"a": "relative"}}, "'relative' of the volume 'a' is not an absolute path"),
     (
         "a source that is not there",
         {"storage": [{"type": "bind", "source": "/no/such", "target": "/d"}]},
@@ -758,13 +758,13 @@ WRONG: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("document", "options", "said"), [row[1:] for row in WRONG], ids=[row[0] for row in WRONG])
-def test_what_is_refused(document: dict[str, Any], options: dict[str, Any], said: str) -> None:
+def test_wrong_services_are_refused(document: dict[str, Any], options: dict[str, Any], said: str) -> None:
     with pytest.raises(ChandlerError) as failed:
         made(document, **options)
     assert said in str(failed.value)
 
 
-def test_an_image_begins_in_no_descriptor_of_the_host() -> None:
+def test_an_image_cannot_start_in_a_descriptor_of_the_host() -> None:
     with pytest.raises(ChandlerError, match="the image: command.workdir: '/proc/self/fd/7' is below /proc"):
         made({}, image.Image(workdir="/proc/self/fd/7"))
 
@@ -788,7 +788,7 @@ def test_with_leases_a_bundle_holds_no_gpu() -> None:
 
 
 @pytest.mark.parametrize("gpu", [{"count": 9}, {"devices": ["99"]}, {"vendor": "apple"}, {"sharing": "mps"}])
-def test_with_leases_what_no_create_could_have_is_refused_at_once(gpu: dict[str, Any]) -> None:
+def test_with_leases_a_gpu_that_the_node_lacks_is_refused(gpu: dict[str, Any]) -> None:
     with pytest.raises(ChandlerError, match="9 devices|99|apple|runs no MPS"):
         made({"resources": {"gpu": gpu}}, inventory=served.inventory())
 
@@ -814,7 +814,7 @@ def cdi(*names: str) -> bytes:
     ).encode()
 
 
-def test_what_a_cdi_file_brings() -> None:
+def test_edits_of_a_cdi_file() -> None:
     found = config({"resources": {"gpu": {"count": 1, "vendor": "nvidia"}}}, inventory=fixed(cdi("0")))
     assert at(found, "device /dev/nvidia0")["major"] == 195 and env(found)["NVIDIA_VISIBLE_DEVICES"] == "0"
     assert found["hooks"]["createContainer"] == [
@@ -849,7 +849,7 @@ def test_without_a_cdi_file_and_without_a_fallback_there_is_no_gpu() -> None:
         )
 
 
-def test_mps(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mps_with_an_external_daemon(monkeypatch: pytest.MonkeyPatch) -> None:
     """The directories of a daemon that the builder does not manage; other tests check whether it answers."""
     with pytest.raises(ChandlerError, match="this node runs no MPS"):
         made({"resources": {"gpu": {"sharing": "mps"}}})
@@ -898,7 +898,7 @@ def test_a_time_slicing_file(tmp_path: Path) -> None:
     )
 
 
-def test_the_policy_s_allow_lists_are_for_annotations_and_its_deny_is_for_all() -> None:
+def test_allow_of_the_policy_does_not_limit_a_service_and_deny_does() -> None:
     strict = fixed(policy__allow=[], policy__max_gpus=0)
     assert at(config({"privileged": True, "resources": {"gpu": {"count": 2}}}, inventory=strict), "rule c *:*") is None
     with pytest.raises(ChandlerError, match="refused by 'gpu'"):
@@ -1000,6 +1000,6 @@ def test_a_rootless_container_in_the_host_s_network_has_the_host_s_sys(monkeypat
     }
 
 
-def test_version_2_hides_the_host_s_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cgroup_v2_gets_a_cgroup_namespace(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cgroups, "survey", lambda tree=None: SURVEY._replace(version="v2"))
     assert {"type": "cgroup"} in config({})["linux"]["namespaces"]

@@ -56,7 +56,7 @@ def test_the_only_service_needs_no_name() -> None:
         "wasm",
     ],
 )
-def test_an_orchestrator_s_keys_are_passed_over(key: str) -> None:
+def test_keys_for_an_orchestrator_are_ignored(key: str) -> None:
     found = deployment.service(f"services: {{a: {{{key}: [1, {{b: c}}]}}}}", "d.yaml", "a")
     assert found.document == {} and found.ignored == [f"services.a.{key}"]
     assert key not in schema.SCHEMA
@@ -71,7 +71,7 @@ def test_an_orchestrator_s_keys_are_passed_over(key: str) -> None:
         ("a: [", "d.yaml: line"),
         ("services: {a: {}}\nservices: {a: {}}", "d.yaml: line"),
         ("version: v2\nservices: {a: {}}", "version: 'v2'"),
-        ("deployment: 7\nservices: {a: {}}", "deployment: 7 is not a text"),
+        ("deployment: 7\nservices: {a: {}}", "deployment: 7 is not a string"),
         ("version: v1", "services is empty"),
         ("services: []", "services is not an object"),
         ("services: {b: {}}", "no service 'a'; it has b"),
@@ -83,12 +83,12 @@ def test_an_orchestrator_s_keys_are_passed_over(key: str) -> None:
         ("services: {a: {env: {}, env: {}}}", "d.yaml: line"),
     ],
 )
-def test_what_is_wrong_with_a_file(text: str, said: str) -> None:
+def test_invalid_files(text: str, said: str) -> None:
     with pytest.raises(RequestError) as failed:
         deployment.service(text, "d.yaml", "a")
     assert said in str(failed.value)
 
 
 def test_several_services_need_a_choice() -> None:
-    with pytest.raises(RequestError, match="several services; it has a, b; choose with --service"):
+    with pytest.raises(RequestError, match="several services; it has a, b; choose one with --service"):
         deployment.service("services: {a: {}, b: {}}", "d.yaml", "")

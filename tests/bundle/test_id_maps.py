@@ -79,7 +79,7 @@ def test_no_id_is_mapped_twice(own: int, lent: list[tuple[int, int]]) -> None:
     assert hosts == {own} | {number for first, count in lent for number in range(first, first + count)}
 
 
-def test_the_kernel_takes_340_lines() -> None:
+def test_a_map_has_at_most_340_lines() -> None:
     assert len(rootless.mappings(1, [(number * 10, 2) for number in range(1, 1000)])) == rootless.MAX_LINES
 
 
@@ -90,7 +90,7 @@ def test_ids_in_a_map() -> None:
     assert 4294967294 in rootless.Ids(rootless.of_map("0 0 4294967295"))
 
 
-def test_a_file_that_is_not_there_lends_nothing(tmp_path: Path) -> None:
+def test_a_missing_subuid_file_gives_no_ranges(tmp_path: Path) -> None:
     assert rootless.read(str(tmp_path / "subuid")) == "" and rootless.read(str(tmp_path)) == ""
     (tmp_path / "subuid").write_bytes(b"\xffbob:1:2\nbob:3:4\n")
     assert rootless.ranges(rootless.read(str(tmp_path / "subuid")), ["bob"]) == [(3, 4)]

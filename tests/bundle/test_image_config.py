@@ -1,4 +1,4 @@
-"""Image configurations, and how entrypoint and cmd meet those of a service."""
+"""Image configurations, and how their entrypoint and cmd are combined with those of a service."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ IMAGE = image.Image(["/entry"], ["serve", "-v"], ["PATH=/bin", "A=1"], "/srv", "
         ),
     ],
 )
-def test_what_a_file_may_hold(document: Any, found: image.Image) -> None:
+def test_valid_files(document: Any, found: image.Image) -> None:
     assert image.parse(json.dumps(document).encode(), "image.json") == found
 
 
@@ -44,18 +44,18 @@ def test_what_a_file_may_hold(document: Any, found: image.Image) -> None:
     ("data", "said"),
     [
         (b"{", "image.json"),
-        (b"[]", "no image configuration"),
-        (b"7", "no image configuration"),
-        (b'{"Cmd": "sh"}', "image.json: Cmd is not a list of texts"),
+        (b"[]", "is not an image configuration"),
+        (b"7", "is not an image configuration"),
+        (b'{"Cmd": "sh"}', "image.json: Cmd is not a list of strings"),
         (b'{"Cmd": [1]}', "Cmd is not a list"),
         (b'{"Entrypoint": ["a\\u0000b"]}', "Entrypoint is not a list"),
-        (b'{"User": 7}', "User is not a text"),
-        (b'{"WorkingDir": []}', "WorkingDir is not a text"),
-        (b'{"Env": ["A"]}', "Env: 'A' is no NAME=VALUE"),
+        (b'{"User": 7}', "User is not a string"),
+        (b'{"WorkingDir": []}', "WorkingDir is not a string"),
+        (b'{"Env": ["A"]}', "Env: 'A' does not have the form NAME=VALUE"),
         (b'{"Env": ["=x"]}', "Env: '=x'"),
     ],
 )
-def test_what_it_may_not(data: bytes, said: str) -> None:
+def test_invalid_files(data: bytes, said: str) -> None:
     with pytest.raises(BundleError) as failed:
         image.parse(data, "image.json")
     assert said in str(failed.value)
@@ -86,5 +86,5 @@ BOTH, ENTRY, CMD, NONE = image.Image(["/e"], ["c"]), image.Image(["/e"]), image.
         (["/own"], [], BOTH, ["/own"]),
     ],
 )
-def test_docker_s_rules(entrypoint: Any, args: Any, found: image.Image, runs: list[str]) -> None:
+def test_command_follows_dockers_rules(entrypoint: Any, args: Any, found: image.Image, runs: list[str]) -> None:
     assert image.command(entrypoint, args, found) == runs

@@ -38,7 +38,7 @@ def run(*arguments: Any) -> int:
     return main(["cdi", *map(str, arguments)])
 
 
-def test_list_says_what_is_the_same_hardware(specs: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_shows_names_of_the_same_hardware(specs: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("list", "--spec-dir", specs) == 0
     out, err = capsys.readouterr()
     assert [line.split()[0] for line in out.splitlines()] == [
@@ -145,7 +145,7 @@ def test_inject(specs: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.Capt
     assert json.loads(config.read_text()) == {"process": {"env": ["A=1"]}, "unknown": 1.5}
 
 
-def test_inject_warns_of_what_the_host_no_longer_has(
+def test_inject_warns_of_missing_devices(
     specs: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = tmp_path / "config.json"

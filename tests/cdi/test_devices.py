@@ -124,7 +124,7 @@ def test_groups_put_the_best_name_first() -> None:
         st.sampled_from("0 1 2 gpu0 GPU-a all 0:1 x".split()), st.lists(st.integers(0, 4).map(gpu), max_size=5)
     )
 )
-def test_what_is_picked_is_never_part_of_another(nodes: Nodes) -> None:
+def test_a_picked_device_is_never_part_of_another(nodes: Nodes) -> None:
     keys = devices.device_keys(nodes, nothing)
     names = devices.pick(keys, 9)
     sets = [set(keys[name]) for name in names]

@@ -335,7 +335,7 @@ APPENDED: dict[str, tuple[dict[str, Any], dict[str, Any], list[Any]]] = {
 
 @pytest.mark.parametrize("one", [case[0] for case in APPENDED.values()], ids=APPENDED)
 @pytest.mark.parametrize("two", [case[1] for case in APPENDED.values()], ids=APPENDED)
-def test_appending_keeps_what_both_say(one: dict[str, Any], two: dict[str, Any]) -> None:
+def test_appending_keeps_the_edits_of_both(one: dict[str, Any], two: dict[str, Any]) -> None:
     merged = merge(Edits(compile_edits(one, "a")), Edits(compile_edits(two, "b")))
     keys = {(kind, key) for kind, key, _, _ in (*compile_edits(one, "a"), *compile_edits(two, "b"))}
     assert {(kind, key) for kind, key, _, _ in merged.items} == keys

@@ -79,7 +79,7 @@ def test_a_file_name_needs_a_kind(kind: str) -> None:
 
 
 @given(st.text(max_size=40))
-def test_any_text_is_a_name_that_can_be_put_together_again_or_an_error(text: str) -> None:
+def test_any_text_is_an_error_or_splits_into_parts_that_join_again(text: str) -> None:
     try:
         vendor, class_, device = names.parse_qualified(text)
     except CdiError:

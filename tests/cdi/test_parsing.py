@@ -274,7 +274,7 @@ def test_invalid_files(text: str, sentence: str) -> None:
 
 
 @pytest.mark.parametrize("data", [b"\xff", b"a: \xc3\n", b"\x80abc", b"\xff\xfea"])
-def test_what_is_not_text_is_an_error(data: bytes) -> None:
+def test_bytes_that_are_not_text_are_an_error(data: bytes) -> None:
     with pytest.raises(CdiError, match="line 1: not UTF"):
         decoder.load(data)
 
@@ -327,7 +327,7 @@ def test_size_is_limited(parser: str) -> None:
             yamltext.load("# " + "x" * yamltext.MAX_PURE)
 
 
-def test_numbers_too_long_for_a_number_cost_nothing() -> None:
+def test_very_long_numbers_are_not_converted() -> None:
     digits = "9" * 200_000
     assert yamltext.load(f"a: {digits}") == {"a": digits}
     assert math.isinf(decoder.load(with_scalar('{"a": SCALAR}', digits).encode())["a"])

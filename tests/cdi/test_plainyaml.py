@@ -103,7 +103,7 @@ def same(text: str) -> bool:
     return True
 
 
-def test_what_generators_write_is_read_without_a_yaml_library(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_of_generators_are_read_without_a_yaml_library(monkeypatch: pytest.MonkeyPatch) -> None:
     assert same(NVIDIA)
     monkeypatch.setitem(__import__("sys").modules, "yaml", None)
     found = spec.parse(NVIDIA.encode(), "f")
@@ -112,7 +112,7 @@ def test_what_generators_write_is_read_without_a_yaml_library(monkeypatch: pytes
 
 
 @pytest.mark.parametrize("text", ["", "# only\n", "---\n", *NOT_PLAIN])
-def test_what_is_not_plain_is_left_to_the_full_reader(text: str) -> None:
+def test_yaml_that_is_not_plain_is_left_to_the_full_reader(text: str) -> None:
     assert not same(text)
 
 
@@ -157,7 +157,7 @@ def test_block_style_reads_the_same(value: dict[str, Any], left: bool) -> None:
 
 
 @given(st.dictionaries(st.sampled_from("a b c d".split()), plain_values, min_size=1))
-def test_what_pyyaml_writes_reads_the_same(value: dict[str, Any]) -> None:
+def test_files_of_pyyaml_read_the_same(value: dict[str, Any]) -> None:
     text = yaml.safe_dump(value, default_flow_style=False, width=10**9)
     if same(text):
         assert plainyaml.load(text) == value

@@ -83,7 +83,7 @@ CASES: dict[str, tuple[list[dict[str, bytes]], Any, list[str]]] = {
 
 
 @pytest.mark.parametrize(("directories", "definer", "wrong"), CASES.values(), ids=CASES)
-def test_who_defines_a_device(directories: list[dict[str, bytes]], definer: Any, wrong: list[str]) -> None:
+def test_which_file_defines_a_device(directories: list[dict[str, bytes]], definer: Any, wrong: list[str]) -> None:
     registry = build(*directories)
     assert origin(registry, "v.com/c=x") == definer
     assert sorted(registry.problems) == wrong
@@ -121,7 +121,7 @@ def test_a_directory_that_cannot_be_listed_hides_no_other() -> None:
     assert registry.problems == {"/a": [error]}
 
 
-def test_what_keeps_a_file_from_being_read_is_its_problem() -> None:
+def test_the_reason_why_a_file_cannot_be_read_is_reported() -> None:
     error = HostError("/a/f.yaml is a directory")
     registry = build({"f.yaml": error, "g.yaml": text("x")})
     assert registry.problems == {"/a/f.yaml": [error]}

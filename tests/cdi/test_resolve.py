@@ -51,7 +51,7 @@ def test_order(names: list[str], variables: list[str]) -> None:
 
 
 @pytest.mark.parametrize(("names", "sentence"), MISSING.values(), ids=MISSING)
-def test_everything_that_is_missing_is_named(names: list[str], sentence: str) -> None:
+def test_every_missing_name_is_reported(names: list[str], sentence: str) -> None:
     with pytest.raises(CdiError) as caught:
         resolve(names, FILES.get)
     assert str(caught.value) == sentence

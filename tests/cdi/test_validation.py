@@ -305,13 +305,13 @@ def test_minimum_version(minimum: str, edits: dict[str, Any], changes: dict[str,
         assert all("cdiVersion" not in problems({**file, "cdiVersion": version}) for version in higher)
 
 
-def test_the_sentence_says_what_needs_which_version() -> None:
+def test_the_error_names_the_field_and_the_version_that_it_needs() -> None:
     assert problems(base(cdiVersion="0.3.0", containerEdits={"intelRdt": {}})) == {
         "cdiVersion": "intelRdt needs 0.7.0, but the file declares 0.3.0"
     }
 
 
-def test_nothing_given_is_changed() -> None:
+def test_validation_changes_no_input() -> None:
     from shim.cdi import schema, validate
 
     file = base(containerEdits={**node(), **hook(), "mounts": [{"hostPath": "/a", "containerPath": "/b"}]})

@@ -332,13 +332,13 @@ def test_the_command(machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: 
     assert document["checks"]["cgroups"]["version"] == "v2" and document["checks"]["caller"]["rootless"] is False
 
 
-def test_this_very_machine(capsys: pytest.CaptureFixture[str]) -> None:
+def test_doctor_on_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
     """Whatever this machine is like, every problem comes with a remedy."""
     assert main.main(["doctor", "--format", "json"]) in (0, 1)
     assert all(problem["remedy"] for problem in json.loads(capsys.readouterr().out)["problems"])
 
 
-def test_who_holds_gpus(machine: Machine) -> None:
+def test_held_and_stale_leases_are_counted(machine: Machine) -> None:
     assert machine.checks()["leases"].text == "0 held"
     (machine.directory.parent / "state").mkdir()
     leases = [

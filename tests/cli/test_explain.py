@@ -119,7 +119,7 @@ def test_a_refusal_is_that_of_the_create(
 
 
 @pytest.mark.parametrize("text", ['["chandler.oci/"]', '"chandler.oci"', "{chandler.oci", "\udcff chandler.oci"])
-def test_what_is_no_config_json(node: Node, capsys: pytest.CaptureFixture[str], text: str) -> None:
+def test_a_file_that_is_no_config_json_is_an_error(node: Node, capsys: pytest.CaptureFixture[str], text: str) -> None:
     (node.directory / "bundle/config.json").write_bytes(text.encode("utf-8", "surrogateescape"))
     status, out, err = ran(node, capsys)
     assert (status, out) == (1, "") and "config.json" in err
@@ -130,7 +130,7 @@ def test_no_bundle(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
     assert status == 1 and "config.json: No such file" in err
 
 
-def test_half_a_character(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
+def test_half_a_surrogate_pair_is_refused(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
     bundle(node, {P + "service": '{"env": {"A": "\\ud800"}}'})
     status, _, err = ran(node, capsys)
     assert status == 1 and r"'\ud800' is no Unicode text" in err

@@ -164,7 +164,7 @@ def test_leased_and_not_leased() -> None:
     )
 
 
-def test_for_people() -> None:
+def test_the_table() -> None:
     answer = {"containers": rows({"c1": 100}, [(101, 2 << 20)], []), "notes": ["something"]}
     lines = ps.text(answer, False).splitlines()
     assert lines[0].split() == ["CONTAINER", "DEVICES", "MODE", "LIMITS", "PID", "STATUS", "MEMORY", "BUSY", "SINCE"]
@@ -206,7 +206,7 @@ ID = "0123456789abcdef" * 4
         ([], "process 5"),
     ],
 )
-def test_what_a_container_is_called(names: list[str], wanted: str) -> None:
+def test_ids_of_containers(names: list[str], wanted: str) -> None:
     assert given.called(names, 5) == wanted
     assert given.is_called(names, wanted) or not names
     assert not given.is_called(names, "c1") and not given.is_called([f"x-{ID}.scope"], "cdef")
@@ -238,7 +238,7 @@ def test_gpus_that_the_engine_gave() -> None:
     ]
 
 
-def test_gpus_are_known_by_their_files_and_else_by_their_nodes() -> None:
+def test_gpus_are_named_by_cdi_files_or_else_by_their_nodes() -> None:
     nodes = {
         "/dev/nvidia0": (195, 0, ""),
         "/dev/nvidia1": (195, 1, ""),
@@ -281,7 +281,7 @@ def test_missing_psutil_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
         ('echo \'{"status": "stopped"}\'', (0, "stopped")),
     ],
 )
-def test_what_a_runtime_says(tmp_path: Any, script: str, wanted: Any) -> None:
+def test_the_status_comes_from_the_runtime(tmp_path: Any, script: str, wanted: Any) -> None:
     runtime = tmp_path / "runtime"
     runtime.write_text(f"#!/bin/sh\n{script}\n")
     runtime.chmod(0o755)

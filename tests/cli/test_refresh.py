@@ -33,7 +33,7 @@ def test_refresh(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == ""
 
 
-def test_removing_undoes_it(node: Node) -> None:
+def test_remove_undoes_refresh(node: Node) -> None:
     def files() -> list[str]:
         return sorted(str(path) for path in node.directory.rglob("*"))
 
@@ -45,7 +45,7 @@ def test_removing_undoes_it(node: Node) -> None:
     assert main.main(["refresh", "--remove"]) == 0
 
 
-def test_removing_tells_of_containers(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
+def test_remove_names_containers_that_still_run(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("lives", "gone"):
         grants.write(f"{node.directory}/state", partial({"root": f"{node.directory}/root", "id": name}))
     (node.directory / "root/lives").mkdir(parents=True)
@@ -68,7 +68,7 @@ def test_a_wrong_configuration(node: Node, capsys: pytest.CaptureFixture[str]) -
     assert "unknown key 'zzz'" in capsys.readouterr().err
 
 
-def test_young_sources_are_waited_for(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refresh_waits_for_young_sources(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     node.later(0)
     waited: list[float] = []
 
@@ -82,7 +82,7 @@ def test_young_sources_are_waited_for(node: Node, monkeypatch: pytest.MonkeyPatc
     inventory.load(node.place(), lambda names: pytest.fail())
 
 
-def test_a_source_from_the_future_is_not_waited_for_all_day(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refresh_does_not_wait_long_for_a_source_from_the_future(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     """The clock was set back after the file was written."""
     node.later(-100_000)
     waited: list[float] = []
@@ -91,7 +91,9 @@ def test_a_source_from_the_future_is_not_waited_for_all_day(node: Node, monkeypa
     assert sum(waited) < 5
 
 
-def test_old_grants_go(node: Node, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_old_grants_are_forgotten(
+    node: Node, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     state = str(node.directory / "state")
     grants.write(state, partial({"id": "gone", "root": str(node.directory / "absent")}))
     path = grants.record_path(state, str(node.directory / "absent"), "gone")

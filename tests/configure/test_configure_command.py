@@ -267,7 +267,7 @@ def test_the_cri_plugin_is_disabled(world: Make, capsys: Said) -> None:
     assert "note: the CRI plugin is in disabled_plugins" in capsys.readouterr().out
 
 
-def test_who_is_read_later_is_named(world: Make, capsys: Said) -> None:
+def test_files_that_are_read_later_are_named(world: Make, capsys: Said) -> None:
     made = world("containerd", "2.1.9")
     (made.file.parent / "conf.d").mkdir()
     later = made.file.parent / "conf.d/99-nvidia.toml"
@@ -312,7 +312,7 @@ def test_templates(world: Make, capsys: Said, name: str, plugin: str, service: s
     assert "a template" in refused(made, capsys, "--default")
 
 
-def test_what_k3s_makes_anew_is_not_edited(world: Make, capsys: Said) -> None:
+def test_a_file_that_k3s_generates_is_not_edited(world: Make, capsys: Said) -> None:
     made = world("containerd")
     made.file = made.root / "etc/rancher/k3s/agent/etc/containerd/config.toml"
     made.file.parent.mkdir(parents=True)
@@ -434,7 +434,7 @@ def test_docker_refusals(world: Make, capsys: Said, text: str, options: tuple[st
         ),
     ],
 )
-def test_daemon_json_to_the_letter(world: Make, text: str, options: tuple[str, ...], result: str) -> None:
+def test_daemon_json_byte_for_byte(world: Make, text: str, options: tuple[str, ...], result: str) -> None:
     made = world("docker")
     made.file.write_text(text, newline="")
     assert made.run(*options) == 0
@@ -583,7 +583,7 @@ def test_a_configuration_that_is_wrong(world: Make, capsys: Said) -> None:
     assert made.run("--remove") == 0 and not made.file.exists()
 
 
-def test_what_is_let_through_follows_the_prefix(world: Make) -> None:
+def test_passed_annotations_follow_the_prefix(world: Make) -> None:
     made = world("containerd")
     (made.root / "etc/chandler/config.toml").write_text(
         'annotation-prefix = "example.com/"\n[cdi]\nannotations = true\n'
@@ -710,7 +710,7 @@ def test_a_failed_write_restores_the_other_files(
     assert "cannot be written: No space left on device; nothing was changed" in refused(made, capsys)
 
 
-def test_a_record_that_is_damaged(world: Make, capsys: Said) -> None:
+def test_a_damaged_record_is_refused(world: Make, capsys: Said) -> None:
     made = world("docker")
     made.file.write_text("{}")
     assert made.run() == 0
@@ -718,7 +718,7 @@ def test_a_record_that_is_damaged(world: Make, capsys: Said) -> None:
     assert "chandler-record is damaged" in refused(made, capsys, "--remove")
 
 
-def test_what_was_written_by_hand_is_not_taken_away(world: Make, capsys: Said) -> None:
+def test_settings_written_by_hand_stay(world: Make, capsys: Said) -> None:
     made = world("docker")
     made.file.write_text('{"runtimes": {"mine": {"path": "/usr/bin/chandler-runtime"}}}')
     before = made.tree()
@@ -726,7 +726,7 @@ def test_what_was_written_by_hand_is_not_taken_away(world: Make, capsys: Said) -
     assert "take it out by hand" in capsys.readouterr().out
 
 
-def test_a_changed_handler_is_removed_all_the_same(world: Make) -> None:
+def test_a_changed_handler_is_removed_too(world: Make) -> None:
     made = world("containerd")
     made.file.write_text(V2 + RUNC)
     assert made.run("--default") == 0

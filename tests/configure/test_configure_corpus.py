@@ -90,7 +90,7 @@ def wanted(options: tuple[str, ...]) -> list[str]:
 
 
 @pytest.mark.parametrize(("engine", "path"), CASES, ids=NAMES)
-def test_there_and_back(world: Make, engine: str, path: Path) -> None:
+def test_configure_and_remove_restore_the_file(world: Make, engine: str, path: Path) -> None:
     """With every choice of options the handlers are added and nothing else is lost.
 
     A second call changes nothing, and --remove restores everything.
@@ -275,7 +275,7 @@ def same(text: str, other: str) -> bool:
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(varied())
-def test_any_of_them_varied(case: tuple[str, bytes, str, tuple[str, ...]]) -> None:
+def test_any_variation_of_a_file(case: tuple[str, bytes, str, tuple[str, ...]]) -> None:
     engine, data, version, options = case
     assume(imports_are_readable(data))
     with machine(engine, version) as made:

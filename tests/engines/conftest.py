@@ -1,4 +1,4 @@
-"""What the engines' tests have in common; each module has a `scene` of its own."""
+"""Fixtures of the engines' tests.  Each module defines its own `scene`."""
 
 from __future__ import annotations
 

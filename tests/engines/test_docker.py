@@ -149,7 +149,7 @@ def test_a_container_s_life(scene: Scene, docker: Docker, handler: str) -> None:
 
 
 @pytest.mark.parametrize("handler", BOTH, indirect=True)
-def test_without_a_request_nothing_is_touched(scene: Scene, docker: Docker, handler: str) -> None:
+def test_a_container_without_a_request_is_unchanged(scene: Scene, docker: Docker, handler: str) -> None:
     """config.json is what docker's own runc gets, except for names that differ for each container."""
     seen = []
     for runtime in (handler, "runc"):
@@ -202,7 +202,7 @@ def test_errors_reach_the_caller(scene: Scene, docker: Docker, annotation: str, 
 
 
 @pytest.mark.usefixtures("strict")
-def test_docker_gives_no_names(docker: Docker) -> None:
+def test_names_in_annotations_of_docker_are_not_believed(docker: Docker) -> None:
     """A caller of docker can set any annotation.
 
     So those of Kubernetes do not identify a container here, neither for a policy rule nor as a sandbox.

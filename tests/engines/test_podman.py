@@ -131,7 +131,7 @@ def test_a_container_s_life(scene: Scene, podman: Podman, handler: str) -> None:
 
 
 @pytest.mark.parametrize("handler", BOTH, indirect=True)
-def test_without_a_request_nothing_is_touched(scene: Scene, podman: Podman, handler: str) -> None:
+def test_a_container_without_a_request_is_unchanged(scene: Scene, podman: Podman, handler: str) -> None:
     """config.json is what the runtime gets without Chandler, except for names that differ for each container."""
     seen = []
     for runtime in (handler, scene.low[handler].path):
@@ -183,7 +183,7 @@ def test_errors_reach_the_caller(scene: Scene, podman: Podman, annotation: str, 
     assert podman.cli("ps", "--all", "--quiet").stdout == "" and scene.installation.leases() == {}
 
 
-def test_by_its_path_and_without_configuration(scene: Scene, podman: Podman) -> None:
+def test_podman_calls_an_unconfigured_chandler_by_its_path(scene: Scene, podman: Podman) -> None:
     """As in README's first command: podman is not configured for Chandler, so refusals come on standard error."""
     taken = podman.call(scene.installation.program("chandler"), "configure", "podman", "--remove")
     assert "removed" in taken.stdout
@@ -199,7 +199,7 @@ def test_by_its_path_and_without_configuration(scene: Scene, podman: Podman) -> 
 
 
 @pytest.mark.usefixtures("strict")
-def test_podman_gives_no_names(podman: Podman) -> None:
+def test_names_in_annotations_of_podman_are_not_believed(podman: Podman) -> None:
     """A caller of podman can set any annotation.
 
     So those of Kubernetes do not identify a container here, neither for a policy rule nor as a sandbox.

@@ -170,6 +170,6 @@ def test_files_of_a_subordinate_id_are_not_trusted_as_roots(scene: Scene, podman
         assert done.returncode == 126 and f"{path} belongs to uid 65534" in done.stderr
 
 
-def test_without_a_request_nothing_is_touched(podman: Podman, handler: str) -> None:
+def test_a_container_without_a_request_is_unchanged(podman: Podman, handler: str) -> None:
     container = podman.run(handler, "--detach").stdout.strip()
     assert not [name for name in os.listdir(podman.bundle(container)) if "chandler" in name]

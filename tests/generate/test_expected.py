@@ -174,7 +174,7 @@ def test_the_bytes_are_the_same_each_time(name: str, tmp_path: pathlib.Path) -> 
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_nodes_survive_their_absence(name: str, tmp_path: pathlib.Path) -> None:
+def test_every_node_and_hook_is_described_in_full(name: str, tmp_path: pathlib.Path) -> None:
     one = made(name, str(tmp_path))
     for block in [one.get("containerEdits", {}), *(device["containerEdits"] for device in one["devices"])]:
         for node in block.get("deviceNodes", ()):

@@ -90,7 +90,9 @@ def test_without_devices_nothing_is_written(
     assert not (tmp_path / "x.json").exists()
 
 
-def test_to_a_file_and_again(machine: Machine, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_writing_the_same_file_twice_changes_nothing(
+    machine: Machine, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     machine.host = hosts.nvidia(1)
     path = tmp_path / "new/nvidia.json"
     assert run("generate", "--output", path, "--dry-run") == 0

@@ -1,4 +1,4 @@
-"""Generators on hosts that have nothing, too little, several vendors, or nonsense."""
+"""Generators on hosts that have nothing, too little, several vendors, or invalid data."""
 
 from __future__ import annotations
 

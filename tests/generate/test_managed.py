@@ -117,7 +117,7 @@ def test_a_change_of_the_host_renews_the_file(node: Node, change: Callable[[Host
     assert node.refresh() == ([], [])
 
 
-def test_without_gpus_our_own_file_goes_and_comes_back(node: Node) -> None:
+def test_our_file_is_removed_without_gpus_and_made_again_with_them(node: Node) -> None:
     node.refresh()
     whole, node.host = node.host, Host()
     assert node.refresh() == ([f"removed {node.own}: this host has no device of kind nvidia.com/gpu"], [])
@@ -157,7 +157,7 @@ def test_a_file_that_a_person_changed_is_that_persons(node: Node) -> None:
     assert node.own.read_bytes() == before
 
 
-def test_removing_takes_what_cannot_live_without_us(node: Node) -> None:
+def test_remove_deletes_the_files_that_need_chandler(node: Node) -> None:
     node.refresh()
     for name, hook in (("asked-for.json", ""), ("of-nvidia.json", "/usr/bin/nvidia-cdi-hook"), ("changed.json", "")):
         made, _ = generators.describe("nvidia", node.tree, Options(hook=hook), node.host.ask)
@@ -201,14 +201,14 @@ def test_another_tools_file_comes_first_and_is_never_touched(node: Node, name: s
     assert identity(other) == before and os.listdir(node.high) == []
 
 
-def test_a_file_in_our_place_that_is_not_ours(node: Node) -> None:
+def test_a_file_of_others_under_our_name_stays(node: Node) -> None:
     node.own.write_text("rubbish: [")
     done, wrong = node.refresh()
     assert done == [] and wrong == [f"{node.own} is in the way: it is not a file that Chandler made"]
     assert node.own.read_text() == "rubbish: ["
 
 
-def test_what_cannot_be_described_leaves_the_file_and_says_so(node: Node) -> None:
+def test_a_device_that_cannot_be_described_leaves_the_file_and_is_reported(node: Node) -> None:
     node.refresh()
     before = node.own.read_bytes()
     del node.host.nodes["/dev/nvidia-caps/nvidia-cap25"]
@@ -326,7 +326,9 @@ def test_nothing_is_generated_unless_asked_for(node: Node, monkeypatch: pytest.M
     assert compiler.compile_now(place_of(node, monkeypatch, word), store=False).kinds() == []
 
 
-def test_a_file_that_is_wrong_may_be_the_one(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_file_may_describe_the_kind_so_there_is_no_fallback(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (node.low / "nvidia.yaml").write_text("kind: [")
     made = compiler.compile_now(place_of(node, monkeypatch, "generate"), store=False)
     assert made.kinds() == [] and made.problems
@@ -339,7 +341,7 @@ def test_the_reason_of_a_failed_generation_is_reported(node: Node, monkeypatch: 
         made.explain_missing(["nvidia.com/gpu=0"])
 
 
-def test_what_the_fallback_rests_on_is_watched(tmp_path: pathlib.Path) -> None:
+def test_sources_of_the_fallback_are_watched(tmp_path: pathlib.Path) -> None:
     """Nodes and libraries by all that lstat returns; loaded drivers by their inode."""
     library, absent = tmp_path / "libnvidia-ml.so.1", tmp_path / "nvidia8"
     library.write_text("")
@@ -355,7 +357,7 @@ def test_what_the_fallback_rests_on_is_watched(tmp_path: pathlib.Path) -> None:
     assert not sources.unchanged()
 
 
-def test_every_vendor_says_what_it_rests_on(tmp_path: pathlib.Path) -> None:
+def test_every_vendor_names_the_paths_to_watch(tmp_path: pathlib.Path) -> None:
     for vendor in (each.name for each in VENDORS):
         _, found = generators.describe(vendor, Host().build(str(tmp_path)), Options(), Host().ask)
         assert found.watch and all(path.startswith("/") for path in found.watch)

@@ -78,7 +78,7 @@ def test_the_child_answers() -> None:
     assert nvml.in_child(lambda: nvml.read(library), 10) == nvml.read(library)
 
 
-def test_a_failure_in_the_child_is_an_error() -> None:
+def test_a_failed_child_is_an_error() -> None:
     with pytest.raises(HostError, match="different versions; reboot"):
         nvml.in_child(lambda: nvml.read(Library(init=18)), 10)
     with pytest.raises(Unanswered, match="no such library"):

@@ -1,4 +1,4 @@
-"""What /proc and /sys tell about which GPUs are neighbours, and how a create uses it."""
+"""Which GPUs are neighbours according to /proc and /sys, and how a create uses that."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ class Linked(Library):
         return type("Info", (), {"busId": b"00000000:01:00.0"})
 
 
-def test_nvml_tells_the_far_ends_of_links() -> None:
+def test_nvml_reports_the_other_ends_of_links() -> None:
     library = Linked(None, None)
     assert nvml.links(library) == {"links": {"0000:00:00.0": ["0000:01:00.0"], "0000:01:00.0": []}} and library.shut
     assert "failed" in nvml.links(Linked(None, init=9)) and "failed" in nvml.links(Linked(None, lost=0))
@@ -184,18 +184,18 @@ def test_a_count_takes_neighbours_where_that_is_preferred(tmp_path: Path) -> Non
     assert at.kinds() == [NVIDIA] and at.picks(NVIDIA) == ["0", "1", "2", "3"]
 
 
-def test_a_node_that_says_nothing(tmp_path: Path) -> None:
+def test_a_node_without_topology_takes_devices_in_order(tmp_path: Path) -> None:
     at = inventory(HostTree(str(tmp_path)))
     assert at.near(NVIDIA) == "" and names({"count": 2, "prefer": "link"}, at, []) == ["0", "1"]
     assert names({"count": 1, "prefer": "link", "vendor": "nvidia"}, at, []) == ["0"]
 
 
-def test_prefer_is_for_a_count(tmp_path: Path) -> None:
+def test_prefer_needs_a_count(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="resources.gpu.prefer says which devices a count takes"):
         granted({"devices": ["0"], "prefer": "numa"}, inventory(HostTree(str(tmp_path))))
 
 
-def test_what_no_request_asks_for_is_not_read(tmp_path: Path) -> None:
+def test_topology_is_read_only_for_requests_that_prefer(tmp_path: Path) -> None:
     """The topology is a part of its own in the inventory."""
     at = inventory(server().build(str(tmp_path)))
     read: list[str] = []

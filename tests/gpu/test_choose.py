@@ -65,7 +65,7 @@ def test_keys_are_the_physical_devices() -> None:
     assert sorted(granted({"devices": ["all"]}, at).keys) == ["c195:0", "c195:1", "c195:10"]
 
 
-def test_a_device_that_has_no_name_all_means_every_device() -> None:
+def test_all_means_every_device_where_no_device_is_named_all() -> None:
     at = inventory(spec(NVIDIA, device("1", 1), device("0", 0), device("GPU-a", 0)))
     assert granted({"devices": ["all"]}, at).names == [f"{NVIDIA}=0", f"{NVIDIA}=1"]
 
@@ -169,7 +169,7 @@ def test_visible_devices_count_from_zero(kind: str, vendor: str, expected: dict[
     assert variables(granted({"vendor": vendor, "devices": ["6", "5"]}, at)) == expected
 
 
-def test_what_cdi_sets_is_left_alone() -> None:
+def test_variables_of_the_cdi_file_are_kept() -> None:
     at = inventory(
         spec(
             NVIDIA,

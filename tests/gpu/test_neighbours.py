@@ -45,11 +45,11 @@ def test_neighbours(free: list[int], count: int, how: str, taken: list[int]) -> 
 
 @pytest.mark.parametrize("how", ["numa", "link"])
 @pytest.mark.parametrize("text", ["", "\t\t\n" * 8, "0\t\t\n" * 8, "0\tpci0000:00/0000:01:00.0\t\n" * 8])
-def test_what_the_host_does_not_say_makes_no_difference(how: str, text: str) -> None:
+def test_unknown_topology_makes_no_difference(how: str, text: str) -> None:
     assert neighbours.choose([1, 3, 4, 6], 3, how, text) == [1, 3, 4]
 
 
-def test_more_than_can_be_weighed_are_taken_in_order() -> None:
+def test_beyond_the_limit_devices_are_taken_in_order() -> None:
     text = "".join(f"{n % 2}\t\t\n" for n in range(500))
     assert neighbours.choose(list(range(500)), 2, "numa", text) == [0, 2]
     assert neighbours.choose(list(range(500)), 400, "numa", text) == list(range(400))

@@ -31,21 +31,21 @@ def world(tmp_path: pathlib.Path, needs_mounts: None) -> World:
         (("disable-device-node-modification", "x"), "takes no arguments"),
     ],
 )
-def test_what_it_does_not_know(world: World, arguments: tuple[str, ...], words: str) -> None:
+def test_unknown_hooks_and_wrong_arguments_are_refused(world: World, arguments: tuple[str, ...], words: str) -> None:
     done = world.run(*arguments)
     assert done.returncode == 1 and words in done.stderr and done.stderr.count("\n") == 1
     assert done.stderr.startswith("chandler-hook: ")
 
 
 @pytest.mark.parametrize("state", ["", "{", "[]", '{"bundle": 1}', '{"bundle": "/nowhere"}', '{"id": "x"}', "null"])
-def test_a_state_that_says_nothing(world: World, state: str) -> None:
+def test_an_invalid_state_is_refused(world: World, state: str) -> None:
     done = world.run("create-symlinks", "--link", "x::/made", state=state)
     assert done.returncode == 1 and done.stderr.count("\n") == 1
     assert not os.path.lexists("/made") and not os.path.lexists(world.root + "/made")
 
 
 @pytest.mark.parametrize("config", [{}, {"root": None}, {"root": {"path": 7}}])
-def test_a_config_that_says_nothing(world: World, config: dict[str, object]) -> None:
+def test_a_config_without_a_root_is_refused(world: World, config: dict[str, object]) -> None:
     world.config = config
     done = world.run("create-symlinks", "--link", "x::/made")
     assert done.returncode == 1 and done.stderr.count("\n") == 1
@@ -160,7 +160,7 @@ LINK = ("create-symlinks", "--link", "x::/made")
         ("greedy", "needed more than 192 MiB of memory, and was stopped"),
     ],
 )
-def test_beyond_the_limits(world: World, how: str, words: str) -> None:
+def test_a_hook_beyond_its_limits_is_stopped(world: World, how: str, words: str) -> None:
     """The container starts without the optional steps, and the later steps run."""
     command = [sys.executable, "-I", "-c", BEYOND, REPOSITORY, how]
     done = world.run("update-ldcache", "--folder", "/lib", "--", *LINK, command=command)
@@ -181,7 +181,7 @@ def test_a_config_that_is_larger_in_memory_than_on_disk(world: World, command: t
 
 
 @pytest.mark.parametrize("command", [LINK, ("release", "/nowhere", "t"), ("mps-ready", "/nowhere", "/bin/true")])
-def test_a_runtime_that_never_sends_the_state(command: tuple[str, ...]) -> None:
+def test_a_runtime_that_never_sends_the_state_is_not_waited_for(command: tuple[str, ...]) -> None:
     program = (
         f"import sys; sys.path.insert(0, {REPOSITORY!r}); from hooks import bounds, main; bounds.PATIENCE = 1; "
         "sys.exit(main.main(sys.argv[1:]))"
@@ -239,7 +239,7 @@ def test_only_a_real_proc_is_covered(world: World) -> None:
     assert world.snapshot() == before
 
 
-def test_without_the_driver_there_is_nothing_to_do(world: World) -> None:
+def test_disable_device_node_modification_does_nothing_without_the_driver(world: World) -> None:
     if os.path.exists("/proc/driver/nvidia/params"):
         pytest.skip("this host has the driver")
     done = world.run("disable-device-node-modification")

@@ -60,7 +60,7 @@ def image(tmp_path: pathlib.Path) -> pathlib.Path:
         ("/fifo/x", errno.ENOTDIR),
     ],
 )
-def test_where_a_path_leads(image: pathlib.Path, path: str, found: str | int, kernel: bool) -> None:
+def test_lookup_stays_in_the_root(image: pathlib.Path, path: str, found: str | int, kernel: bool) -> None:
     root = Root(str(image), kernel)
     try:
         if isinstance(found, int):
@@ -76,7 +76,7 @@ def test_where_a_path_leads(image: pathlib.Path, path: str, found: str | int, ke
 
 
 @WAYS
-def test_a_last_link_may_be_left_unfollowed(image: pathlib.Path, kernel: bool) -> None:
+def test_the_last_link_can_stay_unfollowed(image: pathlib.Path, kernel: bool) -> None:
     root = Root(str(image), kernel)
     descriptor = root.find("/usr/../abs", follow=False)
     assert os.readlink("", dir_fd=descriptor) == "/usr/lib/a"
@@ -85,7 +85,7 @@ def test_a_last_link_may_be_left_unfollowed(image: pathlib.Path, kernel: bool) -
 
 
 @WAYS
-def test_nothing_is_left_open(image: pathlib.Path, kernel: bool) -> None:
+def test_no_descriptor_stays_open(image: pathlib.Path, kernel: bool) -> None:
     root = Root(str(image), kernel)
     before = len(os.listdir("/proc/self/fd"))
     for path in ("/chain", "/loop", "/out", "/usr/lib/a/b", "/fifo"):

@@ -72,7 +72,7 @@ def test_the_hosts_cache_survives_reading_and_writing(tmp_path: pathlib.Path) ->
 
 
 @needs_cache
-def test_the_order_is_glibcs() -> None:
+def test_compare_orders_names_as_glibc_does() -> None:
     entries = list(ldcache.Cache(pathlib.Path(CACHE).read_bytes()))
     assert len(entries) > 10
     assert all(ldcache.compare(one.key, other.key) >= 0 for one, other in zip(entries, entries[1:]))
@@ -92,12 +92,12 @@ def test_the_order_is_glibcs() -> None:
         (b"a4294967296", b"a0", 0),
     ],
 )
-def test_numbers_in_names_count_as_numbers(one: bytes, other: bytes, sign: int) -> None:
+def test_numbers_in_names_are_compared_as_numbers(one: bytes, other: bytes, sign: int) -> None:
     found = ldcache.compare(one, other)
     assert (found > 0) - (found < 0) == sign
 
 
-def test_names_of_hardware_stay(tmp_path: pathlib.Path) -> None:
+def test_names_of_hardware_capabilities_survive(tmp_path: pathlib.Path) -> None:
     entry = ldcache.Entry(0x0303, b"liba.so.1", b"/lib/glibc-hwcaps/x86-64-v3/liba.so.1", 0, 1 << 62)
     cache = ldcache.Cache(ldsocache.write([fields(entry)], [b"x86-64-v3"]))
     added = ldcache.Entry(0x0303, b"libb.so.1", b"/lib/libb.so.1", 0, 0)
@@ -111,7 +111,7 @@ def test_names_of_hardware_stay(tmp_path: pathlib.Path) -> None:
         assert 'hwcap: "x86-64-v3"' in shown
 
 
-def test_the_old_form_before_the_new_one_is_passed_over() -> None:
+def test_an_old_form_before_the_new_one_is_skipped() -> None:
     new = cache_of(ldcache.Entry(0x0303, b"liba.so.1", b"/lib/liba.so.1", 0, 0))
     for count in (0, 1, 2, 3):
         old = b"ld.so-1.7.0\0" + count.to_bytes(4, "little") + bytes(12 * count)
@@ -297,7 +297,7 @@ HOSTILE: list[Callable[[World], None]] = [
 
 
 @pytest.mark.parametrize("hostile", HOSTILE)
-def test_the_host_stays_as_it_is(world: World, hostile: Callable[[World], None]) -> None:
+def test_a_hostile_image_changes_nothing_on_the_host(world: World, hostile: Callable[[World], None]) -> None:
     equipped(world)
     hostile(world)
     before = world.snapshot()
@@ -325,7 +325,7 @@ def test_the_host_stays_as_it_is(world: World, hostile: Callable[[World], None])
         ["--folder", "/x"] * 257,
     ],
 )
-def test_words_that_make_no_sense(world: World, words: list[str]) -> None:
+def test_invalid_arguments_are_refused(world: World, words: list[str]) -> None:
     done = world.run("update-ldcache", *words)
     assert done.returncode == 1 and done.stderr.startswith("chandler-hook: update-ldcache: ")
 
@@ -352,11 +352,11 @@ def test_the_images_newer_library_comes_first(world: World) -> None:
 
 
 @pytest.mark.parametrize("host", ["560.28.03", "570.1.1", "560.35"])
-def test_one_that_is_not_newer_is_left_aside(world: World, host: str) -> None:
+def test_a_library_that_is_not_newer_is_not_used(world: World, host: str) -> None:
     assert compat(world, host) == [b"/opt/driver/lib/libcuda.so.1"]
 
 
-def test_one_that_is_mounted_is_not_the_images(world: World) -> None:
+def test_a_mounted_library_does_not_count_as_the_images(world: World) -> None:
     world.bind(world.host + "/lib", COMPAT)
     world.put(world.host + "/lib/libcuda.so.999.1", elf())
     before = world.snapshot()

@@ -18,7 +18,7 @@ def world(tmp_path: pathlib.Path, needs_mounts: None) -> World:
     return World(str(tmp_path))
 
 
-def test_links_are_made_with_their_folders(world: World) -> None:
+def test_links_are_made_with_their_directories(world: World) -> None:
     done = world.run("create-symlinks", *LINK, "--link", "../a/b::/opt/x/y")
     assert (done.returncode, done.stderr) == (0, "")
     assert os.readlink(f"{world.root}{LIB}/libcuda.so") == "libcuda.so.1"
@@ -35,7 +35,7 @@ def test_another_link_is_replaced_and_a_file_stays(world: World) -> None:
     assert done.returncode == 0 and "the image has a file of that name" in done.stderr
 
 
-def test_what_another_runtime_left_in_an_image_goes(world: World) -> None:
+def test_leftovers_of_another_runtime_in_an_image_are_removed(world: World) -> None:
     world.image(f"{LIB}/libcuda.so")
     done = world.run("create-symlinks", *LINK)
     assert (done.returncode, done.stderr) == (0, "")
@@ -117,7 +117,7 @@ HOSTILE: list[Callable[[World], None]] = [
 
 
 @pytest.mark.parametrize("hostile", HOSTILE)
-def test_the_host_stays_as_it_is(world: World, hostile: Callable[[World], None]) -> None:
+def test_a_hostile_image_changes_nothing_on_the_host(world: World, hostile: Callable[[World], None]) -> None:
     hostile(world)
     before = world.snapshot()
     done = world.run(
@@ -173,7 +173,7 @@ def test_dev_is_written_to_only_when_it_is_the_containers_own(world: World) -> N
         ["--link", "x::/y"] * 4097,
     ],
 )
-def test_words_that_make_no_sense(world: World, words: list[str]) -> None:
+def test_invalid_arguments_are_refused(world: World, words: list[str]) -> None:
     done = world.run("create-symlinks", *words)
     assert (
         done.returncode == 1

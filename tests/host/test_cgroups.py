@@ -149,7 +149,7 @@ def test_surveys(tmp_path: Path, mounts: str, own: str, init: str, version: str,
     assert (found.version, found.own, found.nested) == (version, path, nested)
 
 
-def test_broken_lines_are_passed_over(tmp_path: Path) -> None:
+def test_broken_lines_are_ignored(tmp_path: Path) -> None:
     found = cgroups.survey(Fake(tmp_path, "x\n1 2 3\n- cgroup2\n9 9 9 / /x rw - cgroup2\n", "nonsense\n1:2\n", ""))
     assert found.version == "none"
 
@@ -205,7 +205,7 @@ def test_invalid_parents(parent: str, systemd: bool, said: str) -> None:
         ("a.slice", "b.slice", True, False, "a.slice:chandler:c", "cgroup_parent"),
     ],
 )
-def test_who_says_where(
+def test_the_source_of_a_parent(
     tmp_path: Path, asked: str, variable: str, systemd: bool, rootless: bool, path: str, by: str
 ) -> None:
     tree = plain(tmp_path)
@@ -235,7 +235,7 @@ def test_room_is_made_beside_the_builder(tmp_path: Path) -> None:
     assert (root / "cgroup.subtree_control").read_text() and (root / "containers/cgroup.subtree_control").read_text()
 
 
-def test_twice_is_once(tmp_path: Path) -> None:
+def test_a_second_call_changes_nothing(tmp_path: Path) -> None:
     tree = contained(tmp_path)
     first_time = cgroups.place("c", move=4711, tree=tree)
     # what the kernel shows afterwards
@@ -268,7 +268,7 @@ def test_missing_controllers_are_reported(tmp_path: Path) -> None:
     assert len(notes) == 3 and "does not hand on the controller cpu" in notes[0]
 
 
-def test_a_limit_whose_controller_is_not_handed_on(tmp_path: Path) -> None:
+def test_a_limit_whose_controller_is_not_delegated(tmp_path: Path) -> None:
     """Otherwise the runtime fails with a message that names a file of the kernel."""
     tree = contained(tmp_path)
     os.unlink(tmp_path / "sys/fs/cgroup/cgroup.subtree_control")

@@ -49,17 +49,17 @@ def test_completion(fields: dict[str, Any], added: dict[str, Any]) -> None:
     assert edits == node(**fields), "the input is not changed"
 
 
-def test_what_is_no_device_is_left_alone() -> None:
+def test_edits_of_other_kinds_are_unchanged() -> None:
     assert device_nodes.complete(node(), fake).items[1] == (ENV, "A", "1", "x")
 
 
 @pytest.mark.parametrize("fields", [{"type": "c", "major": 1, "minor": 2}, {"type": "p"}])
-def test_what_is_certain_needs_no_host(fields: dict[str, Any]) -> None:
+def test_complete_devices_are_not_looked_up(fields: dict[str, Any]) -> None:
     assert device_nodes.complete(node(**fields), missing) == node(**fields)
 
 
 @pytest.mark.parametrize("fields", [{}, {"type": "c"}, {"major": 5}])
-def test_what_is_open_does(fields: dict[str, Any]) -> None:
+def test_incomplete_devices_are_looked_up(fields: dict[str, Any]) -> None:
     with pytest.raises(HostError, match="^file.yaml a/b=c: /dev/x is not on this host"):
         device_nodes.complete(node(**fields), missing)
 
@@ -82,7 +82,7 @@ def test_large_numbers(needs_devices: None, tmp_path: Path, major_minor: tuple[i
     assert device_nodes.lstat_device(path)[1:3] == major_minor
 
 
-def test_what_is_no_node(tmp_path: Path) -> None:
+def test_a_path_that_is_no_device_node_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to("/dev/null")
     os.mkfifo(tmp_path / "fifo")
@@ -116,7 +116,7 @@ def test_mount_sources(tmp_path: Path) -> None:
         (0, "0 1000 1", 99, {0, 99}),
     ],
 )
-def test_whose_files_are_believed(
+def test_trusted_owners(
     monkeypatch: pytest.MonkeyPatch, euid: int, uid_map: str, overflow: int, owners: set[int]
 ) -> None:
     monkeypatch.setattr("posix.geteuid", lambda: euid)

@@ -60,7 +60,7 @@ def test_a_file_that_shrinks_while_it_is_read(tmp_path: Path) -> None:
     os.close(descriptor)
 
 
-def test_what_is_no_file_is_refused_and_does_not_block(tmp_path: Path) -> None:
+def test_special_files_are_refused_without_blocking(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "directory").mkdir()
     with socket.socket(socket.AF_UNIX) as server:
@@ -74,7 +74,7 @@ def test_what_is_no_file_is_refused_and_does_not_block(tmp_path: Path) -> None:
         files.read("/dev/null", 100)
 
 
-def test_links_only_when_told(tmp_path: Path) -> None:
+def test_links_are_followed_only_on_request(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(b"abc")
     (tmp_path / "link").symlink_to("f")
     with pytest.raises(OSError):
@@ -236,7 +236,7 @@ def test_own_files_are_trusted(owned: Path) -> None:
 
 @pytest.mark.parametrize("part", ["a", "a/b", "a/b/f"])
 @pytest.mark.parametrize("mode", [0o775, 0o757, 0o777, 0o720, 0o702])
-def test_what_others_may_write_is_not(owned: Path, part: str, mode: int) -> None:
+def test_files_that_others_can_write_are_not_trusted(owned: Path, part: str, mode: int) -> None:
     (owned / part).chmod(mode)
     with pytest.raises(TrustError, match=f"{owned / part} can be written by others .mode 0{mode:o}.; `chmod go-w"):
         trusted(owned / "a/b/f")
@@ -244,7 +244,7 @@ def test_what_others_may_write_is_not(owned: Path, part: str, mode: int) -> None
 
 @needs_root
 @pytest.mark.parametrize("part", ["a", "a/b", "a/b/f"])
-def test_what_belongs_to_others_is_not(owned: Path, part: str) -> None:
+def test_files_of_others_are_not_trusted(owned: Path, part: str) -> None:
     os.chown(owned / part, 1234, 0)
     with pytest.raises(TrustError, match=f"{owned / part} belongs to uid 1234, not to"):
         trusted(owned / "a/b/f")
@@ -252,7 +252,7 @@ def test_what_belongs_to_others_is_not(owned: Path, part: str) -> None:
 
 
 @needs_root
-def test_links_of_others_are_not(owned: Path) -> None:
+def test_links_of_others_are_not_trusted(owned: Path) -> None:
     (owned / "link").symlink_to("a/b/f")
     os.chown(owned / "link", 1234, 0, follow_symlinks=False)
     with pytest.raises(TrustError, match="link belongs to uid 1234"):

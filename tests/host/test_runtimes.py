@@ -71,7 +71,7 @@ def test_names_are_found_in_order_of_the_fixed_places(places: Path) -> None:
     assert runtimes.find("crun", ME) == ("crun", first)
 
 
-def test_what_cannot_be_executed_is_passed_over(places: Path) -> None:
+def test_files_that_cannot_be_executed_are_skipped(places: Path) -> None:
     binary(places / "one/crun", 0o644)
     second = binary(places / "two/crun")
     assert runtimes.find("crun", ME) == ("crun", second)
@@ -199,7 +199,7 @@ def test_default_roots(rootless: bool, environment: dict[bytes, bytes], root: st
         )
 
 
-def test_whose_a_container_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_runtime_that_has_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def root(kind: str, *_: Any) -> str:
         return str(tmp_path / kind)
 

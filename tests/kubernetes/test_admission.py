@@ -136,7 +136,7 @@ LEVELS = ("", "named", "host", "all")
 
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("asked", ASKED)
-def test_a_namespace_gets_what_its_label_says(asked: str, level: str) -> None:
+def test_the_label_of_a_namespace_decides_what_its_pods_may_ask(asked: str, level: str) -> None:
     least, annotations = ASKED[asked]
     refusal = REQUESTS.refusal(pod(annotations), namespace=namespace(level))
     assert bool(refusal) == (LEVELS.index(level) < LEVELS.index(least)), refusal
@@ -181,7 +181,7 @@ def test_the_classes_are_those_of_the_nodes_policy(word: str) -> None:
 
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("annotations", [None, {}, {"prometheus.io/scrape": "true", "chandler.ocix/y": "z"}])
-def test_other_pods_are_let_be(annotations: dict[str, str] | None, level: str) -> None:
+def test_pods_without_a_request_are_allowed(annotations: dict[str, str] | None, level: str) -> None:
     assert REQUESTS.refusal(pod(annotations), namespace=namespace(level)) == ""
     assert REQUESTS.refusal(pod(annotations), namespace={"metadata": {"name": "bare"}}) == ""
 
@@ -230,7 +230,7 @@ def test_templates_and_bindings() -> None:
     )
 
 
-def test_it_matches_every_way_to_a_pods_annotations() -> None:
+def test_every_kind_of_object_with_pod_annotations_is_matched() -> None:
     matched = {
         (group, resource)
         for rule in REQUESTS.rules
@@ -302,5 +302,5 @@ def test_the_installer_labels_its_own_node_and_no_more() -> None:
     assert "alone" in LABEL.refusal(fewer, node(), request=by)
 
 
-def test_others_are_not_the_policys_business() -> None:
+def test_the_label_policy_allows_other_users_and_other_labels() -> None:
     assert LABEL.refusal(node(labels={"other": "x"}), node(), request={"userInfo": {"username": "admin"}}) == ""

@@ -122,7 +122,7 @@ def closed(host: Node, *directories: str, options: str = "ro") -> None:
 
 
 @pytest.mark.parametrize("system, options", [(COS, "ro"), (FLATCAR, "noexec")], ids=["read-only", "noexec"])
-def test_another_directory_where_the_default_does_not_work(make: Maker, system: str, options: str) -> None:
+def test_another_prefix_where_the_default_does_not_work(make: Maker, system: str, options: str) -> None:
     host = make(system)
     closed(host, "/opt", options=options)
     assert f"{HOME}/versions/" in host.image("install").stdout
@@ -130,7 +130,7 @@ def test_another_directory_where_the_default_does_not_work(make: Maker, system: 
     assert f'BinaryName = "{HOME}/bin/chandler-runtime"' in host.changed()["/etc/containerd/config.toml"]
 
 
-def test_no_place_at_all(make: Maker) -> None:
+def test_a_node_without_a_directory_for_programs_is_refused(make: Maker) -> None:
     host = make(COS)
     closed(host, "/opt")
     closed(host, "/home", options="noexec")
@@ -148,7 +148,7 @@ def test_no_place_at_all(make: Maker) -> None:
 @pytest.mark.parametrize(
     "system", ['ID=talos\nPRETTY_NAME="Talos (v1.9.0)"\n', 'ID=bottlerocket\nPRETTY_NAME="Bottlerocket OS 1.30.0"\n']
 )
-def test_a_system_that_is_closed_is_named(make: Maker, system: str) -> None:
+def test_a_closed_system_is_refused_by_name(make: Maker, system: str) -> None:
     host = make(system)
     before = host.changed()
     done = host.image("install", check=False)
@@ -208,7 +208,7 @@ def test_a_failed_update_leaves_the_version_before_in_force(make: Maker, tree: s
     assert "chandler 0." in host.run(f"{OPT}/bin/chandler", "--version").stdout
 
 
-def test_a_policy_that_does_not_hold_is_refused_first(make: Maker) -> None:
+def test_an_invalid_policy_is_refused_first(make: Maker) -> None:
     host = make()
     host.write("/run/policy.toml", "[policy]\nmax-gpu = 1\n")
     before = host.changed()
@@ -218,7 +218,7 @@ def test_a_policy_that_does_not_hold_is_refused_first(make: Maker) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_ended_while_containerd_restarts(make: Maker, number: signal.Signals) -> None:
+def test_an_installer_that_is_ended_during_the_restart_undoes_everything(make: Maker, number: signal.Signals) -> None:
     """After SIGTERM everything is restored. After SIGKILL the next installer knows that the restart may be missing."""
     host = make()
     before = host.changed()
@@ -253,7 +253,7 @@ def test_ended_while_containerd_restarts(make: Maker, number: signal.Signals) ->
     assert restarts(host) == 1
 
 
-def test_installed_twice_and_taken_away(make: Maker) -> None:
+def test_install_twice_and_clean_up(make: Maker) -> None:
     host = make()
     before = host.changed()
     host.write("/run/policy.toml", "[policy]\nmax-gpus = 1\n")

@@ -30,7 +30,7 @@ PODS = [
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("name, number", OBJECTS)
-def test_the_schema_allows_it(name: str, number: int, version: str) -> None:
+def test_every_manifest_is_valid_by_kubernetes_schemas(name: str, number: int, version: str) -> None:
     kubernetes_validate.validate(documents(name)[number], version, strict=True)
 
 
@@ -105,7 +105,7 @@ def test_our_own_pods_have_no_more_rights_than_they_say(name: str) -> None:
         assert kept["securityContext"]["runAsNonRoot"] and "volumeMounts" not in kept and kept["args"] == ["wait"]
 
 
-def test_names_fit_each_other() -> None:
+def test_names_agree_between_manifests() -> None:
     (kustomization,) = documents("kustomization.yaml")
     assert all(os.path.exists(os.path.join(DIRECTORY, name)) for name in kustomization["resources"])
     assert kustomization["images"][0]["newTag"] == paths.VERSION

@@ -164,12 +164,12 @@ BAD: dict[str, list[str]] = {
 
 
 @pytest.mark.parametrize(("key", "text", "value"), [(key, *case) for key, cases in GOOD.items() for case in cases])
-def test_good(key: str, text: str, value: Any) -> None:
+def test_valid_values(key: str, text: str, value: Any) -> None:
     assert compiled(toml(key, text)) == {**compiled(), "engines" if key == "engine" else key: value}
 
 
 @pytest.mark.parametrize(("key", "text"), [(key, text) for key, texts in BAD.items() for text in texts])
-def test_bad(key: str, text: str) -> None:
+def test_invalid_values(key: str, text: str) -> None:
     with pytest.raises(ConfigError) as caught:
         compiled(toml(key, text))
     assert str(caught.value).startswith(f"/etc/0.toml: {key} = ")
@@ -218,12 +218,12 @@ def test_unknown_keys(text: str, words: str) -> None:
 @pytest.mark.parametrize(
     "text", ["x", "a = ", "a = 1\na = 2", "[a", "\0", "a = 'x", "[cdi]\nannotations = true\n[cdi]\n", "= 1"]
 )
-def test_no_toml(text: str) -> None:
+def test_a_configuration_that_is_not_toml(text: str) -> None:
     with pytest.raises(ConfigError, match="^/etc/0.toml is not TOML: "):
         compiled(text)
 
 
-def test_no_utf_8() -> None:
+def test_a_configuration_that_is_not_utf_8() -> None:
     with pytest.raises(ConfigError, match="^/a is not TOML: .*utf-8"):
         config.compile_config([("/a", b'engine = "\xff"')])
 
@@ -242,7 +242,7 @@ def test_engines_of_all_files_add_up() -> None:
     ]
 
 
-def test_an_early_file_is_checked_although_a_later_one_mends_it() -> None:
+def test_an_invalid_value_is_refused_even_when_a_later_file_replaces_it() -> None:
     with pytest.raises(ConfigError, match="^/etc/0.toml: "):
         compiled("[policy]\nmax-gpus = -1", "[policy]\nmax-gpus = 4")
 
@@ -258,7 +258,7 @@ def test_an_early_file_is_checked_although_a_later_one_mends_it() -> None:
         (["annotation-prefix = 5"], "chandler.oci/"),
     ],
 )
-def test_the_prefix_of_a_configuration_that_is_wrong_elsewhere(texts: list[str], prefix: str) -> None:
+def test_the_annotation_prefix_of_an_invalid_configuration(texts: list[str], prefix: str) -> None:
     assert config.prefix_of([(f"/{n}", text.encode()) for n, text in enumerate(texts)]) == prefix
 
 

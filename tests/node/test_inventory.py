@@ -64,7 +64,7 @@ def answers(at: Inventory) -> Any:
 # --- stored and read --------------------------------------------------------------------------------------------
 
 
-def test_what_is_stored_gives_the_same_answers(node: Node) -> None:
+def test_a_stored_inventory_answers_like_a_fresh_one(node: Node) -> None:
     node.spec("x.json", cdi(2, "x.com/y"))
     node.spec(
         "env.json",
@@ -77,7 +77,7 @@ def test_what_is_stored_gives_the_same_answers(node: Node) -> None:
     assert fresh.kinds() and set(fresh.kinds()) == {NVIDIA, "x.com/y", "e.com/v"}
 
 
-def test_nothing_at_all_is_stored_as_well(node: Node) -> None:
+def test_an_inventory_without_devices_is_stored(node: Node) -> None:
     os.unlink(node.directory / "etc/cdi/nvidia.json")
     stored(node)
     assert load(node).kinds() == [] and load(node).picks(NVIDIA) == [] and load(node).lookup(f"{NVIDIA}=0") is None
@@ -100,13 +100,13 @@ def test_nothing_at_all_is_stored_as_well(node: Node) -> None:
         "com/gpu=0",
     ],
 )
-def test_only_whole_names_are_found(node: Node, name: str) -> None:
+def test_lookup_needs_the_whole_name(node: Node, name: str) -> None:
     at = node.compiled()
     assert at.lookup(name) is None and at.key(name) == [name]
     assert at.picks(name) == (["0", "1", "2", "3"] if name == NVIDIA else [])
 
 
-def test_edits_say_where_they_come_from(node: Node) -> None:
+def test_edits_name_their_source(node: Node) -> None:
     found = node.compiled().lookup(f"{NVIDIA}=GPU-1")
     assert found is not None
     path = f"{node.directory}/etc/cdi/nvidia.json"
@@ -114,7 +114,7 @@ def test_edits_say_where_they_come_from(node: Node) -> None:
     assert {edit[3] for edit in found[2]} == {f"{path} {NVIDIA}=GPU-1"}
 
 
-def test_only_the_caller_can_read_the_files(node: Node) -> None:
+def test_inventory_files_are_readable_by_the_caller_only(node: Node) -> None:
     directory = stored(node)
     for name in os.listdir(directory):
         assert stat.S_IMODE((directory / name).stat().st_mode) == 0o600, name
@@ -171,13 +171,13 @@ def changes() -> dict[str, Callable[[Node], Any]]:
 
 
 @pytest.mark.parametrize("change", changes().values(), ids=changes())
-def test_every_change_is_noticed(node: Node, change: Callable[[Node], Any]) -> None:
+def test_every_change_of_a_source_makes_the_inventory_stale(node: Node, change: Callable[[Node], Any]) -> None:
     stored(node)
     change(node)
     assert is_stale(node)
 
 
-def test_config_d(node: Node) -> None:
+def test_a_change_in_config_d_makes_the_inventory_stale(node: Node) -> None:
     (node.directory / "etc/config.d").mkdir(mode=0o755)
     stored(node)
     node.put("etc/config.d/a.toml", "[policy]\nmax-gpus = 2")
@@ -191,7 +191,7 @@ def test_config_d(node: Node) -> None:
     assert is_stale(node)
 
 
-def test_a_link_that_leads_elsewhere(node: Node) -> None:
+def test_a_link_with_a_new_target_makes_the_inventory_stale(node: Node) -> None:
     (node.directory / "real").mkdir(mode=0o755)
     (node.directory / "real2").mkdir(mode=0o755)
     for name, count in (("real", 2), ("real2", 3)):
@@ -210,14 +210,14 @@ def test_a_link_that_leads_elsewhere(node: Node) -> None:
 
 @needs_root
 @pytest.mark.parametrize("name", ["etc/cdi/nvidia.json", "etc/cdi", "etc", "etc/config.toml"])
-def test_another_owner(node: Node, name: str) -> None:
+def test_another_owner_of_a_source_makes_the_inventory_stale(node: Node, name: str) -> None:
     stored(node)
     os.chown(node.directory / name, 1234, 0)
     assert is_stale(node)
 
 
 @needs_root
-def test_an_index_of_another_user(node: Node) -> None:
+def test_an_index_that_others_own_or_can_write_is_not_used(node: Node) -> None:
     directory = stored(node)
     for name in ("index", ""):
         os.chown(directory / name, 1234, 0)
@@ -253,7 +253,7 @@ def test_a_change_while_compiling_is_not_stored(node: Node, monkeypatch: pytest.
     assert not os.path.exists(node.place().directory + "/index")
 
 
-def test_an_index_that_lies_where_ours_would(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_index_of_another_key_is_not_used(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     """Directories are named by a short checksum of the key, so another key's index may be there."""
     directory = stored(node)
     monkeypatch.setattr(paths, "VERSION", "9.9.9")
@@ -261,7 +261,7 @@ def test_an_index_that_lies_where_ours_would(node: Node, monkeypatch: pytest.Mon
     assert is_stale(node)
 
 
-def test_problems_are_remembered(node: Node) -> None:
+def test_problems_of_cdi_files_are_stored(node: Node) -> None:
     node.spec("broken.json", "{")
     stored(node)
     assert load(node).problems is True
@@ -302,7 +302,7 @@ def test_damage_anywhere_costs_only_time(node: Node, which: str, kind: str) -> N
 
 
 @pytest.mark.parametrize("name", ["index", "part", "directory", "all"])
-def test_losing_parts_costs_only_time(node: Node, name: str) -> None:
+def test_lost_parts_cost_only_time(node: Node, name: str) -> None:
     directory = stored(node)
     right = used(node)
     for lost in os.listdir(directory):
@@ -317,7 +317,7 @@ def test_losing_parts_costs_only_time(node: Node, name: str) -> None:
     assert not is_stale(node)
 
 
-def test_an_index_in_the_way_of_any_kind(node: Node) -> None:
+def test_an_index_that_is_no_regular_file_is_replaced(node: Node) -> None:
     directory = stored(node)
     right = used(node)
     os.unlink(directory / "index")
@@ -331,7 +331,7 @@ def test_an_index_in_the_way_of_any_kind(node: Node) -> None:
     assert used(node) == right
 
 
-def test_unused_segments_go(node: Node) -> None:
+def test_unused_segments_are_removed(node: Node) -> None:
     directory = stored(node)
     node.spec("nvidia.json", cdi(2))
     stored(node)
@@ -339,7 +339,7 @@ def test_unused_segments_go(node: Node) -> None:
 
 
 @pytest.mark.parametrize("what", ["state", "state/inventory"])
-def test_a_state_directory_that_cannot_be_written(node: Node, what: str) -> None:
+def test_an_unwritable_state_directory_costs_only_time(node: Node, what: str) -> None:
     if what == "state":
         os.rmdir(node.directory / "state")
     (node.directory / what).touch()
@@ -348,7 +348,7 @@ def test_a_state_directory_that_cannot_be_written(node: Node, what: str) -> None
 
 
 @pytest.mark.parametrize("refused", ["lock", "index", ".part"])
-def test_a_read_only_state_directory(node: Node, monkeypatch: pytest.MonkeyPatch, refused: str) -> None:
+def test_a_read_only_state_directory_costs_only_time(node: Node, monkeypatch: pytest.MonkeyPatch, refused: str) -> None:
     os.makedirs(node.place().directory, 0o755)
     real = os.open
 
@@ -365,7 +365,7 @@ def test_a_read_only_state_directory(node: Node, monkeypatch: pytest.MonkeyPatch
     assert is_stale(node)
 
 
-def test_a_full_disk(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_costs_only_time(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> NoReturn:
         raise OSError(28, "No space left on device")
 
@@ -395,7 +395,7 @@ def compile_many(node: Node, times: int) -> list[str]:
     return problems
 
 
-def test_processes_that_compile_at_once(node: Node) -> None:
+def test_many_processes_compile_at_once(node: Node) -> None:
     children = []
     for _ in range(6):
         child = os.fork()
@@ -416,7 +416,7 @@ def test_processes_that_compile_at_once(node: Node) -> None:
     ]
 
 
-def test_threads_that_compile_at_once(node: Node) -> None:
+def test_many_threads_compile_at_once(node: Node) -> None:
     problems: list[str] = []
     threads = [threading.Thread(target=lambda: problems.extend(compile_many(node, 8))) for _ in range(6)]
     for thread in threads:
@@ -445,7 +445,7 @@ def test_cdi_files_that_others_may_write_are_not_used(node: Node, name: str) -> 
         at.explain_missing([f"{NVIDIA}=0"])
 
 
-def test_chandler_config(node: Node) -> None:
+def test_chandler_config_names_the_configuration(node: Node) -> None:
     node.put("state/mine.toml", "[policy]\nmax-gpus = 1")
     place = node.place({b"CHANDLER_CONFIG": f"{node.directory}/state/mine.toml".encode()})
     assert compiler.compile_now(place, store=False).config["policy.max-gpus"] == 1
@@ -486,7 +486,7 @@ def test_no_configuration_means_the_defaults(node: Node) -> None:
 # --- where it lies ------------------------------------------------------------------------------------------------
 
 
-def test_places(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_place_chooses_the_state_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("shim.host.userns.user_namespace", lambda: "0 0 4294967295")
     monkeypatch.setattr("posix.geteuid", lambda: 0)
     assert (Place({}).rootless, Place({b"XDG_RUNTIME_DIR": b"/x"}).state_dir) == (False, paths.STATE_DIR)
@@ -566,7 +566,7 @@ def test_an_inventory_below_a_directory_of_others_is_not_read(node: Node, direct
 
 
 @needs_root
-def test_what_the_launcher_must_know(node: Node) -> None:
+def test_the_launch_line_has_what_the_launcher_needs(node: Node) -> None:
     if node.place().rootless:
         pytest.skip("in a user namespace the launcher has no line of its own")
     stored(node)

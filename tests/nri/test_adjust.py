@@ -53,13 +53,13 @@ def refused(peer: Peer, annotations: dict[str, str], made: Any = None) -> Remote
         ("", "", False),
     ],
 )
-def test_what_a_version_takes(name: str, version: str, by_name: bool) -> None:
+def test_features_of_a_runtimes_version(name: str, version: str, by_name: bool) -> None:
     takes = Runtime(name, version).takes
     assert (CDI_NAMES in takes, ("pids", "limit") in takes) == (by_name, by_name)
     assert ("memory", "limit") in takes and ("memory", "reservation") not in takes
 
 
-def test_an_older_runtime_is_told_every_device(peer: Connect) -> None:
+def test_an_older_runtime_gets_every_device_node(peer: Connect) -> None:
     made = peer(OLD).create(pod(ask(resources=gpus(), env={"A": "b"})), container())
     assert not made.CDI_devices
     assert [(d.path, d.type, d.major, d.minor, d.file_mode.value) for d in made.linux.devices] == [
@@ -71,7 +71,7 @@ def test_an_older_runtime_is_told_every_device(peer: Connect) -> None:
     assert dict(made.annotations) == {"chandler.oci/granted": f"{NVIDIA}=0,{NVIDIA}=1"}
 
 
-def test_a_newer_runtime_is_told_the_names_and_what_is_beside_them(peer: Connect) -> None:
+def test_a_newer_runtime_gets_cdi_names_and_the_other_edits(peer: Connect) -> None:
     made = peer(NEW).create(pod(ask(resources=gpus(), env={"A": "b"})), container())
     assert [device.name for device in made.CDI_devices] == [f"{NVIDIA}=0", f"{NVIDIA}=1"]
     assert not made.linux.devices and not made.mounts
@@ -82,7 +82,7 @@ def test_a_newer_runtime_is_told_the_names_and_what_is_beside_them(peer: Connect
     assert env(made) == {"A": "b", "CUDA_VISIBLE_DEVICES": "0,1"}
 
 
-def test_what_the_cdi_file_sets_is_not_set_again(peer: Connect) -> None:
+def test_variables_of_the_cdi_file_are_not_set_again(peer: Connect) -> None:
     text = spec({"env": ["MODE=of-the-file"]})
     assert "MODE" not in env(peer(NEW, text).create(pod(ask(resources=gpus(), env={"MODE": "mine"})), container()))
     assert (
@@ -137,13 +137,13 @@ def test_bind_mounts_are_idmapped_in_a_user_namespace(peer: Connect) -> None:
 
 
 @pytest.mark.parametrize("version", [OLD, NEW])
-def test_a_device_that_a_user_namespace_would_turn_into_another(peer: Connect, version: str) -> None:
+def test_a_device_with_another_number_in_a_user_namespace_is_refused(peer: Connect, version: str) -> None:
     text, made = in_user_namespace(path="/dev/nvidia0")
     message = refused(peer(version, text), ask(resources=gpus(1)), made).message
     assert "/dev/nvidia0, in a user namespace, is the host's /dev/zero" in message and "runtimeClassName" in message
 
 
-def test_a_node_belongs_to_the_user_where_the_runtime_tells_it(peer: Connect) -> None:
+def test_a_node_gets_the_containers_user_where_the_runtime_names_it(peer: Connect) -> None:
     made = container()
     made.user.uid, made.user.gid = 1000, 0
     (_, device) = peer(OLD).create(pod(ask(resources=gpus(1))), made).linux.devices
@@ -186,7 +186,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("version, document, text, words", REFUSED.values(), ids=REFUSED)
-def test_what_cannot_be_expressed_is_refused_with_the_way_out(
+def test_edits_that_nri_cannot_express_are_refused_with_a_remedy(
     peer: Connect, version: str, document: Any, text: bytes | None, words: str
 ) -> None:
     connected = peer(version, text)
@@ -195,7 +195,7 @@ def test_what_cannot_be_expressed_is_refused_with_the_way_out(
     assert not service_of(connected).records()
 
 
-def test_what_names_can_say_is_not_refused_on_a_newer_runtime(peer: Connect) -> None:
+def test_edits_that_cdi_names_cover_are_not_refused_on_a_newer_runtime(peer: Connect) -> None:
     assert (
         peer(NEW, spec({"additionalGids": [44]}, permissions="r"))
         .create(pod(ask(resources=gpus(1))), container())
@@ -205,7 +205,7 @@ def test_what_names_can_say_is_not_refused_on_a_newer_runtime(peer: Connect) -> 
     )
 
 
-def test_swap_that_equals_memory_is_what_the_runtime_sets(peer: Connect) -> None:
+def test_swap_equal_to_memory_is_left_to_the_runtime(peer: Connect) -> None:
     assert (
         peer(OLD)
         .create(pod(ask(resources={"memory": "1Mi", "memory_swap": "1Mi"})), container())
@@ -230,7 +230,7 @@ def test_swap_that_equals_memory_is_what_the_runtime_sets(peer: Connect) -> None
     ],
 )
 @pytest.mark.parametrize("version", [OLD, NEW])
-def test_keys_that_no_runtime_is_told_are_refused_by_name(
+def test_keys_that_nri_cannot_carry_are_refused_by_name(
     peer: Connect, version: str, document: dict[str, Any], what: str
 ) -> None:
     made = container()
@@ -239,7 +239,7 @@ def test_keys_that_no_runtime_is_told_are_refused_by_name(
     assert f"cannot be told {what} through NRI" in message and "runtimeClassName" in message
 
 
-def test_keys_that_runtimes_are_told(peer: Connect) -> None:
+def test_keys_that_nri_can_carry(peer: Connect) -> None:
     made = peer(OLD, policy__trust="all").create(pod(ask(devices=["/dev/null"])), container())
     assert [device.path for device in made.linux.devices] == ["/dev/null"]
 
@@ -262,7 +262,7 @@ def test_rlimits_and_control_groups(peer: Connect, version: str) -> None:
     assert made.linux.cgroups_path == "/batch/container-1"
 
 
-def test_who_is_ended_first_when_memory_is_short(peer: Connect) -> None:
+def test_oom_score_adj(peer: Connect) -> None:
     """A newer runtime can be told; what the engine has set counts for both."""
     made = container()
     made.linux.oom_score_adj.value = 500
@@ -282,7 +282,7 @@ def test_who_is_ended_first_when_memory_is_short(peer: Connect) -> None:
         ({"image": ["*"]}, False),
     ],
 )
-def test_a_rule_takes_the_runtimes_word_for_who_it_is(peer: Connect, match: dict[str, Any], given: bool) -> None:
+def test_rules_match_the_identity_that_the_runtime_reports(peer: Connect, match: dict[str, Any], given: bool) -> None:
     rule = {"name": "r", "match": match, "policy.allow": ["ulimits"]}
     asked = pod(ask(ulimits={"core": 0}))
     if given:
@@ -315,7 +315,7 @@ def test_a_device_rule_of_the_runtime_opens_no_other_gpu(peer: Connect, rule: di
 
 
 @pytest.mark.parametrize("mark", ["checkpointedAt", "restored", "io.kubernetes.cri-o.annotations.checkpoint.name"])
-def test_a_restored_container_does_not_ask(peer: Connect, mark: str) -> None:
+def test_the_annotations_of_a_restored_container_are_no_request(peer: Connect, mark: str) -> None:
     """Its annotations are those of a checkpoint, which may be an image."""
     made = container()
     made.annotations[mark] = "true"

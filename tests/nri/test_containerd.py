@@ -86,7 +86,7 @@ def test_a_pod_with_a_request(scene: Scene, cri: CRI) -> None:
     until(lambda: scene.records() == [], "the grant's end")
 
 
-def test_a_pod_without_a_request_is_as_without_us(scene: Scene, cri: CRI) -> None:
+def test_a_pod_without_a_request_is_unchanged(scene: Scene, cri: CRI) -> None:
     with_us = cri.spec(cri.run(cri.pod("plain")))
     assert scene.records() == []
     scene.plugins[-1].stop()
@@ -160,7 +160,7 @@ REFUSED = {
 }
 
 
-def test_refusals_reach_the_kubelet_in_our_words(scene: Scene, cri: CRI) -> None:
+def test_refusals_reach_the_kubelet_word_for_word(scene: Scene, cri: CRI) -> None:
     for name, (asked, words) in REFUSED.items():
         pod = cri.pod("refused-" + str(len(cri.pods)), asked)
         with pytest.raises(Refused) as error:
@@ -181,7 +181,7 @@ def test_a_failed_create_gives_its_grant_back(scene: Scene, cri: CRI) -> None:
     assert cri.run(pod)
 
 
-def test_two_plugins_of_two_minds(scene: Scene, cri: CRI) -> None:
+def test_two_plugins_with_different_prefixes_do_not_disturb_each_other(scene: Scene, cri: CRI) -> None:
     """Another instance, with another prefix, serves its own annotations, and none disturbs the other."""
     other = Installation(os.path.join(scene.place, "other"))
     other.configure(["/usr/sbin/runc"], [scene.node.cdi])
@@ -229,7 +229,7 @@ def test_an_unserved_container_is_evicted_where_the_policy_says_so(scene: Scene,
     until(lambda: not cri.running(container), "eviction")
 
 
-def test_containerd_started_again_while_the_plugin_runs(scene: Scene, cri: CRI) -> None:
+def test_the_plugin_survives_a_restart_of_containerd(scene: Scene, cri: CRI) -> None:
     plugin = scene.plugins[-1]
     before = cri.run(cri.pod("before", ask(resources=gpus(1))))
     times = plugin.times_serving()
@@ -240,7 +240,7 @@ def test_containerd_started_again_while_the_plugin_runs(scene: Scene, cri: CRI) 
     assert opened(cri, cri.run(cri.pod("after", ask(resources=gpus(2))))) == [1, 2]
 
 
-def test_configuration_by_signal(scene: Scene, cri: CRI) -> None:
+def test_a_signal_reloads_the_configuration(scene: Scene, cri: CRI) -> None:
     """SIGHUP, the connection kept; a configuration that is wrong changes nothing and is named."""
     plugin = scene.plugins[-1]
     scene.configure("[policy]\nmax-gpus = 1\n")
@@ -426,7 +426,7 @@ def test_a_sharing_pod_through_the_handler_and_through_nri(scene: Scene, cri: CR
     assert not scene.commands.running()
 
 
-def test_a_slow_daemon_is_refused_and_found_by_the_retry(scene: Scene, cri: CRI, go: Path) -> None:
+def test_a_slow_daemon_refuses_once_and_the_retry_finds_it_ready(scene: Scene, cri: CRI, go: Path) -> None:
     """What the kubelet sees, and that other pods go on meanwhile."""
     plugin, started = sharing(scene, "managed", mps_patience=60), len(scene.commands.started())
     pod, words = cri.pod("slow", ask(resources={"gpu": {"sharing": "mps"}})), f"MPS for {uuid(0)} is starting, retry"
@@ -452,7 +452,7 @@ def test_a_slow_daemon_is_refused_and_found_by_the_retry(scene: Scene, cri: CRI,
     until(lambda: scene.leases() == [] and scene.records() == [], "the leases' end")
 
 
-def test_a_daemon_that_fails_slowly_is_the_retrys_reason(scene: Scene, cri: CRI, go: Path) -> None:
+def test_the_retry_reports_a_daemon_that_failed_slowly(scene: Scene, cri: CRI, go: Path) -> None:
     sharing(scene, "managed", mps_patience=2)
     pod = cri.pod("failing", ask(resources={"gpu": {"sharing": "mps"}}))
     assert refused_with(cri, pod, "is starting, retry")
@@ -515,7 +515,7 @@ def test_require_grant(scene: Scene, cri: CRI) -> None:
     assert cri.running(cri.run(cri.pod("plain", handler="chandler")))
 
 
-def test_a_record_alone_is_not_believed(scene: Scene, cri: CRI) -> None:
+def test_a_record_without_devices_in_config_json_is_not_believed(scene: Scene, cri: CRI) -> None:
     """A reply that came too late leaves a record; config.json lacks the devices, so the wrapper equips."""
     scene.plugins[-1].stop()
     container = cri.create(cri.pod("late", ask(resources=gpus(1)), handler="chandler"))
@@ -544,7 +544,7 @@ def test_launched_by_containerd(scene: Scene, cri: CRI) -> None:
         cri.ready()
 
 
-def test_options_that_make_no_sense(scene: Scene, cri: CRI) -> None:
+def test_invalid_options_are_refused(scene: Scene, cri: CRI) -> None:
     program = scene.installation.program("chandler-nri")
     for options, word in (
         (["--idx", "5"], "two digits"),

@@ -1,4 +1,4 @@
-"""The plugin as a process, with a socket of this test as its runtime: connecting, losing, signals, metrics, systemd."""
+"""The plugin as a process, with a socket in the place of a runtime: connections, signals, metrics, systemd."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def stage(place: str, installation: Installation, node: Node) -> Iterator[Stage]
     installation.forget()
 
 
-def test_it_waits_for_the_runtime_and_comes_back_to_it(stage: Stage) -> None:
+def test_it_waits_for_the_runtime_and_connects_again(stage: Stage) -> None:
     stage.start()
     stage.said("no runtime at")
     runtime = stage.runtime()
@@ -137,7 +137,7 @@ def test_it_waits_for_the_runtime_and_comes_back_to_it(stage: Stage) -> None:
     [b"\0\0\0\1\xff\xff\xff\xff", mux.encode(9, b"x"), mux.encode(1, b"\xff" * 10), mux.encode(2, b"\0" * 10)],
     ids=["an oversize frame", "another connection", "an oversize message", "a type that is none"],
 )
-def test_rubbish_costs_the_connection_and_not_the_process(stage: Stage, data: bytes) -> None:
+def test_invalid_bytes_end_the_connection_and_not_the_process(stage: Stage, data: bytes) -> None:
     runtime = stage.runtime()
     stage.start()
     runtime.handshake()
@@ -147,7 +147,7 @@ def test_rubbish_costs_the_connection_and_not_the_process(stage: Stage, data: by
     assert runtime.call("UpdateContainer", m.Empty()) == b""
 
 
-def test_a_create_that_lies_unread_when_the_runtime_hangs_up(stage: Stage) -> None:
+def test_an_unread_create_is_dropped_when_the_runtime_hangs_up(stage: Stage) -> None:
     runtime = stage.runtime()
     pid = stage.start().pid
     runtime.handshake()
@@ -193,7 +193,7 @@ def test_shutdown_is_answered_and_the_next_runtime_found(stage: Stage) -> None:
     runtime.handshake()
 
 
-def test_a_reload_keeps_the_connection_and_is_not_its_own_cause(stage: Stage) -> None:
+def test_a_reload_keeps_the_connection_and_causes_no_further_reload(stage: Stage) -> None:
     address = os.path.join(stage.place, "metrics.sock")
     runtime = stage.runtime()
     plugin = stage.start("--metrics", "unix:" + address)
@@ -268,7 +268,7 @@ def test_a_metrics_socket_is_the_owners_and_goes_with_the_process(stage: Stage) 
     assert not os.path.exists(address)
 
 
-def test_systemd_is_told(stage: Stage) -> None:
+def test_systemd_is_notified(stage: Stage) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         path = os.path.join(stage.place, "notify")
         manager.bind(path)

@@ -1,4 +1,4 @@
-"""NRI's multiplexer: vectors, splits, interleaving, and lengths that nobody sends."""
+"""NRI's multiplexer: vectors, splits, interleaving, and lengths beyond the limit."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_vectors(connection: int, data: bytes, text: str) -> None:
     assert decoder.feed(wire[5:]) == [(connection, data)]
 
 
-def test_nothing_gives_no_frame_and_an_empty_frame_gives_nothing() -> None:
+def test_empty_data_gives_no_frame_and_an_empty_frame_no_data() -> None:
     assert mux.encode(1, b"") == b""
     assert MuxDecoder().feed(struct.pack(">II", 1, 0) + mux.encode(2, b"x")) == [(2, b"x")]
 
@@ -54,7 +54,7 @@ def test_interleaved_connections_whatever_the_splits(parts: list[tuple[int, byte
 
 
 @pytest.mark.parametrize("size", [MAX_FRAME_OUT - 8, MAX_FRAME_OUT - 7, 20_000, 100_000])
-def test_no_frame_that_we_send_is_larger_than_a_runtime_takes(size: int) -> None:
+def test_no_sent_frame_exceeds_the_runtimes_limit(size: int) -> None:
     wire, at = mux.encode(1, bytes(size)), 0
     while at < len(wire):
         length = struct.unpack_from(">II", wire, at)[1] + 8
@@ -74,7 +74,7 @@ def test_an_oversize_length_is_refused_from_the_header_alone(length: int) -> Non
 
 
 @given(st.lists(st.binary(max_size=64), max_size=8))
-def test_arbitrary_bytes_end_in_pieces_or_one_error(pieces: list[bytes]) -> None:
+def test_arbitrary_bytes_give_data_or_one_error(pieces: list[bytes]) -> None:
     decoder, given_bytes, found = MuxDecoder(), 0, 0
     for piece in pieces:
         given_bytes += len(piece)

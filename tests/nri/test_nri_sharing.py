@@ -1,7 +1,4 @@
-"""Shared GPUs through NRI.
-
-What is slow happens in another process, creates wait a moment, and retries find what was begun.
-"""
+"""Shared GPUs through NRI: slow work runs in another process, and a retried create finds its result."""
 
 from __future__ import annotations
 
@@ -187,7 +184,7 @@ def test_the_first_container_starts_the_daemon_and_the_last_ends_it(scene: Scene
     until(scene.clean, "the end of it all")
 
 
-def test_a_daemon_that_is_slow_is_refused_once_and_found_by_the_retry(slow: Scene) -> None:
+def test_a_slow_daemon_refuses_once_and_the_retry_finds_it_ready(slow: Scene) -> None:
     scene = slow
     assert STARTING in scene.refused("c-1", sharing="mps") and "kubelet" in scene.service.lines[-1]["refused"]
     assert scene.leases() == ["c-1"], "what is started is nobody else's"
@@ -215,7 +212,7 @@ def test_a_daemon_that_is_slow_is_refused_once_and_found_by_the_retry(slow: Scen
 
 
 @pytest.mark.parametrize("how", ["time", "pod"])
-def test_what_nobody_comes_for_is_ended(slow: Scene, how: str) -> None:
+def test_a_daemon_that_no_retry_asks_for_is_ended(slow: Scene, how: str) -> None:
     scene = slow
     scene.refused("c-1", sharing="mps")
     assert "\nchandler_nri_holds 1\n" in scene.service.measured()
@@ -247,7 +244,7 @@ def test_a_retry_is_told_why_the_daemon_failed(slow: Scene) -> None:
     until(scene.clean, "the end of it all")
 
 
-def test_a_daemon_that_dies_at_once_is_told_at_once(scene: Scene) -> None:
+def test_a_daemon_that_dies_at_once_is_reported_at_once(scene: Scene) -> None:
     scene.commands.mood(scene.commands.control, start="dies")
     assert "Failed to start : MPS control daemon cannot use the device" in scene.refused("c-1", sharing="mps")
     until(scene.clean, "the end of it all")
@@ -299,7 +296,7 @@ def test_a_plugin_that_starts_takes_over_what_another_began(slow: Scene) -> None
     scene.create("c-3", sharing="mps")
 
 
-def test_what_a_share_without_a_lease_has_left_is_put_back(scene: Scene) -> None:
+def test_a_shared_gpu_without_a_lease_is_restored(scene: Scene) -> None:
     scene.create("c-1", sharing="mps")
     scene.lose_leases()
     scene.connect()
@@ -307,7 +304,7 @@ def test_what_a_share_without_a_lease_has_left_is_put_back(scene: Scene) -> None
     until(scene.clean, "the end of it all")
 
 
-def test_an_exclusive_grant_ends_a_share_that_was_left(scene: Scene) -> None:
+def test_an_exclusive_grant_ends_leftover_sharing(scene: Scene) -> None:
     scene.create("c-1", sharing="mps")
     scene.lose_leases()
     assert scene.create("c-3", owner="pod-3", devices=["1"]).CDI_devices and scene.commands.running(), (
@@ -321,7 +318,7 @@ def test_an_exclusive_grant_ends_a_share_that_was_left(scene: Scene) -> None:
     assert scene.mode() == "DEFAULT" and not scene.commands.running() and scene.leases() == ["c-3", "c-4"]
 
 
-def test_an_exclusive_grant_does_not_wait_for_long_either(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exclusive_grant_does_not_wait_long_for_the_restore(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     scene.create("c-1", sharing="mps")
     scene.lose_leases()
     scene.service.patience = 0.0
@@ -346,7 +343,7 @@ def test_time_slices(scene: Scene) -> None:
     assert scene.commands.gpus()[uuid(0)]["slice"] == 0
 
 
-def test_a_container_that_was_to_share_and_was_not_served_is_reported_as_that(scene: Scene) -> None:
+def test_an_unserved_sharing_container_is_reported(scene: Scene) -> None:
     asked = pod({"chandler.oci/service": '{"resources": {"gpu": {"sharing": "mps"}}}'})
     scene.peer.call("Synchronize", m.SynchronizeRequest(pods=[asked], containers=[container(state=3)]))
     assert scene.service.lines[-1]["unadjusted"].endswith("it was created while chandler-nri did not answer")
@@ -369,7 +366,7 @@ class Daemon:
 
 
 @pytest.mark.parametrize("allocator", ["fixed", "leases"])
-def test_a_daemon_of_others_is_asked_first(scene: Scene, allocator: str) -> None:
+def test_a_daemon_of_others_is_checked_first(scene: Scene, allocator: str) -> None:
     daemon = Daemon(scene)
     try:
         scene.connect(gpu__mps="external", gpu__mps_pipe_dir=daemon.pipe, gpu__allocator=allocator)
@@ -400,7 +397,7 @@ USERS: dict[str, tuple[Callable[[Any], None], int, list[str]]] = {
 
 
 @pytest.mark.parametrize(("tell", "uid", "more"), USERS.values(), ids=USERS)
-def test_the_user_is_known_or_looked_at_when_the_container_starts(
+def test_the_user_is_known_or_checked_when_the_container_starts(
     scene: Scene, tell: Any, uid: int, more: list[str]
 ) -> None:
     made = container(id="c-1")
@@ -409,7 +406,7 @@ def test_the_user_is_known_or_looked_at_when_the_container_starts(
     assert list(hook.args[4:]) == more and ledger.Ledger(scene.state).read()[0]["uid"] == uid
 
 
-def test_the_hook_holds_a_container_to_the_user_that_was_taken_for_granted(
+def test_the_hook_stops_a_container_of_another_user_than_assumed(
     scene: Scene, lab: str, installation: install.Installation
 ) -> None:
     made = scene.create("c-1", sharing="mps")
@@ -431,7 +428,7 @@ def test_the_hook_holds_a_container_to_the_user_that_was_taken_for_granted(
     assert "runs as uid 1000" in done.stderr and "runtime handler" in done.stderr
 
 
-def test_a_user_namespace_that_is_not_told_in_full_is_refused_with_the_way_out(scene: Scene) -> None:
+def test_a_user_namespace_without_its_mappings_is_refused_with_a_remedy(scene: Scene) -> None:
     made = container(id="c-1")
     made.linux.namespaces.add(type="user")
     with pytest.raises(RemoteError, match="does not map the container's uid 0.*runtimeClassName"):
@@ -439,7 +436,7 @@ def test_a_user_namespace_that_is_not_told_in_full_is_refused_with_the_way_out(s
     assert scene.clean()
 
 
-def test_work_that_breaks_or_never_ends(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_background_work_that_fails_or_never_ends(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = Work(partial({}))
     until(lambda: broken.done, "its end")
     assert "has ended with status 1" in str(broken.error)

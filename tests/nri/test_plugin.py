@@ -1,4 +1,4 @@
-"""The plugin's connection, against a runtime in memory: the order of things, every call, and what breaks it."""
+"""The plugin's connection with a runtime in memory: the order of calls, each call, and errors that end it."""
 
 from __future__ import annotations
 
@@ -193,7 +193,9 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("annotations, words, code", REFUSED.values(), ids=REFUSED)
-def test_a_refusal_is_our_sentence(peer: Connect, annotations: dict[str, str], words: str, code: int) -> None:
+def test_a_refusal_is_one_sentence_of_chandler(
+    peer: Connect, annotations: dict[str, str], words: str, code: int
+) -> None:
     connected = peer(policy__max_gpus=2)
     with pytest.raises(RemoteError) as error:
         connected.create(pod(annotations), container())
@@ -223,7 +225,7 @@ def test_refusals_are_counted_by_kind_and_rule(peer: Connect) -> None:
 
 
 @pytest.mark.parametrize("allocator, words", [("fixed", "cannot be recorded"), ("leases", "is not a directory")])
-def test_a_grant_that_cannot_be_recorded_is_none(peer: Connect, allocator: str, words: str) -> None:
+def test_a_grant_that_cannot_be_recorded_is_refused(peer: Connect, allocator: str, words: str) -> None:
     connected = peer(gpu__allocator=allocator)
     state = service_of(connected).place.state_dir
     if allocator == "fixed":
@@ -302,7 +304,7 @@ def test_a_defect_of_ours_fails_one_call(peer: Connect, monkeypatch: pytest.Monk
     assert connected.create(pod(TWO), container()).CDI_devices
 
 
-def test_another_plugin_may_not_take_away_what_was_granted(peer: Connect) -> None:
+def test_another_plugin_cannot_remove_granted_devices(peer: Connect) -> None:
     connected = peer()
     made = connected.create(pod(TWO), container())
     request = m.ValidateContainerAdjustmentRequest(container=container(), adjust=made)
@@ -336,7 +338,7 @@ def synchronized(peer: Peer, containers: list[Any], pods: list[Any]) -> list[dic
 
 
 @pytest.mark.parametrize("evict", [False, True])
-def test_a_container_that_asked_and_was_not_served_is_reported(peer: Connect, evict: bool) -> None:
+def test_an_unserved_container_is_reported(peer: Connect, evict: bool) -> None:
     connected = peer(policy__evict_unadjusted=evict)
     ended: list[str] = []
     service_of(connected).sweeps.evict = lambda container, pid: ended.append(container)
@@ -363,8 +365,8 @@ def served(connected: Peer, id: str, state: int = 3) -> Any:
     return made
 
 
-def test_a_container_without_what_its_record_says_is_not_served(peer: Connect) -> None:
-    """The answer came too late, or another create of the same id left the record: both mark and devices count."""
+def test_a_container_that_lacks_the_devices_of_its_record_is_not_served(peer: Connect) -> None:
+    """The answer came too late, or another create of the same id left the record: mark and devices both count."""
     ended: list[str] = []
     connected = peer(policy__evict_unadjusted=True, gpu__allocator="leases")
     service_of(connected).sweeps.evict = lambda container, pid: ended.append(container)
@@ -413,7 +415,7 @@ def test_only_a_process_of_the_container_is_ended() -> None:
     end(other, 4194305)  # no process has such a number: it has ended
 
 
-def test_what_the_wrapper_equipped_is_served(peer: Connect) -> None:
+def test_a_container_that_the_wrapper_equipped_counts_as_served(peer: Connect) -> None:
     connected = peer()
     directory = os.path.join(service_of(connected).place.state_dir, "grants")
     os.makedirs(directory)
@@ -460,7 +462,7 @@ def test_no_two_containers_hold_one_device(peer: Connect) -> None:
     assert leased(connected) == {} and service_of(connected).records() == []
 
 
-def test_a_lost_ledger_is_missed(peer: Connect) -> None:
+def test_a_lost_ledger_is_noticed(peer: Connect) -> None:
     """The plugin's grants say that there were leases: nobody takes the devices for free ones."""
     connected = peer(gpu__allocator="leases")
     connected.create(pod(TWO), container(id="c-0"))
@@ -470,7 +472,7 @@ def test_a_lost_ledger_is_missed(peer: Connect) -> None:
         connected.create(pod(TWO), container(id="c-1"))
 
 
-def test_what_cannot_be_told_or_recorded_holds_nothing(peer: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_create_that_fails_holds_no_lease(peer: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
     connected = peer("1.7.24", gpu__allocator="leases")
     with pytest.raises(RemoteError, match="pids_limit"):
         connected.create(
@@ -508,12 +510,12 @@ def test_leases_of_containers_that_ended_unseen_are_ended(peer: Connect, monkeyp
 # --- what breaks a connection -------------------------------------------------------------------------------------
 
 
-def test_a_connection_that_nobody_opened(peer: Connect) -> None:
+def test_data_for_an_unopened_connection_is_an_error(peer: Connect) -> None:
     with pytest.raises(mux.MuxError, match="connection 7"):
         peer().connection.receive(mux.encode(7, b"x"))
 
 
-def test_an_oversize_message_is_the_end(peer: Connect) -> None:
+def test_an_oversize_message_ends_the_connection(peer: Connect) -> None:
     with pytest.raises(ProtocolError):
         peer().connection.receive(mux.encode(mux.PLUGIN, frame.HEADER.pack(frame.MAX_MESSAGE + 1, 1, frame.REQUEST, 0)))
 
@@ -645,7 +647,7 @@ def test_an_unserved_container_is_named_or_refused_at_its_start(peer: Connect, m
     assert service_of(connected).metrics.unadjusted == 1 and service_of(connected).records()
 
 
-def test_a_young_grant_that_the_runtime_does_not_list_ends_by_and_by(
+def test_a_young_grant_that_the_runtime_does_not_list_ends_later(
     peer: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A create may still be under way (containerd 1.7 lists containers meanwhile), or have failed unseen.

@@ -1,4 +1,4 @@
-"""One plan, two interpreters: what an engine makes of the adjustment is what `oci` makes of the edits."""
+"""One plan, two interpreters: an engine that applies the adjustment gets the config.json that shim.oci.writer makes."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def view(config: dict[str, Any]) -> dict[str, Any]:
 
 @settings(max_examples=150, deadline=None)
 @given(REQUESTS, FILES)
-def test_the_adjustment_says_what_the_edits_say(request: dict[str, Any], file: dict[str, Any]) -> None:
+def test_the_adjustment_has_the_same_effect_as_the_edits(request: dict[str, Any], file: dict[str, Any]) -> None:
     before = as_config.build(
         container(env=("PATH=/bin", "HOME=/", "TERM=xterm")), {"chandler.oci/service": json.dumps(request)}
     )

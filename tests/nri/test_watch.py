@@ -58,19 +58,19 @@ NO_NEWS: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("change", NEWS.values(), ids=NEWS)
-def test_news(watch: Watch, tmp_path: Path, change: Callable[[Path], object]) -> None:
+def test_a_change_of_a_source_is_noticed(watch: Watch, tmp_path: Path, change: Callable[[Path], object]) -> None:
     change(tmp_path)
     assert watch.changed()
     assert not watch.changed()
 
 
 @pytest.mark.parametrize("change", NO_NEWS.values(), ids=NO_NEWS)
-def test_no_news(watch: Watch, tmp_path: Path, change: Callable[[Path], object]) -> None:
+def test_other_changes_are_ignored(watch: Watch, tmp_path: Path, change: Callable[[Path], object]) -> None:
     change(tmp_path)
     assert not watch.changed()
 
 
-def test_a_directory_that_came_is_watched_once_it_is_set(watch: Watch, tmp_path: Path) -> None:
+def test_a_new_directory_is_watched_after_set(watch: Watch, tmp_path: Path) -> None:
     (tmp_path / "late/cdi").mkdir(parents=True)
     assert watch.changed()
     watch.set({str(tmp_path / "late/cdi"): (".json",)})

@@ -1,4 +1,4 @@
-"""What the wrapper believes of the plugin: config.json and the record together, neither alone."""
+"""The wrapper believes that the plugin served a container only if config.json and the grant record both say so."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ HELD: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("document, lost", HELD.values(), ids=HELD)
-def test_what_a_config_json_lets_a_container_open(document: Any, lost: str) -> None:
+def test_devices_that_a_config_json_allows(document: Any, lost: str) -> None:
     assert reader.missing(document, NODES) == lost
     assert reader.missing(document, []) == ""
 
@@ -129,7 +129,7 @@ def test_a_mark_without_a_record_is_refused(handler: Handler) -> None:
 
 @pytest.mark.parametrize("damage", ["", "{", '{"id": "c1"}'])
 @pytest.mark.parametrize("marked", [False, True])
-def test_a_record_that_cannot_be_read_is_none(handler: Handler, damage: str, marked: bool) -> None:
+def test_an_unreadable_record_counts_as_none(handler: Handler, damage: str, marked: bool) -> None:
     if marked:
         handler.adjust()
     handler.record([])
@@ -143,7 +143,7 @@ def test_a_record_that_cannot_be_read_is_none(handler: Handler, damage: str, mar
         assert code == 0 and edited(handler), said
 
 
-def test_a_record_that_cannot_be_read_may_tell_of_a_lost_lease(handler: Handler) -> None:
+def test_an_unreadable_record_refuses_creates_until_a_rebuild(handler: Handler) -> None:
     handler.record([])
     with open(handler.installation.state + "/nri/grants/00000000-c1.json", "w", encoding="ascii"):
         pass
@@ -151,12 +151,12 @@ def test_a_record_that_cannot_be_read_may_tell_of_a_lost_lease(handler: Handler)
     assert code == 1 and "`chandler leases rebuild`" in said and not edited(handler)
 
 
-def test_a_record_whose_reply_came_too_late_leaves_the_work_to_the_wrapper(handler: Handler) -> None:
+def test_the_wrapper_equips_when_the_plugins_reply_came_too_late(handler: Handler) -> None:
     handler.record([])
     assert handler.create()[0] == 0 and edited(handler)
 
 
-def test_require_grant_refuses_what_nobody_served(handler: Handler) -> None:
+def test_require_grant_refuses_a_request_that_was_not_served(handler: Handler) -> None:
     handler.configure("require-grant = true\n")
     code, said = handler.create()
     assert code == 1 and "require-grant" in said and "chandler-nri" in said and not edited(handler)

@@ -63,7 +63,7 @@ def test_the_owner_is_kept(bundle: Path) -> None:
     assert (found.st_uid, found.st_gid) == (1234, 5678)
 
 
-def test_again_from_our_own_result_starts_at_the_original(bundle: Path) -> None:
+def test_a_second_create_starts_from_the_original(bundle: Path) -> None:
     for n in range(10):
         result = b'{"n":%d}' % n
         config = write(bundle, result)
@@ -74,7 +74,7 @@ def test_again_from_our_own_result_starts_at_the_original(bundle: Path) -> None:
     assert len(os.listdir(bundle)) == 3
 
 
-def test_the_engines_new_file_is_a_new_start(bundle: Path) -> None:
+def test_a_new_file_of_the_engine_becomes_the_original(bundle: Path) -> None:
     write(bundle)
     (bundle / "config.json").write_bytes(b'{"engine": 2}')
     config = write(bundle)
@@ -85,7 +85,7 @@ def test_the_engines_new_file_is_a_new_start(bundle: Path) -> None:
 @pytest.mark.parametrize(
     "changed", [RESULT + b" ", RESULT.replace(b"/", b"\\/"), b'{"x":1,"annotations":{"chandler.oci/granted":""}}']
 )
-def test_our_work_that_was_changed_since(bundle: Path, changed: bytes) -> None:
+def test_an_edited_config_that_was_changed_since_is_refused(bundle: Path, changed: bytes) -> None:
     write(bundle)
     (bundle / "config.json").write_bytes(changed)
     with pytest.raises(BundleError, match="was changed after Chandler had edited it.*mv .*chandler-original"):
@@ -93,14 +93,14 @@ def test_our_work_that_was_changed_since(bundle: Path, changed: bytes) -> None:
     assert content(bundle) == changed
 
 
-def test_the_remedy_helps(bundle: Path) -> None:
+def test_the_remedy_of_that_refusal_works(bundle: Path) -> None:
     write(bundle)
     (bundle / "config.json").write_bytes(RESULT + b" ")
     os.rename(bundle / "config.json.chandler-original", bundle / "config.json")
     assert write(bundle).engine == ENGINE
 
 
-def test_the_original_is_gone(bundle: Path) -> None:
+def test_a_lost_original_is_refused(bundle: Path) -> None:
     write(bundle)
     os.unlink(bundle / "config.json.chandler-original")
     with pytest.raises(BundleError, match="chandler-original cannot be read: No such file.*make the bundle anew"):
@@ -152,7 +152,7 @@ def test_too_large(bundle: Path) -> None:
 
 
 @pytest.mark.parametrize("names", [["other"], ["other", "config.json.chandler-original"]])
-def test_other_names_of_the_file(bundle: Path, names: list[str]) -> None:
+def test_a_file_with_other_hard_links_is_refused(bundle: Path, names: list[str]) -> None:
     for name in names:
         os.link(bundle / "config.json", bundle / name)
     with pytest.raises(BundleError, match=f"has {len(names) + 1} names .hard links."):
@@ -165,7 +165,7 @@ def test_our_own_second_name_left_by_a_killed_create(bundle: Path) -> None:
 
 
 @pytest.mark.parametrize("stamp", ["", "0" * 64, "nonsense"])
-def test_a_stamp_that_is_not_of_this_file(bundle: Path, stamp: str) -> None:
+def test_a_stamp_of_another_file_is_ignored(bundle: Path, stamp: str) -> None:
     """A create that was killed before its last step leaves the stamp beside the engine's unchanged file."""
     if stamp:
         (bundle / "config.json.chandler-edited").symlink_to(stamp)
@@ -314,7 +314,7 @@ def test_what_only_the_runtime_may_read_is_refused(tmp_path: Path, monkeypatch: 
                 may_ask(str(tmp_path / "file"), [b"chandler.oci"])
 
 
-def test_what_is_no_regular_file_contains_no_request(tmp_path: Path) -> None:
+def test_a_file_that_is_not_regular_contains_no_request(tmp_path: Path) -> None:
     (tmp_path / "dangling").symlink_to("nowhere")
     (tmp_path / "file").write_bytes(b"chandler.oci")
     (tmp_path / "link").symlink_to("file")

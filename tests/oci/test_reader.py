@@ -121,7 +121,7 @@ def test_each_node_of_one_path_gives_its_rule_and_the_last_is_the_device() -> No
         ([None, 5, "/dev/a"], [None, 5, "/dev/a", "/dev/x!"]),
     ],
 )
-def test_place_of_a_device(before: list[Any], after: list[Any]) -> None:
+def test_position_of_a_device(before: list[Any], after: list[Any]) -> None:
     """The first entry of the path goes, a second one is overwritten where it is."""
     config = {"linux": {"devices": [{"path": path} if isinstance(path, str) else path for path in before]}}
     found = writer.apply(config, node())["linux"]["devices"]
@@ -444,7 +444,7 @@ def shaped(place: tuple[str, ...], value: Any) -> Any:
 
 @pytest.mark.parametrize("place", SHAPES, ids=".".join)
 @pytest.mark.parametrize("value", ODD, ids=repr)
-def test_any_shape_is_edited_or_refused(place: tuple[str, ...], value: Any) -> None:
+def test_a_config_of_any_shape_is_edited_or_refused(place: tuple[str, ...], value: Any) -> None:
     config = shaped(place, value)
     before = copy.deepcopy(config)
     for edits in (*EACH.values(), EVERY):
@@ -458,7 +458,7 @@ def test_any_shape_is_edited_or_refused(place: tuple[str, ...], value: Any) -> N
 
 
 @pytest.mark.parametrize("place", SHAPES, ids=".".join)
-def test_null_is_nothing(place: tuple[str, ...]) -> None:
+def test_null_counts_as_missing(place: tuple[str, ...]) -> None:
     if place != ("process", "user", "uid") and place != ("linux", "namespaces"):
         for key in place:
             assert key in str(writer.apply(shaped(place, None), EVERY))
@@ -534,7 +534,7 @@ def test_inputs_are_never_changed(config: Any, edits: Edits) -> None:
 
 
 @given(configs, some_edits)
-def test_what_no_edit_is_about_survives(config: Any, edits: Edits) -> None:
+def test_keys_that_no_edit_is_about_survive(config: Any, edits: Edits) -> None:
     result = writer.apply(config, edits)
     for before, after in ((config, result), (config["process"], result["process"]), (config["linux"], result["linux"])):
         assert {key: value for key, value in before.items() if key in "xy"} == {
@@ -566,7 +566,7 @@ def test_the_empty_edits_change_nothing() -> None:
     assert writer.apply(config, Edits()) == config
 
 
-def test_errors_are_ours() -> None:
+def test_every_error_is_a_chandler_error() -> None:
     with pytest.raises(ChandlerError, match="config.json: 'env' is not a list"):
         writer.apply({"process": {"env": {}}}, env("A", "1"))
     with pytest.raises(ChandlerError, match="config.json: 'process' is not an object"):

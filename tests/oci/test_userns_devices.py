@@ -26,7 +26,7 @@ def equipped(edits: Edits, document: dict[str, Any], rootless: bool = False) -> 
 
 
 @pytest.mark.parametrize(("document", "rootless"), [(USERS, False), (USERS, True), ({}, True)])
-def test_a_node_that_lies_elsewhere_is_mounted(document: dict[str, Any], rootless: bool) -> None:
+def test_a_node_with_another_host_path_is_mounted(document: dict[str, Any], rootless: bool) -> None:
     """The rule that allows the device is there, too: it matters where root manages the control group.
 
     The mount is not idmapped, because devtmpfs cannot be.
@@ -46,7 +46,7 @@ def test_a_node_that_lies_elsewhere_is_mounted(document: dict[str, Any], rootles
     assert "devices" not in made["linux"] and made["process"]["env"] == ["A=b"]
 
 
-def test_the_runtime_mounts_the_others_itself() -> None:
+def test_a_node_with_the_same_host_path_is_left_to_the_runtime() -> None:
     made = equipped(device("/dev/null", **NULL), USERS)
     assert "mounts" not in made and made["linux"]["devices"] == [{"path": "/dev/null", **NULL}]
 
@@ -86,7 +86,7 @@ def test_a_fifo_has_no_rule(tmp_path: Path) -> None:
         ({"hostPath": "/etc/passwd"}, "/etc/passwd is not a device node"),
     ],
 )
-def test_another_device_than_the_one_that_was_chosen(node: dict[str, Any], said: str) -> None:
+def test_a_path_with_another_device_by_now_is_refused(node: dict[str, Any], said: str) -> None:
     """A runtime would mount it without a check."""
     with pytest.raises(errors.HostError) as raised:
         userns_devices.split(device("/dev/gpu", **node, **NULL))

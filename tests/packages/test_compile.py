@@ -56,7 +56,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("damage", [*DAMAGE, "byte code, too"])
-def test_a_create_does_without_the_image(installed: Installation, damage: str, place: str) -> None:
+def test_a_create_works_without_the_image(installed: Installation, damage: str, place: str) -> None:
     compile(installed)
     if damage in DAMAGE:
         DAMAGE[damage](code(installed) / f"create-{TAG}.image")
@@ -70,7 +70,7 @@ def test_a_create_does_without_the_image(installed: Installation, damage: str, p
     assert "MODE=fast" in json.loads(Path(made.directory, "config.json").read_bytes())["process"]["env"]
 
 
-def test_what_another_python_left_goes(installed: Installation) -> None:
+def test_leftovers_of_another_python_are_removed(installed: Installation) -> None:
     compile(installed)
     wanted = compiled(installed)
     assert f"create-{TAG}.image" in wanted and f"shim/cdi/__pycache__/names.{TAG}.pyc" in wanted

@@ -178,7 +178,7 @@ def test_values(complete: Complete) -> None:
     assert complete("chandler explain --bundle ") == {"folder"}
 
 
-def test_what_the_node_has(complete: Complete) -> None:
+def test_names_of_devices_and_leases(complete: Complete) -> None:
     assert complete("chandler cdi show nvidia.com/gpu=") == {"nvidia.com/gpu=0", "nvidia.com/gpu=all"}
     assert complete("chandler cdi inject --config file.yaml nvidia.com/gpu=a") == {"nvidia.com/gpu=all"}
     assert complete("chandler leases release ") == {"web-1", "web-2"}

@@ -27,7 +27,7 @@ def tree(directory: Path) -> set[str]:
     }
 
 
-def test_the_same_bytes_again(deb: Path, tmp_path: Path) -> None:
+def test_a_second_build_gives_the_same_bytes(deb: Path, tmp_path: Path) -> None:
     again = build("deb", tmp_path, TZ="Asia/Tokyo", TMPDIR=str(tmp_path), LC_ALL="C")
     assert again.name == deb.name and again.read_bytes() == deb.read_bytes()
 
@@ -45,7 +45,7 @@ def test_lintian_finds_neither_errors_nor_warnings(deb: Path) -> None:
     assert done.returncode == 0 and not done.stdout, done.stdout
 
 
-def test_it_holds_what_make_install_lays_out(deb: Path, tmp_path: Path) -> None:
+def test_it_has_the_files_of_make_install(deb: Path, tmp_path: Path) -> None:
     """Except byte code, which is compiled on installation."""
     package, installed = tmp_path / "package", tmp_path / "installed"
     said("dpkg-deb", "--extract", str(deb), str(package))
@@ -64,12 +64,12 @@ def test_it_holds_what_make_install_lays_out(deb: Path, tmp_path: Path) -> None:
             assert one.read_bytes() == other.read_bytes() and one.stat().st_mode == other.stat().st_mode, path
 
 
-def test_versions_are_one() -> None:
+def test_the_changelog_begins_with_the_version_of_the_code() -> None:
     with open(f"{REPOSITORY}/packaging/deb/changelog", encoding="utf-8") as file:
         assert re.match(rf"chandler \({re.escape(VERSION)}\) ", file.readline())
 
 
-def test_it_says_what_it_needs(deb: Path) -> None:
+def test_dependencies(deb: Path) -> None:
     depends = said("dpkg-deb", "--field", str(deb), "Depends")
     assert "python3 (>= 3.9)" in depends and "python3-yaml" in depends
     assert said("dpkg-deb", "--field", str(deb), "Architecture") == "all\n"

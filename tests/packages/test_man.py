@@ -51,7 +51,7 @@ def part(name: str, title: str) -> str:
 
 
 @pytest.mark.parametrize("path", PAGES, ids=os.path.basename)
-def test_formatters_find_no_fault(path: str) -> None:
+def test_formatters_report_nothing(path: str) -> None:
     for command in (
         ["mandoc", "-T", "lint", "-W", "warning"],
         ["man", "--warnings", "-E", "UTF-8", "-l", "-Tutf8", "-Z"],
@@ -62,7 +62,7 @@ def test_formatters_find_no_fault(path: str) -> None:
         assert not done.stderr and (command[0] == "man" or not done.stdout), done.stdout + done.stderr
 
 
-def test_every_reference_is_to_a_page_that_is_there() -> None:
+def test_every_reference_is_to_a_page_that_exists() -> None:
     ours = {os.path.basename(path) for path in PAGES}
     for path in PAGES:
         with open(path, encoding="ascii") as file:

@@ -88,7 +88,7 @@ def runtime(environment: Path, place: str, name: str = "chandler-runtime") -> En
     return Engine([str(environment / "bin" / name)], place + "/root", {"CHANDLER_CONFIG": config})
 
 
-def test_what_is_installed(environment: Path) -> None:
+def test_a_wheel_installs_every_program(environment: Path) -> None:
     assert {path.name for path in (environment / "bin").glob("chandler*")} == PROGRAMS
     for name in ("chandler-runtime", "chandler-runc"):
         done = subprocess.run(
@@ -116,7 +116,7 @@ def test_what_is_installed(environment: Path) -> None:
 
 
 @pytest.mark.parametrize("way", ["bin", "link"])
-def test_a_create(environment: Path, place: str, way: str) -> None:
+def test_a_create_in_an_environment_equips_a_container(environment: Path, place: str, way: str) -> None:
     """Also through a link to the launcher, as pipx makes it."""
     engine = runtime(environment, place)
     if way == "link":

@@ -67,7 +67,7 @@ def test_all_places_of_this_tree_have_one_version() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, VERSION + "\n", "")
 
 
-def test_a_release(tree: Path) -> None:
+def test_a_release_changes_every_place(tree: Path) -> None:
     before = contents(tree)
     done = run(tree, "97.0.1", "--date", "2031-02-03")
     assert (done.returncode, done.stderr) == (0, "")
@@ -140,7 +140,7 @@ def test_a_release_without_changes_is_refused(tree: Path) -> None:
         ),
     ],
 )
-def test_places_that_differ(tree: Path, path: str, old: str, new: str, sentence: str) -> None:
+def test_places_with_different_versions_are_refused(tree: Path, path: str, old: str, new: str, sentence: str) -> None:
     text = (tree / path).read_text()
     assert old in text
     (tree / path).write_text(text.replace(old, new))
@@ -163,5 +163,5 @@ def test_an_unknown_place_with_the_version_is_refused(tree: Path) -> None:
     )
 
 
-def test_a_version_is_given_or_checked() -> None:
+def test_a_version_and_check_exclude_each_other() -> None:
     assert run(REPOSITORY).returncode == 2 and run(REPOSITORY, "97.0.1", "--check").returncode == 2

@@ -21,7 +21,7 @@ def said(*command: str) -> str:
     return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True).stdout
 
 
-def test_the_same_bytes_again(rpm: Path, tmp_path: Path) -> None:
+def test_a_second_build_gives_the_same_bytes(rpm: Path, tmp_path: Path) -> None:
     again = build("rpm", tmp_path, TZ="Asia/Tokyo", TMPDIR=str(tmp_path), LC_ALL="C")
     assert again.name == rpm.name == f"chandler-{VERSION}-1.noarch.rpm" and again.read_bytes() == rpm.read_bytes()
 
@@ -39,7 +39,7 @@ def test_rpmlint_finds_neither_errors_nor_warnings(rpm: Path) -> None:
     assert done.returncode == 0 and "0 errors, 0 warnings" in done.stdout, done.stdout
 
 
-def test_it_lays_out_what_the_other_package_does(rpm: Path, deb: Path, tmp_path: Path) -> None:
+def test_it_has_the_same_files_as_the_deb(rpm: Path, deb: Path, tmp_path: Path) -> None:
     def listed(lines: list[str], path: int) -> dict[str, str]:
         """Path to type, mode and, for a link, its target; also directories that no other package has."""
         found = {}
@@ -71,7 +71,7 @@ def test_it_lays_out_what_the_other_package_does(rpm: Path, deb: Path, tmp_path:
             ), name
 
 
-def test_what_is_a_configuration_and_what_is_needed(rpm: Path) -> None:
+def test_configuration_files_and_requirements(rpm: Path) -> None:
     assert said("rpm", "--query", "--package", "--configfiles", str(rpm)) == "/etc/chandler/config.toml\n"
     assert "python3 >= 3.9\n" in said("rpm", "--query", "--package", "--requires", str(rpm))
 

@@ -57,13 +57,13 @@ def test_an_engine_by_its_paths(root: str | None, bundle: str, annotations: dict
 @pytest.mark.parametrize(
     "document", [None, [], {}, {"annotations": ["nerdctl/x"]}, {"annotations": None}, {"root": []}]
 )
-def test_documents_of_odd_shape(document: Any, tmp_path: Path) -> None:
+def test_a_config_of_any_shape_has_a_caller(document: Any, tmp_path: Path) -> None:
     for bundle in (f"{TASK}/k8s.io/{ID}", str(tmp_path / f"overlay-containers/{ID}/userdata")):
         assert of_call("/x/k8s.io", bundle, ID, document).engine in ("containerd", "other")
 
 
 @pytest.mark.parametrize("engine", sorted(engines.ENGINES))
-def test_who_may_ask_and_whose_names_count(engine: str) -> None:
+def test_engines_whose_requests_and_names_count(engine: str) -> None:
     caller = Caller(engine)
     assert caller.believed(CONFIG) == ""
     assert caller.believed(CONFIG | {"engines": ["containerd", "crio", "docker", "podman", "other"]}) == (
@@ -161,7 +161,7 @@ def test_a_storage_behind_a_link(store: Store, tmp_path: Path) -> None:
     assert store.caller(tmp_path / "linked").engine == "podman"
 
 
-def test_what_an_image_has(store: Store) -> None:
+def test_annotations_of_an_image(store: Store) -> None:
     store.record()
     store.manifest({"a": "b"})
     store.manifest(ASKS, "=bWFuaWZlc3Qtc2hhMjU2OmFi")
@@ -191,7 +191,7 @@ def test_no_image(store: Store) -> None:
         json.dumps({"a": "x" * (5 << 20)}),
     ],
 )
-def test_a_manifest_that_says_nothing_certain(store: Store, text: str) -> None:
+def test_an_uncertain_manifest_refuses_the_request(store: Store, text: str) -> None:
     store.record()
     store.manifest({"fine": "x"})
     (store.graph / f"overlay-images/{IMAGE}/=bWFuaWZlc3Qtc2hhMjU2OmFi").write_bytes(text.encode("latin-1"))
@@ -245,7 +245,7 @@ def spoil(store: Store, what: str) -> None:
     ],
 )
 @pytest.mark.parametrize("engines", [[], ["other"]])
-def test_a_storage_that_is_not_as_it_should_be(store: Store, what: str, engines: list[str]) -> None:
+def test_a_damaged_storage_refuses_every_request(store: Store, what: str, engines: list[str]) -> None:
     """Every request is refused, whatever the administrator allows; a container without one is not checked."""
     store.record()
     store.manifest({})

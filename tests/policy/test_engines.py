@@ -1,4 +1,4 @@
-"""Who a container is, by the engine that the configuration names."""
+"""A container's name and kind, from the annotations of the engine that the configuration names."""
 
 from __future__ import annotations
 

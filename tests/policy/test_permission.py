@@ -211,7 +211,7 @@ def passes(document: dict[str, Any], by: Any) -> bool:
 
 
 @given(asked, rules, rules, st.sampled_from(RULES), st.sampled_from(["policy", "all"]))
-def test_a_denial_never_allows_and_an_allowance_never_refuses(
+def test_adding_to_deny_never_allows_and_adding_to_allow_never_refuses(
     document: dict[str, Any], allow: list[str], deny: list[str], more: str, trust: str
 ) -> None:
     before = passes(document, config(allow=allow, deny=deny, trust=trust))
@@ -220,7 +220,7 @@ def test_a_denial_never_allows_and_an_allowance_never_refuses(
 
 
 @given(asked, rules)
-def test_what_is_denied_is_refused_whatever_is_allowed(document: dict[str, Any], deny: list[str]) -> None:
+def test_a_denied_word_is_refused_whatever_is_allowed(document: dict[str, Any], deny: list[str]) -> None:
     if not passes(document, config(allow=RULES, deny=deny)):
         assert not passes(document, config(allow=RULES, deny=deny, trust="all"))
 
@@ -235,7 +235,7 @@ def test_max_gpus() -> None:
     permission.check_devices(wish({}), ["nvidia.com/gpu=all"], 3, [], config(max_gpus=2, trust="all"))
 
 
-def test_a_device_that_stands_for_all_needs_the_word_whatever_its_name() -> None:
+def test_a_device_that_stands_for_all_needs_gpu_all_whatever_its_name() -> None:
     permission.check_devices(
         wish({}), ["nvidia.com/gpu=every"], 3, ["nvidia.com/gpu=every"], config(allow=["gpu", "gpu.all"])
     )
@@ -470,7 +470,7 @@ def share_of_cpu(config_json: dict[str, Any]) -> float:
 
 
 @given(engines, wishes)
-def test_what_passes_never_loosens(engine: dict[str, Any], keys: dict[str, Any]) -> None:
+def test_an_allowed_request_never_loosens_a_limit(engine: dict[str, Any], keys: dict[str, Any]) -> None:
     """Applied to the engine's limits, a request that the policy allows never raises an amount."""
     before = {"linux": {"resources": engine}}
     kept = copy.deepcopy(before)
@@ -494,7 +494,7 @@ def test_what_passes_never_loosens(engine: dict[str, Any], keys: dict[str, Any])
     assert not old or schema.cpus(new) <= schema.cpus(old)
 
 
-def test_what_may_be_swapped_does_not_grow() -> None:
+def test_the_swap_limit_does_not_grow() -> None:
     """memory and swap together may shrink while the part that may be swapped grows; cgroup v2 limits that part."""
     engine = {"process": {}, "linux": {"resources": {"memory": {"limit": 1 << 30, "swap": 1 << 30}}}}
     for asked in ({"memory": 1 << 29, "memory_swap": 1 << 29}, {"memory": 1 << 29}, {"memory_swap": 1 << 30}):
@@ -518,7 +518,7 @@ def test_what_may_be_swapped_does_not_grow() -> None:
         ("memory_reservation", True, 0),
     ],
 )
-def test_what_the_engine_leaves_open_gives_no_more_than_the_kernel_does(
+def test_a_limit_that_the_engine_did_not_set_is_at_most_the_kernels_default(
     document: str, unified: bool, most: int
 ) -> None:
     more = wish({"resources": {document: most + 1}})

@@ -181,7 +181,7 @@ def test_a_forged_namespace_grants_nothing(engine_name: str, annotations: dict[s
     )
 
 
-def test_a_rule_that_is_for_others_says_nothing() -> None:
+def test_a_rule_for_other_containers_has_no_effect() -> None:
     found = decided("containerd", {**CONTAINERD, "io.kubernetes.cri.sandbox-namespace": "other"})
     assert "policy.by" not in found and found["policy.deny"] == []
     handler = rules.applied(compiled(RULES), {}, {"handler": "runc"})
@@ -200,7 +200,7 @@ def test_a_rule_that_is_for_others_says_nothing() -> None:
         ('pod = ["pod"], container = ["side"]', False),
     ],
 )
-def test_what_a_rule_may_ask_for(match: str, yes: bool) -> None:
+def test_fields_of_a_match(match: str, yes: bool) -> None:
     text = f'engine = "containerd"\n[[policy.rule]]\nname = "r"\nmatch = {{{match}}}\ntrust = "all"'
     assert (rules.applied(compiled(text), CONTAINERD, called("containerd"))["policy.trust"] == "all") is yes
 
@@ -309,7 +309,7 @@ WORDS = {"env": "env.host"}
 
 
 @pytest.mark.parametrize(("document", "allowed", "without", "words"), REACH, ids=[str(row[0])[:40] for row in REACH])
-def test_reach(
+def test_each_key_needs_its_word(
     node: Node, monkeypatch: pytest.MonkeyPatch, document: Any, allowed: str, without: str | None, words: str
 ) -> None:
     monkeypatch.setitem(posix.environ, b"CHANDLER_TEST_VALUE", b"value-that-is-not-shown")
@@ -342,17 +342,17 @@ def test_reach(
         {"resources": {"oom_score_adj": 1}},
     ],
 )
-def test_what_tightens_needs_no_word(node: Node, document: Any) -> None:
+def test_keys_that_tighten_need_no_word(node: Node, document: Any) -> None:
     assert at(node, 'allow = ["resources"]', document) is not None
 
 
 @pytest.mark.parametrize("target", ["/proc", "/proc/sys", "/sys", "/sys/fs/cgroup/x"])
-def test_the_kernels_files_stay(node: Node, target: str) -> None:
+def test_files_of_the_kernel_cannot_be_mounted_over(node: Node, target: str) -> None:
     with pytest.raises(PolicyError, match="is the kernel's and cannot be mounted over"):
         at(node, 'allow = ["storage"]', {"storage": [{"type": "tmpfs", "target": target}]})
 
 
-def test_maxima(node: Node) -> None:
+def test_max_cpu_and_max_memory(node: Node) -> None:
     policy = 'max-cpu = "1500m"\nmax-memory = "512Mi"'
     assert at(node, policy, {"resources": {"cpu": "1.5", "memory": "512Mi", "memory_swap": "512Mi"}})
     for asked, words in (
@@ -367,7 +367,7 @@ def test_maxima(node: Node) -> None:
 
 
 @pytest.mark.parametrize("kind", ["link", "link inside", "dots", "link below", "others write", "missing"])
-def test_bind_sources_that_lead_elsewhere(node: Node, kind: str) -> None:
+def test_bind_sources_are_resolved_before_they_are_compared(node: Node, kind: str) -> None:
     base = node.directory / "data/team-a"
     source = str(base / "x")
     if kind == "link":
@@ -456,7 +456,7 @@ def test_a_secret_from_a_command(node: Node, script: str, words: str) -> None:
     assert VALUE not in str(caught.value) and "env.TOKEN" in str(caught.value)
 
 
-def test_a_provider_that_others_may_write(node: Node) -> None:
+def test_a_provider_that_others_can_write_is_not_run(node: Node) -> None:
     node.put("provider", "#!/bin/sh\necho x\n")
     (node.directory / "provider").chmod(0o777)
     with pytest.raises(ChandlerError, match="can be written by others"):
@@ -652,7 +652,7 @@ easy = settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 
 @easy
 @given(documents)
-def test_nothing_is_touched_but_what_is_asked_for(document: dict[str, Any]) -> None:
+def test_only_what_is_asked_for_changes(document: dict[str, Any]) -> None:
     after = planned(document, TRUSTING)
     assert after is None or touched(after) <= within(set(document))
 
@@ -663,7 +663,7 @@ def test_nothing_is_touched_but_what_is_asked_for(document: dict[str, Any]) -> N
     st.lists(st.sampled_from(sorted(set(PLACES) - {"devices"})), max_size=6, unique=True),
     st.lists(st.sampled_from(sorted(PLACES)), max_size=3, unique=True),
 )
-def test_denial_wins_and_only_what_is_allowed_is_touched(
+def test_deny_wins_and_only_allowed_keys_change_anything(
     document: dict[str, Any], allow: list[str], deny: list[str]
 ) -> None:
     config = compiled(
@@ -694,7 +694,7 @@ def test_denial_wins_and_only_what_is_allowed_is_touched(
         },
     )
 )
-def test_what_tightens_never_loosens(document: dict[str, Any]) -> None:
+def test_keys_that_tighten_never_loosen(document: dict[str, Any]) -> None:
     after = planned(document, compiled(""))
     if after is None:
         return
@@ -707,6 +707,6 @@ def test_what_tightens_never_loosens(document: dict[str, Any]) -> None:
 
 @easy
 @given(documents)
-def test_parsing_what_is_printed_is_the_identity(document: dict[str, Any]) -> None:
+def test_a_printed_request_parses_to_itself(document: dict[str, Any]) -> None:
     normal = schema.check(document)
     assert schema.check(parse.parse_document(json.dumps(written(normal)))) == normal

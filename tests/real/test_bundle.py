@@ -133,7 +133,7 @@ def test_limits_are_the_kernel_s(ship: Ship, direct: Engine) -> None:
     direct.delete(bundle.GROUPS + "c2", "--force")
 
 
-def test_a_privileged_one(ship: Ship, direct: Engine) -> None:
+def test_a_privileged_container(ship: Ship, direct: Engine) -> None:
     ship.write(privileged=True, command={"args": ["sh", "-c", "cat /proc/self/status; cat /proc/self/mountinfo"]})
     seen = direct.run(ship.create("b"), bundle.GROUPS + "c3").stdout
     with open("/proc/self/status", encoding="ascii") as status:
@@ -262,14 +262,14 @@ def test_spec_prints_what_create_writes_and_changes_nothing(plain: Ship) -> None
     assert plain.create("b").bytes == before, "the same again"
 
 
-def test_what_is_secret_is_not_printed(plain: Ship) -> None:
+def test_secrets_are_not_printed(plain: Ship) -> None:
     plain.write(env={"A": "$E:HIDDEN"})
     done = plain.command("spec", "--spec", plain.file, "--debug", "x", env={"HIDDEN": "very-secret"})
     assert "very-secret" not in done.stdout + done.stderr and "A=***" in done.stdout
     assert "image" in done.stderr
 
 
-def test_write_config_is_for_a_bundle_with_a_root(plain: Ship) -> None:
+def test_write_config_needs_a_rootfs(plain: Ship) -> None:
     plain.write(command={"args": ["true"]})
     directory = os.path.join(plain.place, "b")
     os.makedirs(directory)
@@ -289,7 +289,7 @@ def test_write_config_is_for_a_bundle_with_a_root(plain: Ship) -> None:
     plain.command("remove", directory)  # this is allowed
 
 
-def test_nothing_is_written_when_something_is_wrong(plain: Ship) -> None:
+def test_a_refused_build_writes_nothing(plain: Ship) -> None:
     plain.write(resources={"gpu": {"count": 99}})
     for action in ("create", "run"):
         done = plain.command(
@@ -318,7 +318,7 @@ def test_nothing_is_written_when_something_is_wrong(plain: Ship) -> None:
         (["remove", "/tmp"], "no bundle"),
     ],
 )
-def test_what_is_wrong_with_a_command(plain: Ship, arguments: list[str], said: str) -> None:
+def test_wrong_commands_are_refused(plain: Ship, arguments: list[str], said: str) -> None:
     plain.write()
     done = plain.command(
         *({"F": plain.file, "B": os.path.join(plain.place, "b")}.get(word, word) for word in arguments), check=False
@@ -357,7 +357,7 @@ def test_the_image_s_configuration(plain: Ship) -> None:
 
 
 @pytest.mark.parametrize("runtime", ["runc", "crun"], indirect=True)
-def test_a_signal_is_the_container_s(ship: Ship) -> None:
+def test_signals_are_passed_to_the_container(ship: Ship) -> None:
     ship.write(command={"args": ["sh", "-c", "trap 'exit 5' TERM; echo ready; while :; do sleep 1 & wait; done"]})
     directory = os.path.join(ship.place, bundle.GROUPS + "signal")
     with subprocess.Popen(

@@ -162,7 +162,7 @@ def test_a_pod_whose_containers_ask_for_themselves(scene: Scene, cri: CRI) -> No
     assert opened(cri, cri.run(pod, "third")) == []
 
 
-def test_its_life(scene: Scene, cri: CRI) -> None:
+def test_exec_update_stop_and_remove_through_the_handler(scene: Scene, cri: CRI) -> None:
     """exec, update of limits (the device still opens, another one does not), stop and remove."""
     pod, first, second = two(cri, "life")
     cri.remove(second)
@@ -256,7 +256,7 @@ def _list() -> Any:
     return pb.ListPodSandboxRequest()
 
 
-def test_as_the_default_runtime_and_back(scene: Scene, cri: CRI) -> None:
+def test_chandler_as_the_default_runtime_and_back(scene: Scene, cri: CRI) -> None:
     said = scene.again("--default", "--runtime", "runc")
     assert "wrote " in said and "now: systemctl restart containerd" in said
     assert opened(cri, cri.run(cri.pod("default", ask(resources=gpus(1))))) == [0]
@@ -266,7 +266,7 @@ def test_as_the_default_runtime_and_back(scene: Scene, cri: CRI) -> None:
     assert opened(cri, cri.run(cri.pod("not-default", ask(resources=gpus(1))))) == []
 
 
-def test_removed_under_running_pods(scene: Scene, cri: CRI) -> None:
+def test_configuration_removed_under_running_pods(scene: Scene, cri: CRI) -> None:
     """The files are the same as before, byte by byte. A running pod goes on and ends; a new one finds no handler.
 
     containerd 2 looks up the handler for an exec. Therefore the command says that pods should end first.

@@ -1,4 +1,4 @@
-"""README's first command."""
+"""The demo that README begins with: packaging/demo."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import subprocess
 from lab import REPOSITORY
 
 
-def test_the_demo_shows_only_what_is_true(lab: str) -> None:
+def test_the_demo_prints_real_results(lab: str) -> None:
     """Uses `lab` for its conditions, because the demo needs root, too."""
     before = kept()
     done = subprocess.run(

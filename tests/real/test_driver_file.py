@@ -22,7 +22,7 @@ echo $NVIDIA_VISIBLE_DEVICES $CUDA_VISIBLE_DEVICES
 
 
 @pytest.mark.parametrize("runtime", ["runc", "crun"], indirect=True)
-def test_all_of_it_is_in_the_container(runtime: runtimes.Runtime, node: Node, place: str) -> None:
+def test_everything_of_the_file_is_in_the_container(runtime: runtimes.Runtime, node: Node, place: str) -> None:
     cdi = os.path.join(place, "cdi")
     os.mkdir(cdi)
     with open(os.path.join(cdi, "nvidia.yaml"), "w", encoding="utf-8") as file:

@@ -179,7 +179,7 @@ def test_host_network_and_group(trusting: Callable[..., Engine], place: str) -> 
         ({"devices": ["/dev/loop-control"]}, "devices is not allowed"),
     ],
 )
-def test_nothing_is_given_that_no_rule_allows(
+def test_keys_that_no_rule_allows_are_refused(
     trusting: Callable[..., Engine], place: str, document: dict[str, Any], words: str
 ) -> None:
     engine = trusting("")

@@ -1,4 +1,4 @@
-"""The lab itself, on the plain runtimes: what it says about a host must hold before it can prove anything."""
+"""The lab itself, on the runtimes without Chandler: its own checks must be right before other tests can rely on it."""
 
 from __future__ import annotations
 

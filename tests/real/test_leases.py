@@ -84,7 +84,7 @@ def test_no_two_containers_hold_one_gpu(leased: Leased, node: Node) -> None:
 
 
 @pytest.mark.parametrize("runtime", ONCE, indirect=True)
-def test_a_lost_hook_is_found_out_when_gpus_are_short(leased: Leased, node: Node) -> None:
+def test_a_lease_whose_hook_was_lost_is_taken_back_when_gpus_are_short(leased: Leased, node: Node) -> None:
     engine = leased.engine
     engine.create(leased.bundle("b1", len(node.gpus)), "c1")
     hook = leased.installation.program("chandler-hook")
@@ -151,9 +151,7 @@ def test_churn_with_kills(leased: Leased, node: Node) -> None:
 
 
 @pytest.mark.parametrize("runtime", ONCE, indirect=True)
-def test_gpus_of_the_engine_s_are_seen_and_not_given_again(
-    leased: Leased, runtime: runtimes.Runtime, node: Node
-) -> None:
+def test_gpus_that_the_engine_gave_are_not_given_again(leased: Leased, runtime: runtimes.Runtime, node: Node) -> None:
     """A container got a GPU from docker's --device or from a device plugin.
 
     Chandler does not add to it, and `chandler ps` shows it beside the containers with leases.
@@ -196,7 +194,7 @@ def test_gpus_of_the_engine_s_are_seen_and_not_given_again(
 
 
 @pytest.mark.parametrize("runtime", ONCE[:1], indirect=True)
-def test_neighbours_by_the_host_s_sysfs(runtime: runtimes.Runtime, node: Node, place: str) -> None:
+def test_prefer_uses_the_hosts_sysfs(runtime: runtimes.Runtime, node: Node, place: str) -> None:
     """/sys assigns GPUs alternately to two processors.
 
     A count takes the first free GPUs. With `prefer` it takes GPUs of one processor, whichever are taken already.
@@ -237,7 +235,7 @@ def test_neighbours_by_the_host_s_sysfs(runtime: runtimes.Runtime, node: Node, p
 
 
 @pytest.mark.parametrize("release", podman.RELEASES[:1], ids=[release.label for release in podman.RELEASES[:1]])
-def test_a_person_with_podman_and_one_gpu(release: podman.Release, place: str) -> None:
+def test_podman_with_one_gpu_refuses_a_second_container(release: podman.Release, place: str) -> None:
     """Only the GPU's CDI file is configured: a second container cannot have the GPU, and its error says why."""
     runtime = runtimes.named("runc")
     if release.missing or runtime.missing:

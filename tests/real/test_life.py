@@ -100,7 +100,7 @@ def test_granted_devices_open_and_others_do_not(
     )
 
 
-def test_every_device_is_in_both_places(chandler: Engine, place: str, node: Node) -> None:
+def test_every_device_has_a_node_and_a_cgroup_rule(chandler: Engine, place: str, node: Node) -> None:
     """Otherwise a later update, or a reload of systemd, takes the device away."""
     made = make(place, "true", resources={"gpu": {"count": 3}})
     chandler.run(made, "c1")
@@ -198,7 +198,7 @@ def test_the_console_socket_gets_the_terminal(chandler: Engine, place: str, asks
 
 
 @pytest.mark.parametrize("name", ["create", "run", "restore", "delete"])
-def test_a_container_may_be_called_like_a_verb(chandler: Engine, place: str, name: str) -> None:
+def test_a_container_can_have_the_name_of_a_verb(chandler: Engine, place: str, name: str) -> None:
     made = make(place, "exec sleep 60", env={"A": "b"})
     chandler.create(made, name)
     chandler.call("start", name)

@@ -92,7 +92,7 @@ def test_more_than_the_policy_allows(refusals: Refusals) -> None:
     refused(refusals, made, "max-gpus")
 
 
-def test_what_the_policy_does_not_list(refusals: Refusals) -> None:
+def test_values_that_the_policy_does_not_list(refusals: Refusals) -> None:
     refusals.installation.configure([refusals.runtime], [refusals.node.cdi], '[policy]\nallow = ["gpu"]\n')
     made = bundle.make(os.path.join(refusals.place, "b"), ["true"], bundle.request(env={"A": "b"}))
     refused(refusals, made, "env")

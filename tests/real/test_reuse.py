@@ -25,7 +25,7 @@ def gpus(config: dict[str, Any]) -> list[str]:
 
 
 @pytest.mark.parametrize("runtime", ONCE, indirect=True)
-def test_ten_creates_with_other_gpus_each_time(chandler: Engine, place: str, node: Node) -> None:
+def test_ten_creates_of_a_bundle_with_other_gpus_each_time(chandler: Engine, place: str, node: Node) -> None:
     made = bundle.make(os.path.join(place, "b"), ["ls", "/dev"])
     original = made.config
     for turn in range(10):

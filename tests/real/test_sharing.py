@@ -128,7 +128,7 @@ def test_the_next_holder_repairs_a_lost_hook(sharing: Sharing) -> None:
 
 
 @pytest.mark.parametrize("runtime", ["runc"], indirect=True)
-def test_a_daemon_that_falls_silent_before_the_start_stops_the_container(sharing: Sharing) -> None:
+def test_a_daemon_that_stops_answering_before_the_start_stops_the_container(sharing: Sharing) -> None:
     sharing.commands.mood(sharing.commands.control, answers=1)
     made = sharing.bundle("b1", sharing="mps")
     done = sharing.engine.create(made, "c1", check=False)

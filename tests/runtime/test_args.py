@@ -193,7 +193,7 @@ CASES: list[tuple[str, tuple[str, ...], dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize("words, kinds, expected", CASES, ids=[case[0] for case in CASES])
-def test_reading(words: str, kinds: tuple[str, ...], expected: dict[str, Any]) -> None:
+def test_parse(words: str, kinds: tuple[str, ...], expected: dict[str, Any]) -> None:
     for kind in kinds:
         call = args.parse(words.split(), kind)
         plain = args.Invocation()
@@ -222,7 +222,7 @@ def test_which_config(words: str, path: str) -> None:
     assert args.config_path(args.parse(words.split(), "crun")) == path
 
 
-def test_disagreement_is_not_certain() -> None:
+def test_a_command_line_that_runtimes_read_differently_is_not_certain() -> None:
     assert not args.parse(["create", "-b=/b", "ID"]).certain
 
 
@@ -261,7 +261,7 @@ def test_empty_words() -> None:
     ),
     st.sampled_from(["", *ALL]),
 )
-def test_nothing_raises_and_nothing_is_changed(argv: list[str], kind: str) -> None:
+def test_parsing_any_words_raises_nothing_and_keeps_the_words(argv: list[str], kind: str) -> None:
     words = list(argv)
     call = args.parse(words, kind)
     assert words == argv
@@ -289,7 +289,7 @@ def said(kind: str, text: str) -> set[str]:
 
 
 @pytest.mark.parametrize("label", ["runc", "crun", "youki", "newer-runc", "newer-crun"])
-def test_no_option_is_unknown(label: str) -> None:
+def test_the_tables_have_every_option_of_the_installed_runtimes(label: str) -> None:
     runtime = runtimes.named(label)
     if runtime.missing:
         pytest.skip(runtime.missing)
@@ -332,7 +332,9 @@ def test_no_option_is_unknown(label: str) -> None:
     ids=repr,
 )
 @pytest.mark.parametrize("label", ["runc", "crun", "youki"])
-def test_the_runtime_reads_the_same(label: str, words: list[str], runs: tuple[str, ...], tmp_path: Any) -> None:
+def test_the_runtime_reads_a_command_line_as_we_do(
+    label: str, words: list[str], runs: tuple[str, ...], tmp_path: Any
+) -> None:
     """A runtime that gets as far as the bundle either names it or fails because it does not exist."""
     runtime = runtimes.named(label)
     if runtime.missing:

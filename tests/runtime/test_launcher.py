@@ -290,7 +290,7 @@ PASS = [
 
 
 @pytest.mark.parametrize("argv", PASS, ids=repr)
-def test_passes_through(launcher: Launcher, argv: list[str]) -> None:
+def test_calls_that_pass_through(launcher: Launcher, argv: list[str]) -> None:
     report = launcher.call([os.fsencode(word) for word in argv])
     assert report["who"] == "runc"
 
@@ -381,7 +381,7 @@ def test_a_grep_without_an_exit_status_leaves_the_create_to_python(launcher: Lau
     assert launcher.call(["create", "--bundle", launcher.bundle(REQUEST), "ID"], preexec_fn=ignore)["who"] == "python"
 
 
-def test_unreadable_or_odd_text(launcher: Launcher) -> None:
+def test_only_a_config_that_mentions_the_prefix_goes_to_python(launcher: Launcher) -> None:
     bundle = launcher.bundle()
     for data, expected in (
         (b"", "runc"),
@@ -400,7 +400,7 @@ def test_unreadable_or_odd_text(launcher: Launcher) -> None:
 ALL = "2 0 chandler.oci|cdi.k8s.io crun={f}/crun runc={f}/runc youki={f}/youki\n"
 
 
-def test_the_configured_order(launcher: Launcher) -> None:
+def test_the_first_configured_runtime_is_used(launcher: Launcher) -> None:
     for kind in args.KINDS:
         launcher.runtime(kind)
     bundle = launcher.bundle()
@@ -500,7 +500,7 @@ def test_a_container_whose_runtime_is_gone_falls_back(launcher: Launcher) -> Non
         assert launcher.who("state", "ID") == launcher.who("kill", "--all", "ID") == "runc"
 
 
-def test_no_runtime(launcher: Launcher) -> None:
+def test_without_a_runtime_python_decides(launcher: Launcher) -> None:
     os.unlink(f"{launcher.fixed}/runc")
     assert launcher.who("state", "ID") == launcher.who("delete", "-f", "ID") == "python"
     os.unlink(launcher.python)
@@ -600,7 +600,7 @@ def test_both_needles(launcher: Launcher) -> None:
         assert launcher.who("create", "-b", launcher.bundle(text), "ID") == expected
 
 
-def test_another_configuration_is_pythons_to_judge(launcher: Launcher) -> None:
+def test_a_named_configuration_is_left_to_python(launcher: Launcher) -> None:
     env = {**PLAIN, "CHANDLER_CONFIG": "/x"}
     assert (
         launcher.who("state", "ID", env=env)
@@ -681,7 +681,7 @@ def cases(launcher: Launcher) -> list[list[str]]:
     ]
 
 
-def test_environment(launcher: Launcher) -> None:
+def test_variables_of_the_caller_do_not_mislead_the_shell(launcher: Launcher) -> None:
     name = launcher.shell.name
     given = {
         "PATH": "/usr/bin:/bin:",
@@ -945,7 +945,7 @@ EXAMPLES = settings(max_examples=120, deadline=None, suppress_health_check=list(
 
 @EXAMPLES
 @given(argv=passing())
-def test_the_runtime_gets_what_has_no_edited_verb(made: Launcher, argv: list[str]) -> None:
+def test_the_runtime_gets_verbs_that_are_not_edited(made: Launcher, argv: list[str]) -> None:
     made.reset()
     assert not args.parse(argv).edited
     assert made.call([os.fsencode(word) for word in argv])["who"] == "runc"
@@ -1071,7 +1071,7 @@ def test_installation_refuses_odd_paths(name: str, value: str, tmp_path: Any) ->
 
 
 @pytest.mark.parametrize("shell", SHELLS, ids=lambda shell: shell.name)
-def test_in_place(shell: Shell, tmp_path: Any) -> None:
+def test_a_launcher_in_a_checkout(shell: Shell, tmp_path: Any) -> None:
     """From a checkout, by its path, by a link from elsewhere, beside it and without a directory."""
     if not os.access(shell.target, os.X_OK):
         pytest.skip(f"not installed: {shell.name}")

@@ -1,4 +1,4 @@
-"""What an update of an engine's own resources keeps."""
+"""An engine's update of resources keeps the rules of the devices that Chandler granted."""
 
 from __future__ import annotations
 
@@ -60,14 +60,16 @@ RESOURCES: dict[str, Any] = {
 JOINED = {**RESOURCES, "devices": [*RESOURCES["devices"], *OURS]}
 
 
-def test_on_standard_input(state: Path) -> None:
+def test_resources_on_standard_input_get_the_devices(state: Path) -> None:
     words = ["update", "--resources=-", "c1"]
     rest, text = updated(state, json.dumps(RESOURCES), *words)
     assert rest == words and json.loads(text) == JOINED
 
 
 @pytest.mark.parametrize("option", [["--resources", "FILE"], ["--resources=FILE"], ["-r", "FILE"]])
-def test_from_a_file_which_stays_as_it_is(state: Path, tmp_path: Path, option: list[str]) -> None:
+def test_resources_from_a_file_get_the_devices_and_the_file_does_not_change(
+    state: Path, tmp_path: Path, option: list[str]
+) -> None:
     file = tmp_path / "resources"
     file.write_text(json.dumps(RESOURCES))
     rest, text = updated(state, "", "update", *(word.replace("FILE", str(file)) for word in option), "c1")
@@ -78,11 +80,11 @@ def test_from_a_file_which_stays_as_it_is(state: Path, tmp_path: Path, option: l
 @pytest.mark.parametrize(
     "data", ['{"memory": {"limit": 5}}', '{"devices": []}', '{"devices": null}', '{"devices": 5}', "[]", "{", ""]
 )
-def test_what_is_no_list_of_devices_arrives_byte_for_byte(state: Path, data: str) -> None:
+def test_resources_without_a_list_of_devices_are_passed_on_unchanged(state: Path, data: str) -> None:
     assert updated(state, data, "update", "-r", "-", "c1")[1] == data
 
 
-def test_a_container_of_which_nothing_is_known(tmp_path: Path) -> None:
+def test_an_update_of_an_unknown_container_is_unchanged(tmp_path: Path) -> None:
     grants.write(str(tmp_path), partial({"id": "c1", "root": "/root"}))  # as an older Chandler wrote it
     assert updated(tmp_path, json.dumps(RESOURCES), "update", "--resources", "-", "c1") == (
         ["update", "--resources", "-", "c1"],
@@ -100,7 +102,7 @@ def test_a_container_of_which_nothing_is_known(tmp_path: Path) -> None:
         ["update", "--resources", "/none", "c1"],
     ],
 )
-def test_nothing_to_read(state: Path, words: list[str]) -> None:
+def test_an_update_without_resources_is_unchanged(state: Path, words: list[str]) -> None:
     assert update.with_devices(words, 0, str(state), "/root", "c1") == words
 
 
@@ -110,7 +112,7 @@ def test_nothing_to_read(state: Path, words: list[str]) -> None:
         min_size=1,
     )
 )
-def test_every_rule_once_and_theirs_first(theirs: list[Any]) -> None:
+def test_granted_rules_follow_the_engines_and_are_added_once(theirs: list[Any]) -> None:
     ours = [{"allow": True, "type": "c", "major": number} for number in range(3)]
     once = update._with_rules(json.dumps({"devices": theirs}).encode(), ours)
     found = json.loads(once)["devices"]

@@ -1,4 +1,4 @@
-"""What tests of sharing have in common."""
+"""Fixtures of the sharing tests."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def test_the_first_starts_a_daemon_and_the_last_stops_it(host: Host) -> None:
     )
 
 
-def test_a_daemon_has_nothing_of_its_callers(host: Host) -> None:
+def test_a_daemon_inherits_nothing_from_its_caller(host: Host) -> None:
     os.environ["CANARY"] = "1"
     reader, writer = os.pipe()
     os.set_inheritable(writer, True)
@@ -105,7 +105,7 @@ def test_reading_the_creates_output_to_its_end_waits_for_no_daemon(host: Host) -
     assert done.stdout == "made\n" and len(host.commands.running()) == 1
 
 
-def test_the_compute_mode_that_was_there_comes_back(host: Host) -> None:
+def test_the_former_compute_mode_is_restored(host: Host) -> None:
     host.commands.set_gpus({UUIDS[0]: {"mode": "PROHIBITED", "slice": 0}})
     host.create("c", sharing="mps")
     (page,) = pages.every(host.state)
@@ -114,7 +114,7 @@ def test_the_compute_mode_that_was_there_comes_back(host: Host) -> None:
     assert host.mode() == "PROHIBITED"
 
 
-def test_what_was_before_is_noted_before_it_is_changed(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_former_compute_mode_is_recorded_before_it_is_changed(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     def killed(*_: Any) -> None:
         raise KeyboardInterrupt  # the closest to a kill for a process that has to go on
 
@@ -208,7 +208,7 @@ def test_a_daemon_that_does_not_quit_is_killed(host: Host, monkeypatch: pytest.M
     assert host.commands.running() == []
 
 
-def test_limits_that_the_daemon_holds(host: Host) -> None:
+def test_limits_that_the_daemon_enforces(host: Host) -> None:
     host.config["gpu.mps-limits"] = "enforced"
     host.create("one", sharing="mps", mps_active_thread_percentage=25, mps_pinned_memory="2Gi")
     pipe = f"{host.state}/mps/{UUIDS[0]}/pipe"
@@ -249,7 +249,7 @@ def test_another_user_gets_another_gpu(host: Host) -> None:
         host.create("unmapped", document=mapped, sharing="mps")
 
 
-def test_no_more_than_the_node_allows(host: Host) -> None:
+def test_max_sharers(host: Host) -> None:
     host.config["gpu.max-sharers"] = 2
     for name in ("a", "b", "c"):
         host.create(name, sharing="mps")
@@ -310,7 +310,7 @@ def test_wrong_requests(host: Host, wish: dict[str, Any], error: type[ChandlerEr
     assert words in str(caught.value) and host.ledger.read() == []
 
 
-def test_nodes_that_do_not_share_so(host: Host) -> None:
+def test_nodes_that_refuse_to_share(host: Host) -> None:
     with pytest.raises(PolicyError, match='set allocator = "leases"'):
         host.plan({"sharing": "mps"})
     host.config["gpu.mps"] = "off"
@@ -370,7 +370,7 @@ def test_under_systemd_the_unit_runs_it(host: Host, monkeypatch: pytest.MonkeyPa
     assert [daemon.wait(30) for daemon in daemons] == [0]
 
 
-def test_systemctl_is_what_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_unit_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nvidia_tools, "SYSTEMCTL", "/bin/false")
     with pytest.raises(HostError, match=r"/bin/false start chandler-mps@x.service failed \(1\)"):
         nvidia_tools.unit("start", "chandler-mps@x.service")
@@ -384,7 +384,7 @@ def test_a_group_that_cannot_be_left_is_refused(host: Host, monkeypatch: pytest.
     assert host.commands.started() == [] and pages.every(host.state) == []
 
 
-def test_mounts_of_others_are_not_kept(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_daemon_does_not_keep_its_callers_mounts(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mps, "_INITIAL_MOUNTS", 0)
     if os.access("/proc/1/ns/mnt", os.R_OK):
         host.create("c", sharing="mps")
@@ -460,7 +460,7 @@ def test_external_needs_no_leases(external: Host) -> None:
         ),
     ],
 )
-def test_daemons_that_are_not_to_be_used(
+def test_unsafe_daemons_of_others_are_refused(
     external: Host, spoil: Callable[[str], None], error: type[ChandlerError], words: str
 ) -> None:
     spoil(external.directory + "/pipe")
@@ -531,7 +531,7 @@ def test_the_hook_proves_that_the_daemon_answers(host: Host) -> None:
     ("text", "size"),
     [("512M", 512 << 20), ("1G", 1 << 30), ("0", 0), ("64m", 64 << 20), ("", -1), ("x", -1), ("-1M", -1), ("1.5G", -1)],
 )
-def test_the_daemons_sizes(text: str, size: int) -> None:
+def test_sizes_for_the_daemon(text: str, size: int) -> None:
     from shim.sharing import terms
 
     assert terms.pinned(text) == size
@@ -554,7 +554,7 @@ def until(true: Callable[[], object]) -> None:
         waiter.wait(0.01)
 
 
-def test_sockets_must_fit(host: Host) -> None:
+def test_a_state_directory_too_long_for_sockets_is_refused(host: Host) -> None:
     """The path of a socket has at most 107 characters (unix(7)); that of the default state directory fits."""
     assert len(f"/run/chandler/mps/{UUIDS[0]}/pipe") <= mps._MAX_PIPE
     host.state += "/" + "x" * 100

@@ -26,7 +26,7 @@ def slices(host: Host) -> list[int]:
     return [host.commands.gpus().get(uuid, {}).get("slice", 0) for uuid in UUIDS]
 
 
-def test_set_for_those_who_share_and_put_back_after_the_last(host: Host) -> None:
+def test_the_slice_is_set_for_the_first_and_restored_after_the_last(host: Host) -> None:
     host.commands.set_gpus({UUIDS[0]: {"mode": "EXCLUSIVE_PROCESS", "slice": 0}})
     made = host.create("one", sharing="time-slice", time_slice="short")
     assert made.items == (), "the container gets nothing for it"

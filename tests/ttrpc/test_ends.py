@@ -130,7 +130,7 @@ def test_too_many_calls_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @given(st.lists(st.tuples(st.text(max_size=20), st.binary(max_size=400)), min_size=1, max_size=6), st.data())
-def test_whatever_the_splits(calls: list[tuple[str, bytes]], draw: st.DataObject) -> None:
+def test_any_split_of_the_bytes_gives_the_same_calls(calls: list[tuple[str, bytes]], draw: st.DataObject) -> None:
     client, server, replies = Client(), Server(), []
     for method, payload in calls:
         client.call("s", method, payload)

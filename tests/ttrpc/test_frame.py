@@ -98,6 +98,6 @@ def test_the_largest_message_passes_and_a_larger_one_is_not_sent() -> None:
 
 
 @pytest.mark.parametrize("kind", [0, 4, 255])
-def test_an_unknown_type_is_the_end(kind: int) -> None:
+def test_an_unknown_type_ends_the_connection(kind: int) -> None:
     with pytest.raises(ProtocolError, match="unknown type"):
         Decoder().feed(struct.pack(">IIBB", 0, 1, kind, 0))

@@ -120,7 +120,7 @@ def test_it_comes_back_to_a_runtime_that_restarts(service: Service, cri: CRI, co
 
 
 @latest
-def test_what_others_left_is_taken_back(service: Service, cri: CRI, place: str) -> None:
+def test_a_stale_lease_of_the_wrapper_is_taken_back(service: Service, cri: CRI, place: str) -> None:
     """The wrapper's lease of a container that has ended and whose hook never ran.
 
     The plugin asks the runtime from inside its sandbox.
@@ -159,7 +159,7 @@ def test_a_daemon_for_a_shared_gpu(service: Service, cri: CRI) -> None:
     until(lambda: commands.gpus()[uuid(0)]["mode"] == "DEFAULT", "the mode that was before")
 
 
-def test_how_exposed_it_is(chandler: Installation) -> None:
+def test_systemd_rates_the_hardening_as_good(chandler: Installation) -> None:
     """systemd's own rating of the hardening, in tenths; 100 means none."""
     done = subprocess.run(
         ["systemd-analyze", "security", "--no-pager", "--threshold=30", UNIT.name],

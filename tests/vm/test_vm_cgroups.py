@@ -225,7 +225,7 @@ def test_a_builder_in_a_container_makes_room(runtime: str, chandler: Installatio
     check(told(done.stdout))
 
 
-def test_a_builder_that_others_are_beside(chandler: Installation, place: str) -> None:
+def test_a_builder_with_neighbours_in_its_group(chandler: Installation, place: str) -> None:
     """Its group cannot enable controllers for others; the kernel's error would be "device or resource busy"."""
     done = contained(chandler, place, "runc", "BUILD")
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)

@@ -306,7 +306,7 @@ def test_removed_and_purged(package: Package, containerd: Containerd, cri: CRI, 
     assert not os.path.exists("/run/chandler")
 
 
-def test_the_other_package(place: str) -> None:
+def test_the_rpm_package(place: str) -> None:
     """With rpm's own database, which knows none of the dependencies; dpkg's package has been removed before."""
     sh("dpkg", "--purge", "chandler")
     before = files()
