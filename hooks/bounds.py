@@ -57,5 +57,7 @@ def limit() -> Callable[[], None]:
 def exceeded(error: Exception) -> str:
     """The message for Late or MemoryError."""
     return (
-        str(error) if isinstance(error, Late) else f"needed more than {MAX_MEMORY >> 20} MiB of memory, and was stopped"
+        str(error)
+        if isinstance(error, Late)
+        else f"needed more than {MAX_MEMORY >> 20} MiB of memory, or than the engine's limit, and was stopped"
     )

@@ -35,7 +35,7 @@ shim.cdi.names check_class check_device check_vendor file_name split_kind
 shim.cdi.resolve unresolvable
 shim.oci.config_file ConfigJson._forget ConfigJson._original ConfigJson.restore _unread
 shim.engine Granting.undo Plan.add _check_engine_devices _rare _ruled plan
-shim.host.files exists make_directory unseal
+shim.host.files cannot_read_now exists make_directory unseal
 shim.host.kernel cgroups cgroups_of oom_score unified_cgroups
 shim.host.trust check_own_directory read_trusted
 shim.host.userns outer_uid overflow_uid owner _effective_capabilities
@@ -43,9 +43,9 @@ shim.gpu.vendors all_names node_directories with_gpus
 shim.gpu.choose Grant.joined _device_number _free _from_nodes _named _node _numbers_there _own_key again numbers
 shim.policy.words by
 shim.state.grants remove
-shim.host.device_nodes _pci_vendor look look_at_gpu
+shim.host.device_nodes _pci_vendor moved look look_at_gpu
 shim.node.inventory Inventory.explain_missing Inventory.kinds Inventory.names Inventory.near
-shim.node.inventory Place._own_state_dir Place.private
+shim.node.inventory Place._own_state_dir Place._unfit Place.private
 shim.jsontext _damage _refuse_constant
 shim.state.leases utc words
 shim.state.ledger Ledger._failed Ledger._rebuild Ledger._recorded Ledger.forget Ledger.make_anew Ledger.release
@@ -59,6 +59,7 @@ shim.request.parse _check_text _container_document _set
 shim.request.schema _cpuset _names cpus leaf
 shim.request.values as_text host_path listed number_text text wrong
 shim.runtime.node_inventory compile_now find_libraries
+shim.node.cdi_check moved
 shim.runtime.equip _adjusted _asks _check_restored _log
 shim.runtime.wrapper _may_ask_anyway _names_from_sources _pass_through
 shim.host.runtimes default_root for_verb owner

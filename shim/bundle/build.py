@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from shim.edits import Edit
     from shim.policy.caller import Known
     from shim.shapes import Document
+    from shim.sharing.terms import Sharing
 
 MAX_HOSTNAME = 64  # sethostname(2)
 
@@ -113,7 +114,7 @@ def build(
         "master": service.name,
         "built": True,
     }
-    equip = _Equipment(trusting(inventory), place, service.source, known, options.hidden)
+    equip = _Equipment(trusting(inventory), place, service.source, known, options.hidden, [])
     config = equip.with_request(config, wish)
     if gpu and inventory.config["gpu.allocator"] == "leases":
         if wish.get("privileged"):
@@ -139,6 +140,7 @@ def build(
     )
     if placed.path:
         config["linux"]["cgroupsPath"] = placed.path
+    equip.share()
     return Built(config, notes + placed.notes)
 
 
@@ -178,7 +180,7 @@ class _Equipment(NamedTuple):
     """Turns requests into edits of config.json.
 
     `source`: the file and the service, for errors.  `known`: what the front end knows (shim.engine.plan).
-    `hidden`: as in BuildOptions.
+    `hidden`: as in BuildOptions.  `shared`: collects how the container shares its GPUs.
     """
 
     inventory: Inventory
@@ -186,6 +188,16 @@ class _Equipment(NamedTuple):
     source: str
     known: Known
     hidden: bool
+    shared: List[Sharing]
+
+    def state_dir(self) -> str:
+        """The state directory.  Raises TrustError or HostError."""
+        return self.place.trusted_state_dir(self.inventory.config["state-dir"])
+
+    def share(self) -> None:
+        """Sets up on the host what sharing needs, after everything that may refuse.  Raises ChandlerError."""
+        for share in self.shared:
+            setup.begin(share, self.state_dir())
 
     def check(self, config: Document, wish: Document) -> None:
         """Raises ChandlerError when this node lacks a device that a request asks for.  Leases do not matter here."""
@@ -199,9 +211,8 @@ class _Equipment(NamedTuple):
         assert planned is not None  # since there is a request
         edits = planned.edits
         if planned.sharing is not None:
-            edits = merge(
-                edits, setup.begin(planned.sharing, self.place.trusted_state_dir(self.inventory.config["state-dir"]))
-            )
+            self.shared.append(planned.sharing)
+            edits = merge(edits, setup.container_edits(planned.sharing, self.state_dir()))
         kept: List[Edit] = []
         for edit in edits.items:
             if edit[0] == ANNOTATION:

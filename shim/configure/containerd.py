@@ -271,6 +271,17 @@ def _require_plugin(request: Wish, document: Document) -> list[Setting]:
     return settings
 
 
+def rejecting(text: Callable[[str], str | None], names: Callable[[str], list[str]]) -> str:
+    """The configuration of this host's containerd if it rejects the OCI hooks of NRI plugins; else ''.
+
+    Looks at the first that is there of containerd's own file and those of k3s and RKE2.  `text` and `names` are `text`
+    and `glob` of Read.  Raises ConfigError when it cannot be read.
+    """
+    paths = [CONFIG, *(f"/var/lib{directory}/config.toml" for directory in RANCHER)]
+    path = next((path for path in paths if text(path) is not None), "")
+    return path if path and rejects_hooks(path, text, names) else ""
+
+
 def rejects_hooks(path: str, text: Callable[[str], str | None], names: Callable[[str], list[str]]) -> bool:
     """Whether NRI's default validator rejects every create for which a plugin adds OCI hooks.
 

@@ -39,19 +39,19 @@ def nri(subject: Subject) -> Check:
     data: dict[str, Any] = {"socket": NRI_SOCKET if has_socket else None}
     text = NRI_SOCKET if has_socket else "no socket"
     try:
-        if has_socket and containerd.rejects_hooks(
-            containerd.CONFIG,
+        rejecting = containerd.rejecting(
             lambda path: host.read(path) or None,
             lambda pattern: [
                 f"{posixpath.dirname(pattern)}/{name}"
                 for name in host.names(posixpath.dirname(pattern))
                 if fnmatch.fnmatchcase(name, posixpath.basename(pattern))
             ],
-        ):
+        )
+        if rejecting:
             data["hooks"] = "rejected"
             text += (
-                ", where containerd's validator rejects OCI hooks (reject_oci_hook_adjustment): leases end when "
-                "containerd stops the container, and requests that need a hook, such as shared GPUs, are refused"
+                f"; containerd's validator rejects OCI hooks (reject_oci_hook_adjustment in {rejecting}): leases end "
+                "when containerd stops the container, and requests that need a hook, such as shared GPUs, are refused"
             )
     except ChandlerError as error:
         problems.append(problem_of(error, "correct containerd's configuration"))

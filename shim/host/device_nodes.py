@@ -91,6 +91,18 @@ def _complete(edit: Edit, lstat: Stat) -> Edit:
     return kind, path, node, origin
 
 
+def moved(edit: Edit) -> bool:
+    """Whether the device node of an edit has another number than when the CDI files were read, or is gone."""
+    kind, path, node, _ = edit
+    if kind != DEVICE or COMPILED not in node:
+        return False
+    try:
+        actual, major, minor, _ = lstat_device(node.get("hostPath") or path)
+    except errors.HostError:
+        return True
+    return bool(node[COMPILED] != f"{actual}{major}:{minor}")
+
+
 def look(path: str) -> Tuple[str, int, int, int, int]:
     """(type, major, minor, permission bits, group) of a device node.  Raises HostError."""
     return (*lstat_device(path), posix.lstat(path).st_gid)

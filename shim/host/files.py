@@ -38,6 +38,11 @@ def read(path: str, limit: int, follow: bool = False) -> Tuple[bytes, posix.stat
         posix.close(descriptor)
 
 
+def cannot_read_now(error: OSError) -> bool:
+    """Whether a read failed because memory or descriptors were short, which says nothing about the file."""
+    return error.errno in (12, 23, 24)  # ENOMEM, ENFILE, EMFILE
+
+
 def read_all(descriptor: int, size: int, limit: int, path: str) -> bytes:
     """All bytes of an open file.  Raises OSError, or HostError when there are more than `limit`.
 

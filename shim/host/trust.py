@@ -103,6 +103,25 @@ def check_own_directory(path: str, owners: Dict[int, str]) -> None:
         raise errors.TrustError(f"{nearest} is not a directory")
 
 
+def check_own_file(path: str, found: posix.stat_result) -> None:
+    """Raises TrustError when others could have written a file in the state directory.  `found`: its fstat.
+
+    Others cannot put a file there, but root may have changed its owner or mode.
+    """
+    if found.st_uid != posix.geteuid() or found.st_mode & _OTHERS_WRITE:
+        check_trust(path, found, userns.trusted_owners(userns.user_namespace()))
+
+
+def read_own(path: str, limit: int) -> bytes:
+    """The bytes of a file in the state directory, of at most `limit` bytes, that others could not have written.
+
+    Raises TrustError, HostError or OSError.
+    """
+    data, status = files.read(path, limit)
+    check_own_file(path, status)
+    return data
+
+
 def read_trusted(path: str, limit: int, owners: Dict[int, str]) -> bytes:
     """The bytes of a regular file of at most `limit` bytes that only `owners` could have written.
 

@@ -1,4 +1,4 @@
-"""Checks that the host paths in CDI edits exist.  Part of the create path."""
+"""Checks that the host has what CDI edits name.  Part of the create path."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import posix
 
 from shim import errors
 from shim.edits import HOOK, MOUNT
+from shim.host import device_nodes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from shim.edits import Edits
+    from shim.node.inventory import Inventory
 
 
 def check_paths(edits: Edits) -> None:
@@ -34,3 +36,16 @@ def check_paths(edits: Edits) -> None:
             from shim.generate import driver_version
 
             raise errors.HostError(f"{origin}: {what} does not exist", driver_version.remedy(path))
+
+
+def moved(known: Inventory) -> bool:
+    """Whether a device node has another number than when this inventory was compiled.
+
+    Leases are kept by numbers, so who holds a device cannot be read from such an inventory.
+    """
+    return any(
+        device_nodes.moved(edit)
+        for kind in known.kinds()
+        for device in known.picks(kind)
+        for edit in (known.lookup(f"{kind}={device}") or ((), (), ()))[2]
+    )

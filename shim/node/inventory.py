@@ -162,11 +162,12 @@ class Place:
     whose files are trusted, with their names.
     """
 
-    __slots__ = ("config_path", "state_dir", "directory", "key", "owners", "rootless", "euid", "_checked")
+    __slots__ = ("config_path", "state_dir", "directory", "key", "owners", "rootless", "euid", "_checked", "_without")
 
     def __init__(self, environment: Dict[bytes, bytes]) -> None:
         namespace = userns.user_namespace()
         self._checked = ""
+        self._without = ""  # why there is no state directory
         self.euid = posix.geteuid()
         self.rootless = self.euid != 0 or namespace != userns.INITIAL_NAMESPACE
         self.owners = userns.trusted_owners(namespace)
@@ -184,10 +185,32 @@ class Place:
         first.
         """
         named = environment.get(b"XDG_RUNTIME_DIR", b"").decode("utf-8", "surrogateescape")
-        for runtime in (named, f"/run/user/{userns.outer_uid(self.euid, namespace)}"):
+        default = f"/run/user/{userns.outer_uid(self.euid, namespace)}"
+        for runtime in (named, default):
             if runtime.startswith("/") and self.private(runtime):
                 return runtime + "/chandler"
+        self._without = (
+            f"{named}, which XDG_RUNTIME_DIR names, {self._unfit(named)}" if named else "XDG_RUNTIME_DIR is not set"
+        )
+        if default != named:
+            self._without += f", and {default} {self._unfit(default)}"
         return ""
+
+    def _unfit(self, path: str) -> str:
+        """Why a path is not that of a directory where the caller alone may write."""
+        if not path.startswith("/"):
+            return "is no absolute path"
+        try:
+            status = posix.lstat(path)
+        except FileNotFoundError:
+            return "is not there"
+        except (OSError, ValueError) as error:
+            return f"cannot be looked at ({getattr(error, 'strerror', error)})"
+        if status.st_mode & 0o170000 != 0o040000:
+            return "is not a directory"
+        if status.st_uid != self.euid:
+            return f"belongs to uid {status.st_uid}, not to the caller (uid {self.euid})"
+        return f"can be written by others (mode {status.st_mode & 0o7777:04o})"
 
     def trusted_state_dir(self, configured: str = "") -> str:
         """The state directory, `configured` or the caller's default, after a check that nobody else can write to it.
@@ -199,8 +222,7 @@ class Place:
             return path
         if not path:
             raise errors.HostError(
-                "leases and records need a directory that is the caller's alone: XDG_RUNTIME_DIR names none, and "
-                "there is none in /run/user",
+                f"leases and records need a directory that is the caller's alone: {self._without}",
                 "set XDG_RUNTIME_DIR to a directory of your own with mode 0700, the one that the engine has (podman "
                 "without a session: /tmp/podman-run-UID)",
             )
@@ -254,10 +276,7 @@ def load(place: Place, explain: Callable[[List[str]], NoReturn]) -> Inventory:
         raise Stale
     try:
         place.check_inventory()
-        data, status = files.read(place.directory + "/index", MAX_INDEX)
-        if status.st_uid != place.euid or status.st_mode & 0o022:
-            raise Stale
-        text = _text(checked(data))
+        text = _text(checked(trust.read_own(place.directory + "/index", MAX_INDEX)))
         header, ways, sources, absent, kinds = text.split("\n\n")
         key, config, problems = header.split("\n")
         if key != place.key or not _unchanged(ways, identities) or not _unchanged(sources, fingerprints):
@@ -297,6 +316,6 @@ def _unchanged(block: str, examine: Callable[[List[str]], List[Tuple[int, ...]]]
 def read_part(directory: str, name: str) -> bytes:
     """The bytes of a part; raises Stale when it is damaged or gone, since a newer inventory replaced it."""
     try:
-        return checked(files.read(f"{directory}/{name}", MAX_PART)[0])
+        return checked(trust.read_own(f"{directory}/{name}", MAX_PART))
     except (OSError, ValueError, ChandlerError):
         raise Stale from None

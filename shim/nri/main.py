@@ -63,25 +63,10 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _hooks_rejected() -> bool:
-    """Whether containerd's configuration rejects the OCI hooks of NRI plugins; False where there is no such file.
-
-    Looks at containerd's own file, then at those of k3s and RKE2.  Raises ConfigError when a file cannot be read.
-    """
+    """Whether containerd's configuration rejects the OCI hooks of NRI plugins.  Raises ConfigError."""
     from shim.configure import containerd
 
-    path = next(
-        (
-            path
-            for path in (
-                containerd.CONFIG,
-                *sorted(glob.glob(f"/var/lib{containerd.RANCHER[0]}/config.toml")),
-                *sorted(glob.glob(f"/var/lib{containerd.RANCHER[1]}/config.toml")),
-            )
-            if os.path.exists(path)
-        ),
-        "",
-    )
-    return bool(path) and containerd.rejects_hooks(path, _text, lambda pattern: sorted(glob.glob(pattern)))
+    return bool(containerd.rejecting(_text, lambda pattern: sorted(glob.glob(pattern))))
 
 
 def _text(path: str) -> str | None:

@@ -30,6 +30,7 @@ from typing import Any, Callable
 
 from google.protobuf.message import DecodeError
 
+from shim import report
 from shim.errors import ChandlerError, PolicyError, RequestError
 from shim.nri import messages, mux
 from shim.nri.adjust import Runtime
@@ -181,7 +182,11 @@ class Connection:
             self._server.refuse(call, _code(error), f"chandler: {error}")
         except Exception as error:  # a defect in Chandler fails this call only
             self.service.log(
-                {"level": "error", "error": f"internal error in {call.method}, {type(error).__name__}: {error}"}
+                {
+                    "time": report.now(),
+                    "level": "error",
+                    "error": f"internal error in {call.method}, {type(error).__name__}: {error}",
+                }
             )
             self._server.refuse(
                 call, ttrpc.INTERNAL, f"chandler: internal error in {call.method}, {type(error).__name__}: {error}"

@@ -20,6 +20,7 @@ from shim.edits import MOUNT, Edits, merge
 from shim.errors import BundleError, ChandlerError, ChangedError, LeaseError, PolicyError
 from shim.gpu import choose
 from shim.host import device_nodes
+from shim.node import cdi_check
 from shim.nri import adjust, as_config, beside, evict
 from shim.nri.adjust import Runtime
 from shim.nri.book import NOTHING, GrantBook, Held
@@ -113,7 +114,12 @@ class Service(GrantBook):
             try:
                 result = grant()
             except ChandlerError as error:
-                self.outdated = self.outdated or isinstance(error, ChangedError)
+                self.outdated = (
+                    self.outdated
+                    or isinstance(error, ChangedError)
+                    or isinstance(error, LeaseError)
+                    and cdi_check.moved(self.inventory)
+                )
                 seconds = time.perf_counter() - started
                 rule = self._rule(pod, container, annotations) if isinstance(error, PolicyError) else ""
                 self.metrics.created("refused", seconds, type(error).__name__, rule)

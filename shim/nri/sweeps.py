@@ -136,10 +136,17 @@ class Sweeps:
                 age_of_file = time.time() - os.stat(path).st_mtime
             except OSError:
                 continue
-            if record is None:  # it is damaged, and only its file name tells the container
+            if record is None:  # it cannot be used, and only its file name tells the container
                 container_id = os.path.basename(path).partition("-")[2][: -len(".json")]
-                if container_id in listed and self._reached(None, listed[container_id]):
-                    recorded.add(container_id)
+                if container_id in listed:
+                    if self._reached(None, listed[container_id]):
+                        recorded.add(container_id)
+                elif age_of_file >= _MINIMUM_AGE:
+                    self.book.release(container_id)
+                    if os.path.exists(path):  # the name has a digest in place of the id
+                        os.unlink(path)
+                else:
+                    self.book.unlisted[container_id] = time.monotonic() + _MINIMUM_AGE - max(age_of_file, 0.0)
                 continue
             container_id = record["id"]
             container = listed.get(container_id)

@@ -11,7 +11,7 @@ from shim import engine, errors, jsontext
 from shim.edits import ENV
 from shim.errors import ChandlerError
 from shim.host import files, kernel, runtimes
-from shim.node import inventory
+from shim.node import cdi_check, inventory
 from shim.oci import config_file, reader
 from shim.policy import caller as _caller
 from shim.request.parse import MARK
@@ -96,6 +96,10 @@ def equip(
     try:
         plan = reserve(stored)
     except (inventory.Stale, errors.ChangedError):  # another process replaced it, or a device has another number by now
+        plan = reserve(node_inventory.compile_now(place, anew=True))
+    except errors.LeaseError:
+        if not cdi_check.moved(stored):
+            raise
         plan = reserve(node_inventory.compile_now(place, anew=True))
     if plan is None:
         return None

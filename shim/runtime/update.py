@@ -28,7 +28,8 @@ def with_devices(
     """The runtime's arguments for an update: `rest`, or `rest` with the changed resources on standard input.
 
     `first`: the index of the verb in `rest`; `root`: the runtime's root directory; `spelled`: that directory as the
-    command line gives it.  Resources that cannot be read are left to the runtime, which reports them.  Raises OSError.
+    command line gives it.  Resources that cannot be opened are left to the runtime, which reports them.
+    Raises OSError, and HostError for resources that are too large: the runtime would apply them without our rules.
     """
     index, start = _option(rest, first + 1)
     record = records.read(state_dir, root, container, spelled) if index else None
@@ -63,13 +64,20 @@ def _option(words: list[str], at: int) -> tuple[int, int]:
 
 
 def _read(source: str) -> bytes | None:
-    """The bytes of a file, or of standard input for "-"; None when they cannot be read."""
+    """The bytes of a file, or of standard input for "-"; None when they cannot be read.  Raises HostError.
+
+    The file may be a pipe, too: the runtime gets what was read from it.
+    """
     try:
-        if source == "-":
-            return files.read_all(0, 65535, MAX_RESOURCES, "standard input")
-        return files.read(source, MAX_RESOURCES, follow=True)[0]
-    except (OSError, ChandlerError):
+        descriptor = 0 if source == "-" else posix.open(source, posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NOCTTY)
+        try:
+            data = files.read_all(descriptor, 0, MAX_RESOURCES, "standard input" if source == "-" else source)
+        finally:
+            if descriptor:
+                posix.close(descriptor)
+    except (OSError, ValueError):
         return None
+    return data
 
 
 def _with_rules(data: bytes, our_rules: list[Any]) -> bytes:

@@ -33,6 +33,8 @@ def main(argv: List[str]) -> NoReturn:
         _serve(program, rest, started)
     except ChandlerError as error:
         problem = str(error)
+    except MemoryError:
+        raise  # see start.py
     except Exception as error:  # a defect in Chandler: the engine still gets one sentence, and no container starts
         problem = f"internal error, {type(error).__name__}: {error}"
     from shim import report
@@ -104,9 +106,11 @@ def _pass_through(
 
         root = runtimes.state_root(call.root, kind, place.rootless, environment)
         try:
-            rest = update.with_devices(rest, call.index, place.trusted_state_dir(state_dir), root, call.id, call.root)
+            trusted = place.trusted_state_dir(state_dir)
         except ChandlerError:
-            pass  # records that somebody else may have written are not used
+            trusted = ""  # records that somebody else may have written are not used
+        if trusted:
+            rest = update.with_devices(rest, call.index, trusted, root, call.id, call.root)
     try:
         _exec(binary, rest, environment)
     except OSError as error:

@@ -10,7 +10,7 @@ import os
 
 from shim import errors, jsontext, paths
 from shim.errors import ChandlerError
-from shim.host import files, userns
+from shim.host import files, trust, userns
 from shim.sharing import nvidia_tools
 from shim.state.lock import Lock
 
@@ -92,11 +92,16 @@ def lock(state_dir: str, uuid: str) -> Lock:
 
 
 def read(state_dir: str, uuid: str, lock: int = -1) -> Page:
-    """The page of a GPU, an empty one if it has none.  Raises OSError or HostError."""
+    """The page of a GPU, an empty one if it has none.
+
+    Raises OSError, HostError, or TrustError when others could have written it.
+    """
     try:
-        values = jsontext.loads(files.read(f"{state_dir}/shared/{uuid}", _MAX_PAGE)[0])
+        values = jsontext.loads(trust.read_own(f"{state_dir}/shared/{uuid}", _MAX_PAGE))
     except FileNotFoundError:
         values = {}
+    except errors.TrustError:
+        raise
     except ChandlerError as error:
         raise errors.HostError(
             f"{state_dir}/shared/{uuid} is damaged: {error.what}", "remove it when nothing shares this GPU"

@@ -51,6 +51,11 @@ def begin(share: Sharing, state_dir: str) -> Edits:
         ) from None
     except ChandlerError as error:
         raise error.within(share.source) from None
+    return container_edits(share, state_dir)
+
+
+def container_edits(share: Sharing, state_dir: str) -> Edits:
+    """All edits of a container that shares GPUs."""
     return merge(edits(share, state_dir), hook(share, state_dir))
 
 

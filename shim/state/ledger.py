@@ -85,31 +85,41 @@ class Ledger:
         self._creating: Optional[Lock] = None
 
     def read(self) -> List[Lease]:
-        """All leases, the oldest first.  Raises LedgerError when neither the file nor its copy can be used."""
+        """All leases, the oldest first.
+
+        Raises LedgerError when neither the file nor its copy can be used, TrustError when others could have written
+        it, and HostError when it cannot be read now.
+        """
         missing = True
         for path in (self.path, self.path + ".copy"):
             try:
-                data = files.read(path, MAX_LEDGER)[0]
+                data = trust.read_own(path, MAX_LEDGER)
                 present = parse(data)
             except FileNotFoundError:
                 continue
-            except (OSError, ChandlerError):
+            except errors.TrustError as error:
+                raise errors.TrustError(
+                    f"the ledger of leases is not believed: {error.what}", "`chandler leases rebuild`"
+                ) from None
+            except (OSError, ChandlerError) as error:
+                if isinstance(error, OSError) and files.cannot_read_now(error):
+                    raise errors.HostError(f"the ledger of leases {path} cannot be read: {error.strerror}") from None
                 present = None
             missing = False
             if present is not None:
                 if data[:1] == b"[" and (files.exists(self.path + ".copy") or self._recorded()):
                     break  # an older Chandler wrote this file, and a newer one has written leases here since
                 return present
-        if missing and not self._recorded(damaged=True):
+        if missing and not self._recorded(lost=True):
             return []
         raise errors.LedgerError(
             f"the ledger of leases {self.path} is {'lost' if missing else 'damaged'}", "`chandler leases rebuild`"
         )
 
-    def _recorded(self, damaged: bool = False) -> bool:
-        """Whether a grant record shows that a ledger of leases was written here.
+    def _recorded(self, lost: bool = False) -> bool:
+        """Whether a grant record shows that this Chandler has written a ledger here.
 
-        `damaged`: whether a damaged record counts as one that shows it.
+        `lost`: there is no ledger, so a damaged record shows it, too, and so does an older Chandler's.
         """
         bases = [
             base
@@ -122,9 +132,9 @@ class Ledger:
 
         # a record without token, pid and owner is an older Chandler's: it had a lease if it names physical devices
         return any(
-            damaged
+            lost
             if record is None
-            else "token" in record or not {"pid", "owner"} & record.keys() and bool(record.get("physical"))
+            else "token" in record or lost and not {"pid", "owner"} & record.keys() and bool(record.get("physical"))
             for base in bases
             for _, record in records.every(base)
         )
@@ -206,7 +216,7 @@ class Ledger:
                 present = self.read()
                 if not asked:
                     return rebuild.Rebuilt(present, [], [])  # another create has rebuilt it while we waited
-            except errors.LedgerError:
+            except (errors.LedgerError, errors.TrustError):
                 pass
             rebuilt = rebuild.gather(self._state_dir, present)
             if not asked:

@@ -5,9 +5,13 @@ from __future__ import annotations
 import fcntl
 import posix
 
+from shim.host import trust
+
 
 class Lock:
-    """An advisory lock on a file, held for the `with` block.  Entering waits for it, and raises OSError.
+    """An advisory lock on a file, held for the `with` block.  Entering waits for it.
+
+    Entering raises OSError, and TrustError for a file that others may write, since they could hold the lock for ever.
 
     `shared`: processes that take it shared hold it at the same time.
     """
@@ -20,6 +24,11 @@ class Lock:
     def __enter__(self) -> Lock:
         flags = posix.O_RDWR | posix.O_CREAT | posix.O_CLOEXEC | posix.O_NOFOLLOW
         self.descriptor = posix.open(self.path, flags, 0o600)
+        try:
+            trust.check_own_file(self.path, posix.fstat(self.descriptor))
+        except BaseException:
+            posix.close(self.descriptor)
+            raise
         fcntl.flock(self.descriptor, fcntl.LOCK_SH if self.shared else fcntl.LOCK_EX)
         return self
 

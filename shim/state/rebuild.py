@@ -30,7 +30,7 @@ _DEFAULT = frozenset(("c1:3", "c1:5", "c1:7", "c1:8", "c1:9", "c5:0", "c5:1", "c
 
 
 class Rebuilt(NamedTuple):
-    """The leases; for people, the reasons why there may be more; the paths of the damaged grant records."""
+    """The leases; for people, the reasons why there may be more; the paths of grant records that cannot be used."""
 
     leases: list[Lease]
     doubts: list[str]
@@ -75,7 +75,7 @@ def gather(state_dir: str, present: list[Lease]) -> Rebuilt:
     by_token.update((lease["token"], lease) for lease in older.values())
     # A container that no runtime knows may be in the middle of its create, before its runtime has written anything.
     doubts = [
-        f"the grant record {path} is damaged, and its container is unknown"
+        f"the grant record {path} is damaged, or others could have written it, and its container is unknown"
         for path in damaged
         if path not in known_to_runtimes
     ]

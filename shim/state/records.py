@@ -9,7 +9,7 @@ import posix
 
 from shim import errors, jsontext
 from shim.errors import ChandlerError
-from shim.host import files
+from shim.host import files, trust
 from shim.state import grants
 
 TYPE_CHECKING = False
@@ -81,16 +81,20 @@ _UNSEALED = MEMBERS.keys() - {
 
 
 def load(state_dir: str, root: str, container: str, spelled: str = "") -> Optional[GrantRecord]:
-    """A container's record, or None when it has none.  Raises HostError for a record that is damaged.
+    """A container's record, or None when it has none.
+
+    Raises HostError for a record that is damaged, TrustError for one that others could have written.
 
     `spelled`: the root as --root gave it; an older Chandler's records are named after that.
     """
     for name in (root, spelled) if spelled else (root,):
         path = grants.record_path(state_dir, name, container)
         try:
-            data = files.read(path, grants.MAX_RECORD)[0]
+            data = trust.read_own(path, grants.MAX_RECORD)
         except FileNotFoundError:
             continue
+        except errors.TrustError:
+            raise
         except (OSError, ChandlerError):
             data = b""
         record = parse(data)
@@ -102,7 +106,7 @@ def load(state_dir: str, root: str, container: str, spelled: str = "") -> Option
 
 
 def read(state_dir: str, root: str, container: str, spelled: str = "") -> Optional[GrantRecord]:
-    """`load`, with None for a damaged record, too."""
+    """`load`, with None for a record that cannot be used, too."""
     try:
         return load(state_dir, root, container, spelled)
     except ChandlerError:
@@ -110,21 +114,29 @@ def read(state_dir: str, root: str, container: str, spelled: str = "") -> Option
 
 
 def every(state_dir: str) -> Iterator[Tuple[str, Optional[GrantRecord]]]:
-    """(path, record) of all records; the record is None when it is damaged."""
+    """(path, record) of all records; the record is None when it is damaged, or others could have written it.
+
+    Raises HostError when they cannot be read now.
+    """
     try:
         names = sorted(posix.listdir(grants.directory(state_dir)))
-    except OSError:
+    except OSError as error:
+        if files.cannot_read_now(error):
+            raise errors.HostError(f"{grants.directory(state_dir)} cannot be read: {error.strerror}") from None
         return
     for name in names:
         path = f"{grants.directory(state_dir)}/{name}"
         if not name.endswith(".json"):
             continue  # a temporary file of `grants.write`: its container does not exist yet
         try:
-            yield path, parse(files.read(path, grants.MAX_RECORD)[0])
+            record = parse(trust.read_own(path, grants.MAX_RECORD))
         except FileNotFoundError:
             continue
-        except (OSError, ChandlerError):
-            yield path, None
+        except (OSError, ChandlerError) as error:
+            if isinstance(error, OSError) and files.cannot_read_now(error):
+                raise errors.HostError(f"{path} cannot be read: {error.strerror}") from None
+            record = None
+        yield path, record
 
 
 def parse(data: bytes) -> Optional[GrantRecord]:

@@ -12,8 +12,9 @@
     stat (without root)       missing                                                Python
     readlink (in a checkout)  missing                                                one sentence
     Python                    missing or empty                                       create: one sentence; else: runtime
-                              there and broken                                       create: its message, no runtime;
+                              it does not start at all (no memory)                   create: its message, no runtime;
                                                                                      else: never needed
+                              what it runs cannot be loaded, or ends in an error     the launcher again: one sentence
     date (of a refusal)       missing                                                the record has the time 0
     exec of the runtime       missing, not executable                                else: another runtime of its kind,
                                                                                      Python, one sentence

@@ -295,6 +295,17 @@ def test_a_directory_in_tmp_that_was_there_first_is_not_used(scene: Scene) -> No
                 "create", "--bundle", scene.asked.directory, "c1", wrap=as_user(USER), env=runtime_dir
             )
             assert not noted and "set XDG_RUNTIME_DIR to a directory of your own" in done.stderr
+            why = {
+                "": "XDG_RUNTIME_DIR is not set, and /run/user/",
+                trap: f"{trap}, which XDG_RUNTIME_DIR names, belongs to uid {OTHER}, not to the caller (uid {USER})",
+                "/tmp": "/tmp, which XDG_RUNTIME_DIR names, belongs to uid 0, not to the caller",
+            }
+            assert why[runtime_dir.get("XDG_RUNTIME_DIR", "")] in done.stderr
+        os.chmod(home, 0o775)
+        done, noted = scene.call(
+            "create", "--bundle", scene.asked.directory, "c1", wrap=as_user(USER), env={"XDG_RUNTIME_DIR": home}
+        )
+        assert not noted and f"{home}, which XDG_RUNTIME_DIR names, can be written by others (mode 0775)" in done.stderr
     finally:
         shutil.rmtree(trap, ignore_errors=True)
         shutil.rmtree(home)

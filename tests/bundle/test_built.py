@@ -1003,3 +1003,24 @@ def test_a_rootless_container_in_the_host_s_network_has_the_host_s_sys(monkeypat
 def test_cgroup_v2_gets_a_cgroup_namespace(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cgroups, "survey", lambda tree=None: SURVEY._replace(version="v2"))
     assert {"type": "cgroup"} in config({})["linux"]["namespaces"]
+
+
+@pytest.mark.parametrize("refusal", ["ids", "groups"])
+def test_a_refusal_leaves_no_shared_gpu(monkeypatch: pytest.MonkeyPatch, refusal: str) -> None:
+    """Sharing is set up last."""
+    from shim.sharing import setup
+
+    begun: list[Any] = []
+    monkeypatch.setattr(setup, "begin", lambda share, state_dir: begun.append(share))
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise ChandlerError("refused")
+
+    wish = {"resources": {"gpu": {"devices": ["0"], "sharing": "mps"}}}
+    with monkeypatch.context() as patched:
+        patched.setattr(*((build, "_check_ids") if refusal == "ids" else (cgroups, "place")), refuse)
+        with pytest.raises(ChandlerError, match="refused"):
+            made(wish, inventory=fixed(gpu__mps="external"))
+    assert begun == []
+    made(wish, inventory=fixed(gpu__mps="external"))
+    assert len(begun) == 1

@@ -94,16 +94,21 @@ def machine(tmp_path: Path) -> Machine:
     ],
 )
 @pytest.mark.parametrize("imported", [False, True])
-def test_hooks_that_containerd_rejects(machine: Machine, validator: str, rejected: bool, imported: bool) -> None:
+@pytest.mark.parametrize("etc", ["/etc/containerd", "/var/lib/rancher/k3s/agent/etc/containerd"])
+def test_hooks_that_containerd_rejects(
+    machine: Machine, validator: str, rejected: bool, imported: bool, etc: str
+) -> None:
+    if etc != "/etc/containerd":
+        machine.drop("/etc/containerd/config.toml")
     text = f"version = 3\n[plugins.'io.containerd.nri.v1.nri'.default_validator]\n{validator}"
     handler = "[plugins.x]\nBinaryName = '/usr/bin/chandler-runtime'\n"
     if imported:
         machine.put("/etc/containerd/conf.d/10-validator.toml", text)
         text = "version = 3\nimports = ['/etc/containerd/conf.d/*.toml']\n"
-    machine.put("/etc/containerd/config.toml", text + handler)
+    machine.put(f"{etc}/config.toml", text + handler)
     check = machine.checks()["nri"]
     assert (check.data.get("hooks") == "rejected") == (
-        "reject_oci_hook_adjustment" in check.text
+        f"reject_oci_hook_adjustment in {etc}/config.toml" in check.text
     ) == rejected and not check.problems
 
 

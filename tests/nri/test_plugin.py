@@ -301,6 +301,7 @@ def test_a_defect_of_ours_fails_one_call(peer: Connect, monkeypatch: pytest.Monk
     monkeypatch.setattr(service_of(connected), "stop", lambda *_: 1 // 0)
     with pytest.raises(RemoteError, match="internal error in StopContainer, ZeroDivisionError"):
         connected.call("StopContainer", m.StopContainerRequest())
+    assert "time" in service_of(connected).lines[-1] and "ZeroDivisionError" in service_of(connected).lines[-1]["error"]
     assert connected.create(pod(TWO), container()).CDI_devices
 
 
@@ -436,6 +437,13 @@ def test_grants_of_containers_that_are_gone_end_when_they_are_old_enough(peer: C
         file.write(b"\xff")
     synchronized(connected, [there], [pod(TWO)])
     assert sorted(os.listdir(directory)) == ["00000000-damaged.json", "00000000-there.json", "00000000-young.json"]
+    os.utime(os.path.join(directory, "00000000-damaged.json"), (0, 0))
+    digest = f"00000000-{'5' * 64}.json"  # in place of an id that is no file name
+    with open(os.path.join(directory, digest), "wb") as file:
+        file.write(b"\xff")
+    os.utime(os.path.join(directory, digest), (0, 0))
+    synchronized(connected, [there], [pod(TWO)])
+    assert sorted(os.listdir(directory)) == ["00000000-there.json", "00000000-young.json"]
 
 
 # --- leases -------------------------------------------------------------------------------------------------------

@@ -84,6 +84,24 @@ def test_resources_without_a_list_of_devices_are_passed_on_unchanged(state: Path
     assert updated(state, data, "update", "-r", "-", "c1")[1] == data
 
 
+@pytest.mark.parametrize("source", ["-", "/dev/stdin"])
+def test_what_was_read_from_a_pipe_arrives(state: Path, source: str) -> None:
+    """Other names of standard input, too, and what needs several reads."""
+    large = {**RESOURCES, "unified": {f"x{n}": "y" * 1000 for n in range(1000)}}
+    rest, text = updated(state, json.dumps(large), "update", "--resources", source, "c1")
+    assert rest[2] == "-" and json.loads(text) == {**JOINED, "unified": large["unified"]}
+
+
+@pytest.mark.parametrize("source", ["-", "/dev/stdin", "FILE"])
+def test_resources_above_the_limit_are_refused(state: Path, tmp_path: Path, source: str) -> None:
+    """The runtime would apply them without our rules, or find nothing more to read."""
+    data = " " * (update.MAX_RESOURCES + 1)
+    (tmp_path / "resources").write_text(data)
+    with pytest.raises(subprocess.CalledProcessError) as failed:
+        updated(state, data, "update", "--resources", source.replace("FILE", str(tmp_path / "resources")), "c1")
+    assert "more than the limit of 4194304 bytes" in failed.value.stderr
+
+
 def test_an_update_of_an_unknown_container_is_unchanged(tmp_path: Path) -> None:
     grants.write(str(tmp_path), partial({"id": "c1", "root": "/root"}))  # as an older Chandler wrote it
     assert updated(tmp_path, json.dumps(RESOURCES), "update", "--resources", "-", "c1") == (
