@@ -53,10 +53,11 @@ shim.state.ledger Ledger.settle_all Ledger.take_back nri_lease parse
 shim.oci.reader _numbers bind_sources capabilities covers environment hugepages kernel_mounts missing namespace
 shim.oci.reader oom_score readonly_root resource rlimits text unified
 shim.oci.writer _rdt _gids _net_devices _resources idmapped
-shim.policy.permission _check_limits _check_variable _default
+shim.policy.permission _check_variable _no
+shim.keys.common _cpuset _default _names check_limits cpus
 shim.request.quantity _exponent scaled
 shim.request.parse _check_text _container_document _set
-shim.request.schema _cpuset _names cpus leaf
+shim.request.schema rare_entry
 shim.request.values as_text host_path listed number_text text wrong
 shim.runtime.node_inventory compile_now find_libraries
 shim.node.cdi_check moved

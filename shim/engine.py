@@ -13,11 +13,11 @@ from shim import errors, jsontext
 from shim.edits import ANNOTATION, EMPTY, ENV, Edits, merge
 from shim.gpu import choose
 from shim.host import device_nodes, files, kernel
-from shim.keys import resources
+from shim.keys import common
 from shim.node import cdi_check
 from shim.oci import reader, targets, writer
 from shim.policy import engines, permission
-from shim.request import parse, schema
+from shim.request import parse
 from shim.state import grants
 
 TYPE_CHECKING = False
@@ -130,7 +130,7 @@ class Wanted:
         # not tell all rules, so that there a list without a rule that denies everything says nothing.
         complete = "bundle" in known and not reader.in_user_namespace(document)
         self._rules = [] if self._rootless else reader.opening_rules(document, complete)
-        if request.gpu is not None and not schema.SHARING.isdisjoint(request.gpu):
+        if request.gpu is not None and not common.SHARING.isdisjoint(request.gpu):
             from shim.sharing import terms
 
             self._share = terms.wished(request.gpu, document, config, request.source, leased)
@@ -143,7 +143,7 @@ class Wanted:
                 Edits([(ENV, variable, value, request.source) for variable, value in request.env.items()]),
                 EMPTY,
             )
-        self._before = own, more, resources.edits(request.resources, document, request.source)
+        self._before = own, more, common.edits(request.resources, document, request.source)
         self._training = EMPTY
         if request.gpu and "distributed" in request.gpu:
             from shim.keys import distributed
@@ -381,17 +381,11 @@ def want(
     reader.check_keys(document)
     if config["policy.rule"]:
         config = _ruled(config, document, container, known)
-    unified = not permission.DEPENDS_ON_CGROUPS.isdisjoint(wish.resources) and kernel.unified_cgroups()
     present = document
-    if (
-        "oom_score_adj" in wish.resources
-        and "bundle" in known
-        and not known.get("built")
-        and document["process"].get("oomScoreAdj") is None
-    ):
+    if wish.rare and "bundle" in known and not known.get("built") and document["process"].get("oomScoreAdj") is None:
         # Where the engine sets none, the container inherits that of the runtime, which this process becomes.
         present = {**document, "process": {**document["process"], "oomScoreAdj": kernel.oom_score()}}
-    permission.check(wish, present, config, engine_names, unified)
+    permission.check(wish, present, config, engine_names, kernel.unified_cgroups)
     return Wanted(wish, document, engine_names, inventory, config, known, leased)
 
 

@@ -22,7 +22,7 @@ OURS = set(
     """
 shim shim.cdi shim.cdi.names shim.cdi.resolve shim.edits shim.engine shim.errors shim.gpu shim.gpu.choose
 shim.gpu.vendors shim.host shim.host.device_nodes shim.host.files shim.host.kernel shim.host.runtimes shim.host.trust
-shim.host.userns shim.jsontext shim.keys shim.keys.resources shim.node shim.node.cdi_check shim.node.inventory shim.oci
+shim.host.userns shim.jsontext shim.keys shim.keys.common shim.node shim.node.cdi_check shim.node.inventory shim.oci
 shim.oci.config_file shim.oci.reader shim.oci.targets shim.oci.writer shim.paths shim.pathtext shim.policy
 shim.policy.caller shim.policy.engines shim.policy.permission shim.policy.words shim.request shim.request.parse
 shim.request.quantity shim.request.schema shim.request.values shim.runtime shim.runtime.args shim.runtime.equip

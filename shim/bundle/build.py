@@ -17,9 +17,9 @@ from shim.edits import ANNOTATION, merge
 from shim.errors import BundleError, RequestError
 from shim.host import cgroups, files
 from shim.host.secrets import HIDDEN, Hidden
+from shim.keys import storage
 from shim.node.inventory import Inventory, Place
 from shim.oci import config_file
-from shim.policy import classes
 from shim.request import parse, schema
 from shim.sharing import setup
 
@@ -234,10 +234,10 @@ def volumes(given: Mapping[str, str]) -> Dict[str, str]:
                 f"the directory {path!r} of the volume {name!r} is not an absolute path", "write the whole path"
             )
         if name.startswith("/"):
-            name = classes.volume({"type": "anonymous", "target": name})
+            name = storage.volume({"type": "anonymous", "target": name})
         elif name.startswith("s3://"):
             bucket, _, prefix = name[len("s3://") :].partition("/")
-            name = classes.volume({"type": "s3", "bucket": bucket, "prefix": prefix})
+            name = storage.volume({"type": "s3", "bucket": bucket, "prefix": prefix})
         directories[name] = path
     return directories
 

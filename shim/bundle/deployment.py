@@ -11,6 +11,7 @@ from typing import Any, List, NamedTuple
 from shim import jsontext
 from shim.cdi import yamltext
 from shim.errors import ChandlerError, RequestError
+from shim.keys import common
 from shim.request import schema
 from shim.shapes import Document
 
@@ -89,8 +90,11 @@ def service(text: str, path: str, name: str) -> DeployedService:
         f"services.{name}.{key}" for key in whole if key not in request
     ]
     for key in request:
-        if key not in schema.SCHEMA:
-            raise RequestError(f"{source}: unknown key {key!r}", f"known here: {', '.join(sorted(schema.SCHEMA))}")
+        if key not in common.ENTRIES:
+            try:
+                schema.rare_entry(common.ENTRIES, key, "")
+            except RequestError as error:
+                raise error.within(source) from None
     return DeployedService(deployment, name, request, ignored, source)
 
 

@@ -11,6 +11,7 @@ from shim import engine, jsontext
 from shim.cli import engine_options
 from shim.errors import BundleError, ChandlerError
 from shim.keys import host_facts
+from shim.keys.row import TIGHTEN
 from shim.node import compiler
 from shim.node.inventory import Place
 from shim.oci import config_file
@@ -111,11 +112,12 @@ def _verdict(document: Document, annotations: Document, config: Config, caller: 
             caller.check(annotations, config)
         request = None if sandbox else parse.from_annotations(annotations, config["annotation-prefix"], name)
         if request is not None:
+            known_words = classes.known_words()
             asked = [
                 {
                     "key": key,
                     "word": word,
-                    "class": classes.TIGHTEN if tightens else classes.CLASSES.get(word, classes.NAMED),
+                    "class": TIGHTEN if tightens else known_words[word],
                 }
                 for word, key, tightens in classes.asked(request, document)
             ]

@@ -1,18 +1,22 @@
-"""`resources.gpu.distributed`: sets the variables by which the processes of a distributed training find each other.
+"""The row of `resources.gpu.distributed`: sets the variables by which the processes of a distributed training find each
+other.
 
 Each number comes from the request, else from the container's environment, where an Indexed Job of Kubernetes, a
 LeaderWorkerSet, Slurm, or an MPI launcher has set it.  Where neither has the number, its variable is not set.
-Pure; loaded only for requests that have the key.
+shim.engine calls `edits`, since these variables come after those of the devices.  Pure.
 """
 
 from __future__ import annotations
 
 from shim import errors
 from shim.edits import ENV, Edits
+from shim.keys import container
+from shim.keys.row import Row
+from shim.request import objects, values
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Dict
+    from typing import Any, Dict
 
     from shim.shapes import Document
 
@@ -81,3 +85,27 @@ def _numbers(request: Document, environment: Dict[str, str], launcher: Dict[str,
 
 def _is_number(text: str) -> bool:
     return text.isascii() and text.isdigit() and len(text) <= 10
+
+
+def _interface(value: Any) -> str:
+    text = values.text(value, 64)
+    if set(text) - objects.LETTERS - set("._-,=^@"):
+        raise values.wrong(value, "is no network interface")
+    return text
+
+
+_RANK = (values.integer(0, (1 << 31) - 1), values.number_text)
+
+ROWS: Dict[str, Row] = {
+    "resources.gpu.distributed": Row(
+        {
+            "backend": (objects.word(*_INTERFACES), str),
+            "master_addr": (container.hostname, str),
+            "master_port": (values.integer(1, 65535), values.number_text),
+            "rank": _RANK,
+            "world_size": (values.integer(1, (1 << 31) - 1), values.number_text),
+            "local_rank": _RANK,
+            "interface": (_interface, str),
+        }
+    ),
+}

@@ -10,8 +10,7 @@ import posix
 
 from shim import errors
 from shim.host import device_nodes, files, trust, userns
-from shim.policy import classes
-from shim.request.rare_keys import CAPABILITIES
+from shim.policy import patterns
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -163,14 +162,14 @@ class Facts:
 
     # --- the host -------------------------------------------------------------------------------------------------
 
-    def capabilities(self) -> List[str]:
-        """The capabilities that the kernel knows and this process can give to others.
+    def capabilities(self) -> int:
+        """The capabilities that the kernel knows and this process can give to others, as bits.
 
         Source: proc_pid_status(5), CapBnd; capabilities(7), cap_last_cap.  A file that cannot be read removes none.
         """
-        last, bounding = len(CAPABILITIES) - 1, -1
+        known = bounding = -1
         try:
-            last = int(_proc("/proc/sys/kernel/cap_last_cap"))
+            known = (2 << int(_proc("/proc/sys/kernel/cap_last_cap"))) - 1
         except (OSError, ValueError, errors.HostError):
             pass
         try:
@@ -179,7 +178,7 @@ class Facts:
                     bounding = int(line[7:], 16)
         except (OSError, ValueError):
             pass
-        return [name for number, name in enumerate(CAPABILITIES) if number <= last and bounding >> number & 1]
+        return known & bounding
 
     def device(self, path: str) -> DeviceNode:
         """A device node as the host has it, in the form of a CDI deviceNode.  Raises HostError."""
@@ -192,7 +191,7 @@ class Facts:
         Raises HostError when it does not exist, and PolicyError when a link, or somebody who can write to a directory
         on its path, could lead out of the allowed prefixes.
         """
-        prefix = "" if self.prefixes is None else classes.below(source, self.prefixes)
+        prefix = "" if self.prefixes is None else patterns.below(source, self.prefixes)
         if self.prefixes is not None:
             _check_bind(source, prefix)
         if not files.exists(source):

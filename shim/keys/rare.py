@@ -11,14 +11,15 @@ from shim import errors
 from shim.edits import DEVICE, ENV, Edits
 from shim.gpu import choose, vendors
 from shim.host import device_nodes, userns
-from shim.keys import settings
+from shim.keys import common, table
 from shim.keys.host_facts import Facts
 from shim.oci import reader
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Dict
+    from typing import Dict, List
 
+    from shim.edits import Edit
     from shim.node.inventory import Inventory
     from shim.policy.caller import Known
     from shim.request.parse import Request
@@ -44,14 +45,14 @@ def variables(request: Request, config: Config, scope: str, seconds: float = SEC
     for name, value in request.env.items():
         kind, rest = value[:3], value[3:]
         try:
-            if kind == "$E:":
+            if kind == common.HOST_VARIABLE:
                 host_value = posix.environ.get(rest.encode("utf-8", "surrogateescape"))
                 if host_value is None:
                     raise errors.HostError(
                         f"Chandler's own environment has no variable {rest!r}", "set it for the engine's service"
                     )
                 value = secrets.Hidden(host_value.decode("utf-8", "surrogateescape"))
-            elif kind == "$S:":
+            elif kind == common.SECRET:
                 owners = owners or userns.trusted_owners(userns.user_namespace())
                 value = secrets.read(rest, scope, config, owners, max(end - monotonic(), 0.01))
         except errors.ChandlerError as error:
@@ -74,7 +75,15 @@ def edits(request: Request, document: Document, inventory: Inventory, config: Co
         prefixes,
         None if known.get("bundle") == "" else document,
     )
-    result = settings.edits(request.document, document, request.source, facts)
+    items: List[Edit] = []
+    for path, row, value in table.of(request.document):
+        if row.edits is not None:
+            origin = f"{request.source}: {path}"
+            try:
+                items += [(*change, origin) for change in row.edits(value, request.document, document, facts)]
+            except errors.ChandlerError as error:
+                raise error.within(origin) from None
+    result = Edits(items)
     _check_gpus(result, inventory, request.source)
     return result
 

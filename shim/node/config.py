@@ -10,7 +10,6 @@ from typing import Any, Callable
 
 from shim.errors import ChandlerError, ConfigError
 from shim.gpu import vendors
-from shim.policy.classes import CLASSES
 from shim.policy.rules import FIELDS
 from shim.request import quantity
 from shim.shapes import Config, Document
@@ -68,32 +67,23 @@ def _seconds(value: Any) -> bool:
     return _count(value) and 1 <= value <= 60
 
 
-_RULES = (
-    "gpu",
-    "gpu.all",
-    "gpu.count",
-    "gpu.devices",
-    "gpu.vendor",
-    "env",
-    "resources",
-    "resources.cpu",
-    "resources.memory",
-    "resources.memory_swap",
-    "resources.memory_reservation",
-    "resources.cpu_shares",
-    "resources.cpuset",
-    "resources.pids_limit",
-    "gpu.sharing",
-    "gpu.mps_pipe_dir",
-    "gpu.mps_log_dir",
-    "gpu.time_slicing_config_path",
-    *CLASSES,
-)
 _SHORT = {"bind": "storage.bind", "tmpfs": "storage.tmpfs"}
 
 
+def _words() -> list[str]:
+    """The words of allow and deny.  Loads the rows of all keys of a request, which most configurations do not need."""
+    from shim.policy.classes import known_words
+
+    return list(known_words())
+
+
 def _classes(value: Any) -> bool:
-    return _strings(value) and all(item in _RULES or item in _SHORT for item in value)
+    return _strings(value) and set(value) <= {*_SHORT, *_words()}
+
+
+def _wrong(key: str, value: Any, wanted: str) -> ConfigError:
+    wanted = wanted or f"a list of {', '.join(_words())}"
+    return ConfigError(f"{key} = {value!r} is wrong", f"it must be {wanted}")
 
 
 # The engines whose annotations may identify a container, and `other`: see shim.policy.engines.
@@ -128,7 +118,7 @@ def _capabilities(value: Any) -> bool:
 
 
 def _is_capability(name: str) -> bool:
-    from shim.request.rare_keys import capability
+    from shim.keys.process import capability
 
     try:
         return bool(capability(name))
@@ -194,7 +184,7 @@ def _rules(value: Any) -> bool:
                 )
             check, wanted, _ = definition
             if not check(item):
-                raise ConfigError(f"policy.rule {name!r}: {key} = {item!r} is wrong", f"it must be {wanted}")
+                raise _wrong(f"policy.rule {name!r}: {key}", item, wanted)
     return True
 
 
@@ -209,7 +199,7 @@ def _normal(key: str, value: Any) -> Any:
     if key == "policy.max-memory":
         return _scaled(value, 1)
     if key == "policy.capabilities":
-        from shim.request.rare_keys import capability
+        from shim.keys.process import capability
 
         return [capability(name) for name in value]
     if key == "policy.rule":
@@ -229,7 +219,7 @@ def _normal(key: str, value: Any) -> Any:
 
 
 _GLOBS = "a list of names, in which * stands for any characters"
-# Key: (function that checks a value, what the value must be, default).
+# Key: (function that checks a value, what the value must be ('' for words of allow and deny), default).
 KEYS: dict[str, tuple[Callable[[Any], bool], str, Any]] = {
     "runtimes": (_runtimes, "a list of names or absolute paths", ["runc", "youki", "crun"]),
     "annotation-prefix": (_prefix, "letters, digits, dots and hyphens that end in one slash", DEFAULT_PREFIX),
@@ -254,8 +244,8 @@ KEYS: dict[str, tuple[Callable[[Any], bool], str, Any]] = {
     "gpu.mps-control": (_path, "an absolute path", "/usr/bin/nvidia-cuda-mps-control"),
     "gpu.nvidia-smi": (_path, "an absolute path", "/usr/bin/nvidia-smi"),
     "policy.trust": (_one_of("policy", "all"), "policy or all", "policy"),
-    "policy.allow": (_classes, "a list of " + ", ".join(_RULES), ["gpu", "env", "resources"]),
-    "policy.deny": (_classes, "a list of " + ", ".join(_RULES), []),
+    "policy.allow": (_classes, "", ["gpu", "env", "resources"]),
+    "policy.deny": (_classes, "", []),
     "policy.evict-unadjusted": (_boolean, "true or false", False),
     "policy.max-gpus": (_count, "a whole number", 8),
     "policy.max-cpu": (_amount(1000), 'CPUs, such as 4 or "500m"; 0 is no maximum', 0),
@@ -290,7 +280,7 @@ def compile_config(sources: list[tuple[str, bytes]]) -> Config:
             except ConfigError as error:
                 raise error.within(path) from None
             if not good:
-                raise ConfigError(f"{path}: {key} = {value!r} is wrong", f"it must be {wanted}")
+                raise _wrong(f"{path}: {key}", value, wanted)
             if key in ("engines", "engine"):  # lists add up, since each engine may have a file of its own
                 result["engines"] = list(dict.fromkeys([*result["engines"], *([value] if key == "engine" else value)]))
             elif key == "policy.rule":  # rules add up, too, so that a later file cannot drop one that denies

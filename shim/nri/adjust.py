@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 from shim import edits as _edits
 from shim.edits import Edits, merge
 from shim.errors import ChandlerError
+from shim.keys import common
 from shim.nri.messages import ContainerAdjustment
 from shim.oci import reader, writer
 
@@ -55,14 +56,7 @@ _mounts: dict[int, tuple[Any, bytes]] = {}
 _devices: dict[Any, bytes] = {}
 _REMOVAL = "-"  # NRI removes a variable whose name begins with this
 # (controller, key) of linux.resources: the request's name for it
-_ASKED = {
-    ("cpu", "shares"): "cpu_shares",
-    ("cpu", "cpus"): "cpuset",
-    ("memory", "limit"): "memory",
-    ("memory", "swap"): "memory_swap",
-    ("memory", "reservation"): "memory_reservation",
-    ("pids", "limit"): "pids_limit",
-}
+_ASKED = {row[2:4]: key for key, row in common.LIMITS.items()}
 
 
 class Unsupported(ChandlerError):

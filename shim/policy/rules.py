@@ -8,8 +8,8 @@ grants nothing, but what it denies is denied.  Pure.
 
 from __future__ import annotations
 
-from shim.policy.classes import listed
 from shim.policy.engines import KEYS
+from shim.policy.patterns import listed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -8,26 +8,22 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import List
 
-    from shim.request.parse import Request
     from shim.shapes import Config
 
 
-# These need a word of their own in `allow`: "gpu" does not grant gpu.all.  In `deny`, "gpu" still refuses it.
-_OWN_WORDS = frozenset(("gpu.all", "gpu.mps_pipe_dir", "gpu.mps_log_dir", "gpu.time_slicing_config_path"))
-
-
-def check_word(request: Request, asked: str, key: str, config: Config, allowed: bool) -> None:
+def check_word(source: str, asked: str, key: str, config: Config, allowed: bool, own: bool = False) -> None:
     """Raises PolicyError when the policy denies the word `asked`, or does not allow it.
 
-    `key`: the key of the request, for the error.  `allowed`: the word needs no place in `allow`; `deny` still counts.
+    `source`: where the request came from.  `key`: the key of the request, for the error.  `allowed`: the word needs no
+    place in `allow`; `deny` still counts.  `own`: `allow` must have this very word ("gpu" does not grant gpu.all).
     """
-    rule = _covers(config["policy.deny"], asked, frozenset())
+    rule = _covers(config["policy.deny"], asked, False)
     if rule:
         where = config.get("policy.denied-by", {}).get(rule, "[policy]")
-        raise errors.PolicyError(f"{request.source}: {key} is refused by {rule!r} in deny of {where}")
-    if not allowed and not _covers(config["policy.allow"], asked, _OWN_WORDS):
+        raise errors.PolicyError(f"{source}: {key} is refused by {rule!r} in deny of {where}")
+    if not allowed and not _covers(config["policy.allow"], asked, own):
         raise errors.PolicyError(
-            f"{request.source}: {key} is not allowed: allow of {by(config)} has no {asked!r}",
+            f"{source}: {key} is not allowed: allow of {by(config)} has no {asked!r}",
             "ask the node's administrator",
         )
 
@@ -37,9 +33,9 @@ def by(config: Config) -> str:
     return str(config.get("policy.by", "[policy]"))
 
 
-def _covers(rules: List[str], asked: str, own_words: frozenset[str]) -> str:
-    """The word in `rules` that covers `asked`: the same word, or one above it unless `asked` is among `own_words`."""
+def _covers(rules: List[str], asked: str, own: bool) -> str:
+    """The word in `rules` that covers `asked`: the same word or, unless `own`, one above it."""
     for rule in rules:
-        if asked == rule or asked.startswith(rule + ".") and asked not in own_words:
+        if asked == rule or not own and asked.startswith(rule + "."):
             return rule
     return ""

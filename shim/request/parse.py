@@ -1,4 +1,4 @@
-"""Reads a request from the annotations of a container, and checks it against the table of keys (shim.request.schema).
+"""Reads a request from the annotations of a container, and checks it by the rows of its keys (shim.request.schema).
 
 Host and policy play no part here.  Pure; part of the create path.
 """
@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from shim import errors, jsontext
 from shim.errors import ChandlerError
-from shim.request import schema as _schema
+from shim.keys import common
+from shim.request import schema
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
 MAX_ANNOTATIONS = 256 << 10  # bytes of names and values together
 MARK = "granted"  # the annotation with which Chandler tells people what it granted; it is never read back
 _SERVICE, _SERVICES = "service", "services"
-REFERENCES = ("$E:", "$S:")  # how a value begins that refers to a variable of the host, or to a secret
-_PLAIN = frozenset(("env", "resources"))  # every other key is rare
-_RARE = frozenset(("oom_score_adj", "blkio_weight", "hugepages"))  # the rare keys of resources
 
 
 def _no_search() -> None:
@@ -59,9 +57,9 @@ class Request:
     def rare(self) -> bool:
         """Whether the request has rare keys, or references in its variables, which need shim.keys.rare."""
         for value in self.env.values():
-            if value.startswith(REFERENCES):
+            if value.startswith(common.REFERENCES):
                 return True
-        return not (self.document.keys() <= _PLAIN and _RARE.isdisjoint(self.resources))
+        return not (self.document.keys() <= common.ENTRIES.keys() and self.resources.keys() <= common.RESOURCES.keys())
 
     @property
     def env(self) -> Dict[str, str]:
@@ -188,7 +186,7 @@ def _document(text: str, annotation: str) -> Any:
 
 def _checked(document: Any, source: str) -> Request:
     try:
-        return Request(_schema.check(document), source)
+        return Request(schema.check(document), source)
     except errors.RequestError as error:
         raise error.within(source) from None
 
@@ -196,20 +194,20 @@ def _checked(document: Any, source: str) -> Request:
 def _set(document: Document, key: str, text: str, annotation: str) -> None:
     """Sets a single value, given by an annotation such as `resources.gpu.count`, in a document.
 
-    The table of keys says where the dotted path ends, and how the text is read.
+    The entries of the keys say where the dotted path ends, and how the text is read.
     """
-    schema: Any = _schema.SCHEMA
+    entry: common.Entry = common.ENTRIES
     parts = key.split(".")
     depth = 0
-    while isinstance(schema, dict) and depth < len(parts):
-        schema = schema.get(parts[depth])
-        depth += 1
-        if isinstance(schema, str):
-            schema = _schema.leaf(schema)
-    if schema is None or isinstance(schema, dict):
-        raise errors.RequestError(f"annotation {annotation}: unknown key {key!r}")
+    try:
+        while isinstance(entry, dict):  # raises when the parts end before a value begins
+            path = ".".join(parts[:depth])
+            entry = entry.get(parts[depth]) or schema.rare_entry(entry, parts[depth], path)
+            depth += 1
+    except (IndexError, errors.RequestError):
+        raise errors.RequestError(f"annotation {annotation}: unknown key {key!r}") from None
     rest = parts[depth:]
-    if len(schema) > 2:  # the name of a variable may have dots
+    if common.FREE in entry:  # the name may have dots
         where, name = parts[:depth], ".".join(rest)
     elif rest:
         raise errors.RequestError(f"annotation {annotation}: unknown key {key!r}")
@@ -221,4 +219,4 @@ def _set(document: Document, key: str, text: str, annotation: str) -> None:
             raise errors.RequestError(f"annotation {annotation}: the document has another value at {part!r}")
     if name in document:
         raise errors.RequestError(f"annotation {annotation}: the document sets {key!r}, too", "remove one of them")
-    document[name] = schema[1](text)
+    document[name] = entry[1](text)

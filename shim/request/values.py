@@ -1,7 +1,6 @@
 """Checks of single values of a request.  Each gives the value in normal form, or raises RequestError.
 
-A leaf of the request's table is a pair of functions.  The first checks a JSON value and gives its normal form.  The
-second makes a JSON value of the text of a single-value annotation.  Pure; part of the create path.
+`number_text` and `listed` make a JSON value of the text of a single-value annotation.  Pure; part of the create path.
 """
 
 from __future__ import annotations
@@ -10,10 +9,7 @@ from shim import errors, jsontext
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, List, Mapping, Tuple
-
-    Leaf = Tuple[Callable[[Any], Any], Callable[[str], Any]]
-    Table = Mapping[str, Any]  # key: a leaf, a table, or a text that stands for one of them
+    from typing import Any, Callable, List
 
 MAX_INT = (1 << 63) - 1
 
@@ -48,9 +44,9 @@ def number_text(written: str) -> Any:
     return int(written) if digits.isdigit() and digits.isascii() and len(digits) < 20 else written
 
 
-def integer(low: int, high: int = MAX_INT) -> Leaf:
-    """The leaf of a whole number from `low` to `high`."""
-    return lambda value: number(value, low, high), number_text
+def integer(low: int, high: int = MAX_INT) -> Callable[[Any], int]:
+    """Reads a whole number from `low` to `high`."""
+    return lambda value: number(value, low, high)
 
 
 def as_text(value: Any) -> str:

@@ -157,7 +157,7 @@ LINK = ("create-symlinks", "--link", "x::/made")
     ("how", "words"),
     [
         ("forever", "took longer than 1 seconds, and was stopped"),
-        ("greedy", "needed more than 192 MiB of memory, and was stopped"),
+        ("greedy", "needed more than 192 MiB of memory, or than the engine's limit, and was stopped"),
     ],
 )
 def test_a_hook_beyond_its_limits_is_stopped(world: World, how: str, words: str) -> None:
@@ -176,7 +176,8 @@ def test_a_config_that_is_larger_in_memory_than_on_disk(world: World, command: t
     done = world.run(*command)
     assert (done.returncode, done.stderr) == (
         1,
-        f"chandler-hook: {command[0]}: needed more than 192 MiB of memory, and was stopped\n",
+        f"chandler-hook: {command[0]}: needed more than 192 MiB of memory, or than the engine's limit, "
+        "and was stopped\n",
     )
 
 

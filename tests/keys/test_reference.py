@@ -17,8 +17,8 @@ from lab.local_node import Node, P, cdi
 
 from shim import engine
 from shim.errors import ChandlerError, HostError, RequestError
+from shim.keys.process import CAPABILITIES
 from shim.node import inventory
-from shim.request.rare_keys import CAPABILITIES
 
 GONE = object()  # not there any more
 MI, GI = 1 << 20, 1 << 30

@@ -8,7 +8,7 @@ import pytest
 
 from shim.edits import RESOURCE
 from shim.errors import BundleError
-from shim.keys import resources
+from shim.keys import common
 from shim.oci import writer
 from shim.request import schema, values
 
@@ -16,7 +16,7 @@ from shim.request import schema, values
 def result(wish: dict[str, Any], engine: dict[str, Any] | None = None) -> Any:
     normal = schema.check({"resources": wish})["resources"]
     document = {"linux": {"resources": engine or {}}}
-    edits = resources.edits(normal, document, "here")
+    edits = common.edits(normal, document, "here")
     assert all(kind == RESOURCE and origin == "here" for kind, _, _, origin in edits.items)
     return writer.apply(document, edits)["linux"]["resources"]
 

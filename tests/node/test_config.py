@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from shim.errors import ConfigError
+from shim.keys import common, table
 from shim.node import config
+from shim.policy.classes import known_words
 from shim.shapes import Config
 
 
@@ -263,22 +265,13 @@ def test_the_annotation_prefix_of_an_invalid_configuration(texts: list[str], pre
 
 
 def test_the_policy_knows_every_key_of_a_request() -> None:
-    from shim.request import schema
-
-    resources = dict(schema.SCHEMA["resources"])
-    gpu = dict(resources.pop("gpu"))
-    wanted = {
-        "env",
-        "gpu",
-        "gpu.all",
-        "resources",
-        *(f"gpu.{key}" for key in gpu),
-        *(f"resources.{key}" for key in resources),
+    words = {
+        *(f"gpu.{key}" for key in common.GPU),
+        *(f"resources.{key}" for key in common.LIMITS),
+        *(path.replace("resources.gpu.", "gpu.") for path in table.ROWS),
     }
-    from shim.policy.classes import CLASSES
-
-    assert set(config._RULES) - set(CLASSES) <= wanted <= set(config._RULES) | set(CLASSES)
-    assert {key for key in schema.SCHEMA if key not in ("env", "resources")} <= set(CLASSES)
+    assert words < set(known_words())
+    assert config._classes(sorted(words)) and not config._classes(["hostnames"])
 
 
 def test_the_type_has_every_key() -> None:

@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -20,10 +20,10 @@ from packages.test_completions import parsers
 from hooks import container
 from hooks import main as hooks
 from shim.cli import main
+from shim.keys import common, row, storage, table
 from shim.node import config
 from shim.nri import main as nri
 from shim.policy import classes, rules
-from shim.request import rare_keys, schema
 
 PAGES = sorted(glob.glob(f"{REPOSITORY}/packaging/man/*.[1-8]"))
 
@@ -167,17 +167,15 @@ def test_every_word_of_the_policy() -> None:
     text = part("chandler.toml.5", "Words of allow and deny")
     by_class = re.findall(r"^ +(Tightening|Named|Reaching to the host|Dangerous)\s+(.*)\.$", text, re.M)
     names = {
-        "Tightening": classes.TIGHTEN,
-        "Named": classes.NAMED,
-        "Reaching to the host": classes.HOST,
-        "Dangerous": classes.DANGEROUS,
+        "Tightening": row.TIGHTEN,
+        "Named": row.NAMED,
+        "Reaching to the host": row.HOST,
+        "Dangerous": row.DANGEROUS,
     }
     assert len(by_class) == len(names)
-    assert {word.rstrip("*") for _, line in by_class for word in line.split(", ")} == set(config._RULES)
+    assert {word.rstrip("*") for _, line in by_class for word in line.split(", ")} == set(classes.known_words())
     for title, line in by_class:
-        assert all(classes.CLASSES.get(word.rstrip("*"), classes.NAMED) == names[title] for word in line.split(", ")), (
-            title
-        )
+        assert all(classes.known_words()[word.rstrip("*")] == names[title] for word in line.split(", ")), title
 
 
 def test_every_field_of_a_rule() -> None:
@@ -186,11 +184,10 @@ def test_every_field_of_a_rule() -> None:
         assert re.search(rf"^ +([a-z, ]+, )?{field}\b", text, re.M), field
 
 
-def keys(schema: Mapping[str, Any], path: str = "") -> Iterator[str]:
-    for key, below in schema.items():
-        below = rare_keys.LEAVES[below] if isinstance(below, str) else below
-        if isinstance(below, dict):
-            yield from keys(below, f"{path}{key}.")
+def keys(entries: dict[str, Any], path: str = "") -> Iterator[str]:
+    for key, entry in entries.items():
+        if isinstance(entry, dict):
+            yield from keys(entry, f"{path}{key}.")
         else:
             yield path + key
 
@@ -201,9 +198,9 @@ def test_every_key_of_a_request() -> None:
         for line in re.findall(r"^ {5}([a-z_.]+(?:, [a-z_.]+)*)(?:  .*)?$", shown("chandler-annotations.7"), re.M)
         for key in line.split(", ")
     }
-    assert set(keys(schema.SCHEMA)) <= said
+    assert {*keys(common.ENTRIES), *keys({path: row.entry for path, row in table.ROWS.items()})} <= said
     text = shown("chandler-annotations.7")
-    for kind, (members, _) in rare_keys._STORAGE.items():
+    for kind, (members, _) in storage.TYPES.items():
         assert re.search(rf"^ +{kind}\s", text, re.M), kind
         for member in members:
             assert re.search(rf"\b{member}\b", text), member

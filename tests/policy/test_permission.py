@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from shim.errors import BundleError, ChandlerError, PolicyError
 from shim.jsontext import Number
-from shim.keys import resources
+from shim.keys import common
 from shim.node.config import KEYS
 from shim.oci import reader, writer
 from shim.policy import permission
@@ -479,7 +479,7 @@ def test_an_allowed_request_never_loosens_a_limit(engine: dict[str, Any], keys: 
         permission.check(asked, before, config())
     except PolicyError:
         return
-    after = writer.apply(before, resources.edits(asked.resources, before, "a"))
+    after = writer.apply(before, common.edits(asked.resources, before, "a"))
     assert before == kept
     for controller, key in (
         ("memory", "limit"),
@@ -491,7 +491,7 @@ def test_an_allowed_request_never_loosens_a_limit(engine: dict[str, Any], keys: 
         assert room(reader.resource(after, controller, key)) <= room(reader.resource(before, controller, key))
     assert share_of_cpu(after) <= share_of_cpu(before)
     old, new = reader.resource(before, "cpu", "cpus", str), reader.resource(after, "cpu", "cpus", str)
-    assert not old or schema.cpus(new) <= schema.cpus(old)
+    assert not old or common.cpus(new) <= common.cpus(old)
 
 
 def test_the_swap_limit_does_not_grow() -> None:
@@ -523,15 +523,17 @@ def test_a_limit_that_the_engine_did_not_set_is_at_most_the_kernels_default(
 ) -> None:
     more = wish({"resources": {document: most + 1}})
     with pytest.raises(PolicyError, match=f"resources.{document} = {most + 1} gives more than the kernel's default"):
-        permission.check(more, {}, config(), unified=unified)
+        permission.check(more, {}, config(), unified=lambda: unified)
     if most:
-        permission.check(wish({"resources": {document: most}}), {}, config(), unified=unified)
-    permission.check(more, {}, config(trust="all"), unified=unified)
+        permission.check(wish({"resources": {document: most}}), {}, config(), unified=lambda: unified)
+    permission.check(more, {}, config(trust="all"), unified=lambda: unified)
 
 
 def test_a_reservation_is_a_limit_with_cgroup_v1() -> None:
-    permission.check(wish({"resources": {"memory_reservation": 1 << 30}}), {}, config(), unified=False)
+    permission.check(wish({"resources": {"memory_reservation": 1 << 30}}), {}, config(), unified=lambda: False)
     engine = limits(memory_reservation=1 << 30)
-    permission.check(wish({"resources": {"memory_reservation": 1 << 30}}), engine, config(), unified=True)
+    permission.check(wish({"resources": {"memory_reservation": 1 << 30}}), engine, config(), unified=lambda: True)
     with pytest.raises(PolicyError, match="loosens the engine's limit"):
-        permission.check(wish({"resources": {"memory_reservation": (1 << 30) + 1}}), engine, config(), unified=True)
+        permission.check(
+            wish({"resources": {"memory_reservation": (1 << 30) + 1}}), engine, config(), unified=lambda: True
+        )

@@ -14,7 +14,7 @@ from lab.engine import Engine
 from lab.install import Installation
 from lab.runtimes import Runtime
 
-from shim.request.rare_keys import CAPABILITIES
+from shim.keys.process import CAPABILITIES
 
 ONCE = ["runc", "crun"]
 SHOW = (

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from shim.errors import RequestError
 from shim.jsontext import Number
-from shim.request import schema
+from shim.keys import common
 from shim.request.parse import MAX_ANNOTATIONS, Request, from_annotations, parse_document
-from shim.request.schema import check, cpus
+from shim.request.schema import check
 from shim.request.values import MAX_INT
 
 P = "chandler.oci/"
@@ -186,13 +186,9 @@ def test_wrong_gpu_is_named(key: str, value: Any) -> None:
 
 
 def test_every_key_of_the_table_is_tried() -> None:
-    resources = {key: known for key, known in schema.SCHEMA["resources"].items() if not isinstance(known, str)}
-    gpu = {key: known for key, known in resources.pop("gpu").items() if not isinstance(known, str)}
-    assert set(resources) == set(RESOURCES) == set(NOT_RESOURCES)
-    assert set(gpu) == set(GPU) == set(NOT_GPU)
-    assert {key for key, known in schema.SCHEMA.items() if not isinstance(known, str)} == {"env", "resources"}, (
-        "tests/keys/test_reference.py must have the other keys"
-    )
+    assert set(common.LIMITS) == set(RESOURCES) == set(NOT_RESOURCES)
+    assert set(common.GPU) == set(GPU) == set(NOT_GPU)
+    assert set(common.ENTRIES) == {"env", "resources"}, "tests/keys/test_reference.py must have the other keys"
 
 
 def test_env() -> None:
@@ -263,7 +259,7 @@ def test_what_is_shown_of_a_value_is_short() -> None:
     [("0", {0}), ("0-3,8", {0, 1, 2, 3, 8}), (" 1 , 2", {1, 2}), ("3-3", {3}), ("0-8191", set(range(8192)))],
 )
 def test_cpus(text: str, numbers: set[int]) -> None:
-    assert cpus(text) == numbers
+    assert common.cpus(text) == numbers
 
 
 # --- where it comes from --------------------------------------------------------------------------------------
