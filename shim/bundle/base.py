@@ -5,7 +5,8 @@ Source: OCI runtime specification 1.0.2, "Configuration"; the defaults are those
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, NamedTuple, Sequence
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from shim.shapes import Document
 
@@ -48,7 +49,7 @@ READONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trig
 _DEVICES = ((1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2), (136, None))
 _KERNEL_FS = ("nosuid", "noexec", "nodev")
 
-Mapping = Dict[str, int]  # keys as in linux.uidMappings: containerID, hostID, size
+Mapping = dict[str, int]  # keys as in linux.uidMappings: containerID, hostID, size
 
 
 class Node(NamedTuple):
@@ -123,9 +124,9 @@ def config(
     }
 
 
-def environment(*layers: Sequence[str]) -> List[str]:
+def environment(*layers: Sequence[str]) -> list[str]:
     """Merges lists of NAME=VALUE entries.  A later value replaces an earlier one; PATH and TERM get defaults."""
-    entries: Dict[str, str] = {}  # by the name of the variable
+    entries: dict[str, str] = {}  # by the name of the variable
     for layer in layers:
         for entry in layer:
             entries[entry.partition("=")[0]] = entry
@@ -134,7 +135,7 @@ def environment(*layers: Sequence[str]) -> List[str]:
     return list(entries.values())
 
 
-def namespaces(node: Node, host_network: bool) -> List[str]:
+def namespaces(node: Node, host_network: bool) -> list[str]:
     """The types of the namespaces that the container gets for itself.
 
     With cgroup v2 it gets a cgroup namespace, which hides the host's control groups from it.
@@ -149,7 +150,7 @@ def namespaces(node: Node, host_network: bool) -> List[str]:
     return kinds
 
 
-def mounts(node: Node, host_network: bool, privileged: bool) -> List[Document]:
+def mounts(node: Node, host_network: bool, privileged: bool) -> list[Document]:
     """The mounts that every container gets."""
     readonly = () if privileged else ("ro",)
     tty = (f"gid={_TTY_GROUP}",) if node.gids is None or _TTY_GROUP in node.gids else ()
@@ -174,9 +175,9 @@ def _mount(destination: str, kind: str, source: str, *options: str) -> Document:
     return {"destination": destination, "type": kind, "source": source, "options": list(options)}
 
 
-def device_rules(privileged: bool) -> List[Document]:
+def device_rules(privileged: bool) -> list[Document]:
     """The rules of linux.resources.devices: only the devices that every container has, or all when privileged."""
-    rules: List[Document] = [{"allow": privileged, "access": "rwm"}]
+    rules: list[Document] = [{"allow": privileged, "access": "rwm"}]
     if not privileged:
         for major, minor in _DEVICES:
             rule: Document = {"allow": True, "type": "c", "major": major, "access": "rwm"}

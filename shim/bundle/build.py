@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import copy
 import os
-from typing import TYPE_CHECKING, Dict, List, Mapping, NamedTuple, Optional, Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from shim import engine, jsontext, pathtext
 from shim.bundle import base, deployment, image, rootless
@@ -48,12 +49,12 @@ class BuildOptions(NamedTuple):
     hostname: str = ""
     env: Mapping[str, str] = {}
     cwd: str = ""
-    args: Optional[Sequence[str]] = None
+    args: Sequence[str] | None = None
     volumes: Mapping[str, str] = {}
     host_network: bool = False
     systemd: bool = False
     cgroup_parent: str = ""
-    move: Optional[int] = None
+    move: int | None = None
     hidden: bool = False
 
 
@@ -61,7 +62,7 @@ class Built(NamedTuple):
     """The result: config.json, and notes for --debug, one sentence each."""
 
     config: Document
-    notes: List[str]
+    notes: list[str]
 
 
 def build(
@@ -188,7 +189,7 @@ class _Equipment(NamedTuple):
     source: str
     known: Known
     hidden: bool
-    shared: List[Sharing]
+    shared: list[Sharing]
 
     def state_dir(self) -> str:
         """The state directory.  Raises TrustError or HostError."""
@@ -213,7 +214,7 @@ class _Equipment(NamedTuple):
         if planned.sharing is not None:
             self.shared.append(planned.sharing)
             edits = merge(edits, setup.container_edits(planned.sharing, self.state_dir()))
-        kept: List[Edit] = []
+        kept: list[Edit] = []
         for edit in edits.items:
             if edit[0] == ANNOTATION:
                 continue  # Chandler's mark: a create would refuse it as forged
@@ -221,7 +222,7 @@ class _Equipment(NamedTuple):
         return engine.equip(config, edits.with_values(kept), self.place.rootless, self.known["bundle"])
 
 
-def volumes(given: Mapping[str, str]) -> Dict[str, str]:
+def volumes(given: Mapping[str, str]) -> dict[str, str]:
     """The directories of volumes by the names that policy.volumes uses (shim.policy.classes.volume).
 
     `given`: directories by the names that a caller writes: the name of a named volume, the target of an anonymous one
@@ -281,7 +282,7 @@ def node(place: Place) -> base.Node:
     return base.Node(unified, True, uid_map, gid_map, rootless.Ids(uid_map), rootless.Ids(gid_map))
 
 
-def owners(uid: int) -> List[str]:
+def owners(uid: int) -> list[str]:
     """The words by which /etc/subuid and /etc/subgid can name a user: the uid as text, and the user's name, if any."""
     import pwd
 
@@ -373,7 +374,7 @@ def remove(bundle: str, everything: bool = False) -> None:
     os.rmdir(bundle)
 
 
-def _ours(bundle: str) -> List[str]:
+def _ours(bundle: str) -> list[str]:
     """The paths of the files that Chandler has put beside config.json."""
     return [os.path.join(bundle, name) for name in os.listdir(bundle) if name.startswith("config.json.chandler-")]
 

@@ -6,7 +6,7 @@ and reported in a note.  Any other key is an error.  Pure.
 
 from __future__ import annotations
 
-from typing import Any, List, NamedTuple
+from typing import Any, NamedTuple
 
 from shim import jsontext
 from shim.cdi import yamltext
@@ -58,7 +58,7 @@ class DeployedService(NamedTuple):
     deployment: str
     name: str
     document: Document
-    ignored: List[str]
+    ignored: list[str]
     source: str
 
 

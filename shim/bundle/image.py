@@ -6,7 +6,8 @@ image's by Docker's rule (Dockerfile reference, "Understand how CMD and ENTRYPOI
 
 from __future__ import annotations
 
-from typing import List, NamedTuple, Optional, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from shim import jsontext
 from shim.errors import BundleError, ChandlerError
@@ -59,7 +60,7 @@ def parse(data: bytes, path: str) -> Image:
     )
 
 
-def _texts(document: Document, key: str, path: str) -> List[str]:
+def _texts(document: Document, key: str, path: str) -> list[str]:
     value = document.get(key)
     if value is None:
         return []
@@ -77,7 +78,7 @@ def _text(document: Document, key: str, path: str) -> str:
     return value
 
 
-def command(entrypoint: Optional[Sequence[str]], args: Optional[Sequence[str]], image: Image) -> List[str]:
+def command(entrypoint: Sequence[str] | None, args: Sequence[str] | None, image: Image) -> list[str]:
     """The command line of the container's process.
 
     The caller's `entrypoint` replaces the image's entrypoint and cmd.  Without one, the image's entrypoint gets the

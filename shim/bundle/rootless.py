@@ -7,25 +7,26 @@ Source: user_namespaces(7), subuid(5), subgid(5).  All functions except `read` a
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Sequence, Tuple
+from collections.abc import Sequence
+from typing import Any
 
 from shim.errors import ChandlerError
 from shim.host import files
 
-Mapping = Dict[str, int]
-Range = Tuple[int, int]
+Mapping = dict[str, int]
+Range = tuple[int, int]
 
 MAX_ID = (1 << 32) - 2  # 2**32 - 1 stands for "no id", see user_namespaces(7)
 MAX_LINES = 340  # the most lines that uid_map and gid_map can have, see user_namespaces(7)
 MAX_FILE = 16 << 20
 
 
-def ranges(text: str, owners: Sequence[str]) -> List[Range]:
+def ranges(text: str, owners: Sequence[str]) -> list[Range]:
     """The ranges in a subuid or subgid file that belong to one of `owners`, as (first id, number of ids).
 
     `owners`: user names, or numbers as text.  Lines of another form are ignored, as shadow's tools do.
     """
-    result: List[Range] = []
+    result: list[Range] = []
     for line in text.splitlines():
         fields = line.strip().split(":")
         if len(fields) != 3 or not fields[0] or fields[0] not in owners:
@@ -38,7 +39,7 @@ def ranges(text: str, owners: Sequence[str]) -> List[Range]:
     return result
 
 
-def mappings(own: int, lent: Sequence[Range]) -> List[Mapping]:
+def mappings(own: int, lent: Sequence[Range]) -> list[Mapping]:
     """The id map of a user namespace: 0 is the host's id `own`, and from 1 on come the ids of the ranges `lent`.
 
     An id that is in several ranges, or is `own`, is mapped only once, since the kernel refuses overlapping mappings.
@@ -54,7 +55,7 @@ def mappings(own: int, lent: Sequence[Range]) -> List[Mapping]:
     return id_map
 
 
-def _unmapped(first: int, count: int, id_map: Sequence[Mapping]) -> List[Range]:
+def _unmapped(first: int, count: int, id_map: Sequence[Mapping]) -> list[Range]:
     """The parts of a range of host ids that a map does not have yet."""
     parts = [(first, first + count)]
     for mapping in id_map:
@@ -80,7 +81,7 @@ class Ids:
         )
 
 
-def of_map(text: str) -> List[Mapping]:
+def of_map(text: str) -> list[Mapping]:
     """Parses a uid_map or gid_map of /proc."""
     rows = [[int(word) for word in line.split()] for line in text.splitlines() if line.strip()]
     return [{"containerID": row[0], "hostID": row[1], "size": row[2]} for row in rows]

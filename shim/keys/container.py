@@ -12,7 +12,8 @@ from shim.request import objects, quantity, values
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, Iterator, List, Tuple
+    from collections.abc import Iterator
+    from typing import Any, Callable
 
     from shim.keys.host_facts import Facts
     from shim.keys.row import Change
@@ -32,16 +33,16 @@ def hostname(value: Any) -> str:
     return text
 
 
-def _hostname_edits(value: str, request: Document, document: Document, facts: Facts) -> List[Change]:
+def _hostname_edits(value: str, request: Document, document: Document, facts: Facts) -> list[Change]:
     if reader.namespace(document, "uts") is None:
         raise errors.RequestError("the container shares the host's name: config.json has no UTS namespace")
     return [(HOSTNAME, "", value)]
 
 
-def _host_network(value: bool, request: Document, document: Document, facts: Facts) -> List[Change]:
+def _host_network(value: bool, request: Document, document: Document, facts: Facts) -> list[Change]:
     if not value:
         return []
-    items: List[Change] = [(NAMESPACE, "network", None)]
+    items: list[Change] = [(NAMESPACE, "network", None)]
     linux = document.get("linux")
     sysctls = linux.get("sysctl") if isinstance(linux, dict) else None
     # The engine's net.* sysctls are for a network of the container's own.  They must not change the host's network.
@@ -76,7 +77,7 @@ def _sysctl_value(value: Any) -> str:
     return text
 
 
-def _sysctls(value: Dict[str, str], request: Document, document: Document, facts: Facts) -> List[Change]:
+def _sysctls(value: dict[str, str], request: Document, document: Document, facts: Facts) -> list[Change]:
     for name in value:
         kind = _sysctl_namespace(name)
         if reader.namespace(document, kind) is None or kind == "network" and request.get("host_network"):
@@ -100,7 +101,7 @@ def _cgroup_parent(value: Any) -> str:
     return text
 
 
-def _cgroup_parent_edits(value: str, request: Document, document: Document, facts: Facts) -> List[Change]:
+def _cgroup_parent_edits(value: str, request: Document, document: Document, facts: Facts) -> list[Change]:
     """The engine's cgroupsPath moved below another parent, in the form that the engine uses.
 
     Runtimes know two forms: slice:prefix:name with systemd, and a path.
@@ -120,7 +121,7 @@ def _cgroup_parent_edits(value: str, request: Document, document: Document, fact
     return [(LINUX, "cgroupsPath", f"{value.rstrip('/')}/{name}")]
 
 
-def _unlisted_parent(parent: str, config: Config) -> Iterator[Tuple[str, str, str]]:
+def _unlisted_parent(parent: str, config: Config) -> Iterator[tuple[str, str, str]]:
     allowed = config["policy.cgroup-parents"]
     if not (
         patterns.below(parent, [prefix for prefix in allowed if prefix.startswith("/")])
@@ -164,7 +165,7 @@ def _page_size(name: str) -> str:
     raise values.wrong(name, "is no size of a page")
 
 
-def _check_hugepages(asked: Dict[str, int], document: Document, unified: Callable[[], bool], trusted: bool) -> None:
+def _check_hugepages(asked: dict[str, int], document: Document, unified: Callable[[], bool], trusted: bool) -> None:
     if any(key.startswith("hugetlb.") for key in reader.unified(document)):
         raise errors.PolicyError("resources.hugepages: the engine has set such limits in linux.resources.unified")
     limits = reader.hugepages(document)
@@ -175,7 +176,7 @@ def _check_hugepages(asked: Dict[str, int], document: Document, unified: Callabl
             )
 
 
-ROWS: Dict[str, Row] = {
+ROWS: dict[str, Row] = {
     "hostname": Row((hostname, str), edits=_hostname_edits),
     "host_network": Row(
         objects.FLAG,

@@ -16,7 +16,7 @@ from shim.request import objects, values
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict
+    from typing import Any
 
     from shim.shapes import Document
 
@@ -37,7 +37,7 @@ _LAUNCHERS = (
 )
 
 
-def edits(request: Document, environment: Dict[str, str], source: str, master: str = "") -> Edits:
+def edits(request: Document, environment: dict[str, str], source: str, master: str = "") -> Edits:
     """The edits that set the variables.
 
     `request`: the value of resources.gpu.distributed.  `environment`: the container's variables without these.
@@ -59,13 +59,13 @@ def edits(request: Document, environment: Dict[str, str], source: str, master: s
     return Edits([(ENV, variable, str(value), origin) for variable, value in values.items() if value != ""])
 
 
-def _numbers(request: Document, environment: Dict[str, str], launcher: Dict[str, str], origin: str) -> Dict[str, int]:
+def _numbers(request: Document, environment: dict[str, str], launcher: dict[str, str], origin: str) -> dict[str, int]:
     """WORLD_SIZE, RANK and LOCAL_RANK, as far as they are known.
 
     The request comes first, then the variable of that name in the environment, then the launcher's variable.
     """
-    numbers: Dict[str, int] = {}
-    origins: Dict[str, str] = {}  # where each number came from, for the error
+    numbers: dict[str, int] = {}
+    origins: dict[str, str] = {}  # where each number came from, for the error
     for key, variable in _NUMBERS.items():
         name = variable if variable in environment else launcher.get(key, "")
         if key in request:
@@ -96,7 +96,7 @@ def _interface(value: Any) -> str:
 
 _RANK = (values.integer(0, (1 << 31) - 1), values.number_text)
 
-ROWS: Dict[str, Row] = {
+ROWS: dict[str, Row] = {
     "resources.gpu.distributed": Row(
         {
             "backend": (objects.word(*_INTERFACES), str),

@@ -14,7 +14,8 @@ from shim.policy import patterns
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, List, Mapping, Optional, Tuple
+    from collections.abc import Mapping
+    from typing import Any
 
     from shim.edits import DeviceNode
     from shim.shapes import Document
@@ -38,9 +39,9 @@ class Facts:
         self,
         root: str = "",
         container: str = "",
-        volumes: Optional[Mapping[str, str]] = None,
-        prefixes: Optional[List[str]] = None,
-        document: Optional[Document] = None,
+        volumes: Mapping[str, str] | None = None,
+        prefixes: list[str] | None = None,
+        document: Document | None = None,
     ) -> None:
         self.root = root
         self._document = document
@@ -48,11 +49,11 @@ class Facts:
         self.container = container
         self.volumes = volumes or {}
         self.prefixes = prefixes
-        self._accounts: Dict[str, List[List[str]]] = {}
+        self._accounts: dict[str, list[list[str]]] = {}
 
     # --- the image ------------------------------------------------------------------------------------------------
 
-    def account(self, name: str) -> Tuple[int, int]:
+    def account(self, name: str) -> tuple[int, int]:
         """uid and gid of a user in the image's /etc/passwd.  Raises HostError."""
         for entry in self._read("/etc/passwd", f"the user {name!r}"):
             if entry[0] == name and len(entry) >= 4 and _plain(entry[2]) and _plain(entry[3]):
@@ -66,7 +67,7 @@ class Facts:
                 return int(entry[2])
         raise errors.HostError(f"the image's /etc/group has no group {name!r}")
 
-    def memberships(self, name: str) -> List[int]:
+    def memberships(self, name: str) -> list[int]:
         """gids of the groups of the image that list a user; [] where its /etc/group cannot be read."""
         try:
             entries = self._read("/etc/group", "")
@@ -76,7 +77,7 @@ class Facts:
             int(entry[2]) for entry in entries if len(entry) >= 4 and _plain(entry[2]) and name in entry[3].split(",")
         ]
 
-    def _read(self, path: str, wanted: str) -> List[List[str]]:
+    def _read(self, path: str, wanted: str) -> list[list[str]]:
         """The lines of a file of the image, split at colons.  `wanted`: what is looked up, for the error.
 
         The path is resolved as the container would resolve it.  Only a regular file is read, since to open a FIFO or a
@@ -255,7 +256,7 @@ def _check_bind(source: str, prefix: str) -> None:
         raise errors.HostError(f"{at}: {error.strerror}") from None
 
 
-def caller() -> Tuple[str, ...]:
+def caller() -> tuple[str, ...]:
     """Who starts the container: the uid outside of the user namespace, and its names in the host's /etc/passwd."""
     uid = posix.geteuid()
     numbers = [int(word) for word in userns.user_namespace().split()]

@@ -12,7 +12,8 @@ from shim.request import objects, values
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, Iterator, List, Tuple
+    from collections.abc import Iterator
+    from typing import Any, Callable
 
     from shim.keys.host_facts import Facts
     from shim.keys.row import Change
@@ -37,11 +38,11 @@ UNLIMITED = (1 << 64) - 1  # RLIM_INFINITY: setrlimit(2)
 _REFERENCES = {common.HOST_VARIABLE: ("env.host", "host-variables"), common.SECRET: ("env.secrets", "secrets")}
 
 
-def _asks_env(env: Dict[str, str]) -> List[Tuple[str, str]]:
+def _asks_env(env: dict[str, str]) -> list[tuple[str, str]]:
     return [(_REFERENCES[text[:3]][0], f"env.{name}") for name, text in env.items() if text[:3] in _REFERENCES]
 
 
-def _unlisted_env(env: Dict[str, str], config: Config) -> Iterator[Tuple[str, str, str]]:
+def _unlisted_env(env: dict[str, str], config: Config) -> Iterator[tuple[str, str, str]]:
     for name, text in env.items():
         if text[:3] in _REFERENCES:
             list_name = _REFERENCES[text[:3]][1]
@@ -49,7 +50,7 @@ def _unlisted_env(env: Dict[str, str], config: Config) -> Iterator[Tuple[str, st
                 yield f"env.{name}", text[3:], list_name
 
 
-def _words(value: Any) -> List[str]:
+def _words(value: Any) -> list[str]:
     return objects.listing(value, objects.string, empty=True)
 
 
@@ -60,13 +61,13 @@ def _workdir(value: Any) -> str:
     return text
 
 
-def _command(value: Document, request: Document, document: Document, facts: Facts) -> List[Change]:
+def _command(value: Document, request: Document, document: Document, facts: Facts) -> list[Change]:
     """The program and its arguments, and the working directory.
 
     As with Docker, entrypoint and args together replace the image's whole command.
     """
     args = value.get("entrypoint", []) + value.get("args", [])
-    items: List[Change] = []
+    items: list[Change] = []
     if args:
         if not args[0]:
             raise errors.RequestError("the program's name is empty")
@@ -108,10 +109,10 @@ def _group(value: Any) -> Any:
     return int(part) if part.isdigit() else part
 
 
-def _user_edits(value: str, request: Document, document: Document, facts: Facts) -> List[Change]:
+def _user_edits(value: str, request: Document, document: Document, facts: Facts) -> list[Change]:
     """The user: uid[:gid], where gid is by default the uid, or names, which are looked up in the image."""
     name, _, group = value.partition(":")
-    groups: List[int] = []
+    groups: list[int] = []
     if name.isdigit():
         uid = gid = int(name)
     else:
@@ -120,7 +121,7 @@ def _user_edits(value: str, request: Document, document: Document, facts: Facts)
             groups = facts.memberships(name)
     if group:
         gid = int(group) if group.isdigit() else facts.group(group)
-    items: List[Change] = [(USER, "uid", uid), (USER, "gid", gid)]
+    items: list[Change] = [(USER, "uid", uid), (USER, "gid", gid)]
     return items + [(GID, number, None) for number in groups if number != gid]
 
 
@@ -137,25 +138,25 @@ def capability(value: Any) -> str:
     return name
 
 
-def _capabilities(value: Any) -> List[str]:
+def _capabilities(value: Any) -> list[str]:
     return list(dict.fromkeys(objects.listing(value, capability)))
 
 
-def _unlisted_capabilities(names: List[str], config: Config) -> Iterator[Tuple[str, str, str]]:
+def _unlisted_capabilities(names: list[str], config: Config) -> Iterator[tuple[str, str, str]]:
     for name in names:
         if not {name, "ALL"} & set(config["policy.capabilities"]):
             yield "capabilities", name, "capabilities"
 
 
 def capability_sets(
-    present: Dict[str, List[str]], add: List[str], drop: List[str], all_of_them: List[str]
-) -> Dict[str, List[str]]:
+    present: dict[str, list[str]], add: list[str], drop: list[str], all_of_them: list[str]
+) -> dict[str, list[str]]:
     """The capability sets after some are dropped and then some are added.
 
     ALL means what it means to Docker: to add ALL gives all but those dropped; to drop ALL leaves only those added.
     `all_of_them`: the capabilities that ALL gives.
     """
-    result: Dict[str, List[str]] = {}
+    result: dict[str, list[str]] = {}
     every = "ALL" in add
     added = [name for name in (all_of_them if every else add) if not (every and name in drop)]
     for key in ("bounding", "effective", "permitted"):
@@ -167,13 +168,13 @@ def capability_sets(
     return result
 
 
-def _available(facts: Facts) -> List[str]:
+def _available(facts: Facts) -> list[str]:
     """The capabilities that the kernel knows and Chandler can give to others."""
     mask = facts.capabilities()
     return [name for number, name in enumerate(CAPABILITIES) if mask >> number & 1]
 
 
-def _capability_edits(value: Any, request: Document, document: Document, facts: Facts) -> List[Change]:
+def _capability_edits(value: Any, request: Document, document: Document, facts: Facts) -> list[Change]:
     """The capability sets for `capabilities` and `cap_drop` together."""
     if request.get("privileged"):
         return []  # the row of `privileged` makes these edits
@@ -189,15 +190,15 @@ def _capability_edits(value: Any, request: Document, document: Document, facts: 
     return [(CAPABILITY, key, names) for key, names in sets.items()]
 
 
-def _privileged(value: bool, request: Document, document: Document, facts: Facts) -> List[Change]:
+def _privileged(value: bool, request: Document, document: Document, facts: Facts) -> list[Change]:
     """All capabilities of the host, no seccomp filter and AppArmor profile, every device, /proc and /sys unmasked."""
     if not value:
         return []
-    present: Dict[str, List[str]] = {key: [] for key in reader.capabilities(document)}
+    present: dict[str, list[str]] = {key: [] for key in reader.capabilities(document)}
     every = capability_sets(
         present, ["ALL"], [name for name in request.get("cap_drop", []) if name != "ALL"], _available(facts)
     )
-    items: List[Change] = [(CAPABILITY, key, names) for key, names in every.items()]
+    items: list[Change] = [(CAPABILITY, key, names) for key, names in every.items()]
     items += [
         (PROCESS, "noNewPrivileges", False),
         (PROCESS, "apparmorProfile", None),
@@ -223,7 +224,7 @@ def _limit(value: Any) -> int:
     return values.number(value, -1, (1 << 63) - 1)
 
 
-def _rlimit(value: Any) -> Dict[str, int]:
+def _rlimit(value: Any) -> dict[str, int]:
     """A soft and a hard limit, from an object, from soft:hard, or from one value for both."""
     if isinstance(value, str):
         soft, _, hard = value.partition(":")
@@ -244,14 +245,14 @@ def _rlimit_name(name: str) -> str:
     return plain
 
 
-def _ulimits(value: Document, request: Document, document: Document, facts: Facts) -> List[Change]:
+def _ulimits(value: Document, request: Document, document: Document, facts: Facts) -> list[Change]:
     limits = {
         name: {key: limit if limit >= 0 else UNLIMITED for key, limit in pair.items()} for name, pair in value.items()
     }
     return [(RLIMIT, f"RLIMIT_{name.upper()}", limit) for name, limit in limits.items()]
 
 
-def _lower(limits: Dict[str, Dict[str, int]], document: Document) -> bool:
+def _lower(limits: dict[str, dict[str, int]], document: Document) -> bool:
     """Whether the engine has set each of these limits to the same value or a higher one."""
     present = reader.rlimits(document)
     for name, limit in limits.items():
@@ -270,7 +271,7 @@ def _check_score(score: int, document: Document, unified: Callable[[], bool], tr
         )
 
 
-ROWS: Dict[str, Row] = {
+ROWS: dict[str, Row] = {
     # for variables that refer to the host or to secrets; shim.keys.rare makes the edits
     "env": Row(
         common.ENTRIES["env"],

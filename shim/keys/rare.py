@@ -17,8 +17,6 @@ from shim.oci import reader
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Dict, List
-
     from shim.edits import Edit
     from shim.node.inventory import Inventory
     from shim.policy.caller import Known
@@ -40,7 +38,7 @@ def variables(request: Request, config: Config, scope: str, seconds: float = SEC
     from shim.host import secrets
 
     end = monotonic() + seconds
-    owners: Dict[int, str] = {}
+    owners: dict[int, str] = {}
     items = []
     for name, value in request.env.items():
         kind, rest = value[:3], value[3:]
@@ -75,7 +73,7 @@ def edits(request: Request, document: Document, inventory: Inventory, config: Co
         prefixes,
         None if known.get("bundle") == "" else document,
     )
-    items: List[Edit] = []
+    items: list[Edit] = []
     for path, row, value in table.of(request.document):
         if row.edits is not None:
             origin = f"{request.source}: {path}"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
+    from collections.abc import Iterator, Sequence
+    from typing import Any, Callable
 
     from shim.keys.common import Entry
     from shim.keys.host_facts import Facts
     from shim.shapes import Config, Document
 
-    Change = Tuple[str, Any, Any]  # an edit without its origin (shim.edits)
+    Change = tuple[str, Any, Any]  # an edit without its origin (shim.edits)
 
 # The trust classes of the words of allow and deny (SECURITY.md, "What a request may do").  A word that only tightens
 # need not be in allow.  The default of allow (gpu, env, resources) covers no host-reaching and no dangerous word.
@@ -41,13 +42,13 @@ class Row:
         self,
         entry: Entry,
         trust: str = NAMED,
-        words: Optional[Dict[str, str]] = None,
-        asks: Optional[Callable[[Any], Sequence[Tuple[str, str]]]] = None,
-        tightens: Optional[Callable[[Any, Document], bool]] = None,
+        words: dict[str, str] | None = None,
+        asks: Callable[[Any], Sequence[tuple[str, str]]] | None = None,
+        tightens: Callable[[Any, Document], bool] | None = None,
         implies: Sequence[str] = (),
-        unlisted: Optional[Callable[[Any, Config], Iterator[Tuple[str, str, str]]]] = None,
-        check: Optional[Callable[[Any, Document, Callable[[], bool], bool], None]] = None,
-        edits: Optional[Callable[[Any, Document, Document, Facts], List[Change]]] = None,
+        unlisted: Callable[[Any, Config], Iterator[tuple[str, str, str]]] | None = None,
+        check: Callable[[Any, Document, Callable[[], bool], bool], None] | None = None,
+        edits: Callable[[Any, Document, Document, Facts], list[Change]] | None = None,
     ) -> None:
         self.entry = entry
         self.trust = trust

@@ -10,7 +10,8 @@ from shim.request import objects, values
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, Iterator, List, Tuple
+    from collections.abc import Iterator
+    from typing import Any, Callable
 
     from shim.keys.host_facts import Facts
     from shim.keys.row import Change
@@ -69,7 +70,7 @@ def _mode(value: Any) -> str:
 
 _TIER = objects.word("local", "cached", "network")
 # type of storage: (its members and their checks, the members that must be there)
-TYPES: Dict[str, Tuple[Dict[str, Callable[[Any], Any]], Tuple[str, ...]]] = {
+TYPES: dict[str, tuple[dict[str, Callable[[Any], Any]], tuple[str, ...]]] = {
     "bind": ({"source": objects.path, "target": _target, "readonly": objects.boolean}, ("source", "target")),
     "named": (
         {"name": _name, "target": _target, "readonly": objects.boolean, "tier": _TIER, "size": objects.size},
@@ -104,11 +105,11 @@ def _storage(value: Any) -> Document:
     return {key: item for key, item in storage.items() if key not in ("endpoint", "credentials")}
 
 
-def _storages(value: Any) -> List[Document]:
+def _storages(value: Any) -> list[Document]:
     return _distinct(objects.listing(value, _storage), "target", "is mounted twice")
 
 
-def _distinct(items: List[Document], key: str, what: str) -> List[Document]:
+def _distinct(items: list[Document], key: str, what: str) -> list[Document]:
     """The items, no two of which may have the same path under `key`.  `what`: the end of the error."""
     paths = [item[key] for item in items]
     for path in paths:
@@ -126,9 +127,9 @@ def volume(storage: Document) -> str:
     return f"_s3_{storage['bucket']}_{storage.get('prefix', '')}"
 
 
-def _storage_edits(value: List[Document], request: Document, document: Document, facts: Facts) -> List[Change]:
-    items: List[Change] = []
-    targets: Dict[str, str] = {}  # path in the container, links followed: the target in the request
+def _storage_edits(value: list[Document], request: Document, document: Document, facts: Facts) -> list[Change]:
+    items: list[Change] = []
+    targets: dict[str, str] = {}  # path in the container, links followed: the target in the request
     for storage in value:
         target = facts.target(storage["target"], storage["type"])
         if target in targets:
@@ -162,7 +163,7 @@ _ACCESS = {"read": True, "write": True, "mknod": False}  # with the defaults
 def _device(value: Any) -> Document:
     if isinstance(value, str):
         value = {"path": value}
-    checks: Dict[str, Callable[[Any], Any]] = {"path": _device_path, **dict.fromkeys(_ACCESS, objects.boolean)}
+    checks: dict[str, Callable[[Any], Any]] = {"path": _device_path, **dict.fromkeys(_ACCESS, objects.boolean)}
     device = objects.object_of(value, checks, ("path",))
     device = {"path": device["path"], **_ACCESS, **device}
     if not any(device[key] for key in _ACCESS):
@@ -170,19 +171,19 @@ def _device(value: Any) -> Document:
     return device
 
 
-def _devices(value: Any) -> List[Document]:
+def _devices(value: Any) -> list[Document]:
     return _distinct(objects.listing(value, _device), "path", "is named twice")
 
 
-def _device_edits(value: List[Document], request: Document, document: Document, facts: Facts) -> List[Change]:
-    items: List[Change] = []
+def _device_edits(value: list[Document], request: Document, document: Document, facts: Facts) -> list[Change]:
+    items: list[Change] = []
     for device in value:
         access = "".join(key[0] for key in _ACCESS if device[key])
         items.append((DEVICE, device["path"], {**facts.device(device["path"]), "permissions": access}))
     return items
 
 
-def _unlisted_storage(storages: List[Document], config: Config) -> Iterator[Tuple[str, str, str]]:
+def _unlisted_storage(storages: list[Document], config: Config) -> Iterator[tuple[str, str, str]]:
     for storage in storages:
         if patterns.below(storage["target"], ["/proc", "/sys"]):
             yield "storage", f"{storage['target']} is the kernel's and cannot be mounted over", ""
@@ -193,13 +194,13 @@ def _unlisted_storage(storages: List[Document], config: Config) -> Iterator[Tupl
             yield "storage", volume(storage), "volumes"
 
 
-def _unlisted_devices(devices: List[Document], config: Config) -> Iterator[Tuple[str, str, str]]:
+def _unlisted_devices(devices: list[Document], config: Config) -> Iterator[tuple[str, str, str]]:
     for device in devices:
         if not patterns.listed(config["policy.devices"], device["path"]):
             yield "devices", device["path"], "devices"
 
 
-ROWS: Dict[str, Row] = {
+ROWS: dict[str, Row] = {
     "storage": Row(
         (_storages, objects.json_text),
         trust=HOST,

@@ -10,12 +10,13 @@ from shim.keys import common, container, distributed, process, storage
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, Iterator, Tuple
+    from collections.abc import Iterator
+    from typing import Any
 
     from shim.keys.row import Row
     from shim.shapes import Document
 
-ROWS: Dict[str, Row] = {
+ROWS: dict[str, Row] = {
     **process.ROWS,
     **container.ROWS,
     **storage.ROWS,
@@ -23,13 +24,13 @@ ROWS: Dict[str, Row] = {
 }
 
 
-def below(path: str) -> Dict[str, Row]:
+def below(path: str) -> dict[str, Row]:
     """The rows for the keys of the object at a dotted path, by the names of these keys."""
     start = f"{path}." if path else ""
     return {key[len(start) :]: row for key, row in ROWS.items() if key.rpartition(".")[0] == path}
 
 
-def of(document: Document) -> Iterator[Tuple[str, Row, Any]]:
+def of(document: Document) -> Iterator[tuple[str, Row, Any]]:
     """The rows for the rare keys of a request document, and for its env: (path, row, value)."""
     for key, value in document.items():
         if key in ROWS:

@@ -10,16 +10,16 @@ from shim.host import trust
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Dict, List, Optional, Tuple, Union
+    from typing import Optional, Union
 
     # A CDI directory: its path; the error if it cannot be read; (name, bytes or error) of each file.
-    SpecDir = Tuple[str, Optional[ChandlerError], List[Tuple[str, Union[bytes, ChandlerError]]]]
+    SpecDir = tuple[str, Optional[ChandlerError], list[tuple[str, Union[bytes, ChandlerError]]]]
 
 MAX_CDI_FILE = 16 << 20  # bytes
 MAX_CDI_FILES = 1024
 
 
-def spec_names(directory: str) -> List[str]:
+def spec_names(directory: str) -> list[str]:
     """The sorted names of the CDI files in a directory, those ending in .json or .yaml.  Raises OSError.
 
     Source: CDI Go library, pkg/cdi/spec-dirs.go.
@@ -27,13 +27,13 @@ def spec_names(directory: str) -> List[str]:
     return sorted(name for name in posix.listdir(directory) if name.endswith((".json", ".yaml")))
 
 
-def read_spec_dirs(directories: List[str], owners: Dict[int, str]) -> List[SpecDir]:
+def read_spec_dirs(directories: list[str], owners: dict[int, str]) -> list[SpecDir]:
     """The CDI files of all directories, from low to high priority; an error in place of what cannot be read."""
-    result: List[SpecDir] = []
+    result: list[SpecDir] = []
     count = 0
     for directory in directories:
-        contents: List[Tuple[str, Union[bytes, ChandlerError]]] = []
-        error: Optional[ChandlerError] = None
+        contents: list[tuple[str, bytes | ChandlerError]] = []
+        error: ChandlerError | None = None
         try:
             trust.check_way(directory, owners)
             names = spec_names(directory)
@@ -52,7 +52,7 @@ def read_spec_dirs(directories: List[str], owners: Dict[int, str]) -> List[SpecD
     return result
 
 
-def read_spec(path: str, owners: Dict[int, str]) -> Union[bytes, ChandlerError]:
+def read_spec(path: str, owners: dict[int, str]) -> bytes | ChandlerError:
     """The bytes of one CDI file, or the error if it cannot be read or somebody else could have written it."""
     try:
         return trust.read_trusted(path, MAX_CDI_FILE, owners)

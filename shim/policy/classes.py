@@ -13,13 +13,14 @@ from shim.policy import words
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Callable, Dict, Iterator, Tuple
+    from collections.abc import Iterator
+    from typing import Callable
 
     from shim.request.parse import Request
     from shim.shapes import Config, Document
 
 
-def known_words() -> Dict[str, str]:
+def known_words() -> dict[str, str]:
     """All words of allow and deny, with their trust classes."""
     known = dict.fromkeys(("gpu", "gpu.all", *(f"gpu.{key}" for key in common.GPU)), NAMED)
     known.update(dict.fromkeys(("env", "resources", *(f"resources.{key}" for key in common.LIMITS)), NAMED))
@@ -29,7 +30,7 @@ def known_words() -> Dict[str, str]:
     return known
 
 
-def asked(request: Request, document: Document) -> Iterator[Tuple[str, str, bool]]:
+def asked(request: Request, document: Document) -> Iterator[tuple[str, str, bool]]:
     """What the rarer keys ask for: (word, key of the request, whether it only tightens)."""
     for path, row, value in table.of(request.document):
         if not path.startswith("resources."):  # shim.policy.permission asks for these words

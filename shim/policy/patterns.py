@@ -4,7 +4,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import List
+    pass
 
 
 def glob(pattern: str, text: str) -> bool:
@@ -30,12 +30,12 @@ def _alike(pattern: str, text: str) -> bool:
     return len(pattern) == len(text) and all(wanted in ("?", actual) for wanted, actual in zip(pattern, text))
 
 
-def listed(patterns: List[str], text: str) -> bool:
+def listed(patterns: list[str], text: str) -> bool:
     """Whether a text matches one of some patterns."""
     return any(glob(pattern, text) for pattern in patterns)
 
 
-def below(path: str, prefixes: List[str]) -> str:
+def below(path: str, prefixes: list[str]) -> str:
     """The first of `prefixes` that is `path` or one of its parent directories, or ''.  Compares texts and no files."""
     for prefix in prefixes:
         plain = prefix.rstrip("/")

@@ -10,7 +10,7 @@ from shim.request import quantity, values
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, List, Tuple
+    from typing import Any, Callable
 
     from shim.shapes import Document
 
@@ -39,7 +39,7 @@ def boolean_text(text: str) -> Any:
 FLAG = boolean, boolean_text  # an entry (shim.keys.common)
 
 
-def listing(value: Any, item: Callable[[Any], Any], empty: bool = False) -> List[Any]:
+def listing(value: Any, item: Callable[[Any], Any], empty: bool = False) -> list[Any]:
     """A list, each item of which `item` checks.  `empty`: it may be empty."""
     if not isinstance(value, list):
         raise values.wrong(value, "is not a list")
@@ -60,7 +60,7 @@ def json_text(text: str) -> Any:
         return text
 
 
-def object_of(value: Any, members: Dict[str, Callable[[Any], Any]], needed: Tuple[str, ...]) -> Document:
+def object_of(value: Any, members: dict[str, Callable[[Any], Any]], needed: tuple[str, ...]) -> Document:
     """An object with no other members than `members`, each checked by its function.
 
     `needed`: the members that must be there.  Raises RequestError, which names the member.

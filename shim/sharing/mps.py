@@ -21,7 +21,7 @@ from shim.sharing import nvidia_tools, pages, terms
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Dict, List, NoReturn, Set, Tuple
+    from typing import NoReturn
 
     from shim.sharing.pages import Page
     from shim.sharing.terms import Sharing
@@ -205,7 +205,7 @@ def _wait_ready(page: Page, pipe_dir: str, patience: float) -> None:
         time.sleep(_PAUSE)
 
 
-def _limit(page: Page, pipe_dir: str, limits: Dict[str, int]) -> None:
+def _limit(page: Page, pipe_dir: str, limits: dict[str, int]) -> None:
     """Sets the limits in the daemon, which holds the servers that it starts to them, and reads them back.
 
     The daemon accepts values that it does not understand, so only the answer shows whether a limit was set.
@@ -289,7 +289,7 @@ def _zombie(pid: int) -> bool:
 # --- starting it without systemd ------------------------------------------------------------------------------
 
 
-def _spawn(page: Page, argv: List[str], env: Dict[str, str]) -> None:
+def _spawn(page: Page, argv: list[str], env: dict[str, str]) -> None:
     """Starts a daemon, and writes its pid to the page before it runs.  Raises HostError or OSError.
 
     So no daemon runs that no page names, even if we are killed.  Two forks, so that the daemon is not our child.  It
@@ -322,7 +322,7 @@ def _spawn(page: Page, argv: List[str], env: Dict[str, str]) -> None:
         raise errors.HostError(f"the MPS daemon of {page.values['uuid']} cannot be started: {problem}", _REMEDY)
 
 
-def _become(argv: List[str], env: Dict[str, str], go: int, tell: int) -> NoReturn:
+def _become(argv: list[str], env: dict[str, str], go: int, tell: int) -> NoReturn:
     """Drops everything that came from the caller, then becomes the daemon.  An error is written to `tell`."""
     try:
         os.setsid()
@@ -409,7 +409,7 @@ def _leave_groups() -> None:
             raise RuntimeError(f"it cannot leave the control group {path} of whoever creates the container")
 
 
-def _hierarchies() -> List[Tuple[str, str, Set[str]]]:
+def _hierarchies() -> list[tuple[str, str, set[str]]]:
     """(mount point, cgroup or cgroup2, mount options) of each hierarchy that is mounted with its root group."""
     hierarchies = []
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:

@@ -15,7 +15,7 @@ from shim.host import trust, userns
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Dict, List
+    pass
 
 ENVIRONMENT = {"PATH": paths.SAFE_PATH, "LC_ALL": "C"}
 PATIENCE = 15.0  # seconds; without the persistence daemon nvidia-smi has to initialise every GPU first
@@ -46,7 +46,7 @@ def check(program: str, key: str) -> None:
         ) from None
 
 
-def _run(argv: List[str], env: Dict[str, str], stdin: str = "", patience: float = PATIENCE, lock: int = -1) -> str:
+def _run(argv: list[str], env: dict[str, str], stdin: str = "", patience: float = PATIENCE, lock: int = -1) -> str:
     """Runs a command with `stdin` as its standard input, and gives its output.  Raises HostError.
 
     `patience`: the time limit in seconds.  `lock`: the descriptor of the GPU's lock, for a command that changes the
@@ -139,7 +139,7 @@ def percentage(program: str, pipe_dir: str, patience: float = CONTROL_PATIENCE) 
         ) from None
 
 
-def servers(program: str, pipe_dir: str) -> Dict[int, int]:
+def servers(program: str, pipe_dir: str) -> dict[int, int]:
     """The uid of each of the daemon's servers, by the server's pid.  Raises HostError."""
     uids = {}
     for word in control(program, pipe_dir, "get_server_list").split():

@@ -16,7 +16,7 @@ from shim.state.lock import Lock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Dict, List, TypedDict, Unpack
+    from typing import TypedDict, Unpack
 
     from shim.sharing.terms import Sharing
 
@@ -109,7 +109,7 @@ def read(state_dir: str, uuid: str, lock: int = -1) -> Page:
     return Page(state_dir, uuid, values, lock)
 
 
-def every(state_dir: str) -> List[PageValues]:
+def every(state_dir: str) -> list[PageValues]:
     """The values of all pages, for people.  They are read without locks, up to the first that cannot be read."""
     result = []
     try:
@@ -120,7 +120,7 @@ def every(state_dir: str) -> List[PageValues]:
     return result
 
 
-def directories(share: Sharing, state_dir: str) -> List[str]:
+def directories(share: Sharing, state_dir: str) -> list[str]:
     """The daemon's pipe directory and its shared memory directory, on the host."""
     if not share.managed:
         return [share.wish.get("mps_pipe_dir", share.config["gpu.mps-pipe-dir"]), share.config["gpu.mps-shm-dir"]]
@@ -133,6 +133,6 @@ def mps_base(state_dir: str) -> str:
     return (paths.STATE_DIR if nvidia_tools.has_systemd() else state_dir) + "/mps"
 
 
-def share_owners() -> Dict[int, str]:
+def share_owners() -> dict[int, str]:
     """The owners, by uid, whose files and directories may be given to a container that shares a GPU."""
     return userns.trusted_owners(userns.user_namespace())

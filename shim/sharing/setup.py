@@ -20,7 +20,7 @@ from shim.state import leases
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Callable, List, Optional
+    from typing import Callable
 
     from shim.edits import Hook
     from shim.sharing.pages import Page
@@ -116,7 +116,7 @@ def _end(page: Page) -> None:
     page.remove()
 
 
-def settle(state_dir: str, read: Callable[[], List[Lease]], keys: Optional[List[str]]) -> None:
+def settle(state_dir: str, read: Callable[[], list[Lease]], keys: list[str] | None) -> None:
     """Undoes the sharing of GPUs that no lease shares any more.
 
     `keys`: only GPUs with a key that clashes with one of these (shim.state.leases); None for all GPUs.  `read` gives

@@ -14,7 +14,7 @@ from shim.oci import reader
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, List, Optional, Tuple
+    from typing import Any, Callable
 
     from shim.edits import Edit, Mount
     from shim.gpu.choose import Grant
@@ -53,7 +53,7 @@ class Sharing:
         self.config = config
         self.uid = uid
         self.managed = mode == MPS and config["gpu.mps"] == "managed"
-        self.devices: List[Tuple[str, str]] = []
+        self.devices: list[tuple[str, str]] = []
         self.limits = {key: wish[key] for key in _OF_MODE[MPS][2:4] if key in wish}
         self.marks: Marks = {"mode": mode}
         if mode == MPS:
@@ -69,12 +69,12 @@ class Sharing:
         """Whether the daemon enforces the limits; otherwise they are only variables of the container."""
         return self.managed and self.config["gpu.mps-limits"] == "enforced"
 
-    def seen(self, held: List[Lease]) -> List[Lease]:
+    def seen(self, held: list[Lease]) -> list[Lease]:
         """The leases of other containers, with `shares` (shim.state.leases.holder) where this container may share.
 
         `shares` leaves out devices that have gpu.max-sharers containers already.
         """
-        sharers: Dict[str, int] = {}
+        sharers: dict[str, int] = {}
         for lease in held:
             for key in lease["keys"]:
                 sharers[key] = sharers.get(key, 0) + 1
@@ -148,7 +148,7 @@ class Sharing:
     def edits(self, pipe_dir: str, shm_dir: str) -> Edits:
         """The environment and the mounts that CUDA expects.  `pipe_dir`, `shm_dir`: the MPS daemon's, on the host."""
         origin = f"{self.source} ({self.mode})"
-        items: List[Edit] = []
+        items: list[Edit] = []
         if self.mode == TIME_SLICE:
             if "time_slice_index" in self.wish:
                 items.append((ENV, "CUDA_VISIBLE_DEVICES", str(self.wish["time_slice_index"]), origin))
@@ -190,7 +190,7 @@ def _bind(source: str, destination: str, access: str, origin: str) -> Edit:
     return MOUNT, destination, mount, origin
 
 
-def wished(wish: Document, document: Document, config: Config, source: str, leased: bool) -> Optional[Sharing]:
+def wished(wish: Document, document: Document, config: Config, source: str, leased: bool) -> Sharing | None:
     """How a request wants to share its GPUs; None when it wants them exclusively.
 
     `wish`: resources.gpu of the request; `document`: config.json; `source`: the request's origin, for errors; `leased`:

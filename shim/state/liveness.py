@@ -18,7 +18,7 @@ from shim.host import files, kernel
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Iterable, Iterator, List, Tuple
+    from collections.abc import Iterable, Iterator
 
     from shim.state.leases import Entry
 
@@ -73,7 +73,7 @@ def creating(entry: Entry) -> bool:
     )
 
 
-def occupants(entry: Entry, groups: Iterable[str] = ()) -> List[int]:
+def occupants(entry: Entry, groups: Iterable[str] = ()) -> list[int]:
     """The pids of the processes in the container's control group and below it, without zombies.
 
     `groups`: the container's groups as its runtime names them, as paths in a hierarchy or in /sys/fs/cgroup.
@@ -103,7 +103,7 @@ def _tables(pid: str) -> Iterator[str]:
         yield from (_read(f"/proc/{pid}/task/{thread}/cgroup") for thread in threads if thread != pid)
 
 
-def _in_group(table: str, wanted: List[List[str]]) -> bool:
+def _in_group(table: str, wanted: list[list[str]]) -> bool:
     """Whether a /proc/PID/cgroup text has a group that matches one of the patterns, or is below one that does."""
     if not any(pattern[-1] in table for pattern in wanted):
         return False
@@ -111,7 +111,7 @@ def _in_group(table: str, wanted: List[List[str]]) -> bool:
     return any(_within(path, pattern) for path in paths for pattern in wanted)
 
 
-def patterns(group: str, container: str) -> List[List[str]]:
+def patterns(group: str, container: str) -> list[list[str]]:
     """The possible last names of a container's control group, each pattern a list of path components.
 
     `group` is linux.cgroupsPath ('' where the runtime chooses).  The cgroupfs driver reads it as a path, the systemd
@@ -143,13 +143,13 @@ def in_use(entry: Entry) -> bool:
     return not of_another_boot(entry) and (not sees(entry) or bool(occupants(entry)))
 
 
-def _components(path: str) -> List[str]:
+def _components(path: str) -> list[str]:
     """The components of a group's path, without /sys/fs/cgroup.
 
     The component after /sys/fs/cgroup is left out, too: with cgroup v1 it names the hierarchy.  With v2 that shortens
     the pattern, which still matches.
     """
-    names: List[str] = []
+    names: list[str] = []
     for name in path.split("/"):
         if name == "..":
             names = names[:-1]
@@ -160,7 +160,7 @@ def _components(path: str) -> List[str]:
     return names
 
 
-def _within(path: List[str], pattern: List[str]) -> bool:
+def _within(path: list[str], pattern: list[str]) -> bool:
     """Whether the names of `pattern` follow one another somewhere in `path`."""
     length = len(pattern)
     return any(path[at : at + length] == pattern for at in range(len(path) - length + 1))
@@ -242,7 +242,7 @@ def visible(entry: Entry) -> bool:
     return status.st_dev == device and (nearest == path and status.st_ino == inode or top == "/")
 
 
-def _mounts() -> List[Tuple[str, str]]:
+def _mounts() -> list[tuple[str, str]]:
     """(mount point, root of the mount in its file system) of every mount.  Source: proc(5), /proc/pid/mountinfo."""
     return [
         (_unescaped(fields[4]), fields[3])
@@ -257,7 +257,7 @@ def _unescaped(path: str) -> str:
     return path
 
 
-def _mount_of(mounts: List[Tuple[str, str]], path: str) -> Tuple[str, str]:
+def _mount_of(mounts: list[tuple[str, str]], path: str) -> tuple[str, str]:
     """The mount that a path without symbolic links is on: the longest mount point, and of equal ones the last."""
     best = ("", "")
     for point, top in mounts:

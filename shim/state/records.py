@@ -14,7 +14,8 @@ from shim.state import grants
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, Iterator, List, Optional, Tuple, Union
+    from collections.abc import Iterator
+    from typing import Any
 
     from shim.shapes import Document
     from shim.state.grants import GrantRecord
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 _LARGEST = 1 << 62  # the largest number that is accepted
 _MARKS = frozenset(("mode", "words", "uid", "slice", "limits", "held"))
 # The type of each member of records and leases.  [str] stands for a list of strings, and so on.
-MEMBERS: Dict[str, Union[type, List[type]]] = {
+MEMBERS: dict[str, type | list[type]] = {
     "id": str,
     "root": str,
     "runtime": str,
@@ -54,7 +55,7 @@ MEMBERS: Dict[str, Union[type, List[type]]] = {
     "engine": str,
 }
 # The members of a lease: those of a record, and four more.
-_OF_LEASES: Dict[str, Union[type, List[type]]] = {
+_OF_LEASES: dict[str, type | list[type]] = {
     **MEMBERS,
     "names": [str],
     "keys": [str],
@@ -80,7 +81,7 @@ _UNSEALED = MEMBERS.keys() - {
 }
 
 
-def load(state_dir: str, root: str, container: str, spelled: str = "") -> Optional[GrantRecord]:
+def load(state_dir: str, root: str, container: str, spelled: str = "") -> GrantRecord | None:
     """A container's record, or None when it has none.
 
     Raises HostError for a record that is damaged, TrustError for one that others could have written.
@@ -105,7 +106,7 @@ def load(state_dir: str, root: str, container: str, spelled: str = "") -> Option
     return None
 
 
-def read(state_dir: str, root: str, container: str, spelled: str = "") -> Optional[GrantRecord]:
+def read(state_dir: str, root: str, container: str, spelled: str = "") -> GrantRecord | None:
     """`load`, with None for a record that cannot be used, too."""
     try:
         return load(state_dir, root, container, spelled)
@@ -113,7 +114,7 @@ def read(state_dir: str, root: str, container: str, spelled: str = "") -> Option
         return None
 
 
-def every(state_dir: str) -> Iterator[Tuple[str, Optional[GrantRecord]]]:
+def every(state_dir: str) -> Iterator[tuple[str, GrantRecord | None]]:
     """(path, record) of all records; the record is None when it is damaged, or others could have written it.
 
     Raises HostError when they cannot be read now.
@@ -139,7 +140,7 @@ def every(state_dir: str) -> Iterator[Tuple[str, Optional[GrantRecord]]]:
         yield path, record
 
 
-def parse(data: bytes) -> Optional[GrantRecord]:
+def parse(data: bytes) -> GrantRecord | None:
     """The record in a file's bytes; None when it is damaged, or a member is not of its type."""
     try:
         text = files.unseal(data)
@@ -158,7 +159,7 @@ def _is_record(record: Any, sealed: bool) -> bool:
     )
 
 
-def fits(value: Document, members: Dict[str, Union[type, List[type]]]) -> bool:
+def fits(value: Document, members: dict[str, type | list[type]]) -> bool:
     """Whether each member of `value` that is listed in `members` has the type given there, and so do its items."""
     for key, kind in members.items():
         member = value.get(key)

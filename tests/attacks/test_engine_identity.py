@@ -254,22 +254,24 @@ def test_what_the_commands_say(scene: Scene) -> None:
         "chandler-runc", "--detach", annotations={**FORGED, P + "resources.gpu.count": "1"}, command=["sleep", "60"]
     ).stdout.strip()
     try:
-        said = scene.chandler("policy", "check", "--bundle", scene.podman.bundle(container))
-        assert said.startswith(
+        output = scene.chandler("policy", "check", "--bundle", scene.podman.bundle(container))
+        assert output.startswith(
             "engine      podman (the bundle is in containers/storage, whose record names no pod); "
             "no identity annotation is believed; "
         )
-        assert "not known   namespace" in said
+        assert "not known   namespace" in output
         pod = scene.cri.run(scene.cri.pod("shown", {P + "env.A": "b"}, "chandler", namespace="prod"))
         bundle_of = scene.containerd.bundle(pod)
-        said = scene.chandler("policy", "check", "--bundle", bundle_of)
-        assert said.startswith(
+        output = scene.chandler("policy", "check", "--bundle", bundle_of)
+        assert output.startswith(
             "engine      containerd (--root and bundle are of containerd's namespace k8s.io); "
             "its identity annotations are believed; taken from the image: nothing\n"
         )
         assert "engine      containerd" in scene.chandler("explain", "--bundle", bundle_of)
-        said = scene.chandler("policy", "check", "--bundle", bundle_of, "--root", "/run/runc", status=1)
-        assert "engine      other (the bundle is of containerd's namespace k8s.io, and --root /run/runc is not)" in said
+        output = scene.chandler("policy", "check", "--bundle", bundle_of, "--root", "/run/runc", status=1)
+        assert (
+            "engine      other (the bundle is of containerd's namespace k8s.io, and --root /run/runc is not)" in output
+        )
     finally:
         scene.podman.clean()
 

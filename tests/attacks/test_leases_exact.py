@@ -175,11 +175,11 @@ def test_every_spelling_of_a_root_is_the_same(attack: Attack) -> None:
             "root",
         )
     ):
-        said = attack.create(
+        message = attack.create(
             f"b{number + 1}", spelled, "same", 1, cwd=attack.place if attack.runtime.kind != "crun" else attack.place
         )
         if attack.runtime.kind != "crun" or spelled != "root":  # to crun that is another root, in the bundle
-            assert "a container of this name is there already" in said, spelled
+            assert "a container of this name is there already" in message, spelled
     assert len({lease["root"] for lease in attack.leases() if lease["root"] == root}) == 1
 
 

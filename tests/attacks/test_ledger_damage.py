@@ -430,9 +430,9 @@ class Installed:
             timeout=PATIENCE,
             **{"env": ENVIRONMENT, **more},
         )
-        said = done.stdout + done.stderr
-        assert "Traceback" not in said and "internal error" not in said, (argv, said)
-        return done.returncode, said
+        output = done.stdout + done.stderr
+        assert "Traceback" not in output and "internal error" not in output, (argv, output)
+        return done.returncode, output
 
     def damage(self, rng: random.Random) -> list[str]:
         """Damage some files; write all others as they were."""
@@ -470,7 +470,7 @@ def test_damaged_files_through_an_installation(installed: Installed) -> None:
     ]
     for turn in range(TRIES):
         damaged = installed.damage(rng)
-        status, said = installed.call(installed.argv(f"c{turn}", count := rng.choice([1, 5, 6])))
+        status, output = installed.call(installed.argv(f"c{turn}", count := rng.choice([1, 5, 6])))
         granted = installed.made.config["annotations"].get("chandler.oci/granted", "")
         if status == 0:
             served += 1
@@ -478,7 +478,7 @@ def test_damaged_files_through_an_installation(installed: Installed) -> None:
                 granted.split(",")
             ), (turn, damaged)
         else:
-            assert said and granted == "", (turn, damaged)
+            assert output and granted == "", (turn, damaged)
         if turn % 5 == 0:
             installed.damage(rng)
             installed.call([installed.installation.program("chandler"), *commands[turn // 5 % len(commands)]], env={})
@@ -492,8 +492,8 @@ def test_a_damaged_ledger_does_not_stop_containers_without_a_gpu(installed: Inst
         with open(os.path.join(installed.installation.state, name), "wb"):
             pass
     assert installed.call(installed.argv("c1", 0, env={"A": "b"})) == (0, "")
-    status, said = installed.call(installed.argv("c2", 1))
-    assert status == 1 and "who holds which GPU is not certain" in said and "`chandler leases rebuild`" in said
+    status, output = installed.call(installed.argv("c2", 1))
+    assert status == 1 and "who holds which GPU is not certain" in output and "`chandler leases rebuild`" in output
     chandler = installed.installation.program("chandler")
     assert "is damaged; `chandler leases rebuild`" in installed.call([chandler, "leases"], env={})[1]
     assert installed.call([chandler, "leases", "rebuild"], env={}) == (0, "1 leases\n")
@@ -513,5 +513,5 @@ def test_commands_with_a_damaged_inventory(installed: Installed, damage: str) ->
             else:
                 data = part.read_bytes() if part.exists() else b"x"
                 part.write_bytes(b"" if damage == "empty" else data[:-1] + bytes([data[-1] ^ 1]))
-        _, said = installed.call([installed.installation.program("chandler"), *command], env={})
-        assert "Traceback" not in said and "Stale" not in said
+        _, output = installed.call([installed.installation.program("chandler"), *command], env={})
+        assert "Traceback" not in output and "Stale" not in output

@@ -37,9 +37,9 @@ def fixed(text: bytes | None = None, **more: Any) -> Inventory:
     return served.inventory(text, gpu__allocator="fixed", **more)
 
 
-def made(
+def build_service(
     document: dict[str, Any],
-    found: image.Image | None = None,
+    image_config: image.Image | None = None,
     inventory: Inventory | None = None,
     id: str = "web-1",
     **options: Any,
@@ -48,7 +48,7 @@ def made(
         json.dumps({"version": "v1", "deployment": "test", "services": {"web": document}}), "d.yaml", "web"
     )
     built = build.build(
-        service, found or image.Image(), build.BuildOptions(id, **options), inventory or fixed(), Place({})
+        service, image_config or image.Image(), build.BuildOptions(id, **options), inventory or fixed(), Place({})
     )
     ocischema.check(built.config)
     json.dumps(built.config)
@@ -56,36 +56,36 @@ def made(
 
 
 def config(document: dict[str, Any], *rest: Any, **options: Any) -> dict[str, Any]:
-    return made(document, *rest, **options).config
+    return build_service(document, *rest, **options).config
 
 
-def env(found: dict[str, Any]) -> dict[str, str]:
-    pairs = [entry.partition("=") for entry in found["process"]["env"]]
+def env(result: dict[str, Any]) -> dict[str, str]:
+    pairs = [entry.partition("=") for entry in result["process"]["env"]]
     assert len({name for name, _, _ in pairs}) == len(pairs), "a variable is set twice"
     return {name: value for name, _, value in pairs}
 
 
-def at(found: dict[str, Any], path: str) -> Any:
+def at(result: dict[str, Any], path: str) -> Any:
     """A value by its dotted path, or by name: `env NAME`, `mount /destination`, `device /path`. None if missing."""
     kind, _, name = path.partition(" ")
     if kind == "env":
-        return env(found).get(name)
+        return env(result).get(name)
     if kind == "mount":
-        return next((mount for mount in found["mounts"] if mount["destination"] == name), None)
+        return next((mount for mount in result["mounts"] if mount["destination"] == name), None)
     if kind == "device":
-        return next((device for device in found["linux"].get("devices", ()) if device["path"] == name), None)
+        return next((device for device in result["linux"].get("devices", ()) if device["path"] == name), None)
     if kind == "rule":
         kind, numbers = name.split(" ")
         return next(
             (
                 rule.get("access")
-                for rule in found["linux"]["resources"]["devices"]
+                for rule in result["linux"]["resources"]["devices"]
                 if rule["allow"]
                 and f"{rule.get('type')} {rule.get('major')}:{rule.get('minor', '*')}" == f"{kind} {numbers}"
             ),
             None,
         )
-    value: Any = found
+    value: Any = result
     for key in path.split("."):
         value = value.get(key) if isinstance(value, dict) else None
     return value
@@ -649,22 +649,22 @@ BUILDER: list[tuple[str, dict[str, Any], dict[str, Any], image.Image, dict[str, 
 
 
 @pytest.mark.parametrize(
-    ("document", "options", "found", "expected"), [row[1:] for row in BUILDER], ids=[row[0] for row in BUILDER]
+    ("document", "options", "image_config", "expected"), [row[1:] for row in BUILDER], ids=[row[0] for row in BUILDER]
 )
 def test_every_row_builds_a_valid_config(
     monkeypatch: pytest.MonkeyPatch,
     document: dict[str, Any],
     options: dict[str, Any],
-    found: image.Image,
+    image_config: image.Image,
     expected: dict[str, Any],
 ) -> None:
     monkeypatch.setattr("posix.environ", {b"CHANDLER_TEST_VALUE": b"from the host"})
-    built = config(document, found, **options)
+    built = config(document, image_config, **options)
     assert {path: at(built, path) for path in expected} == expected
 
 
 def test_ignored_orchestrator_keys_are_reported() -> None:
-    assert made(MINIMAL).notes == [
+    assert build_service(MINIMAL).notes == [
         "d.yaml: service web: left to an orchestrator: services.web.rtype, services.web.image, services.web.endpoints"
     ]
 
@@ -672,17 +672,17 @@ def test_ignored_orchestrator_keys_are_reported() -> None:
 @pytest.mark.parametrize("privileged", [True, False])
 def test_capabilities(privileged: bool) -> None:
     """Privileged means all that this process can hand on; a requested one is added to the default ones."""
-    found = config({"privileged": True} if privileged else {"capabilities": ["net_admin"], "cap_drop": ["CAP_MKNOD"]})[
+    result = config({"privileged": True} if privileged else {"capabilities": ["net_admin"], "cap_drop": ["CAP_MKNOD"]})[
         "process"
     ]["capabilities"]
     if privileged:
-        assert {"CAP_SYS_ADMIN", "CAP_NET_ADMIN"} <= set(found["bounding"])
+        assert {"CAP_SYS_ADMIN", "CAP_NET_ADMIN"} <= set(result["bounding"])
     else:
-        assert sorted(found["bounding"]) == sorted({*DEFAULT_CAPABILITIES, "CAP_NET_ADMIN"} - {"CAP_MKNOD"})
+        assert sorted(result["bounding"]) == sorted({*DEFAULT_CAPABILITIES, "CAP_NET_ADMIN"} - {"CAP_MKNOD"})
     assert (
-        found["bounding"] == found["effective"] == found["permitted"]
-        and not found.get("ambient")
-        and not found.get("inheritable")
+        result["bounding"] == result["effective"] == result["permitted"]
+        and not result.get("ambient")
+        and not result.get("inheritable")
     )
 
 
@@ -757,21 +757,21 @@ WRONG: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("document", "options", "said"), [row[1:] for row in WRONG], ids=[row[0] for row in WRONG])
-def test_wrong_services_are_refused(document: dict[str, Any], options: dict[str, Any], said: str) -> None:
+@pytest.mark.parametrize(("document", "options", "message"), [row[1:] for row in WRONG], ids=[row[0] for row in WRONG])
+def test_wrong_services_are_refused(document: dict[str, Any], options: dict[str, Any], message: str) -> None:
     with pytest.raises(ChandlerError) as failed:
-        made(document, **options)
-    assert said in str(failed.value)
+        build_service(document, **options)
+    assert message in str(failed.value)
 
 
 def test_an_image_cannot_start_in_a_descriptor_of_the_host() -> None:
     with pytest.raises(ChandlerError, match="the image: command.workdir: '/proc/self/fd/7' is below /proc"):
-        made({}, image.Image(workdir="/proc/self/fd/7"))
+        build_service({}, image.Image(workdir="/proc/self/fd/7"))
 
 
 def test_with_leases_a_bundle_holds_no_gpu() -> None:
     """The request stays an annotation that the wrapper reads; everything else is done by the builder."""
-    built = made(
+    built = build_service(
         {"env": {"A": "b"}, "resources": {"cpu": 1, "gpu": {"count": 2, "distributed": {"rank": 0}}}},
         inventory=served.inventory(),
     )
@@ -790,7 +790,7 @@ def test_with_leases_a_bundle_holds_no_gpu() -> None:
 @pytest.mark.parametrize("gpu", [{"count": 9}, {"devices": ["99"]}, {"vendor": "apple"}, {"sharing": "mps"}])
 def test_with_leases_a_gpu_that_the_node_lacks_is_refused(gpu: dict[str, Any]) -> None:
     with pytest.raises(ChandlerError, match="9 devices|99|apple|runs no MPS"):
-        made({"resources": {"gpu": gpu}}, inventory=served.inventory())
+        build_service({"resources": {"gpu": gpu}}, inventory=served.inventory())
 
 
 def cdi(*names: str) -> bytes:
@@ -815,31 +815,31 @@ def cdi(*names: str) -> bytes:
 
 
 def test_edits_of_a_cdi_file() -> None:
-    found = config({"resources": {"gpu": {"count": 1, "vendor": "nvidia"}}}, inventory=fixed(cdi("0")))
-    assert at(found, "device /dev/nvidia0")["major"] == 195 and env(found)["NVIDIA_VISIBLE_DEVICES"] == "0"
-    assert found["hooks"]["createContainer"] == [
-        {"path": "/bin/true", "args": ["true", "prestart"], "env": found["hooks"]["createContainer"][0]["env"]}
+    result = config({"resources": {"gpu": {"count": 1, "vendor": "nvidia"}}}, inventory=fixed(cdi("0")))
+    assert at(result, "device /dev/nvidia0")["major"] == 195 and env(result)["NVIDIA_VISIBLE_DEVICES"] == "0"
+    assert result["hooks"]["createContainer"] == [
+        {"path": "/bin/true", "args": ["true", "prestart"], "env": result["hooks"]["createContainer"][0]["env"]}
     ]
     assert (
-        at(found, "mount /usr/lib/driver")["source"] == "/etc"
-        and found["mounts"][-1]["destination"] == "/usr/lib/driver"
+        at(result, "mount /usr/lib/driver")["source"] == "/etc"
+        and result["mounts"][-1]["destination"] == "/usr/lib/driver"
     )
 
 
 def test_two_devices_bring_the_file_s_own_edits_once() -> None:
-    found = config({"resources": {"gpu": {"count": 2}}}, inventory=fixed(cdi("0", "1")))
+    result = config({"resources": {"gpu": {"count": 2}}}, inventory=fixed(cdi("0", "1")))
     assert (
-        at(found, "device /dev/nvidia0")
-        and at(found, "device /dev/nvidia1")
-        and len(found["hooks"]["createContainer"]) == 1
+        at(result, "device /dev/nvidia0")
+        and at(result, "device /dev/nvidia1")
+        and len(result["hooks"]["createContainer"]) == 1
     )
     with pytest.raises(ChandlerError, match="asks for 2 devices of nvidia.com/gpu; this node has 1"):
-        made({"resources": {"gpu": {"count": 2}}}, inventory=fixed(cdi("0")))
+        build_service({"resources": {"gpu": {"count": 2}}}, inventory=fixed(cdi("0")))
 
 
 def test_without_a_cdi_file_and_without_a_fallback_there_is_no_gpu() -> None:
     with pytest.raises(ChandlerError, match="nvidia.com/gpu"):
-        made(
+        build_service(
             {"resources": {"gpu": {}}},
             inventory=fixed(
                 b'{"cdiVersion": "0.6.0", "kind": "other.com/x", '
@@ -852,12 +852,12 @@ def test_without_a_cdi_file_and_without_a_fallback_there_is_no_gpu() -> None:
 def test_mps_with_an_external_daemon(monkeypatch: pytest.MonkeyPatch) -> None:
     """The directories of a daemon that the builder does not manage; other tests check whether it answers."""
     with pytest.raises(ChandlerError, match="this node runs no MPS"):
-        made({"resources": {"gpu": {"sharing": "mps"}}})
+        build_service({"resources": {"gpu": {"sharing": "mps"}}})
     from shim.sharing import mps
 
     asked = []
     monkeypatch.setattr(mps, "check_external", lambda share: asked.append(share.uid))
-    found = config(
+    result = config(
         {
             "user": "7:8",
             "resources": {
@@ -873,28 +873,28 @@ def test_mps_with_an_external_daemon(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     assert asked == [7], "the MPS server would run as the container's user"
     assert (
-        at(found, "mount /tmp/nvidia-mps")["source"] == "/run/mps"
-        and at(found, "mount /var/log")["source"] == "/var/log"
+        at(result, "mount /tmp/nvidia-mps")["source"] == "/run/mps"
+        and at(result, "mount /var/log")["source"] == "/var/log"
     )
-    assert {name: value for name, value in env(found).items() if name.startswith("CUDA_MPS")} == {
+    assert {name: value for name, value in env(result).items() if name.startswith("CUDA_MPS")} == {
         "CUDA_MPS_PIPE_DIRECTORY": "/tmp/nvidia-mps",
         "CUDA_MPS_LOG_DIRECTORY": "/var/log",
         "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE": "30",
     }
     with pytest.raises(ChandlerError, match="leases"):
-        made({"resources": {"gpu": {"sharing": "mps"}}}, inventory=fixed(gpu__mps="managed"))
+        build_service({"resources": {"gpu": {"sharing": "mps"}}}, inventory=fixed(gpu__mps="managed"))
 
 
 @pytest.mark.usefixtures("needs_root")
 def test_a_time_slicing_file(tmp_path: Path) -> None:
     file = tmp_path / "slices.yaml"
     with pytest.raises(ChandlerError, match="slices.yaml"):
-        made({"resources": {"gpu": {"sharing": "time-slice", "time_slicing_config_path": str(file)}}})
+        build_service({"resources": {"gpu": {"sharing": "time-slice", "time_slicing_config_path": str(file)}}})
     file.write_text("version: v1\n")
-    found = config({"resources": {"gpu": {"sharing": "time-slice", "time_slicing_config_path": str(file)}}})
+    result = config({"resources": {"gpu": {"sharing": "time-slice", "time_slicing_config_path": str(file)}}})
     assert (
-        at(found, "mount /etc/nvidia/gpu-time-slicing.yaml")["source"] == str(file)
-        and "ro" in at(found, "mount /etc/nvidia/gpu-time-slicing.yaml")["options"]
+        at(result, "mount /etc/nvidia/gpu-time-slicing.yaml")["source"] == str(file)
+        and "ro" in at(result, "mount /etc/nvidia/gpu-time-slicing.yaml")["options"]
     )
 
 
@@ -902,7 +902,7 @@ def test_allow_of_the_policy_does_not_limit_a_service_and_deny_does() -> None:
     strict = fixed(policy__allow=[], policy__max_gpus=0)
     assert at(config({"privileged": True, "resources": {"gpu": {"count": 2}}}, inventory=strict), "rule c *:*") is None
     with pytest.raises(ChandlerError, match="refused by 'gpu'"):
-        made({"resources": {"gpu": {}}}, inventory=fixed(policy__deny=["gpu"]))
+        build_service({"resources": {"gpu": {}}}, inventory=fixed(policy__deny=["gpu"]))
 
 
 def test_the_root_file_system_is_named_by_its_real_path(tmp_path: Path) -> None:
@@ -940,8 +940,8 @@ def rootless(monkeypatch: pytest.MonkeyPatch, lent: str = "", unified: bool = Tr
 @pytest.mark.parametrize("lent", ["", "all"])
 def test_a_rootless_container(monkeypatch: pytest.MonkeyPatch, lent: str) -> None:
     rootless(monkeypatch, lent)
-    found = config({})
-    assert [entry["type"] for entry in found["linux"]["namespaces"]] == [
+    result = config({})
+    assert [entry["type"] for entry in result["linux"]["namespaces"]] == [
         "pid",
         "ipc",
         "uts",
@@ -950,11 +950,11 @@ def test_a_rootless_container(monkeypatch: pytest.MonkeyPatch, lent: str) -> Non
         "user",
         "cgroup",
     ]
-    assert found["linux"]["uidMappings"] == found["linux"]["gidMappings"] and len(found["linux"]["uidMappings"]) == (
+    assert result["linux"]["uidMappings"] == result["linux"]["gidMappings"] and len(result["linux"]["uidMappings"]) == (
         2 if lent else 1
     )
-    assert "resources" not in found["linux"], "an unprivileged user cannot allow devices"
-    pts = at(found, "mount /dev/pts")["options"]
+    assert "resources" not in result["linux"], "an unprivileged user cannot allow devices"
+    pts = at(result, "mount /dev/pts")["options"]
     assert ("gid=5" in pts) == bool(lent), "a mount cannot use a group that is not mapped"
 
 
@@ -964,7 +964,7 @@ def test_a_rootless_container_s_gpu_is_the_host_s_node(monkeypatch: pytest.Monke
     A node that the host lacks is an error of the build, not of the start.
     """
     rootless(monkeypatch)
-    for host_path, said in (("/dev/null", ""), ("/dev/none-such", "/dev/none-such is not on this host")):
+    for host_path, message in (("/dev/null", ""), ("/dev/none-such", "/dev/none-such is not on this host")):
         node = {"path": "/dev/nvidia0", "hostPath": host_path, "type": "c", "major": 1, "minor": 3}
         text = json.dumps(
             {
@@ -973,13 +973,15 @@ def test_a_rootless_container_s_gpu_is_the_host_s_node(monkeypatch: pytest.Monke
                 "devices": [{"name": "0", "containerEdits": {"deviceNodes": [node]}}],
             }
         )
-        if said:
-            with pytest.raises(ChandlerError, match=said):
+        if message:
+            with pytest.raises(ChandlerError, match=message):
                 config({"resources": {"gpu": {"count": 1}}}, inventory=fixed(text.encode()))
         else:
-            found = config({"resources": {"gpu": {"count": 1}}}, inventory=fixed(text.encode()))
-            assert at(found, "mount /dev/nvidia0")["source"] == "/dev/null" and at(found, "device /dev/nvidia0") is None
-            assert at(found, "rule c 1:3") == "rwm"
+            result = config({"resources": {"gpu": {"count": 1}}}, inventory=fixed(text.encode()))
+            assert (
+                at(result, "mount /dev/nvidia0")["source"] == "/dev/null" and at(result, "device /dev/nvidia0") is None
+            )
+            assert at(result, "rule c 1:3") == "rwm"
 
 
 def test_a_user_that_is_not_mapped_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1020,7 +1022,7 @@ def test_a_refusal_leaves_no_shared_gpu(monkeypatch: pytest.MonkeyPatch, refusal
     with monkeypatch.context() as patched:
         patched.setattr(*((build, "_check_ids") if refusal == "ids" else (cgroups, "place")), refuse)
         with pytest.raises(ChandlerError, match="refused"):
-            made(wish, inventory=fixed(gpu__mps="external"))
+            config(wish, inventory=fixed(gpu__mps="external"))
     assert begun == []
-    made(wish, inventory=fixed(gpu__mps="external"))
+    config(wish, inventory=fixed(gpu__mps="external"))
     assert len(begun) == 1

@@ -64,7 +64,7 @@ def test_keys_for_an_orchestrator_are_ignored(key: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("", "d.yaml is empty"),
         ("[]", "d.yaml is not an object"),
@@ -84,10 +84,10 @@ def test_keys_for_an_orchestrator_are_ignored(key: str) -> None:
         ("services: {a: {env: {}, env: {}}}", "d.yaml: line"),
     ],
 )
-def test_invalid_files(text: str, said: str) -> None:
+def test_invalid_files(text: str, message: str) -> None:
     with pytest.raises(RequestError) as failed:
         deployment.service(text, "d.yaml", "a")
-    assert said in str(failed.value)
+    assert message in str(failed.value)
 
 
 def test_several_services_need_a_choice() -> None:

@@ -41,7 +41,7 @@ def test_valid_files(document: Any, found: image.Image) -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "message"),
     [
         (b"{", "image.json"),
         (b"[]", "is not an image configuration"),
@@ -55,10 +55,10 @@ def test_valid_files(document: Any, found: image.Image) -> None:
         (b'{"Env": ["=x"]}', "Env: '=x'"),
     ],
 )
-def test_invalid_files(data: bytes, said: str) -> None:
+def test_invalid_files(data: bytes, message: str) -> None:
     with pytest.raises(BundleError) as failed:
         image.parse(data, "image.json")
-    assert said in str(failed.value)
+    assert message in str(failed.value)
 
 
 BOTH, ENTRY, CMD, NONE = image.Image(["/e"], ["c"]), image.Image(["/e"]), image.Image((), ["c"]), image.Image()

@@ -22,7 +22,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "status", "said"),
+    ("error", "status", "message"),
     [
         (HostError("it is\nwrong", "mend it"), 1, "chandler: it is wrong; mend it\n"),
         (FileNotFoundError(2, "No such file or directory", "/x"), 1, "chandler: /x: No such file or directory\n"),
@@ -31,11 +31,11 @@ def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     ],
 )
 def test_errors(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: BaseException, status: int, said: str
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: BaseException, status: int, message: str
 ) -> None:
     failing(monkeypatch, error)
     assert main.main([]) == status
-    assert capsys.readouterr() == ("", said)
+    assert capsys.readouterr() == ("", message)
 
 
 @pytest.mark.parametrize(

@@ -32,10 +32,10 @@ def refused(world: World, capsys: Said, *options: str) -> str:
     before = world.tree()
     capsys.readouterr()
     assert world.run(*options) == 1
-    said = capsys.readouterr()
+    output = capsys.readouterr()
     assert world.tree() == before
-    assert said.err.startswith("chandler: ") and said.err.count("\n") == 1
-    return said.err
+    assert output.err.startswith("chandler: ") and output.err.count("\n") == 1
+    return output.err
 
 
 # --- containerd -----------------------------------------------------------------------------------------------------
@@ -252,12 +252,12 @@ def test_a_version_is_never_guessed(world: Make, capsys: Said, monkeypatch: pyte
     made.file.write_text(V2)
     assert "--engine-version" in refused(made, capsys, "--programs", empty, "--drop-in")
     assert made.run("--programs", empty) == 0 and "version is unknown" in capsys.readouterr().out
-    for said, known in (
+    for output, known in (
         ("containerd github.com/containerd/containerd v1.7.27 05044ec0", (1, 7, 27)),
         ("containerd github.com/containerd/containerd/v2 2.1.9+unknown ", (2, 1, 9)),
         ("containerd containerd.io 1.7.24~ds1 1.7.24~ds1-6+deb13u1", (1, 7, 24)),
     ):
-        assert runtimes.numbers(said) == known
+        assert runtimes.numbers(output) == known
 
 
 def test_the_cri_plugin_is_disabled(world: Make, capsys: Said) -> None:
@@ -317,8 +317,8 @@ def test_a_file_that_k3s_generates_is_not_edited(world: Make, capsys: Said) -> N
     made.file = made.root / "etc/rancher/k3s/agent/etc/containerd/config.toml"
     made.file.parent.mkdir(parents=True)
     made.file.write_text(V2)
-    said = refused(made, capsys)
-    assert "generates" in said and "config-v3.toml.tmpl" in said
+    output = refused(made, capsys)
+    assert "generates" in output and "config-v3.toml.tmpl" in output
 
 
 def test_a_node_of_k3s_is_told_which_file_to_name() -> None:
@@ -604,10 +604,10 @@ def test_a_dry_run_writes_nothing_and_shows_everything(world: Make, capsys: Said
     made.file.write_text('{"a": 1}')
     before = made.tree()
     assert made.run("--dry-run", "--restart") == 0 and made.tree() == before
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert (
-        f"--- {made.file}\n+++ {made.file}\n" in said
-        and '-{"a": 1}\n\\ No newline at end of file\n+{"a": 1, "runtimes"' in said
+        f"--- {made.file}\n+++ {made.file}\n" in output
+        and '-{"a": 1}\n\\ No newline at end of file\n+{"a": 1, "runtimes"' in output
     )
     assert made.run() == 0
     capsys.readouterr()
@@ -759,8 +759,8 @@ def test_selinux(tmp_path: Path) -> None:
     ):
         (tmp_path / "enforce").write_text(enforce)
         (tmp_path / "booleans/container_use_devices").write_text(boolean)
-        said = selinux.notes(str(tmp_path))
-        assert words in said[0] if words else said == []
+        output = selinux.notes(str(tmp_path))
+        assert words in output[0] if words else output == []
 
 
 def test_restart(world: Make, capsys: Said, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -784,8 +784,8 @@ def test_restart(world: Make, capsys: Said, monkeypatch: pytest.MonkeyPatch) -> 
         lambda path, known=os.path.isdir: path == "/run/systemd/system" or known(path),
     )
     assert made.run("--restart") == 0 and called == [("systemctl", "restart", "docker")]
-    said = capsys.readouterr().out
-    assert "restarted docker" in said and "now:" not in said
+    output = capsys.readouterr().out
+    assert "restarted docker" in output and "now:" not in output
     os.utime(made.file, (0, 0))
     assert made.run("--restart") == 0 and len(called) == 1, "nothing has changed"
     assert made.run("--cdi") == 0

@@ -175,21 +175,21 @@ def test_containerd_understands_the_same_and_our_handler(world: Make, release: A
         pytest.skip(release.missing)
     binary = release.binary("containerd")
 
-    def said(*arguments: str) -> str:
+    def output(*arguments: str) -> str:
         return subprocess.run(
             [binary, *arguments], check=True, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60
         ).stdout
 
-    made = world("containerd", said("--version").split()[2].split("~")[0].split("+")[0])
+    made = world("containerd", output("--version").split()[2].split("~")[0].split("+")[0])
     made.file.write_text(
-        said("config", "default")
+        output("config", "default")
         if name == "default"
         else next(path for path in corpus("containerd") if path.name == name).read_text()
     )
-    before = tomledit.parse(said("--config", str(made.file), "config", "dump"))
+    before = tomledit.parse(output("--config", str(made.file), "config", "dump"))
     text = made.file.read_text()
     assert made.run("--runtime", "crun") == 0
-    after = tomledit.parse(said("--config", str(made.file), "config", "dump"))
+    after = tomledit.parse(output("--config", str(made.file), "config", "dump"))
     runtimes = handlers("containerd", after)
     runc = runtimes["runc"]
     for name in ("chandler", "chandler-crun"):

@@ -175,12 +175,12 @@ def test_a_refused_container(scene: Scene, docker: Docker, handler: str) -> None
     second = docker.run(
         handler, "--detach", "--name=second", annotations={PREFIX + "resources.gpu.count": "8"}, check=False
     )
-    said = (
+    message = (
         f"annotation {PREFIX}resources.gpu.count: resources.gpu asks for 8 devices of {KIND}; "
         f"7 of 8 are free: {first} holds {KIND}=0 since "
     )
-    assert second.returncode == 125 and said in second.stderr and "retrieve OCI runtime error" not in second.stderr
-    assert said in docker.inspect("second")["State"]["Error"]
+    assert second.returncode == 125 and message in second.stderr and "retrieve OCI runtime error" not in second.stderr
+    assert message in docker.inspect("second")["State"]["Error"]
     assert scene.left() == before and list(scene.installation.leases()) == [first]
     docker.cli("kill", first)
     docker.cli("wait", first)
@@ -189,16 +189,18 @@ def test_a_refused_container(scene: Scene, docker: Docker, handler: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("annotation", "said"),
+    ("annotation", "message"),
     [
         ("resources.gpu.cound=1", "unknown key 'resources.gpu.cound'"),
         ("privileged=true", "privileged"),
         ("resources.gpu.devices=nvidia.com/gpu=99", "unresolvable CDI devices nvidia.com/gpu=99"),
     ],
 )
-def test_errors_reach_the_caller(scene: Scene, docker: Docker, annotation: str, said: str) -> None:
+def test_errors_reach_the_caller(scene: Scene, docker: Docker, annotation: str, message: str) -> None:
     done = docker.run("chandler-runc", "--rm", f"--annotation={PREFIX}{annotation}", check=False)
-    assert done.returncode == 125 and said in done.stderr and scene.left() == [] and scene.installation.leases() == {}
+    assert (
+        done.returncode == 125 and message in done.stderr and scene.left() == [] and scene.installation.leases() == {}
+    )
 
 
 @pytest.mark.usefixtures("strict")

@@ -158,11 +158,11 @@ def test_a_refused_container(scene: Scene, podman: Podman, handler: str) -> None
     second = podman.run(
         handler, "--detach", "--name=second", annotations={PREFIX + "resources.gpu.count": "8"}, check=False
     )
-    said = (
+    message = (
         f"annotation {PREFIX}resources.gpu.count: resources.gpu asks for 8 devices of {KIND}; "
         f"7 of 8 are free: {first} holds {KIND}=0 since "
     )
-    assert second.returncode == 126 and second.stderr.startswith(f"Error: OCI runtime error: {handler}: {said}")
+    assert second.returncode == 126 and second.stderr.startswith(f"Error: OCI runtime error: {handler}: {message}")
     assert list(scene.installation.leases()) == [first] and left(podman.inspect("second")["Id"]) == []
     podman.cli("stop", "--time=0", first)
     podman.cli("start", "second")
@@ -170,16 +170,16 @@ def test_a_refused_container(scene: Scene, podman: Podman, handler: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("annotation", "said"),
+    ("annotation", "message"),
     [
         ("resources.gpu.cound=1", "unknown key 'resources.gpu.cound'"),
         ("privileged=true", "privileged"),
         ("resources.gpu.devices=nvidia.com/gpu=99", "unresolvable CDI devices nvidia.com/gpu=99"),
     ],
 )
-def test_errors_reach_the_caller(scene: Scene, podman: Podman, annotation: str, said: str) -> None:
+def test_errors_reach_the_caller(scene: Scene, podman: Podman, annotation: str, message: str) -> None:
     done = podman.run("chandler-runc", "--rm", podman.annotation(PREFIX + annotation), check=False)
-    assert done.returncode == 126 and said in done.stderr and "command that was not found" not in done.stderr
+    assert done.returncode == 126 and message in done.stderr and "command that was not found" not in done.stderr
     assert podman.cli("ps", "--all", "--quiet").stdout == "" and scene.installation.leases() == {}
 
 

@@ -132,15 +132,17 @@ def test_a_user_namespace_within_the_users_own(scene: Scene, podman: Podman, han
 
 
 @pytest.mark.parametrize(
-    ("document", "said"),
+    ("document", "message"),
     [
         ({"resources": {"gpu": {"count": 9}}}, "resources.gpu asks for 9 devices of nvidia.com/gpu; this node has 8"),
         ({"resources": {"gpu": {"devices": ["nvidia.com/gpu=77"]}}}, "unresolvable CDI devices nvidia.com/gpu=77"),
     ],
 )
-def test_a_refused_container(scene: Scene, podman: Podman, handler: str, document: dict[str, Any], said: str) -> None:
+def test_a_refused_container(
+    scene: Scene, podman: Podman, handler: str, document: dict[str, Any], message: str
+) -> None:
     done = podman.run(handler, "--rm", annotations=ask(**document), check=False)
-    assert done.returncode == 126 and said in done.stderr and f"Error: OCI runtime error: {handler}: " in done.stderr
+    assert done.returncode == 126 and message in done.stderr and f"Error: OCI runtime error: {handler}: " in done.stderr
     assert podman.cli("ps", "--all", "--quiet").stdout == "" and scene.leases() == {}
 
 
@@ -148,7 +150,7 @@ def test_a_device_that_cannot_be_made(scene: Scene, podman: Podman, handler: str
     """For root a runtime makes any node. Here the host must have the node, and it must be the chosen device."""
     nodes = ({"path": path, "type": "c", "major": 7, "minor": 60} for path in ("/dev/gone", "/dev/zero"))
     with scene.described("other", *({"deviceNodes": [node]} for node in nodes)):
-        for number, said in enumerate(
+        for number, message in enumerate(
             (
                 "/dev/gone is not on this host, and in a user namespace no device can be made",
                 "/dev/zero is c 1:5 on this host, not c 7:60",
@@ -157,7 +159,7 @@ def test_a_device_that_cannot_be_made(scene: Scene, podman: Podman, handler: str
             done = podman.run(
                 handler, "--rm", annotations={PREFIX + "resources.gpu.devices": f"{KIND}=other{number}"}, check=False
             )
-            assert done.returncode == 126 and said in done.stderr and scene.leases() == {}
+            assert done.returncode == 126 and message in done.stderr and scene.leases() == {}
 
 
 def test_files_of_a_subordinate_id_are_not_trusted_as_roots(scene: Scene, podman: Podman) -> None:

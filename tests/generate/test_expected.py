@@ -141,7 +141,7 @@ CASES = {
 }
 
 
-def made(name: str, directory: str) -> dict[str, Any]:
+def built(name: str, directory: str) -> dict[str, Any]:
     """The document of one case."""
     case = CASES[name]
     host = case.host()
@@ -152,14 +152,14 @@ def made(name: str, directory: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_file_is_the_expected_one(name: str, tmp_path: pathlib.Path) -> None:
-    data = cdi_file.render(made(name, str(tmp_path)))
+    data = cdi_file.render(built(name, str(tmp_path)))
     with open(os.path.join(EXPECTED, name + ".json"), "rb") as file:
         assert json.loads(data) == json.loads(file.read())
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_it_is_valid_and_no_path_of_the_fixture_is_in_it(name: str, tmp_path: pathlib.Path) -> None:
-    one = made(name, str(tmp_path))
+    one = built(name, str(tmp_path))
     for form in ("json", "yaml"):
         data = cdi_file.render(one, form)
         assert spec.problems(data, "x") == []
@@ -170,12 +170,12 @@ def test_it_is_valid_and_no_path_of_the_fixture_is_in_it(name: str, tmp_path: pa
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_bytes_are_the_same_each_time(name: str, tmp_path: pathlib.Path) -> None:
-    assert cdi_file.render(made(name, str(tmp_path / "a"))) == cdi_file.render(made(name, str(tmp_path / "b")))
+    assert cdi_file.render(built(name, str(tmp_path / "a"))) == cdi_file.render(built(name, str(tmp_path / "b")))
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_every_node_and_hook_is_described_in_full(name: str, tmp_path: pathlib.Path) -> None:
-    one = made(name, str(tmp_path))
+    one = built(name, str(tmp_path))
     for block in [one.get("containerEdits", {}), *(device["containerEdits"] for device in one["devices"])]:
         for node in block.get("deviceNodes", ()):
             assert node["type"] == "c" and node["major"] > 0 and "minor" in node and node["permissions"] == "rwm"
@@ -188,7 +188,7 @@ def main() -> None:
     os.makedirs(EXPECTED, exist_ok=True)
     for name in CASES:
         with tempfile.TemporaryDirectory() as directory, open(os.path.join(EXPECTED, name + ".json"), "wb") as file:
-            file.write(cdi_file.render(made(name, directory)))
+            file.write(cdi_file.render(built(name, directory)))
 
 
 if __name__ == "__main__":

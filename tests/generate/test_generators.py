@@ -27,9 +27,9 @@ def describe(
     return generators.describe(vendor, host.build(str(tmp_path)), Options(**options), host.ask)
 
 
-def names(made: dict[str, Any] | None) -> list[str]:
-    assert made is not None
-    return [device["name"] for device in made["devices"]]
+def names(document: dict[str, Any] | None) -> list[str]:
+    assert document is not None
+    return [device["name"] for device in document["devices"]]
 
 
 def nodes(block: dict[str, Any]) -> list[str]:
@@ -66,8 +66,8 @@ def only_other_pci() -> Host:
 
 @pytest.mark.parametrize("vendor", [vendor.name for vendor in VENDORS])
 def test_an_empty_host_has_nothing(vendor: str, tmp_path: pathlib.Path) -> None:
-    made, found = describe(Host(), tmp_path, vendor)
-    assert made is None and found.notes == []
+    document, description = describe(Host(), tmp_path, vendor)
+    assert document is None and description.notes == []
 
 
 @pytest.mark.parametrize(
@@ -83,14 +83,14 @@ def test_an_empty_host_has_nothing(vendor: str, tmp_path: pathlib.Path) -> None:
 def test_without_a_gpu_there_is_no_file_of_control_nodes(
     vendor: str, host: Callable[[], Host], tmp_path: pathlib.Path
 ) -> None:
-    made, _ = describe(host(), tmp_path, vendor)
-    assert made is None
+    document, _ = describe(host(), tmp_path, vendor)
+    assert document is None
 
 
 @pytest.mark.parametrize("mode", list(nvmodes.MODES))
 def test_no_mode_finds_anything_on_an_empty_host(mode: str, tmp_path: pathlib.Path) -> None:
-    made, _ = describe(Host(), tmp_path, mode=mode)
-    assert made is None
+    document, _ = describe(Host(), tmp_path, mode=mode)
+    assert document is None
 
 
 # --- NVIDIA ---------------------------------------------------------------------------------------------------
@@ -124,25 +124,25 @@ def test_a_capability_of_another_driver_is_not_used(tmp_path: pathlib.Path) -> N
 def test_mig_without_nvml_is_numbered_by_its_instances(tmp_path: pathlib.Path) -> None:
     host = hosts.mig(2, {1: 2})
     host.nvml = None
-    made, found = describe(host, tmp_path)
-    assert names(made) == ["0", hosts.uuid(0), "1:0", "1:1", "all"]
-    assert any("without NVML" in note for note in found.notes)
+    document, description = describe(host, tmp_path)
+    assert names(document) == ["0", hosts.uuid(0), "1:0", "1:1", "all"]
+    assert any("without NVML" in note for note in description.notes)
     with pytest.raises(HostError, match="has no name by uuid.*choose another"):
         describe(host, tmp_path, strategies=["uuid"])
 
 
 def test_a_gpu_in_mig_mode_without_instances_is_no_device(tmp_path: pathlib.Path) -> None:
-    made, found = describe(hosts.mig(1, {0: 0}), tmp_path)
-    assert made is None and any("no MIG device" in note for note in found.notes)
+    document, description = describe(hosts.mig(1, {0: 0}), tmp_path)
+    assert document is None and any("no MIG device" in note for note in description.notes)
 
 
 def test_nodes_that_are_missing_at_the_moment_come_from_the_kernel(tmp_path: pathlib.Path) -> None:
     host = hosts.nvidia(1)
     host.nodes = {}
-    made, _ = describe(host, tmp_path)
-    assert made is not None
-    assert nodes(made["devices"][0]["containerEdits"]) == ["/dev/nvidia0", "/dev/dri/card1", "/dev/dri/renderD129"]
-    assert [(node["major"], node["minor"]) for node in made["containerEdits"]["deviceNodes"]] == [
+    document, _ = describe(host, tmp_path)
+    assert document is not None
+    assert nodes(document["devices"][0]["containerEdits"]) == ["/dev/nvidia0", "/dev/dri/card1", "/dev/dri/renderD129"]
+    assert [(node["major"], node["minor"]) for node in document["containerEdits"]["deviceNodes"]] == [
         (195, 254),
         (510, 1),
         (510, 0),
@@ -153,8 +153,8 @@ def test_nodes_that_are_missing_at_the_moment_come_from_the_kernel(tmp_path: pat
 def test_a_node_without_a_known_number(tmp_path: pathlib.Path) -> None:
     host = hosts.nvidia(1).file("/proc/devices", "")
     del host.nodes["/dev/nvidia-uvm"]
-    _, found = describe(host, tmp_path)
-    assert any("/dev/nvidia-uvm is missing" in note and "nvidia-modprobe" in note for note in found.notes)
+    _, description = describe(host, tmp_path)
+    assert any("/dev/nvidia-uvm is missing" in note and "nvidia-modprobe" in note for note in description.notes)
     del host.nodes["/dev/nvidia0"]
     os.unlink(str(tmp_path) + "/dev/nvidia0")
     with pytest.raises(HostError, match="/dev/nvidia0 of GPU 0 .* is missing"):
@@ -162,47 +162,48 @@ def test_a_node_without_a_known_number(tmp_path: pathlib.Path) -> None:
 
 
 def test_libraries_of_another_version_than_the_module(tmp_path: pathlib.Path) -> None:
-    made, found = describe(
+    document, description = describe(
         hosts.libraries(hosts.nvidia(1, "/opt/nowhere"), "/usr/lib64", version="560.35.03"), tmp_path
     )
     assert (
-        made is not None and "the kernel module is version 550.54.15 and the libraries are 560.35.03" in found.notes[0]
+        document is not None
+        and "the kernel module is version 550.54.15 and the libraries are 560.35.03" in description.notes[0]
     )
 
 
 def test_of_several_drivers_the_one_that_runs(tmp_path: pathlib.Path) -> None:
     host = hosts.libraries(hosts.nvidia(1), "/usr/lib/x86_64-linux-gnu", version="470.1.2")
-    made, found = describe(host, tmp_path)
-    assert made is not None and found.notes == []
-    assert not any("470" in mount["containerPath"] for mount in made["containerEdits"]["mounts"])
+    document, description = describe(host, tmp_path)
+    assert document is not None and description.notes == []
+    assert not any("470" in mount["containerPath"] for mount in document["containerEdits"]["mounts"])
 
 
 def test_a_driver_without_libraries_still_has_nodes(tmp_path: pathlib.Path) -> None:
-    made, found = describe(hosts.nvidia(1, "/opt/nowhere"), tmp_path)
-    assert made is not None and "libraries were not found" in found.notes[0]
+    document, description = describe(hosts.nvidia(1, "/opt/nowhere"), tmp_path)
+    assert document is not None and "libraries were not found" in description.notes[0]
 
 
 def test_links_in_a_driver_container_never_leave_it(tmp_path: pathlib.Path) -> None:
     host = hosts.container_driver().file("/etc/alternatives/libnvidia-ml.so.real", "the host's")
-    made, _ = describe(host, tmp_path, driver_root="/run/nvidia/driver")
-    assert made is not None
-    assert all(mount["hostPath"].startswith("/run/nvidia/driver/") for mount in made["containerEdits"]["mounts"])
+    document, _ = describe(host, tmp_path, driver_root="/run/nvidia/driver")
+    assert document is not None
+    assert all(mount["hostPath"].startswith("/run/nvidia/driver/") for mount in document["containerEdits"]["mounts"])
 
 
 def test_nodes_of_a_dev_root(tmp_path: pathlib.Path) -> None:
     host = hosts.nvidia(1)
     host.nodes = {"/run/nvidia/driver" + path: numbers for path, numbers in host.nodes.items()}
-    made, _ = describe(host, tmp_path, dev_root="/run/nvidia/driver")
-    assert made is not None
-    assert made["devices"][0]["containerEdits"]["deviceNodes"][0]["hostPath"] == "/run/nvidia/driver/dev/nvidia0"
+    document, _ = describe(host, tmp_path, dev_root="/run/nvidia/driver")
+    assert document is not None
+    assert document["devices"][0]["containerEdits"]["deviceNodes"][0]["hostPath"] == "/run/nvidia/driver/dev/nvidia0"
 
 
 def test_an_unreadable_uuid_is_not_used_as_a_name(tmp_path: pathlib.Path) -> None:
     host = hosts.nvidia(1)
     path = f"/proc/driver/nvidia/gpus/{hosts.address(0)}/information"
     host.file(path, host.files[path].replace(hosts.uuid(0), "GPU-????????-????-????-????-????????????"))
-    made, _ = describe(host, tmp_path)
-    assert names(made) == ["0", "all"]
+    document, _ = describe(host, tmp_path)
+    assert names(document) == ["0", "all"]
 
 
 def test_the_mode_nvml_needs_nvml(tmp_path: pathlib.Path) -> None:
@@ -243,28 +244,28 @@ def test_several_vendors_on_one_host(tmp_path: pathlib.Path) -> None:
     host = hosts.nvidia(2).add(hosts.amd(1)).add(intel).add(hosts.npu())
     kinds = {}
     for vendor in (each.name for each in VENDORS):
-        made, _ = describe(host, tmp_path, vendor)
-        if made is not None:
-            kinds[made["kind"]] = names(made)[0::2]
+        document, _ = describe(host, tmp_path, vendor)
+        if document is not None:
+            kinds[document["kind"]] = names(document)[0::2]
     assert list(kinds) == ["nvidia.com/gpu", "amd.com/gpu", "intel.com/gpu", "intel.com/npu"]
     assert kinds["intel.com/gpu"] == ["card20", "all"]
 
 
 def test_partitions_share_no_name_by_unique_id(tmp_path: pathlib.Path) -> None:
-    made, _ = describe(hosts.amd(2, 4), tmp_path, "amd")
-    assert names(made) == [*map(str, range(8)), "all"]
-    assert made is not None and [nodes(device["containerEdits"]) for device in made["devices"]][7] == [
+    document, _ = describe(hosts.amd(2, 4), tmp_path, "amd")
+    assert names(document) == [*map(str, range(8)), "all"]
+    assert document is not None and [nodes(device["containerEdits"]) for device in document["devices"]][7] == [
         "/dev/dri/card7",
         "/dev/dri/renderD135",
     ]
 
 
 @pytest.mark.parametrize(
-    "text, found",
+    "text, expected",
     [("00000000:1B:00.0", "0000:1b:00.0"), ("0000:1b:00.0", "0000:1b:00.0"), ("00010000:1B:00.0", "00010000:1b:00.0")],
 )
-def test_a_pci_address_is_as_sysfs_writes_it(text: str, found: str) -> None:
-    assert pci.address(text) == found and pci.is_address(found)
+def test_a_pci_address_is_as_sysfs_writes_it(text: str, expected: str) -> None:
+    assert pci.address(text) == expected and pci.is_address(expected)
 
 
 def test_invalid_pci_addresses() -> None:
@@ -311,13 +312,13 @@ def test_a_broken_tree_gives_a_valid_file_or_a_sentence(vendor: str, tmp_path: p
         for path in chance.sample(sorted(host.links), min(len(host.links), 2)):
             host.links[path] = chance.choice([path.rpartition("/")[2], "/", "..", "/nowhere", "x" * 200])
         try:
-            made, _ = describe(host, tmp_path / f"{vendor}{seed}", vendor)
+            document, _ = describe(host, tmp_path / f"{vendor}{seed}", vendor)
         except HostError as error:
             assert "\n" not in str(error)
             continue
-        if made is not None:
-            assert spec.problems(cdi_file.render(made), "x") == [], seed
-            assert all(nodes(device["containerEdits"]) for device in made["devices"]), seed
+        if document is not None:
+            assert spec.problems(cdi_file.render(document), "x") == [], seed
+            assert all(nodes(device["containerEdits"]) for device in document["devices"]), seed
 
 
 def test_files_that_are_no_files(tmp_path: pathlib.Path) -> None:
@@ -328,8 +329,8 @@ def test_files_that_are_no_files(tmp_path: pathlib.Path) -> None:
             os.unlink(tree.at(path))
         os.makedirs(os.path.dirname(tree.at(path)), exist_ok=True)
         os.mkfifo(tree.at(path))
-    made, _ = generators.describe("nvidia", tree, Options(), host.ask)
-    assert made is not None
+    document, _ = generators.describe("nvidia", tree, Options(), host.ask)
+    assert document is not None
 
 
 def test_eight_gpus_take_little_time_and_memory(tmp_path: pathlib.Path) -> None:
@@ -339,9 +340,9 @@ def test_eight_gpus_take_little_time_and_memory(tmp_path: pathlib.Path) -> None:
         host.file(f"/usr/lib/x86_64-linux-gnu/libother{number}.so.{number}.0.1")
     tree = host.build(str(tmp_path))
     started = time.perf_counter()
-    made, _ = generators.describe("nvidia", tree, Options(), host.ask)
-    assert made is not None
-    cdi_file.render(made)
+    document, _ = generators.describe("nvidia", tree, Options(), host.ask)
+    assert document is not None
+    cdi_file.render(document)
     assert time.perf_counter() - started < 0.5
     tracemalloc.start()
     generators.describe("nvidia", tree, Options(), host.ask)

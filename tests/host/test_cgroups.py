@@ -173,7 +173,7 @@ def test_parents(parent: str, systemd: bool, path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("parent", "systemd", "said"),
+    ("parent", "systemd", "message"),
     [
         ("team", False, "write it from the top"),
         ("team.slice", False, "a slice is for --systemd-cgroup"),
@@ -187,10 +187,10 @@ def test_parents(parent: str, systemd: bool, path: str) -> None:
         ("", True, "no slice"),
     ],
 )
-def test_invalid_parents(parent: str, systemd: bool, said: str) -> None:
+def test_invalid_parents(parent: str, systemd: bool, message: str) -> None:
     with pytest.raises(RequestError) as failed:
         cgroups.in_parent(parent, "web-1", systemd)
-    assert said in str(failed.value)
+    assert message in str(failed.value)
 
 
 @pytest.mark.parametrize(
@@ -303,9 +303,9 @@ def test_no_parent_can_be_written_to(tmp_path: Path, move: int | None) -> None:
     """The error names three remedies."""
     with pytest.raises(HostError) as failed:
         cgroups.place("c", move=move, tree=contained(tmp_path, frozen=True))
-    said = str(failed.value)
-    assert "no control group to put c into" in said
-    assert "--cgroupns=host" in said and "CHANDLER_CGROUP_PARENT" in said and "/sys/fs/cgroup writable" in said
+    message = str(failed.value)
+    assert "no control group to put c into" in message
+    assert "--cgroupns=host" in message and "CHANDLER_CGROUP_PARENT" in message and "/sys/fs/cgroup writable" in message
     with pytest.raises(HostError, match="--cgroupns=host"):
         cgroups.place("c", tree=plain(tmp_path / "host", frozen=True))
     # but a parent that is named is accepted, and an unprivileged user gets no group
@@ -340,7 +340,7 @@ def survey(**more: object) -> cgroups.Survey:
 
 
 @pytest.mark.parametrize(
-    ("found", "rootless", "said"),
+    ("found", "rootless", "message"),
     [
         (survey(), False, ""),
         (survey(), True, ""),
@@ -351,8 +351,8 @@ def survey(**more: object) -> cgroups.Survey:
         (survey(controllers=["cpu"]), False, "no control group controller for memory, pids"),
     ],
 )
-def test_remedies(found: cgroups.Survey, rootless: bool, said: str) -> None:
+def test_remedies(found: cgroups.Survey, rootless: bool, message: str) -> None:
     problems = cgroups.remedy(found, rootless)
-    assert bool(problems) == bool(said)
-    if said:
-        assert said in problems[0]["problem"] and problems[0]["remedy"]
+    assert bool(problems) == bool(message)
+    if message:
+        assert message in problems[0]["problem"] and problems[0]["remedy"]

@@ -74,8 +74,8 @@ def test_a_node_without_python_runs_a_request(make: Maker, tree: str, node: GPUN
         "/etc/chandler/config.toml",
         f'runtimes = ["/usr/sbin/runc"]\nengines = ["other"]\n[cdi]\nspec-dirs = ["{node.cdi}"]\n',
     )
-    said = host.image("install").stdout
-    assert f"{OPT}/versions/{version(tree)} is in force on Ubuntu 24.04.1 LTS" in said
+    output = host.image("install").stdout
+    assert f"{OPT}/versions/{version(tree)} is in force on Ubuntu 24.04.1 LTS" in output
     assert restarts(host) == 1
     text = read(host.root + "/etc/containerd/config.toml")
     assert text.startswith(CONTAINERD) and f'BinaryName = "{OPT}/bin/chandler-runtime"' in text
@@ -240,11 +240,11 @@ def test_an_installer_that_is_ended_during_the_restart_undoes_everything(make: M
         os.killpg(process.pid, number)
     else:
         process.send_signal(number)
-    said = process.communicate(timeout=60)[0].decode()
+    output = process.communicate(timeout=60)[0].decode()
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)  # what stands for systemctl
     if number == signal.SIGTERM:
-        assert "SIGTERM ended" in said
+        assert "SIGTERM ended" in output
         host.write("/usr/local/sbin/systemctl", before["/usr/local/sbin/systemctl"], 0o755)
         assert host.changed() == before
         return

@@ -239,9 +239,9 @@ class Front:
         assert ended.value.code == 1 and not self.started
         assert self.config.read_bytes() == before
         assert sorted(os.listdir(self.config.parent)) == beside, "no temporary file"
-        said = self.capfd.readouterr().err
+        message = self.capfd.readouterr().err
         record = json.loads(self.log.read_text().splitlines()[-1])
-        assert said == f"chandler-runtime: {record['msg']}\n" and record["level"] == "error"
+        assert message == f"chandler-runtime: {record['msg']}\n" and record["level"] == "error"
         return str(record["msg"])
 
     def result(self) -> dict[str, Any]:

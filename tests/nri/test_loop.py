@@ -104,7 +104,7 @@ class Stage:
         self.plugin.command += options
         return self.plugin.start(serving=False)
 
-    def said(self, words: str) -> None:
+    def wait_for_log(self, words: str) -> None:
         until(lambda: words in read(self.plugin.log) or self.plugin.ended(), words)
 
 
@@ -122,12 +122,12 @@ def stage(place: str, installation: Installation, node: Node) -> Iterator[Stage]
 
 def test_it_waits_for_the_runtime_and_connects_again(stage: Stage) -> None:
     stage.start()
-    stage.said("no runtime at")
+    stage.wait_for_log("no runtime at")
     runtime = stage.runtime()
     for _ in range(3):
         runtime.handshake()
         runtime.hang_up()
-        stage.said("the runtime closed the connection")
+        stage.wait_for_log("the runtime closed the connection")
     runtime.handshake()
     assert stage.plugin.stop() == 0
 
@@ -162,7 +162,7 @@ def test_an_unread_create_is_dropped_when_the_runtime_hangs_up(stage: Stage) -> 
     runtime.write(mux.encode(mux.PLUGIN, runtime.client.take()))
     runtime.hang_up()
     os.kill(pid, signal.SIGCONT)
-    stage.said("no longer waits for the answer to this create")
+    stage.wait_for_log("no longer waits for the answer to this create")
     runtime.handshake()
     assert stage.installation.leases() == {} and not os.path.exists(
         os.path.join(stage.installation.state, "nri/grants")
@@ -182,7 +182,7 @@ def test_a_socket_that_others_can_write_is_not_trusted(stage: Stage) -> None:
     stage.runtime()
     os.chmod(stage.path, 0o666)
     stage.start()
-    stage.said("can be written by others")
+    stage.wait_for_log("can be written by others")
 
 
 def test_shutdown_is_answered_and_the_next_runtime_found(stage: Stage) -> None:

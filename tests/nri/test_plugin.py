@@ -367,7 +367,10 @@ def served(connected: Peer, id: str, state: int = 3) -> Any:
 
 
 def test_a_container_that_lacks_the_devices_of_its_record_is_not_served(peer: Connect) -> None:
-    """The answer came too late, or another create of the same id left the record: mark and devices both count."""
+    """The answer came too late, or another create of the same id left the record.
+
+    A container counts as served only with both the mark and the devices.
+    """
     ended: list[str] = []
     connected = peer(policy__evict_unadjusted=True, gpu__allocator="leases")
     service_of(connected).sweeps.evict = lambda container, pid: ended.append(container)

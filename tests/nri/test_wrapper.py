@@ -116,15 +116,15 @@ def test_record_and_config_json_agree(handler: Handler, top: str) -> None:
 
 def test_a_record_without_its_devices_is_refused(handler: Handler) -> None:
     handler.record([*handler.adjust(), ["/dev/other", "c", 1, 9]])
-    code, said = handler.create()
-    assert code == 1 and "/dev/other" in said and "NRI" in said and not edited(handler)
+    code, message = handler.create()
+    assert code == 1 and "/dev/other" in message and "NRI" in message and not edited(handler)
     assert records(handler.made.log)[-1]["level"] == "error"
 
 
 def test_a_mark_without_a_record_is_refused(handler: Handler) -> None:
     handler.adjust()
-    code, said = handler.create()
-    assert code == 1 and "mark" in said and not edited(handler)
+    code, message = handler.create()
+    assert code == 1 and "mark" in message and not edited(handler)
 
 
 @pytest.mark.parametrize("damage", ["", "{", '{"id": "c1"}'])
@@ -136,19 +136,19 @@ def test_an_unreadable_record_counts_as_none(handler: Handler, damage: str, mark
     with open(handler.installation.state + "/nri/grants/00000000-c1.json", "w", encoding="ascii") as file:
         file.write(damage)
     ledger.Ledger(handler.installation.state).write([])  # without a ledger the record might tell of a lost lease
-    code, said = handler.create()
+    code, message = handler.create()
     if marked:
-        assert code == 1 and "mark" in said and not edited(handler)
+        assert code == 1 and "mark" in message and not edited(handler)
     else:
-        assert code == 0 and edited(handler), said
+        assert code == 0 and edited(handler), message
 
 
 def test_an_unreadable_record_refuses_creates_until_a_rebuild(handler: Handler) -> None:
     handler.record([])
     with open(handler.installation.state + "/nri/grants/00000000-c1.json", "w", encoding="ascii"):
         pass
-    code, said = handler.create()
-    assert code == 1 and "`chandler leases rebuild`" in said and not edited(handler)
+    code, message = handler.create()
+    assert code == 1 and "`chandler leases rebuild`" in message and not edited(handler)
 
 
 def test_the_wrapper_equips_when_the_plugins_reply_came_too_late(handler: Handler) -> None:
@@ -158,7 +158,7 @@ def test_the_wrapper_equips_when_the_plugins_reply_came_too_late(handler: Handle
 
 def test_require_grant_refuses_a_request_that_was_not_served(handler: Handler) -> None:
     handler.configure("require-grant = true\n")
-    code, said = handler.create()
-    assert code == 1 and "require-grant" in said and "chandler-nri" in said and not edited(handler)
+    code, message = handler.create()
+    assert code == 1 and "require-grant" in message and "chandler-nri" in message and not edited(handler)
     handler.made.config = {**handler.made.config, "annotations": {}}
     assert handler.create()[0] == 0, "who asks for nothing needs no grant"

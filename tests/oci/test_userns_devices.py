@@ -76,7 +76,7 @@ def test_a_fifo_has_no_rule(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("node", "said"),
+    ("node", "message"),
     [
         (
             {"hostPath": "/dev/none-such"},
@@ -86,8 +86,8 @@ def test_a_fifo_has_no_rule(tmp_path: Path) -> None:
         ({"hostPath": "/etc/passwd"}, "/etc/passwd is not a device node"),
     ],
 )
-def test_a_path_with_another_device_by_now_is_refused(node: dict[str, Any], said: str) -> None:
+def test_a_path_with_another_device_by_now_is_refused(node: dict[str, Any], message: str) -> None:
     """A runtime would mount it without a check."""
     with pytest.raises(errors.HostError) as raised:
         userns_devices.split(device("/dev/gpu", **node, **NULL))
-    assert str(raised.value).startswith(f"{ORIGIN}: ") and said in str(raised.value)
+    assert str(raised.value).startswith(f"{ORIGIN}: ") and message in str(raised.value)

@@ -22,7 +22,7 @@ Complete = Callable[[str], set[str]]
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def scripts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The three completion files, and a `chandler` that prints what a node would."""
     directory = tmp_path_factory.mktemp("completions")
     subprocess.run(
@@ -54,41 +54,41 @@ def shell(name: str) -> str:
     return found
 
 
-def words(made: Path, *command: str) -> set[str]:
+def words(scripts: Path, *command: str) -> set[str]:
     done = subprocess.run(
         command,
-        cwd=made / "work",
+        cwd=scripts / "work",
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
         check=False,
         timeout=60,
         env={
-            "PATH": f"{made}/bin:/usr/bin:/bin",
-            "HOME": str(made),
+            "PATH": f"{scripts}/bin:/usr/bin:/bin",
+            "HOME": str(scripts),
             "TERM": "dumb",
-            "XDG_CONFIG_HOME": str(made),
-            "XDG_DATA_HOME": str(made),
+            "XDG_CONFIG_HOME": str(scripts),
+            "XDG_DATA_HOME": str(scripts),
         },
     )
     assert not done.stderr, done.stderr
     return {line.rstrip("/ ") for line in done.stdout.splitlines() if line.strip()}
 
 
-def in_bash(made: Path, line: str) -> set[str]:
+def in_bash(scripts: Path, line: str) -> set[str]:
     """As readline does: the line is split at COMP_WORDBREAKS."""
     if not os.path.exists(BASH_COMPLETION):
         pytest.skip("not installed: bash-completion")
     parts = [part for word in line.split(" ") for part in (re.findall(r"[=:]+|[^=:]+", word) or [""])]
     script = (
-        f"source {BASH_COMPLETION}; source {made}/bash; compopt() {{ :; }}; "
+        f"source {BASH_COMPLETION}; source {scripts}/bash; compopt() {{ :; }}; "
         f"COMP_WORDS=({' '.join(repr(part) for part in parts)}); COMP_CWORD={len(parts) - 1}; COMP_LINE={line!r}; "
         f"COMP_POINT={len(line)}; _chandler; printf '%s\\n' \"${{COMPREPLY[@]}}\""
     )
     before = re.split("[=:]", line.split(" ")[-1])
     cut = line.split(" ")[-1][: -len(before[-1]) or None] if len(before) > 1 else ""
     cut = "" if cut.startswith("--") else cut
-    return {cut + word for word in words(made, shell("bash"), "--norc", "-c", script)}
+    return {cut + word for word in words(scripts, shell("bash"), "--norc", "-c", script)}
 
 
 # zsh completes only while a line is edited, so it needs a terminal; compadd is replaced to print its words.
@@ -115,16 +115,16 @@ sed -n 's/^HIT://p' $MADE/out
 """
 
 
-def in_zsh(made: Path, line: str) -> set[str]:
+def in_zsh(scripts: Path, line: str) -> set[str]:
     if reason := needs.terminals():
         pytest.skip(reason)
-    (made / "out").unlink(missing_ok=True)
-    found = words(made, shell("env"), f"MADE={made}", f"LINE={line}", shell("zsh"), "-f", "-c", ZSH)
+    (scripts / "out").unlink(missing_ok=True)
+    found = words(scripts, shell("env"), f"MADE={scripts}", f"LINE={line}", shell("zsh"), "-f", "-c", ZSH)
     return {re.sub(r"\\(.)", r"\1", word) for word in found}
 
 
-def in_fish(made: Path, line: str) -> set[str]:
-    found = words(made, shell("fish"), "--no-config", "-c", f"source {made}/fish; complete -C {line!r}")
+def in_fish(scripts: Path, line: str) -> set[str]:
+    found = words(scripts, shell("fish"), "--no-config", "-c", f"source {scripts}/fish; complete -C {line!r}")
     return {word.partition("\t")[0].rstrip("/") for word in found}
 
 
@@ -132,8 +132,8 @@ SHELLS = {"bash": in_bash, "zsh": in_zsh, "fish": in_fish}
 
 
 @pytest.fixture(params=SHELLS)
-def complete(request: pytest.FixtureRequest, made: Path) -> Complete:
-    return lambda line: SHELLS[request.param](made, line)
+def complete(request: pytest.FixtureRequest, scripts: Path) -> Complete:
+    return lambda line: SHELLS[request.param](scripts, line)
 
 
 def parsers(parser: argparse.ArgumentParser, name: str = "") -> Iterator[tuple[str, set[str], set[str]]]:
@@ -159,9 +159,9 @@ def test_commands(complete: Complete) -> None:
 
 
 @pytest.mark.parametrize("name", ["bash", "fish"])
-def test_every_option_of_every_command(made: Path, name: str) -> None:
+def test_every_option_of_every_command(scripts: Path, name: str) -> None:
     for command, _, options in COMMANDS:
-        found = SHELLS[name](made, f"chandler {command} -".replace("  ", " "))
+        found = SHELLS[name](scripts, f"chandler {command} -".replace("  ", " "))
         assert {option for option in options if option.startswith("--")} <= found <= options, command
 
 

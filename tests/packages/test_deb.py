@@ -15,7 +15,7 @@ from packages.conftest import build
 from shim.paths import VERSION
 
 
-def said(*command: str) -> str:
+def output(*command: str) -> str:
     return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True).stdout
 
 
@@ -48,7 +48,7 @@ def test_lintian_finds_neither_errors_nor_warnings(deb: Path) -> None:
 def test_it_has_the_files_of_make_install(deb: Path, tmp_path: Path) -> None:
     """Except byte code, which is compiled on installation."""
     package, installed = tmp_path / "package", tmp_path / "installed"
-    said("dpkg-deb", "--extract", str(deb), str(package))
+    output("dpkg-deb", "--extract", str(deb), str(package))
     subprocess.run(
         [f"{REPOSITORY}/packaging/install"],
         check=True,
@@ -70,22 +70,22 @@ def test_the_changelog_begins_with_the_version_of_the_code() -> None:
 
 
 def test_dependencies(deb: Path) -> None:
-    depends = said("dpkg-deb", "--field", str(deb), "Depends")
+    depends = output("dpkg-deb", "--field", str(deb), "Depends")
     assert "python3 (>= 3.9)" in depends and "python3-yaml" in depends
-    assert said("dpkg-deb", "--field", str(deb), "Architecture") == "all\n"
-    known = set(said("apt-cache", "pkgnames").split())
+    assert output("dpkg-deb", "--field", str(deb), "Architecture") == "all\n"
+    known = set(output("apt-cache", "pkgnames").split())
     if "python3-protobuf" not in known:
         pytest.skip("this host has no lists of packages")
     for field in ("Depends", "Recommends"):
         names = {
             re.split(r"[ (]", word.strip())[0]
-            for word in re.split("[,|]", said("dpkg-deb", "--field", str(deb), field))
+            for word in re.split("[,|]", output("dpkg-deb", "--field", str(deb), field))
         }
         assert names - known <= {"youki"}
 
 
 def test_units_that_are_enabled(deb: Path, tmp_path: Path) -> None:
-    said("dpkg-deb", "--control", str(deb), str(tmp_path / "control"))
+    output("dpkg-deb", "--control", str(deb), str(tmp_path / "control"))
     script = (tmp_path / "control/postinst").read_text()
     assert set(re.findall(r"was-enabled '(.*?)'; then\n\t*# Enables", script)) == {
         "chandler-refresh.path",

@@ -158,8 +158,8 @@ def test_every_key_of_the_configuration_with_its_default() -> None:
         if key != "volumes":  # a table of the administrator's own names
             wanted.setdefault(f"[{table}]" if table else "Top level", {})[name] = default(value)
     for title, keys in wanted.items():
-        said = dict(re.findall(r"^ +([a-z-]+) = (.*)$", part("chandler.toml.5", title), re.M))
-        assert said == keys, title
+        documented = dict(re.findall(r"^ +([a-z-]+) = (.*)$", part("chandler.toml.5", title), re.M))
+        assert documented == keys, title
     assert part("chandler.toml.5", "[volumes]")
 
 
@@ -193,12 +193,12 @@ def keys(entries: dict[str, Any], path: str = "") -> Iterator[str]:
 
 
 def test_every_key_of_a_request() -> None:
-    said = {
+    documented = {
         key
         for line in re.findall(r"^ {5}([a-z_.]+(?:, [a-z_.]+)*)(?:  .*)?$", shown("chandler-annotations.7"), re.M)
         for key in line.split(", ")
     }
-    assert {*keys(common.ENTRIES), *keys({path: row.entry for path, row in table.ROWS.items()})} <= said
+    assert {*keys(common.ENTRIES), *keys({path: row.entry for path, row in table.ROWS.items()})} <= documented
     text = shown("chandler-annotations.7")
     for kind, (members, _) in storage.TYPES.items():
         assert re.search(rf"^ +{kind}\s", text, re.M), kind

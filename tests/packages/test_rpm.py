@@ -17,7 +17,7 @@ from shim.paths import VERSION
 RPM = f"{REPOSITORY}/packaging/rpm"
 
 
-def said(*command: str) -> str:
+def output(*command: str) -> str:
     return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True).stdout
 
 
@@ -50,8 +50,8 @@ def test_it_has_the_same_files_as_the_deb(rpm: Path, deb: Path, tmp_path: Path) 
             )
         return found
 
-    one = listed(said("dpkg-deb", "--contents", str(deb)).splitlines(), 5)
-    other = listed(said("rpm", "--query", "--package", "--list", "--verbose", str(rpm)).splitlines(), 8)
+    one = listed(output("dpkg-deb", "--contents", str(deb)).splitlines(), 5)
+    other = listed(output("rpm", "--query", "--package", "--list", "--verbose", str(rpm)).splitlines(), 8)
     left_out = re.compile(r"/usr/share/(doc|licenses)/|.*\.preset$")
     files = {name: what for name, what in one.items() if not what.startswith("d") and not left_out.match(name)}
     assert files == {
@@ -61,8 +61,8 @@ def test_it_has_the_same_files_as_the_deb(rpm: Path, deb: Path, tmp_path: Path) 
     assert ours == {name for name in one if re.match("/(etc|usr/lib)/chandler", name) and one[name].startswith("d")}
     tree = tmp_path / "tree"
     tree.mkdir()
-    said("sh", "-c", f"rpm2cpio {rpm} | (cd {tree} && cpio --extract --make-directories --quiet)")
-    said("dpkg-deb", "--extract", str(deb), str(tmp_path / "deb"))
+    output("sh", "-c", f"rpm2cpio {rpm} | (cd {tree} && cpio --extract --make-directories --quiet)")
+    output("dpkg-deb", "--extract", str(deb), str(tmp_path / "deb"))
     for name, what in files.items():
         if not what.startswith("l"):
             path = name.replace("/zsh/site-functions/", "/zsh/vendor-completions/")
@@ -72,8 +72,8 @@ def test_it_has_the_same_files_as_the_deb(rpm: Path, deb: Path, tmp_path: Path) 
 
 
 def test_configuration_files_and_requirements(rpm: Path) -> None:
-    assert said("rpm", "--query", "--package", "--configfiles", str(rpm)) == "/etc/chandler/config.toml\n"
-    assert "python3 >= 3.9\n" in said("rpm", "--query", "--package", "--requires", str(rpm))
+    assert output("rpm", "--query", "--package", "--configfiles", str(rpm)) == "/etc/chandler/config.toml\n"
+    assert "python3 >= 3.9\n" in output("rpm", "--query", "--package", "--requires", str(rpm))
 
 
 def test_every_unit_has_a_preset() -> None:

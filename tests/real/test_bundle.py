@@ -304,7 +304,7 @@ def test_a_refused_build_writes_nothing(plain: Ship) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["create", "--spec", "F"], "BUNDLE is missing"),
         (["create", "--spec", "F", "--id", "a/b", "B"], "'a/b' is not a container id"),
@@ -318,12 +318,12 @@ def test_a_refused_build_writes_nothing(plain: Ship) -> None:
         (["remove", "/tmp"], "no bundle"),
     ],
 )
-def test_wrong_commands_are_refused(plain: Ship, arguments: list[str], said: str) -> None:
+def test_wrong_commands_are_refused(plain: Ship, arguments: list[str], message: str) -> None:
     plain.write()
     done = plain.command(
         *({"F": plain.file, "B": os.path.join(plain.place, "b")}.get(word, word) for word in arguments), check=False
     )
-    assert done.returncode == 1 and said in done.stderr and not os.path.exists(os.path.join(plain.place, "b"))
+    assert done.returncode == 1 and message in done.stderr and not os.path.exists(os.path.join(plain.place, "b"))
 
 
 def test_the_bundle_may_come_after_the_words_of_args(plain: Ship) -> None:

@@ -59,11 +59,11 @@ class Scene:
 
     def again(self, *options: str) -> str:
         """Configure again and restart, as a person does after a change; returns the command's output."""
-        said = self.configure(*options).stdout
+        output = self.configure(*options).stdout
         self.containerd.stop()
         self.containerd.start()
         self.cri.ready()
-        return said
+        return output
 
     def dump(self) -> str:
         """The configuration as containerd reads it."""
@@ -244,11 +244,11 @@ def test_verify_where_a_kubelet_ends_pods_that_it_does_not_know(scene: Scene) ->
     thread = threading.Thread(target=kubelet)
     thread.start()
     try:
-        said = scene.configure("--runtime", "runc", "--verify", check=False)
+        output = scene.configure("--runtime", "runc", "--verify", check=False)
     finally:
         done.set()
         thread.join()
-    assert "got what it asked for" in said.stdout, said.stderr
+    assert "got what it asked for" in output.stdout, output.stderr
     assert ended and scene.cri.runtime.ListPodSandbox(_list()).items == []
 
 
@@ -257,8 +257,8 @@ def _list() -> Any:
 
 
 def test_chandler_as_the_default_runtime_and_back(scene: Scene, cri: CRI) -> None:
-    said = scene.again("--default", "--runtime", "runc")
-    assert "wrote " in said and "now: systemctl restart containerd" in said
+    output = scene.again("--default", "--runtime", "runc")
+    assert "wrote " in output and "now: systemctl restart containerd" in output
     assert opened(cri, cri.run(cri.pod("default", ask(resources=gpus(1))))) == [0]
     plain = cri.run(cri.pod("asks-nothing"))
     assert opened(cri, plain) == []
@@ -272,8 +272,8 @@ def test_configuration_removed_under_running_pods(scene: Scene, cri: CRI) -> Non
     containerd 2 looks up the handler for an exec. Therefore the command says that pods should end first.
     """
     pod, first, _ = two(cri, "survivor")
-    said = scene.again("--remove")
-    assert "restored " in said and "note: end the pods" in said and read(scene.file) == scene.before
+    output = scene.again("--remove")
+    assert "restored " in output and "note: end the pods" in output and read(scene.file) == scene.before
     assert not [name for name in os.listdir(scene.containerd.directory) if "chandler" in name or name == "conf.d"]
     assert set(runtimes(scene.dump())) == {"runc"}
     assert cri.running(first)

@@ -272,7 +272,7 @@ def test_parsing_any_words_raises_nothing_and_keeps_the_words(argv: list[str], k
 # --- The runtimes themselves.
 
 
-def said(kind: str, text: str) -> set[str]:
+def options_in_help(kind: str, text: str) -> set[str]:
     """The options in a runtime's --help, as in args.OPTIONS."""
     found: set[str] = set()
     for line in text.splitlines():
@@ -309,7 +309,9 @@ def test_the_tables_have_every_option_of_the_installed_runtimes(label: str) -> N
         if done.returncode or (verb and not re.search(rf"(?m)^(Usage:|\s+\S*runc\b).*\b{verb}\b", done.stdout)):
             continue  # not one of this version's verbs
         asked += 1
-        unknown = said(runtime.kind, done.stdout) - set(args.OPTIONS[runtime.kind].get(verb, "").split()) - always
+        unknown = (
+            options_in_help(runtime.kind, done.stdout) - set(args.OPTIONS[runtime.kind].get(verb, "").split()) - always
+        )
         assert not unknown, f"{label} {verb or 'globally'}"
     assert asked > 8
 

@@ -265,12 +265,12 @@ def test_another_python(package: Package, cri: CRI, lab: str) -> None:
     os.makedirs(f"{tree}/usr/bin")
     os.makedirs(f"{tree}/DEBIAN")
     os.symlink(os.readlink("/usr/bin/python3"), f"{tree}/usr/bin/python3")
-    said = sh("dpkg-query", "--status", "python3-minimal")
+    output = sh("dpkg-query", "--status", "python3-minimal")
     with open(f"{tree}/DEBIAN/control", "w", encoding="utf-8") as file:
         file.write(
             "".join(
                 line + "\n"
-                for line in said.splitlines()
+                for line in output.splitlines()
                 if not line.startswith(("Status:", "Depends:", "Pre-Depends:"))
             )
         )
@@ -293,8 +293,8 @@ def test_removed_and_purged(package: Package, containerd: Containerd, cri: CRI, 
     engine.create(made, "one")
     config = os.path.join(containerd.directory, "config.toml")
     write_own('[cdi]\ngenerate-dir = "/etc/cdi"\n')
-    said = sh("dpkg", "--remove", "chandler")
-    assert "one is still there" in said
+    output = sh("dpkg", "--remove", "chandler")
+    assert "one is still there" in output
     assert not os.path.exists(CODE) and not os.path.exists("/usr/bin/chandler-runtime") and not launch()
     assert os.path.exists("/etc/chandler/config.toml") and os.path.exists("/run/chandler/grants")
     assert state("chandler-refresh.path")[0] == "inactive"
