@@ -61,15 +61,22 @@ def _hidden(entry: Entry) -> bool:
 
 def creating(entry: Entry) -> bool:
     """Whether the process that creates the container may still run.  The caller has checked `sees`."""
+    return runs(entry, entry["pid"], entry["started"])
+
+
+def runs(entry: Entry, pid: int, started: int) -> bool:
+    """Whether a process of the PID namespace in which the container was created may still run.
+
+    `started`: when it started, in clock ticks, 0 where that is not known.  A zombie does not run.  The caller has
+    checked `sees`.
+    """
     pid_namespace = entry.get("pidns", "")
     if pid_namespace in ("", kernel.namespace("pid")):
-        started = kernel.started(entry["pid"])
         # the kernel gives start times in the reader's time namespace: another one's cannot be compared
-        return bool(started) and (
-            started == entry["started"] or entry.get("timens", kernel.namespace("time")) != kernel.namespace("time")
-        )
+        return not _ended(str(pid)) and (started in (0, kernel.started(pid)) or not in_our_time(entry))
     return any(
-        kernel.namespace("pid", pid) == pid_namespace and _inner_pid(pid) == entry["pid"] for pid in _processes()
+        kernel.namespace("pid", other) == pid_namespace and _inner_pid(other) == pid and not _ended(other)
+        for other in _processes()
     )
 
 

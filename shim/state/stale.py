@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 _PATIENCE = 10.0  # seconds
 _MAX_STATE = 16 << 20  # bytes
+# Source: container.c of crun (libcrun_container_state); youki 0.7 and runc 1.1 were tried.
+_NEEDED = {"crun": ("status", "config.json"), "youki": ("youki_config.json", "state.json"), "runc": ("state.json",)}
+_NAMES_INIT = "status"  # crun's, which always names the container's first process
 _CREATOR = frozenset(("boot", "pid", "started", "runtime"))  # a record with these says which process made the container
 
 
@@ -38,8 +41,11 @@ def is_gone(entry: Entry) -> bool:
 
     It is gone when three things are true: the process that created it has ended, its control group has no processes,
     and the runtime does not know it or calls it stopped.  `stopped` alone is not enough, since a container without a
-    PID namespace of its own can leave processes behind.  A state directory without the runtime's file was left by a
-    runtime that was killed early, which does not know the container either.
+    PID namespace of its own can leave processes behind.
+
+    A state directory may lack some of the runtime's files: its create was killed early, or its delete was killed, or
+    an earlier delete of the same id came so late that it took them from a new container.  Then the runtime never says
+    anything about the container again, nor can it delete it.  What decides is the first process, if a file names it.
     """
     if liveness.of_another_boot(entry):
         return True
@@ -48,18 +54,23 @@ def is_gone(entry: Entry) -> bool:
     if not liveness.sees(entry) or liveness.creating(entry):
         return False
     state = os.path.join(entry["root"], entry["id"])
-    if liveness.occupants(entry, groups(state)) or liveness.goes_on_in_threads(_init(state)):
+    pid, started = _init(state)
+    if liveness.occupants(entry, groups(state)) or liveness.goes_on_in_threads(pid):
         return False
-    if os.path.exists(os.path.join(state, _file(entry["runtime"]))):
+    if all(os.path.exists(os.path.join(state, name)) for name in _needed(entry["runtime"])):
         return liveness.in_our_time(entry) and _status(entry) == "stopped"
+    if pid and liveness.runs(entry, pid, started) or not pid and os.path.exists(os.path.join(state, _NAMES_INIT)):
+        return False
     # Without a control group nothing shows whether processes are left.
     return entry.get("group") != liveness.NO_GROUP and liveness.visible(entry)
 
 
-def _file(runtime: str) -> str:
-    """The file by which a runtime knows a container in its state directory; '' for a runtime that we do not know."""
-    name = os.path.basename(runtime)
-    return next((file for file, kind in runtimes.STATE_FILES if kind == name), "")
+def _needed(runtime: str) -> tuple[str, ...]:
+    """The files in a container's state directory without one of which a runtime does not tell the container's status.
+
+    ('',), the directory itself, for a runtime that we do not know.
+    """
+    return _NEEDED.get(os.path.basename(runtime), ("",))
 
 
 def state_file(directory: str) -> Document:
@@ -76,17 +87,17 @@ def _object(path: str) -> Document:
     return content if isinstance(content, dict) else {}
 
 
-def _init(directory: str) -> int:
-    """The pid of the container's first process; 0 when its runtime names none.
+def _init(directory: str) -> tuple[int, int]:
+    """(pid, start time in clock ticks) of the container's first process; 0 for what its runtime does not name.
 
-    Source: what crun (status), youki (state.json) and runc (state.json) write.
+    Source: what crun (status), youki (state.json, without the time) and runc (state.json) write.
     """
-    pids = [
-        state.get(key)
-        for state in (state_file(directory), _object(os.path.join(directory, "state.json")))
-        for key in ("pid", "init_process_pid")
-    ]
-    return next((pid for pid in pids if type(pid) is int), 0)
+    for state in (state_file(directory), _object(os.path.join(directory, "state.json"))):
+        for pid, started in (("pid", "process-start-time"), ("init_process_pid", "init_process_start")):
+            if type(state.get(pid)) is int:
+                time_of_start = state.get(started)
+                return state[pid], time_of_start if type(time_of_start) is int else 0
+    return 0, 0
 
 
 def groups(directory: str) -> list[str]:

@@ -366,6 +366,24 @@ def test_a_lease_stays_while_its_runtime_cannot_be_asked(
         attack.close()
 
 
+@pytest.mark.parametrize("runtime", ["crun", "newer-crun", "youki"], indirect=True)
+def test_a_state_directory_that_has_lost_a_file(attack: Attack) -> None:
+    """The runtime's own delete took the file and was killed, or met a create of the same id.
+
+    From then on the runtime neither says anything about the container nor deletes it. Such a lease once stayed.
+    """
+    attack.engine.create(attack.bundle("b1"), "c1")
+    pid = attack.engine.state("c1")["pid"]
+    os.unlink(os.path.join(attack.engine.root, "c1", "state.json" if attack.runtime.kind == "youki" else "config.json"))
+    assert attack.engine.call("state", "c1", check=False).returncode != 0
+    assert attack.chandler("leases", "release", "--stale").stdout.startswith("0 stale"), "the container lives"
+    assert HELD in attack.create("b2", attack.engine.root, "c2")
+    os.kill(pid, signal.SIGKILL)
+    assert attack.engine.call("delete", "--force", "c1", check=False).returncode != 0
+    until_gone(attack)
+    assert attack.create("b3", attack.engine.root, "c3") == "" and attack.records() == ["c3"]
+
+
 # --- stopped is not unused ------------------------------------------------------------------------------------------
 
 

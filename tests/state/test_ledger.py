@@ -18,6 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from lab import REPOSITORY, partial
 
 from shim.errors import HostError, LeaseError, TrustError
+from shim.host import kernel
 from shim.sharing import terms
 from shim.state import leases, ledger, stale
 from shim.state.ledger import Ledger
@@ -134,16 +135,38 @@ def test_stale_only_when_certainly_gone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("runtime", "file"), [("runc", "state.json"), ("crun", "status"), ("youki", "youki_config.json")]
+    ("runtime", "files"),
+    [("runc", ["state.json"]), ("youki", ["youki_config.json", "state.json"]), ("crun", ["config.json", "status"])],
 )
-def test_a_state_directory_without_a_container_in_it_is_no_container(tmp_path: Path, runtime: str, file: str) -> None:
-    """A runtime that was killed early leaves it; that runtime will never know the container."""
+def test_a_state_directory_without_a_container_in_it_is_no_container(
+    tmp_path: Path, runtime: str, files: list[str]
+) -> None:
+    """A runtime that was killed leaves it; that runtime will never say anything about the container."""
     found = lease(tmp_path, "half") | {"runtime": f"/nowhere/{runtime}"}
     (tmp_path / "half").mkdir()
-    assert stale.is_stale(found)
     assert not stale.is_stale(found | {"runtime": "/nowhere/kata"}), "an unknown runtime may keep its state there"
-    (tmp_path / "half" / file).touch()
+    for file in files:
+        assert stale.is_stale(found)
+        (tmp_path / "half" / file).touch()
     assert not stale.is_stale(found), "the runtime gives no answer"
+
+
+def test_a_state_directory_of_crun_s_that_has_lost_its_config_json(tmp_path: Path) -> None:
+    """crun's delete needs that file, so this is never mended. `status` says which process decides."""
+    found = lease(tmp_path, "half") | {"runtime": "/nowhere/crun"}
+    status = tmp_path / "half/status"
+    status.parent.mkdir()
+    own = {"pid": os.getpid(), "process-start-time": kernel.started(os.getpid())}
+    for text, gone in (
+        (json.dumps(own), False),
+        (json.dumps({"pid": own["pid"]}), False),
+        (json.dumps(own | {"process-start-time": own["process-start-time"] + 1}), True),
+        (json.dumps({"pid": 2**22}), True),
+        ('{"pid":', False),
+        ("", False),
+    ):
+        status.write_text(text)
+        assert stale.is_stale(found) == gone, text
 
 
 def test_the_wrapper_takes_over_what_the_plugin_held_for_the_same_container(tmp_path: Path) -> None:

@@ -78,6 +78,20 @@ def test_who_creates(tmp_path: Path) -> None:
     assert not stale.is_gone(mine | {"started": mine["started"] + 1, "root": "relative"})
 
 
+def test_a_zombie_creates_nothing(tmp_path: Path) -> None:
+    """A killed create whose engine has not waited for it yet."""
+    pid = os.fork()
+    if not pid:
+        os._exit(0)
+    try:
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        made = entry(tmp_path, pid=pid, started=kernel.started(pid))
+        assert made["started"] and not liveness.creating(made) and stale.is_gone(made)
+        assert not liveness.creating(made | {"timens": "time:[1]"})
+    finally:
+        os.waitpid(pid, 0)
+
+
 def test_a_namespace_that_is_not_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The host sees all processes; from another namespace a process of a third one may be invisible."""
     theirs = entry(tmp_path, pidns="pid:[7]")
