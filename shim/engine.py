@@ -104,6 +104,8 @@ class Wanted:
         "_rootless",
         "_bundle",
         "_rules",
+        "_closing",
+        "_bound",
     )
 
     def __init__(
@@ -126,10 +128,15 @@ class Wanted:
         self._built = known.get("built", False)
         self._rootless = known.get("rootless", False)
         self._bundle = known.get("bundle", "")
-        # Without root, runtimes set no device rules.  In a user namespace no container can make a node, and NRI does
-        # not tell all rules, so that there a list without a rule that denies everything says nothing.
-        complete = "bundle" in known and not reader.in_user_namespace(document)
-        self._rules = [] if self._rootless else reader.opening_rules(document, complete)
+        # Without root, runtimes set no device rules.  NRI does not tell all rules.
+        self._rules = [] if self._rootless else reader.opening_rules(document, "bundle" in known)
+        self._closing, self._bound = EMPTY, []  # type: Edits, List[str]
+        if self._rules and self._rules[0] is reader.NO_DENIAL and reader.in_user_namespace(document):
+            # podman writes no device rules for a user namespace, and its image may have any node.
+            from shim.oci import engine_mounts
+
+            del self._rules[0]
+            self._closing, self._bound = engine_mounts.closing(document, self._bundle, request.source)
         if request.gpu is not None and not common.SHARING.isdisjoint(request.gpu):
             from shim.sharing import terms
 
@@ -166,6 +173,7 @@ class Wanted:
         """
         wish = self.request
         share = self._share
+        closing = EMPTY
         others = held if share is None or not held else share.seen(held)
         try:
             grant = choose.grant(
@@ -177,11 +185,12 @@ class Wanted:
             leased = held is not None
             present = reader.device_numbers(self._document) if leased else {}
             # with root the device rules decide what a container can open
-            mounts = reader.bind_sources(self._document) if leased and self._rootless else []
+            mounts = reader.bind_sources(self._document) if leased and self._rootless else self._bound if leased else []
             if present or mounts or self._rules:
                 _check_engine_devices(
                     present, mounts, self._rules, grant, self._inventory, wish.source, leased, self._bundle
                 )
+            closing = self._closing
         permission.check_devices(wish, grant.names, *choose.weighed(grant, self._inventory), self._config)
         if share is not None:
             from shim.sharing import nvidia_tools
@@ -190,7 +199,7 @@ class Wanted:
         mark = Edits(
             [(ANNOTATION, self._config["annotation-prefix"] + parse.MARK, ",".join(grant.names), "for people to read")]
         )
-        return Plan(wish, grant, self._before, (self._training, mark), share)
+        return Plan(wish, grant, self._before, (self._training, mark, closing), share)
 
 
 class Granting:

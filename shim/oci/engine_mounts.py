@@ -2,7 +2,8 @@
 
 In such a container, a bind mount of a device node, or of a directory with device nodes, lets the container do what the
 mode of the node lets the caller do.  Rootless podman turns `--device` and `--privileged` into such mounts.
-Loaded only when config.json of such a container has bind mounts and the container asks for GPUs.
+Loaded only when config.json of such a container has bind mounts and the container asks for GPUs; and for a container of
+root's in a user namespace for which the engine has written no device rules.
 """
 
 from __future__ import annotations
@@ -10,14 +11,16 @@ from __future__ import annotations
 import os
 
 from shim import errors
-from shim.edits import DEVICE
+from shim.edits import DEVICE, DEVICE_RULE, Edits
 from shim.host import device_nodes
+from shim.oci import reader
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from shim.node.inventory import Inventory
+    from shim.shapes import Document
 
 _MAX_ENTRIES = 4096  # entries of one directory that are checked
 
@@ -43,6 +46,24 @@ def check(
                 f"{source}: resources.gpu: the engine mounts {path}, and with it {ungranted}, which is not granted",
                 "ask for GPUs in one way alone",
             )
+
+
+def closing(document: Document, bundle: str, source: str) -> tuple[Edits, list[str]]:
+    """Device rules that allow only the devices that the engine gives, and the bind mounts among these.
+
+    podman writes no device rules for a user namespace, since no container can make a device node there.  crun and youki
+    then let the container open every device, also by a node that its image has.  `source`: where the request came from.
+    """
+    sources = reader.bind_sources(document)
+    numbers = {path: _device_number(os.path.realpath(os.path.join(bundle, path))) for path in sources}
+    bound = {path: number for path, number in numbers.items() if number}
+    rules: list[Document] = [{"allow": False, "access": "rwm"}]
+    for number in dict.fromkeys([*reader.device_numbers(document), *bound.values()]):
+        major, _, minor = number[1:].partition(":")
+        if number[0] in "bc" and major.isdecimal() and minor.isdecimal():
+            rules.append({"allow": True, "type": number[0], "major": int(major), "minor": int(minor), "access": "rwm"})
+    origin = f"{source}: the engine has no rule that denies devices"
+    return Edits([(DEVICE_RULE, str(index), rule, origin) for index, rule in enumerate(rules)]), list(bound)
 
 
 def _entries(directory: str) -> Iterator[str]:

@@ -105,7 +105,8 @@ def _device_rules(config: Document, edits: list[Edit]) -> None:
     rules = member(member(member(config, "linux", dict), "resources", dict), "devices", list)
     for _, _, rule, _ in edits:
         if rule not in rules:
-            rules.append(rule)
+            # A rule that denies everything cancels those before it.
+            rules.insert(len(rules) if rule["allow"] else 0, rule)
 
 
 # In the order in which they are applied.

@@ -157,12 +157,16 @@ def device_rules(config: Document) -> List[Any]:
     return value if isinstance(value, list) else []
 
 
+NO_DENIAL = (None, None, None, "the lack of a device rule that denies everything")
+
+
 def opening_rules(config: Document, complete: bool) -> List[Any]:
     """The device rules that let a container read or write devices, each as (type, major, minor, the rule in words).
 
     None stands for a type or a number that the rule leaves open.  `complete`: the runtime adds no rules to this list.
 
-    - With a complete list everything is open until a rule denies everything, since crun applies the list as it is.
+    - With a complete list everything is open until a rule denies everything, since crun applies the list as it is:
+      NO_DENIAL is then the first.
     - A rule that denies everything cancels all rules before it.  A rule that denies less cancels nothing here, because
       cgroup v1 takes an allowance back only in exactly the words in which it was given.
     - A rule whose type is neither `c` nor `b` opens everything.  For type `a`, and without a type, runtimes and cgroup
@@ -170,7 +174,7 @@ def opening_rules(config: Document, complete: bool) -> List[Any]:
     - A rule with a key that differs from a known one only in case opens everything: see other_case.
     Source: OCI runtime specification, "Allowed Device list"; Documentation/admin-guide/cgroup-v1/devices.rst.
     """
-    opening: List[Any] = [(None, None, None, "the lack of a device rule that denies everything")] if complete else []
+    opening: List[Any] = [NO_DENIAL] if complete else []
     for rule in device_rules(config):
         if not isinstance(rule, dict):
             continue

@@ -109,6 +109,12 @@ def equip(
                 f"{plan.request.source}: the NRI plugin has not served this container, and require-grant is set",
                 "see that chandler-nri runs and is connected, then create the container anew",
             )
+        if plan.names and call.cgroup_manager == "disabled" and not place.rootless:
+            raise errors.RequestError(
+                f"{plan.request.source}: --cgroup-manager=disabled: without a control group nothing keeps the "
+                "container from other GPUs",
+                "call the runtime without this option",
+            )
         granting.release_with_container()
         granting.prepare()
         if call.verb == "restore":

@@ -81,7 +81,7 @@ def _read(source: str) -> bytes | None:
 
 
 def _with_rules(data: bytes, our_rules: list[Any]) -> bytes:
-    """The resources with our rules after their device rules; unchanged where they have no device rules."""
+    """The resources with our rules beside their device rules; unchanged where they have no device rules."""
     try:
         resources = jsontext.loads(data)
     except ChandlerError:
@@ -89,5 +89,8 @@ def _with_rules(data: bytes, our_rules: list[Any]) -> bytes:
     engine_rules = resources.get("devices") if isinstance(resources, dict) else None
     if not isinstance(engine_rules, list) or not engine_rules:
         return data
-    resources["devices"] = [*engine_rules, *(rule for rule in our_rules if rule not in engine_rules)]
+    added = [rule for rule in our_rules if rule not in engine_rules]
+    # A rule that denies everything cancels those before it.
+    denials = [rule for rule in added if not rule["allow"]]
+    resources["devices"] = [*denials, *engine_rules, *(rule for rule in added if rule["allow"])]
     return jsontext.dumps(resources)

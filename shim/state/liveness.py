@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 # The value of `group` when the runtime makes no control group (crun's --cgroup-manager=disabled).
 NO_GROUP = "//"
+_PF_EXITING = 4  # in the flags of /proc/PID/stat.  Source: include/linux/sched.h
 # The initial PID namespace, from which every process is seen.  Source: PROC_PID_INIT_INO, include/linux/proc_ns.h.
 _INITIAL = "pid:[4026531836]"
 _INITIAL_USER = "user:[4026531837]"  # PROC_USER_INIT_INO, in the same file
@@ -98,16 +99,27 @@ def occupants(entry: Entry, groups: Iterable[str] = ()) -> list[int]:
 def _tables(pid: str) -> Iterator[str]:
     """The text of /proc/PID/cgroup of a process, and of its threads where that is needed.
 
-    cgroup v1 shows the first thread in the root group once it has ended, even if other threads of the process live.
+    cgroup v1 shows a thread that has begun to end in the root group.  A process with much memory needs seconds to end,
+    and closes its files last; and other threads may live on after the first one.  So for such a process each thread is
+    asked, and its /proc/PID/cpuset, which tells the group up to the end.
+    Source: kernel/cgroup/cgroup.c (proc_cgroup_show), kernel/exit.c (do_exit).
     """
     table = _read(f"/proc/{pid}/cgroup")
     yield table
-    if ":/\n" in table and kernel.stat(pid)[:1] == ["Z"]:
-        try:
-            threads = posix.listdir(f"/proc/{pid}/task")
-        except OSError:
-            return
-        yield from (_read(f"/proc/{pid}/task/{thread}/cgroup") for thread in threads if thread != pid)
+    if ":/\n" not in table:
+        return
+    fields = kernel.stat(pid)
+    if not fields or fields[0] != "Z" and not int(fields[6]) & _PF_EXITING:
+        return
+    try:
+        threads = posix.listdir(f"/proc/{pid}/task")
+    except OSError:
+        return
+    for thread in threads:
+        task = f"{pid}/task/{thread}"
+        if kernel.stat(task)[:1] not in ([], ["Z"], ["X"]):
+            yield _read(f"/proc/{task}/cgroup")
+            yield f"0:cpuset:{_read(f'/proc/{task}/cpuset')}"
 
 
 def _in_group(table: str, wanted: list[list[str]]) -> bool:

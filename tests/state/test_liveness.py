@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from lab import partial
+from lab import cgroups, partial
 
 from shim.host import kernel, runtimes
 from shim.state import liveness, stale
@@ -175,3 +177,26 @@ def test_what_proc_hides(monkeypatch: pytest.MonkeyPatch, options: str, namespac
     )
     monkeypatch.setattr("posix.geteuid", lambda: uid)
     assert liveness.sees(partial({"pidns": "pid:[5]", "userns": "user:[1]"})) == seen
+
+
+@pytest.mark.skipif(cgroups.mode() == "unified" or os.geteuid() != 0, reason="needs cgroup v1, and root to make groups")
+def test_a_process_that_is_still_ending_is_an_occupant() -> None:
+    """cgroup v1 shows it in the root group, while it gives its memory back and has its files open."""
+    name = f"chandler-ending-{os.getpid()}"
+    group = f"{cgroups.SYSFS}/cpuset/{name}"
+    os.mkdir(group)
+    for file in ("cpuset.cpus", "cpuset.mems"):
+        Path(group, file).write_text(Path(cgroups.SYSFS, "cpuset", file).read_text())
+    program = f"data = bytearray({256 << 20})\nfor at in range(0, len(data), 4096): data[at] = 1\nprint()\ninput()"
+    process = subprocess.Popen([sys.executable, "-uc", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        Path(group, "cgroup.procs").write_text(str(process.pid))
+        assert process.stdout is not None and process.stdout.readline() == b"\n"
+        process.kill()
+        while liveness.occupants(partial({"id": name, "group": f"/{name}"})):
+            pass
+        assert kernel.stat(process.pid)[0] == "Z"
+    finally:
+        process.kill()
+        process.communicate()
+        os.rmdir(group)
