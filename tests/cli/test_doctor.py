@@ -349,7 +349,7 @@ def test_held_and_stale_leases_are_counted(machine: Machine) -> None:
     leases = [
         {
             **ledger.oci_lease("gone", str(machine.directory), "/bin/false", 0),
-            "started": 0,
+            "started": 1,  # another process had the pid then
             "names": ["0"],
             "keys": ["c195:0"],
         },

@@ -1,12 +1,15 @@
-"""The node image's files, built once."""
+"""The node image's files, built once, and a cluster, started once."""
 
 from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 
 import pytest
 from lab import REPOSITORY, kubenode
+from lab import cluster as kubernetes
+from lab.place import within
 
 
 @pytest.fixture(scope="session")
@@ -29,3 +32,25 @@ def newer(lab: str) -> str:
         file.seek(0)
         file.write(text.replace('VERSION = "', 'VERSION = "9.'))
     return kubenode.build(os.path.join(lab, "newer-image"), checkout)
+
+
+@pytest.fixture(scope="session")
+def cluster(
+    lab: str, tree: str, needs_mounts: None, needs_devices: None, needs_kmsg: None
+) -> Iterator[kubernetes.Cluster]:
+    """Two nodes with two GPUs each, and nothing of Chandler's yet but the image."""
+    if reason := kubernetes.missing():
+        pytest.skip(reason)
+    with within(lab) as place:
+        made = kubernetes.Cluster(place)
+        try:
+            made.start(tree)
+            yield made
+        finally:
+            made.close()
+
+
+@pytest.fixture(scope="session")
+def bare(cluster: kubernetes.Cluster) -> dict[str, dict[str, str]]:
+    """By node, the files in which it differs from this machine before anything of Chandler's is installed."""
+    return {node.name: node.files() for node in cluster.nodes}

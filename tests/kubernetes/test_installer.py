@@ -12,11 +12,10 @@ from collections.abc import Callable, Iterator
 import pytest
 from lab import bundle, cgroups
 from lab.engine import Engine, read
-from lab.kubenode import Node, replace_image
+from lab.kubenode import PYTHONS, Node, replace_image
 from lab.node import Node as GPUNode
 from lab.plugin import until
 
-PYTHONS = sorted(f"/usr/bin/{name}" for name in os.listdir("/usr/bin") if name.startswith("python3"))
 UBUNTU = 'NAME="Ubuntu"\nID=ubuntu\nPRETTY_NAME="Ubuntu 24.04.1 LTS"\n'
 COS = 'NAME="Container-Optimized OS"\nID=cos\nPRETTY_NAME="Container-Optimized OS from Google"\n'
 FLATCAR = 'ID=flatcar\nID_LIKE=coreos\nPRETTY_NAME="Flatcar Container Linux by Kinvolk 4081.2.0 (Oklo)"\n'

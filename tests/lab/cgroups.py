@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -46,6 +47,76 @@ def limit(controller: str, version1: str, version2: str, pid: int) -> int:
         file = f"{SYSFS}{groups['']}/{version2}"
     with open(file, encoding="ascii") as value:
         return int(value.read())
+
+
+class Group:
+    """A control group in every hierarchy of this host, for a machine that sees it as the root of all groups."""
+
+    def __init__(self, name: str) -> None:
+        self.points: dict[str, str] = {}  # each hierarchy's place below SYSFS, and mount(8)'s options for it
+        if mode() == "unified":
+            _delegate()
+            self.points["."] = "-t cgroup2"
+        else:
+            with open("/proc/self/cgroup", encoding="utf-8") as table:
+                for controllers in [line.split(":")[1] for line in table]:
+                    options = f"none,{controllers}" if controllers.startswith("name=") else controllers
+                    point = controllers.removeprefix("name=") or "unified"
+                    if os.path.isdir(f"{SYSFS}/{point}"):
+                        self.points[point] = f"-t cgroup -o {options}" if controllers else "-t cgroup2"
+        self.directories = [os.path.normpath(f"{SYSFS}/{point}/{name}") for point in self.points]
+        for directory in self.directories:
+            os.mkdir(directory)
+            if directory.startswith(f"{SYSFS}/cpuset/"):  # a new group has neither, and takes no process
+                for file in ("cpuset.cpus", "cpuset.mems"):
+                    shutil.copyfile(f"{SYSFS}/cpuset/{file}", f"{directory}/{file}")
+
+    @property
+    def wrap(self) -> tuple[str, ...]:
+        """Precedes a command, which runs in this group and sees it as the root."""
+        joined = "".join(f"echo 0 >{directory}/cgroup.procs\n" for directory in self.directories)
+        return ("sh", "-c", f'set -e\n{joined}exec unshare -C "$@"', "sh")
+
+    @property
+    def mounts(self) -> str:
+        """For a shell that runs so: mount the hierarchies at sys/fs/cgroup."""
+        if "." in self.points:
+            # A group with processes of its own can give its groups no controllers.
+            return (
+                "mount -t cgroup2 cgroup2 sys/fs/cgroup; mkdir sys/fs/cgroup/init\n"
+                "echo 0 >sys/fs/cgroup/init/cgroup.procs\n"
+            )
+        return "mount -t tmpfs -o mode=755 tmpfs sys/fs/cgroup\n" + "".join(
+            f"mkdir sys/fs/cgroup/{point}; mount {options} cgroup sys/fs/cgroup/{point}\n"
+            for point, options in self.points.items()
+        )
+
+    def remove(self) -> None:
+        """Remove it and what is in it. Its processes must have been killed."""
+        remove({path for directory in self.directories for path, _, _ in os.walk(directory)})
+
+
+def _delegate() -> None:
+    """Let the groups of version 2 have every controller.
+
+    In a container, the first group is not the host's root, and its processes must leave it before.
+    """
+    with open(f"{SYSFS}/cgroup.controllers", encoding="ascii") as file:
+        wanted = " ".join(f"+{name}" for name in file.read().split())
+    try:
+        _write(f"{SYSFS}/cgroup.subtree_control", wanted)
+    except OSError:
+        os.makedirs(f"{SYSFS}/init", exist_ok=True)
+        with open(f"{SYSFS}/cgroup.procs", encoding="ascii") as file:
+            for pid in file.read().split():
+                with contextlib.suppress(OSError):  # it may have ended
+                    _write(f"{SYSFS}/init/cgroup.procs", pid)
+        _write(f"{SYSFS}/cgroup.subtree_control", wanted)
+
+
+def _write(path: str, text: str) -> None:
+    with open(path, "w", encoding="ascii") as file:
+        file.write(text)
 
 
 def end(directory: str) -> None:

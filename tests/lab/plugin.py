@@ -15,11 +15,11 @@ from lab.engine import read
 PATIENCE = 30.0
 
 
-def until(condition: Callable[[], Any], what: str) -> Any:
+def until(condition: Callable[[], Any], what: str, patience: float = PATIENCE) -> Any:
     """Evaluate `condition` again and again, until it is true; returns its value."""
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + patience
     while not (value := condition()):
-        assert time.monotonic() < end, f"{what} did not come about within {PATIENCE:.0f} s"
+        assert time.monotonic() < end, f"{what} did not come about within {patience:.0f} s"
         time.sleep(0.01)
     return value
 

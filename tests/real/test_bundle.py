@@ -315,7 +315,7 @@ def test_a_refused_build_writes_nothing(plain: Ship) -> None:
         (["create", "--spec", "F", "--image-config", "F", "--rootfs", "/no/such", "B"], "/no/such is not a directory"),
         (["run", "--spec", "F", "B"], "run needs --rootfs"),
         (["run", "--spec", "F", "--rootfs", "/", "/tmp"], "/tmp exists already"),
-        (["remove", "/tmp"], "no bundle"),
+        (["remove", "/tmp"], "/tmp is not a bundle"),
     ],
 )
 def test_wrong_commands_are_refused(plain: Ship, arguments: list[str], message: str) -> None:
