@@ -22,7 +22,7 @@ MAX_STATE = 1 << 20  # bytes of the container's state on standard input
 MAX_CONFIG = 16 << 20  # bytes of config.json
 
 
-class Late(Exception):
+class TimeExceeded(Exception):
     """The hook took longer than PATIENCE."""
 
 
@@ -58,6 +58,6 @@ def exceeded(error: Exception) -> str:
     """The message for Late or MemoryError."""
     return (
         str(error)
-        if isinstance(error, Late)
+        if isinstance(error, TimeExceeded)
         else f"needed more than {MAX_MEMORY >> 20} MiB of memory, or than the engine's limit, and was stopped"
     )

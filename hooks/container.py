@@ -6,7 +6,7 @@ import ctypes
 import os
 import sys
 
-from hooks.bounds import MAX_CONFIG, Late, be_patient, exceeded, say
+from hooks.bounds import MAX_CONFIG, TimeExceeded, be_patient, exceeded, say
 from shim import jsontext
 from shim.errors import ChandlerError
 from shim.host.inroot import Root
@@ -25,7 +25,7 @@ HOOKS = {
 REQUIRED = ("disable-device-node-modification",)  # the container starts even when one of the others is stopped
 
 
-class Wrong(Exception):
+class HookError(Exception):
     """The hook cannot do its work, and the container must not start.  The text says why."""
 
 
@@ -69,7 +69,7 @@ def run(argv: list[str], state: bytes) -> int:
         steps = []
         for name, *words in _calls(argv):
             if name not in HOOKS:
-                raise Wrong(f"no such hook; known are {', '.join(HOOKS)}")
+                raise HookError(f"no such hook; known are {', '.join(HOOKS)}")
             __import__("hooks." + HOOKS[name])
             module = sys.modules["hooks." + HOOKS[name]]
             steps.append((name, module, module.parse(words)))
@@ -79,13 +79,13 @@ def run(argv: list[str], state: bytes) -> int:
             be_patient()
             try:
                 status: int = module.run(container, arguments)
-            except (Late, MemoryError) as error:
+            except (TimeExceeded, MemoryError) as error:
                 say(f"{name}: {exceeded(error)}")
                 status = int(name in REQUIRED)
             if status:
                 return status
         return 0
-    except Wrong as error:
+    except HookError as error:
         say(f"{name}: {error}")
     except OSError as error:
         say(f"{name}: {error.filename or ''}: {error.strerror}")
@@ -103,11 +103,11 @@ def _container(state: bytes) -> Container:
             raise ValueError
         return Container(Root(path), config)
     except (ChandlerError, ValueError, KeyError, TypeError) as error:
-        raise Wrong(
+        raise HookError(
             f"the runtime's state or the bundle's config.json does not say where the container is ({error})"
         ) from None
     except OSError as error:
-        raise Wrong(f"{error.filename}: {error.strerror}") from None
+        raise HookError(f"{error.filename}: {error.strerror}") from None
 
 
 def _calls(argv: list[str]) -> list[list[str]]:

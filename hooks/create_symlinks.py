@@ -12,7 +12,7 @@ import os
 import stat
 
 from hooks.bounds import say
-from hooks.container import Container, Wrong
+from hooks.container import Container, HookError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,14 +26,14 @@ MAX_PATH = 1024  # bytes of a path and of a link's target; the kernel's limit is
 def parse(arguments: list[str]) -> list[tuple[str, str]]:
     """The links as (path, target).  Raises Wrong."""
     if len(arguments) % 2 or set(arguments[::2]) - {"--link"} or len(arguments) > 2 * MAX_LINKS:
-        raise Wrong(f"the arguments are `--link TARGET::PATH`, at most {MAX_LINKS} times")
+        raise HookError(f"the arguments are `--link TARGET::PATH`, at most {MAX_LINKS} times")
     pairs = []
     for word in arguments[1::2]:
         target, _, path = word.partition("::")
         if not target or not path.startswith("/") or path.endswith("/") or path.rpartition("/")[2] in (".", ".."):
-            raise Wrong(f"{word[:MAX_PATH]!r} is not of the form TARGET::/ABSOLUTE/PATH")
+            raise HookError(f"{word[:MAX_PATH]!r} is not of the form TARGET::/ABSOLUTE/PATH")
         if max(len(os.fsencode(target)), len(os.fsencode(path))) > MAX_PATH:
-            raise Wrong(f"the link {path[:60]}… or its target is longer than {MAX_PATH} bytes")
+            raise HookError(f"the link {path[:60]}… or its target is longer than {MAX_PATH} bytes")
         pairs.append((path, target))
     return pairs
 

@@ -14,7 +14,7 @@ import errno
 import os
 
 from hooks.bounds import say
-from hooks.container import Container, Wrong
+from hooks.container import Container, HookError
 from shim.host.inroot import Root
 
 TYPE_CHECKING = False
@@ -32,7 +32,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 def parse(arguments: list[str]) -> None:
     """Raises Wrong when there are arguments: the hook takes none."""
     if arguments:
-        raise Wrong("takes no arguments")
+        raise HookError("takes no arguments")
 
 
 def run(container: Container, _: None) -> int:

@@ -8,7 +8,7 @@ Source: CUDA Compatibility guide, "Forward Compatibility".
 from __future__ import annotations
 
 from hooks import update_ldcache
-from hooks.container import Container, Wrong
+from hooks.container import Container, HookError
 
 FOLDER = "/usr/local/cuda/compat"
 DROP_IN = "00-chandler-compat.conf"  # ldconfig reads it before the drop-in of update-ldcache, since it sorts first
@@ -20,7 +20,7 @@ def parse(arguments: list[str]) -> int:
     if len(arguments) == 1 and "=" in arguments[0]:  # NVIDIA's hook also takes --host-driver-version=VERSION
         arguments = arguments[0].split("=", 1)
     if len(arguments) != 2 or arguments[0] != "--host-driver-version" or _major(arguments[1]) < 0:
-        raise Wrong("the arguments are `--host-driver-version VERSION`")
+        raise HookError("the arguments are `--host-driver-version VERSION`")
     return _major(arguments[1])
 
 

@@ -27,7 +27,7 @@ MPS_READY = "mps-ready"  # asks an MPS daemon at createRuntime, and touches noth
 
 
 def _late(*_: Any) -> None:
-    raise bounds.Late(f"took longer than {bounds.PATIENCE} seconds, and was stopped")
+    raise bounds.TimeExceeded(f"took longer than {bounds.PATIENCE} seconds, and was stopped")
 
 
 def main(argv: list[str]) -> int:
@@ -53,6 +53,6 @@ def main(argv: list[str]) -> int:
             return mps_ready.run(argv[1:], state)
         bounds.limit()  # not for the two above: the programs that they execute would inherit the limits
         return container.run(argv, state)
-    except (bounds.Late, MemoryError) as error:
+    except (bounds.TimeExceeded, MemoryError) as error:
         bounds.say(f"{argv[0] if argv else ''}: {bounds.exceeded(error)}")
         return int(argv[:1] != [RELEASE])  # a lease that cannot be ended must not keep the container

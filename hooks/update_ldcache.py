@@ -20,7 +20,7 @@ import os
 import stat
 
 from hooks.bounds import say
-from hooks.container import Container, Wrong
+from hooks.container import Container, HookError
 from shim.generate import ldcache
 from shim.host.inroot import Root, read_regular, replace
 
@@ -36,10 +36,10 @@ MAX_FOLDER = 1024  # characters of a folder's path
 def parse(arguments: list[str]) -> list[str]:
     """The folders.  Raises Wrong."""
     if len(arguments) % 2 or set(arguments[::2]) - {"--folder"} or len(arguments) > 2 * MAX_FOLDERS:
-        raise Wrong(f"the arguments are `--folder PATH`, at most {MAX_FOLDERS} times")
+        raise HookError(f"the arguments are `--folder PATH`, at most {MAX_FOLDERS} times")
     for folder in arguments[1::2]:
         if not folder.startswith("/") or "\n" in folder or len(folder) > MAX_FOLDER:
-            raise Wrong(f"{folder[:MAX_FOLDER]!r} is not an absolute path of at most {MAX_FOLDER} characters")
+            raise HookError(f"{folder[:MAX_FOLDER]!r} is not an absolute path of at most {MAX_FOLDER} characters")
     return arguments[1::2]
 
 

@@ -62,7 +62,7 @@ shim.request.values as_text host_path listed number_text text wrong
 shim.runtime.node_inventory compile_now find_libraries
 shim.node.cdi_check moved
 shim.runtime.equip _adjusted _asks _check_restored _log
-shim.runtime.wrapper _may_ask_anyway _names_from_sources _pass_through
+shim.runtime.wrapper _open_streams _may_ask_anyway _names_from_sources _pass_through
 shim.host.runtimes default_root for_verb owner
 shim.oci.targets _is_bind ImageRoot._walk ImageRoot.kernel ImageRoot.plain ImageRoot.within_bind _check_nested
 """

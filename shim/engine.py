@@ -140,7 +140,7 @@ class Wanted:
         if request.gpu is not None and not common.SHARING.isdisjoint(request.gpu):
             from shim.sharing import terms
 
-            self._share = terms.wished(request.gpu, document, config, request.source, leased)
+            self._share = terms.requested_sharing(request.gpu, document, config, request.source, leased)
         if request.gpu is not None and "restored" in known:
             self._gpu = choose.again(request.gpu, known["restored"], engine_names)
         if request.rare:
@@ -171,16 +171,16 @@ class Wanted:
 
         Raises ChandlerError; LeaseError when too few devices are free.
         """
-        wish = self.request
+        request = self.request
         share = self._share
         closing = EMPTY
         others = held if share is None or not held else share.seen(held)
         try:
             grant = choose.grant(
-                self._gpu, self._engine_names, self._inventory, wish.source, device_nodes.look_at_gpu, others
+                self._gpu, self._engine_names, self._inventory, request.source, device_nodes.look_at_gpu, others
             )
         except errors.CdiError as error:
-            raise error.within(wish.source) from None
+            raise error.within(request.source) from None
         if grant.names and not self._built:
             leased = held is not None
             present = reader.device_numbers(self._document) if leased else {}
@@ -188,10 +188,10 @@ class Wanted:
             mounts = reader.bind_sources(self._document) if leased and self._rootless else self._bound if leased else []
             if present or mounts or self._rules:
                 _check_engine_devices(
-                    present, mounts, self._rules, grant, self._inventory, wish.source, leased, self._bundle
+                    present, mounts, self._rules, grant, self._inventory, request.source, leased, self._bundle
                 )
             closing = self._closing
-        permission.check_devices(wish, grant.names, *choose.weighed(grant, self._inventory), self._config)
+        permission.check_devices(request, grant.names, *choose.weighed(grant, self._inventory), self._config)
         if share is not None:
             from shim.sharing import nvidia_tools
 
@@ -199,7 +199,7 @@ class Wanted:
         mark = Edits(
             [(ANNOTATION, self._config["annotation-prefix"] + parse.MARK, ",".join(grant.names), "for people to read")]
         )
-        return Plan(wish, grant, self._before, (self._training, mark, closing), share)
+        return Plan(request, grant, self._before, (self._training, mark, closing), share)
 
 
 class Granting:
@@ -335,12 +335,12 @@ def plan(
     inventory: Inventory,
     container: str = "",
     held: Optional[List[Lease]] = None,
-    wish: Optional[parse.Request] = None,
+    request: Optional[parse.Request] = None,
     known: Optional[Known] = None,
 ) -> Optional[Plan]:
     """The completed plan for a container, its devices free of the leases in `held`; None when it asks for nothing.
     Changes nothing."""
-    wanted = want(document, inventory, container, wish, known, held is not None)
+    wanted = want(document, inventory, container, request, known, held is not None)
     return None if wanted is None else wanted.take(held).complete()
 
 
@@ -348,21 +348,21 @@ def want(
     document: Document,
     inventory: Inventory,
     container: str = "",
-    wish: Optional[parse.Request] = None,
+    request: Optional[parse.Request] = None,
     known: Optional[Known] = None,
     leased: bool = False,
 ) -> Optional[Wanted]:
     """What a container asks for, None when it asks for nothing.  Raises ChandlerError; changes nothing.
 
     `container`: its name in its pod, where the front end knows it without annotations.  `leased`: whether leases are
-    kept here.  `wish`: the request, where the front end has it already; annotations are then not read.
+    kept here.  `request`: the request, where the front end has it already; annotations are then not read.
     """
     if known is None:
         known = {}
     config = inventory.config
     prefix = config["annotation-prefix"]
     engine_names: List[str] = []
-    if wish is None:
+    if request is None:
         annotations = document.get("annotations")
         if not isinstance(annotations, dict):
             return None
@@ -376,26 +376,26 @@ def want(
             return None
         if caller is not None:
             caller.check(annotations, config)
-        wish = parse.from_annotations(annotations, prefix, name)
+        request = parse.from_annotations(annotations, prefix, name)
         if config["cdi.annotations"]:
             from shim.cdi import annotations as cdi_annotations
 
             engine_names = cdi_annotations.parse(annotations)
-        if wish is None:
+        if request is None:
             if not engine_names:
                 return None
-            wish = parse.Request({}, "annotation cdi.k8s.io/*")
+            request = parse.Request({}, "annotation cdi.k8s.io/*")
     if type(document.get("process")) is not dict:
-        raise errors.BundleError(f"{wish.source}: config.json has no process to equip")
+        raise errors.BundleError(f"{request.source}: config.json has no process to equip")
     reader.check_keys(document)
     if config["policy.rule"]:
         config = _ruled(config, document, container, known)
     present = document
-    if wish.rare and "bundle" in known and not known.get("built") and document["process"].get("oomScoreAdj") is None:
+    if request.rare and "bundle" in known and not known.get("built") and document["process"].get("oomScoreAdj") is None:
         # Where the engine sets none, the container inherits that of the runtime, which this process becomes.
         present = {**document, "process": {**document["process"], "oomScoreAdj": kernel.oom_score()}}
-    permission.check(wish, present, config, engine_names, kernel.unified_cgroups)
-    return Wanted(wish, document, engine_names, inventory, config, known, leased)
+    permission.check(request, present, config, engine_names, kernel.unified_cgroups)
+    return Wanted(request, document, engine_names, inventory, config, known, leased)
 
 
 def _ruled(config: Config, document: Document, container: str, known: Known) -> Config:
@@ -409,7 +409,7 @@ def _ruled(config: Config, document: Document, container: str, known: Known) -> 
 
 
 def _rare(
-    wish: parse.Request,
+    request: parse.Request,
     document: Document,
     inventory: Inventory,
     config: Config,
@@ -425,8 +425,8 @@ def _rare(
             rules.identity(document.get("annotations") or {}, rules.believed(config, known), known).get("namespace", ())
         )
     return (
-        rare.variables(wish, config, scope, known.get("seconds", rare.SECONDS)),
-        rare.edits(wish, document, inventory, config, known),
+        rare.variables(request, config, scope, known.get("seconds", rare.SECONDS)),
+        rare.edits(request, document, inventory, config, known),
     )
 
 

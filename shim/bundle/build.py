@@ -72,23 +72,23 @@ def build(
 
     `found`: the image's configuration.  `place`: the caller and the paths of this node.
     """
-    wish = _checked(service.document, service.source)
+    request = _checked(service.document, service.source)
     notes = [f"{service.source}: left to an orchestrator: {', '.join(service.ignored)}"] if service.ignored else []
-    command = wish.pop("command", {})
-    host_network = bool(wish.pop("host_network", False)) or options.host_network
+    command = request.pop("command", {})
+    host_network = bool(request.pop("host_network", False)) or options.host_network
     said = _checked({"hostname": options.hostname}, "--hostname") if options.hostname else {}
-    hostname = {"hostname": options.id, **wish, **said}["hostname"]
-    wish.pop("hostname", None)
+    hostname = {"hostname": options.id, **request, **said}["hostname"]
+    request.pop("hostname", None)
     if len(hostname) > MAX_HOSTNAME:
         raise RequestError(
             f"{service.source}: the hostname {hostname!r} has more than {MAX_HOSTNAME} characters",
             "give one with --hostname",
         )
-    if "env" in wish:
-        wish["env"] = {name: value for name, value in wish["env"].items() if name not in options.env}
-    if found.user and "user" not in wish:
-        wish.update(_checked({"user": found.user}, f"{service.source}: the image"))
-    parent = wish.pop("cgroup_parent", "")
+    if "env" in request:
+        request["env"] = {name: value for name, value in request["env"].items() if name not in options.env}
+    if found.user and "user" not in request:
+        request.update(_checked({"user": found.user}, f"{service.source}: the image"))
+    parent = request.pop("cgroup_parent", "")
     process = base.Process(
         list(options.args) if options.args else image.command(command.get("entrypoint"), command.get("args"), found),
         [*found.env, *(f"{name}={value}" for name, value in options.env.items())],
@@ -103,10 +103,10 @@ def build(
         root_path(options.rootfs),
         here,
         host_network,
-        bool(wish.get("privileged")),
-        not wish.get("capabilities"),
+        bool(request.get("privileged")),
+        not request.get("capabilities"),
     )
-    gpu = _take_gpu(wish, service.name)
+    gpu = _take_gpu(request, service.name)
     known: Known = {
         "id": options.id,
         "bundle": options.bundle,
@@ -116,9 +116,9 @@ def build(
         "built": True,
     }
     equip = _Equipment(trusting(inventory), place, service.source, known, options.hidden, [])
-    config = equip.with_request(config, wish)
+    config = equip.with_request(config, request)
     if gpu and inventory.config["gpu.allocator"] == "leases":
-        if wish.get("privileged"):
+        if request.get("privileged"):
             raise RequestError(
                 f"{service.source}: a privileged container can open every GPU, but this node leases each GPU to one "
                 "container",
@@ -160,20 +160,20 @@ def _check_ids(config: Document, here: base.Node, source: str) -> None:
             )
 
 
-def _take_gpu(wish: Document, master: str) -> Document:
+def _take_gpu(request: Document, master: str) -> Document:
     """Takes resources.gpu out of a request, and returns a request with only that ({} without it).
 
     GPUs are handled after the rest of the request, or later, when the container is created.
     `master`: the name of the service, the default of distributed.master_addr.
     """
-    if "gpu" not in wish.get("resources", {}):
+    if "gpu" not in request.get("resources", {}):
         return {}
-    resources = wish["resources"] = dict(wish["resources"])
+    resources = request["resources"] = dict(request["resources"])
     gpu = dict(resources.pop("gpu"))
     if "distributed" in gpu:
         gpu["distributed"] = {"master_addr": master, **gpu["distributed"]}
     if not resources:
-        del wish["resources"]
+        del request["resources"]
     return {"resources": {"gpu": gpu}}
 
 
@@ -200,15 +200,15 @@ class _Equipment(NamedTuple):
         for share in self.shared:
             setup.begin(share, self.state_dir())
 
-    def check(self, config: Document, wish: Document) -> None:
+    def check(self, config: Document, request: Document) -> None:
         """Raises ChandlerError when this node lacks a device that a request asks for.  Leases do not matter here."""
-        engine.plan(config, self.inventory, held=[], wish=parse.Request(wish, self.source), known=self.known)
+        engine.plan(config, self.inventory, held=[], request=parse.Request(request, self.source), known=self.known)
 
-    def with_request(self, config: Document, wish: Document) -> Document:
+    def with_request(self, config: Document, request: Document) -> Document:
         """Returns the configuration with the edits for a request.  Raises ChandlerError."""
-        if not wish:
+        if not request:
             return config
-        planned = engine.plan(config, self.inventory, wish=parse.Request(wish, self.source), known=self.known)
+        planned = engine.plan(config, self.inventory, request=parse.Request(request, self.source), known=self.known)
         assert planned is not None  # since there is a request
         edits = planned.edits
         if planned.sharing is not None:

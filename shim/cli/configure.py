@@ -15,7 +15,7 @@ from typing import Any, Callable
 
 from shim import paths
 from shim.configure import containerd, crio, docker, podman, selinux, store, verify
-from shim.configure.model import TOML, VALUE, Changes, Edit, Read, Setting, Wish
+from shim.configure.model import TOML, VALUE, Changes, ConfigureRequest, Edit, Read, Setting
 from shim.doctor.model import HostReader
 from shim.doctor.runtimes import numbers
 from shim.errors import ChandlerError, ConfigError, HostError
@@ -180,7 +180,7 @@ def _text(path: str, data: bytes | None) -> str | None:
         raise ConfigError(f"{path} is not UTF-8", "correct it first") from None
 
 
-def _request(arguments: argparse.Namespace, place: Place) -> Wish:
+def _request(arguments: argparse.Namespace, place: Place) -> ConfigureRequest:
     if place.rootless and arguments.engine not in ("docker", "podman"):
         raise ConfigError(
             f"only root can configure {arguments.engine}", f"run `sudo chandler configure {arguments.engine}`"
@@ -189,7 +189,7 @@ def _request(arguments: argparse.Namespace, place: Place) -> Wish:
         if path and (not path.startswith("/") or any(character.isspace() or character in "*?[" for character in path)):
             raise ConfigError(f"{path!r} is not an absolute path, or has blanks or wildcards", "give the whole path")
     home = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
-    return Wish(
+    return ConfigureRequest(
         engine=arguments.engine,
         handlers=_handlers(arguments),
         annotations=_annotations(arguments, place),

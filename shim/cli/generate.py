@@ -12,7 +12,7 @@ from shim.cdi import spec
 from shim.cdi.decoder import MAX_SIZE
 from shim.errors import HostError
 from shim.generate import cdi_file, generators, managed, nvml
-from shim.generate.answers import DEFAULT_STRATEGIES, MODES, STRATEGIES, Options
+from shim.generate.model import DEFAULT_STRATEGIES, MODES, STRATEGIES, Options
 from shim.generate.tree import HostTree
 from shim.gpu.vendors import VENDORS, by_name
 from shim.host import files
@@ -20,7 +20,7 @@ from shim.node import compiler
 from shim.node.inventory import Place
 
 if TYPE_CHECKING:
-    from shim.generate.answers import Found
+    from shim.generate.model import Description
     from shim.shapes import Document
 
 
@@ -126,7 +126,7 @@ def _targets(output: str | None, vendors: list[str]) -> list[str]:
     return [output or ""]
 
 
-def _deliver(path: str, data: bytes, file: Document, description: Found, dry: bool) -> None:
+def _deliver(path: str, data: bytes, file: Document, description: Description, dry: bool) -> None:
     """Writes a CDI file, or prints it for the path "", and says on standard error what was done."""
     if not path:
         sys.stdout.buffer.write(data)

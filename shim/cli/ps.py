@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Callable
 
 from shim import paths
-from shim.cli import given
+from shim.cli import engine_gpus
 from shim.errors import ChandlerError
 from shim.generate import nvfiles, nvml
-from shim.generate.answers import Options, Unanswered
+from shim.generate.model import NvmlUnavailable, Options
 from shim.generate.tree import HostTree
 from shim.node import compiler
 from shim.node.inventory import Place
@@ -52,8 +52,8 @@ def run(arguments: argparse.Namespace) -> int:
         row["pid"], row["status"] = state(row)
     # a container that is gone is shown only while it holds a lease
     rows = [row for row in rows if row["mode"] != "not leased" or row["status"] != "gone"]
-    devices = given.known(inventory)
-    given.add(rows, given.containers(devices, notes), devices)
+    devices = engine_gpus.known(inventory)
+    engine_gpus.add(rows, engine_gpus.containers(devices, notes), devices)
     gpus = _usage(notes)
     attribute(rows, gpus)
     answer = {"containers": rows, "gpus": gpus, "shared": pages.every(state_dir), "notes": notes}
@@ -152,12 +152,12 @@ def _usage(notes: list[str]) -> list[Document]:
         library = nvfiles.driver(HostTree(), Options()).library
         gpus: list[Document] = nvml.ask(library, nvml.usage)["gpus"]
         return gpus
-    except (Unanswered, ChandlerError) as reason:
+    except (NvmlUnavailable, ChandlerError) as reason:
         notes.append(f"memory and utilisation are not known: {reason}")
         return []
 
 
-def attribute(rows: list[Document], gpus: list[Document], inside: Callable[[int], int] = given.namespace) -> None:
+def attribute(rows: list[Document], gpus: list[Document], inside: Callable[[int], int] = engine_gpus.namespace) -> None:
     """Adds to each row the memory of the container's processes (bytes) and the utilisation of its GPUs (percent).
 
     Adds a row for every process on a GPU that is in no container.  `inside`: the mount namespace of a process, which

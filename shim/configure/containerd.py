@@ -19,10 +19,10 @@ from shim.configure.model import (
     TOML,
     VALUE,
     Changes,
+    ConfigureRequest,
     Edit,
     Read,
     Setting,
-    Wish,
     lookup,
     merged,
     table,
@@ -52,7 +52,7 @@ TEMPLATES = {"config.toml.tmpl": 2, "config-v3.toml.tmpl": 3}
 _OWN_KEYS = ("pod_annotations", "container_annotations", "options", "runtime_path")
 
 
-def plan(request: Wish, read: Read) -> Changes:
+def plan(request: ConfigureRequest, read: Read) -> Changes:
     """The files and settings to write.  Raises ConfigError, which names the file."""
     path = request.config or CONFIG
     name = posixpath.basename(path)
@@ -77,7 +77,7 @@ def plan(request: Wish, read: Read) -> Changes:
         raise error.within(path) if path not in error.what else error from None
 
 
-def _plan(request: Wish, path: str, text: str | None, read: Read) -> Changes:
+def _plan(request: ConfigureRequest, path: str, text: str | None, read: Read) -> Changes:
     document = tomledit.parse(text or "")
     schema = _schema(request, document)
     effective = _with_imports(path, document, read)
@@ -102,7 +102,7 @@ def _plan(request: Wish, path: str, text: str | None, read: Read) -> Changes:
     return Changes([Edit(path, TOML, settings)], notes, command(request))
 
 
-def command(request: Wish) -> tuple[str, ...]:
+def command(request: ConfigureRequest) -> tuple[str, ...]:
     """The command that makes containerd read its configuration again."""
     path = request.config
     service = "rke2-server" if RANCHER[1] in path else "k3s" if RANCHER[0] in path else "containerd"
@@ -124,7 +124,7 @@ def address(path: str, text: str | None) -> str:
     )
 
 
-def places(request: Wish, read: Read) -> list[str]:
+def places(request: ConfigureRequest, read: Read) -> list[str]:
     """The files in which Chandler may have written."""
     path = request.config or CONFIG
     paths = [request.drop_in] if request.drop_in else []
@@ -137,7 +137,7 @@ def places(request: Wish, read: Read) -> list[str]:
     return [path, *paths]
 
 
-def _schema(request: Wish, document: Document) -> int:
+def _schema(request: ConfigureRequest, document: Document) -> int:
     """The version of the file.  Raises ConfigError for one that is not supported."""
     if not document:
         if not request.version:
@@ -159,7 +159,7 @@ def _schema(request: Wish, document: Document) -> int:
     return int(version)
 
 
-def _uses_drop_in(request: Wish, document: Document, schema: int, notes: list[str]) -> bool:
+def _uses_drop_in(request: ConfigureRequest, document: Document, schema: int, notes: list[str]) -> bool:
     """Whether to write a drop-in.  Raises ConfigError when the request asks for one that would not work."""
     merges = request.version >= MERGES
     if request.drop_in is not None:
@@ -219,7 +219,7 @@ def _notes(document: Document, schema: int) -> list[str]:
     return []
 
 
-def handlers(request: Wish, document: Document, schema: int) -> list[Setting]:
+def handlers(request: ConfigureRequest, document: Document, schema: int) -> list[Setting]:
     """The settings of all handlers and options.  Raises ConfigError when somebody else configured one of the names."""
     cri: tuple[str, ...] = ("plugins", CRI[schema])
     runtimes = table(document, (*cri, "containerd", "runtimes"))
@@ -249,7 +249,7 @@ def handlers(request: Wish, document: Document, schema: int) -> list[Setting]:
     return settings
 
 
-def _require_plugin(request: Wish, document: Document) -> list[Setting]:
+def _require_plugin(request: ConfigureRequest, document: Document) -> list[Setting]:
     """The settings that make containerd refuse containers while chandler-nri is not connected.  Raises ConfigError."""
     if not request.version:
         raise ConfigError(
@@ -294,7 +294,7 @@ def rejects_hooks(path: str, text: Callable[[str], str | None], names: Callable[
     return validator.get("enable") is True and validator.get("reject_oci_hook_adjustment") is True
 
 
-def _handler(request: Wish, base: Document, program: str) -> Document:
+def _handler(request: ConfigureRequest, base: Document, program: str) -> Document:
     """A handler with the keys of `base` (runc's handler), but with our program and the annotations that we need."""
     handler = {"runtime_type": RUNC, **{key: value for key, value in base.items() if key not in _OWN_KEYS}}
     for key in ("pod_annotations", "container_annotations"):
@@ -306,7 +306,7 @@ def _handler(request: Wish, base: Document, program: str) -> Document:
     return {**handler, "options": {"BinaryName": program, **options}}
 
 
-def _template(request: Wish, path: str, schema: int) -> Changes:
+def _template(request: ConfigureRequest, path: str, schema: int) -> Changes:
     """The plan for a template of k3s or rke2: one block at its end.  Raises ConfigError for options beyond handlers."""
     if request.default or request.cdi or request.nri or request.nri_required or request.drop_in is not None:
         raise ConfigError(

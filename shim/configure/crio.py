@@ -14,10 +14,10 @@ from shim.configure.model import (
     TOML,
     VALUE,
     Changes,
+    ConfigureRequest,
     Edit,
     Read,
     Setting,
-    Wish,
     in_directory,
     lookup,
     merged,
@@ -41,12 +41,12 @@ _NOT_COPIED = (
 )
 
 
-def command(request: Wish) -> tuple[str, ...]:
+def command(request: ConfigureRequest) -> tuple[str, ...]:
     """The command that makes CRI-O read its configuration again."""
     return ("systemctl", "restart", "crio")
 
 
-def plan(request: Wish, read: Read) -> Changes:
+def plan(request: ConfigureRequest, read: Read) -> Changes:
     """The drop-in to write.  Raises ConfigError, which names the file."""
     main = request.config or CONFIG
     directory = main + ".d"
@@ -67,12 +67,12 @@ def plan(request: Wish, read: Read) -> Changes:
     return Changes([Edit(drop_in, TOML, _settings(request, document), own=True)], notes, command(request))
 
 
-def places(request: Wish, read: Read) -> list[str]:
+def places(request: ConfigureRequest, read: Read) -> list[str]:
     """The files in which Chandler may have written."""
     return [*([request.drop_in] if request.drop_in else []), *read.glob((request.config or CONFIG) + ".d/*")]
 
 
-def _settings(request: Wish, document: Document) -> list[Setting]:
+def _settings(request: ConfigureRequest, document: Document) -> list[Setting]:
     runtimes = table(document, _RUNTIMES)
     base = table(runtimes, (str(lookup(document, _DEFAULT) or "runc"),))
     inherited = {key: value for key, value in base.items() if key not in _NOT_COPIED}

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from shim.configure import jsonedit
-from shim.configure.model import JSON, TABLE, VALUE, Changes, Edit, Read, Setting, Wish, table
+from shim.configure.model import JSON, TABLE, VALUE, Changes, ConfigureRequest, Edit, Read, Setting, table
 from shim.errors import ConfigError
 
 CONFIG = "/etc/docker/daemon.json"
 
 
-def config(request: Wish) -> str:
+def config(request: ConfigureRequest) -> str:
     """The path of daemon.json: the caller's own for a caller without root."""
     return request.config or (f"{request.home}/docker/daemon.json" if request.home else CONFIG)
 
 
-def command(request: Wish) -> tuple[str, ...]:
+def command(request: ConfigureRequest) -> tuple[str, ...]:
     """The command that makes docker read its configuration again."""
     return ("systemctl", "--user", "restart", "docker") if request.home else ("systemctl", "restart", "docker")
 
 
-def plan(request: Wish, read: Read) -> Changes:
+def plan(request: ConfigureRequest, read: Read) -> Changes:
     """The settings to write into daemon.json.  Raises ConfigError, which names the file."""
     path = config(request)
     if request.nri:
@@ -47,6 +47,6 @@ def plan(request: Wish, read: Read) -> Changes:
     return Changes([Edit(path, JSON, settings)], [], command(request))
 
 
-def places(request: Wish, read: Read) -> list[str]:
+def places(request: ConfigureRequest, read: Read) -> list[str]:
     """The files in which Chandler may have written."""
     return [config(request)]

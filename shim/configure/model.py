@@ -33,7 +33,7 @@ class Edit(NamedTuple):
     own: bool = False
 
 
-class Wish(NamedTuple):
+class ConfigureRequest(NamedTuple):
     """What the command line asks for.
 
     `handlers`: name and program of each handler.  `annotations`: patterns of the annotations that the engine passes to

@@ -15,10 +15,10 @@ from shim.configure.model import (
     TOML,
     VALUE,
     Changes,
+    ConfigureRequest,
     Edit,
     Read,
     Setting,
-    Wish,
     in_directory,
     merged,
     table,
@@ -36,17 +36,17 @@ _SUPPORTS = ("engine", "runtime_supports_json")
 _RUNTIMES, _DEFAULT = ("engine", "runtimes"), ("engine", "runtime")
 
 
-def config(request: Wish) -> str:
+def config(request: ConfigureRequest) -> str:
     """The path of the main file: the caller's own for a caller without root."""
     return request.config or (f"{request.home}/containers/containers.conf" if request.home else CONFIG)
 
 
-def command(request: Wish) -> tuple[str, ...]:
+def command(request: ConfigureRequest) -> tuple[str, ...]:
     """No command, since podman reads its configuration at every call."""
     return ()
 
 
-def plan(request: Wish, read: Read) -> Changes:
+def plan(request: ConfigureRequest, read: Read) -> Changes:
     """The drop-in to write.  Raises ConfigError, which names the file."""
     if request.nri:
         raise ConfigError("podman has no NRI", "leave out --nri")
@@ -83,7 +83,7 @@ def plan(request: Wish, read: Read) -> Changes:
     return Changes([Edit(drop_in, TOML, settings, own=True)], notes, command(request))
 
 
-def places(request: Wish, read: Read) -> list[str]:
+def places(request: ConfigureRequest, read: Read) -> list[str]:
     """The files in which Chandler may have written."""
     return [*([request.drop_in] if request.drop_in else []), *read.glob(config(request) + ".d/*.conf")]
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from shim.generate import pci
-from shim.generate.answers import Device, Found, merged, node
+from shim.generate.model import Description, Device, merged, node
 
 if TYPE_CHECKING:
-    from shim.generate.answers import Options
+    from shim.generate.model import Options
     from shim.generate.tree import HostTree
     from shim.gpu.vendors import Vendor
 
@@ -24,12 +24,12 @@ NODES = "/sys/class/kfd/kfd/topology/nodes"
 _WANTED = ("drm_render_minor", "domain", "location_id", "unique_id")
 
 
-def gpus(vendor: Vendor, tree: HostTree, options: Options) -> Found:
+def gpus(vendor: Vendor, tree: HostTree, options: Options) -> Description:
     """Finds every GPU or partition that the compute driver (KFD) knows, and numbers them by PCI address from 0 on.
 
     The partitions of one GPU follow one another.
     """
-    empty = Found(vendor.kind, [], watch=["/dev/dri", "/dev/kfd", "/sys/module/amdgpu"])
+    empty = Description(vendor.kind, [], watch=["/dev/dri", "/dev/kfd", "/sys/module/amdgpu"])
     if not tree.names(_DRIVER):
         return empty
     known_to_kfd = topology(tree)
@@ -72,7 +72,7 @@ def gpus(vendor: Vendor, tree: HostTree, options: Options) -> Found:
         layout = f"{index} {location(entry)} {render}" + ("" if unpartitioned else " partition")
         if edits.get("deviceNodes"):
             devices.append(Device(names, edits, layout))
-    return Found(
+    return Description(
         vendor.kind, devices, merged(control or {}), tree.text("/sys/module/amdgpu/version"), notes, empty.watch
     )
 

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 from shim.cdi import spec, versions
 from shim.cdi.names import check_device
 from shim.errors import CdiError, HostError
-from shim.generate.answers import CATEGORIES, merged, with_hooks
+from shim.generate.model import CATEGORIES, merged, with_hooks
 
 if TYPE_CHECKING:
-    from shim.generate.answers import Block, Found, Options
+    from shim.generate.model import Block, Description, Options
     from shim.shapes import Document
 
 # The annotations of a file that we made.  No container gets them.
@@ -25,7 +25,7 @@ OPTIONS = "chandler.oci/options"
 DIGEST = "chandler.oci/digest"  # of the rest of the file; another digest means that a person changed it
 
 
-def document(description: Found, options: Options) -> Document:
+def document(description: Description, options: Options) -> Document:
     """The CDI document.  Raises HostError when a device would have no name, or two devices the same name."""
     common, device_edits = with_hooks(*_lifted(description), options)
     devices: list[Document] = []
@@ -60,7 +60,7 @@ def document(description: Found, options: Options) -> Document:
     return result
 
 
-def _annotations(description: Found, options: Options) -> dict[str, str]:
+def _annotations(description: Description, options: Options) -> dict[str, str]:
     result = {LAYOUT: _printable("; ".join(device.layout for device in description.devices))}
     if description.driver:
         result[DRIVER] = _printable(description.driver)
@@ -89,7 +89,7 @@ def _device(name: str, annotations: dict[str, str], edits: Block) -> Document:
     return {"name": name, "annotations": dict(annotations), "containerEdits": edits}
 
 
-def _lifted(description: Found) -> tuple[Block, list[Block]]:
+def _lifted(description: Description) -> tuple[Block, list[Block]]:
     """The common edits, and each device's own edits.  Edits that all of several devices have become common edits.
 
     Device nodes stay in the devices when a device would have no node left, since CDI needs edits in every device.

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Callable
 
 from shim.errors import HostError
 from shim.generate import amd, cdi_file, intel, nvidia
-from shim.generate.answers import Found, Options
+from shim.generate.model import Description, Options
 from shim.gpu.vendors import NVIDIA, VENDORS, Vendor, of_kind
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from shim.shapes import Document
 
 # Vendor.generator: the function that finds the vendor's devices.
-GENERATORS: dict[str, Callable[[Vendor, HostTree, Options, Ask], Found]] = {
+GENERATORS: dict[str, Callable[[Vendor, HostTree, Options, Ask], Description]] = {
     "nvidia": nvidia.gpus,
     "amd": lambda vendor, tree, options, ask: amd.gpus(vendor, tree, options),
     "drm": lambda vendor, tree, options, ask: intel.gpus(vendor, tree, options),
@@ -37,7 +37,7 @@ def vendor_name(kind: str) -> str:
     return vendor.name
 
 
-def describe(name: str, tree: HostTree, options: Options, ask: Ask) -> tuple[Document | None, Found]:
+def describe(name: str, tree: HostTree, options: Options, ask: Ask) -> tuple[Document | None, Description]:
     """The CDI document for a vendor's devices on this host (None where there are none), and what the generator found.
 
     Raises HostError for hardware that is there and cannot be described.

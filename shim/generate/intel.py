@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from shim.generate import pci
-from shim.generate.answers import Device, Found, merged, node
+from shim.generate.model import Description, Device, merged, node
 
 if TYPE_CHECKING:
-    from shim.generate.answers import Block, Options
+    from shim.generate.model import Block, Options
     from shim.generate.tree import HostTree
     from shim.gpu.vendors import Vendor
 
@@ -20,7 +20,7 @@ _DISPLAY = ("0x0300", "0x0380")  # VGA controller, other display controller
 _FOLDERS = {"accel": "accel", "infiniband_verbs": "infiniband"}  # class in sysfs: folder in /dev
 
 
-def gpus(vendor: Vendor, tree: HostTree, options: Options) -> Found:
+def gpus(vendor: Vendor, tree: HostTree, options: Options) -> Description:
     """Finds the GPUs that the vendor's kernel modules drive, and that have nodes only in /dev/dri.
 
     An SR-IOV virtual function that has a driver is a device of its own.
@@ -37,12 +37,12 @@ def gpus(vendor: Vendor, tree: HostTree, options: Options) -> Found:
             continue  # bound to another driver, for instance for a virtual machine, or to none
         edits, missing = pci.drm(tree, options, directory, bdf)
         _add(devices, notes, tree, bdf, cards[0], "gpu", edits, missing, driver)
-    return Found(
+    return Description(
         vendor.kind, devices, notes=notes, watch=["/dev/dri", *(f"/sys/module/{name}" for name in vendor.modules)]
     )
 
 
-def accelerators(vendor: Vendor, tree: HostTree, options: Options) -> Found:
+def accelerators(vendor: Vendor, tree: HostTree, options: Options) -> Description:
     """Finds devices with nodes in /dev/accel, such as Gaudi accelerators and the NPUs of Intel's processors.
 
     A device also gets its control node, if it has one, and its InfiniBand verbs node, where its network is in use.
@@ -81,7 +81,7 @@ def accelerators(vendor: Vendor, tree: HostTree, options: Options) -> Found:
                 driver,
                 f" module {module}" if module else "",
             )
-    return Found(vendor.kind, devices, notes=notes, watch=["/dev/accel", f"/sys/module/{driver}"])
+    return Description(vendor.kind, devices, notes=notes, watch=["/dev/accel", f"/sys/module/{driver}"])
 
 
 def _add(

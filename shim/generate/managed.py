@@ -14,7 +14,7 @@ from shim import paths
 from shim.cdi.decoder import load
 from shim.errors import ChandlerError, HostError
 from shim.generate import cdi_file, generators, nvml
-from shim.generate.answers import Options
+from shim.generate.model import Options
 from shim.generate.tree import HostTree
 from shim.gpu.vendors import VENDORS
 from shim.host import files

@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from shim.generate import ldcache, nvproc
-from shim.generate.answers import OUR_PROGRAM, SOCKET_OPTIONS, links, merged, mount
+from shim.generate.model import OUR_PROGRAM, SOCKET_OPTIONS, links, merged, mount
 
 if TYPE_CHECKING:
-    from shim.generate.answers import Block, Options
+    from shim.generate.model import Block, Options
     from shim.generate.tree import HostTree
     from shim.shapes import Document
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Callable
 
 from shim.errors import HostError
 from shim.generate import nvfiles, nvmodes, nvproc, pci
-from shim.generate.answers import Device, Found, Unanswered, merged, node
+from shim.generate.model import Description, Device, NvmlUnavailable, merged, node
 
 if TYPE_CHECKING:
-    from shim.generate.answers import Block, Options
+    from shim.generate.model import Block, Options
     from shim.generate.tree import HostTree
     from shim.gpu.vendors import Vendor
     from shim.shapes import Document
@@ -33,7 +33,7 @@ _FRONTEND = ("nvidia", "nvidia-frontend")
 _WATCH = ("/sys/module/nvidia", "/dev/nvidiactl", "/dev/nvidia-caps", "/dev/dxg")
 
 
-def gpus(vendor: Vendor, tree: HostTree, options: Options, ask: Ask) -> Found:
+def gpus(vendor: Vendor, tree: HostTree, options: Options, ask: Ask) -> Description:
     """Finds the devices of the chosen mode.  `ask` is nvml.ask, which raises Unanswered where there is no NVML.
 
     Raises HostError for a MIG device without its capability nodes, and where the chosen mode cannot work.
@@ -48,14 +48,14 @@ def gpus(vendor: Vendor, tree: HostTree, options: Options, ask: Ask) -> Found:
     if mode != "proc" and (mode == "nvml" or kernel):
         try:
             answer = ask(driver.library)
-        except Unanswered as reason:
+        except NvmlUnavailable as reason:
             if mode == "nvml":
                 raise HostError(f"NVML cannot be asked: {reason}", "generate with --mode proc") from None
     by_proc = answer is None
     if answer is None:
         answer = nvproc.read(tree)
     if not answer["gpus"]:
-        return Found(vendor.kind, [], notes=notes, watch=_WATCH)
+        return Description(vendor.kind, [], notes=notes, watch=_WATCH)
     if not driver.directory:
         notes.append("the driver's libraries were not found; containers get only its device nodes")
     elif kernel and driver.version != kernel:
@@ -82,7 +82,7 @@ def gpus(vendor: Vendor, tree: HostTree, options: Options, ask: Ask) -> Found:
         gpu["name"] and not any(word in gpu["name"] for word in ("GeForce", "TITAN")) for gpu in answer["gpus"]
     )
     common = merged(controls, nvfiles.common(tree, options, driver, compat))
-    return Found(vendor.kind, devices, common, version, notes, dict.fromkeys(watch))
+    return Description(vendor.kind, devices, common, version, notes, dict.fromkeys(watch))
 
 
 def _controls(

@@ -17,7 +17,7 @@ from typing import Any, Callable
 
 from shim.errors import HostError
 from shim.generate import pci
-from shim.generate.answers import Unanswered
+from shim.generate.model import NvmlUnavailable
 from shim.shapes import Document
 
 PATIENCE = 30.0  # seconds; without the persistence daemon each GPU takes one or two seconds to initialise
@@ -33,11 +33,11 @@ def ask(library: str, question: Callable[[Any], Document] = lambda pynvml: read(
     Raises Unanswered where there is no nvidia-ml-py or no library; HostError when the library fails or does not answer.
     """
     if not library:
-        raise Unanswered("libnvidia-ml.so.1 is not on this host")
+        raise NvmlUnavailable("libnvidia-ml.so.1 is not on this host")
     try:
         import pynvml
     except ImportError:
-        raise Unanswered("the Python package nvidia-ml-py is not installed") from None
+        raise NvmlUnavailable("the Python package nvidia-ml-py is not installed") from None
     return in_child(lambda: _load_and_ask(pynvml, library, question), PATIENCE)
 
 
@@ -85,7 +85,7 @@ def in_child(work: Callable[[], Document], patience: float) -> Document:
             "look at `dmesg` and `nvidia-smi`, or generate with --mode proc",
         ) from None
     if "missing" in answer:
-        raise Unanswered(answer["missing"])
+        raise NvmlUnavailable(answer["missing"])
     if "failed" in answer:
         raise HostError(f"NVIDIA's management library: {answer['failed']}", answer.get("todo", ""))
     return answer

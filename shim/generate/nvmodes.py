@@ -10,10 +10,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Callable
 
 from shim.generate import nvfiles, pci
-from shim.generate.answers import Device, Found, links, merged, mount, node
+from shim.generate.model import Description, Device, links, merged, mount, node
 
 if TYPE_CHECKING:
-    from shim.generate.answers import Block, Options
+    from shim.generate.model import Block, Options
     from shim.generate.tree import HostTree
 
 _WSL_LIBRARIES = "/usr/lib/wsl/lib"
@@ -38,15 +38,15 @@ def _nodes(tree: HostTree, options: Options, folder: str, wanted: Callable[[str]
     return [block for block in blocks if block is not None]
 
 
-def _single_device(kind: str, blocks: list[Block], common: Block, layout: str, driver: str = "") -> Found:
+def _single_device(kind: str, blocks: list[Block], common: Block, layout: str, driver: str = "") -> Description:
     """One device that has all nodes and is named `all`."""
     edits = merged(*blocks)
     names = dict.fromkeys(("index", "uuid", "type-index"), "all")
     devices = [Device(names, edits, layout)] if edits.get("deviceNodes") else []
-    return Found(kind, devices, common, driver, watch=["/dev"])
+    return Description(kind, devices, common, driver, watch=["/dev"])
 
 
-def _management(tree: HostTree, options: Options) -> Found:
+def _management(tree: HostTree, options: Options) -> Description:
     driver = nvfiles.driver(tree, options)
     blocks = _nodes(tree, options, "/dev", lambda name: name.startswith("nvidia"))
     for folder in ("/dev/nvidia-caps", _CHANNELS):
@@ -60,7 +60,7 @@ def _management(tree: HostTree, options: Options) -> Found:
     )
 
 
-def _wsl(tree: HostTree, options: Options) -> Found:
+def _wsl(tree: HostTree, options: Options) -> Description:
     """The driver of Windows behind /dev/dxg: the files of each driver store that has libcuda, and libdxcore.so."""
     root = options.driver_root
     stores = [
@@ -95,7 +95,7 @@ def _wsl(tree: HostTree, options: Options) -> Found:
     )
 
 
-def _csv(tree: HostTree, options: Options) -> Found:
+def _csv(tree: HostTree, options: Options) -> Description:
     """Tegra: the files in the lists of the board's packages.
 
     Each line has the form `dev|dir|lib|sym, path`.  Paths that are missing are left out.
@@ -128,7 +128,7 @@ def _csv(tree: HostTree, options: Options) -> Found:
     )
 
 
-def _gds(tree: HostTree, options: Options) -> Found:
+def _gds(tree: HostTree, options: Options) -> Description:
     paths = [path for path in ("/etc/cufile.json", "/run/udev") if tree.real(path, options.driver_root)]
     mounts = [mount(options, tree.real(path, options.driver_root), path) for path in paths]
     return _single_device(
@@ -139,18 +139,18 @@ def _gds(tree: HostTree, options: Options) -> Found:
     )
 
 
-def _gdrcopy(tree: HostTree, options: Options) -> Found:
+def _gdrcopy(tree: HostTree, options: Options) -> Description:
     return _single_device(
         "nvidia.com/gdrcopy", _nodes(tree, options, "/dev", lambda name: name == "gdrdrv"), {}, "GDRCopy"
     )
 
 
-def _mofed(tree: HostTree, options: Options) -> Found:
+def _mofed(tree: HostTree, options: Options) -> Description:
     blocks = _nodes(tree, options, "/dev/infiniband", lambda name: pci.number(name, "uverbs") >= 0 or name == "rdma_cm")
     return _single_device("nvidia.com/mofed", blocks, {}, "InfiniBand verbs")
 
 
-def _nvswitch(tree: HostTree, options: Options) -> Found:
+def _nvswitch(tree: HostTree, options: Options) -> Description:
     return _single_device(
         "nvidia.com/nvswitch",
         _nodes(tree, options, "/dev", lambda name: name.startswith("nvidia-nvswitch")),
@@ -159,7 +159,7 @@ def _nvswitch(tree: HostTree, options: Options) -> Found:
     )
 
 
-def _imex(tree: HostTree, options: Options) -> Found:
+def _imex(tree: HostTree, options: Options) -> Description:
     """Each IMEX channel is a device, named after its number."""
     names = tree.names(options.dev_root + _CHANNELS) or tree.names(_CHANNELS)
     devices: list[Device] = []
@@ -168,10 +168,10 @@ def _imex(tree: HostTree, options: Options) -> Found:
         number = name[len("channel") :]
         if block is not None:
             devices.append(Device(dict.fromkeys(("index", "uuid", "type-index"), number), block, name))
-    return Found("nvidia.com/imex-channel", devices, watch=[_CHANNELS])
+    return Description("nvidia.com/imex-channel", devices, watch=[_CHANNELS])
 
 
-MODES: dict[str, Callable[[HostTree, Options], Found]] = {
+MODES: dict[str, Callable[[HostTree, Options], Description]] = {
     "management": _management,
     "wsl": _wsl,
     "csv": _csv,

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from shim.generate.answers import links, merged, node
+from shim.generate.model import links, merged, node
 
 if TYPE_CHECKING:
-    from shim.generate.answers import Block, Options
+    from shim.generate.model import Block, Options
     from shim.generate.tree import HostTree
 
 DEVICES = "/sys/bus/pci/devices"

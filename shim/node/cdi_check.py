@@ -7,11 +7,11 @@ import posix
 from shim import errors
 from shim.edits import HOOK, MOUNT
 from shim.host import device_nodes
+from shim.node import inventory
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from shim.edits import Edits
-    from shim.node.inventory import Inventory
 
 
 def check_paths(edits: Edits) -> None:
@@ -38,14 +38,17 @@ def check_paths(edits: Edits) -> None:
             raise errors.HostError(f"{origin}: {what} does not exist", driver_version.remedy(path))
 
 
-def moved(known: Inventory) -> bool:
-    """Whether a device node has another number than when this inventory was compiled.
+def moved(known: inventory.Inventory) -> bool:
+    """Whether a device node has another number than when this inventory was compiled, or the inventory is out of date.
 
     Leases are kept by numbers, so who holds a device cannot be read from such an inventory.
     """
-    return any(
-        device_nodes.moved(edit)
-        for kind in known.kinds()
-        for device in known.picks(kind)
-        for edit in (known.lookup(f"{kind}={device}") or ((), (), ()))[2]
-    )
+    try:
+        return any(
+            device_nodes.moved(edit)
+            for kind in known.kinds()
+            for device in known.picks(kind)
+            for edit in (known.lookup(f"{kind}={device}") or ((), (), ()))[2]
+        )
+    except inventory.Stale:  # a part of it was replaced, or is damaged
+        return True

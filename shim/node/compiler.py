@@ -252,13 +252,13 @@ def _neighbours() -> Near:
 def _nvlink() -> dict[str, list[str]]:
     """The NVLink connections as NVML gives them (shim.generate.nvml.links); {} when NVML does not answer."""
     from shim.generate import nvfiles, nvml
-    from shim.generate.answers import Options, Unanswered
+    from shim.generate.model import NvmlUnavailable, Options
     from shim.generate.tree import HostTree
 
     try:
         links: dict[str, list[str]] = nvml.ask(nvfiles.driver(HostTree(), Options()).library, nvml.links)["links"]
         return links
-    except (Unanswered, ChandlerError):
+    except (NvmlUnavailable, ChandlerError):
         return {}
 
 

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
         edits: List[SegmentEdit]  # for each of its devices
         devices: Dict[str, List[SegmentEdit]]
 
-    Found = Tuple[str, Tuple[Edit, ...], Tuple[Edit, ...]]
+    DeviceEdits = Tuple[str, Tuple[Edit, ...], Tuple[Edit, ...]]
 
 MAGIC = "chandler-inventory 3 "
 MAX_INDEX = 64 << 20  # bytes
@@ -77,7 +77,7 @@ class Inventory:
         self._explain = explain
         self._parts: Dict[str, str] = {}
         self._segments: Dict[str, Tuple[Segment, Tuple[Edit, ...]]] = {}
-        self._found: Dict[str, Found] = {}
+        self._found: Dict[str, DeviceEdits] = {}
 
     def kinds(self) -> List[str]:
         """The kinds that have devices."""
@@ -98,7 +98,7 @@ class Inventory:
         line = _line(self._devices(kind), device)
         return line.split("\t")[1:] if line else [name]
 
-    def lookup(self, name: str) -> Optional[Found]:
+    def lookup(self, name: str) -> Optional[DeviceEdits]:
         """(name of its file's part, the edits for all devices of the file, the device's edits) of a qualified name.
 
         None when the name is unknown.

@@ -33,7 +33,7 @@ class Starting(ChandlerError):
         super().__init__(what, todo)
 
 
-class Later:
+class PendingCreate:
     """The answer to a create that waits for `work`, until the work has ended or the time is `deadline`.
 
     `answer` gives the adjustment or raises the refusal.  `abandon` is called instead when the runtime no longer waits.

@@ -34,7 +34,7 @@ from shim import report
 from shim.errors import ChandlerError, PolicyError, RequestError
 from shim.nri import messages, mux
 from shim.nri.adjust import Runtime
-from shim.nri.holds import Later
+from shim.nri.holds import PendingCreate
 from shim.nri.service import Service
 from shim.ttrpc import errors as ttrpc
 from shim.ttrpc.client import Client, Reply
@@ -82,7 +82,7 @@ class Connection:
         self._client = Client()
         self._pods: dict[str, Any] = {}
         self._containers: list[Any] = []
-        self._later: list[tuple[Call, str, Later]] = []  # call, container id, answer
+        self._later: list[tuple[Call, str, PendingCreate]] = []  # call, container id, answer
 
     def open(self) -> None:
         """Begins the registration.  The runtime may make calls before it answers."""
@@ -224,7 +224,7 @@ class Connection:
         answer = self.service.create(
             request.pod, request.container, lambda: time.monotonic() < deadline and not hung_up()
         )
-        if isinstance(answer, Later):
+        if isinstance(answer, PendingCreate):
             self._later.append((call, request.container.id, answer))
             return None
         return self._created(request.container.id, lambda: answer)

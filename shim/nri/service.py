@@ -21,10 +21,10 @@ from shim.errors import BundleError, ChandlerError, ChangedError, LeaseError, Po
 from shim.gpu import choose
 from shim.host import device_nodes
 from shim.node import cdi_check
-from shim.nri import adjust, as_config, beside, evict
+from shim.nri import adjust, as_config, evict, other_plugins
 from shim.nri.adjust import Runtime
 from shim.nri.book import NOTHING, GrantBook, Held
-from shim.nri.holds import PATIENCE, Hold, Later, Starting
+from shim.nri.holds import PATIENCE, Hold, PendingCreate, Starting
 from shim.nri.sweeps import Sweeps
 from shim.oci import reader
 from shim.policy import engines, words
@@ -55,7 +55,7 @@ _RESTORED = (
 _ENGINES = {"containerd": "containerd", "cri-o": "crio"}  # runtime's name in NRI: engine's name in the policy
 
 
-class Unawaited(ChandlerError):
+class RuntimeGaveUp(ChandlerError):
     """The runtime has stopped waiting for a create, so no answer can reach the container any more."""
 
     def __init__(self, runtime: Runtime) -> None:
@@ -125,7 +125,7 @@ class Service(GrantBook):
                 self.metrics.created("refused", seconds, type(error).__name__, rule)
                 self.log({**line, "level": "error", "refused": str(error), "ms": _ms(seconds)})
                 raise
-            if isinstance(result, Later):
+            if isinstance(result, PendingCreate):
                 return result
             seconds = time.perf_counter() - started
             self.metrics.created("nothing" if result is None else "granted", seconds)
@@ -134,7 +134,7 @@ class Service(GrantBook):
             return result
 
         result = answered(lambda: self._grant(pod, container, annotations, line, awaited))
-        if isinstance(result, Later):
+        if isinstance(result, PendingCreate):
             answer = result.answer
             result.answer = lambda: answered(answer)
         return result
@@ -182,7 +182,7 @@ class Service(GrantBook):
     ) -> Any:
         """The answer of `create` for a container with a request; adds to the log line `line`."""
         if not awaited():
-            raise Unawaited(self.runtime)
+            raise RuntimeGaveUp(self.runtime)
         now = time.monotonic()
         hold = self.holds.claim(pod.id, container.name, now)
         document = as_config.build(container, annotations)
@@ -257,7 +257,7 @@ class Service(GrantBook):
         lease: Lease | None,
         line: Document,
         awaited: Callable[[], bool],
-    ) -> Later:
+    ) -> PendingCreate:
         """Starts the slow work of `task`, and gives the Later that answers the create when the work has ended.
 
         When the answer cannot be given in time, the lease and the work become a hold for the kubelet's retry.
@@ -279,10 +279,10 @@ class Service(GrantBook):
                 raise work.error
             if not awaited():
                 abandon()
-                raise Unawaited(self.runtime)
+                raise RuntimeGaveUp(self.runtime)
             return self._record(pod, container, granting, plan, result, line, awaited)
 
-        return Later(work, self.holds.deadline(work, plan.keys, now, self.patience), answer, abandon)
+        return PendingCreate(work, self.holds.deadline(work, plan.keys, now, self.patience), answer, abandon)
 
     def _slow_work(self, plan: engine.Plan, lease: Lease | None) -> Task | None:
         """The task (shim.nri.work) that must end before this plan's container starts; None for most containers.
@@ -377,7 +377,7 @@ class Service(GrantBook):
                 }
             )
             if not awaited():
-                raise Unawaited(self.runtime)
+                raise RuntimeGaveUp(self.runtime)
         except BaseException:
             granting.undo()
             raise
@@ -435,7 +435,7 @@ class Service(GrantBook):
                 self.inventory,
                 choose.numbers(self.inventory.config["policy.kinds"], self.inventory, device_nodes.look_at_gpu),
             )
-        added = list(beside.added(adjustment, held.names, held.keys, *self._numbers))
+        added = list(other_plugins.added(adjustment, held.names, held.keys, *self._numbers))
         if not added:
             return ""
         if self.inventory.config["gpu.allocator"] == "leases":

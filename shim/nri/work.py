@@ -30,7 +30,7 @@ class _Share(TypedDict):
     """A shim.sharing.terms.Sharing."""
 
     mode: str
-    wish: Document
+    request: Document
     source: str
     uid: int
     devices: list[tuple[str, str]]
@@ -117,7 +117,7 @@ def task(state_dir: str, private: bool, keys: list[str], share: Sharing | None =
         config: Any = {key: value for key, value in share.config.items() if key.startswith("gpu.")}
         document["share"] = {
             "mode": share.mode,
-            "wish": share.wish,
+            "request": share.request,
             "source": share.source,
             "uid": share.uid,
             "devices": share.devices,
@@ -145,6 +145,6 @@ def _do(document: Task) -> None:
         from shim.sharing.terms import Sharing
 
         fields = document["share"]
-        share = Sharing(fields["mode"], fields["wish"], fields["source"], fields["config"], fields["uid"])
+        share = Sharing(fields["mode"], fields["request"], fields["source"], fields["config"], fields["uid"])
         share.devices = [(key, uuid) for key, uuid in fields["devices"]]
         setup.begin(share, document["state-dir"])

@@ -95,10 +95,9 @@ def equip(
 
     try:
         plan = reserve(stored)
-    except (inventory.Stale, errors.ChangedError):  # another process replaced it, or a device has another number by now
-        plan = reserve(node_inventory.compile_now(place, anew=True))
-    except errors.LeaseError:
-        if not cdi_check.moved(stored):
+    except (inventory.Stale, errors.ChangedError, errors.LeaseError) as error:
+        # Another process replaced the inventory, or a device has another number by now.
+        if isinstance(error, errors.LeaseError) and not cdi_check.moved(stored):
             raise
         plan = reserve(node_inventory.compile_now(place, anew=True))
     if plan is None:

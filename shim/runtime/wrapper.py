@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 def main(argv: List[str]) -> NoReturn:
     """`argv`: the name that the engine called, then the runtime's arguments.  Does not return."""
     started = time.monotonic()
+    if None in (sys.stdin, sys.stdout, sys.stderr):
+        _open_streams()
     program, rest = argv[0], argv[1:]
     try:
         _serve(program, rest, started)
@@ -42,6 +44,15 @@ def main(argv: List[str]) -> NoReturn:
     call = _args.parse(rest, runtimes.fixed_kind(program))
     report.error(problem, call.log, call.log_format)
     sys.exit(1)
+
+
+def _open_streams() -> None:
+    """Opens /dev/null as each standard stream that the caller has closed; the runtime finds it closed again.
+
+    Otherwise a file of ours would get the stream's number, and an error meant for the caller be written into it.
+    """
+    while posix.open("/dev/null", posix.O_RDWR | posix.O_CLOEXEC) < 2:
+        pass
 
 
 def _serve(program: str, rest: List[str], started: float) -> NoReturn:

@@ -46,7 +46,7 @@ def check_external(share: Sharing) -> None:
     pipe_dir, shm_dir = pages.directories(share, "")
     control = config["gpu.mps-control"]
     nvidia_tools.check(control, "mps-control")
-    for path in (pipe_dir, *([share.wish["mps_log_dir"]] if "mps_log_dir" in share.wish else [])):
+    for path in (pipe_dir, *([share.request["mps_log_dir"]] if "mps_log_dir" in share.request else [])):
         _check_directory(path)
     _check_shm(shm_dir)
     try:

@@ -123,7 +123,7 @@ def every(state_dir: str) -> list[PageValues]:
 def directories(share: Sharing, state_dir: str) -> list[str]:
     """The daemon's pipe directory and its shared memory directory, on the host."""
     if not share.managed:
-        return [share.wish.get("mps_pipe_dir", share.config["gpu.mps-pipe-dir"]), share.config["gpu.mps-shm-dir"]]
+        return [share.request.get("mps_pipe_dir", share.config["gpu.mps-pipe-dir"]), share.config["gpu.mps-shm-dir"]]
     base = f"{mps_base(state_dir)}/{share.devices[0][1]}"
     return [base + "/pipe", base + "/shm" if nvidia_tools.has_systemd() else share.config["gpu.mps-shm-dir"]]
 

@@ -39,10 +39,10 @@ def begin(share: Sharing, state_dir: str) -> Edits:
             from shim.sharing import mps
 
             mps.check_external(share)
-        elif share.managed or "time_slice" in share.wish:
+        elif share.managed or "time_slice" in share.request:
             for key, uuid in share.devices:
                 _begin(share, state_dir, key, uuid)
-        elif "time_slicing_config_path" in share.wish:
+        elif "time_slicing_config_path" in share.request:
             _check_file(share)
     except OSError as error:
         raise errors.HostError(
@@ -65,7 +65,7 @@ def edits(share: Sharing, state_dir: str) -> Edits:
 
 
 def _check_file(share: Sharing) -> None:
-    path = share.wish["time_slicing_config_path"]
+    path = share.request["time_slicing_config_path"]
     trust.read_trusted(path, 1 << 20, pages.share_owners())
 
 
@@ -73,7 +73,7 @@ def _begin(share: Sharing, state_dir: str, key: str, uuid: str) -> None:
     """Sets up the sharing of one GPU.  Raises HostError, TrustError or OSError."""
     config = share.config
     nvidia_tools.check(config["gpu.nvidia-smi"], "nvidia-smi")
-    if "time_slicing_config_path" in share.wish:
+    if "time_slicing_config_path" in share.request:
         _check_file(share)
     with pages.lock(state_dir, uuid) as lock:
         page = pages.read(state_dir, uuid, lock.descriptor)

@@ -39,30 +39,30 @@ _UUID = frozenset("0123456789abcdefABCDEF-")
 class Sharing:
     """How one container shares its GPUs.
 
-    `wish`: resources.gpu of the request; `uid`: the container's user as a uid of the host; `managed`: whether Chandler
+    `request`: its resources.gpu; `uid`: the container's user as a uid of the host; `managed`: whether Chandler
     runs the MPS daemon; `devices`: (key, UUID) of its GPUs, the UUID '' where it is not needed; `limits`: the MPS
     limits, by their keys in the request; `marks`: what is added to the container's lease.
     """
 
-    __slots__ = ("mode", "wish", "source", "config", "uid", "managed", "devices", "marks", "limits")
+    __slots__ = ("mode", "request", "source", "config", "uid", "managed", "devices", "marks", "limits")
 
-    def __init__(self, mode: str, wish: Document, source: str, config: SharingConfig, uid: int) -> None:
+    def __init__(self, mode: str, request: Document, source: str, config: SharingConfig, uid: int) -> None:
         self.mode = mode
-        self.wish = wish
+        self.request = request
         self.source = source
         self.config = config
         self.uid = uid
         self.managed = mode == MPS and config["gpu.mps"] == "managed"
         self.devices: list[tuple[str, str]] = []
-        self.limits = {key: wish[key] for key in _OF_MODE[MPS][2:4] if key in wish}
+        self.limits = {key: request[key] for key in _OF_MODE[MPS][2:4] if key in request}
         self.marks: Marks = {"mode": mode}
         if mode == MPS:
             self.marks["uid"], self.marks["words"] = uid, f", uid {uid}"
             if self.limits:
                 self.marks["limits"], self.marks["held"] = self.limits, "enforced" if self.enforced else "advisory"
         else:
-            self.marks["slice"] = wish.get("time_slice")
-            self.marks["words"] = f", {wish['time_slice']}" if "time_slice" in wish else ""
+            self.marks["slice"] = request.get("time_slice")
+            self.marks["words"] = f", {request['time_slice']}" if "time_slice" in request else ""
 
     @property
     def enforced(self) -> bool:
@@ -125,14 +125,14 @@ class Sharing:
                 "daemon of its own, and a container can use one alone",
                 "ask for one GPU, or leave sharing out",
             )
-        index = self.wish.get("time_slice_index", 0)
+        index = self.request.get("time_slice_index", 0)
         if index >= len(grant.keys):
             raise errors.RequestError(
                 f"{self.source}: resources.gpu.time_slice_index = {index} is no GPU of the container: it gets "
                 f"{len(grant.keys)}, numbered from 0",
                 "leave it out",
             )
-        if external or self.mode == TIME_SLICE and "time_slice" not in self.wish:
+        if external or self.mode == TIME_SLICE and "time_slice" not in self.request:
             return  # no UUID is needed
         for number, (key, _) in enumerate(self.devices):
             uuids = (name for name in inventory.names(KIND, key) if name.startswith("GPU-"))
@@ -150,23 +150,23 @@ class Sharing:
         origin = f"{self.source} ({self.mode})"
         items: list[Edit] = []
         if self.mode == TIME_SLICE:
-            if "time_slice_index" in self.wish:
-                items.append((ENV, "CUDA_VISIBLE_DEVICES", str(self.wish["time_slice_index"]), origin))
-            if "time_slicing_config_path" in self.wish:
-                items.append(_bind(self.wish["time_slicing_config_path"], SLICING_INSIDE, "ro", origin))
+            if "time_slice_index" in self.request:
+                items.append((ENV, "CUDA_VISIBLE_DEVICES", str(self.request["time_slice_index"]), origin))
+            if "time_slicing_config_path" in self.request:
+                items.append(_bind(self.request["time_slicing_config_path"], SLICING_INSIDE, "ro", origin))
             return Edits(items)
         items.append((ENV, "CUDA_MPS_PIPE_DIRECTORY", PIPE_INSIDE, origin))
         items.append(_bind(pipe_dir, PIPE_INSIDE, "rw", origin))
         items.append(_bind(shm_dir, "/dev/shm", "rw", origin))
-        if "mps_log_dir" in self.wish:
-            items.append((ENV, "CUDA_MPS_LOG_DIRECTORY", self.wish["mps_log_dir"], origin))
-            items.append(_bind(self.wish["mps_log_dir"], self.wish["mps_log_dir"], "rw", origin))
-        if "mps_active_thread_percentage" in self.wish:
+        if "mps_log_dir" in self.request:
+            items.append((ENV, "CUDA_MPS_LOG_DIRECTORY", self.request["mps_log_dir"], origin))
+            items.append(_bind(self.request["mps_log_dir"], self.request["mps_log_dir"], "rw", origin))
+        if "mps_active_thread_percentage" in self.request:
             items.append(
-                (ENV, "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE", str(self.wish["mps_active_thread_percentage"]), origin)
+                (ENV, "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE", str(self.request["mps_active_thread_percentage"]), origin)
             )
-        if "mps_pinned_memory" in self.wish:
-            limit = f"={self.wish['mps_pinned_memory'] // _MIB}M"
+        if "mps_pinned_memory" in self.request:
+            limit = f"={self.request['mps_pinned_memory'] // _MIB}M"
             items.append(
                 (
                     ENV,
@@ -175,8 +175,8 @@ class Sharing:
                     origin,
                 )
             )
-        if "mps_priority" in self.wish:
-            items.append((ENV, "CUDA_MPS_CLIENT_PRIORITY", str(self.wish["mps_priority"]), origin))
+        if "mps_priority" in self.request:
+            items.append((ENV, "CUDA_MPS_CLIENT_PRIORITY", str(self.request["mps_priority"]), origin))
         return Edits(items)
 
 
@@ -190,16 +190,18 @@ def _bind(source: str, destination: str, access: str, origin: str) -> Edit:
     return MOUNT, destination, mount, origin
 
 
-def wished(wish: Document, document: Document, config: Config, source: str, leased: bool) -> Sharing | None:
+def requested_sharing(
+    request: Document, document: Document, config: Config, source: str, leased: bool
+) -> Sharing | None:
     """How a request wants to share its GPUs; None when it wants them exclusively.
 
-    `wish`: resources.gpu of the request; `document`: config.json; `source`: the request's origin, for errors; `leased`:
+    `request`: its resources.gpu; `document`: config.json; `source`: the request's origin, for errors; `leased`:
     whether this node keeps leases.  Raises RequestError, PolicyError when the node does not share in this way, or
     BundleError when the container's user has no uid of the host.
     """
-    mode = wish.get("sharing", "exclusive")
+    mode = request.get("sharing", "exclusive")
     for other, keys in _OF_MODE.items():
-        stray = [key for key in keys if key in wish]
+        stray = [key for key in keys if key in request]
         if stray and other != mode:
             raise errors.RequestError(
                 f"{source}: resources.gpu.{stray[0]} is for sharing = {other!r}, not for {mode!r}",
@@ -207,20 +209,20 @@ def wished(wish: Document, document: Document, config: Config, source: str, leas
             )
     if mode == "exclusive":
         return None
-    share = Sharing(mode, wish, source, config, _host_uid(document, source))
+    share = Sharing(mode, request, source, config, _host_uid(document, source))
     if mode == MPS and config["gpu.mps"] == "off":
         raise errors.PolicyError(
             f'{source}: resources.gpu.sharing = "mps": this node runs no MPS', "set mps in [gpu] to external or managed"
         )
     if share.managed:
         for key in _OF_MODE[MPS][:2]:
-            if key in wish:
+            if key in request:
                 raise errors.RequestError(
                     f"{source}: resources.gpu.{key}: this node's MPS daemons are Chandler's own, with directories of "
                     "their own",
                     "leave it out",
                 )
-    if not leased and (share.managed or "time_slice" in wish):
+    if not leased and (share.managed or "time_slice" in request):
         raise errors.PolicyError(
             f"{source}: resources.gpu.{'time_slice' if mode == TIME_SLICE else 'sharing'} changes the GPU for as long "
             "as it is shared, and this node keeps no leases, which would say when that ends",

@@ -21,7 +21,7 @@ def begin(page: Page, share: Sharing) -> None:
 
     Raises HostError or OSError.
     """
-    wanted = share.wish["time_slice"]
+    wanted = share.request["time_slice"]
     if page.values.get("slice") == wanted:
         return
     page.set_compute_mode("DEFAULT")

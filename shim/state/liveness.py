@@ -209,7 +209,7 @@ def _ended(pid: str) -> bool:
     return not fields or fields[0] in "ZX" and int(fields[17]) <= 1
 
 
-def goes_on_in_threads(pid: int) -> bool:
+def has_other_threads(pid: int) -> bool:
     """Whether the first thread of a process has ended and others run.  Runtimes take such a process for ended."""
     fields = kernel.stat(pid)
     return bool(fields) and fields[0] == "Z" and int(fields[17]) > 1

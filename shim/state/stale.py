@@ -55,7 +55,7 @@ def is_gone(entry: Entry) -> bool:
         return False
     state = os.path.join(entry["root"], entry["id"])
     pid, started = _init(state)
-    if liveness.occupants(entry, groups(state)) or liveness.goes_on_in_threads(pid):
+    if liveness.occupants(entry, groups(state)) or liveness.has_other_threads(pid):
         return False
     if all(os.path.exists(os.path.join(state, name)) for name in _needed(entry["runtime"])):
         return liveness.in_our_time(entry) and _status(entry) == "stopped"

@@ -407,28 +407,15 @@ def test_a_child_that_outlives_init_keeps_the_gpus(attack: Attack) -> None:
     until_gone(attack)
 
 
-@pytest.mark.parametrize("grouped", [True, False])
 @pytest.mark.parametrize("runtime", [*ONCE, "newer-runc", "newer-crun", "runc-on-v2", "crun-on-v2"], indirect=True)
-def test_a_thread_that_outlives_the_first_one_keeps_the_gpus(attack: Attack, grouped: bool) -> None:
+def test_a_thread_that_outlives_the_first_one_keeps_the_gpus(attack: Attack) -> None:
     """Runtimes report a container as stopped when its first thread ends; cgroup v1 then shows it in the root group."""
-    if not grouped and attack.runtime.kind != "crun":
-        pytest.skip("only crun makes no control group when it is told so")
     program = os.path.join(attack.image, "bin/thread")
     subprocess.run(
         ["gcc", "-static", "-pthread", "-o", program, os.path.join(REPOSITORY, "tests/lab/thread.c")], check=True
     )
-    options = [] if grouped else ["--cgroup-manager=disabled"]
     made = attack.bundle("b1", args=("/bin/thread",))
-    if not grouped:
-        config = made.config
-        del config["linux"]["cgroupsPath"]
-        config["mounts"] = [each for each in config["mounts"] if each["type"] != "cgroup"]
-        made.config = config
-    engine = Engine(
-        [*attack.runtime.wrap, attack.installation.program(), *options],
-        attack.engine.root,
-        hangs=attack.runtime.kind == "youki",
-    )
+    engine = attack.engine
     engine.create(made, "c1")
     pid = engine.state("c1")["pid"]
     engine.call("start", "c1")
@@ -444,9 +431,8 @@ def test_a_thread_that_outlives_the_first_one_keeps_the_gpus(attack: Attack, gro
 @pytest.mark.parametrize("runtime", ["runc", "crun"], indirect=True)
 def test_a_stopped_container_as_another_time_namespace_sees_it(attack: Attack) -> None:
     """Start times differ there, so the runtime takes a running container's pid for one that was reused."""
-    options = ["--cgroup-manager=disabled"] if attack.runtime.kind == "crun" else []
     made = attack.bundle("b1")
-    engine = Engine([*attack.runtime.wrap, attack.installation.program(), *options], attack.engine.root)
+    engine = attack.engine
     engine.create(made, "c1")
     engine.call("start", "c1")
     elsewhere = ("unshare", "--time", "--boottime", "100000", "--fork")

@@ -131,3 +131,22 @@ def test_a_hook_with_little_memory(installation: Installation, words: list[str],
     )
     assert b"Traceback" not in done.stderr and done.stderr.count(b"\n") <= 1, done.stderr
     assert done.returncode == status
+
+
+@pytest.mark.parametrize("closed", ["0", "1", "2", "0 2", "1 2", "0 1 2"])
+def test_an_error_is_written_into_no_file_of_ours(
+    installation: Installation, node: Node, place: str, closed: str
+) -> None:
+    """The caller has closed standard streams, so files that a create opens could get their numbers."""
+    engine, note = scene(installation, node, place)
+    installation.refresh()
+    asked = bundle.request(resources={"gpu": {"devices": ["99"]}})
+    made = bundle.make(os.path.join(place, "b"), ["true"], asked)
+    shut = "; ".join(f"exec {number}>&-" for number in closed.split())
+    command = engine.argv("create", "--bundle", made.directory, "c1", log=made.log)
+    assert subprocess.run(["sh", "-c", f'{shut}; exec "$@"', "sh", *command], check=False).returncode == 1
+    assert "99" in records(made.log)[-1]["msg"] and not os.path.exists(note)
+    for directory, _, names in os.walk(installation.state):
+        for name in names:
+            with open(os.path.join(directory, name), "rb") as file:
+                assert b"unresolvable" not in file.read()

@@ -1018,11 +1018,11 @@ def test_a_refusal_leaves_no_shared_gpu(monkeypatch: pytest.MonkeyPatch, refusal
     def refuse(*_: Any, **__: Any) -> Any:
         raise ChandlerError("refused")
 
-    wish = {"resources": {"gpu": {"devices": ["0"], "sharing": "mps"}}}
+    request = {"resources": {"gpu": {"devices": ["0"], "sharing": "mps"}}}
     with monkeypatch.context() as patched:
         patched.setattr(*((build, "_check_ids") if refusal == "ids" else (cgroups, "place")), refuse)
         with pytest.raises(ChandlerError, match="refused"):
-            config(wish, inventory=fixed(gpu__mps="external"))
+            config(request, inventory=fixed(gpu__mps="external"))
     assert begun == []
-    config(wish, inventory=fixed(gpu__mps="external"))
+    config(request, inventory=fixed(gpu__mps="external"))
     assert len(begun) == 1

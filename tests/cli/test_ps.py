@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from lab import REPOSITORY, served
 
-from shim.cli import given, ps
+from shim.cli import engine_gpus, ps
 from shim.errors import HostError
 from shim.generate import nvml
 from shim.state import ledger
@@ -207,9 +207,9 @@ ID = "0123456789abcdef" * 4
     ],
 )
 def test_ids_of_containers(names: list[str], wanted: str) -> None:
-    assert given.called(names, 5) == wanted
-    assert given.is_called(names, wanted) or not names
-    assert not given.is_called(names, "c1") and not given.is_called([f"x-{ID}.scope"], "cdef")
+    assert engine_gpus.called(names, 5) == wanted
+    assert engine_gpus.is_called(names, wanted) or not names
+    assert not engine_gpus.is_called(names, "c1") and not engine_gpus.is_called([f"x-{ID}.scope"], "cdef")
 
 
 def test_gpus_that_the_engine_gave() -> None:
@@ -219,7 +219,7 @@ def test_gpus_that_the_engine_gave() -> None:
         row["pid"], row["status"] = {"c1": 100}.get(row["id"], 0), ""
     found[1]["id"] = ID
     gpus = {"c195:0": "nvidia.com/gpu=0", "c195:1": "nvidia.com/gpu=1", "c226:128": "amd.com/gpu=0"}
-    given.add(
+    engine_gpus.add(
         found,
         [
             {"pid": 101, "names": ["c1"], "numbers": ["c195:0", "c195:1"]},
@@ -256,7 +256,7 @@ def test_gpus_are_named_by_cdi_files_or_else_by_their_nodes() -> None:
         major, minor, vendor = nodes[path]
         return "c", major, minor, 0o666, 0, vendor
 
-    assert given.known(served.inventory(served.spec(gpus=1)), look) == {
+    assert engine_gpus.known(served.inventory(served.spec(gpus=1)), look) == {
         "c195:0": "nvidia.com/gpu=0",
         "c195:1": "nvidia.com/gpu=1",
         "c226:2": "amd.com/gpu=2",
@@ -269,7 +269,7 @@ def test_gpus_are_named_by_cdi_files_or_else_by_their_nodes() -> None:
 def test_missing_psutil_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "psutil", None)
     notes: list[str] = []
-    assert given.containers({}, notes) == [] and "install python3-psutil" in notes[0]
+    assert engine_gpus.containers({}, notes) == [] and "install python3-psutil" in notes[0]
 
 
 @pytest.mark.parametrize(

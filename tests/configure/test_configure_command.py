@@ -15,7 +15,7 @@ from configure.world import World, corpus
 
 from shim.configure import containerd, selinux, store, tomledit
 from shim.configure.containerd import TOLERATE
-from shim.configure.model import TOML, VALUE, Edit, Read, Setting, Wish, lookup, merged
+from shim.configure.model import TOML, VALUE, ConfigureRequest, Edit, Read, Setting, lookup, merged
 from shim.doctor import engines, runtimes
 from shim.doctor.model import HostReader, Subject
 from shim.errors import ConfigError
@@ -322,7 +322,7 @@ def test_a_file_that_k3s_generates_is_not_edited(world: Make, capsys: Said) -> N
 
 
 def test_a_node_of_k3s_is_told_which_file_to_name() -> None:
-    wish = Wish(
+    request = ConfigureRequest(
         "containerd",
         [("chandler", "/usr/bin/chandler-runtime")],
         ["chandler.oci/*"],
@@ -337,7 +337,7 @@ def test_a_node_of_k3s_is_told_which_file_to_name() -> None:
     )
     directory = "/var/lib/rancher/k3s/agent/etc/containerd"
     with pytest.raises(ConfigError, match=f"--config {directory}/config-v3.toml.tmpl"):
-        containerd.plan(wish, Read(lambda _: None, lambda _: None, lambda _: [directory]))
+        containerd.plan(request, Read(lambda _: None, lambda _: None, lambda _: [directory]))
 
 
 VALIDATOR = "plugins", "io.containerd.nri.v1.nri", "default_validator"

@@ -12,7 +12,7 @@ from typing import Any
 from lab import ldsocache
 
 from shim.errors import HostError
-from shim.generate.answers import Unanswered
+from shim.generate.model import NvmlUnavailable
 from shim.generate.tree import HostTree
 
 VERSION = "550.54.15"
@@ -92,7 +92,7 @@ class Host:
     def ask(self, library: str) -> dict[str, Any]:
         """Replaces nvml.ask."""
         if self.nvml is None:
-            raise Unanswered("this host has no NVML")
+            raise NvmlUnavailable("this host has no NVML")
         return self.nvml
 
 

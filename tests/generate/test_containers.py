@@ -17,7 +17,7 @@ from lab.engine import Engine
 from lab.runtimes import Runtime
 
 from shim.generate import cdi_file, generators
-from shim.generate.answers import Options
+from shim.generate.model import Options
 from shim.generate.tree import HostTree
 
 LIB = "/usr/lib/x86_64-linux-gnu"

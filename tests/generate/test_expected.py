@@ -27,7 +27,7 @@ from generate.hosts import Host
 from shim.cdi import decoder as text
 from shim.cdi import spec
 from shim.generate import cdi_file, generators
-from shim.generate.answers import Options
+from shim.generate.model import Options
 
 EXPECTED = os.path.join(os.path.dirname(os.path.abspath(__file__)), "expected")
 CONTAINER_ROOT = "/run/nvidia/driver"

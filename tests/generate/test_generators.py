@@ -17,13 +17,13 @@ from generate.hosts import Host
 from shim.cdi import spec
 from shim.errors import HostError
 from shim.generate import cdi_file, generators, nvmodes, nvproc, pci
-from shim.generate.answers import Found, Options
+from shim.generate.model import Description, Options
 from shim.gpu.vendors import VENDORS
 
 
 def describe(
     host: Host, tmp_path: pathlib.Path, vendor: str = "nvidia", **options: Any
-) -> tuple[dict[str, Any] | None, Found]:
+) -> tuple[dict[str, Any] | None, Description]:
     return generators.describe(vendor, host.build(str(tmp_path)), Options(**options), host.ask)
 
 

@@ -16,7 +16,7 @@ from shim import paths
 from shim.cdi.registry import Registry
 from shim.errors import CdiError, ChandlerError
 from shim.generate import cdi_file, driver_version, generators, managed, nvml
-from shim.generate.answers import Options
+from shim.generate.model import Options
 from shim.generate.tree import HostTree
 from shim.gpu.vendors import VENDORS
 from shim.host import trust

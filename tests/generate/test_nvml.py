@@ -15,7 +15,7 @@ from lab.nvml import Library
 
 from shim.errors import HostError
 from shim.generate import nvml
-from shim.generate.answers import Unanswered
+from shim.generate.model import NvmlUnavailable
 
 UUID = "GPU-5eed0000-0000-0000-0000-000000000000"
 
@@ -81,7 +81,7 @@ def test_the_child_answers() -> None:
 def test_a_failed_child_is_an_error() -> None:
     with pytest.raises(HostError, match="different versions; reboot"):
         nvml.in_child(lambda: nvml.read(Library(init=18)), 10)
-    with pytest.raises(Unanswered, match="no such library"):
+    with pytest.raises(NvmlUnavailable, match="no such library"):
         nvml.in_child(lambda: {"missing": "no such library"}, 10)
 
 
@@ -113,7 +113,7 @@ def test_a_child_that_misbehaves(work: Any, capfd: pytest.CaptureFixture[str]) -
 
 
 def test_without_a_library_there_is_no_answer() -> None:
-    with pytest.raises(Unanswered, match="libnvidia-ml.so.1 is not on this host"):
+    with pytest.raises(NvmlUnavailable, match="libnvidia-ml.so.1 is not on this host"):
         nvml.ask("")
 
 
@@ -171,5 +171,5 @@ def test_the_real_package_over_a_library_of_ours(init: int, tmp_path: pathlib.Pa
         {"index": 0, "uuid": "MIG-102", "gi": 1, "ci": 0},
         {"index": 3, "uuid": "MIG-402", "gi": 4, "ci": 0},
     ]
-    with pytest.raises(Unanswered, match="No such file|cannot open"):
+    with pytest.raises(NvmlUnavailable, match="No such file|cannot open"):
         nvml.ask(str(tmp_path / "absent.so"))

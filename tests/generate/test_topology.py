@@ -168,8 +168,8 @@ def inventory(tree: HostTree) -> Inventory:
     ).inventory()
 
 
-def names(wish: dict[str, Any], at: Inventory, held: Any) -> list[str]:
-    found = choose.grant(wish, [], at, "annotation a", nowhere, held)
+def names(request: dict[str, Any], at: Inventory, held: Any) -> list[str]:
+    found = choose.grant(request, [], at, "annotation a", nowhere, held)
     return [name.partition("=")[2] for name in found.names]
 
 

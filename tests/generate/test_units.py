@@ -66,7 +66,7 @@ def test_the_rule_is_one_that_udev_reads(installed: pathlib.Path) -> None:
 
 def test_hooks_are_those_of_the_installation(installed: pathlib.Path) -> None:
     program = (
-        "import sys; sys.path.insert(0, sys.argv[1]); from shim.generate.answers import Options; print(Options().hook)"
+        "import sys; sys.path.insert(0, sys.argv[1]); from shim.generate.model import Options; print(Options().hook)"
     )
     done = subprocess.run(
         ["/usr/bin/python3", "-I", "-S", "-c", program, str(installed / "opt/x/lib/chandler")],

@@ -35,7 +35,7 @@ def paths(found: choose.Grant) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("wish", "names"),
+    ("asked", "names"),
     [
         ({}, ["0"]),
         ({"count": 1}, ["0"]),
@@ -50,8 +50,8 @@ def paths(found: choose.Grant) -> list[str]:
         ({"vendor": NVIDIA}, ["0"]),
     ],
 )
-def test_names(wish: dict[str, Any], names: list[str]) -> None:
-    assert granted(wish, inventory(FILE)).names == [f"{NVIDIA}={name}" for name in names]
+def test_names(asked: dict[str, Any], names: list[str]) -> None:
+    assert granted(asked, inventory(FILE)).names == [f"{NVIDIA}={name}" for name in names]
 
 
 def test_nothing_asked_is_nothing_granted() -> None:
@@ -71,7 +71,7 @@ def test_all_means_every_device_where_no_device_is_named_all() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wish", "words"),
+    ("asked", "words"),
     [
         (
             {"count": 4},
@@ -88,9 +88,9 @@ def test_all_means_every_device_where_no_device_is_named_all() -> None:
         ({"vendor": "\u202e"}, "unknown vendor"),
     ],
 )
-def test_wrong_requests(wish: dict[str, Any], words: str) -> None:
+def test_wrong_requests(asked: dict[str, Any], words: str) -> None:
     with pytest.raises(RequestError) as caught:
-        granted(wish, inventory(FILE))
+        granted(asked, inventory(FILE))
     assert words in str(caught.value)
     assert str(caught.value).startswith("annotation a: ")
 
@@ -216,11 +216,11 @@ class Nvidia(Host):
 
 
 @pytest.mark.parametrize(
-    ("wish", "own"),
+    ("asked", "own"),
     [({}, ["0"]), ({"count": 2}, ["0", "1"]), ({"devices": ["2"]}, ["2"]), ({"devices": ["2", "0"]}, ["2", "0"])],
 )
-def test_nvidia_nodes(wish: dict[str, Any], own: list[str]) -> None:
-    found = granted(wish, inventory(), look=Nvidia())
+def test_nvidia_nodes(asked: dict[str, Any], own: list[str]) -> None:
+    found = granted(asked, inventory(), look=Nvidia())
     assert paths(found) == ["/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools"] + [
         f"/dev/nvidia{number}" for number in own
     ]
@@ -282,7 +282,7 @@ def test_nodes_of_other_vendors(vendor: str, asked: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wish", "words"),
+    ("asked", "words"),
     [
         (
             {"count": 4},
@@ -292,9 +292,9 @@ def test_nodes_of_other_vendors(vendor: str, asked: list[str]) -> None:
         ({"devices": ["9" * 500]}, "is not on this host"),
     ],
 )
-def test_a_device_that_the_host_lacks(wish: dict[str, Any], words: str) -> None:
+def test_a_device_that_the_host_lacks(asked: dict[str, Any], words: str) -> None:
     with pytest.raises(HostError) as caught:
-        granted(wish, inventory(), look=Nvidia())
+        granted(asked, inventory(), look=Nvidia())
     assert words in str(caught.value)
 
 

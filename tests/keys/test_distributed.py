@@ -67,16 +67,16 @@ ROWS: list[tuple[str, dict[str, Any], dict[str, str], str, dict[str, str]]] = [
 
 
 @pytest.mark.parametrize(
-    ("wish", "environment", "master", "expected"), [row[1:] for row in ROWS], ids=[row[0] for row in ROWS]
+    ("asked", "environment", "master", "expected"), [row[1:] for row in ROWS], ids=[row[0] for row in ROWS]
 )
-def test_places(wish: dict[str, Any], environment: dict[str, str], master: str, expected: dict[str, str]) -> None:
-    found = {edit[1]: edit[2] for edit in distributed.edits(wish, environment, SOURCE, master).items}
+def test_places(asked: dict[str, Any], environment: dict[str, str], master: str, expected: dict[str, str]) -> None:
+    found = {edit[1]: edit[2] for edit in distributed.edits(asked, environment, SOURCE, master).items}
     known = {"MASTER_ADDR", "WORLD_SIZE", "RANK", "LOCAL_RANK"}
     assert {name: value for name, value in found.items() if name in known} == expected
 
 
 @pytest.mark.parametrize(
-    ("wish", "environment", "words"),
+    ("asked", "environment", "words"),
     [
         ({"rank": 4, "world_size": 4}, {}, "resources.gpu.distributed.rank: 4 is not below world_size, 4"),
         (
@@ -87,7 +87,7 @@ def test_places(wish: dict[str, Any], environment: dict[str, str], master: str, 
         ({"rank": 5}, {"WORLD_SIZE": "5"}, "WORLD_SIZE in the container's environment says how many there are"),
     ],
 )
-def test_a_rank_beyond_the_size_is_refused(wish: dict[str, Any], environment: dict[str, str], words: str) -> None:
+def test_a_rank_beyond_the_size_is_refused(asked: dict[str, Any], environment: dict[str, str], words: str) -> None:
     with pytest.raises(RequestError) as caught:
-        distributed.edits(wish, environment, SOURCE)
+        distributed.edits(asked, environment, SOURCE)
     assert words in str(caught.value)

@@ -13,8 +13,8 @@ from shim.oci import writer
 from shim.request import schema, values
 
 
-def result(wish: dict[str, Any], engine: dict[str, Any] | None = None) -> Any:
-    normal = schema.check({"resources": wish})["resources"]
+def result(asked: dict[str, Any], engine: dict[str, Any] | None = None) -> Any:
+    normal = schema.check({"resources": asked})["resources"]
     document = {"linux": {"resources": engine or {}}}
     edits = common.edits(normal, document, "here")
     assert all(kind == RESOURCE and origin == "here" for kind, _, _, origin in edits.items)
@@ -22,7 +22,7 @@ def result(wish: dict[str, Any], engine: dict[str, Any] | None = None) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("wish", "found"),
+    ("asked", "found"),
     [
         ({}, {}),
         ({"gpu": {"count": 2}}, {}),
@@ -38,8 +38,8 @@ def result(wish: dict[str, Any], engine: dict[str, Any] | None = None) -> Any:
         ({"memory": 8, "memory_swap": 16}, {"memory": {"limit": 8, "swap": 16}}),
     ],
 )
-def test_each_key(wish: dict[str, Any], found: dict[str, Any]) -> None:
-    assert result(wish) == found
+def test_each_key(asked: dict[str, Any], found: dict[str, Any]) -> None:
+    assert result(asked) == found
 
 
 @pytest.mark.parametrize(

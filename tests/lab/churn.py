@@ -41,17 +41,17 @@ exec {hook}.real "$@"
 
 
 class Live(NamedTuple):
-    """A living process of a container. `wish`: the request in the bundle; `gpus`: indexes of the node's GPUs."""
+    """A living process of a container. `request`: the request in the bundle; `gpus`: indexes of the node's GPUs."""
 
     pid: int
     started: str
     group: str
-    wish: dict[str, Any]
+    request: dict[str, Any]
     gpus: frozenset[int]
 
     @property
     def mode(self) -> str:
-        return str(self.wish.get("sharing", "exclusive"))
+        return str(self.request.get("sharing", "exclusive"))
 
     def still(self) -> bool:
         return start_of(self.pid) == self.started and group_of(self.pid) == self.group

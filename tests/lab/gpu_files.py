@@ -51,5 +51,5 @@ def nowhere(path: str) -> NoReturn:
     raise HostError(f"{path} is not on this host")
 
 
-def granted(wish: Any, at: Inventory, names: tuple[str, ...] = (), look: Any = nowhere) -> choose.Grant:
-    return choose.grant(wish, list(names), at, "annotation a", look)
+def granted(request: Any, at: Inventory, names: tuple[str, ...] = (), look: Any = nowhere) -> choose.Grant:
+    return choose.grant(request, list(names), at, "annotation a", look)

@@ -50,20 +50,20 @@ class Host:
         self.tokens: dict[str, str] = {}
 
     def plan(
-        self, wish: dict[str, Any], held: Any = None, uid: int = 0, document: dict[str, Any] | None = None
+        self, request: dict[str, Any], held: Any = None, uid: int = 0, document: dict[str, Any] | None = None
     ) -> engine.Plan:
         config: Any = {**self.config, **self.commands.config()}
         known = inventory(spec())
         known.config.update(config)
         document = document or {"process": {"user": {"uid": uid}}}
-        document["annotations"] = {"chandler.oci/service": json.dumps({"resources": {"gpu": wish}})}
+        document["annotations"] = {"chandler.oci/service": json.dumps({"resources": {"gpu": request}})}
         made = engine.plan(document, known, held=held)
         assert made is not None
         return made
 
-    def create(self, name: str, uid: int = 0, document: dict[str, Any] | None = None, **wish: Any) -> Edits:
+    def create(self, name: str, uid: int = 0, document: dict[str, Any] | None = None, **request: Any) -> Edits:
         lease = ledger.oci_lease(name, self.directory, "/bin/false", 1_700_000_000)
-        made = self.ledger.allocate(lease, lambda held: self.plan(wish, held, uid, document))
+        made = self.ledger.allocate(lease, lambda held: self.plan(request, held, uid, document))
         assert made is not None
         try:
             self.ledger.settle(made.keys)

@@ -122,10 +122,10 @@ def test_a_create_in_an_environment_equips_a_container(environment: Path, place:
     if way == "link":
         os.symlink(environment / "bin/chandler-runtime", f"{place}/chandler-runtime")
         engine = Engine([f"{place}/chandler-runtime"], place + "/root", engine.env)
-    wish = bundle.request(
+    request = bundle.request(
         env={"MODE": "fast"}, resources={"gpu": {"devices": ["example.com/gpu=zero"], "vendor": "example.com/gpu"}}
     )
-    made = bundle.make(place + "/b", ["sleep", "60"], wish)
+    made = bundle.make(place + "/b", ["sleep", "60"], request)
     with open(f"{place}/config.toml", "a", encoding="ascii") as file:
         file.write('[policy]\nkinds = ["example.com/gpu"]\n')
     engine.create(made, "one")

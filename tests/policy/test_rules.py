@@ -672,8 +672,8 @@ def test_deny_wins_and_only_allowed_keys_change_anything(
     after = planned(document, config)
     if after is None:
         return
-    wish = parse.Request(schema.check(document), "a")
-    asked = {word.partition(".")[0] for word, _, _ in classes.asked(wish, BASE)} | {
+    request = parse.Request(schema.check(document), "a")
+    asked = {word.partition(".")[0] for word, _, _ in classes.asked(request, BASE)} | {
         key for key in ("env", "resources") if document.get(key)
     }
     assert not asked & set(deny)

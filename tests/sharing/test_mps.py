@@ -279,7 +279,7 @@ def test_many_at_once_share_one_daemon(host: Host) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wish", "error", "words"),
+    ("asked", "error", "words"),
     [
         (
             {"sharing": "mps", "count": 2},
@@ -304,9 +304,9 @@ def test_many_at_once_share_one_daemon(host: Host) -> None:
         ({"sharing": "mps", "mps_log_dir": "../x"}, RequestError, "no absolute path"),
     ],
 )
-def test_wrong_requests(host: Host, wish: dict[str, Any], error: type[ChandlerError], words: str) -> None:
+def test_wrong_requests(host: Host, asked: dict[str, Any], error: type[ChandlerError], words: str) -> None:
     with pytest.raises(error) as caught:
-        host.create("c", **wish)
+        host.create("c", **asked)
     assert words in str(caught.value) and host.ledger.read() == []
 
 

@@ -71,14 +71,14 @@ def test_the_configuration_file_is_mounted(host: Host) -> None:
     made = host.create("c", sharing="time-slice", time_slicing_config_path=path, time_slice="long")
     assert mounts(made) == {"/etc/nvidia/gpu-time-slicing.yaml": path}
     os.chmod(path, 0o666)
-    for wish in ({}, {"time_slice": "long"}):
+    for request in ({}, {"time_slice": "long"}):
         with pytest.raises(ChandlerError, match="can be written by others"):
-            host.create("d", sharing="time-slice", time_slicing_config_path=path, **wish)  # type: ignore[arg-type]
+            host.create("d", sharing="time-slice", time_slicing_config_path=path, **request)  # type: ignore[arg-type]
     assert len(host.ledger.read()) == 1
 
 
 @pytest.mark.parametrize(
-    ("wish", "words"),
+    ("asked", "words"),
     [
         (
             {"sharing": "time-slice", "devices": ["0:1"], "time_slice": "short"},
@@ -93,9 +93,9 @@ def test_the_configuration_file_is_mounted(host: Host) -> None:
         ({"sharing": "time-slice", "vendor": "amd"}, "amd.com/gpu"),
     ],
 )
-def test_wrong_requests(host: Host, wish: dict[str, Any], words: str) -> None:
+def test_wrong_requests(host: Host, asked: dict[str, Any], words: str) -> None:
     with pytest.raises(ChandlerError) as caught:
-        host.create("c", **wish)
+        host.create("c", **asked)
     assert words in str(caught.value) and host.ledger.read() == []
 
 
@@ -147,15 +147,15 @@ class Sharers(RuleBasedStateMachine):
 
         shutil.rmtree(self.directory)
 
-    @rule(name=names, wish=wishes, gpu=st.integers(0, 1))
-    def create(self, name: str, wish: dict[str, Any], gpu: int) -> None:
-        mode, length = wish.get("sharing", "exclusive"), wish.get("time_slice")
+    @rule(name=names, request=wishes, gpu=st.integers(0, 1))
+    def create(self, name: str, request: dict[str, Any], gpu: int) -> None:
+        mode, length = request.get("sharing", "exclusive"), request.get("time_slice")
         others = [held for held in self.holding.values() if held[2] == gpu]
         allowed = name not in self.holding and all(
             held[0] == mode != "exclusive" and (None in (held[1], length) or held[1] == length) for held in others
         )
         try:
-            self.host.create(name, devices=[str(gpu)], **wish)
+            self.host.create(name, devices=[str(gpu)], **request)
         except LeaseError:
             assert not allowed
             return

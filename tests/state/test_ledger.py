@@ -259,10 +259,10 @@ MOST = 2  # sharers of a device
 
 
 def share(how: str) -> Any:
-    mode, wish, uid = SHARES[how]
+    mode, request, uid = SHARES[how]
     return terms.Sharing(
         mode,
-        wish,
+        request,
         "a test",
         partial({"gpu.mps": "external", "gpu.max-sharers": MOST, "gpu.mps-limits": "advisory"}),
         uid,

@@ -14,7 +14,7 @@ from typing import Callable
 
 from shim.errors import HostError
 from shim.generate import nvml
-from shim.generate.answers import Unanswered
+from shim.generate.model import NvmlUnavailable
 from shim.gpu import choose, vendors
 from shim.host import device_nodes, kernel
 from shim.host.inroot import Root
@@ -81,7 +81,7 @@ def containers(gpus: dict[str, str], notes: list[str]) -> list[Document]:
     try:
         seen: list[Document] = nvml.in_child(lambda: {"containers": _look_at_all(pids, gpus)}, _PATIENCE)["containers"]
         return seen
-    except (HostError, Unanswered):
+    except (HostError, NvmlUnavailable):
         notes.append(f"the /dev of containers could not be read within {_PATIENCE:g} seconds")
         return []
 

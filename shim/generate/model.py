@@ -87,7 +87,7 @@ class Options:
         return options
 
 
-class Unanswered(Exception):
+class NvmlUnavailable(Exception):
     """NVML cannot be asked on this host; the text is the reason."""
 
 
@@ -105,7 +105,7 @@ class Device:
         self.annotations = annotations or {}
 
 
-class Found:
+class Description:
     """What a generator found: the devices, the edits that all of them need (`common`), and notes.
 
     `driver` is the driver's version, "" when it has none of its own.  `notes` are sentences for a person.  When one of
