@@ -1,4 +1,4 @@
-"""Which modules a create may load (the start-up contract of shim/runtime/wrapper.py), installed and from a checkout."""
+"""Which modules a create may load (the start-up contract of shim/runtime/wrapper.py), from an installation."""
 
 from __future__ import annotations
 

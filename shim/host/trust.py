@@ -1,6 +1,6 @@
 """Checks who could have written or changed what is at a path: owner and mode of each directory and link on the way.
 
-Part of the create path: no module but posix.
+Part of the create path.
 """
 
 from __future__ import annotations

@@ -28,7 +28,8 @@ class Row:
     In the functions, `value` is the normal form and `document` is config.json.
     `asks(value)`: the words that the value needs, each with the key as errors name it; by default the key's own word.
     `tightens(value, document)`: whether the value loosens nothing; by default that is so for the trust class TIGHTEN.
-    Both are for keys at the top.  A key of `resources` needs its own word in any case.
+    Both are for keys at the top.  For a key of `resources`, `resources` in allow is enough, or the key's own word;
+    with OWN_WORD (shim.keys.common) in its entry only the latter.
     `implies`: words whose denial refuses this key, too.
     `unlisted(value, config)`: what the value names and a list of [policy] does not have: (key, name, name of the list);
     where no list could allow it, (key, sentence, '').

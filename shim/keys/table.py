@@ -31,7 +31,10 @@ def below(path: str) -> dict[str, Row]:
 
 
 def of(document: Document) -> Iterator[tuple[str, Row, Any]]:
-    """The rows for the rare keys of a request document, and for its env: (path, row, value)."""
+    """The rows for the rare keys of a request document: (path, row, value).
+
+    Also that of `env`, which is a common key, but may refer to variables and secrets of the host.
+    """
     for key, value in document.items():
         if key in ROWS:
             yield key, ROWS[key], value

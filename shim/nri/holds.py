@@ -55,7 +55,7 @@ class Hold:
 
     `lease`: None where the node keeps no leases.  `work`: None once it has ended.  `words`: the text of the refusal,
     which says what is being set up.  `until`: the time at which the hold ends when no retry comes; it is set when the
-    work ends.  0 before that makes the hold end together with its work.
+    work ends.  With 0 until then, the hold ends together with its work.
     """
 
     def __init__(self, lease: Lease | None, work: Work | None, words: str, until: float = 1.0) -> None:

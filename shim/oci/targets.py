@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _FORMAT, _LINK = 0o170000, 0o120000
 _KERNEL = ("/proc", "/sys")
 # Whether access(2) can be asked without following links.  It costs a tenth of lstat, and most targets do not exist yet.
-# A C library that cannot do that says even of / that it does not exist.
+# Where the C library cannot do that, access fails even for /, and lstat is used.
 _ACCESS = posix.access("/", posix.F_OK, follow_symlinks=False)
 _DOTS = ("", ".", "..")
 _KERNEL_TYPES = ("proc", "sysfs", "cgroup", "cgroup2")
