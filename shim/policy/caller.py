@@ -1,8 +1,8 @@
 """Finds out which engine calls, and refuses annotations that may come from the container's image.
 
 An engine is recognised by what only the engine decides: the runtime's --root and the path of the bundle.  Annotations
-never prove who calls; one can only make Chandler trust the caller less.  An image must not ask for anything.  So an
-annotation counts only where the engine copies none from images, or where the image's manifest does not have it.
+never prove who calls: an annotation can only make Chandler trust the caller less.  An image must not ask for anything.
+So an annotation counts only where the engine copies none from images, or where the image's manifest does not have it.
 Part of the create path.
 """
 

@@ -1,6 +1,6 @@
 """Equips one container: from its config.json to the edited one, with its lease and its grant record.
 
-Everything that can fail fails before config.json is replaced.  Part of the create path.
+Every check is made before config.json is replaced.  Part of the create path.
 """
 
 from __future__ import annotations

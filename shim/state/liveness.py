@@ -3,10 +3,10 @@
 What we cannot see (another PID namespace, a hidden mount) counts as alive: a GPU that stays leased is a nuisance, a GPU
 that two containers hold is an error.
 
-The functions take an entry: a lease or a grant record.  It has the container's id, what shim.host.kernel.creation noted
-of the process that created the container, and `group`, its linux.cgroupsPath.  An older Chandler's entry has no boot,
-namespaces or group; it is taken to be of this boot and of our own namespaces.  Part of the release of a lease: no os,
-no json.
+The functions take an entry: a lease or a grant record.  It has the container's id; the pid, start time, boot and
+namespaces of the process that created it (shim.host.kernel.creation); and `group`, its linux.cgroupsPath.  An older
+Chandler's entry has no boot, namespaces or group; it is taken to be of this boot and of our own namespaces.  Part of
+the release of a lease: no os, no json.
 """
 
 from __future__ import annotations
