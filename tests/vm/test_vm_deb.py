@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import glob
 import os
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -91,12 +93,29 @@ def files() -> set[str]:
     return {path for path in found if "chandler" in path}  # the host may be at work, and the machine sees it
 
 
+def move_module(tree: Path, module: str, name: str) -> None:
+    """Rename a module, and what imports it from its package."""
+    path = tree / module
+    path.rename(path.with_name(name + ".py"))
+    package = ".".join(Path(module).parent.parts)
+    statement = re.compile(rf"^( *from {re.escape(package)} import .*)\b{path.stem}\b", re.M)
+    for file in (tree / "shim").rglob("*.py"):
+        text = file.read_text(encoding="utf-8")
+        file.write_text(statement.sub(rf"\1{name} as {path.stem}", text), encoding="utf-8")
+
+
 def outside(share: Path) -> None:
-    """Two packages of each kind; the second one is newer."""
+    """Two packages of each kind; the second one is newer, and its modules have moved."""
+    newer = share / "newer"
+    shutil.copytree(
+        REPOSITORY, newer, symlinks=True, ignore=shutil.ignore_patterns(".git", "__pycache__", "tests", ".*_cache")
+    )
+    move_module(newer, "shim/state/stale.py", "lapsed")
+    move_module(newer, "shim/keys/process.py", "program")
     for kind in ("deb", "rpm"):
-        for version in ((), (NEWER,)):
+        for tree, version in ((REPOSITORY, ()), (str(newer), (NEWER,))):
             subprocess.run(
-                [f"{REPOSITORY}/packaging/build-{kind}", *version],
+                [f"{tree}/packaging/build-{kind}", *version],
                 check=True,
                 stdin=subprocess.DEVNULL,
                 env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "OUT": str(share / f"{kind}s")},
@@ -230,8 +249,16 @@ def test_containers_live_through_an_upgrade(package: Package, cri: CRI) -> None:
     sh("systemctl", "start", "chandler-nri.service")
     plugin = sh("systemctl", "show", "--property", "MainPID", "chandler-nri.service")
     sh("dpkg", "--unpack", package.newer)
+    # This can last for minutes while other packages are unpacked.
+    for command in (["leases"], ["leases", "release", "--stale", "--quiet"], ["refresh", "--quiet"], ["ps"]):
+        assert "Traceback" not in sh("chandler", *command)
     cri.remove(ending)  # its hook is the old version's, or the new one's
     assert ending not in sh("chandler", "leases")
+    rare = {**ONE, **bundle.request(resources={"gpu": {"count": 1}}, cap_drop=["CAP_MKNOD"])}
+    meanwhile = cri.run(cri.pod("meanwhile", rare, "chandler", cgroup_parent="kubepods.slice"))
+    assert opens(cri, meanwhile) == "opened\n"
+    cri.remove(meanwhile)
+    assert meanwhile not in sh("chandler", "leases")
     sh("dpkg", "--configure", "--force-confold", "chandler")
     assert NEWER in sh("dpkg-query", "--show", "chandler")
     assert opens(cri, running) == "opened\n" and running in sh("chandler", "leases")
