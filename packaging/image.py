@@ -40,7 +40,8 @@ shim.host.kernel cgroups cgroups_of oom_score unified_cgroups
 shim.host.trust check_own_directory read_trusted
 shim.host.userns outer_uid overflow_uid owner _effective_capabilities
 shim.gpu.vendors all_names node_directories with_gpus
-shim.gpu.choose Grant.joined _device_number _free _from_nodes _named _node _numbers_there _own_key again numbers
+shim.gpu.choose Grant.joined _device_number _devices _free _from_nodes
+shim.gpu.choose _named _node _numbers_there _own_key again numbers
 shim.policy.words by
 shim.state.grants remove
 shim.host.device_nodes _pci_vendor moved look look_at_gpu

@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"chandler: {path}: {error}", file=sys.stderr)
     if not arguments.quiet:
         devices = sum(len(inventory.picks(kind)) for kind in inventory.kinds())
-        print(f"{devices} devices of {len(inventory.kinds())} kinds; {len(forgotten)} old grants forgotten")
+        print(f"devices: {devices}, kinds: {len(inventory.kinds())}, old grants forgotten: {len(forgotten)}")
     return 1 if problems or failures else 0
 
 

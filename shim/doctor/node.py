@@ -12,7 +12,7 @@ def configuration(subject: Subject) -> Check:
     path, error = subject.place.config_path, subject.config_error
     if error is None:
         return Check("configuration", path, {"path": path, "valid": True}, [])
-    problems = [problem_of(error, f"correct {path}")]
+    problems = [problem_of(error, "correct the file that is named")]
     return Check("configuration", f"{path}, which cannot be used", {"path": path, "valid": False}, problems)
 
 
@@ -52,6 +52,8 @@ def cdi_files(subject: Subject) -> Check:
         for path, errors in subject.cdi.problems.items()
         for error in errors
     ]
+    if subject.config_error is not None:
+        return Check("cdi", "not known, see the configuration", {"directories": [], "files": 0, "devices": {}}, [])
     if subject.cdi_error is not None:
         problems = [problem_of(subject.cdi_error, "see cdi.spec-dirs in the configuration")]
     text = f"{count} file{'' if count == 1 else 's'} in {', '.join(directories)}"

@@ -12,7 +12,7 @@ from shim.state import stale
 from shim.state.ledger import Ledger
 
 if TYPE_CHECKING:
-    from shim.state.leases import Lease
+    pass
 
 
 def state_directory(subject: Subject) -> Check:
@@ -57,14 +57,12 @@ def leases(subject: Subject) -> Check:
         directory = place.trusted_state_dir(config["state-dir"])
     except ChandlerError:
         return Check("leases", "not known, see the state directory", data, [])
-    held: list[Lease] = []
-    problems = []
     try:
         held = Ledger(directory, place.rootless).read()
     except ChandlerError as error:
-        problems.append(problem_of(error, "see the state directory"))
+        return Check("leases", "not known", {**data, "held": None}, [problem_of(error, "see the state directory")])
     data["held"], data["stale"] = len(held), sum(stale.is_stale(lease) for lease in held)
     text = f"{data['held']} held"
     if data["stale"]:
         text += f", {data['stale']} of them by containers that are gone (`chandler leases release --stale`)"
-    return Check("leases", text, data, problems)
+    return Check("leases", text, data, [])

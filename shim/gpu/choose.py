@@ -197,7 +197,7 @@ def _counted(
     names = [f"{kind}={device}" for device in picks]
     if count > len(names):
         raise errors.RequestError(
-            f"{source}: resources.gpu asks for {count} devices of {kind}; this node has {len(names)}",
+            f"{source}: resources.gpu asks for {_devices(count)} of {kind}; this node has {len(names)}",
             f"they are {', '.join(names)}",
         )
     if held:
@@ -209,6 +209,10 @@ def _counted(
         indexes = [index for index, pick in enumerate(picks) if pick in free]
         return [f"{kind}={picks[index]}" for index in neighbours.choose(indexes, count, prefer, inventory.near(kind))]
     return names[:count]
+
+
+def _devices(count: int) -> str:
+    return f"{count} device{'' if count == 1 else 's'}"
 
 
 def _free(devices: List[Tuple[str, List[str]]], count: int, kind: str, source: str, held: List[Lease]) -> List[str]:
@@ -225,7 +229,7 @@ def _free(devices: List[Tuple[str, List[str]]], count: int, kind: str, source: s
             holders.append(leases.words(lease))
     if len(free) < count:
         raise errors.LeaseError(
-            f"{source}: resources.gpu asks for {count} devices of {kind}; {len(free)} of {len(devices)} "
+            f"{source}: resources.gpu asks for {_devices(count)} of {kind}; {len(free)} of {len(devices)} "
             f"are free: {'; '.join(holders)}",
             "end one of these containers, or run `chandler leases`",
         )
@@ -334,7 +338,7 @@ def _from_nodes(
             _check_free(f"{kind}={number}", keys[-1:], source, held)
     except errors.HostError as error:
         raise errors.HostError(
-            f"{source}: resources.gpu asks for {len(numbers)} devices of {kind}, but {error.what}, and no CDI "
+            f"{source}: resources.gpu asks for {_devices(len(numbers))} of {kind}, but {error.what}, and no CDI "
             f"file describes {kind}",
             f"load the driver with `{vendor.load}`, or give the node a CDI file with `chandler cdi generate`",
         ) from None

@@ -189,17 +189,6 @@ def _names(value: Any) -> List[str]:
     return names
 
 
-def _word(*known: str) -> Callable[[Any], str]:
-    """Reads a value that is one of some words."""
-
-    def read(value: Any) -> str:
-        if value not in known:
-            raise values.wrong(value, f"is not one of {', '.join(known)}")
-        return str(value)
-
-    return read
-
-
 # --- the entries -------------------------------------------------------------------------------------------------
 
 _NUMBER = values.number_text
@@ -210,8 +199,8 @@ GPU: Dict[str, Entry] = {
     "count": (values.integer(1, 4096), _NUMBER),
     "vendor": (values.text, str),
     "devices": (_names, values.listed),
-    "prefer": (_word("numa", "link"), str),
-    "sharing": (_word("exclusive", "mps", "time-slice"), str),
+    "prefer": (values.word("numa", "link"), str),
+    "sharing": (values.word("exclusive", "mps", "time-slice"), str),
     "mps_pipe_dir": (values.host_path, str, OWN_WORD),
     "mps_log_dir": (values.host_path, str, OWN_WORD),
     "mps_active_thread_percentage": (values.integer(1, 100), _NUMBER),
@@ -219,7 +208,7 @@ GPU: Dict[str, Entry] = {
     "mps_priority": (values.integer(0, 1), _NUMBER),  # 0 is normal, 1 is below normal
     "time_slice_index": (values.integer(0, 4095), _NUMBER),
     "time_slicing_config_path": (values.host_path, str, OWN_WORD),
-    "time_slice": (_word("default", "short", "medium", "long"), str),
+    "time_slice": (values.word("default", "short", "medium", "long"), str),
 }
 SHARING = frozenset(key for key in GPU if key.startswith(("sharing", "mps_", "time_")))  # how GPUs are shared
 

@@ -99,7 +99,7 @@ _RANK = (values.integer(0, (1 << 31) - 1), values.number_text)
 ROWS: dict[str, Row] = {
     "resources.gpu.distributed": Row(
         {
-            "backend": (objects.word(*_INTERFACES), str),
+            "backend": (values.word(*_INTERFACES), str),
             "master_addr": (container.hostname, str),
             "master_port": (values.integer(1, 65535), values.number_text),
             "rank": _RANK,

@@ -68,7 +68,7 @@ def _mode(value: Any) -> str:
     return f"{int(text, 8):04o}"
 
 
-_TIER = objects.word("local", "cached", "network")
+_TIER = values.word("local", "cached", "network")
 # type of storage: (its members and their checks, the members that must be there)
 TYPES: dict[str, tuple[dict[str, Callable[[Any], Any]], tuple[str, ...]]] = {
     "bind": ({"source": objects.path, "target": _target, "readonly": objects.boolean}, ("source", "target")),

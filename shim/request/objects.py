@@ -118,14 +118,3 @@ def size(value: Any) -> int:
     if not number:
         raise errors.RequestError("a size of 0 is no limit", "leave the key out")
     return number
-
-
-def word(*known: str) -> Callable[[Any], str]:
-    """Reads a value that is one of some words."""
-
-    def read(value: Any) -> str:
-        if value not in known:
-            raise values.wrong(value, f"is none of {', '.join(known)}")
-        return str(value)
-
-    return read

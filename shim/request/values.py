@@ -49,6 +49,17 @@ def integer(low: int, high: int = MAX_INT) -> Callable[[Any], int]:
     return lambda value: number(value, low, high)
 
 
+def word(*known: str) -> Callable[[Any], str]:
+    """Reads a value that is one of some words."""
+
+    def read(value: Any) -> str:
+        if value not in known:
+            raise wrong(value, f"is not one of {', '.join(known)}")
+        return str(value)
+
+    return read
+
+
 def as_text(value: Any) -> str:
     """A text, or a number as text: quantities and names of devices can be written as either."""
     if type(value) in (int, float) or isinstance(value, jsontext.Number):  # only YAML gives floats

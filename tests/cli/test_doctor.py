@@ -343,6 +343,14 @@ def test_doctor_on_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(problem["remedy"] for problem in json.loads(capsys.readouterr().out)["problems"])
 
 
+def test_what_is_damaged_is_not_counted(machine: Machine) -> None:
+    (machine.directory.parent / "state").mkdir()
+    for name in ("leases", "leases.copy"):
+        (machine.directory.parent / "state" / name).touch()
+    found = machine.checks()["leases"]
+    assert found.text == "not known" and found.data["held"] is None and "damaged" in found.problems[0]["problem"]
+
+
 def test_held_and_stale_leases_are_counted(machine: Machine) -> None:
     assert machine.checks()["leases"].text == "0 held"
     (machine.directory.parent / "state").mkdir()

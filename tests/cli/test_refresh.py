@@ -27,7 +27,7 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
 def test_refresh(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
     node.spec("x.json", cdi(2, "x.com/y"))
     assert main.main(["refresh"]) == 0
-    assert capsys.readouterr().out == "6 devices of 2 kinds; 0 old grants forgotten\n"
+    assert capsys.readouterr().out == "devices: 6, kinds: 2, old grants forgotten: 0\n"
     assert inventory.load(node.place(), lambda names: pytest.fail()).picks("x.com/y") == ["0", "1"]
     assert main.main(["refresh", "--quiet"]) == 0
     assert capsys.readouterr().out == ""
@@ -100,5 +100,5 @@ def test_old_grants_are_forgotten(
     old = time.time() - 7200
     os.utime(path, (old, old))
     assert main.main(["refresh"]) == 0
-    assert "1 old grants forgotten" in capsys.readouterr().out
+    assert "old grants forgotten: 1" in capsys.readouterr().out
     assert not os.path.exists(path) and json.dumps(os.listdir(state + "/grants")) == "[]"

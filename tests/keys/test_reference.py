@@ -538,7 +538,7 @@ ERRORS: list[tuple[Any, str]] = [
         "storage: the volume 'file' is to be in /dev/null, which is no directory",
     ),
     (storage(type="named", name="../x", target="/d"), "storage: named: name: '../x' is no name"),
-    (storage(type="named", name="data", target="/d", tier="tape"), "storage: named: tier: 'tape' is none of local"),
+    (storage(type="named", name="data", target="/d", tier="tape"), "storage: named: tier: 'tape' is not one of local"),
     (
         storage(type="anonymous", target="/var/lib"),
         "storage: the volume '_anon_var_lib' (for /var/lib) is not prepared",
@@ -554,7 +554,7 @@ ERRORS: list[tuple[Any, str]] = [
         "storage: /t is mounted twice",
     ),
     # training
-    (distributed(backend="x"), "resources.gpu.distributed.backend: 'x' is none of nccl, gloo, mpi"),
+    (distributed(backend="x"), "resources.gpu.distributed.backend: 'x' is not one of nccl, gloo, mpi"),
     (distributed(master_port=0), "resources.gpu.distributed.master_port: 0 is not between 1 and 65535"),
     (distributed(rank=4, world_size=4), "resources.gpu.distributed.rank: 4 is not below world_size, 4"),
     (distributed(rank=-1), "resources.gpu.distributed.rank: -1 is not between"),
