@@ -41,17 +41,18 @@ shim.host.trust check_own_directory read_trusted
 shim.host.userns outer_uid overflow_uid owner _effective_capabilities
 shim.gpu.vendors all_names node_directories with_gpus
 shim.gpu.choose Grant.joined _device_number _devices _free _from_nodes
-shim.gpu.choose _named _node _numbers_there _own_key again numbers
-shim.policy.words by
+shim.gpu.choose _named _node _numbers_there _own_key request_of_restored numbers
+shim.policy.words source_of_policy
 shim.state.grants remove
 shim.host.device_nodes _pci_vendor moved look look_at_gpu
 shim.node.inventory Inventory.explain_missing Inventory.kinds Inventory.names Inventory.near
 shim.node.inventory Place._own_state_dir Place._unfit Place.private
 shim.jsontext _damage _refuse_constant
-shim.state.leases utc words
+shim.state.leases utc describe
 shim.state.ledger Ledger._failed Ledger._rebuild Ledger._recorded Ledger.forget Ledger.make_anew Ledger.release
 shim.state.ledger Ledger.settle_all Ledger.take_back nri_lease parse
-shim.oci.reader _numbers bind_sources capabilities covers environment hugepages kernel_mounts missing namespace
+shim.oci.reader _numbers bind_sources capabilities rule_covers environment
+shim.oci.reader hugepages kernel_mounts missing_nodes namespace
 shim.oci.reader oom_score readonly_root resource rlimits text unified
 shim.oci.writer _rdt _gids _net_devices _resources idmapped
 shim.policy.permission _check_variable _no
@@ -59,7 +60,7 @@ shim.keys.common _cpuset _default _names check_limits cpus
 shim.request.quantity _exponent scaled
 shim.request.parse _check_text _container_document _set
 shim.request.schema rare_entry
-shim.request.values as_text host_path listed number_text text wrong
+shim.request.values as_text host_path split_list number_text text wrong_value
 shim.runtime.node_inventory compile_now find_libraries
 shim.node.cdi_check moved
 shim.runtime.equip _adjusted _asks _check_restored _log

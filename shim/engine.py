@@ -130,7 +130,8 @@ class Wanted:
         self._bundle = known.get("bundle", "")
         # Without root, runtimes set no device rules.  NRI does not tell all rules.
         self._rules = [] if self._rootless else reader.opening_rules(document, "bundle" in known)
-        self._closing, self._bound = EMPTY, []  # type: Edits, List[str]
+        self._closing = EMPTY
+        self._bound: List[str] = []
         if self._rules and self._rules[0] is reader.NO_DENIAL and reader.in_user_namespace(document):
             # podman writes no device rules for a user namespace, and its image may have any node.
             from shim.oci import engine_mounts
@@ -142,7 +143,7 @@ class Wanted:
 
             self._share = terms.requested_sharing(request.gpu, document, config, request.source, leased)
         if request.gpu is not None and "restored" in known:
-            self._gpu = choose.again(request.gpu, known["restored"], engine_names)
+            self._gpu = choose.request_of_restored(request.gpu, known["restored"], engine_names)
         if request.rare:
             own, more = _rare(request, document, inventory, config, known)
         else:
@@ -184,14 +185,16 @@ class Wanted:
         if grant.names and not self._built:
             leased = held is not None
             present = reader.device_numbers(self._document) if leased else {}
-            # with root the device rules decide what a container can open
-            mounts = reader.bind_sources(self._document) if leased and self._rootless else self._bound if leased else []
+            # With root the device rules decide what a container can open, and `_closing` allows these mounts.
+            mounts = reader.bind_sources(self._document) if self._rootless else self._bound
+            if not leased:
+                mounts = []  # an orchestrator may have chosen the device
             if present or mounts or self._rules:
                 _check_engine_devices(
                     present, mounts, self._rules, grant, self._inventory, request.source, leased, self._bundle
                 )
             closing = self._closing
-        permission.check_devices(request, grant.names, *choose.weighed(grant, self._inventory), self._config)
+        permission.check_devices(request, grant.names, *choose.count_gpus(grant, self._inventory), self._config)
         if share is not None:
             from shim.sharing import nvidia_tools
 
@@ -317,7 +320,7 @@ class Granting:
                 pass  # the reason for the undo matters more, and the next create that lacks devices tries again
 
 
-def needles(config: Config) -> List[bytes]:
+def request_texts(config: Config) -> List[bytes]:
     """Texts of which a config.json with a request holds one.  Without the slash, which JSON may write as `\\/`."""
     found = [config["annotation-prefix"].rstrip("/").encode()]
     if config["cdi.annotations"]:
@@ -463,7 +466,9 @@ def _check_engine_devices(
         if kind is not None and major is not None and minor is not None:
             opened = others.get(f"{kind}{major}:{minor}")
         else:
-            opened = next((name for number, name in others.items() if reader.covers(number, kind, major, minor)), None)
+            opened = next(
+                (name for number, name in others.items() if reader.rule_covers(number, kind, major, minor)), None
+            )
         if opened is not None:
             raise errors.RequestError(
                 f"{source}: resources.gpu: {words} opens {opened}, which is not granted",
@@ -487,5 +492,5 @@ def equip(document: Document, edits: Edits, rootless: bool, bundle: str = "", id
 
         edits, mounted = userns_devices.split(edits)
         # the mounts of device nodes: devtmpfs cannot be idmapped
-        document = writer.apply(document, targets.judged(document, mounted, root), idmap=False)
-    return writer.apply(document, targets.judged(document, edits, root), idmap=idmap and not rootless)
+        document = writer.apply(document, targets.with_resolved_targets(document, mounted, root), idmap=False)
+    return writer.apply(document, targets.with_resolved_targets(document, edits, root), idmap=idmap and not rootless)

@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 _APPEND = posix.O_WRONLY | posix.O_CREAT | posix.O_APPEND | posix.O_CLOEXEC | posix.O_NONBLOCK | posix.O_NOCTTY
 
 
-def error(message: str, log: str, log_format: str) -> None:
+def report_refusal(message: str, log: str, log_format: str) -> None:
     """Says why no container was started.  `log`: the path of the --log file, or ''; `log_format`: json or text.
 
     Where it cannot write, it does nothing.
     """
     # a message can quote half a surrogate pair from JSON, which UTF-8 cannot encode
-    line = f"chandler-runtime: {message}\n".encode("utf-8", "backslashreplace")
+    write_log = f"chandler-runtime: {message}\n".encode("utf-8", "backslashreplace")
     try:
-        files.write_all(2, line)
+        files.write_all(2, write_log)
     except OSError:
         pass  # nobody reads stderr any more
     if log:
@@ -75,7 +75,7 @@ def open_own(path: str) -> int:
     file: both are refused.  Raises OSError, or TrustError.
     """
     owners = userns.trusted_owners(userns.user_namespace())
-    directories = trust.way(path.rpartition("/")[0] or "/")
+    directories = trust.path_steps(path.rpartition("/")[0] or "/")
     for directory, status in directories[:-1]:
         trust.check_trust(directory, status, owners, last=False)
     directory, status = directories[-1]
@@ -89,7 +89,7 @@ def open_own(path: str) -> int:
     return descriptor
 
 
-def line(target: str, record: Any) -> None:
+def write_log(target: str, record: Any) -> None:
     """Appends a record to Chandler's own log: as a JSON line to the file `target`, or to the journal.
 
     The journal takes it by its native protocol (systemd, "Native Journal Protocol").  Where it cannot write, it does

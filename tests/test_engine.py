@@ -98,12 +98,12 @@ def test_another_prefix(node: Node) -> None:
     result = node.equip({"x.org/service": '{"env": {"A": "b"}}'})
     assert result is not None and result["annotations"]["x.org/granted"] == ""
     at = node.compiled().config
-    assert engine.needles(at) == [b"x.org"]
+    assert engine.request_texts(at) == [b"x.org"]
     assert engine.mark(at) in jsontext.dumps(result)
 
 
 def test_needles() -> None:
-    assert engine.needles(partial({"annotation-prefix": P, "cdi.annotations": True})) == [
+    assert engine.request_texts(partial({"annotation-prefix": P, "cdi.annotations": True})) == [
         b"chandler.oci",
         b"cdi.k8s.io",
     ]

@@ -17,7 +17,7 @@ from shim.errors import TrustError
 def test_a_record_in_json(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     log = tmp_path / "log"
     log.write_text('{"level":"info"}\n')
-    report.error('the key "x" is wrong', str(log), "json")
+    report.report_refusal('the key "x" is wrong', str(log), "json")
     assert capfd.readouterr().err == 'chandler-runtime: the key "x" is wrong\n'
     first, last = log.read_text().splitlines()
     record = json.loads(last)
@@ -28,7 +28,7 @@ def test_a_record_in_json(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> 
 
 @pytest.mark.parametrize("form", ["text", ""])
 def test_a_record_in_text(tmp_path: Path, form: str) -> None:
-    report.error('it is "wrong"', str(tmp_path / "log"), form)
+    report.report_refusal('it is "wrong"', str(tmp_path / "log"), form)
     line = (tmp_path / "log").read_text()
     assert line.startswith('time="20') and line.endswith(' level=error msg="it is \\"wrong\\""\n')
 
@@ -37,7 +37,7 @@ def test_no_log_was_asked_for(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    report.error("x", "", "json")
+    report.report_refusal("x", "", "json")
     assert capfd.readouterr().err == "chandler-runtime: x\n"
     assert os.listdir(tmp_path) == []
 
@@ -45,7 +45,7 @@ def test_no_log_was_asked_for(
 @pytest.mark.parametrize("message", ["\ud800", "caf\udce9", "\U0001f600 é", "\0\x1b[31m", "x" * 100_000])
 @pytest.mark.parametrize("form", ["json", "text"])
 def test_any_message_is_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str], message: str, form: str) -> None:
-    report.error(message, str(tmp_path / "log"), form)
+    report.report_refusal(message, str(tmp_path / "log"), form)
     assert capfd.readouterr().err.startswith("chandler-runtime: ")
     (line,) = (tmp_path / "log").read_text().splitlines()
     if form == "json":
@@ -57,7 +57,7 @@ def test_a_log_that_cannot_be_written_is_ignored(tmp_path: Path, capfd: pytest.C
     (tmp_path / "directory").mkdir()
     (tmp_path / "file").touch()
     os.mkfifo(tmp_path / "fifo")  # nobody reads: an open that blocked would hang here
-    report.error("x", str(tmp_path / place) if place else "", "json")
+    report.report_refusal("x", str(tmp_path / place) if place else "", "json")
     assert capfd.readouterr().err == "chandler-runtime: x\n"
 
 
@@ -71,7 +71,7 @@ def test_a_closed_stderr_is_ignored(tmp_path: Path) -> None:
     kept = os.dup(2)
     try:
         os.close(2)
-        report.error("x", str(tmp_path / "log"), "json")
+        report.report_refusal("x", str(tmp_path / "log"), "json")
     finally:
         os.dup2(kept, 2)
         os.close(kept)
@@ -80,7 +80,7 @@ def test_a_closed_stderr_is_ignored(tmp_path: Path) -> None:
 
 def test_lines_of_the_log(tmp_path: Path) -> None:
     for n in range(2):
-        report.line(str(tmp_path / "log"), {"n": n})
+        report.write_log(str(tmp_path / "log"), {"n": n})
     assert [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()] == [{"n": 0}, {"n": 1}]
 
 
@@ -97,10 +97,10 @@ def test_the_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal:
         journal.bind(str(tmp_path / "journal"))
         monkeypatch.setattr(_socket, "socket", Channel)
-        report.line("journal", {"container": "c"})
+        report.write_log("journal", {"container": "c"})
         assert journal.recv(1000) == b'PRIORITY=6\nSYSLOG_IDENTIFIER=chandler\nMESSAGE={"container":"c"}\n'
     assert sent[0][1] == "/run/systemd/journal/socket"
-    report.line("journal", {})  # and one that is not there
+    report.write_log("journal", {})  # and one that is not there
 
 
 # --- Chandler's own log -------------------------------------------------------------------------------------------
@@ -108,7 +108,7 @@ def test_the_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_our_own_log_is_appended_to(tmp_path: Path) -> None:
     for number in range(2):
-        report.line(str(tmp_path / "log"), {"number": number})
+        report.write_log(str(tmp_path / "log"), {"number": number})
     assert [json.loads(line)["number"] for line in (tmp_path / "log").read_text().splitlines()] == [0, 1]
 
 
@@ -129,7 +129,7 @@ def test_a_log_where_others_may_write_changes_no_other_file(tmp_path: Path, tric
         os.mkfifo(log)
     else:
         os.chown(logs if trick == "directory of others" else logs.parent, 1000, -1)
-    report.line(str(log), {"a": 1})
+    report.write_log(str(log), {"a": 1})
     assert victim.read_text() == "before" and not (trick.endswith("others") and log.exists())
     with pytest.raises((OSError, TrustError)):
         os.close(report.open_own(str(log)))

@@ -115,7 +115,7 @@ def build(
         "master": service.name,
         "built": True,
     }
-    equip = _Equipment(trusting(inventory), place, service.source, known, options.hidden, [])
+    equip = _Equipment(with_trusting_policy(inventory), place, service.source, known, options.hidden, [])
     config = equip.with_request(config, request)
     if gpu and inventory.config["gpu.allocator"] == "leases":
         if request.get("privileged"):
@@ -243,7 +243,7 @@ def volumes(given: Mapping[str, str]) -> dict[str, str]:
     return directories
 
 
-def trusting(inventory: Inventory) -> Inventory:
+def with_trusting_policy(inventory: Inventory) -> Inventory:
     """A copy of an inventory, with the same devices and a policy that trusts the caller."""
     trusted = copy.copy(inventory)
     trusted.config = {**inventory.config, "policy.trust": "all", "policy.rule": []}
@@ -276,13 +276,13 @@ def node(place: Place) -> base.Node:
     if place.euid == 0:  # the caller is root of a user namespace already, and the container will be in the same one
         uids, gids = (rootless.Ids(rootless.of_map(rootless.read(f"/proc/self/{word}_map"))) for word in ("uid", "gid"))
         return base.Node(unified, True, uids=uids, gids=gids)
-    names = owners(place.euid)
+    names = names_of_user(place.euid)
     uid_map = rootless.mappings(place.euid, rootless.ranges(rootless.read("/etc/subuid"), names))
     gid_map = rootless.mappings(os.getegid(), rootless.ranges(rootless.read("/etc/subgid"), names))
     return base.Node(unified, True, uid_map, gid_map, rootless.Ids(uid_map), rootless.Ids(gid_map))
 
 
-def owners(uid: int) -> list[str]:
+def names_of_user(uid: int) -> list[str]:
     """The words by which /etc/subuid and /etc/subgid can name a user: the uid as text, and the user's name, if any."""
     import pwd
 

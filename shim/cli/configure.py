@@ -274,7 +274,7 @@ class Programs:
 
 def _check_program(path: str, place: Place) -> None:
     try:
-        trust.check_way(path, place.owners)
+        trust.check_path(path, place.owners)
     except OSError as error:
         raise HostError(
             f"the engine could not run {path}, which cannot be reached: {error.strerror}", "install Chandler first"

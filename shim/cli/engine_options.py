@@ -28,7 +28,7 @@ def caller(arguments: argparse.Namespace, path: str, document: Document, built: 
     """The caller that a create with the config.json at `path` would have.  `built` is as in shim.policy.caller."""
     if arguments.engine:
         return _caller.Caller(arguments.engine, "--engine says so")
-    return _caller.of_call(arguments.root, os.path.dirname(os.path.abspath(path)), "", document, built)
+    return _caller.recognise(arguments.root, os.path.dirname(os.path.abspath(path)), "", document, built)
 
 
 def shown(who: _caller.Caller, config: Config) -> Document:

@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
     path = arguments.config or os.path.join(arguments.bundle, "config.json")
     place = Place(dict(os.environb))
     inventory = compiler.load(place)
-    if not config_file.may_ask(path, engine.needles(inventory.config)):
+    if not config_file.may_ask(path, engine.request_texts(inventory.config)):
         os.stat(path)  # raises for a file that does not exist
         return _show_nothing(arguments.format)
     bundle = config_file.ConfigJson(path, engine.mark(inventory.config))

@@ -79,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
                 "decides": applied.get("policy.by") == f"rule {rule['name']!r}" and verdict == rules.YES,
             }
         )
-    shown["by"] = words.by(applied)
+    shown["by"] = words.source_of_policy(applied)
     shown["policy"] = {
         key[len("policy.") :]: value
         for key, value in applied.items()

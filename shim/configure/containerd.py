@@ -93,7 +93,7 @@ def _plan(request: ConfigureRequest, path: str, text: str | None, read: Read) ->
             edits.append(Edit(path, TOML, [Setting(ELEMENT, ("imports",), drop_in)]))
         elif request.default:
             later_files = [name for name in imported if "*" not in name and name > drop_in]
-            notes += tomledit.overriders(
+            notes += tomledit.notes_about_later_files(
                 later_files, ("plugins", CRI[schema], "containerd", "default_runtime_name"), read.text
             )
         return Changes(edits, notes, command(request))

@@ -61,7 +61,7 @@ def plan(request: ConfigureRequest, read: Read) -> Changes:
                 raise error.within(path) from None
     notes = ["CRI-O injects CDI devices by itself"] if request.cdi else []
     if request.default:
-        notes += tomledit.overriders(
+        notes += tomledit.notes_about_later_files(
             [path for path in read.glob(directory + "/*") if path > drop_in], _DEFAULT, read.text
         )
     return Changes([Edit(drop_in, TOML, _settings(request, document), own=True)], notes, command(request))

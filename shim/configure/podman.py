@@ -79,7 +79,7 @@ def plan(request: ConfigureRequest, read: Read) -> Changes:
     notes = ["podman injects CDI devices by itself"] if request.cdi else []
     later = [path for path in read.glob(main + ".d/*.conf") if path > drop_in]
     for key in (_SUPPORTS, *([_DEFAULT] if request.default else [])):
-        notes += tomledit.overriders(later, key, read.text)
+        notes += tomledit.notes_about_later_files(later, key, read.text)
     return Changes([Edit(drop_in, TOML, settings, own=True)], notes, command(request))
 
 

@@ -101,7 +101,7 @@ def trusted(path: str, owners: dict[int, str]) -> str:
     if os.path.islink(path) and not os.path.exists(path):
         raise HostError(f"{path} is a link to {real}, which is not there", "make that file, or remove the link")
     try:
-        trust.check_way(existing, owners)
+        trust.check_path(existing, owners)
     except OSError as error:
         raise HostError(f"{path} cannot be reached: {error.strerror}") from None
     return real

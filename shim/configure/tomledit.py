@@ -90,7 +90,7 @@ def take(text: str, record: Document) -> str:
     return text
 
 
-def overriders(paths: list[str], path: Path, read: Callable[[str], str | None]) -> list[str]:
+def notes_about_later_files(paths: list[str], path: Path, read: Callable[[str], str | None]) -> list[str]:
     """Returns a note for each file that the engine reads after ours and that sets the same key."""
     notes = []
     for name in paths:

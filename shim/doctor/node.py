@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from shim.bundle import rootless
-from shim.bundle.build import owners
+from shim.bundle.build import names_of_user
 from shim.doctor.model import Check, Subject, problem, problem_of
 
 
@@ -25,7 +25,7 @@ def caller(subject: Subject) -> Check:
     ranges = 0
     if place.euid:
         for file in ("/etc/subuid", "/etc/subgid"):
-            count = len(rootless.ranges(host.read(file), owners(place.euid)))
+            count = len(rootless.ranges(host.read(file), names_of_user(place.euid)))
             ranges += count
             if not count:
                 problems.append(

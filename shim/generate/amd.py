@@ -90,8 +90,8 @@ def topology(tree: HostTree) -> Topology:
         values: dict[str, int] = {}
         for line in tree.text(f"{NODES}/{name}/properties").split("\n"):
             key, _, value = line.partition(" ")
-            if key in _WANTED and pci.whole(value) >= 0:
-                values[key] = pci.whole(value)
+            if key in _WANTED and pci.natural_number(value) >= 0:
+                values[key] = pci.natural_number(value)
         minor = values.get("drm_render_minor", 0)
         if minor > 0:  # a CPU has 0
             by_minor[minor] = (

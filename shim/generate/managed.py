@@ -60,7 +60,7 @@ def fallback(
     return entries, watch
 
 
-class Ours:
+class OwnFile:
     """A file with our digest annotation: its path, bytes and decoded document."""
 
     __slots__ = ("path", "data", "document")
@@ -86,7 +86,7 @@ class Ours:
             raise error.within(self.path) from None
 
 
-def read(path: str, data: bytes) -> Ours | None:
+def read(path: str, data: bytes) -> OwnFile | None:
     """A file with our digest annotation, from its bytes; None for any other file."""
     if cdi_file.DIGEST.encode() not in data:
         return None
@@ -94,12 +94,12 @@ def read(path: str, data: bytes) -> Ours | None:
         decoded = load(data)
     except ChandlerError:
         return None
-    return Ours(path, data, decoded) if isinstance(decoded, dict) and cdi_file.is_ours(decoded) else None
+    return OwnFile(path, data, decoded) if isinstance(decoded, dict) and cdi_file.is_ours(decoded) else None
 
 
-def _survey(config: Config, owners: dict[int, str]) -> tuple[list[Ours], dict[str, str]]:
+def _survey(config: Config, owners: dict[int, str]) -> tuple[list[OwnFile], dict[str, str]]:
     """Our files in the CDI directories, and for each kind one file that is not ours (kind: path)."""
-    ours: list[Ours] = []
+    ours: list[OwnFile] = []
     others: dict[str, str] = {}
     directories = dict.fromkeys([*config["cdi.spec-dirs"], directory(config)])
     for folder, _, entries in cdi_files.read_spec_dirs(list(directories), owners):
@@ -183,7 +183,7 @@ def remove(config: Config, owners: dict[int, str]) -> tuple[list[str], list[str]
     return done, left
 
 
-def _renew(our_file: Ours, managed: bool, other: str, hook: str, tree: HostTree, ask: Ask) -> str:
+def _renew(our_file: OwnFile, managed: bool, other: str, hook: str, tree: HostTree, ask: Ask) -> str:
     """Renews one file of ours.  Returns a sentence about what was done, "" for a file that is up to date.
 
     `managed`: the file is one of `cdi.generate`.  `other`: a file that describes the same kind and is not ours, or "".

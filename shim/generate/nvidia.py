@@ -103,7 +103,8 @@ def _expected_node(majors: dict[str, int], params: dict[str, str], names: tuple[
     major = next((majors[name] for name in names if name in majors), None)
     if major is None:
         return None
-    mode, group = pci.whole(params.get("DeviceFileMode", "")), pci.whole(params.get("DeviceFileGID", ""))
+    mode = pci.natural_number(params.get("DeviceFileMode", ""))
+    group = pci.natural_number(params.get("DeviceFileGID", ""))
     return "c", major, minor, mode & 0o777 if mode >= 0 else 0o666, group if 0 <= group < 1 << 32 else 0
 
 
@@ -147,7 +148,7 @@ def _devices(
 def _cap_minors(tree: HostTree) -> dict[str, int]:
     """The minors of the MIG capabilities by name, such as gpu0/gi1/access."""
     pairs = (line.split() for line in tree.text("/proc/driver/nvidia-caps/mig-minors").split("\n"))
-    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pci.whole(pair[1]) >= 0}
+    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pci.natural_number(pair[1]) >= 0}
 
 
 def _capability(

@@ -21,7 +21,7 @@ def read(tree: HostTree) -> Document:
     gpus: list[Document] = []
     for name in tree.names(_ROOT + "/gpus"):
         fields = _fields(tree.text(f"{_ROOT}/gpus/{name}/information"))
-        minor = pci.whole(fields.get("Device Minor", ""))
+        minor = pci.natural_number(fields.get("Device Minor", ""))
         if minor < 0:
             continue
         uuid = fields.get("GPU UUID", "")
@@ -83,7 +83,7 @@ def majors(tree: HostTree) -> dict[str, int]:
     by_driver: dict[str, int] = {}
     for line in tree.text("/proc/devices").partition("Block devices")[0].split("\n"):
         number, _, name = line.strip().partition(" ")
-        if 0 < pci.whole(number) < 1 << 12:
+        if 0 < pci.natural_number(number) < 1 << 12:
             by_driver.setdefault(name, int(number))
     return by_driver
 

@@ -38,10 +38,10 @@ def is_address(text: str) -> bool:
 def number(name: str, prefix: str) -> int:
     """The number after a prefix, as in card12; -1 for any other name."""
     digits = name[len(prefix) :]
-    return whole(digits) if name.startswith(prefix) and len(digits) < 10 else -1
+    return natural_number(digits) if name.startswith(prefix) and len(digits) < 10 else -1
 
 
-def whole(text: str) -> int:
+def natural_number(text: str) -> int:
     """A non-negative number from /proc or /sys, of at most 20 digits; -1 for any other text."""
     return int(text) if text.isascii() and text.isdigit() and len(text) <= 20 else -1
 
@@ -76,6 +76,7 @@ def drm(tree: HostTree, options: Options, directory: str, bdf: str = "") -> tupl
 def numbers(tree: HostTree, directory: str) -> tuple[str, int, int, int, int] | None:
     """A node's values (type, major, minor, mode, group) from sysfs, which has its numbers even before udev makes it."""
     major, _, minor = tree.text(directory + "/dev").partition(":")
-    if not (0 < whole(major) < 1 << 12 and 0 <= whole(minor) < 1 << 20):  # what a dev_t of Linux holds
+    # what a dev_t of Linux holds
+    if not (0 < natural_number(major) < 1 << 12 and 0 <= natural_number(minor) < 1 << 20):
         return None
     return "c", int(major), int(minor), 0o660, 0

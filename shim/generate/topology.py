@@ -112,6 +112,6 @@ class Topology:
                 for line in self._tree.text(f"{directory}/{name}/properties").split("\n")
                 if " " in line
             )
-            if values.get("type", "").strip() == _XGMI and pci.whole(values.get("node_to", "").strip()) >= 0:
+            if values.get("type", "").strip() == _XGMI and pci.natural_number(values.get("node_to", "").strip()) >= 0:
                 peers.add(int(values["node_to"]))
         return peers

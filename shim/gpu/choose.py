@@ -105,7 +105,7 @@ def grant(
     return cdi_grant if nodes is None else cdi_grant.joined(nodes)
 
 
-def weighed(grant: Grant, inventory: Inventory) -> Tuple[int, List[str]]:
+def count_gpus(grant: Grant, inventory: Inventory) -> Tuple[int, List[str]]:
     """Counts the GPUs of a grant, for the policy's max-gpus and `gpu.all`.
 
     Gives their number, and the names that stand for all GPUs of their kind where there are several.  A device of a CDI
@@ -155,7 +155,7 @@ def numbers(kinds: Iterable[str], inventory: Inventory, look: Look) -> Dict[str,
     return gpu_names
 
 
-def again(request: Document, names: List[str], engine_names: List[str]) -> Document:
+def request_of_restored(request: Document, names: List[str], engine_names: List[str]) -> Document:
     """The request of a restored container, changed to name the devices that it had.
 
     `names`: those devices, as qualified names.  `engine_names`: the names that the engine asks for itself, which the
@@ -225,8 +225,8 @@ def _free(devices: List[Tuple[str, List[str]]], count: int, kind: str, source: s
         lease = leases.holder(keys, held)
         if lease is None:
             free.append(name)
-        elif leases.words(lease) not in holders:
-            holders.append(leases.words(lease))
+        elif leases.describe(lease) not in holders:
+            holders.append(leases.describe(lease))
     if len(free) < count:
         raise errors.LeaseError(
             f"{source}: resources.gpu asks for {_devices(count)} of {kind}; {len(free)} of {len(devices)} "
@@ -286,7 +286,7 @@ def _check_free(name: str, keys: List[str], source: str, held: Optional[List[Lea
     lease = leases.holder(keys, held)
     if lease is not None:
         raise errors.LeaseError(
-            f"{source}: {name} is not free: {leases.words(lease)}", "end that container, or run `chandler leases`"
+            f"{source}: {name} is not free: {leases.describe(lease)}", "end that container, or run `chandler leases`"
         )
 
 

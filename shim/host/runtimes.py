@@ -47,7 +47,7 @@ def find(name: str, owners: Dict[int, str]) -> Tuple[str, str]:
     for path in candidates:
         if posix.access(path, posix.X_OK):
             try:
-                if trust.check_way(path, owners)[-1][1].st_mode & 0o170000 != 0o100000:
+                if trust.check_path(path, owners)[-1][1].st_mode & 0o170000 != 0o100000:
                     continue
             except errors.TrustError as error:
                 raise errors.TrustError(f"the runtime {path} is not used: {error.what}", error.todo) from None

@@ -90,7 +90,7 @@ def _from_command(command: list[str], name: str, owners: dict[int, str], seconds
         command = [*command, name]
     program = command[0]
     try:
-        trust.check_way(program, owners)
+        trust.check_path(program, owners)
         done = subprocess.run(
             [program, *command[1:]],
             stdin=subprocess.DEVNULL,

@@ -34,7 +34,7 @@ def own_directory(path: str, mode: int) -> None:
         raise errors.TrustError(f"{path} is not a directory")
 
 
-def way(path: str) -> List[Tuple[str, posix.stat_result]]:
+def path_steps(path: str) -> List[Tuple[str, posix.stat_result]]:
     """(path, lstat) of every directory and link on the way to `path`, and of `path` itself.
 
     Raises OSError when one of them does not exist.
@@ -69,9 +69,9 @@ def check_trust(path: str, found: posix.stat_result, owners: Dict[int, str], las
     raise errors.TrustError(f"{path} can be written by others (mode {mode & 0o7777:04o})", f"`chmod go-w {path}`")
 
 
-def check_way(path: str, owners: Dict[int, str]) -> List[Tuple[str, posix.stat_result]]:
+def check_path(path: str, owners: Dict[int, str]) -> List[Tuple[str, posix.stat_result]]:
     """`way(path)`, with `check_trust` for each part.  Raises OSError or TrustError."""
-    passed = way(path)
+    passed = path_steps(path)
     for number, (part, status) in enumerate(passed):
         check_trust(part, status, owners, number == len(passed) - 1)
     return passed
@@ -86,7 +86,7 @@ def check_own_directory(path: str, owners: Dict[int, str]) -> None:
     nearest = path.rstrip("/") or "/"
     while True:
         try:
-            status = check_way(nearest, owners)[-1][1]
+            status = check_path(nearest, owners)[-1][1]
             break
         except FileNotFoundError:
             nearest = nearest.rpartition("/")[0] or "/"
@@ -127,7 +127,7 @@ def read_trusted(path: str, limit: int, owners: Dict[int, str]) -> bytes:
 
     Raises TrustError, HostError or OSError.
     """
-    check_way(path, owners)
+    check_path(path, owners)
     data, status = files.read(path, limit, follow=True)
     check_trust(path, status, owners)  # again, for the file that was opened: it may have been replaced since
     return data

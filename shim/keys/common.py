@@ -39,7 +39,7 @@ HOST_VARIABLE, SECRET = REFERENCES = "$E:", "$S:"
 
 def _env(value: Any) -> Dict[str, str]:
     if not isinstance(value, dict):
-        raise values.wrong(value, "is not an object of names and texts")
+        raise values.wrong_value(value, "is not an object of names and texts")
     for name, text in value.items():
         if not name or "=" in name or not name.isprintable() or " " in name:
             raise errors.RequestError(f"{name!r} is no name of a variable")
@@ -61,9 +61,9 @@ def _quantity(scale: int, low: int = 1, high: int = values.MAX_INT) -> Callable[
     def read(value: Any) -> int:
         amount = quantity.scaled(values.as_text(value), scale)
         if amount < low:
-            raise values.wrong(value, "is too small")
+            raise values.wrong_value(value, "is too small")
         if amount > high:
-            raise values.wrong(value, "is too large")
+            raise values.wrong_value(value, "is too large")
         return amount
 
     return read
@@ -83,7 +83,7 @@ def cpus(text: str) -> set[int]:
     """The numbers of the CPUs in a list such as 0-3,8 (cpuset(7), list format).  Raises RequestError."""
     numbers: set[int] = set()
     if len(text) > 4096 or not text.isascii():
-        raise values.wrong(text, "is no list of CPUs", "write for example 0-3,8")
+        raise values.wrong_value(text, "is no list of CPUs", "write for example 0-3,8")
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
         if not (first.isdigit() and (last.isdigit() if dash else True)) or len(part) > 12:
@@ -138,7 +138,7 @@ def check_limits(request: Document, document: Document, config: Config, unified:
         if most and not 0 < value <= most:
             unit = "m" if key == "cpu" else ""
             raise errors.PolicyError(
-                f"resources.{key} = {value}{unit} is above {maximum} of {words.by(config)}, {most}{unit}"
+                f"resources.{key} = {value}{unit} is above {maximum} of {words.source_of_policy(config)}, {most}{unit}"
             )
 
 
@@ -180,7 +180,7 @@ def _names(value: Any) -> List[str]:
     if isinstance(value, list):
         names = [values.as_text(item) for item in value]
     else:
-        raise values.wrong(value, "is not a list")
+        raise values.wrong_value(value, "is not a list")
     if not names:
         raise errors.RequestError("the list is empty", "leave the key out")
     for name in names:
@@ -198,7 +198,7 @@ _BYTES = _quantity(1)
 GPU: Dict[str, Entry] = {
     "count": (values.integer(1, 4096), _NUMBER),
     "vendor": (values.text, str),
-    "devices": (_names, values.listed),
+    "devices": (_names, values.split_list),
     "prefer": (values.word("numa", "link"), str),
     "sharing": (values.word("exclusive", "mps", "time-slice"), str),
     "mps_pipe_dir": (values.host_path, str, OWN_WORD),

@@ -29,7 +29,7 @@ def hostname(value: Any) -> str:
     """The name of a host."""
     text = values.text(value, 64)
     if set(text) - objects.LETTERS - set(".-") or text[0] in ".-" or text[-1] in ".-" or ".." in text:
-        raise values.wrong(value, "is no name of a host")
+        raise values.wrong_value(value, "is no name of a host")
     return text
 
 
@@ -61,7 +61,7 @@ def _sysctl_namespace(name: str) -> str:
 def _sysctl(name: str) -> str:
     plain = name.replace("/", ".")
     if set(plain) - objects.LETTERS - set("._-") or ".." in plain or plain.startswith(".") or plain.endswith("."):
-        raise values.wrong(name, "is no name of a sysctl")
+        raise values.wrong_value(name, "is no name of a sysctl")
     if not _sysctl_namespace(plain):
         raise errors.RequestError(
             f"{name} belongs to the whole host",
@@ -73,7 +73,7 @@ def _sysctl(name: str) -> str:
 def _sysctl_value(value: Any) -> str:
     text = str(value) if type(value) is int else values.text(value)
     if "\n" in text:
-        raise values.wrong(value, "has more than one line")
+        raise values.wrong_value(value, "has more than one line")
     return text
 
 
@@ -97,7 +97,7 @@ def _cgroup_parent(value: Any) -> str:
         or ":" in text
         or text.startswith("-")
     ):
-        raise values.wrong(value, "is neither an absolute path of a control group nor a systemd slice")
+        raise values.wrong_value(value, "is neither an absolute path of a control group nor a systemd slice")
     return text
 
 
@@ -126,7 +126,7 @@ def _unlisted_parent(parent: str, config: Config) -> Iterator[tuple[str, str, st
     if not (
         patterns.below(parent, [prefix for prefix in allowed if prefix.startswith("/")])
         if parent.startswith("/")
-        else patterns.listed(allowed, parent)
+        else patterns.matches_any(allowed, parent)
     ):
         yield "cgroup_parent", parent, "cgroup-parents"
 
@@ -158,11 +158,11 @@ def _page_size(name: str) -> str:
             text += "i"
     size = quantity.scaled(text)
     if size < 4096 or size & (size - 1):
-        raise values.wrong(name, "is no size of a page", "write for example 2Mi or 1Gi")
+        raise values.wrong_value(name, "is no size of a page", "write for example 2Mi or 1Gi")
     for power, unit in ((30, "GB"), (20, "MB"), (10, "KB")):
         if not size & ((1 << power) - 1):
             return f"{size >> power}{unit}"
-    raise values.wrong(name, "is no size of a page")
+    raise values.wrong_value(name, "is no size of a page")
 
 
 def _check_hugepages(asked: dict[str, int], document: Document, unified: Callable[[], bool], trusted: bool) -> None:

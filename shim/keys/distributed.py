@@ -90,7 +90,7 @@ def _is_number(text: str) -> bool:
 def _interface(value: Any) -> str:
     text = values.text(value, 64)
     if set(text) - objects.LETTERS - set("._-,=^@"):
-        raise values.wrong(value, "is no network interface")
+        raise values.wrong_value(value, "is no network interface")
     return text
 
 

@@ -240,7 +240,7 @@ def _check_bind(source: str, prefix: str) -> None:
     rest = [part for part in source[len(prefix.rstrip("/")) :].split("/") if part]
     at = prefix
     try:
-        trust.check_way(prefix if rest else prefix.rpartition("/")[0] or "/", owners)
+        trust.check_path(prefix if rest else prefix.rpartition("/")[0] or "/", owners)
         for number, part in enumerate(rest):
             at = f"{at.rstrip('/')}/{part}"
             status = posix.lstat(at)

@@ -46,7 +46,7 @@ def _unlisted_env(env: dict[str, str], config: Config) -> Iterator[tuple[str, st
     for name, text in env.items():
         if text[:3] in _REFERENCES:
             list_name = _REFERENCES[text[:3]][1]
-            if not patterns.listed(config[f"policy.{list_name}"], text[3:]):  # type: ignore[literal-required]
+            if not patterns.matches_any(config[f"policy.{list_name}"], text[3:]):  # type: ignore[literal-required]
                 yield f"env.{name}", text[3:], list_name
 
 
@@ -57,7 +57,7 @@ def _words(value: Any) -> list[str]:
 def _workdir(value: Any) -> str:
     text = objects.path(value.rstrip("/") or "/" if isinstance(value, str) and value else value)
     if text == "/proc" or text.startswith("/proc/"):
-        raise values.wrong(value, "is below /proc, where no process may start")  # CVE-2024-21626
+        raise values.wrong_value(value, "is below /proc, where no process may start")  # CVE-2024-21626
     return text
 
 
@@ -86,7 +86,7 @@ def _user(value: Any) -> str:
     text = values.text(value, 255)
     parts = text.split(":")
     if len(parts) > 2:
-        raise values.wrong(value, "is no user", "write uid, uid:gid, or names from the image's /etc/passwd")
+        raise values.wrong_value(value, "is no user", "write uid, uid:gid, or names from the image's /etc/passwd")
     for part in parts:
         _account(part, value)
     return text
@@ -96,9 +96,9 @@ def _account(part: str, value: Any) -> str:
     """A number below 2**31, or a name as /etc/passwd can have it."""
     if part.isdigit() and part.isascii():
         if len(part) > 10 or int(part) >= 1 << 31:
-            raise values.wrong(value, "has a number of 2147483648 or more")
+            raise values.wrong_value(value, "has a number of 2147483648 or more")
     elif not part or set(part) - objects.LETTERS - set("._-$@+") or part.startswith(("-", "+")):
-        raise values.wrong(value, "is no user", "write uid, uid:gid, or names from the image's /etc/passwd")
+        raise values.wrong_value(value, "is no user", "write uid, uid:gid, or names from the image's /etc/passwd")
     return part
 
 
@@ -132,7 +132,7 @@ def capability(value: Any) -> str:
         return "ALL"
     name = name if name.startswith("CAP_") else "CAP_" + name
     if name not in CAPABILITIES:
-        raise values.wrong(
+        raise values.wrong_value(
             value, "is no capability that Chandler knows", "capabilities(7) lists them, for example NET_ADMIN"
         )
     return name
@@ -281,8 +281,8 @@ ROWS: dict[str, Row] = {
     ),
     "command": Row(
         {
-            "entrypoint": (_words, values.listed),
-            "args": (_words, values.listed),
+            "entrypoint": (_words, values.split_list),
+            "args": (_words, values.split_list),
             "workdir": (_workdir, str),
         },
         asks=lambda value: [("command", "command")] if any(value.values()) else [],
@@ -290,17 +290,17 @@ ROWS: dict[str, Row] = {
     ),
     "user": Row((_user, str), trust=DANGEROUS, edits=_user_edits),
     "extra_groups": Row(
-        (lambda value: objects.listing(value, _group), values.listed),
+        (lambda value: objects.listing(value, _group), values.split_list),
         trust=DANGEROUS,
         edits=lambda value, request, document, facts: [
             (GID, group if type(group) is int else facts.group(group), None) for group in value
         ],
     ),
     "capabilities": Row(
-        (_capabilities, values.listed), trust=DANGEROUS, unlisted=_unlisted_capabilities, edits=_capability_edits
+        (_capabilities, values.split_list), trust=DANGEROUS, unlisted=_unlisted_capabilities, edits=_capability_edits
     ),
     "cap_drop": Row(
-        (_capabilities, values.listed),
+        (_capabilities, values.split_list),
         trust=TIGHTEN,
         # with `capabilities` in the request, the edits of that key also drop
         edits=lambda value, request, *more: (

@@ -36,7 +36,7 @@ def _target(value: Any) -> str:
 def _device_path(value: Any) -> str:
     text = objects.path(value)
     if not text.startswith("/dev/"):
-        raise values.wrong(value, "is not below /dev")
+        raise values.wrong_value(value, "is not below /dev")
     return text
 
 
@@ -44,14 +44,14 @@ def _name(value: Any) -> str:
     """The name of a volume or a bucket."""
     text = values.text(value, 255)
     if set(text) - objects.LETTERS - set("._-") or text.startswith((".", "-")):
-        raise values.wrong(value, "is no name: letters, digits, dots, hyphens and underscores")
+        raise values.wrong_value(value, "is no name: letters, digits, dots, hyphens and underscores")
     return text
 
 
 def _prefix(value: Any) -> str:
     text = objects.string(value)
     if not text.isprintable() or ".." in text.split("/"):
-        raise values.wrong(value, "is no prefix of a bucket")
+        raise values.wrong_value(value, "is no prefix of a bucket")
     return text
 
 
@@ -59,7 +59,7 @@ def _mode(value: Any) -> str:
     """A file mode in octal, as a text of four digits."""
     text = str(value) if type(value) is int else values.text(value, 8)
     if set(text) - set("01234567") or len(text) > 5 or int(text, 8) > 0o7777:
-        raise values.wrong(value, "is no mode", 'write it in octal, as a text: "1777"')
+        raise values.wrong_value(value, "is no mode", 'write it in octal, as a text: "1777"')
     if type(value) is int and value in _USUAL_MODES:
         raise errors.RequestError(
             f"{value} may be meant as {value:o}, which YAML reads as {value} when it begins with 0",
@@ -96,7 +96,7 @@ TYPES: dict[str, tuple[dict[str, Callable[[Any], Any]], tuple[str, ...]]] = {
 def _storage(value: Any) -> Document:
     kind = value.get("type") if isinstance(value, dict) else None
     if not isinstance(kind, str) or kind not in TYPES:
-        raise values.wrong(kind, "is no type of storage", f"known: {', '.join(TYPES)}")
+        raise values.wrong_value(kind, "is no type of storage", f"known: {', '.join(TYPES)}")
     members, needed = TYPES[kind]
     try:
         storage = objects.object_of(value, {"type": str, **members}, needed)
@@ -190,13 +190,13 @@ def _unlisted_storage(storages: list[Document], config: Config) -> Iterator[tupl
         if storage["type"] == "bind":
             if not patterns.below(storage["source"], config["policy.bind-sources"]):
                 yield "storage", f"prefix of {storage['source']}", "bind-sources"
-        elif storage["type"] != "tmpfs" and not patterns.listed(config["policy.volumes"], volume(storage)):
+        elif storage["type"] != "tmpfs" and not patterns.matches_any(config["policy.volumes"], volume(storage)):
             yield "storage", volume(storage), "volumes"
 
 
 def _unlisted_devices(devices: list[Document], config: Config) -> Iterator[tuple[str, str, str]]:
     for device in devices:
-        if not patterns.listed(config["policy.devices"], device["path"]):
+        if not patterns.matches_any(config["policy.devices"], device["path"]):
             yield "devices", device["path"], "devices"
 
 
@@ -209,5 +209,5 @@ ROWS: dict[str, Row] = {
         unlisted=_unlisted_storage,
         edits=_storage_edits,
     ),
-    "devices": Row((_devices, values.listed), trust=HOST, unlisted=_unlisted_devices, edits=_device_edits),
+    "devices": Row((_devices, values.split_list), trust=HOST, unlisted=_unlisted_devices, edits=_device_edits),
 }

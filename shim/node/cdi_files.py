@@ -35,7 +35,7 @@ def read_spec_dirs(directories: list[str], owners: dict[int, str]) -> list[SpecD
         contents: list[tuple[str, bytes | ChandlerError]] = []
         error: ChandlerError | None = None
         try:
-            trust.check_way(directory, owners)
+            trust.check_path(directory, owners)
             names = spec_names(directory)
         except FileNotFoundError:
             names = []

@@ -75,7 +75,7 @@ class Sources:
         return True
 
     def _note(self, path: str) -> tuple[int, ...]:
-        passed = trust.way(path)
+        passed = trust.path_steps(path)
         for part, status in passed[:-1]:
             if stat.S_ISLNK(
                 status.st_mode
@@ -98,7 +98,7 @@ class Sources:
                 self.note(path)
                 continue
             try:
-                parts = [part for part, _ in trust.way(path)]
+                parts = [part for part, _ in trust.path_steps(path)]
                 self.ways.update(zip(parts, inventory.identities(parts)))
             except OSError:
                 self.absent.add(path)
@@ -192,7 +192,7 @@ def config_texts(place: Place, sources: Sources) -> list[tuple[str, bytes]]:
     for checked in (os.path.dirname(place.config_path), directory):
         try:
             # Also a directory without files is checked: somebody else could have removed them.
-            trust.check_way(checked, place.owners)
+            trust.check_path(checked, place.owners)
         except (FileNotFoundError, NotADirectoryError):
             continue
         except OSError as error:
@@ -213,7 +213,7 @@ def config_texts(place: Place, sources: Sources) -> list[tuple[str, bytes]]:
 def prefixes(place: Place) -> list[str]:
     """The annotation prefixes to look for when the configuration cannot be used: the default and the configured one."""
     try:
-        configured = _config.prefix_of(config_texts(place, Sources()))
+        configured = _config.annotation_prefix(config_texts(place, Sources()))
     except ChandlerError:
         configured = ""
     return [prefix for prefix in dict.fromkeys((_config.DEFAULT_PREFIX, configured)) if prefix]

@@ -292,7 +292,7 @@ def compile_config(sources: list[tuple[str, bytes]]) -> Config:
     return configuration
 
 
-def prefix_of(sources: list[tuple[str, bytes]]) -> str:
+def annotation_prefix(sources: list[tuple[str, bytes]]) -> str:
     """The annotation prefix of a configuration that may have errors elsewhere; the default if none can be read."""
     prefix = DEFAULT_PREFIX
     for path, data in sources:

@@ -234,7 +234,7 @@ class Place:
 
     def check_inventory(self) -> None:
         """Checks that nobody else can write to the inventory's directory.  Raises TrustError or OSError."""
-        trust.check_way(self.directory, self.owners)
+        trust.check_path(self.directory, self.owners)
         if self.directory.startswith(self.state_dir + "/"):
             self._checked = self.state_dir  # its path was checked as a part of the inventory's
 

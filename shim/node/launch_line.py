@@ -54,7 +54,7 @@ def write(place: Place, config: Config, times: dict[str, int], settled: bool) ->
     if not is_ours(place):
         return
     try:
-        trust.check_way(paths.CONFIG_DIR, place.owners)
+        trust.check_path(paths.CONFIG_DIR, place.owners)
         files.make_directory(_copies())
         with Lock(f"{_copies()}/{_LOCK}"):
             mark = _copy(times) if settled else _NEVER
@@ -124,7 +124,7 @@ def read(owners: dict[int, str]) -> list[str]:
     Empty when somebody else could have written the line.
     """
     try:
-        trust.check_way(_line(), owners)
+        trust.check_path(_line(), owners)
     except (OSError, ChandlerError):
         return []
     words = _words()

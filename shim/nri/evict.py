@@ -21,7 +21,7 @@ def runs(container: str, pid: int) -> bool:
         return False
 
 
-def end(container: str, pid: int) -> None:
+def kill(container: str, pid: int) -> None:
     """Kills the container's first process, if `pid` still is that.  Raises HostError.
 
     The pidfd is opened before the check, so that the signal cannot hit another process that has got the number since

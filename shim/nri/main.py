@@ -95,7 +95,7 @@ def _sources(place: Place, inventory: Inventory) -> dict[str, tuple[str, ...]]:
 def _log(target: str, line: Document) -> None:
     """Writes one line of JSON to the log file `target`; without one to standard error, for systemd's journal."""
     if target:
-        report.line(target, line)
+        report.write_log(target, line)
         return
     try:
         files.write_all(2, jsontext.dumps(line) + b"\n")

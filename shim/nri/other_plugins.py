@@ -36,5 +36,5 @@ def added(
     rules = {"linux": {"resources": {"devices": [as_config.rule(rule) for rule in adjustment.linux.resources.devices]}}}
     for kind, major, minor, words in reader.opening_rules(rules, complete=False):
         for number, name in gpu_names.items():
-            if number not in granted and reader.covers(number, kind, major, minor):
+            if number not in granted and reader.rule_covers(number, kind, major, minor):
                 yield f"{words.replace('the engine', 'a plugin')} ({name})", number

@@ -140,7 +140,7 @@ class Service(GrantBook):
         return result
 
     def _rule(self, pod: Any, container: Any, annotations: dict[str, str]) -> str:
-        """The name of the policy's part that applies to a container, as words.by gives it, for the metrics."""
+        """The name of the policy's part that applies to a container, as in words.source_of_policy, for the metrics."""
         config = self.inventory.config
         if config["policy.rule"]:
             from shim.keys import host_facts
@@ -151,7 +151,7 @@ class Service(GrantBook):
                 annotations,
                 {**self._pod_facts(pod, container), "container": container.name, "user": host_facts.caller()},
             )
-        return words.by(config)
+        return words.source_of_policy(config)
 
     def _pod_facts(self, pod: Any, container: Any) -> Known:
         """What `known` of engine.want takes: what the runtime says of a pod, for the policy's rules, and `seconds`, the
@@ -450,7 +450,7 @@ class Service(GrantBook):
             for what, key in added:
                 holder = leases.holder([key], others)
                 if holder is not None:
-                    return f"another NRI plugin adds {what}, but {leases.words(holder)}"
+                    return f"another NRI plugin adds {what}, but {leases.describe(holder)}"
         names = ", ".join(what for what, _ in added)
         if held.keys:
             return (

@@ -327,9 +327,9 @@ def _noted(number: int, frame: Any) -> None:
 def _connected(path: str, owners: dict[int, str]) -> socket.socket:
     """A connection to the runtime's socket.  Raises OSError, or ChandlerError when others can replace the socket.
 
-    `owners`: see trust.check_way.
+    `owners`: see trust.check_path.
     """
-    trust.check_way(path, owners)
+    trust.check_path(path, owners)
     channel = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         channel.connect(path)

@@ -39,7 +39,7 @@ class Sweeps:
 
     def __init__(self, book: GrantBook, unserved: Callable[[Any, Any], str]) -> None:
         self.book = book
-        self.evict: Callable[[str, int], None] = evict.end
+        self.evict: Callable[[str, int], None] = evict.kill
         self._unserved = unserved
         self._reported: set[str] = set()  # unserved containers that the log has
 

@@ -196,7 +196,7 @@ def opening_rules(config: Document, complete: bool) -> List[Any]:
     return opening
 
 
-def covers(number: str, kind: Optional[str], major: Optional[int], minor: Optional[int]) -> bool:
+def rule_covers(number: str, kind: Optional[str], major: Optional[int], minor: Optional[int]) -> bool:
     """Whether the type, major and minor of a device rule, where None means any, include a device number (c195:0)."""
     device_major, _, device_minor = number[1:].partition(":")
     return kind in (None, number[0]) and major in (None, int(device_major)) and minor in (None, int(device_minor))
@@ -236,7 +236,7 @@ def bind_sources(config: Document) -> List[str]:
     return sources
 
 
-def missing(config: Document, nodes: List[Any]) -> str:
+def missing_nodes(config: Document, nodes: List[Any]) -> str:
     """The path of the first of `nodes` that the container cannot open, for lack of the node or of a device rule.
 
     `nodes`: devices as [path, type, major, minor].  '' when the container can open all of them.

@@ -32,7 +32,7 @@ _DOTS = ("", ".", "..")
 _KERNEL_TYPES = ("proc", "sysfs", "cgroup", "cgroup2")
 
 
-def judged(document: Document, edits: Edits, root: str) -> Edits:
+def with_resolved_targets(document: Document, edits: Edits, root: str) -> Edits:
     """The edits with the targets of mounts resolved.
 
     `root` is the container's root file system on the host; with '', for unknown, the edits are returned unchanged.

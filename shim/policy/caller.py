@@ -122,7 +122,7 @@ class Caller:
                 )
 
 
-def of_call(root: Optional[str], bundle: str, container: str, document: Document, built: bool = False) -> Caller:
+def recognise(root: Optional[str], bundle: str, container: str, document: Document, built: bool = False) -> Caller:
     """Who calls to create a container.
 
     `root`: the runtime's --root; '' when none is given, None when it is not known.

@@ -61,7 +61,7 @@ def check(request: Request, document: Document, config: Config, unified: Callabl
     for _, row, value in table.of(request.document):
         for key, name, list_name in row.unlisted(value, config) if row.unlisted else ():
             raise errors.PolicyError(
-                f"{request.source}: {key}: {list_name} of {words.by(config)} has no {name}"
+                f"{request.source}: {key}: {list_name} of {words.source_of_policy(config)} has no {name}"
                 if list_name
                 else f"{request.source}: {key}: {name}",
                 "ask the node's administrator",

@@ -30,7 +30,7 @@ def _alike(pattern: str, text: str) -> bool:
     return len(pattern) == len(text) and all(wanted in ("?", actual) for wanted, actual in zip(pattern, text))
 
 
-def listed(patterns: list[str], text: str) -> bool:
+def matches_any(patterns: list[str], text: str) -> bool:
     """Whether a text matches one of some patterns."""
     return any(glob(pattern, text) for pattern in patterns)
 

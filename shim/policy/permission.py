@@ -66,7 +66,7 @@ def check_devices(
 ) -> None:
     """Raises PolicyError when the policy does not allow the kinds, or the number, of the devices that were chosen.
 
-    `names`, `count`: the devices, and how many GPUs they contain (shim.gpu.choose.weighed).
+    `names`, `count`: the devices, and how many GPUs they contain (shim.gpu.choose.count_gpus).
     `aggregates`: those of the names that stand for every device of their kind, also where they are not called `all`.
     """
     trusted = config["policy.trust"] == "all"
@@ -79,12 +79,14 @@ def check_devices(
         kind = name.partition("=")[0]
         if kind not in config["policy.kinds"]:
             raise errors.PolicyError(
-                f"{request.source}: resources.gpu asks for {name}; kinds of {words.by(config)} has no {kind}"
+                f"{request.source}: resources.gpu asks for {name}; kinds of {words.source_of_policy(config)} "
+                f"has no {kind}"
             )
     limit = config["policy.max-gpus"]
     if count > limit:
         raise errors.PolicyError(
-            f"{request.source}: resources.gpu asks for {count} devices; max-gpus of {words.by(config)} is {limit}"
+            f"{request.source}: resources.gpu asks for {count} devices; max-gpus of {words.source_of_policy(config)} "
+            f"is {limit}"
         )
 
 

@@ -9,7 +9,7 @@ grants nothing, but what it denies is denied.  Pure.
 from __future__ import annotations
 
 from shim.policy.engines import KEYS
-from shim.policy.patterns import listed
+from shim.policy.patterns import matches_any
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def verdict(match: dict[str, list[str]], who: Who) -> tuple[str, str]:
     for field, patterns in match.items():
         if field not in who:
             unknown = unknown or field
-        elif not any(listed(patterns, value) for value in who[field]):
+        elif not any(matches_any(patterns, value) for value in who[field]):
             return NO, f"{field} {'/'.join(who[field])} is none of {', '.join(patterns)}"
     if unknown:
         return UNKNOWN, f"the {unknown} is not known"

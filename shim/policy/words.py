@@ -23,12 +23,12 @@ def check_word(source: str, asked: str, key: str, config: Config, allowed: bool,
         raise errors.PolicyError(f"{source}: {key} is refused by {rule!r} in deny of {where}")
     if not allowed and not _covers(config["policy.allow"], asked, own):
         raise errors.PolicyError(
-            f"{source}: {key} is not allowed: allow of {by(config)} has no {asked!r}",
+            f"{source}: {key} is not allowed: allow of {source_of_policy(config)} has no {asked!r}",
             "ask the node's administrator",
         )
 
 
-def by(config: Config) -> str:
+def source_of_policy(config: Config) -> str:
     """The part of the configuration that applies: [policy], or the rule that replaces its keys (shim.policy.rules)."""
     return str(config.get("policy.by", "[policy]"))
 

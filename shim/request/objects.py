@@ -26,7 +26,7 @@ def string(value: Any) -> str:
 def boolean(value: Any) -> bool:
     """true or false."""
     if type(value) is not bool:
-        raise values.wrong(value, "is neither true nor false")
+        raise values.wrong_value(value, "is neither true nor false")
     return value
 
 
@@ -42,7 +42,7 @@ FLAG = boolean, boolean_text  # an entry (shim.keys.common)
 def listing(value: Any, item: Callable[[Any], Any], empty: bool = False) -> list[Any]:
     """A list, each item of which `item` checks.  `empty`: it may be empty."""
     if not isinstance(value, list):
-        raise values.wrong(value, "is not a list")
+        raise values.wrong_value(value, "is not a list")
     if not value and not empty:
         raise errors.RequestError("the list is empty", "leave the key out")
     if len(value) > _MAX_ITEMS:
@@ -66,7 +66,7 @@ def object_of(value: Any, members: dict[str, Callable[[Any], Any]], needed: tupl
     `needed`: the members that must be there.  Raises RequestError, which names the member.
     """
     if not isinstance(value, dict):
-        raise values.wrong(value, "is not an object")
+        raise values.wrong_value(value, "is not an object")
     result = {}
     for key, item in value.items():
         if key not in members:
@@ -84,7 +84,7 @@ def object_of(value: Any, members: dict[str, Callable[[Any], Any]], needed: tupl
 def mapping(value: Any, name: Callable[[str], str], item: Callable[[Any], Any]) -> Document:
     """An object whose keys are free.  `name` checks a key and gives its normal form, `item` checks a value."""
     if not isinstance(value, dict):
-        raise values.wrong(value, "is not an object")
+        raise values.wrong_value(value, "is not an object")
     result: Document = {}
     for key, member in value.items():
         normal = name(key)
@@ -101,7 +101,9 @@ def path(value: Any) -> str:
     """An absolute path without `..`, doubled slashes, or a slash at the end."""
     text = values.text(value)
     if not text.startswith("/") or clean(text) != text or not text.isprintable():
-        raise values.wrong(value, "is not a plain absolute path", "write it without .., // and a slash at the end")
+        raise values.wrong_value(
+            value, "is not a plain absolute path", "write it without .., // and a slash at the end"
+        )
     return text
 
 

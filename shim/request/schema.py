@@ -19,7 +19,7 @@ def check(document: Any, entries: Optional[Dict[str, common.Entry]] = None, path
     `path`: the dotted path of this object in the request.  Raises RequestError, which names the key.
     """
     if not isinstance(document, dict):
-        raise values.wrong(document, "is not an object").within(path or "the document")
+        raise values.wrong_value(document, "is not an object").within(path or "the document")
     entries = common.ENTRIES if entries is None else entries
     result: Document = {}
     for key, value in document.items():

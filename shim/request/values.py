@@ -1,6 +1,7 @@
 """Checks of single values of a request.  Each gives the value in normal form, or raises RequestError.
 
-`number_text` and `listed` make a JSON value of the text of a single-value annotation.  Pure; part of the create path.
+`number_text` and `split_list` make a JSON value of the text of a single-value annotation.  Pure; part of the
+create path.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 MAX_INT = (1 << 63) - 1
 
 
-def wrong(value: Any, what: str, todo: str = "") -> errors.RequestError:
+def wrong_value(value: Any, what: str, todo: str = "") -> errors.RequestError:
     """An error that begins with the value, shortened to 80 characters.  `what`: what is wrong with it."""
     shown = repr(value)
     return errors.RequestError(f"{shown if len(shown) < 80 else shown[:77] + '...'} {what}", todo)
@@ -23,16 +24,16 @@ def wrong(value: Any, what: str, todo: str = "") -> errors.RequestError:
 def text(value: Any, limit: int = 4096) -> str:
     """A text of 1 to `limit` characters, without NUL."""
     if not isinstance(value, str) or not value:
-        raise wrong(value, "is not a text")
+        raise wrong_value(value, "is not a text")
     if "\0" in value or len(value) > limit:
-        raise wrong(value, f"holds a NUL, or more than {limit} characters")
+        raise wrong_value(value, f"holds a NUL, or more than {limit} characters")
     return value
 
 
 def number(value: Any, low: int, high: int) -> int:
     """A whole number from `low` to `high`."""
     if type(value) is not int:
-        raise wrong(value, "is not a whole number")
+        raise wrong_value(value, "is not a whole number")
     if not low <= value <= high:
         raise errors.RequestError(f"{value} is not between {low} and {high}")
     return value
@@ -54,7 +55,7 @@ def word(*known: str) -> Callable[[Any], str]:
 
     def read(value: Any) -> str:
         if value not in known:
-            raise wrong(value, f"is not one of {', '.join(known)}")
+            raise wrong_value(value, f"is not one of {', '.join(known)}")
         return str(value)
 
     return read
@@ -71,10 +72,10 @@ def host_path(value: Any) -> str:
     """An absolute path on the host, without `..`."""
     path = text(value)
     if not path.startswith("/") or not path.isprintable() or ".." in path.split("/") or len(path) > 1024:
-        raise wrong(value, "is no absolute path without '..'")
+        raise wrong_value(value, "is no absolute path without '..'")
     return path
 
 
-def listed(written: str) -> List[str]:
+def split_list(written: str) -> List[str]:
     """The items of a single-value annotation, which are separated by commas."""
     return [part.strip() for part in written.split(",")]

@@ -61,7 +61,7 @@ def equip(
         raise errors.BundleError(f"{path}: {error.what}") from None
     root = runtimes.state_root(call.root, kind, place.rootless, environment, call.bundle)
     directory = path.rpartition("/")[0] or "."
-    caller = _caller.of_call(call.root, directory, call.id, source.value, bundle.built(source.value))
+    caller = _caller.recognise(call.root, directory, call.id, source.value, bundle.built(source.value))
     known: Known = {
         "caller": caller,
         "id": call.id,
@@ -162,7 +162,7 @@ def _log(target: str, container: str, made: engine.Plan, binary: str, before: st
         counts[edit[0]] = counts.get(edit[0], 0) + 1
     hidden = any(edit[0] == ENV and type(edit[2]) is not str for edit in made.edits.items)  # shim.host.secrets.Hidden
     more = {} if made.sharing is None else {"sharing": made.sharing.marks}
-    report.line(
+    report.write_log(
         target,
         {
             "time": report.now(),
@@ -197,7 +197,7 @@ def _adjusted(path: str, config: Config, records_dir: str, container: str) -> bo
     annotations = document.get("annotations") if isinstance(document, dict) else None
     if not isinstance(annotations, dict) or config["annotation-prefix"] + MARK not in annotations:
         return False
-    lost = reader.missing(document, record.get("nodes", []))
+    lost = reader.missing_nodes(document, record.get("nodes", []))
     if lost:
         raise errors.BundleError(
             f"{path}: the NRI plugin granted {lost}, which the container could not open",

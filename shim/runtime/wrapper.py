@@ -42,7 +42,7 @@ def main(argv: List[str]) -> NoReturn:
     from shim import report
 
     call = _args.parse(rest, runtimes.fixed_kind(program))
-    report.error(problem, call.log, call.log_format)
+    report.report_refusal(problem, call.log, call.log_format)
     sys.exit(1)
 
 
@@ -77,7 +77,7 @@ def _serve(program: str, rest: List[str], started: float) -> NoReturn:
         call = _args.parse(rest, kind)
     path = _args.config_path(call)
     undo = None
-    if config_file.may_ask(path, engine.needles(stored.config)):
+    if config_file.may_ask(path, engine.request_texts(stored.config)):
         undo = equip.equip(path, stored, place, call, kind, binary, environment, started, program)
     try:
         _exec(binary, rest, environment)

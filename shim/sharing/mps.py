@@ -61,7 +61,7 @@ def check_external(share: Sharing) -> None:
 def _check_directory(path: str) -> None:
     """Raises HostError or TrustError unless `path` is a directory that only root could have made or can write to."""
     try:
-        trust.check_way(path, pages.share_owners())
+        trust.check_path(path, pages.share_owners())
     except OSError as error:
         raise errors.HostError(
             f"the MPS directory {path} cannot be used: {error.strerror}",

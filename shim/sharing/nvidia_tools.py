@@ -39,7 +39,7 @@ def check(program: str, key: str) -> None:
     `key`: the key in [gpu] of the configuration that names the command, for the error.
     """
     try:
-        trust.check_way(program, userns.trusted_owners(userns.user_namespace()))
+        trust.check_path(program, userns.trusted_owners(userns.user_namespace()))
     except OSError as error:
         raise errors.HostError(
             f"{program} cannot be used: {error.strerror}", f"install it, or name it as {key} in [gpu]"

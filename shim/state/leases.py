@@ -87,7 +87,7 @@ def of_container(leases: List[Lease], owner: str, root: str, container: str) -> 
     return None
 
 
-def gives_way(lease: Lease, to: Lease) -> bool:
+def can_be_taken_over(lease: Lease, to: Lease) -> bool:
     """Whether `lease` is the NRI plugin's, and `to` the wrapper's, for one container.
 
     Then the plugin's answer came too late, or its edits did not reach the runtime, and the wrapper does the work.
@@ -95,7 +95,7 @@ def gives_way(lease: Lease, to: Lease) -> bool:
     return bool(lease["owner"] == "nri" and to["owner"] == "oci" and lease["id"] == to["id"])
 
 
-def words(lease: Lease) -> str:
+def describe(lease: Lease) -> str:
     """For people: which container holds which devices, how they are shared, and since when."""
     how = f" ({lease['mode']}{lease['words']})" if "mode" in lease else ""
     return f"{lease['id']} holds {', '.join(lease['names'])}{how} since {utc(lease['since'])}"

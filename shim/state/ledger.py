@@ -241,9 +241,9 @@ class Ledger:
             existing = leases.of_container(present, lease["owner"], lease.get("root", ""), lease["id"])
             if existing is not None:
                 raise errors.LeaseError(
-                    f"a container of this name is there already: {leases.words(existing)}", "delete it first"
+                    f"a container of this name is there already: {leases.describe(existing)}", "delete it first"
                 )
-            others = [other for other in present if not leases.gives_way(other, lease)]
+            others = [other for other in present if not leases.can_be_taken_over(other, lease)]
             planned = plan(others)
             if planned.keys:
                 lease["names"], lease["keys"] = planned.names, planned.keys

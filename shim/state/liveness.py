@@ -37,7 +37,7 @@ def of_another_boot(entry: Entry) -> bool:
     return bool(boot) and entry.get("boot", "") not in ("", boot)
 
 
-def sees(entry: Entry) -> bool:
+def sees_all_processes(entry: Entry) -> bool:
     """Whether we would see every process of the container."""
     ours = kernel.namespace("pid")
     return ours in (_INITIAL, entry.get("pidns", ours)) and not _hidden(entry)
@@ -61,7 +61,7 @@ def _hidden(entry: Entry) -> bool:
 
 
 def creating(entry: Entry) -> bool:
-    """Whether the process that creates the container may still run.  The caller has checked `sees`."""
+    """Whether the process that creates the container may still run.  The caller has checked `sees_all_processes`."""
     return runs(entry, entry["pid"], entry["started"])
 
 
@@ -69,7 +69,7 @@ def runs(entry: Entry, pid: int, started: int) -> bool:
     """Whether a process of the PID namespace in which the container was created may still run.
 
     `started`: when it started, in clock ticks, 0 where that is not known.  A zombie does not run.  The caller has
-    checked `sees`.
+    checked `sees_all_processes`.
     """
     pid_namespace = entry.get("pidns", "")
     if pid_namespace in ("", kernel.namespace("pid")):
@@ -159,7 +159,7 @@ def patterns(group: str, container: str) -> list[list[str]]:
 
 def in_use(entry: Entry) -> bool:
     """Whether a container that its runtime has ended has processes left, or may have some that we cannot see."""
-    return not of_another_boot(entry) and (not sees(entry) or bool(occupants(entry)))
+    return not of_another_boot(entry) and (not sees_all_processes(entry) or bool(occupants(entry)))
 
 
 def _components(path: str) -> list[str]:

@@ -155,11 +155,11 @@ def _is_record(record: Any, sealed: bool) -> bool:
         type(record) is dict
         and {"id", "root"} <= record.keys()
         and (sealed or record.keys() <= _UNSEALED)
-        and fits(record, MEMBERS)
+        and has_types(record, MEMBERS)
     )
 
 
-def fits(value: Document, members: dict[str, type | list[type]]) -> bool:
+def has_types(value: Document, members: dict[str, type | list[type]]) -> bool:
     """Whether each member of `value` that is listed in `members` has the type given there, and so do its items."""
     for key, kind in members.items():
         member = value.get(key)
@@ -223,7 +223,7 @@ def forget(state_dir: str, root: str, container: str, token: str) -> None:
 
 def is_lease(lease: Any) -> bool:
     """Whether a value is a lease: it has the members that its owner's leases need, each of its type."""
-    if type(lease) is not dict or not lease.keys() >= _NEEDED or not fits(lease, _OF_LEASES):
+    if type(lease) is not dict or not lease.keys() >= _NEEDED or not has_types(lease, _OF_LEASES):
         return False
     owner = lease["owner"]
     return (

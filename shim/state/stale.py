@@ -51,7 +51,7 @@ def is_gone(entry: Entry) -> bool:
         return True
     if not entry["root"].startswith("/"):
         return False  # an older Chandler's: relative to a working directory that was not recorded
-    if not liveness.sees(entry) or liveness.creating(entry):
+    if not liveness.sees_all_processes(entry) or liveness.creating(entry):
         return False
     state = os.path.join(entry["root"], entry["id"])
     pid, started = _init(state)

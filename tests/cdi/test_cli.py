@@ -26,7 +26,7 @@ devices:
 @pytest.fixture
 def specs(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
     # Other tests cover trust; pytest's directories may be below one that anybody may write.
-    monkeypatch.setattr(trust, "check_way", lambda path, owners: trust.way(path))
+    monkeypatch.setattr(trust, "check_path", lambda path, owners: trust.path_steps(path))
     monkeypatch.setattr(trust, "check_trust", lambda *args, **kwargs: None)
     directory = tmp_path / "cdi"
     directory.mkdir()

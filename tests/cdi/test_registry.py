@@ -191,7 +191,7 @@ def read(*directories: pathlib.Path) -> Registry:
 @pytest.fixture
 def cdi(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
     # Other tests cover trust; pytest's directories may be below one that anybody may write.
-    monkeypatch.setattr(trust, "check_way", lambda path, owners: trust.way(path))
+    monkeypatch.setattr(trust, "check_path", lambda path, owners: trust.path_steps(path))
     monkeypatch.setattr(trust, "check_trust", lambda *args, **kwargs: None)
     return tmp_path
 

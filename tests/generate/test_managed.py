@@ -56,7 +56,7 @@ class Node:
 
 @pytest.fixture
 def node(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Node:
-    monkeypatch.setattr(trust, "check_way", lambda path, owners: trust.way(path))  # other tests cover trust
+    monkeypatch.setattr(trust, "check_path", lambda path, owners: trust.path_steps(path))  # other tests cover trust
     host = hosts.mig(2, {1: 2})
     return Node(tmp_path, host)
 

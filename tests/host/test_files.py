@@ -192,7 +192,7 @@ def test_every_step_of_a_path_is_listed(tmp_path: Path) -> None:
     (tmp_path / "absolute").symlink_to(tmp_path / "link")
     passed = [
         name[len(str(tmp_path)) :]
-        for name, _ in trust.way(str(tmp_path / "absolute/../deep//f"))
+        for name, _ in trust.path_steps(str(tmp_path / "absolute/../deep//f"))
         if name.startswith(f"{tmp_path}/")
     ]
     # `..` after a link means the parent of what the link leads to
@@ -203,16 +203,16 @@ def test_a_circle_of_links(tmp_path: Path) -> None:
     (tmp_path / "a").symlink_to("b")
     (tmp_path / "b").symlink_to("a")
     with pytest.raises(OSError, match="too many levels"):
-        trust.way(str(tmp_path / "a"))
+        trust.path_steps(str(tmp_path / "a"))
 
 
 def test_a_path_that_ends_early(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        trust.way(str(tmp_path / "absent/f"))
+        trust.path_steps(str(tmp_path / "absent/f"))
 
 
 def trusted(path: Path) -> None:
-    trust.check_way(str(path), ME)
+    trust.check_path(str(path), ME)
     trust.read_trusted(str(path), 100, ME)
 
 
@@ -248,7 +248,7 @@ def test_files_of_others_are_not_trusted(owned: Path, part: str) -> None:
     os.chown(owned / part, 1234, 0)
     with pytest.raises(TrustError, match=f"{owned / part} belongs to uid 1234, not to"):
         trusted(owned / "a/b/f")
-    trust.check_way(str(owned / "a/b/f"), {**ME, 1234: "the caller"})
+    trust.check_path(str(owned / "a/b/f"), {**ME, 1234: "the caller"})
 
 
 @needs_root
@@ -270,7 +270,7 @@ def test_sticky_directories_are_trusted_only_above_the_file(owned: Path) -> None
     (owned / "a").chmod(0o1777)
     trusted(owned / "a/b/f")
     with pytest.raises(TrustError):
-        trust.check_way(str(owned / "a"), ME)
+        trust.check_path(str(owned / "a"), ME)
     (owned / "a/b/f").chmod(0o1666)
     with pytest.raises(TrustError):
         trusted(owned / "a/b/f")

@@ -261,7 +261,7 @@ def test_an_invalid_value_is_refused_even_when_a_later_file_replaces_it() -> Non
     ],
 )
 def test_the_annotation_prefix_of_an_invalid_configuration(texts: list[str], prefix: str) -> None:
-    assert config.prefix_of([(f"/{n}", text.encode()) for n, text in enumerate(texts)]) == prefix
+    assert config.annotation_prefix([(f"/{n}", text.encode()) for n, text in enumerate(texts)]) == prefix
 
 
 def test_the_policy_knows_every_key_of_a_request() -> None:

@@ -17,7 +17,7 @@ from lab.served import NVIDIA, Served, inventory, service_of, spec
 from shim.errors import ChandlerError
 from shim.nri import messages as m
 from shim.nri import mux, plugin
-from shim.nri.evict import end
+from shim.nri.evict import kill
 from shim.nri.plugin import CLOSING, READY, REGISTERING, Connection, Refused
 from shim.ttrpc import errors, frame
 from shim.ttrpc.errors import ProtocolError, RemoteError, TtrpcError
@@ -415,8 +415,8 @@ def test_only_a_process_of_the_container_is_ended() -> None:
     other = "f" * 64
     for pid, words in ((0, "has not told"), (1, "has not told"), (os.getpid(), "not in its control group")):
         with pytest.raises(ChandlerError, match=words):
-            end(other, pid)
-    end(other, 4194305)  # no process has such a number: it has ended
+            kill(other, pid)
+    kill(other, 4194305)  # no process has such a number: it has ended
 
 
 def test_a_container_that_the_wrapper_equipped_counts_as_served(peer: Connect) -> None:

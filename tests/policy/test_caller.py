@@ -13,7 +13,7 @@ from lab.local_node import Node, P
 from shim.cli.main import main
 from shim.errors import ChandlerError, PolicyError
 from shim.policy import engines
-from shim.policy.caller import Caller, of_call
+from shim.policy.caller import Caller, recognise
 
 ID, IMAGE, LAYER = "c" * 64, "1" * 64, "2" * 64
 TASK = "/run/containerd/io.containerd.runtime.v2.task"
@@ -48,7 +48,7 @@ ASKS = {P + "service": "{}"}
     ],
 )
 def test_an_engine_by_its_paths(root: str | None, bundle: str, annotations: dict[str, str], engine: str) -> None:
-    found = of_call(
+    found = recognise(
         root, bundle, ID, {"annotations": {"io.kubernetes.cri-o.ContainerType": "container", **annotations}}
     )
     assert found.engine == engine and found.why
@@ -59,7 +59,7 @@ def test_an_engine_by_its_paths(root: str | None, bundle: str, annotations: dict
 )
 def test_a_config_of_any_shape_has_a_caller(document: Any, tmp_path: Path) -> None:
     for bundle in (f"{TASK}/k8s.io/{ID}", str(tmp_path / f"overlay-containers/{ID}/userdata")):
-        assert of_call("/x/k8s.io", bundle, ID, document).engine in ("containerd", "other")
+        assert recognise("/x/k8s.io", bundle, ID, document).engine in ("containerd", "other")
 
 
 @pytest.mark.parametrize("engine", sorted(engines.ENGINES))
@@ -114,7 +114,7 @@ class Store:
         )
 
     def caller(self, where: Path | None = None, path: str = "") -> Caller:
-        return of_call(
+        return recognise(
             "",
             f"{where or self.graph}/overlay-containers/{ID}/userdata",
             ID,

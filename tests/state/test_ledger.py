@@ -73,7 +73,7 @@ def test_clash(one: str, other: str, clash: bool) -> None:
 
 def test_the_message_says_who_holds_what_since_when() -> None:
     held: Any = {"id": "c1", "names": ["nvidia.com/gpu=0", "nvidia.com/gpu=1"], "since": 1_700_000_000}
-    assert leases.words(held) == "c1 holds nvidia.com/gpu=0, nvidia.com/gpu=1 since 2023-11-14T22:13:20Z"
+    assert leases.describe(held) == "c1 holds nvidia.com/gpu=0, nvidia.com/gpu=1 since 2023-11-14T22:13:20Z"
 
 
 @given(st.integers(0, 253402300799))

@@ -69,7 +69,7 @@ def entry(root: Path, **more: Any) -> Any:
 
 def test_who_creates(tmp_path: Path) -> None:
     mine = entry(tmp_path)
-    assert liveness.sees(mine) and liveness.creating(mine) and not stale.is_gone(mine)
+    assert liveness.sees_all_processes(mine) and liveness.creating(mine) and not stale.is_gone(mine)
     assert not liveness.creating(mine | {"started": mine["started"] + 1})
     assert liveness.creating(mine | {"started": mine["started"] + 1, "timens": "time:[1]"}), (
         "start times differ in that time namespace"
@@ -101,13 +101,13 @@ def test_a_namespace_that_is_not_ours(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(
         kernel, "namespace", lambda kind, pid="self": "pid:[8]" if (kind, pid) == ("pid", "self") else real(kind, pid)
     )
-    assert not liveness.sees(theirs) and not stale.is_gone(theirs) and liveness.in_use(theirs)
+    assert not liveness.sees_all_processes(theirs) and not stale.is_gone(theirs) and liveness.in_use(theirs)
     monkeypatch.setattr(
         kernel,
         "namespace",
         lambda kind, pid="self": liveness._INITIAL if (kind, pid) == ("pid", "self") else real(kind, pid),
     )
-    assert liveness.sees(theirs) and not liveness.creating(theirs) and stale.is_gone(theirs)
+    assert liveness.sees_all_processes(theirs) and not liveness.creating(theirs) and stale.is_gone(theirs)
 
 
 def test_where_a_root_is_seen(tmp_path: Path) -> None:
@@ -176,7 +176,7 @@ def test_what_proc_hides(monkeypatch: pytest.MonkeyPatch, options: str, namespac
         liveness, "_read", lambda path: f"24 30 0:22 / /proc rw,nosuid shared:12 - proc proc {options}\n"
     )
     monkeypatch.setattr("posix.geteuid", lambda: uid)
-    assert liveness.sees(partial({"pidns": "pid:[5]", "userns": "user:[1]"})) == seen
+    assert liveness.sees_all_processes(partial({"pidns": "pid:[5]", "userns": "user:[1]"})) == seen
 
 
 @pytest.mark.skipif(cgroups.mode() == "unified" or os.geteuid() != 0, reason="needs cgroup v1, and root to make groups")
