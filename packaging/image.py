@@ -44,13 +44,13 @@ shim.gpu.choose Grant.joined _device_number _devices _free _from_nodes
 shim.gpu.choose _named _node _numbers_there _own_key request_of_restored numbers
 shim.policy.words source_of_policy
 shim.state.grants remove
-shim.host.device_nodes _pci_vendor moved look look_at_gpu
+shim.host.device_nodes _pci_vendor moved read_node read_gpu_node
 shim.node.inventory Inventory.explain_missing Inventory.kinds Inventory.names Inventory.near
-shim.node.inventory Place._own_state_dir Place._unfit Place.private
+shim.node.inventory Account._own_state_dir Account._unfit Account.private
 shim.jsontext _damage _refuse_constant
 shim.state.leases utc describe
-shim.state.ledger Ledger._failed Ledger._rebuild Ledger._recorded Ledger.forget Ledger.make_anew Ledger.release
-shim.state.ledger Ledger.settle_all Ledger.take_back nri_lease parse
+shim.state.ledger Ledger._failed Ledger._rebuild_if_certain Ledger._recorded Ledger.forget Ledger.rebuild Ledger.release
+shim.state.ledger Ledger.restore_all_gpus Ledger.take_back nri_lease parse
 shim.oci.reader _numbers bind_sources capabilities rule_covers environment
 shim.oci.reader hugepages kernel_mounts missing_nodes namespace
 shim.oci.reader oom_score readonly_root resource rlimits text unified

@@ -102,7 +102,7 @@ class Edits:
         result.items = tuple(items)
         return result
 
-    def beside(self, others: Edits) -> Edits:
+    def followed_by(self, others: Edits) -> Edits:
         """These edits, then `others`.  The two have no kind and key in common, so they are not normalised again."""
         return self.with_values((*self.items, *others.items))
 

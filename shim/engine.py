@@ -1,8 +1,8 @@
 """From a container's config.json to the edits that it gets, and to a grant.
 
-`want` reads the request and asks the policy, `Wanted.take` chooses devices, `Plan.complete` looks at the host: up to
-here nothing is changed.  `Granting` then reserves the devices, prepares the host and writes the record.  All front
-ends use these.  Part of the create path.
+`check_request` reads the request and asks the policy, `CheckedRequest.choose_devices` chooses devices, `Plan.complete`
+looks at the host: up to here nothing is changed.  `Granting` then reserves the devices, prepares the host and writes
+the record.  All front ends use these.  Part of the create path.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from typing import Any, Dict, List, Optional, Tuple
 
     from shim.node.inventory import Inventory
-    from shim.policy.caller import Known
+    from shim.policy.caller import CallFacts
     from shim.shapes import Config, Document
     from shim.sharing.terms import Sharing
     from shim.state.leases import Lease
@@ -37,10 +37,10 @@ class Plan:
 
     `request`; `names`: the devices as CDI names, or kind=number without CDI; `keys`: their physical devices, by which
     leases are kept; `edits`: for config.json.  A runtime that injects CDI devices itself gets the names in `by_cdi` and
-    the edits in `beside` instead.  `sharing`: how the devices are shared, None when they are not shared.
+    the edits in `own_edits` instead.  `sharing`: how the devices are shared, None when they are not shared.
     """
 
-    __slots__ = ("request", "names", "keys", "edits", "by_cdi", "beside", "sharing")
+    __slots__ = ("request", "names", "keys", "edits", "by_cdi", "own_edits", "sharing")
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class Plan:
         self.keys = grant.keys
         self.edits = merge(*before, grant.edits, *after)
         self.by_cdi = grant.by_cdi
-        self.beside = (*before, grant.beside, *after)
+        self.own_edits = (*before, grant.own_edits, *after)
         self.sharing = sharing
 
     def complete(self) -> Plan:
@@ -75,19 +75,19 @@ class Plan:
     def add(self, edits: Edits) -> None:
         """Adds the variables, mounts and hooks that sharing the devices needs."""
         self.edits = merge(self.edits, edits)
-        self.beside = (*self.beside, edits)
+        self.own_edits = (*self.own_edits, edits)
 
     def add_hooks(self, hooks: Edits) -> None:
         """Adds hooks.  Hooks replace nothing, so this is cheaper than `add`."""
-        self.edits = self.edits.beside(hooks)
-        self.beside = (*self.beside, hooks)
+        self.edits = self.edits.followed_by(hooks)
+        self.own_edits = (*self.own_edits, hooks)
 
 
-class Wanted:
+class CheckedRequest:
     """A container's request, allowed by the policy, with all edits that do not depend on which devices it gets.
 
-    `take` chooses the devices.  It must be quick, since other creates wait for the ledger meanwhile: secrets and
-    users of the image are looked up before it, and paths of the host after it.
+    `choose_devices` must be quick, since other creates wait for the ledger meanwhile: secrets and users of the image
+    are looked up before it, and paths of the host after it.
     """
 
     __slots__ = (
@@ -115,7 +115,7 @@ class Wanted:
         engine_names: List[str],
         inventory: Inventory,
         config: Config,
-        known: Known,
+        call_facts: CallFacts,
         leased: bool,
     ) -> None:
         self.request = request
@@ -125,11 +125,11 @@ class Wanted:
         self._inventory = inventory
         self._config = config
         self._share: Optional[Sharing] = None
-        self._built = known.get("built", False)
-        self._rootless = known.get("rootless", False)
-        self._bundle = known.get("bundle", "")
+        self._built = call_facts.get("built", False)
+        self._rootless = call_facts.get("rootless", False)
+        self._bundle = call_facts.get("bundle", "")
         # Without root, runtimes set no device rules.  NRI does not tell all rules.
-        self._rules = [] if self._rootless else reader.opening_rules(document, "bundle" in known)
+        self._rules = [] if self._rootless else reader.opening_rules(document, "bundle" in call_facts)
         self._closing = EMPTY
         self._bound: List[str] = []
         if self._rules and self._rules[0] is reader.NO_DENIAL and reader.in_user_namespace(document):
@@ -142,10 +142,10 @@ class Wanted:
             from shim.sharing import terms
 
             self._share = terms.requested_sharing(request.gpu, document, config, request.source, leased)
-        if request.gpu is not None and "restored" in known:
-            self._gpu = choose.request_of_restored(request.gpu, known["restored"], engine_names)
+        if request.gpu is not None and "restored" in call_facts:
+            self._gpu = choose.request_of_restored(request.gpu, call_facts["restored"], engine_names)
         if request.rare:
-            own, more = _rare(request, document, inventory, config, known)
+            own, more = _rare(request, document, inventory, config, call_facts)
         else:
             own, more = (
                 Edits([(ENV, variable, value, request.source) for variable, value in request.env.items()]),
@@ -160,14 +160,14 @@ class Wanted:
                 request.gpu["distributed"],
                 {**reader.environment(document), **request.env},
                 request.source,
-                known.get("master", ""),
+                call_facts.get("master", ""),
             )
 
     def cgroups_path(self, edits: Edits, manager: str) -> str:
         """linux.cgroupsPath once these edits are made (shim.oci.reader.cgroups_path)."""
         return reader.cgroups_path(self._document, edits, manager)
 
-    def take(self, held: Optional[List[Lease]]) -> Plan:
+    def choose_devices(self, held: Optional[List[Lease]]) -> Plan:
         """A plan, not completed yet, with devices that no lease in `held` holds; None: no leases are kept here.
 
         Raises ChandlerError; LeaseError when too few devices are free.
@@ -178,7 +178,7 @@ class Wanted:
         others = held if share is None or not held else share.seen(held)
         try:
             grant = choose.grant(
-                self._gpu, self._engine_names, self._inventory, request.source, device_nodes.look_at_gpu, others
+                self._gpu, self._engine_names, self._inventory, request.source, device_nodes.read_gpu_node, others
             )
         except errors.CdiError as error:
             raise error.within(request.source) from None
@@ -198,7 +198,7 @@ class Wanted:
         if share is not None:
             from shim.sharing import nvidia_tools
 
-            share.place(grant, self._inventory, nvidia_tools.uuid_of)
+            share.choose_gpus(grant, self._inventory, nvidia_tools.uuid_of)
         mark = Edits(
             [(ANNOTATION, self._config["annotation-prefix"] + parse.MARK, ",".join(grant.names), "for people to read")]
         )
@@ -244,7 +244,7 @@ class Granting:
         self._lease = lease
         self._recorded = False
 
-    def reserve(self, wanted: Wanted, manager: str = "", spared: str = "", patient: bool = True) -> Plan:
+    def reserve(self, checked: CheckedRequest, manager: str = "", spared: str = "", patient: bool = True) -> Plan:
         """Takes devices, under a lease where leases are kept, and gives the completed plan.
 
         `manager`: the value of the runtime's --cgroup-manager; `spared`: the token of a lease to ignore; `patient`:
@@ -252,18 +252,18 @@ class Granting:
         reserved then.
         """
         if self._ledger is None or self._lease is None:
-            self._plan = wanted.take(None).complete()
+            self._plan = checked.choose_devices(None).complete()
             return self._plan
         lease = self._lease
 
-        def take(held: List[Lease]) -> Plan:
-            plan = wanted.take([other for other in held if other["token"] != spared] if spared else held)
+        def choose_devices(held: List[Lease]) -> Plan:
+            plan = checked.choose_devices([other for other in held if other["token"] != spared] if spared else held)
             if lease["owner"] == "oci":
-                lease["group"] = wanted.cgroups_path(plan.edits, manager)
+                lease["group"] = checked.cgroups_path(plan.edits, manager)
             return plan
 
         try:
-            self._plan = self._ledger.allocate(lease, take, patient).complete()
+            self._plan = self._ledger.allocate(lease, choose_devices, patient).complete()
         except BaseException:
             self.undo()
             raise
@@ -278,7 +278,7 @@ class Granting:
         """Ends sharing that nobody uses any more on these devices, and sets up the sharing that this plan needs, which
         lasts until the last of those who share ends.  Raises ChandlerError."""
         if self._ledger is not None:
-            self._ledger.settle(self._plan.keys)
+            self._ledger.restore_gpus(self._plan.keys)
         if self._plan.sharing is not None:
             from shim.sharing import setup
 
@@ -339,29 +339,29 @@ def plan(
     container: str = "",
     held: Optional[List[Lease]] = None,
     request: Optional[parse.Request] = None,
-    known: Optional[Known] = None,
+    call_facts: Optional[CallFacts] = None,
 ) -> Optional[Plan]:
     """The completed plan for a container, its devices free of the leases in `held`; None when it asks for nothing.
     Changes nothing."""
-    wanted = want(document, inventory, container, request, known, held is not None)
-    return None if wanted is None else wanted.take(held).complete()
+    checked = check_request(document, inventory, container, request, call_facts, held is not None)
+    return None if checked is None else checked.choose_devices(held).complete()
 
 
-def want(
+def check_request(
     document: Document,
     inventory: Inventory,
     container: str = "",
     request: Optional[parse.Request] = None,
-    known: Optional[Known] = None,
+    call_facts: Optional[CallFacts] = None,
     leased: bool = False,
-) -> Optional[Wanted]:
+) -> Optional[CheckedRequest]:
     """What a container asks for, None when it asks for nothing.  Raises ChandlerError; changes nothing.
 
     `container`: its name in its pod, where the front end knows it without annotations.  `leased`: whether leases are
     kept here.  `request`: the request, where the front end has it already; annotations are then not read.
     """
-    if known is None:
-        known = {}
+    if call_facts is None:
+        call_facts = {}
     config = inventory.config
     prefix = config["annotation-prefix"]
     engine_names: List[str] = []
@@ -369,7 +369,7 @@ def want(
         annotations = document.get("annotations")
         if not isinstance(annotations, dict):
             return None
-        caller = known.get("caller")
+        caller = call_facts.get("caller")
         name, sandbox = (
             (container, False)
             if container
@@ -392,22 +392,27 @@ def want(
         raise errors.BundleError(f"{request.source}: config.json has no process to equip")
     reader.check_keys(document)
     if config["policy.rule"]:
-        config = _ruled(config, document, container, known)
+        config = _ruled(config, document, container, call_facts)
     present = document
-    if request.rare and "bundle" in known and not known.get("built") and document["process"].get("oomScoreAdj") is None:
+    if (
+        request.rare
+        and "bundle" in call_facts
+        and not call_facts.get("built")
+        and document["process"].get("oomScoreAdj") is None
+    ):
         # Where the engine sets none, the container inherits that of the runtime, which this process becomes.
         present = {**document, "process": {**document["process"], "oomScoreAdj": kernel.oom_score()}}
     permission.check(request, present, config, engine_names, kernel.unified_cgroups)
-    return Wanted(request, document, engine_names, inventory, config, known, leased)
+    return CheckedRequest(request, document, engine_names, inventory, config, call_facts, leased)
 
 
-def _ruled(config: Config, document: Document, container: str, known: Known) -> Config:
+def _ruled(config: Config, document: Document, container: str, call_facts: CallFacts) -> Config:
     """The configuration with [policy] as the rules make it for this container."""
     from shim.keys import host_facts
     from shim.policy import rules
 
     return rules.applied(
-        config, document.get("annotations") or {}, {**known, "container": container, "user": host_facts.caller()}
+        config, document.get("annotations") or {}, {**call_facts, "container": container, "user": host_facts.caller()}
     )
 
 
@@ -416,20 +421,22 @@ def _rare(
     document: Document,
     inventory: Inventory,
     config: Config,
-    known: Known,
+    call_facts: CallFacts,
 ) -> Tuple[Edits, Edits]:
     """The request's variables, with references to the host resolved, and the edits of the rarer keys."""
     from shim.keys import rare
     from shim.policy import rules
 
-    scope = known.get("scope")
+    scope = call_facts.get("scope")
     if scope is None:
         scope = "".join(
-            rules.identity(document.get("annotations") or {}, rules.believed(config, known), known).get("namespace", ())
+            rules.identity(document.get("annotations") or {}, rules.believed(config, call_facts), call_facts).get(
+                "namespace", ()
+            )
         )
     return (
-        rare.variables(request, config, scope, known.get("seconds", rare.SECONDS)),
-        rare.edits(request, document, inventory, config, known),
+        rare.variables(request, config, scope, call_facts.get("seconds", rare.SECONDS)),
+        rare.edits(request, document, inventory, config, call_facts),
     )
 
 
@@ -454,14 +461,14 @@ def _check_engine_devices(
     rules = [rule for rule in opening if leased or rule[1] is None or rule[2] is None]
     granted = {number for key in grant.keys for number in key.split("+")}
     kinds = dict.fromkeys([*(name.partition("=")[0] for name in grant.names), *inventory.config["policy.kinds"]])
-    known = choose.numbers(kinds, inventory, device_nodes.look_at_gpu)
-    for number in (*known, *granted):
+    gpu_names = choose.numbers(kinds, inventory, device_nodes.read_gpu_node)
+    for number in (*gpu_names, *granted):
         if number in present:
             raise errors.RequestError(
                 f"{source}: resources.gpu: config.json has a GPU already, {present[number]}, from the engine",
                 "ask for GPUs in one way alone",
             )
-    others = {number: name for number, name in known.items() if number not in granted}
+    others = {number: name for number, name in gpu_names.items() if number not in granted}
     for kind, major, minor, words in rules:
         if kind is not None and major is not None and minor is not None:
             opened = others.get(f"{kind}{major}:{minor}")

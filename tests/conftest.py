@@ -126,7 +126,7 @@ def lab(needs_root: None) -> Iterator[str]:
 
 
 @pytest.fixture
-def place(lab: str) -> Iterator[str]:
+def workdir(lab: str) -> Iterator[str]:
     """A directory for one test in `lab`."""
     directory = tempfile.mkdtemp(dir=lab)
     os.chmod(directory, 0o755)
@@ -170,20 +170,20 @@ def runtime(request: pytest.FixtureRequest) -> runtimes.Runtime:
 
 
 @pytest.fixture
-def direct(runtime: runtimes.Runtime, place: str) -> Iterator[Engine]:
+def direct(runtime: runtimes.Runtime, workdir: str) -> Iterator[Engine]:
     """The runtime itself, without Chandler."""
-    engine = Engine([*runtime.wrap, runtime.path], os.path.join(place, "root"), hangs=runtime.kind == "youki")
+    engine = Engine([*runtime.wrap, runtime.path], os.path.join(workdir, "root"), hangs=runtime.kind == "youki")
     yield engine
     engine.clean()
 
 
 @pytest.fixture
 def chandler(
-    runtime: runtimes.Runtime, served: Callable[[runtimes.Runtime], install.Installation], place: str
+    runtime: runtimes.Runtime, served: Callable[[runtimes.Runtime], install.Installation], workdir: str
 ) -> Iterator[Engine]:
     """Chandler over the runtime, on the simulated node."""
     engine = Engine(
-        [*runtime.wrap, served(runtime).program()], os.path.join(place, "root"), hangs=runtime.kind == "youki"
+        [*runtime.wrap, served(runtime).program()], os.path.join(workdir, "root"), hangs=runtime.kind == "youki"
     )
     yield engine
     engine.clean()

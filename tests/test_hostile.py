@@ -628,25 +628,27 @@ EVERYTHING = annotated(
 )
 
 
-@pytest.mark.parametrize("place", PLACES, ids=".".join)
-def test_odd_shapes_of_config_json(at: tuple[Node, inventory.Inventory], place: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("member", PLACES, ids=".".join)
+def test_odd_shapes_of_config_json(at: tuple[Node, inventory.Inventory], member: tuple[str, ...]) -> None:
     """A result or one sentence, never a traceback. Whatever was not asked for does not change."""
     node, compiled = at
     for odd in ODD:
         config: Any = json.loads(json.dumps(CONFIG))
         config["linux"]["resources"]["cpu"] = {"quota": 100000}
         inner = config
-        for key in place[:-1]:
+        for key in member[:-1]:
             inner = inner.setdefault(key, {})
-        inner[place[-1]] = odd
-        if place == ("annotations",) and not isinstance(odd, dict):
+        inner[member[-1]] = odd
+        if member == ("annotations",) and not isinstance(odd, dict):
             continue
         try:
             result = node.equip(EVERYTHING, config, compiled)
         except ChandlerError as error:
             assert "\n" not in str(error)
         else:
-            assert result is None or type(odd) is not dict and place == ("linux",) or unasked(result) == unasked(config)
+            assert (
+                result is None or type(odd) is not dict and member == ("linux",) or unasked(result) == unasked(config)
+            )
 
 
 def test_cdi_edits_reach_no_more_than_the_cdi_file_says(node: Node) -> None:

@@ -52,12 +52,12 @@ def test_any_message_is_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[st
         assert json.loads(line)["level"] == "error"
 
 
-@pytest.mark.parametrize("place", ["", "directory", "absent/log", "file/log", "fifo", "a\0b"])
-def test_a_log_that_cannot_be_written_is_ignored(tmp_path: Path, capfd: pytest.CaptureFixture[str], place: str) -> None:
+@pytest.mark.parametrize("name", ["", "directory", "absent/log", "file/log", "fifo", "a\0b"])
+def test_a_log_that_cannot_be_written_is_ignored(tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str) -> None:
     (tmp_path / "directory").mkdir()
     (tmp_path / "file").touch()
     os.mkfifo(tmp_path / "fifo")  # nobody reads: an open that blocked would hang here
-    report.report_refusal("x", str(tmp_path / place) if place else "", "json")
+    report.report_refusal("x", str(tmp_path / name) if name else "", "json")
     assert capfd.readouterr().err == "chandler-runtime: x\n"
 
 

@@ -19,14 +19,14 @@ from shim.errors import BundleError, RequestError
 from shim.host import cgroups, files
 from shim.host.secrets import HIDDEN, Hidden
 from shim.keys import storage
-from shim.node.inventory import Inventory, Place
+from shim.node.inventory import Account, Inventory
 from shim.oci import config_file
 from shim.request import parse, schema
 from shim.sharing import setup
 
 if TYPE_CHECKING:
     from shim.edits import Edit
-    from shim.policy.caller import Known
+    from shim.policy.caller import CallFacts
     from shim.shapes import Document
     from shim.sharing.terms import Sharing
 
@@ -39,7 +39,8 @@ class BuildOptions(NamedTuple):
     `args`: the command line, in place of the image's and the service's; None to keep that.
     `volumes`: for each volume, its directory on the host; see `volumes` below for the names.
     `cgroup_parent`: the parent control group that the environment names.
-    `move`: the process that may be moved to make room for the container's control group (shim.host.cgroups.place).
+    `move`: the process that may be moved to make room for the container's control group; see choose_group of
+    shim.host.cgroups.
     `hidden`: leave out secrets and variables of the host, because the result is printed.
     """
 
@@ -66,11 +67,15 @@ class Built(NamedTuple):
 
 
 def build(
-    service: deployment.DeployedService, found: image.Image, options: BuildOptions, inventory: Inventory, place: Place
+    service: deployment.DeployedService,
+    found: image.Image,
+    options: BuildOptions,
+    inventory: Inventory,
+    account: Account,
 ) -> Built:
     """Makes the config.json for a service.  Raises ChandlerError before anything on the host is changed.
 
-    `found`: the image's configuration.  `place`: the caller and the paths of this node.
+    `found`: the image's configuration.  `account`: the caller and the paths of this node.
     """
     request = _checked(service.document, service.source)
     notes = [f"{service.source}: left to an orchestrator: {', '.join(service.ignored)}"] if service.ignored else []
@@ -96,7 +101,7 @@ def build(
     )
     if not process.args[0]:
         raise RequestError(f"{service.source}: the name of the program to run is empty")
-    here = node(place)
+    here = node(account)
     config = base.config(
         process,
         hostname,
@@ -107,7 +112,7 @@ def build(
         not request.get("capabilities"),
     )
     gpu = _take_gpu(request, service.name)
-    known: Known = {
+    call_facts: CallFacts = {
         "id": options.id,
         "bundle": options.bundle,
         "volumes": volumes(options.volumes),
@@ -115,7 +120,7 @@ def build(
         "master": service.name,
         "built": True,
     }
-    equip = _Equipment(with_trusting_policy(inventory), place, service.source, known, options.hidden, [])
+    equip = _Equipment(with_trusting_policy(inventory), account, service.source, call_facts, options.hidden, [])
     config = equip.with_request(config, request)
     if gpu and inventory.config["gpu.allocator"] == "leases":
         if request.get("privileged"):
@@ -130,12 +135,12 @@ def build(
     else:
         config = equip.with_request(config, gpu)
     _check_ids(config, here, service.source)
-    placed = cgroups.place(
+    placed = cgroups.choose_group(
         options.id,
         parent,
         options.cgroup_parent,
         options.systemd,
-        place.rootless,
+        account.rootless,
         options.move,
         needed=cgroups.controllers(config["linux"].get("resources") or {}),
     )
@@ -180,20 +185,20 @@ def _take_gpu(request: Document, master: str) -> Document:
 class _Equipment(NamedTuple):
     """Turns requests into edits of config.json.
 
-    `source`: the file and the service, for errors.  `known`: what the front end knows (shim.engine.plan).
+    `source`: the file and the service, for errors.  `call_facts`: what the front end knows (shim.engine.plan).
     `hidden`: as in BuildOptions.  `shared`: collects how the container shares its GPUs.
     """
 
     inventory: Inventory
-    place: Place
+    account: Account
     source: str
-    known: Known
+    call_facts: CallFacts
     hidden: bool
     shared: list[Sharing]
 
     def state_dir(self) -> str:
         """The state directory.  Raises TrustError or HostError."""
-        return self.place.trusted_state_dir(self.inventory.config["state-dir"])
+        return self.account.trusted_state_dir(self.inventory.config["state-dir"])
 
     def share(self) -> None:
         """Sets up on the host what sharing needs, after everything that may refuse.  Raises ChandlerError."""
@@ -202,13 +207,17 @@ class _Equipment(NamedTuple):
 
     def check(self, config: Document, request: Document) -> None:
         """Raises ChandlerError when this node lacks a device that a request asks for.  Leases do not matter here."""
-        engine.plan(config, self.inventory, held=[], request=parse.Request(request, self.source), known=self.known)
+        engine.plan(
+            config, self.inventory, held=[], request=parse.Request(request, self.source), call_facts=self.call_facts
+        )
 
     def with_request(self, config: Document, request: Document) -> Document:
         """Returns the configuration with the edits for a request.  Raises ChandlerError."""
         if not request:
             return config
-        planned = engine.plan(config, self.inventory, request=parse.Request(request, self.source), known=self.known)
+        planned = engine.plan(
+            config, self.inventory, request=parse.Request(request, self.source), call_facts=self.call_facts
+        )
         assert planned is not None  # since there is a request
         edits = planned.edits
         if planned.sharing is not None:
@@ -219,7 +228,7 @@ class _Equipment(NamedTuple):
             if edit[0] == ANNOTATION:
                 continue  # Chandler's mark: a create would refuse it as forged
             kept.append((*edit[:2], HIDDEN, edit[3]) if self.hidden and isinstance(edit[2], Hidden) else edit)
-        return engine.equip(config, edits.with_values(kept), self.place.rootless, self.known["bundle"])
+        return engine.equip(config, edits.with_values(kept), self.account.rootless, self.call_facts["bundle"])
 
 
 def volumes(given: Mapping[str, str]) -> dict[str, str]:
@@ -268,16 +277,16 @@ def _directory(own: str, of_image: str, source: str) -> str:
     return str(_checked({"command": {"workdir": path}}, where)["command"]["workdir"])
 
 
-def node(place: Place) -> base.Node:
+def node(account: Account) -> base.Node:
     """The facts about this host that config.json depends on, for the user who calls."""
     unified = cgroups.survey().version == "v2"
-    if not place.rootless:
+    if not account.rootless:
         return base.Node(unified)
-    if place.euid == 0:  # the caller is root of a user namespace already, and the container will be in the same one
+    if account.euid == 0:  # the caller is root of a user namespace already, and the container will be in the same one
         uids, gids = (rootless.Ids(rootless.of_map(rootless.read(f"/proc/self/{word}_map"))) for word in ("uid", "gid"))
         return base.Node(unified, True, uids=uids, gids=gids)
-    names = names_of_user(place.euid)
-    uid_map = rootless.mappings(place.euid, rootless.ranges(rootless.read("/etc/subuid"), names))
+    names = names_of_user(account.euid)
+    uid_map = rootless.mappings(account.euid, rootless.ranges(rootless.read("/etc/subuid"), names))
     gid_map = rootless.mappings(os.getegid(), rootless.ranges(rootless.read("/etc/subgid"), names))
     return base.Node(unified, True, uid_map, gid_map, rootless.Ids(uid_map), rootless.Ids(gid_map))
 

@@ -37,7 +37,7 @@ def load(data: bytes, texts: bool = False) -> Any:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
         raise CdiError(f"line {data.count(10, 0, error.start) + 1}: not {encoding[:6].upper()} text") from None
-    scalar = yamltext.both if texts else yamltext.plain
+    scalar = yamltext.plain_or_scalar if texts else yamltext.plain
     if text.lstrip(_BLANKS)[:1] != "{":  # a YAML file is read without importing json
         return _yaml(text, scalar)
     try:

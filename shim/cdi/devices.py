@@ -41,26 +41,26 @@ class Identities:
             self.sets = dict.fromkeys(self.sets, self.common)
         self.shared: frozenset[str] = frozenset.intersection(*self.sets.values()) if self.sets else frozenset()
 
-    def telling(self) -> frozenset[str]:
+    def distinguishing(self) -> frozenset[str]:
         """The nodes that some devices of this file have and others have not; empty for a file with one device."""
         return frozenset().union(*self.sets.values()) - self.shared if len(self.sets) > 1 else frozenset()
 
-    def brought(self, telling: frozenset[str]) -> list[str]:
-        """The nodes of the file's own edits that tell devices apart, in this file or in any file (`telling`), sorted.
+    def leased_with_file(self, distinguishing: frozenset[str]) -> list[str]:
+        """The nodes of the file's own edits that tell devices apart, in this file or in any (`distinguishing`), sorted.
 
         Every container with a device of this file gets these nodes.
         """
-        return sorted(self.common & (telling | self.telling()))
+        return sorted(self.common & (distinguishing | self.distinguishing()))
 
-    def keys(self, telling: frozenset[str] = frozenset()) -> dict[str, Key]:
+    def keys(self, distinguishing: frozenset[str] = frozenset()) -> dict[str, Key]:
         """The physical key of each device, by name.  Equal keys mean one physical device.
 
         The key is the sorted nodes of the device without those that all devices of the file share; if no node is left,
-        all of its nodes; if it has no nodes, its name.  `telling`: the nodes that tell devices apart in any file.
+        all of its nodes; without nodes, its name.  `distinguishing`: the nodes that tell devices apart in any file.
         These stay in the key even where all devices of this file share them: such a node is a GPU that each of the
         devices includes, not a node that all GPUs need.
         """
-        common = self.shared - telling
+        common = self.shared - distinguishing
         return {name: tuple(sorted(nodes - common or nodes)) or (name,) for name, nodes in self.sets.items()}
 
 

@@ -55,7 +55,16 @@ class File:
 class Registry:
     """What the CDI directories define, in tables by path or by qualified name."""
 
-    __slots__ = ("conflicts", "devices", "directories", "files", "problems", "shadowed", "_identities", "_telling")
+    __slots__ = (
+        "conflicts",
+        "devices",
+        "directories",
+        "files",
+        "problems",
+        "shadowed",
+        "_distinguishing",
+        "_identities",
+    )
 
     def __init__(self, directories: Sequence[str]) -> None:
         self.directories: list[str] = list(directories)  # the last one has the highest priority
@@ -65,7 +74,9 @@ class Registry:
         self.shadowed: dict[str, list[str]] = {}  # qualified name -> files of lower priority that define it as well
         self.conflicts: dict[str, list[str]] = {}  # qualified name -> several files of the highest priority define it
         self._identities: dict[str, physical.Identities] | None = None  # by path; set by _identify
-        self._telling: frozenset[str] = frozenset()  # nodes that tell devices apart in any file; set by _identify
+        self._distinguishing: frozenset[str] = (
+            frozenset()
+        )  # nodes that tell devices apart in any file; set by _identify
 
     @classmethod
     def build(cls, directories: Sequence[Directory], hook_env: Sequence[str] | None = SAFE_HOOK_ENV) -> Registry:
@@ -161,15 +172,15 @@ class Registry:
     def _identify(self, stat: Stat) -> dict[str, physical.Identities]:
         if self._identities is None:
             self._identities = {file.path: file.identities(stat) for file in self.files}
-            self._telling = frozenset().union(*(each.telling() for each in self._identities.values()))
+            self._distinguishing = frozenset().union(*(each.distinguishing() for each in self._identities.values()))
         return self._identities
 
-    def brought(self, file: File, stat: Stat) -> list[str]:
+    def leased_with_file(self, file: File, stat: Stat) -> list[str]:
         """The device numbers of GPUs in a file's own edits, which a container gets with any device of the file.
 
-        See Identities.brought.
+        See Identities.leased_with_file.
         """
-        return self._identify(stat)[file.path].brought(self._telling)
+        return self._identify(stat)[file.path].leased_with_file(self._distinguishing)
 
     def device_keys(self, kind: str, stat: Stat) -> dict[str, tuple[str, ...]]:
         """The physical keys of all resolvable devices of a kind, by device name (see Identities.keys)."""
@@ -177,7 +188,7 @@ class Registry:
         keys: dict[str, tuple[str, ...]] = {}
         for file in self.files:
             if file.spec.kind == kind:
-                for device, key in identities[file.path].keys(self._telling).items():
+                for device, key in identities[file.path].keys(self._distinguishing).items():
                     if self.devices.get(f"{kind}={device}") is file:
                         keys[device] = key
         return keys

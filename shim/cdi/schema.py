@@ -1,6 +1,6 @@
 """The fields of a CDI file and their types, as tables of decoders.
 
-A decoder takes (value, place, problems).  It returns the decoded value, or reports a problem with its JSON path and
+A decoder takes (value, at, problems).  It returns the decoded value, or reports a problem with its JSON path and
 returns None.  Decoding goes on after a problem, so that all of them are found.
 A null counts as an absent field.  An unquoted scalar in a string field becomes its text.  An unknown field is an error.
 Source: CDI SPEC.md 1.1.0, "JSON Definition".  As strict as release 1.1.2 of the CDI Go library.
@@ -12,24 +12,24 @@ from typing import Any, Callable, Optional, Union
 
 from shim.cdi.yamltext import Scalar
 
-# (the enclosing place, key or index); None is the whole file.  Only a problem turns it into text.
-Place = Optional[tuple[Any, Union[str, int]]]
+# (the path of what encloses it, key or index); None is the whole file.  Only a problem turns it into text.
+JsonPath = Optional[tuple[Any, Union[str, int]]]
 Problems = dict[str, str]  # JSON path -> what is wrong there
-Decoder = Callable[[Any, Place, Problems], Any]
+Decoder = Callable[[Any, JsonPath, Problems], Any]
 
 
-def where(place: Place) -> str:
-    """A place as a JSON path: `devices[0].containerEdits.env[1]`; the whole file is `.`."""
+def json_path(at: JsonPath) -> str:
+    """The JSON path as text: `devices[0].containerEdits.env[1]`; the whole file is `.`."""
     parts = []
-    while place is not None:
-        place, key = place
+    while at is not None:
+        at, key = at
         parts.append(f"[{key}]" if isinstance(key, int) else f".{key}")
     return "".join(reversed(parts)).lstrip(".") or "."
 
 
-def report(problems: Problems, place: Place, what: str) -> None:
-    """Records a problem.  The first one at a place stays, since later ones mostly follow from it."""
-    problems.setdefault(where(place), what)
+def report(problems: Problems, at: JsonPath, what: str) -> None:
+    """Records a problem.  The first one of a path stays, since later ones mostly follow from it."""
+    problems.setdefault(json_path(at), what)
 
 
 def _shown(value: Any) -> str:
@@ -46,36 +46,36 @@ def _as_text(value: Any) -> str:
     return value.text if type(value) is Scalar else str(value)
 
 
-def text(value: Any, place: Place, problems: Problems) -> Any:
+def text(value: Any, at: JsonPath, problems: Problems) -> Any:
     """Decodes a string."""
     if type(value) is str:
         if value.isascii() and "\0" not in value:
             return value
     elif isinstance(value, (dict, list)):
-        return report(problems, place, f"must be a string, not {_shown(value)}")
+        return report(problems, at, f"must be a string, not {_shown(value)}")
     else:
         return _as_text(value)
     try:
         value.encode()
     except UnicodeEncodeError:
-        return report(problems, place, "holds half of a surrogate pair")
+        return report(problems, at, "holds half of a surrogate pair")
     # A path or a variable with a NUL would reach the kernel cut off.
-    return value if "\0" not in value else report(problems, place, "holds a NUL character")
+    return value if "\0" not in value else report(problems, at, "holds a NUL character")
 
 
-def flag(value: Any, place: Place, problems: Problems) -> Any:
+def flag(value: Any, at: JsonPath, problems: Problems) -> Any:
     """Decodes true or false."""
     if type(value) is Scalar and isinstance(value.value, bool):
         value = value.value
     if isinstance(value, bool):
         return value
-    return report(problems, place, f"must be true or false, not {_shown(value)}")
+    return report(problems, at, f"must be true or false, not {_shown(value)}")
 
 
 def integer(low: int, high: int) -> Decoder:
     """A decoder of whole numbers from `low` to `high`."""
 
-    def decode(value: Any, place: Place, problems: Problems) -> Any:
+    def decode(value: Any, at: JsonPath, problems: Problems) -> Any:
         written = value
         if type(value) is Scalar:
             value = value.value
@@ -84,9 +84,9 @@ def integer(low: int, high: int) -> Decoder:
         if value is None:  # only an element of a list: record() leaves null fields out
             return 0
         if type(value) is not int:  # a fraction as well, which the library would cut: 1.5 would be device 1
-            return report(problems, place, f"must be a whole number, not {_shown(written)}")
+            return report(problems, at, f"must be a whole number, not {_shown(written)}")
         if not low <= value <= high:
-            return report(problems, place, f"must be from {low} to {high}, not {value}")
+            return report(problems, at, f"must be from {low} to {high}, not {value}")
         return value
 
     return decode
@@ -95,35 +95,35 @@ def integer(low: int, high: int) -> Decoder:
 def list_of(item: Decoder) -> Decoder:
     """A decoder of lists whose elements `item` decodes."""
 
-    def decode(value: Any, place: Place, problems: Problems) -> Any:
+    def decode(value: Any, at: JsonPath, problems: Problems) -> Any:
         if type(value) is not list:
-            return report(problems, place, f"must be a list, not {_shown(value)}")
-        return [item(element, (place, index), problems) for index, element in enumerate(value)]
+            return report(problems, at, f"must be a list, not {_shown(value)}")
+        return [item(element, (at, index), problems) for index, element in enumerate(value)]
 
     return decode
 
 
-def texts(value: Any, place: Place, problems: Problems) -> Any:
+def texts(value: Any, at: JsonPath, problems: Problems) -> Any:
     """Decodes a mapping of strings."""
     if type(value) is not dict:
-        return report(problems, place, f"must be a mapping, not {_shown(value)}")
-    return {key: text(item, (place, key), problems) for key, item in value.items()}
+        return report(problems, at, f"must be a mapping, not {_shown(value)}")
+    return {key: text(item, (at, key), problems) for key, item in value.items()}
 
 
 def record(fields: dict[str, Decoder]) -> Decoder:
     """A decoder of objects with these fields; `fields`: name -> decoder."""
 
-    def decode(value: Any, place: Place, problems: Problems) -> Any:
+    def decode(value: Any, at: JsonPath, problems: Problems) -> Any:
         if type(value) is not dict:
-            report(problems, place, f"must be a mapping, not {_shown(value)}")
+            report(problems, at, f"must be a mapping, not {_shown(value)}")
             return {}
         items = {}
         for key, item in value.items():
             decoder = fields.get(key)
             if decoder is None:
-                report(problems, (place, key), _unknown(key, fields))
+                report(problems, (at, key), _unknown(key, fields))
             elif item is not None:
-                decoded = decoder(item, (place, key), problems)
+                decoded = decoder(item, (at, key), problems)
                 if decoded is not None:
                     items[key] = decoded
         return items

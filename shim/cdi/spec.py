@@ -47,9 +47,9 @@ def parse(data: bytes, path: str, hook_env: Sequence[str] | None = SAFE_HOOK_ENV
     problem, which names the file and the line or JSON path.
     """
     document, problems_found = _read(data)
-    for place, what in problems_found:
+    for at, what in problems_found:
         more = f" (and {len(problems_found) - 1} more)" if len(problems_found) > 1 else ""
-        raise CdiError(f"{path}: {place}: {what}{more}" if place else f"{path}: {what}")
+        raise CdiError(f"{path}: {at}: {what}{more}" if at else f"{path}: {what}")
     return Spec(document, path, hook_env)
 
 
@@ -63,12 +63,12 @@ def _read(data: bytes) -> tuple[Document, list[tuple[str, str]]]:
     try:
         document = load(data, texts=True)
     except CdiError as error:
-        place, colon, what = str(error).partition(": ")
-        return {}, [(place, what) if colon and place.startswith("line ") else ("", str(error))]
+        at, colon, what = str(error).partition(": ")
+        return {}, [(at, what) if colon and at.startswith("line ") else ("", str(error))]
     if document is None:
         return {}, [("", "no Spec data")]
-    by_place: schema.Problems = {}
-    decoded: Document = schema.SPEC(document, None, by_place)
+    by_path: schema.Problems = {}
+    decoded: Document = schema.SPEC(document, None, by_path)
     if isinstance(document, dict):
-        validate.check(decoded, by_place)
-    return decoded, list(by_place.items())
+        validate.check(decoded, by_path)
+    return decoded, list(by_path.items())

@@ -9,11 +9,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Callable
 
 from shim.cdi import names, versions
-from shim.cdi.schema import Place, Problems, report
+from shim.cdi.schema import JsonPath, Problems, report
 from shim.errors import CdiError
 
 if TYPE_CHECKING:
-    from shim.cdi.schema import Place, Problems
+    from shim.cdi.schema import JsonPath, Problems
     from shim.shapes import Document
 
 NODE_TYPES = ("", "b", "c", "u", "p")
@@ -41,16 +41,16 @@ def check(file: Document, problems: Problems) -> None:
 
 
 def _version(file: Document, problems: Problems) -> None:
-    place = (None, "cdiVersion")
+    at = (None, "cdiVersion")
     declared = file.get("cdiVersion", "")
     version = versions.normal(declared)
     if version is None:
-        report(problems, place, f'unknown version "{declared}"; known are {versions.FLOOR} to {versions.KNOWN[-1]}')
+        report(problems, at, f'unknown version "{declared}"; known are {versions.FLOOR} to {versions.KNOWN[-1]}')
         return
     minimum, reason = versions.minimum(file)
     if versions.older(version, minimum):
         needs = f"{reason} needs" if reason else "the oldest supported is"
-        report(problems, place, f"{needs} {minimum}, but the file declares {version}")
+        report(problems, at, f"{needs} {minimum}, but the file declares {version}")
 
 
 def _kind(kind: str, problems: Problems) -> None:
@@ -62,24 +62,24 @@ def _kind(kind: str, problems: Problems) -> None:
         report(problems, (None, "kind"), error.what)
 
 
-def _device(device: Document, place: Place, problems: Problems) -> None:
+def _device(device: Document, at: JsonPath, problems: Problems) -> None:
     try:
         names.check_device(device.get("name", ""))
     except CdiError as error:
-        report(problems, (place, "name"), error.what)
-    _annotations(device.get("annotations", {}), (place, "annotations"), problems)
+        report(problems, (at, "name"), error.what)
+    _annotations(device.get("annotations", {}), (at, "annotations"), problems)
     edits = device.get("containerEdits", {})
     if not any(edits.values()) and "intelRdt" not in edits:  # an empty intelRdt counts as an edit
-        report(problems, (place, "containerEdits"), "must hold at least one edit")
-    _edits(edits, (place, "containerEdits"), problems)
+        report(problems, (at, "containerEdits"), "must hold at least one edit")
+    _edits(edits, (at, "containerEdits"), problems)
 
 
-def _annotations(annotations: Document, place: Place, problems: Problems) -> None:
+def _annotations(annotations: Document, at: JsonPath, problems: Problems) -> None:
     for key in annotations:
         if not _annotation_key(key.lower()):
-            report(problems, (place, key), "the key is not [prefix/]name of letters, digits, - _ .")
+            report(problems, (at, key), "the key is not [prefix/]name of letters, digits, - _ .")
     if sum(len(key) + len(value or "") for key, value in annotations.items()) > MAX_ANNOTATIONS:
-        report(problems, place, f"more than {MAX_ANNOTATIONS} characters of annotations")
+        report(problems, at, f"more than {MAX_ANNOTATIONS} characters of annotations")
 
 
 def _annotation_key(key: str) -> bool:
@@ -96,68 +96,68 @@ def _dotted(name: str, middle: str, limit: int) -> bool:
     return 0 < len(name) <= limit and name[0] in _LOWER and name[-1] in _LOWER and not name.strip(middle)
 
 
-def _edits(edits: Document, place: Place, problems: Problems) -> None:
+def _edits(edits: Document, at: JsonPath, problems: Problems) -> None:
     for category, check_item in _ITEMS.items():
         for index, item in enumerate(edits.get(category, ())):
-            check_item(item, ((place, category), index), problems)
-    _closid(edits.get("intelRdt", {}).get("closID", ""), ((place, "intelRdt"), "closID"), problems)
+            check_item(item, ((at, category), index), problems)
+    _closid(edits.get("intelRdt", {}).get("closID", ""), ((at, "intelRdt"), "closID"), problems)
     for field in ("hostInterfaceName", "name"):
-        _unique(edits.get("netDevices", ()), field, (place, "netDevices"), problems)
+        _unique(edits.get("netDevices", ()), field, (at, "netDevices"), problems)
 
 
-def _closid(name: str, place: Place, problems: Problems) -> None:
+def _closid(name: str, at: JsonPath, problems: Problems) -> None:
     # The class is a directory in resctrl, and "/" is its root class.
     usable = name not in (".", "..") and "/" not in name and "\n" not in name and len(name.encode()) <= MAX_CLOS_ID
     if not usable and name != "/":
-        report(problems, place, f"{name[:64]!r} is not the name of a class of service")
+        report(problems, at, f"{name[:64]!r} is not the name of a class of service")
 
 
-def _unique(records: list[Document], field: str, place: Place, problems: Problems) -> None:
+def _unique(records: list[Document], field: str, at: JsonPath, problems: Problems) -> None:
     first: dict[str, int] = {}
     for index, item in enumerate(records):
         value = item.get(field, "")
         if first.setdefault(value, index) != index:
-            report(problems, ((place, index), field), f'"{value}" is also that of number {first[value]}')
+            report(problems, ((at, index), field), f'"{value}" is also that of number {first[value]}')
 
 
-def _needs(item: Document, fields: list[str], place: Place, problems: Problems) -> None:
+def _needs(item: Document, fields: list[str], at: JsonPath, problems: Problems) -> None:
     for field in fields:
         if not item.get(field):
-            report(problems, (place, field), "must not be empty")
+            report(problems, (at, field), "must not be empty")
 
 
-def _env(variable: Any, place: Place, problems: Problems) -> None:
+def _env(variable: Any, at: JsonPath, problems: Problems) -> None:
     if variable is not None and variable.find("=") < 1:
-        report(problems, place, f'"{variable}" is not of the form NAME=value')
+        report(problems, at, f'"{variable}" is not of the form NAME=value')
 
 
-def _node(node: Document, place: Place, problems: Problems) -> None:
-    _needs(node, ["path"], place, problems)
+def _node(node: Document, at: JsonPath, problems: Problems) -> None:
+    _needs(node, ["path"], at, problems)
     kind, permissions = node.get("type", ""), node.get("permissions", "")
     if kind not in NODE_TYPES:
-        report(problems, (place, "type"), f'"{kind}" is not one of b, c, u, p')
+        report(problems, (at, "type"), f'"{kind}" is not one of b, c, u, p')
     if permissions != "none" and permissions.strip("rwm"):
-        report(problems, (place, "permissions"), f'"{permissions}" is neither made of r, w, m nor "none"')
+        report(problems, (at, "permissions"), f'"{permissions}" is neither made of r, w, m nor "none"')
 
 
-def _net_device(device: Document, place: Place, problems: Problems) -> None:
-    _needs(device, ["hostInterfaceName", "name"], place, problems)
+def _net_device(device: Document, at: JsonPath, problems: Problems) -> None:
+    _needs(device, ["hostInterfaceName", "name"], at, problems)
 
 
-def _hook(hook: Document, place: Place, problems: Problems) -> None:
+def _hook(hook: Document, at: JsonPath, problems: Problems) -> None:
     stage = hook.get("hookName", "")
     if stage not in HOOK_STAGES:
-        report(problems, (place, "hookName"), f'"{stage}" is not one of {", ".join(HOOK_STAGES)}')
-    _needs(hook, ["path"], place, problems)
+        report(problems, (at, "hookName"), f'"{stage}" is not one of {", ".join(HOOK_STAGES)}')
+    _needs(hook, ["path"], at, problems)
     for index, variable in enumerate(hook.get("env", ())):
-        _env(variable, ((place, "env"), index), problems)
+        _env(variable, ((at, "env"), index), problems)
 
 
-def _mount(mount: Document, place: Place, problems: Problems) -> None:
-    _needs(mount, ["hostPath", "containerPath"], place, problems)
+def _mount(mount: Document, at: JsonPath, problems: Problems) -> None:
+    _needs(mount, ["hostPath", "containerPath"], at, problems)
 
 
-_ITEMS: dict[str, Callable[[Any, Place, Problems], None]] = {
+_ITEMS: dict[str, Callable[[Any, JsonPath, Problems], None]] = {
     "env": _env,
     "deviceNodes": _node,
     "hooks": _hook,

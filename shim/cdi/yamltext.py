@@ -67,7 +67,7 @@ class Scalar:
 def load(text: str, scalar: Callable[[str], Any] | None = None) -> Any:
     """The value of the first document in `text`; None if that is empty.
 
-    `scalar` reads an unquoted scalar: `plain` (the default), or `both`, which keeps the text with the value.
+    `scalar` reads an unquoted scalar: `plain` (the default), or `plain_or_scalar`, which keeps the text with the value.
     Raises CdiError, with the line, if the text is not such YAML or exceeds a limit.
     """
     try:
@@ -222,7 +222,7 @@ def plain(text: str) -> Any:
     return value if value is not None else _float(digits, text)
 
 
-def both(text: str) -> Any:
+def plain_or_scalar(text: str) -> Any:
     """The value of an unquoted scalar as `plain` gives it, but a number or a bool as a Scalar."""
     value = plain(text)
     return value if value is None or type(value) is str else Scalar(text, value)

@@ -15,7 +15,7 @@ from shim.bundle import build, deployment, image
 from shim.errors import BundleError, ChangedError, RequestError
 from shim.host import cgroups
 from shim.node import compiler
-from shim.node.inventory import Place, Stale
+from shim.node.inventory import Account, Stale
 from shim.shapes import Document
 
 # The characters of a container id.
@@ -168,8 +168,8 @@ def _config(arguments: argparse.Namespace, bundle: str, move: Any) -> Document:
 
     `move`: the process that may be moved to make room for the container's control group, None for `spec`.
     """
-    place = Place(dict(os.environb))
-    inventory = compiler.load(place)
+    account = Account(dict(os.environb))
+    inventory = compiler.load(account)
     text = build.read(arguments.spec, deployment.MAX_FILE).decode("utf-8", "surrogateescape")
     service = deployment.service(text, arguments.spec, arguments.service)
     image_config = image.Image()
@@ -191,10 +191,10 @@ def _config(arguments: argparse.Namespace, bundle: str, move: Any) -> Document:
         hidden=move is None,
     )
     try:
-        built = build.build(service, image_config, options, inventory, place)
+        built = build.build(service, image_config, options, inventory, account)
     except (Stale, ChangedError):
         # the inventory lost a part while it was read, or a device has changed since it was compiled
-        built = build.build(service, image_config, options, compiler.refresh(place), place)
+        built = build.build(service, image_config, options, compiler.refresh(account), account)
     for note in built.notes if arguments.debug else ():
         print(f"chandler: debug: {note}", file=sys.stderr)
     return built.config

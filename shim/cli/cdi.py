@@ -24,7 +24,7 @@ from shim.edits import Edits
 from shim.errors import BundleError, CdiError, ChandlerError, HostError
 from shim.host import device_nodes, files
 from shim.node import cdi_check, cdi_files, compiler
-from shim.node.inventory import Place
+from shim.node.inventory import Account
 from shim.oci import writer
 
 if TYPE_CHECKING:
@@ -172,14 +172,14 @@ def validate(args: Arguments) -> int:
     if args.format == "json":
         _json(
             [
-                {"file": path, "problems": [{"place": place, "problem": what} for place, what in problems]}
+                {"file": path, "problems": [{"place": at, "problem": what} for at, what in problems]}
                 for path, problems in results
             ]
         )
     else:
         for path, problems in results:
-            for place, what in problems:
-                print(": ".join(part for part in (path, place, what) if part))
+            for at, what in problems:
+                print(": ".join(part for part in (path, at, what) if part))
             if not problems:
                 print(f"{path}: valid")
     return 1 if any(problems for _, problems in results) else 0
@@ -194,7 +194,7 @@ def inject(args: Arguments) -> int:
     edits = device_nodes.complete(_resolve(_registry(args), args.devices))
     for sentence in _stale(edits):
         _warn(sentence)
-    result = jsontext.dumps(writer.apply(config, edits, idmap=not _place().rootless)) + b"\n"
+    result = jsontext.dumps(writer.apply(config, edits, idmap=not _account().rootless)) + b"\n"
     if args.output is None:
         sys.stdout.buffer.write(result)
         sys.stdout.flush()
@@ -251,16 +251,16 @@ _COMMANDS: dict[str, tuple[Command, str, tuple[tuple[str, Document], ...]]] = {
 # --- shared by the commands ------------------------------------------------------------------------------------------
 
 
-def _place() -> Place:
-    return Place(dict(os.environb))
+def _account() -> Account:
+    return Account(dict(os.environb))
 
 
 def _read_directories(args: Arguments) -> list[Any]:
-    place = _place()
+    account = _account()
     directories: list[str] | None = args.spec_dir
     if directories is None:
-        directories = compiler.read_config(place)[0]["cdi.spec-dirs"]
-    return list(cdi_files.read_spec_dirs([os.path.abspath(path) for path in directories], place.owners))
+        directories = compiler.read_config(account)[0]["cdi.spec-dirs"]
+    return list(cdi_files.read_spec_dirs([os.path.abspath(path) for path in directories], account.owners))
 
 
 def _registry(args: Arguments) -> Registry:

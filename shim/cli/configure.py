@@ -22,7 +22,7 @@ from shim.errors import ChandlerError, ConfigError, HostError
 from shim.host import files, kernel, runtimes, trust
 from shim.node import compiler
 from shim.node import config as _config
-from shim.node.inventory import Place
+from shim.node.inventory import Account
 from shim.policy import engines
 
 ENGINES: dict[str, ModuleType] = {"containerd": containerd, "crio": crio, "docker": docker, "podman": podman}
@@ -99,8 +99,8 @@ def run(arguments: argparse.Namespace) -> int:
         )
     if arguments.remove and arguments.verify:
         raise ConfigError("--remove takes away the handler that --verify needs", "leave one of them out")
-    place = Place(dict(os.environb))
-    changes, plan, handlers = _changes(arguments, place)
+    account = Account(dict(os.environb))
+    changes, plan, handlers = _changes(arguments, account)
     changes = [change for change in changes if not change.empty]
     if arguments.dry_run:
         print("".join(map(store.diff, changes)), end="")
@@ -116,25 +116,27 @@ def run(arguments: argparse.Namespace) -> int:
         _restart(plan.command)
     if arguments.verify:
         address = arguments.address or _address(arguments)
-        prefix = compiler.read_config(place)[0]["annotation-prefix"]
+        prefix = compiler.read_config(account)[0]["annotation-prefix"]
         print(verify.verify(arguments.engine, handlers[0][0], address, prefix, Programs(arguments.programs).find))
     return 0
 
 
-def _changes(arguments: argparse.Namespace, place: Place) -> tuple[list[store.Change], Changes, list[tuple[str, str]]]:
+def _changes(
+    arguments: argparse.Namespace, account: Account
+) -> tuple[list[store.Change], Changes, list[tuple[str, str]]]:
     """Every change in the order in which to write them, the plan that they follow, and the handlers (name, program)."""
     seen: dict[str, store.Stored] = {}
 
     def look_once(path: str) -> store.Stored:
         if path not in seen:
-            seen[path] = store.look(path, place.owners)
+            seen[path] = store.read_stored(path, account.owners)
         return seen[path]
 
     def text(path: str) -> str | None:
         return _text(path, look_once(path).base)
 
     read = Read(text, lambda path: _text(path, look_once(path).data), lambda pattern: sorted(glob.glob(pattern)))
-    request = _request(arguments, place)
+    request = _request(arguments, account)
     module = ENGINES[arguments.engine]
     if arguments.remove:
         plan = Changes([], [], module.command(request))
@@ -142,13 +144,13 @@ def _changes(arguments: argparse.Namespace, place: Place) -> tuple[list[store.Ch
         plan = module.plan(request, read)
         plan.notes.extend(selinux.notes())
         for _, program in request.handlers:
-            _check_program(program, place)
-    edits = {edit.path: edit for edit in [*plan.edits, *_engine_key(arguments, place)]}
+            _check_program(program, account)
+    edits = {edit.path: edit for edit in [*plan.edits, *_engine_key(arguments, account)]}
     if arguments.remove:
         plan.notes.extend(_by_hand(module.places(request, read), look_once))
     to_undo = [
         path
-        for path in [*module.places(request, read), *_engine_key_files(arguments, place)]
+        for path in [*module.places(request, read), *_engine_key_files(arguments, account)]
         if path not in edits and look_once(path).ours
     ]
     changes = [store.change(look_once(path), edit, arguments.engine) for path, edit in edits.items()]
@@ -180,8 +182,8 @@ def _text(path: str, data: bytes | None) -> str | None:
         raise ConfigError(f"{path} is not UTF-8", "correct it first") from None
 
 
-def _request(arguments: argparse.Namespace, place: Place) -> ConfigureRequest:
-    if place.rootless and arguments.engine not in ("docker", "podman"):
+def _request(arguments: argparse.Namespace, account: Account) -> ConfigureRequest:
+    if account.rootless and arguments.engine not in ("docker", "podman"):
         raise ConfigError(
             f"only root can configure {arguments.engine}", f"run `sudo chandler configure {arguments.engine}`"
         )
@@ -192,7 +194,7 @@ def _request(arguments: argparse.Namespace, place: Place) -> ConfigureRequest:
     return ConfigureRequest(
         engine=arguments.engine,
         handlers=_handlers(arguments),
-        annotations=_annotations(arguments, place),
+        annotations=_annotations(arguments, account),
         default=arguments.default,
         cdi=arguments.cdi,
         nri=arguments.nri or arguments.nri_required,
@@ -200,7 +202,7 @@ def _request(arguments: argparse.Namespace, place: Place) -> ConfigureRequest:
         drop_in=arguments.drop_in,
         in_place=arguments.in_place,
         version=_version(arguments),
-        home=home if place.rootless else "",
+        home=home if account.rootless else "",
         nri_required=arguments.nri_required,
     )
 
@@ -227,13 +229,13 @@ def _handlers(arguments: argparse.Namespace) -> list[tuple[str, str]]:
     ]
 
 
-def _annotations(arguments: argparse.Namespace, place: Place) -> list[str]:
+def _annotations(arguments: argparse.Namespace, account: Account) -> list[str]:
     """The patterns of annotations that containerd is to pass to us.
 
     --remove works even with a damaged configuration of Chandler's, since it needs no patterns.
     """
     try:
-        config, _ = compiler.read_config(place)
+        config, _ = compiler.read_config(account)
     except ChandlerError:
         if not arguments.remove:
             raise
@@ -272,40 +274,40 @@ class Programs:
         return path if os.access(path, os.X_OK) else ""
 
 
-def _check_program(path: str, place: Place) -> None:
+def _check_program(path: str, account: Account) -> None:
     try:
-        trust.check_path(path, place.owners)
+        trust.check_path(path, account.owners)
     except OSError as error:
         raise HostError(
             f"the engine could not run {path}, which cannot be reached: {error.strerror}", "install Chandler first"
         ) from None
 
 
-def _engine_key_files(arguments: argparse.Namespace, place: Place) -> list[str]:
+def _engine_key_files(arguments: argparse.Namespace, account: Account) -> list[str]:
     """The files in config.d in which this command named this engine.
 
     Earlier releases wrote 50-engine.toml for every engine.
     """
-    directory = os.path.dirname(place.config_path) + "/config.d"
+    directory = os.path.dirname(account.config_path) + "/config.d"
     paths_of_ours = [f"{directory}/50-engine-{arguments.engine}.toml", f"{directory}/50-engine.toml"]
-    if place.rootless or arguments.keep_engine and not arguments.remove:
+    if account.rootless or arguments.keep_engine and not arguments.remove:
         return []
     return [path for path in paths_of_ours if store.engine_of(path) == arguments.engine]
 
 
-def _engine_key(arguments: argparse.Namespace, place: Place) -> list[Edit]:
+def _engine_key(arguments: argparse.Namespace, account: Account) -> list[Edit]:
     """The edit that adds the engine to the key `engines` of Chandler's own configuration, as a file in config.d.
 
     Empty for an engine whose identity annotations Chandler cannot believe, and where another file names the engine
     already.  The `engines` of several files add up.
     """
-    if arguments.remove or arguments.keep_engine or place.rootless or arguments.engine not in engines.KEYS:
+    if arguments.remove or arguments.keep_engine or account.rootless or arguments.engine not in engines.KEYS:
         return []
-    ours = _engine_key_files(arguments, place)
-    texts = [(path, data) for path, data in compiler.config_texts(place, compiler.Sources()) if path not in ours]
+    ours = _engine_key_files(arguments, account)
+    texts = [(path, data) for path, data in compiler.config_texts(account, compiler.Sources()) if path not in ours]
     if arguments.engine in _config.compile_config(texts)["engines"]:
         return []
-    path = f"{os.path.dirname(place.config_path)}/config.d/50-engine-{arguments.engine}.toml"
+    path = f"{os.path.dirname(account.config_path)}/config.d/50-engine-{arguments.engine}.toml"
     return [Edit(path, TOML, [Setting(VALUE, ("engines",), [arguments.engine])], own=True)]
 
 

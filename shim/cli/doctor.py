@@ -10,7 +10,7 @@ from typing import Any
 
 from shim.doctor import engines, kernel, node, runtimes, state
 from shim.doctor.model import Check, HostReader, Subject
-from shim.node.inventory import Place
+from shim.node.inventory import Account
 
 # Every check, in the order in which they are printed.
 CHECKS: tuple[Callable[[Subject], Check], ...] = (
@@ -36,7 +36,7 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints every check.  Returns exit status 0 when nothing is wrong, else 1."""
-    checks = examine(HostReader(), Place(dict(os.environb)))
+    checks = examine(HostReader(), Account(dict(os.environb)))
     problems = sum(len(check.problems) for check in checks)
     if arguments.format == "json":
         print(
@@ -65,7 +65,7 @@ def _lines(checks: list[Check]) -> list[str]:
     return [*lines, "", total]
 
 
-def examine(host: HostReader, place: Place) -> list[Check]:
+def examine(host: HostReader, account: Account) -> list[Check]:
     """Makes every check."""
-    subject = Subject(host, place)
+    subject = Subject(host, account)
     return [check(subject) for check in CHECKS]

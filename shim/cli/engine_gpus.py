@@ -38,19 +38,19 @@ def namespace(pid: int) -> int:
         return 0
 
 
-def known(inventory: Inventory, look: choose.Look = device_nodes.look_at_gpu) -> dict[str, str]:
+def known(inventory: Inventory, read_node: choose.ReadNode = device_nodes.read_gpu_node) -> dict[str, str]:
     """The node's GPUs, as {device number (c195:0): name}.  The name is from CDI where a CDI file has the device."""
-    names = choose.numbers(inventory.config["policy.kinds"], inventory, look)
+    names = choose.numbers(inventory.config["policy.kinds"], inventory, read_node)
     for vendor in vendors.with_gpus():
         for index in range(_MAX_GPUS):
             for number in _gpu_numbers(
-                [template.format(index, 128 + index) for template in vendor.gpu_nodes], vendor.pci, look
+                [template.format(index, 128 + index) for template in vendor.gpu_nodes], vendor.pci, read_node
             ):
                 names.setdefault(number, f"{vendor.kind}={index}")
     return names
 
 
-def _gpu_numbers(paths: list[str], vendor: str, look: choose.Look) -> list[str]:
+def _gpu_numbers(paths: list[str], vendor: str, read_node: choose.ReadNode) -> list[str]:
     """The device numbers of a GPU's nodes; none when a node is missing or belongs to another vendor.
 
     The name of a node in /dev/dri or /dev/accel does not tell the vendor, so the driver must.
@@ -58,7 +58,7 @@ def _gpu_numbers(paths: list[str], vendor: str, look: choose.Look) -> list[str]:
     numbers = []
     for path in paths:
         try:
-            kind, major, minor, _, _, node_vendor = look(path)
+            kind, major, minor, _, _, node_vendor = read_node(path)
         except HostError:
             return []
         if node_vendor != vendor and (node_vendor or path.count("/") > 2):

@@ -30,14 +30,14 @@ from shim.edits import (
 from shim.errors import BundleError, ChandlerError, ChangedError
 from shim.host.secrets import HIDDEN, Hidden
 from shim.node import compiler
-from shim.node.inventory import Place, Stale
+from shim.node.inventory import Account, Stale
 from shim.oci import config_file
 from shim.sharing import setup
 from shim.state.ledger import Ledger
 
 if TYPE_CHECKING:
     from shim.edits import Edit
-    from shim.policy.caller import Known
+    from shim.policy.caller import CallFacts
     from shim.shapes import Document
 
 _NOTES = (
@@ -66,8 +66,8 @@ def add_parser(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Returns exit status 0 when the create would go ahead.  Raises the ChandlerError that would refuse it."""
     path = arguments.config or os.path.join(arguments.bundle, "config.json")
-    place = Place(dict(os.environb))
-    inventory = compiler.load(place)
+    account = Account(dict(os.environb))
+    inventory = compiler.load(account)
     if not config_file.may_ask(path, engine.request_texts(inventory.config)):
         os.stat(path)  # raises for a file that does not exist
         return _show_nothing(arguments.format)
@@ -80,27 +80,27 @@ def run(arguments: argparse.Namespace) -> int:
         raise BundleError(f"{path} is not an object")
     leases = None
     if inventory.config["gpu.allocator"] == "leases":
-        leases = Ledger(place.trusted_state_dir(inventory.config["state-dir"]), place.rootless).read()
+        leases = Ledger(account.trusted_state_dir(inventory.config["state-dir"]), account.rootless).read()
     caller = engine_options.caller(arguments, path, document, bundle.built(document))
-    call_facts: Known = {
+    call_facts: CallFacts = {
         "caller": caller,
         "id": "ID",
         "bundle": os.path.dirname(os.path.abspath(path)),
         "handler": arguments.handler,
-        "rootless": place.rootless,
+        "rootless": account.rootless,
     }
     try:
-        planned = engine.plan(document, inventory, held=leases, known=call_facts)
+        planned = engine.plan(document, inventory, held=leases, call_facts=call_facts)
     except (Stale, ChangedError):
         # the inventory lost a part while it was read, or a device has changed since it was compiled
-        inventory = compiler.refresh(place)
-        planned = engine.plan(document, inventory, held=leases, known=call_facts)
+        inventory = compiler.refresh(account)
+        planned = engine.plan(document, inventory, held=leases, call_facts=call_facts)
     if planned is None:
         return _show_nothing(arguments.format)
     if planned.sharing is not None:
-        planned.add(setup.edits(planned.sharing, place.trusted_state_dir(inventory.config["state-dir"])))
+        planned.add(setup.edits(planned.sharing, account.trusted_state_dir(inventory.config["state-dir"])))
     edits = planned.edits.with_values(map(_without_secret, planned.edits.items))
-    after = engine.equip(document, edits, place.rootless, call_facts["bundle"])
+    after = engine.equip(document, edits, account.rootless, call_facts["bundle"])
     shown = {
         "engine": engine_options.shown(caller, inventory.config),
         "source": planned.request.source,

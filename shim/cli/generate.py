@@ -17,7 +17,7 @@ from shim.generate.tree import HostTree
 from shim.gpu.vendors import VENDORS, by_name
 from shim.host import files
 from shim.node import compiler
-from shim.node.inventory import Place
+from shim.node.inventory import Account
 
 if TYPE_CHECKING:
     from shim.generate.model import Description
@@ -111,7 +111,7 @@ def generate(arguments: argparse.Namespace) -> int:
 
 def _hook() -> str:
     """The hook program that the configuration names (cdi.hook).  Raises ConfigError or TrustError."""
-    return str(compiler.read_config(Place(dict(os.environb)))[0]["cdi.hook"])
+    return str(compiler.read_config(Account(dict(os.environb)))[0]["cdi.hook"])
 
 
 def _targets(output: str | None, vendors: list[str]) -> list[str]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from shim.cli.ps import limits, utc
 from shim.errors import HostError, LeaseError
 from shim.node import compiler
-from shim.node.inventory import Place
+from shim.node.inventory import Account
 from shim.state import stale
 from shim.state.ledger import Ledger
 
@@ -44,7 +44,7 @@ def add_parser(commands: Any) -> None:
     )
     release.add_argument("--quiet", action="store_true", help="print nothing when nothing is wrong")
     release.add_argument("--force", action="store_true", help="even while the container may be using its devices")
-    release.set_defaults(run=end)
+    release.set_defaults(run=release_leases)
     rebuild = actions.add_parser(
         "rebuild",
         help="rebuild a damaged ledger",
@@ -53,18 +53,18 @@ def add_parser(commands: Any) -> None:
     rebuild.add_argument(
         "--force", action="store_true", help="even where a record is damaged and its container is unknown"
     )
-    rebuild.set_defaults(run=make_anew)
+    rebuild.set_defaults(run=rebuild_ledger)
 
 
-def _place() -> tuple[str, bool]:
+def _state_directory() -> tuple[str, bool]:
     """The node's state directory, and whether it is private to the caller (rootless)."""
-    place = Place(dict(os.environb))
-    return place.trusted_state_dir(compiler.read_config(place)[0]["state-dir"]), place.rootless
+    account = Account(dict(os.environb))
+    return account.trusted_state_dir(compiler.read_config(account)[0]["state-dir"]), account.rootless
 
 
 def show(arguments: argparse.Namespace) -> int:
     """Prints all leases.  Returns exit status 0."""
-    leases = Ledger(*_place()).read()
+    leases = Ledger(*_state_directory()).read()
     if arguments.format == "json":
         print(json.dumps(leases, indent=2))
         return 0
@@ -87,18 +87,18 @@ def show(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def end(arguments: argparse.Namespace) -> int:
+def release_leases(arguments: argparse.Namespace) -> int:
     """Ends leases.  Returns exit status 0.
 
     Raises LeaseError when the container has no lease, or may still use its devices.
     """
-    state_dir, private = _place()
+    state_dir, private = _state_directory()
     ledger = Ledger(state_dir, private)
     if arguments.stale:
         ended, forgotten = ledger.take_back(), stale.prune(state_dir, _FORGET_AFTER)
         if not arguments.quiet:
             print(f"{ended} stale leases ended, {len(forgotten)} grants of containers that are gone forgotten")
-        ledger.settle_all()
+        ledger.restore_all_gpus()
         return 0
     leases = [lease for lease in ledger.read() if lease["id"] == arguments.id]
     if not leases:
@@ -114,11 +114,11 @@ def end(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def make_anew(arguments: argparse.Namespace) -> int:
+def rebuild_ledger(arguments: argparse.Namespace) -> int:
     """Rebuilds the ledger.  Returns exit status 0; raises HostError when there are doubts and no --force."""
-    state_dir, private = _place()
+    state_dir, private = _state_directory()
     try:
-        rebuilt = Ledger(state_dir, private).make_anew(asked=True, force=arguments.force)
+        rebuilt = Ledger(state_dir, private).rebuild(asked=True, force=arguments.force)
     except OSError as error:
         raise HostError(f"the ledger of leases cannot be rebuilt in {state_dir}: {error.strerror}") from None
     for doubt in rebuilt.doubts:

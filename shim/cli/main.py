@@ -12,7 +12,7 @@ from shim import paths
 from shim.cli import bundle, cdi, configure, doctor, explain, leases, policy, ps, refresh
 from shim.errors import ChandlerError
 from shim.node import compiler
-from shim.node.inventory import Place, Stale
+from shim.node.inventory import Account, Stale
 
 
 class Parser(argparse.ArgumentParser):
@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
         try:
             status: int = arguments.run(arguments)
         except Stale:  # a part of the stored inventory is gone or damaged
-            compiler.refresh(Place(dict(os.environb)))
+            compiler.refresh(Account(dict(os.environb)))
             status = arguments.run(arguments)
         sys.stdout.flush()
         return status

@@ -13,7 +13,7 @@ from shim.errors import BundleError, ChandlerError
 from shim.keys import host_facts
 from shim.keys.row import TIGHTEN
 from shim.node import compiler
-from shim.node.inventory import Place
+from shim.node.inventory import Account
 from shim.oci import config_file
 from shim.policy import classes, engines, permission, rules, words
 from shim.policy.caller import Caller
@@ -21,7 +21,7 @@ from shim.request import parse
 from shim.shapes import Config, Document
 
 if TYPE_CHECKING:
-    from shim.policy.caller import Known
+    from shim.policy.caller import CallFacts
 
 
 def add_parser(commands: Any) -> None:
@@ -49,12 +49,12 @@ def add_parser(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Returns exit status 0 when the policy allows the request, 1 when it refuses the request."""
     path = arguments.config or os.path.join(arguments.bundle, "config.json")
-    config = compiler.read_config(Place(dict(os.environb)))[0]
+    config = compiler.read_config(Account(dict(os.environb)))[0]
     document, built = _document(path, config)
     annotations = document.get("annotations")
     annotations = annotations if isinstance(annotations, dict) else {}
     caller = engine_options.caller(arguments, path, document, built)
-    call_facts: Known = {
+    call_facts: CallFacts = {
         "caller": caller,
         "handler": arguments.handler,
         "user": tuple(arguments.user or host_facts.caller()),

@@ -18,7 +18,7 @@ from shim.generate import nvfiles, nvml
 from shim.generate.model import NvmlUnavailable, Options
 from shim.generate.tree import HostTree
 from shim.node import compiler
-from shim.node.inventory import Place
+from shim.node.inventory import Account
 from shim.shapes import Document
 from shim.sharing import pages
 from shim.state import grants, records
@@ -43,11 +43,11 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints the table or JSON.  Returns exit status 0."""
-    place = Place(dict(os.environb))
-    inventory = compiler.load(place)
-    state_dir = place.trusted_state_dir(inventory.config["state-dir"])
+    account = Account(dict(os.environb))
+    inventory = compiler.load(account)
+    state_dir = account.trusted_state_dir(inventory.config["state-dir"])
     notes: list[str] = []
-    rows = containers(Ledger(state_dir, place.rootless).read(), _records(state_dir))
+    rows = containers(Ledger(state_dir, account.rootless).read(), _records(state_dir))
     for row in rows:
         row["pid"], row["status"] = state(row)
     # a container that is gone is shown only while it holds a lease

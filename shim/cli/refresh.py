@@ -14,7 +14,7 @@ from typing import Any
 
 from shim.generate import managed
 from shim.node import compiler, launch_line
-from shim.node.inventory import Place
+from shim.node.inventory import Account
 from shim.shapes import Config
 from shim.state import grants, stale
 
@@ -39,21 +39,21 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Returns exit status 0 when all was read and stored, 1 when a file could not be used (stderr names it)."""
-    place = Place(dict(os.environb))
-    config, _ = compiler.read_config(place)
+    account = Account(dict(os.environb))
+    config, _ = compiler.read_config(account)
     if arguments.remove:
-        return _remove(place, config, arguments.quiet)
-    done, failures = ([], []) if place.rootless else managed.refresh(config, place.owners)
+        return _remove(account, config, arguments.quiet)
+    done, failures = ([], []) if account.rootless else managed.refresh(config, account.owners)
     for sentence in failures if arguments.quiet else done + failures:
         print(f"chandler: {sentence}", file=sys.stderr)
     for _ in range(_WAITS):
-        wait = compiler.unsettled(place, time.time_ns())
+        wait = compiler.unsettled(account, time.time_ns())
         if wait <= 0:
             break
         time.sleep(wait)  # only a file that has not changed for two seconds counts as completely written
-    inventory = compiler.refresh(place)
-    forgotten = stale.prune(place.trusted_state_dir(config["state-dir"]), _FORGET_AFTER)
-    problems = compiler.read_registry(place, config).problems
+    inventory = compiler.refresh(account)
+    forgotten = stale.prune(account.trusted_state_dir(config["state-dir"]), _FORGET_AFTER)
+    problems = compiler.read_registry(account, config).problems
     for path, errors in problems.items():
         for error in errors:
             print(f"chandler: {path}: {error}", file=sys.stderr)
@@ -63,10 +63,10 @@ def run(arguments: argparse.Namespace) -> int:
     return 1 if problems or failures else 0
 
 
-def _remove(place: Place, config: Config, quiet: bool) -> int:
+def _remove(account: Account, config: Config, quiet: bool) -> int:
     """Removes what `refresh` makes.  Returns exit status 0 when nothing of ours is left, else 1."""
-    done, left = ([], []) if place.rootless else managed.remove(config, place.owners)
-    state_dir = place.trusted_state_dir(config["state-dir"])
+    done, left = ([], []) if account.rootless else managed.remove(config, account.owners)
+    state_dir = account.trusted_state_dir(config["state-dir"])
     stale.prune(state_dir, 0.0)
     try:
         containers = [name[9:].rpartition(".")[0] for name in sorted(os.listdir(grants.directory(state_dir)))]
@@ -79,8 +79,8 @@ def _remove(place: Place, config: Config, quiet: bool) -> int:
         )
     for sentence in left if quiet else done + left:
         print(f"chandler: {sentence}", file=sys.stderr)
-    if place.state_dir:
-        shutil.rmtree(os.path.dirname(place.directory), ignore_errors=True)
-    if launch_line.is_ours(place):
+    if account.state_dir:
+        shutil.rmtree(os.path.dirname(account.directory), ignore_errors=True)
+    if launch_line.is_ours(account):
         launch_line.remove()
     return 1 if left else 0

@@ -191,13 +191,13 @@ def _imported(path: str, document: Document, read: Read) -> list[str]:
 
 def _usual_drop_in(path: str, imported: list[str]) -> str:
     """The drop-in's usual path: in a directory below the file's own that it already imports, else in conf.d there."""
-    beside = posixpath.dirname(path)
+    directory = posixpath.dirname(path)
     directories = [
         posixpath.dirname(pattern)
         for pattern in imported
-        if pattern.startswith(beside + "/") and pattern.endswith("/*.toml")
+        if pattern.startswith(directory + "/") and pattern.endswith("/*.toml")
     ]
-    return f"{directories[0]}/{posixpath.basename(DROP_IN)}" if directories else f"{beside}/{DROP_IN}"
+    return f"{directories[0]}/{posixpath.basename(DROP_IN)}" if directories else f"{directory}/{DROP_IN}"
 
 
 def _with_imports(path: str, document: Document, read: Read) -> Document:

@@ -67,9 +67,9 @@ class Change(NamedTuple):
         return self.stored.data == self.after and beside == (self.record, self.stored.base if self.record else None)
 
 
-def look(path: str, owners: dict[int, str]) -> Stored:
+def read_stored(path: str, owners: dict[int, str]) -> Stored:
     """Reads a file.  Raises TrustError, HostError, or ConfigError when Chandler's part cannot be removed from it."""
-    real = trusted(path, owners)
+    real = resolve_trusted(path, owners)
     try:
         data, status = files.read(real, LIMIT)
     except FileNotFoundError:
@@ -92,7 +92,7 @@ def _needs_directory(directory: str) -> bool:
     return any(_record_of(os.path.join(directory, name)).get("directory") for name in os.listdir(directory))
 
 
-def trusted(path: str, owners: dict[int, str]) -> str:
+def resolve_trusted(path: str, owners: dict[int, str]) -> str:
     """Resolves links in a path.  Raises TrustError when a user who is not in `owners` could make it lead elsewhere."""
     real = os.path.realpath(path)
     existing = path

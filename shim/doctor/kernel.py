@@ -21,7 +21,7 @@ def control_groups(subject: Subject) -> Check:
         words.append(f"controllers {' '.join(survey.controllers)}")
     if survey.version == "v2":
         words.append(f"delegated {' '.join(survey.delegated) or 'none'}")
-    return Check("cgroups", ", ".join(words), survey._asdict(), cgroups.remedy(survey, subject.place.rootless))
+    return Check("cgroups", ", ".join(words), survey._asdict(), cgroups.remedy(survey, subject.account.rootless))
 
 
 def drivers(subject: Subject) -> Check:

@@ -13,7 +13,7 @@ from shim.errors import ChandlerError
 from shim.host import cgroups
 from shim.node import compiler
 from shim.node import config as _config
-from shim.node.inventory import Place
+from shim.node.inventory import Account
 
 PATIENCE = 10.0  # seconds for a program to say its version
 
@@ -74,17 +74,17 @@ def problem_of(error: ChandlerError, remedy: str) -> dict[str, str]:
 class Subject:
     """What the checks read: the host, and the node's configuration, control groups and CDI files."""
 
-    def __init__(self, host: HostReader, place: Place) -> None:
-        self.host, self.place = host, place
+    def __init__(self, host: HostReader, account: Account) -> None:
+        self.host, self.account = host, account
         self.config_error = self.cdi_error = None
         try:
-            self.config, _ = compiler.read_config(place)
+            self.config, _ = compiler.read_config(account)
         except ChandlerError as error:  # the other checks use the defaults
             self.config_error = error
             self.config = _config.compile_config([])
         self.cgroups = cgroups.survey(host)
         try:
-            self.cdi = compiler.read_registry(place, self.config)
+            self.cdi = compiler.read_registry(account, self.config)
         except ChandlerError as error:
             self.cdi_error = error
             self.cdi = Registry([])

@@ -9,7 +9,7 @@ from shim.doctor.model import Check, Subject, problem, problem_of
 
 def configuration(subject: Subject) -> Check:
     """Whether the configuration can be used."""
-    path, error = subject.place.config_path, subject.config_error
+    path, error = subject.account.config_path, subject.config_error
     if error is None:
         return Check("configuration", path, {"path": path, "valid": True}, [])
     problems = [problem_of(error, "correct the file that is named")]
@@ -18,19 +18,19 @@ def configuration(subject: Subject) -> Check:
 
 def caller(subject: Subject) -> Check:
     """Root, or a user with ranges of ids."""
-    host, place = subject.host, subject.place
-    if not place.rootless:
-        return Check("caller", "root", {"uid": place.euid, "rootless": False}, [])
+    host, account = subject.host, subject.account
+    if not account.rootless:
+        return Check("caller", "root", {"uid": account.euid, "rootless": False}, [])
     problems = []
     ranges = 0
-    if place.euid:
+    if account.euid:
         for file in ("/etc/subuid", "/etc/subgid"):
-            count = len(rootless.ranges(host.read(file), names_of_user(place.euid)))
+            count = len(rootless.ranges(host.read(file), names_of_user(account.euid)))
             ranges += count
             if not count:
                 problems.append(
                     problem(
-                        f"uid {place.euid} has no range in {file}, so each of its containers has only one id",
+                        f"uid {account.euid} has no range in {file}, so each of its containers has only one id",
                         f"usermod --add-sub{file[-3:]}s 100000-165535 USER",
                     )
                 )
@@ -40,7 +40,7 @@ def caller(subject: Subject) -> Check:
                     problem(f"{program} is not installed, so ranges cannot be used", "install uidmap (or shadow-utils)")
                 )
     return Check(
-        "caller", f"uid {place.euid}, rootless", {"uid": place.euid, "rootless": True, "ranges": ranges}, problems
+        "caller", f"uid {account.euid}, rootless", {"uid": account.euid, "rootless": True, "ranges": ranges}, problems
     )
 
 

@@ -69,7 +69,7 @@ def installed_runtimes(subject: Subject) -> Check:
             continue
         usable += 1
         try:
-            trust.check_path(path, subject.place.owners)
+            trust.check_path(path, subject.account.owners)
         except ChandlerError as error:
             problems.append(problem_of(error, f"chown root {path}; chmod go-w {path}"))
         except OSError:

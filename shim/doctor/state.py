@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 def state_directory(subject: Subject) -> Check:
     """Whether state and log can be written, by nobody else."""
-    place, config = subject.place, subject.config
-    directory = config["state-dir"] or place.state_dir
+    account, config = subject.account, subject.config
+    directory = config["state-dir"] or account.state_dir
     problems = []
     try:
-        place.trusted_state_dir(config["state-dir"])
-        if os.path.lexists(directory) and not place.private(directory):
+        account.trusted_state_dir(config["state-dir"])
+        if os.path.lexists(directory) and not account.private(directory):
             problems.append(
-                problem(f"{directory} is not a directory of uid {place.euid}", f"chown {place.euid} {directory}")
+                problem(f"{directory} is not a directory of uid {account.euid}", f"chown {account.euid} {directory}")
             )
     except ChandlerError as error:
         problems.append(problem_of(error, "see who can write to it"))
@@ -49,16 +49,16 @@ def leases(subject: Subject) -> Check:
 
     A stale lease is no problem: the next create that needs the device takes the lease back.
     """
-    place, config = subject.place, subject.config
+    account, config = subject.account, subject.config
     data = {"allocator": config["gpu.allocator"], "held": 0, "stale": 0}
     if data["allocator"] != "leases":
         return Check("leases", f'none are kept (allocator = "{config["gpu.allocator"]}")', data, [])
     try:
-        directory = place.trusted_state_dir(config["state-dir"])
+        directory = account.trusted_state_dir(config["state-dir"])
     except ChandlerError:
         return Check("leases", "not known, see the state directory", data, [])
     try:
-        held = Ledger(directory, place.rootless).read()
+        held = Ledger(directory, account.rootless).read()
     except ChandlerError as error:
         return Check("leases", "not known", {**data, "held": None}, [problem_of(error, "see the state directory")])
     data["held"], data["stale"] = len(held), sum(stale.is_stale(lease) for lease in held)

@@ -1,8 +1,8 @@
 """The host as the generators see it: reads files, links and device nodes, with limits and in sorted order.
 
 A generator reaches the host only through a HostTree.  So in a test a directory with a few files (`prefix`) and a
-function that answers for device nodes (`look`) make a host.  What cannot be read counts as missing, because /proc and
-/sys differ between drivers, and a generator itself reports what it lacks.
+function that answers for device nodes (`read_node`) make a host.  What cannot be read counts as missing, because /proc
+and /sys differ between drivers, and a generator itself reports what it lacks.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from shim.host import device_nodes, files
 
 if TYPE_CHECKING:
     # path -> (type, major, minor, permission bits, group), or HostError
-    Look = Callable[[str], tuple[str, int, int, int, int]]
+    ReadNode = Callable[[str], tuple[str, int, int, int, int]]
 
 MAX_TEXT = 1 << 20  # bytes of a file in /proc or /sys, or of another text file
 MAX_NAMES = 1 << 16  # entries of a directory
@@ -30,10 +30,10 @@ class HostTree:
     """
 
     def __init__(
-        self, prefix: str = "", look: Look = device_nodes.look, elsewhere: dict[str, str] | None = None
+        self, prefix: str = "", read_node: ReadNode = device_nodes.read_node, elsewhere: dict[str, str] | None = None
     ) -> None:
         self.prefix = prefix
-        self._look = look
+        self._look = read_node
         self._elsewhere = elsewhere or {}
 
     def at(self, path: str) -> str:

@@ -1,7 +1,7 @@
 """Chooses the devices for `resources.gpu`, and makes the edits that add them to the container.
 
 Where a CDI file describes the GPUs, a device is a CDI name.  Where none does, it is the vendor's own device nodes.
-Pure: the caller passes a function, `look`, that looks at device nodes.  Part of the create path.
+Pure: the caller passes a function, `read_node`, that looks at device nodes.  Part of the create path.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from shim.shapes import Document
     from shim.state.leases import Lease
 
-    Look = Callable[[str], Tuple[str, int, int, int, int, str]]
+    ReadNode = Callable[[str], Tuple[str, int, int, int, int, str]]
 
 
 class Grant:
@@ -30,18 +30,18 @@ class Grant:
     `names`: the devices, as CDI names, or as kind=number without CDI.
     `keys`: the physical devices behind them, such as c195:0.  One name can stand for several.
     `edits`: everything that the container needs for them.
-    `by_cdi`, `beside`: the same in two parts, for an engine that injects CDI devices itself: the CDI names to give to
-    the engine, and the edits that Chandler still makes.
+    `by_cdi`, `own_edits`: the same in two parts, for an engine that injects CDI devices itself: the CDI names to give
+    to the engine, and the edits that Chandler still makes.
     """
 
-    __slots__ = ("names", "keys", "edits", "by_cdi", "beside")
+    __slots__ = ("names", "keys", "edits", "by_cdi", "own_edits")
 
-    def __init__(self, names: List[str], keys: List[str], edits: Edits, by_cdi: List[str], beside: Edits) -> None:
+    def __init__(self, names: List[str], keys: List[str], edits: Edits, by_cdi: List[str], own_edits: Edits) -> None:
         self.names = names
         self.keys = keys
         self.edits = edits
         self.by_cdi = by_cdi
-        self.beside = beside
+        self.own_edits = own_edits
 
     def joined(self, other: Grant) -> Grant:
         """A grant of the devices of both."""
@@ -50,7 +50,7 @@ class Grant:
             self.keys + other.keys,
             merge(self.edits, other.edits),
             self.by_cdi + other.by_cdi,
-            merge(self.beside, other.beside),
+            merge(self.own_edits, other.own_edits),
         )
 
 
@@ -59,13 +59,13 @@ def grant(
     engine_names: List[str],
     inventory: Inventory,
     source: str,
-    look: Look,
+    read_node: ReadNode,
     held: Optional[List[Lease]] = None,
 ) -> Grant:
     """Chooses the devices for a request and for the qualified CDI names that the engine left to Chandler.
 
     `request`: the value of resources.gpu; None when the container asks for no GPU.
-    `look`: gives type, major and minor number, permission bits, group and PCI vendor of a device node, or raises
+    `read_node`: gives type, major and minor number, permission bits, group and PCI vendor of a device node, or raises
     HostError.
     `held`: the leases of other containers; None on a node that keeps no leases.
 
@@ -100,7 +100,7 @@ def grant(
                 else _named(kind, asked, inventory)
             )
         else:
-            nodes = _from_nodes(kind, asked, count, inventory, source, look, held)
+            nodes = _from_nodes(kind, asked, count, inventory, source, read_node, held)
     cdi_grant = _from_cdi(names, inventory, source, held)
     return cdi_grant if nodes is None else cdi_grant.joined(nodes)
 
@@ -135,7 +135,7 @@ def count_gpus(grant: Grant, inventory: Inventory) -> Tuple[int, List[str]]:
     return count, aggregates
 
 
-def numbers(kinds: Iterable[str], inventory: Inventory, look: Look) -> Dict[str, str]:
+def numbers(kinds: Iterable[str], inventory: Inventory, read_node: ReadNode) -> Dict[str, str]:
     """The device numbers (such as c195:0) of all GPUs of some kinds that this node may grant, with the GPUs' names."""
     gpu_names: Dict[str, str] = {}
     for kind in kinds:
@@ -143,7 +143,10 @@ def numbers(kinds: Iterable[str], inventory: Inventory, look: Look) -> Dict[str,
         keys = {f"{kind}={pick}": inventory.key(f"{kind}={pick}") for pick in picks}
         templates = vendors.of_kind(kind).gpu_nodes
         if not picks and templates and inventory.config["gpu.fallback"] == "devices":
-            keys = {f"{kind}={index}": [_own_key(templates, index, look)] for index in _numbers_there(templates, look)}
+            keys = {
+                f"{kind}={index}": [_own_key(templates, index, read_node)]
+                for index in _numbers_there(templates, read_node)
+            }
         # A key joins the numbers of all nodes of a device with "+".  The key of a device without nodes is its name.
         gpu_names.update(
             (number, name)
@@ -275,7 +278,7 @@ def _from_cdi(names: List[str], inventory: Inventory, source: str, held: Optiona
     visible = Edits(
         [edit for kind, number in per_kind.items() for edit in _visibility(kind, number) if edit[1] not in set_by_cdi]
     )
-    return Grant(names, keys, edits.beside(visible), names, visible)
+    return Grant(names, keys, edits.followed_by(visible), names, visible)
 
 
 def _check_free(name: str, keys: List[str], source: str, held: Optional[List[Lease]]) -> None:
@@ -300,7 +303,13 @@ def _visibility(kind: str, count: int) -> List[Edit]:
 
 
 def _from_nodes(
-    kind: str, asked: Any, count: int, inventory: Inventory, source: str, look: Look, held: Optional[List[Lease]]
+    kind: str,
+    asked: Any,
+    count: int,
+    inventory: Inventory,
+    source: str,
+    read_node: ReadNode,
+    held: Optional[List[Lease]],
 ) -> Grant:
     """The grant of a vendor's own device nodes, for a host without a CDI file for the kind."""
     vendor = vendors.of_kind(kind)
@@ -311,9 +320,9 @@ def _from_nodes(
     if asked is not None:
         numbers = [_device_number(device, kind, source) for device in asked]
     elif held:
-        present = _numbers_there(templates, look)
+        present = _numbers_there(templates, read_node)
         free = _free(
-            [(str(number), [_own_key(templates, number, look)]) for number in present],
+            [(str(number), [_own_key(templates, number, read_node)]) for number in present],
             min(count, len(present)),
             kind,
             source,
@@ -330,11 +339,11 @@ def _from_nodes(
     keys: List[str] = []
     try:
         for path in vendor.control_nodes:
-            edits.extend(_node(path, origin, look))
+            edits.extend(_node(path, origin, read_node))
         for number in numbers:
             for template in templates:
-                edits.extend(_node(template.format(number, 128 + number), origin, look, vendor.pci))
-            keys.append(_own_key(templates, number, look))
+                edits.extend(_node(template.format(number, 128 + number), origin, read_node, vendor.pci))
+            keys.append(_own_key(templates, number, read_node))
             _check_free(f"{kind}={number}", keys[-1:], source, held)
     except errors.HostError as error:
         raise errors.HostError(
@@ -347,21 +356,21 @@ def _from_nodes(
     return Grant(names, keys, all_edits, [], all_edits)
 
 
-def _own_key(templates: Tuple[str, ...], number: int, look: Look) -> str:
+def _own_key(templates: Tuple[str, ...], number: int, read_node: ReadNode) -> str:
     """The key of a GPU, made of the numbers of its device nodes.  A CDI file with the same nodes gives the same key."""
     parts = []
     for template in templates:
-        kind, major, minor, _, _, _ = look(template.format(number, 128 + number))
+        kind, major, minor, _, _, _ = read_node(template.format(number, 128 + number))
         parts.append(f"{kind}{major}:{minor}")
     return "+".join(sorted(parts))
 
 
-def _numbers_there(templates: Tuple[str, ...], look: Look) -> List[int]:
+def _numbers_there(templates: Tuple[str, ...], read_node: ReadNode) -> List[int]:
     """The numbers of the GPUs whose device nodes are on the host, from 0 up to the first that is missing."""
     numbers: List[int] = []
     while True:
         try:
-            _own_key(templates, len(numbers), look)
+            _own_key(templates, len(numbers), read_node)
         except errors.HostError:
             return numbers
         numbers.append(len(numbers))
@@ -376,13 +385,13 @@ def _device_number(device: str, kind: str, source: str) -> int:
     return int(device)
 
 
-def _node(path: str, origin: str, look: Look, vendor: str = "") -> List[Edit]:
+def _node(path: str, origin: str, read_node: ReadNode, vendor: str = "") -> List[Edit]:
     """The edits that add a device node as the host has it.
 
     The container's process also joins the node's group where its members may use the node and others may not, as with
     /dev/dri and /dev/kfd.  Raises HostError when the host says that the device is another vendor's.
     """
-    kind, major, minor, mode, group, pci_vendor = look(path)
+    kind, major, minor, mode, group, pci_vendor = read_node(path)
     if vendor and pci_vendor and pci_vendor != vendor:
         raise errors.HostError(f"{path} is a device of the PCI vendor {pci_vendor}, not {vendor}")
     node: DeviceNode = {"path": path, "type": kind, "major": major, "minor": minor, "fileMode": mode}

@@ -12,7 +12,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Callable
 
-    Place = tuple[str, list[str], list[str]]  # NUMA node, PCI path from the host bridge, indexes of linked devices
+    Position = tuple[str, list[str], list[str]]  # NUMA node, PCI path from the host bridge, indexes of linked devices
 
 _MOST = 64  # of more free devices than these, only the first are compared
 # A link counts more than any PCI path in common, and one step of a path more than the NUMA node.
@@ -27,33 +27,33 @@ def choose(free: list[int], count: int, how: str, text: str) -> list[int]:
     lines = text.split("\n")
     if not text or count >= len(free) or count > _MOST:
         return free[:count]
-    places = {index: _place(lines[index]) for index in free[:_MOST]}
+    positions = {index: _position(lines[index]) for index in free[:_MOST]}
     closeness: dict[tuple[int, int], int] = {}
-    for first in places:
-        for second in places:
+    for first in positions:
+        for second in positions:
             closeness[first, second] = (
-                0 if first == second else _closeness(first, places[first], second, places[second], how)
+                0 if first == second else _closeness(first, positions[first], second, positions[second], how)
             )
-    candidates = (_grown(start, count, list(places), closeness) for start in places)
-    return min(candidates, key=_rank(closeness, list(places)))
+    candidates = (_grown(start, count, list(positions), closeness) for start in positions)
+    return min(candidates, key=_rank(closeness, list(positions)))
 
 
-def _place(line: str) -> Place:
+def _position(line: str) -> Position:
     numa, pci_path, links = line.split("\t")
     return numa, pci_path.split("/"), links.split()
 
 
-def _closeness(first: int, first_place: Place, second: int, second_place: Place, how: str) -> int:
+def _closeness(first: int, first_position: Position, second: int, second_position: Position, how: str) -> int:
     """How close two devices are: the higher, the closer."""
-    numa = _NUMA if first_place[0] and first_place[0] == second_place[0] else 0
+    numa = _NUMA if first_position[0] and first_position[0] == second_position[0] else 0
     if how == "numa":
         return numa
     common = 0
-    for first_step, second_step in zip(first_place[1], second_place[1]):
+    for first_step, second_step in zip(first_position[1], second_position[1]):
         if not first_step or first_step != second_step:
             break
         common += 1
-    linked = str(second) in first_place[2] or str(first) in second_place[2]
+    linked = str(second) in first_position[2] or str(first) in second_position[2]
     return numa + _STEP * common + (_LINK if linked else 0)
 
 

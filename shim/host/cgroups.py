@@ -1,7 +1,7 @@
 """Control groups: finds what this host has, and chooses the group of a container that `chandler bundle` builds.
 
-`survey` looks and changes nothing.  `place` chooses config.json's cgroupsPath.  If the builder itself runs in a
-container, `place` makes a group for containers beside the builder's own process.  All files are read and written
+`survey` looks and changes nothing.  `choose_group` chooses config.json's cgroupsPath.  If the builder itself runs in a
+container, `choose_group` makes a group for containers beside the builder's own process.  All files are read and written
 through a CgroupTree, which tests replace.
 Source: cgroups(7), Documentation/admin-guide/cgroup-v2.rst; OCI runtime specification, "Cgroups Path".
 """
@@ -243,7 +243,7 @@ def controllers(resources: Document) -> list[str]:
     return [*needed, "cpuset"] if "cpus" in cpu or "mems" in cpu else needed
 
 
-def place(
+def choose_group(
     name: str,
     asked: str = "",
     variable: str = "",

@@ -103,14 +103,14 @@ def moved(edit: Edit) -> bool:
     return bool(node[COMPILED] != f"{actual}{major}:{minor}")
 
 
-def look(path: str) -> Tuple[str, int, int, int, int]:
+def read_node(path: str) -> Tuple[str, int, int, int, int]:
     """(type, major, minor, permission bits, group) of a device node.  Raises HostError."""
     return (*lstat_device(path), posix.lstat(path).st_gid)
 
 
-def look_at_gpu(path: str) -> Tuple[str, int, int, int, int, str]:
-    """What `look` gives for a device node, and its PCI vendor (`0x10de`) or ''.  Raises HostError."""
-    node = look(path)
+def read_gpu_node(path: str) -> Tuple[str, int, int, int, int, str]:
+    """What `read_node` gives for a device node, and its PCI vendor (`0x10de`) or ''.  Raises HostError."""
+    node = read_node(path)
     return (*node, _pci_vendor(node[1], node[2]))
 
 

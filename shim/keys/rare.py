@@ -19,7 +19,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from shim.edits import Edit
     from shim.node.inventory import Inventory
-    from shim.policy.caller import Known
+    from shim.policy.caller import CallFacts
     from shim.request.parse import Request
     from shim.shapes import Config, Document
 
@@ -59,19 +59,19 @@ def variables(request: Request, config: Config, scope: str, seconds: float = SEC
     return Edits(items)
 
 
-def edits(request: Request, document: Document, inventory: Inventory, config: Config, known: Known) -> Edits:
+def edits(request: Request, document: Document, inventory: Inventory, config: Config, call_facts: CallFacts) -> Edits:
     """The edits for the rarer keys of a request.
 
-    `document`: config.json.  `config`: the configuration as it is for this container.  `known`: what the front end
+    `document`: config.json.  `config`: the configuration as it is for this container.  `call_facts`: what the front end
     knows of the container (shim.engine.plan).  Raises ChandlerError.
     """
     prefixes = None if config["policy.trust"] == "all" else config["policy.bind-sources"]
     facts = Facts(
-        reader.root_path(document, known.get("bundle", "")),
-        known.get("id", ""),
-        {**config["volumes"], **known.get("volumes", {})},
+        reader.root_path(document, call_facts.get("bundle", "")),
+        call_facts.get("id", ""),
+        {**config["volumes"], **call_facts.get("volumes", {})},
         prefixes,
-        None if known.get("bundle") == "" else document,
+        None if call_facts.get("bundle") == "" else document,
     )
     items: list[Edit] = []
     for path, row, value in table.of(request.document):
@@ -94,7 +94,7 @@ def _check_gpus(changes: Edits, inventory: Inventory, source: str) -> None:
     for number, name in choose.numbers(
         dict.fromkeys([*inventory.kinds(), *(vendor.kind for vendor in vendors.with_gpus())]),
         inventory,
-        device_nodes.look_at_gpu,
+        device_nodes.read_gpu_node,
     ).items():
         if number in nodes:
             raise errors.RequestError(

@@ -21,7 +21,7 @@ from shim.errors import ChandlerError, ConfigError
 from shim.host import device_nodes, files, trust
 from shim.node import cdi_files, inventory, launch_line
 from shim.node import config as _config
-from shim.node.inventory import MAGIC, Inventory, Place
+from shim.node.inventory import MAGIC, Account, Inventory
 from shim.state.lock import Lock
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def _block(noted: dict[str, tuple[int, ...]]) -> str:
     return "\n".join((repr(list(noted.values())), *noted))
 
 
-def compile_now(place: Place, store: bool = True) -> Inventory:
+def compile_now(account: Account, store: bool = True) -> Inventory:
     """The inventory from its sources as they are now.
 
     `store`: writes it for the next create; the caller then holds the lock.
@@ -146,40 +146,40 @@ def compile_now(place: Place, store: bool = True) -> Inventory:
     """
     started = time.time_ns()
     sources = Sources()
-    config, _ = read_config(place, sources)
-    registry = read_registry(place, config, sources)
+    config, _ = read_config(account, sources)
+    registry = read_registry(account, config, sources)
     compiled = Compiled(config, registry, _neighbours())
     if store:
         times = {path: fingerprint[3] for path, fingerprint in sources.configuration.items()}
         # Written even if the index is not: the launcher compares the configuration's times itself.
-        launch_line.write(place, config, times, _settled(sources.configuration, started))
+        launch_line.write(account, config, times, _settled(sources.configuration, started))
         if sources.storable() and sources.settled(started) and sources.unchanged():
-            compiled.store(place, sources.blocks())
+            compiled.store(account, sources.blocks())
     return compiled.inventory()
 
 
-def unsettled(place: Place, now: int) -> float:
+def unsettled(account: Account, now: int) -> float:
     """Seconds until every source is old enough for the inventory to be stored; 0 when all are."""
     sources = Sources()
-    read_registry(place, read_config(place, sources)[0], sources)
+    read_registry(account, read_config(account, sources)[0], sources)
     age = min((now - fingerprint[4] for fingerprint in sources.sources.values()), default=SETTLED_NS + 1)
     # For a file with a time in the future (the clock was set back) do not wait longer than for a new one.
     return (SETTLED_NS - max(age, 0)) / 1e9 + 0.01 if age <= SETTLED_NS else 0.0
 
 
-def read_config(place: Place, sources: Sources | None = None) -> tuple[Config, bool]:
+def read_config(account: Account, sources: Sources | None = None) -> tuple[Config, bool]:
     """The configuration, and whether its main file exists.  Raises ConfigError or TrustError."""
-    texts = config_texts(place, sources or Sources())
-    had_file = any(path == place.config_path for path, _ in texts)
+    texts = config_texts(account, sources or Sources())
+    had_file = any(path == account.config_path for path, _ in texts)
     return _config.compile_config(texts), had_file
 
 
-def config_texts(place: Place, sources: Sources) -> list[tuple[str, bytes]]:
+def config_texts(account: Account, sources: Sources) -> list[tuple[str, bytes]]:
     """The configuration's files with their bytes.  Raises ConfigError or TrustError."""
-    if not place.config_path.startswith("/"):
-        raise ConfigError(f"the configuration {place.config_path}, which CHANDLER_CONFIG names, is no absolute path")
-    names = [place.config_path]
-    directory = os.path.dirname(place.config_path) + "/config.d"
+    if not account.config_path.startswith("/"):
+        raise ConfigError(f"the configuration {account.config_path}, which CHANDLER_CONFIG names, is no absolute path")
+    names = [account.config_path]
+    directory = os.path.dirname(account.config_path) + "/config.d"
     if sources.note_configuration(directory):
         try:
             names += [
@@ -189,10 +189,10 @@ def config_texts(place: Place, sources: Sources) -> list[tuple[str, bytes]]:
             ]
         except OSError as error:
             raise ConfigError(f"the configuration {directory} cannot be read: {error.strerror}") from None
-    for checked in (os.path.dirname(place.config_path), directory):
+    for checked in (os.path.dirname(account.config_path), directory):
         try:
             # Also a directory without files is checked: somebody else could have removed them.
-            trust.check_path(checked, place.owners)
+            trust.check_path(checked, account.owners)
         except (FileNotFoundError, NotADirectoryError):
             continue
         except OSError as error:
@@ -200,26 +200,26 @@ def config_texts(place: Place, sources: Sources) -> list[tuple[str, bytes]]:
     texts = []
     for path in names:
         if not sources.note_configuration(path):
-            if path == place.config_path != paths.CONFIG_DIR + "/config.toml":
+            if path == account.config_path != paths.CONFIG_DIR + "/config.toml":
                 raise ConfigError(f"the configuration {path}, which CHANDLER_CONFIG names, does not exist")
             continue
         try:
-            texts.append((path, trust.read_trusted(path, _MAX_CONFIG, place.owners)))
+            texts.append((path, trust.read_trusted(path, _MAX_CONFIG, account.owners)))
         except OSError as error:
             raise ConfigError(f"the configuration {path} cannot be read: {error.strerror}") from None
     return texts
 
 
-def prefixes(place: Place) -> list[str]:
+def prefixes(account: Account) -> list[str]:
     """The annotation prefixes to look for when the configuration cannot be used: the default and the configured one."""
     try:
-        configured = _config.annotation_prefix(config_texts(place, Sources()))
+        configured = _config.annotation_prefix(config_texts(account, Sources()))
     except ChandlerError:
         configured = ""
     return [prefix for prefix in dict.fromkeys((_config.DEFAULT_PREFIX, configured)) if prefix]
 
 
-def read_registry(place: Place, config: Config, sources: Sources | None = None) -> Registry:
+def read_registry(account: Account, config: Config, sources: Sources | None = None) -> Registry:
     """The registry of the configuration's CDI directories, with generated devices if gpu.fallback asks for them."""
     sources = sources or Sources()
     for directory in config["cdi.spec-dirs"]:
@@ -230,7 +230,7 @@ def read_registry(place: Place, config: Config, sources: Sources | None = None) 
             except OSError:
                 # the directory exists, so `unchanged` is never true and the inventory is not stored
                 sources.absent.add(directory + "/.")
-    directories = cdi_files.read_spec_dirs(config["cdi.spec-dirs"], place.owners)
+    directories = cdi_files.read_spec_dirs(config["cdi.spec-dirs"], account.owners)
     registry = Registry.build(directories)
     if config["gpu.fallback"] != "generate" or registry.problems:
         return registry  # a file with errors may describe the devices that would be generated
@@ -300,19 +300,19 @@ class Compiled:
     def inventory(self) -> Inventory:
         return Inventory(self.config, self.kinds, self.parts.__getitem__, self.explain, bool(self.registry.problems))
 
-    def store(self, place: Place, sources: list[str]) -> None:
+    def store(self, account: Account, sources: list[str]) -> None:
         """Writes the parts, then the index, so that every index that a reader sees has all its parts.
 
         `sources`: the blocks of Sources.blocks.  Does nothing when the directory is not private, or cannot be written.
         """
-        directory = place.directory
-        if not place.private(directory):
+        directory = account.directory
+        if not account.private(directory):
             return
         try:
             for name, body in self.parts.items():
                 _store_part(f"{directory}/{name}", body)
             header = "\n".join(
-                (place.key, jsontext.dumps(self.config).decode(), "problems" if self.registry.problems else "clean")
+                (account.key, jsontext.dumps(self.config).decode(), "problems" if self.registry.problems else "clean")
             )
             _store(f"{directory}/index", _encoded("\n\n".join((header, *sources, self.kinds.strip("\n")))))
             for name in os.listdir(directory):
@@ -342,7 +342,7 @@ def _kind(
             units = [f"{kind}={device}"]  # it has no device node, and another kind may have the same device name
         units += [
             number
-            for number in registry.brought(file, device_nodes.lstat_device)
+            for number in registry.leased_with_file(file, device_nodes.lstat_device)
             if not any(number in unit.split("+") for unit in units)
         ]
         lines.append("\t".join((device, segments[file.path], *units)))
@@ -414,46 +414,46 @@ def physical_units(keys: dict[str, tuple[str, ...]], picks: list[str], atoms: ph
     return units
 
 
-def load(place: Place) -> Inventory:
+def load(account: Account) -> Inventory:
     """The stored inventory if it is up to date, else one that is compiled now.
 
     When several creates find it out of date at once, one compiles and the others wait for it.
     """
 
     def explain(names: list[str]) -> NoReturn:
-        raise read_registry(place, read_config(place)[0]).diagnose(names)
+        raise read_registry(account, read_config(account)[0]).diagnose(names)
 
     try:
-        return inventory.load(place, explain)
+        return inventory.load(account, explain)
     except inventory.Stale:
         pass
-    lock = _lock(place)
+    lock = _lock(account)
     if lock is None:
-        return compile_now(place, store=False)
+        return compile_now(account, store=False)
     try:
-        return inventory.load(place, explain)  # another create may have compiled it while we waited for the lock
+        return inventory.load(account, explain)  # another create may have compiled it while we waited for the lock
     except inventory.Stale:
-        return compile_now(place)
+        return compile_now(account)
     finally:
         lock.__exit__()
 
 
-def refresh(place: Place) -> Inventory:
+def refresh(account: Account) -> Inventory:
     """Compiles the inventory now, even if the stored one is up to date."""
-    lock = _lock(place)
+    lock = _lock(account)
     if lock is None:
-        return compile_now(place, store=False)
+        return compile_now(account, store=False)
     try:
-        return compile_now(place)
+        return compile_now(account)
     finally:
         lock.__exit__()
 
 
-def _lock(place: Place) -> Lock | None:
+def _lock(account: Account) -> Lock | None:
     """Takes the lock of the stored inventory; None when nothing can be stored."""
     try:
-        trust.own_directory(place.trusted_state_dir(), 0o700 if place.rootless else 0o755)
-        files.make_directory(place.directory)
-        return Lock(place.directory + "/lock").__enter__()
+        trust.own_directory(account.trusted_state_dir(), 0o700 if account.rootless else 0o755)
+        files.make_directory(account.directory)
+        return Lock(account.directory + "/lock").__enter__()
     except (OSError, ChandlerError):
         return None

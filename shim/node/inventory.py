@@ -154,7 +154,7 @@ def _line(text: str, key: str) -> str:
 # --- where the inventory is -----------------------------------------------------------------------------------
 
 
-class Place:
+class Account:
     """The paths that belong to one caller and one configuration file.
 
     `config_path`: the configuration; `state_dir`: the state directory, '' when there is none; `directory`: the
@@ -270,16 +270,16 @@ def fingerprints(names: Iterable[str]) -> List[Tuple[int, ...]]:
     ]
 
 
-def load(place: Place, explain: Callable[[List[str]], NoReturn]) -> Inventory:
+def load(account: Account, explain: Callable[[List[str]], NoReturn]) -> Inventory:
     """The stored inventory, if it is ours and no source has changed since; otherwise raises Stale."""
-    if not place.state_dir:
+    if not account.state_dir:
         raise Stale
     try:
-        place.check_inventory()
-        text = _text(checked(trust.read_own(place.directory + "/index", MAX_INDEX)))
+        account.check_inventory()
+        text = _text(checked(trust.read_own(account.directory + "/index", MAX_INDEX)))
         header, ways, sources, absent, kinds = text.split("\n\n")
         key, config, problems = header.split("\n")
-        if key != place.key or not _unchanged(ways, identities) or not _unchanged(sources, fingerprints):
+        if key != account.key or not _unchanged(ways, identities) or not _unchanged(sources, fingerprints):
             raise Stale
         for path in absent.split("\n"):
             if path and files.exists(path):
@@ -287,7 +287,7 @@ def load(place: Place, explain: Callable[[List[str]], NoReturn]) -> Inventory:
         return Inventory(
             jsontext.loads(config.encode()),
             f"\n{kinds}\n",
-            lambda name: read_part(place.directory, name),
+            lambda name: read_part(account.directory, name),
             explain,
             problems == "problems",
         )

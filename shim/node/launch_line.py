@@ -19,7 +19,7 @@ import time
 from shim import paths
 from shim.errors import ChandlerError, HostError
 from shim.host import files, runtimes, trust
-from shim.node.inventory import Place
+from shim.node.inventory import Account
 from shim.shapes import Config
 from shim.state.lock import Lock
 
@@ -39,27 +39,27 @@ def _copies() -> str:
     return paths.CONFIG_DIR + "/launch.d"
 
 
-def is_ours(place: Place) -> bool:
+def is_ours(account: Account) -> bool:
     """Whether the launch line is made from this configuration: only root's, and only the default path."""
-    return not place.rootless and place.config_path == paths.CONFIG_DIR + "/config.toml"
+    return not account.rootless and account.config_path == paths.CONFIG_DIR + "/config.toml"
 
 
-def write(place: Place, config: Config, times: dict[str, int], settled: bool) -> None:
+def write(account: Account, config: Config, times: dict[str, int], settled: bool) -> None:
     """Writes the line, if it is made from this configuration.
 
     `times`: mtime (ns) of each configuration file and of config.d, taken before they were read.  `settled`: whether
     every later change would give a file another time.
     If the line cannot be written (a read-only /etc), the launcher asks Python on every create.
     """
-    if not is_ours(place):
+    if not is_ours(account):
         return
     try:
-        trust.check_path(paths.CONFIG_DIR, place.owners)
+        trust.check_path(paths.CONFIG_DIR, account.owners)
         files.make_directory(_copies())
         with Lock(f"{_copies()}/{_LOCK}"):
             mark = _copy(times) if settled else _NEVER
             files.replace(
-                _line(), f"2 {mark} {_needles(config)} {' '.join(_runtimes(config, place.owners))}\n".encode()
+                _line(), f"2 {mark} {_needles(config)} {' '.join(_runtimes(config, account.owners))}\n".encode()
             )
             for name in os.listdir(_copies()):
                 if name not in (mark, _LOCK):

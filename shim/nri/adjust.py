@@ -121,7 +121,7 @@ def _edits_beside_cdi(plan: Plan) -> Edits:
 
     A variable that a CDI device sets last is left out, so that ours does not replace it.
     """
-    left = merge(*plan.beside)
+    left = merge(*plan.own_edits)
     final = {edit[1]: edit[2] for edit in plan.edits.of(_edits.ENV)}
     return Edits([edit for edit in left.items if edit[0] != _edits.ENV or final[edit[1]] == edit[2]])
 

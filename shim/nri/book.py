@@ -16,7 +16,7 @@ from shim.nri.metrics import Metrics
 from shim.state import grants, leases, ledger
 
 if TYPE_CHECKING:
-    from shim.node.inventory import Inventory, Place
+    from shim.node.inventory import Account, Inventory
     from shim.nri.work import Work
     from shim.shapes import Document
     from shim.state.leases import Lease
@@ -45,8 +45,8 @@ class GrantBook:
     grants are kept, since their creates may still be going on.
     """
 
-    def __init__(self, place: Place, inventory: Inventory, log: Callable[[Document], None]) -> None:
-        self.place = place
+    def __init__(self, account: Account, inventory: Inventory, log: Callable[[Document], None]) -> None:
+        self.account = account
         self.inventory = inventory
         self.log = log
         self.metrics = Metrics()
@@ -69,7 +69,7 @@ class GrantBook:
 
     def trusted_state_dir(self) -> str:
         """The state directory.  Raises TrustError when others may write to it, or HostError."""
-        return self.place.trusted_state_dir(self.inventory.config["state-dir"])
+        return self.account.trusted_state_dir(self.inventory.config["state-dir"])
 
     @property
     def records_directory(self) -> str:
@@ -79,7 +79,7 @@ class GrantBook:
     @property
     def ledger(self) -> _Ledger:
         """The ledger in the state directory of this moment."""
-        return _Ledger(self.state_dir, self.place.rootless, self.left)
+        return _Ledger(self.state_dir, self.account.rootless, self.left)
 
     def left(self, keys: list[str] | None) -> None:
         """Notes devices that may have to be put back because a lease that shared them has ended.
@@ -112,7 +112,7 @@ class GrantBook:
             if os.path.exists(self.state_dir + "/shared"):
                 from shim.nri import work
 
-                self._putting_back = work.Work(work.task(self.state_dir, self.place.rootless, keys))
+                self._putting_back = work.Work(work.task(self.state_dir, self.account.rootless, keys))
 
     def due(self) -> list[float]:
         """The times (time.monotonic) at which `tick` has something to do."""
@@ -183,6 +183,6 @@ class _Ledger(ledger.Ledger):
         super().__init__(state_dir, private)
         self._left = leftover
 
-    def settle(self, keys: list[str] | None) -> None:
+    def restore_gpus(self, keys: list[str] | None) -> None:
         """Tells `leftover`, whose caller does what the base class would do here."""
         self._left(keys)

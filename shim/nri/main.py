@@ -11,7 +11,7 @@ from shim import jsontext, paths, report
 from shim.errors import ChandlerError, ConfigError
 from shim.host import files
 from shim.node import compiler
-from shim.node.inventory import Inventory, Place
+from shim.node.inventory import Account, Inventory
 from shim.shapes import Document
 
 SOCKET = "/var/run/nri/nri.sock"
@@ -39,13 +39,13 @@ def _run(options: argparse.Namespace) -> None:
     from shim.nri.plugin import Connection
     from shim.nri.service import Service
 
-    place = Place(dict(os.environb))
+    account = Account(dict(os.environb))
 
     def load() -> Inventory:
-        return compiler.compile_now(place)
+        return compiler.compile_now(account)
 
     service = Service(
-        place,
+        account,
         load(),
         lambda line: _log(service.inventory.config["log.file"], line),
         lambda: options.no_hooks or _hooks_rejected(),
@@ -57,7 +57,7 @@ def _run(options: argparse.Namespace) -> None:
         connected,
         lambda: Connection(options.name, options.idx, service),
         load,
-        lambda inventory: _sources(place, inventory),
+        lambda inventory: _sources(account, inventory),
         options.metrics,
     ).run()
 
@@ -79,12 +79,12 @@ def _text(path: str) -> str | None:
         raise ConfigError(f"{path} cannot be read: {error}") from None
 
 
-def _sources(place: Place, inventory: Inventory) -> dict[str, tuple[str, ...]]:
+def _sources(account: Account, inventory: Inventory) -> dict[str, tuple[str, ...]]:
     """The directories of configuration and CDI files, each with the endings of the file names that matter in it.
 
     Of the directory of the configuration only the file itself matters: compiling writes other files there.
     """
-    directory, _, name = place.config_path.rpartition("/")
+    directory, _, name = account.config_path.rpartition("/")
     return {
         directory: (name,),
         directory + "/config.d": (".toml",),

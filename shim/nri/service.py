@@ -34,9 +34,9 @@ from shim.sharing.terms import MPS
 from shim.state import leases, ledger
 
 if TYPE_CHECKING:
-    from shim.node.inventory import Inventory, Place
+    from shim.node.inventory import Account, Inventory
     from shim.nri.work import Task
-    from shim.policy.caller import Known
+    from shim.policy.caller import CallFacts
     from shim.shapes import Document
     from shim.sharing.terms import Sharing
     from shim.state.leases import Lease
@@ -74,12 +74,12 @@ class Service(GrantBook):
 
     def __init__(
         self,
-        place: Place,
+        account: Account,
         inventory: Inventory,
         log: Callable[[Document], None],
         rejects_hooks: Callable[[], bool] = lambda: False,
     ) -> None:
-        super().__init__(place, inventory, log)
+        super().__init__(account, inventory, log)
         self.sweeps = Sweeps(self, self._unserved)
         self._rejects_hooks = rejects_hooks
         self.outdated = False  # whether the inventory has to be compiled anew
@@ -153,9 +153,9 @@ class Service(GrantBook):
             )
         return words.source_of_policy(config)
 
-    def _pod_facts(self, pod: Any, container: Any) -> Known:
-        """What `known` of engine.want takes: what the runtime says of a pod, for the policy's rules, and `seconds`, the
-        time limit of a provider of secrets, for which a handler must not wait."""
+    def _pod_facts(self, pod: Any, container: Any) -> CallFacts:
+        """What the runtime says of a pod, for the policy's rules, and the time limit of a provider of secrets, since a
+        handler must not wait long."""
         caller = Caller(
             _ENGINES.get(self.runtime.name, engines.OTHER),
             f"it names itself {self.runtime.name or 'nothing'} through NRI",
@@ -191,16 +191,16 @@ class Service(GrantBook):
             lease = {**ledger.nri_lease(container.id, pod.id, int(time.time())), "container": container.name}
         # Secrets and the like are fetched here: no look-up may take place while the ledger is locked.
         try:
-            wanted = engine.want(
+            checked = engine.check_request(
                 document,
                 self.inventory,
                 container.name,
-                known=self._pod_facts(pod, container),
+                call_facts=self._pod_facts(pod, container),
                 leased=lease is not None,
             )
         except BundleError as error:
             raise adjust.Unsupported(error.what, adjust.WAY_OUT) from None
-        if wanted is None:
+        if checked is None:
             return None
         self.trusted_state_dir()  # raises where others may write to the state directory
         granting = engine.Granting(
@@ -208,11 +208,11 @@ class Service(GrantBook):
             self.records_directory,
             "",
             container.id,
-            self.place.rootless,
+            self.account.rootless,
             self.ledger if lease is not None else None,
             lease,
         )
-        plan = self._reserve(granting, wanted, hold.token if hold is not None else "")
+        plan = self._reserve(granting, checked, hold.token if hold is not None else "")
         if not plan.keys:
             lease = None
         try:
@@ -299,7 +299,7 @@ class Service(GrantBook):
                 return None
         from shim.nri import work
 
-        return work.task(self.state_dir, self.place.rootless, keys, plan.sharing)
+        return work.task(self.state_dir, self.account.rootless, keys, plan.sharing)
 
     def _check_bind_mounts(self, plan: engine.Plan) -> None:
         """Checks the devices of a container in a user namespace.  Raises ChandlerError.
@@ -396,18 +396,18 @@ class Service(GrantBook):
             line["sharing"] = plan.sharing.marks
         return result
 
-    def _reserve(self, granting: engine.Granting, wanted: engine.Wanted, spared: str) -> engine.Plan:
+    def _reserve(self, granting: engine.Granting, checked: engine.CheckedRequest, spared: str) -> engine.Plan:
         """The plan, with its devices leased where the node keeps leases.
 
         `spared`: the token of a lease that does not count, '' for none.  Raises ChandlerError.
         """
         try:
-            return granting.reserve(wanted, spared=spared, patient=False)
+            return granting.reserve(checked, spared=spared, patient=False)
         except LeaseError:
             # Asking the runtimes which leases are stale is too slow for a handler, so a thread does it.  The kubelet's
             # retry then finds the devices free.
             if self._collecting is None or not self._collecting.is_alive():
-                book = ledger.Ledger(self.state_dir, self.place.rootless)  # not self.ledger: this thread may wait
+                book = ledger.Ledger(self.state_dir, self.account.rootless)  # not self.ledger: this thread may wait
                 self._collecting = threading.Thread(target=self._collect, args=(book,), daemon=True)
                 self._collecting.start()
             raise
@@ -433,7 +433,7 @@ class Service(GrantBook):
         if self._numbers is None or self._numbers[0] is not self.inventory:
             self._numbers = (
                 self.inventory,
-                choose.numbers(self.inventory.config["policy.kinds"], self.inventory, device_nodes.look_at_gpu),
+                choose.numbers(self.inventory.config["policy.kinds"], self.inventory, device_nodes.read_gpu_node),
             )
         added = list(other_plugins.added(adjustment, held.names, held.keys, *self._numbers))
         if not added:
@@ -544,7 +544,7 @@ class Service(GrantBook):
                 self.inventory,
                 container.name,
                 held,
-                known=self._pod_facts(pod, container) if pod else None,
+                call_facts=self._pod_facts(pod, container) if pod else None,
             )
         except ChandlerError as error:
             return f"it runs without what it asked for, which would be refused: {error}"

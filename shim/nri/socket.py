@@ -153,7 +153,7 @@ class Loop:
 
     def _connect(self, now: float) -> None:
         try:
-            channel = self.given or _connected(self.path, self.service.place.owners)
+            channel = self.given or _connected(self.path, self.service.account.owners)
         except (OSError, ChandlerError) as error:
             reason = error.strerror or str(error) if isinstance(error, OSError) else str(error)
             if self._waited != reason:  # logged once, not at every attempt

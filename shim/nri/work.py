@@ -37,7 +37,7 @@ class _Share(TypedDict):
     config: SharingConfig
 
 
-Task = TypedDict("Task", {"state-dir": str, "private": bool, "settle": list[str], "share": Optional[_Share]})
+Task = TypedDict("Task", {"state-dir": str, "private": bool, "restore": list[str], "share": Optional[_Share]})
 
 
 class Work:
@@ -112,7 +112,7 @@ def _error(answer: bytes, status: int) -> ChandlerError | None:
 def task(state_dir: str, private: bool, keys: list[str], share: Sharing | None = None) -> Task:
     """The task that puts the devices `keys` back as they were before they were shared, and then sets up what `share`
     needs.  `private`: see state.ledger.Ledger."""
-    document: Task = {"state-dir": state_dir, "private": private, "settle": keys, "share": None}
+    document: Task = {"state-dir": state_dir, "private": private, "restore": keys, "share": None}
     if share is not None:
         config: Any = {key: value for key, value in share.config.items() if key.startswith("gpu.")}
         document["share"] = {
@@ -139,7 +139,7 @@ def main() -> None:
 def _do(document: Task) -> None:
     from shim.state.ledger import Ledger
 
-    Ledger(document["state-dir"], document["private"]).settle(document["settle"])
+    Ledger(document["state-dir"], document["private"]).restore_gpus(document["restore"])
     if document["share"]:
         from shim.sharing import setup
         from shim.sharing.terms import Sharing

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from shim.shapes import Config, Document
 
-    class Known(TypedDict, total=False):
+    class CallFacts(TypedDict, total=False):
         """What a front end knows for certain of a container that it equips."""
 
         caller: Caller

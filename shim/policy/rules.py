@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-    from shim.policy.caller import Known
+    from shim.policy.caller import CallFacts
     from shim.shapes import Config, Rule
 
     Who = dict[str, tuple[str, ...]]
@@ -26,10 +26,10 @@ FIELDS = ("handler", "namespace", "pod", "container", "image", "user")
 YES, NO, UNKNOWN = "matches", "does not match", "cannot be told"
 
 
-def identity(annotations: Mapping[str, Any], engine: str, known: Known) -> Who:
+def identity(annotations: Mapping[str, Any], engine: str, call_facts: CallFacts) -> Who:
     """The certain identity of a container: for each of FIELDS that is known, its values.
 
-    `engine`: the engine whose annotations are believed, or ''.  `known`: what the front end knows; it wins over
+    `engine`: the engine whose annotations are believed, or ''.  `call_facts`: what the front end knows; it wins over
     annotations.
     """
     who: Who = {}
@@ -41,15 +41,15 @@ def identity(annotations: Mapping[str, Any], engine: str, known: Known) -> Who:
             if field in FIELDS and type(annotations.get(key)) is str
         }
     for field in FIELDS:
-        value: Any = known.get(field)
+        value: Any = call_facts.get(field)
         if value:
             who[field] = (value,) if type(value) is str else tuple(value)
     return who
 
 
-def believed(config: Config, known: Known) -> str:
+def believed(config: Config, call_facts: CallFacts) -> str:
     """The engine whose identity annotations count for this container, or ''."""
-    caller = known.get("caller")
+    caller = call_facts.get("caller")
     return caller.believed(config) if caller is not None else ""
 
 
@@ -69,13 +69,13 @@ def verdict(match: dict[str, list[str]], who: Who) -> tuple[str, str]:
     return YES, ", ".join(f"{field} {'/'.join(who[field])}" for field in match) or "it asks for nothing"
 
 
-def applied(config: Config, annotations: Mapping[str, Any], known: Known) -> Config:
+def applied(config: Config, annotations: Mapping[str, Any], call_facts: CallFacts) -> Config:
     """The configuration as it is for one container.
 
     The result has more keys: policy.denied-by has, for each word of policy.deny, the part of the configuration that
     denies it; policy.by names the rule that replaced keys of [policy], if one did.
     """
-    who = identity(annotations, believed(config, known), known)
+    who = identity(annotations, believed(config, call_facts), call_facts)
     result = config.copy()
     denied = dict.fromkeys(config["policy.deny"], "[policy]")
     winner: Rule | None = None

@@ -23,15 +23,15 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Callable, Dict, Optional
 
-    from shim.node.inventory import Inventory, Place
-    from shim.policy.caller import Known
+    from shim.node.inventory import Account, Inventory
+    from shim.policy.caller import CallFacts
     from shim.shapes import Config
 
 
 def equip(
     path: str,
     stored: Inventory,
-    place: Place,
+    account: Account,
     call: _args.Invocation,
     kind: str,
     binary: str,
@@ -47,7 +47,7 @@ def equip(
     """
     config = stored.config
     try:
-        state_dir = place.trusted_state_dir(config["state-dir"])
+        state_dir = account.trusted_state_dir(config["state-dir"])
     except ChandlerError:
         if _asks(path, stored, call.id, program):
             raise
@@ -59,15 +59,15 @@ def equip(
         source = jsontext.Source(bundle.engine, deep=("linux", "process"))
     except ChandlerError as error:
         raise errors.BundleError(f"{path}: {error.what}") from None
-    root = runtimes.state_root(call.root, kind, place.rootless, environment, call.bundle)
+    root = runtimes.state_root(call.root, kind, account.rootless, environment, call.bundle)
     directory = path.rpartition("/")[0] or "."
     caller = _caller.recognise(call.root, directory, call.id, source.value, bundle.built(source.value))
-    known: Known = {
+    call_facts: CallFacts = {
         "caller": caller,
         "id": call.id,
         "bundle": directory,
         "handler": program.rpartition("/")[2],
-        "rootless": place.rootless,
+        "rootless": account.rootless,
     }
     checkpointed = None
     if call.verb == "restore":
@@ -76,22 +76,25 @@ def equip(
         checkpointed = records.load(state_dir, root, call.id, call.root)
     caller.restores = call.verb == "restore" and (checkpointed is None or caller.engine != "podman")
     if checkpointed is not None:
-        known["restored"] = checkpointed.get("devices", [])
+        call_facts["restored"] = checkpointed.get("devices", [])
     creation = kernel.creation(root)
     ledger, lease = None, None
     if config["gpu.allocator"] == "leases":
         from shim.state.ledger import Ledger, oci_lease
 
-        ledger, lease = Ledger(state_dir, place.rootless), oci_lease(call.id, root, binary, int(time.time()), creation)
-    granting = engine.Granting(state_dir, state_dir, root, call.id, place.rootless, ledger, lease)
+        ledger, lease = (
+            Ledger(state_dir, account.rootless),
+            oci_lease(call.id, root, binary, int(time.time()), creation),
+        )
+    granting = engine.Granting(state_dir, state_dir, root, call.id, account.rootless, ledger, lease)
 
     def reserve(known_node: Inventory) -> Optional[engine.Plan]:
-        wanted = engine.want(source.value, known_node, known=known, leased=ledger is not None)
-        if wanted is None:
+        checked = engine.check_request(source.value, known_node, call_facts=call_facts, leased=ledger is not None)
+        if checked is None:
             return None
         if ledger is not None:
             ledger.announce()
-        return granting.reserve(wanted, call.cgroup_manager)
+        return granting.reserve(checked, call.cgroup_manager)
 
     try:
         plan = reserve(stored)
@@ -99,7 +102,7 @@ def equip(
         # Another process replaced the inventory, or a device has another number by now.
         if isinstance(error, errors.LeaseError) and not cdi_check.moved(stored):
             raise
-        plan = reserve(node_inventory.compile_now(place, anew=True))
+        plan = reserve(node_inventory.compile_now(account, anew=True))
     if plan is None:
         return None
     try:
@@ -108,7 +111,7 @@ def equip(
                 f"{plan.request.source}: the NRI plugin has not served this container, and require-grant is set",
                 "see that chandler-nri runs and is connected, then create the container anew",
             )
-        if plan.names and call.cgroup_manager == "disabled" and not place.rootless:
+        if plan.names and call.cgroup_manager == "disabled" and not account.rootless:
             raise errors.RequestError(
                 f"{plan.request.source}: --cgroup-manager=disabled: without a control group nothing keeps the "
                 "container from other GPUs",
@@ -118,7 +121,7 @@ def equip(
         granting.prepare()
         if call.verb == "restore":
             _check_restored(plan, checkpointed, call.id)
-        equipped = engine.equip(source.value, plan.edits, place.rootless, directory, runtimes.can_map_owners(kind))
+        equipped = engine.equip(source.value, plan.edits, account.rootless, directory, runtimes.can_map_owners(kind))
         data = source.dumps(equipped)
         given = reader.device_rules(source.value)
         before, after = files.digest(bundle.engine), files.digest(data)
@@ -150,8 +153,12 @@ def equip(
 def _asks(path: str, stored: Inventory, container: str, program: str) -> bool:
     """Whether config.json has a request, rather than a text that looks like one.  Raises ChandlerError."""
     document = jsontext.loads(config_file.ConfigJson(path, engine.mark(stored.config)).engine)
-    known: Known = {"id": container, "bundle": path.rpartition("/")[0] or ".", "handler": program.rpartition("/")[2]}
-    return engine.want(document, stored, known=known) is not None
+    call_facts: CallFacts = {
+        "id": container,
+        "bundle": path.rpartition("/")[0] or ".",
+        "handler": program.rpartition("/")[2],
+    }
+    return engine.check_request(document, stored, call_facts=call_facts) is not None
 
 
 def _log(target: str, container: str, made: engine.Plan, binary: str, before: str, after: str, started: float) -> None:

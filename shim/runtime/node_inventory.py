@@ -11,33 +11,33 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Callable, List, NoReturn
 
-    from shim.node.inventory import Inventory, Place
+    from shim.node.inventory import Account, Inventory
 
 
-def load(place: Place) -> Inventory:
+def load(account: Account) -> Inventory:
     """The inventory, compiled anew when it is stale.  Raises ConfigError."""
     try:
-        return inventory.load(place, explain_missing(place))
+        return inventory.load(account, explain_missing(account))
     except inventory.Stale:
-        return compile_now(place)
+        return compile_now(account)
 
 
-def compile_now(place: Place, anew: bool = False) -> Inventory:
+def compile_now(account: Account, anew: bool = False) -> Inventory:
     """The inventory, compiled where it is stale, or in any case (`anew`)."""
     find_libraries()
     from shim.node import compiler
 
-    return compiler.refresh(place) if anew else compiler.load(place)
+    return compiler.refresh(account) if anew else compiler.load(account)
 
 
-def explain_missing(place: Place) -> Callable[[List[str]], NoReturn]:
-    """What Place's inventory calls with the names of CDI devices that it does not have."""
+def explain_missing(account: Account) -> Callable[[List[str]], NoReturn]:
+    """What an inventory calls with the names of CDI devices that it does not have."""
 
     def diagnose(names: List[str]) -> NoReturn:
         find_libraries()
         from shim.node import compiler
 
-        raise compiler.read_registry(place, compiler.read_config(place)[0]).diagnose(names)
+        raise compiler.read_registry(account, compiler.read_config(account)[0]).diagnose(names)
 
     return diagnose
 

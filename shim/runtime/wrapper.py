@@ -14,7 +14,7 @@ from shim import engine, errors
 from shim.errors import ChandlerError
 from shim.host import files, runtimes
 from shim.node import inventory
-from shim.node.inventory import Place
+from shim.node.inventory import Account
 from shim.oci import config_file
 from shim.request import parse
 from shim.runtime import args as _args
@@ -57,7 +57,7 @@ def _open_streams() -> None:
 
 def _serve(program: str, rest: List[str], started: float) -> NoReturn:
     environment = _environment()
-    place = Place(environment)
+    account = Account(environment)
     parse.find_libraries = node_inventory.find_libraries
     fixed = runtimes.fixed_kind(program)
     call = _args.parse(rest, fixed or "runc")
@@ -65,20 +65,20 @@ def _serve(program: str, rest: List[str], started: float) -> NoReturn:
         # Which runtime serves is not chosen yet.  What is no create to runc may be one to another runtime.
         call = _args.parse(rest, fixed)
     if not call.edited:
-        _pass_through(program, rest, call, place, environment)
+        _pass_through(program, rest, call, account, environment)
     try:
-        stored = node_inventory.load(place)
+        stored = node_inventory.load(account)
     except ChandlerError:
-        if b"CHANDLER_CONFIG" in environment or _may_ask_anyway(place, _args.config_path(call)):
+        if b"CHANDLER_CONFIG" in environment or _may_ask_anyway(account, _args.config_path(call)):
             raise
-        _pass_through(program, rest, call, place, environment)
-    kind, binary = runtimes.for_create(stored.config, program, place.owners)
+        _pass_through(program, rest, call, account, environment)
+    kind, binary = runtimes.for_create(stored.config, program, account.owners)
     if kind != (fixed or "runc"):
         call = _args.parse(rest, kind)
     path = _args.config_path(call)
     undo = None
     if config_file.may_ask(path, engine.request_texts(stored.config)):
-        undo = equip.equip(path, stored, place, call, kind, binary, environment, started, program)
+        undo = equip.equip(path, stored, account, call, kind, binary, environment, started, program)
     try:
         _exec(binary, rest, environment)
     except OSError as error:
@@ -87,37 +87,37 @@ def _serve(program: str, rest: List[str], started: float) -> NoReturn:
         raise errors.HostError(f"the runtime {binary} cannot be started: {error.strerror}") from None
 
 
-def _may_ask_anyway(place: Place, path: str) -> bool:
+def _may_ask_anyway(account: Account, path: str) -> bool:
     """Whether config.json may carry a request, by the annotation prefixes that can be read from a wrong configuration.
 
     A mistake in the configuration must not stop the containers of a whole node that ask for nothing.
     """
     from shim.node import compiler
 
-    return config_file.may_ask(path, [prefix.rstrip("/").encode() for prefix in compiler.prefixes(place)])
+    return config_file.may_ask(path, [prefix.rstrip("/").encode() for prefix in compiler.prefixes(account)])
 
 
 def _pass_through(
-    program: str, rest: List[str], call: _args.Invocation, place: Place, environment: Dict[bytes, bytes]
+    program: str, rest: List[str], call: _args.Invocation, account: Account, environment: Dict[bytes, bytes]
 ) -> NoReturn:
     """Any other verb: becomes the runtime that has the container, even if the configuration now names another one."""
     state_dir = ""
     try:
-        config = inventory.load(place, node_inventory.explain_missing(place)).config
+        config = inventory.load(account, node_inventory.explain_missing(account)).config
         names, state_dir = config["runtimes"], config["state-dir"]
     except inventory.Stale:
-        names = _names_from_sources(place)
+        names = _names_from_sources(account)
     fixed = runtimes.fixed_kind(program)
     # where the options are not understood, each word may be the container's id
     ids = [call.id] if call.certain else [word for word in call.words if not word.startswith("-")]
-    kind = fixed or runtimes.owner(call.root, [word for word in ids if word], place.rootless, environment)
-    binary = runtimes.for_verb(names, kind, place.owners)
+    kind = fixed or runtimes.owner(call.root, [word for word in ids if word], account.rootless, environment)
+    binary = runtimes.for_verb(names, kind, account.owners)
     if call.verb == "update" and call.certain and kind in ("crun", "youki"):
         from shim.runtime import update
 
-        root = runtimes.state_root(call.root, kind, place.rootless, environment)
+        root = runtimes.state_root(call.root, kind, account.rootless, environment)
         try:
-            trusted = place.trusted_state_dir(state_dir)
+            trusted = account.trusted_state_dir(state_dir)
         except ChandlerError:
             trusted = ""  # records that somebody else may have written are not used
         if trusted:
@@ -128,15 +128,15 @@ def _pass_through(
         raise errors.HostError(f"the runtime {binary} cannot be started: {error.strerror}") from None
 
 
-def _names_from_sources(place: Place) -> List[str]:
+def _names_from_sources(account: Account) -> List[str]:
     """The configured runtimes.  Where the configuration is wrong, which must not stop a delete: those of the launch
     line, and the defaults."""
     from shim.node import compiler, launch_line
 
     try:
-        names: List[str] = compiler.read_config(place)[0]["runtimes"]
+        names: List[str] = compiler.read_config(account)[0]["runtimes"]
     except ChandlerError:
-        names = [*launch_line.read(place.owners), *runtimes.KINDS]
+        names = [*launch_line.read(account.owners), *runtimes.KINDS]
     return names
 
 

@@ -116,7 +116,7 @@ def _end(page: Page) -> None:
     page.remove()
 
 
-def settle(state_dir: str, read: Callable[[], list[Lease]], keys: list[str] | None) -> None:
+def restore_gpus(state_dir: str, read: Callable[[], list[Lease]], keys: list[str] | None) -> None:
     """Undoes the sharing of GPUs that no lease shares any more.
 
     `keys`: only GPUs with a key that clashes with one of these (shim.state.leases); None for all GPUs.  `read` gives

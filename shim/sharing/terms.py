@@ -94,7 +94,7 @@ class Sharing:
             return lease["uid"] == self.uid and (not self.enforced or lease.get("limits", {}) == self.limits)
         return None in (lease["slice"], self.marks["slice"]) or lease["slice"] == self.marks["slice"]
 
-    def place(self, grant: Grant, inventory: Inventory, uuid_of: Callable[[str], str]) -> None:
+    def choose_gpus(self, grant: Grant, inventory: Inventory, uuid_of: Callable[[str], str]) -> None:
         """Sets `devices` from the grant.  `uuid_of`: gives the UUID of a GPU that has no CDI name with it, or ''.
 
         Raises RequestError for devices that cannot be shared in this way, HostError for a UUID that is needed and not

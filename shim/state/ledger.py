@@ -167,7 +167,7 @@ class Ledger:
                     return planned  # a container without devices needs no ledger
                 if not patient:
                     raise
-                self._rebuild()
+                self._rebuild_if_certain()
             except errors.LeaseError:
                 if not patient or not self.take_back():
                     raise
@@ -193,15 +193,15 @@ class Ledger:
         self._creating = Lock(self.path + ".creating", shared=True)
         self._creating.__enter__()
 
-    def _rebuild(self) -> None:
+    def _rebuild_if_certain(self) -> None:
         """Rebuilds the damaged ledger if there is no doubt about who holds what.  Raises HostError or OSError."""
         if self._creating is not None:
             self._creating.__exit__()  # two creates that rebuild at once would wait for each other's shared lock
-        self.make_anew()
+        self.rebuild()
         if self._creating is not None:
             self._announce()
 
-    def make_anew(self, asked: bool = False, force: bool = False) -> Rebuilt:
+    def rebuild(self, asked: bool = False, force: bool = False) -> Rebuilt:
         """Rebuilds the ledger (shim.state.rebuild) and writes it.  First waits for all creates that are going on.
 
         `asked`: a person asked for it, so a ledger that is not damaged is rebuilt, too.  `force`: writes it also when
@@ -220,7 +220,7 @@ class Ledger:
                 pass
             rebuilt = rebuild.gather(self._state_dir, present)
             if not asked:
-                rebuilt.doubts.extend(rebuild.unknown(self._state_dir, was_there))
+                rebuilt.doubts.extend(rebuild.reasons_for_doubt(self._state_dir, was_there))
             if rebuilt.doubts and not force:
                 raise errors.HostError(
                     f"the ledger of leases {self.path} is damaged, and who holds which GPU is not certain: "
@@ -254,7 +254,7 @@ class Ledger:
                     key for other in present if other not in others and "mode" in other for key in other["keys"]
                 ]
         if unshared:
-            self.settle(unshared)  # without the ledger's lock, since an MPS daemon may take seconds to stop
+            self.restore_gpus(unshared)  # without the ledger's lock, since an MPS daemon may take seconds to stop
         return planned
 
     def release(self, tokens: Set[str]) -> int:
@@ -272,25 +272,27 @@ class Ledger:
             return 0
         except OSError as error:
             raise self._failed(error) from None
-        self.settle([key for lease in present if lease["token"] in tokens and "mode" in lease for key in lease["keys"]])
+        self.restore_gpus(
+            [key for lease in present if lease["token"] in tokens and "mode" in lease for key in lease["keys"]]
+        )
         return len(present) - len(kept)
 
-    def settle(self, keys: List[str]) -> None:
+    def restore_gpus(self, keys: List[str]) -> None:
         """Undoes the sharing of these devices, and of their parts, where no lease needs it.  Raises HostError."""
         if keys and files.exists(self._state_dir + "/shared"):
             from shim.sharing import setup
 
-            setup.settle(self._state_dir, self.read, keys)
+            setup.restore_gpus(self._state_dir, self.read, keys)
 
-    def settle_all(self) -> None:
-        """`settle` for every device.  Raises HostError.
+    def restore_all_gpus(self) -> None:
+        """`restore_gpus` for every device.  Raises HostError.
 
         A hook that was killed after it had ended its lease leaves the sharing set up.
         """
         if files.exists(self._state_dir + "/shared"):
             from shim.sharing import setup
 
-            setup.settle(self._state_dir, self.read, None)
+            setup.restore_gpus(self._state_dir, self.read, None)
 
     def hook(self, lease: Lease) -> Edits:
         """The poststop hook that releases a lease.  It has an environment of its own, not the container's."""

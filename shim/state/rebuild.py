@@ -88,7 +88,7 @@ def gather(state_dir: str, present: list[Lease]) -> Rebuilt:
     )
 
 
-def unknown(state_dir: str, was_there: bool) -> list[str]:
+def reasons_for_doubt(state_dir: str, was_there: bool) -> list[str]:
     """The reasons why there may be containers that `gather` does not find.  `was_there`: whether there was a ledger."""
     doubts = []
     if was_there and not any(True for _ in records.every(state_dir)):

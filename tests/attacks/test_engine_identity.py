@@ -17,9 +17,9 @@ from lab.docker import Docker
 from lab.engine import Engine
 from lab.install import Installation
 from lab.node import Node
-from lab.place import within
 from lab.podman import RELEASES as PODMANS
 from lab.podman import Podman
+from lab.workdir import within
 
 P = "chandler.oci/"
 FORGED = {
@@ -43,12 +43,12 @@ RULES = (
 class Scene:
     """One node with containerd, podman and one Chandler for both, each configured by `chandler configure`."""
 
-    def __init__(self, release: Release, place: str, node: Node) -> None:
-        self.place, self.node = place, node
-        self.installation = Installation(os.path.join(place, "installed"))
+    def __init__(self, release: Release, workdir: str, node: Node) -> None:
+        self.workdir, self.node = workdir, node
+        self.installation = Installation(os.path.join(workdir, "installed"))
         self.configure()
-        self.containerd = Containerd(release, os.path.join(place, "c"), {}, node.cdi)
-        self.podman = Podman(PODMANS[0], os.path.join(place, "podman"))
+        self.containerd = Containerd(release, os.path.join(workdir, "c"), {}, node.cdi)
+        self.podman = Podman(PODMANS[0], os.path.join(workdir, "podman"))
         self.said = self.chandler(
             "configure",
             "containerd",
@@ -135,7 +135,7 @@ def test_an_image_that_forges_a_namespace(scene: Scene, low: str, warm: bool) ->
         "load",
         "--input",
         image.make(
-            os.path.join(scene.place, "forged.tar"),
+            os.path.join(scene.workdir, "forged.tar"),
             name,
             annotations={**FORGED, **REACHING},
             Env=["PATH=/bin", f"LOW={low}"],
@@ -158,7 +158,7 @@ def test_an_image_that_forges_a_namespace(scene: Scene, low: str, warm: bool) ->
 def test_a_caller_of_podman_that_forges_a_namespace(scene: Scene, flag: tuple[str, ...]) -> None:
     name = "docker.io/local/plain:1"
     scene.podman.cli(
-        "load", "--input", image.make(os.path.join(scene.place, "plain.tar"), name, Env=["PATH=/bin", "PLAIN=1"])
+        "load", "--input", image.make(os.path.join(scene.workdir, "plain.tar"), name, Env=["PATH=/bin", "PLAIN=1"])
     )
     annotations = [scene.podman.annotation(f"{key}={value}") for key, value in {**FORGED, **REACHING}.items()]
     done = scene.podman.cli(
@@ -199,12 +199,12 @@ def test_the_scope_of_secrets(scene: Scene) -> None:
     scene.installation.configure(
         ["/usr/sbin/runc"],
         [scene.node.cdi],
-        f'[secrets]\ndirectory = "{scene.place}/secrets/{{scope}}"\n[policy]\nsecrets = ["*"]\n',
+        f'[secrets]\ndirectory = "{scene.workdir}/secrets/{{scope}}"\n[policy]\nsecrets = ["*"]\n',
         engine="",
     )
     try:
-        os.makedirs(os.path.join(scene.place, "secrets/prod"), exist_ok=True)
-        with open(os.path.join(scene.place, "secrets/prod/token"), "w", encoding="ascii") as file:
+        os.makedirs(os.path.join(scene.workdir, "secrets/prod"), exist_ok=True)
+        with open(os.path.join(scene.workdir, "secrets/prod/token"), "w", encoding="ascii") as file:
             file.write("hunter2")
         asked = {P + "service": json.dumps({"env": {"TOKEN": "$S:token"}})}
         done = scene.podman.run("chandler-runc", "--rm", annotations={**FORGED, **asked}, command=["env"], check=False)
@@ -281,10 +281,10 @@ def test_a_caller_of_docker(release: Any, lab: str, node: Node) -> None:
     """On a node where containerd's identity annotations are believed."""
     if release.missing:
         pytest.skip(release.missing)
-    with within(lab) as place:
-        installation = Installation(os.path.join(place, "installed"))
+    with within(lab) as workdir:
+        installation = Installation(os.path.join(workdir, "installed"))
         installation.configure(["/usr/sbin/runc"], [node.cdi], RULES)
-        docker = Docker(release, os.path.join(place, "d"))
+        docker = Docker(release, os.path.join(workdir, "d"))
         with open(docker.config, "w", encoding="utf-8") as file:
             json.dump({"runtimes": {"chandler": {"path": installation.program()}}}, file)
         docker.start()
@@ -302,16 +302,16 @@ def test_a_caller_of_docker(release: Any, lab: str, node: Node) -> None:
             docker.stop()
 
 
-def test_a_call_by_hand_is_not_taken_for_containerd(runtime: runtimes.Runtime, lab: str, place: str) -> None:
+def test_a_call_by_hand_is_not_taken_for_containerd(runtime: runtimes.Runtime, lab: str, workdir: str) -> None:
     """Where any caller may ask, neither annotations nor only one of its two paths make a call containerd's."""
     installation = Installation(os.path.join(lab, "who-" + runtime.label))
     installation.configure([runtime.path], [], RULES)
-    task = os.path.join(place, "io.containerd.runtime.v2.task/k8s.io")
+    task = os.path.join(workdir, "io.containerd.runtime.v2.task/k8s.io")
     for root, directory, given in (
-        (f"{place}/root", f"{place}/b1/x", False),
-        (f"{place}/r/k8s.io", f"{place}/b2/x", False),
-        (f"{place}/root", f"{task}/c1", False),
-        (f"{place}/r/k8s.io", f"{task}/c2", True),
+        (f"{workdir}/root", f"{workdir}/b1/x", False),
+        (f"{workdir}/r/k8s.io", f"{workdir}/b2/x", False),
+        (f"{workdir}/root", f"{task}/c1", False),
+        (f"{workdir}/r/k8s.io", f"{task}/c2", True),
     ):
         engine = Engine([*runtime.wrap, installation.program()], root)
         made = bundle.make(directory, ["env"], {**FORGED, P + "env.A": "b"})

@@ -21,20 +21,20 @@ OTHER = 54321
 class Scene:
     """An installation over a real runtime, with one container that holds GPU 0."""
 
-    def __init__(self, installation: Installation, node: Node, place: str, runtime: runtimes.Runtime) -> None:
-        self.installation, self.place, self.state = installation, place, installation.state
+    def __init__(self, installation: Installation, node: Node, workdir: str, runtime: runtimes.Runtime) -> None:
+        self.installation, self.workdir, self.state = installation, workdir, installation.state
         installation.forget()
         installation.configure([runtime.path], [node.cdi])
         installation.refresh()
-        self.engine = Engine([*runtime.wrap, installation.program()], os.path.join(place, "root"))
+        self.engine = Engine([*runtime.wrap, installation.program()], os.path.join(workdir, "root"))
         self.runtime = runtime.path
-        self.root = bundle.rootfs(os.path.join(place, "image"))
+        self.root = bundle.rootfs(os.path.join(workdir, "image"))
         assert self.create("c0") == ""
 
     def create(self, name: str, **gpu: object) -> str:
         """The refusal; '' where the container was created."""
         asked = bundle.request(resources={"gpu": gpu or {"count": 1}})
-        made = bundle.make(os.path.join(self.place, name), ["sleep", "60"], asked, root=self.root)
+        made = bundle.make(os.path.join(self.workdir, name), ["sleep", "60"], asked, root=self.root)
         before = made.bytes
         done = self.engine.create(made, name, check=False)
         if done.returncode == 0:
@@ -61,11 +61,11 @@ class Scene:
 
 
 @pytest.fixture(params=["runc", "crun"])
-def scene(request: pytest.FixtureRequest, installation: Installation, node: Node, place: str) -> Iterator[Scene]:
+def scene(request: pytest.FixtureRequest, installation: Installation, node: Node, workdir: str) -> Iterator[Scene]:
     runtime = runtimes.named(request.param)
     if runtime.missing:
         pytest.skip(runtime.missing)
-    made = Scene(installation, node, place, runtime)
+    made = Scene(installation, node, workdir, runtime)
     yield made
     made.engine.clean()
     installation.forget()
@@ -148,9 +148,9 @@ def test_an_older_ledger_is_read_as_it_is(scene: Scene) -> None:
     assert scene.installation.leases() == {}, "the release hook"
 
 
-def test_devices_that_changed_their_numbers(scene: Scene, place: str) -> None:
+def test_devices_that_changed_their_numbers(scene: Scene, workdir: str) -> None:
     """c0 holds GPU 0.  The driver was loaded again, and GPUs 0 and 1 have each other's numbers."""
-    swapped = os.path.join(place, "node")
+    swapped = os.path.join(workdir, "node")
     shutil.rmtree(swapped, ignore_errors=True)
     node = gpu_node.make(swapped, 2)
     scene.engine.clean()

@@ -43,7 +43,7 @@ class Lab(NamedTuple):
     """`victim`: a tree of the host that hostile links lead to. `peaks`: a file of the hooks' peak memory, in KiB."""
 
     engine: Engine
-    place: str
+    workdir: str
     victim: str
     peaks: str
 
@@ -51,12 +51,16 @@ class Lab(NamedTuple):
 @functools.cache
 def equipped(lab: str, runtime: Runtime) -> tuple[Installation, str, str]:
     """An installation with a CDI file of one device: a library, and the hooks that go with it."""
-    place = os.path.join(lab, "hooks-" + runtime.label)
-    installation = Installation(os.path.join(place, "installed"))
-    victim, peaks, measure = os.path.join(place, "victim"), os.path.join(place, "peaks"), os.path.join(place, "measure")
+    workdir = os.path.join(lab, "hooks-" + runtime.label)
+    installation = Installation(os.path.join(workdir, "installed"))
+    victim, peaks, measure = (
+        os.path.join(workdir, "victim"),
+        os.path.join(workdir, "peaks"),
+        os.path.join(workdir, "measure"),
+    )
     os.makedirs(victim + "/etc/ld.so.conf.d")
     put(victim + "/etc/ld.so.cache", cache())
-    put(place + "/libfoo.so.1", ELF)
+    put(workdir + "/libfoo.so.1", ELF)
     put(measure, MEASURE.format(hook=installation.program("chandler-hook"), log=peaks).encode())
     os.chmod(measure, 0o755)
     hooks = [
@@ -72,7 +76,7 @@ def equipped(lab: str, runtime: Runtime) -> tuple[Installation, str, str]:
         "550.1",
     ]
     edits = {
-        "mounts": [{"hostPath": place + "/libfoo.so.1", "containerPath": LIBRARY, "options": ["ro", "bind"]}],
+        "mounts": [{"hostPath": workdir + "/libfoo.so.1", "containerPath": LIBRARY, "options": ["ro", "bind"]}],
         "hooks": [
             {"hookName": "createContainer", "path": measure, "args": ["chandler-hook", "create-symlinks", *hooks]}
         ],
@@ -83,19 +87,21 @@ def equipped(lab: str, runtime: Runtime) -> tuple[Installation, str, str]:
         "containerEdits": edits,
         "devices": [{"name": "0", "containerEdits": {"env": ["X=1"]}}],
     }
-    os.makedirs(place + "/cdi")
-    put(place + "/cdi/hooks.json", json.dumps(file).encode())
-    installation.configure([runtime.path], [place + "/cdi"], f'[policy]\nkinds = ["{KIND}"]\nallow = ["gpu"]\n')
+    os.makedirs(workdir + "/cdi")
+    put(workdir + "/cdi/hooks.json", json.dumps(file).encode())
+    installation.configure([runtime.path], [workdir + "/cdi"], f'[policy]\nkinds = ["{KIND}"]\nallow = ["gpu"]\n')
     installation.refresh()
     return installation, victim, peaks
 
 
 @pytest.fixture
-def world(lab: str, runtime: Runtime, place: str) -> Iterator[Lab]:
+def world(lab: str, runtime: Runtime, workdir: str) -> Iterator[Lab]:
     installation, victim, peaks = equipped(lab, runtime)
-    engine = Engine([*runtime.wrap, installation.program()], os.path.join(place, "root"), hangs=runtime.kind == "youki")
+    engine = Engine(
+        [*runtime.wrap, installation.program()], os.path.join(workdir, "root"), hangs=runtime.kind == "youki"
+    )
     put(peaks, b"")
-    yield Lab(engine, place, victim, peaks)
+    yield Lab(engine, workdir, victim, peaks)
     engine.clean()
 
 
@@ -334,12 +340,12 @@ ENV = ["LD_PRELOAD=/evil.so", "LD_LIBRARY_PATH=/proc/self/cwd", "PYTHONPATH=/evi
 @pytest.mark.parametrize("runtime", ["runc", "crun"], indirect=True)
 @pytest.mark.parametrize("name", CASES)
 def test_the_host_stays_as_it_is(world: Lab, name: str) -> None:
-    root = bundle.rootfs(os.path.join(world.place, "rootfs"))
+    root = bundle.rootfs(os.path.join(world.workdir, "rootfs"))
     os.makedirs(root + "/etc/ld.so.conf.d")
     put(root + "/etc/ld.so.cache", cache())
     CASES[name](root, world.victim)
     made = bundle.make(
-        os.path.join(world.place, "b"),
+        os.path.join(world.workdir, "b"),
         ["echo", "it runs"],
         bundle.request(resources={"gpu": {"vendor": KIND, "devices": ["0"]}}),
         ENV,

@@ -19,8 +19,8 @@ from lab.docker import Docker
 from lab.engine import Engine
 from lab.install import Installation
 from lab.node import KIND, Node
-from lab.place import within
 from lab.podman import RELEASES, Podman, Release
+from lab.workdir import within
 
 EVIL = "docker.io/local/evil:1"
 P = "chandler.oci/"
@@ -32,10 +32,10 @@ GPUS = {P + "service": json.dumps({"resources": {"gpu": {"count": 8}}, "env": {"
 class Scene:
     """A podman that is not configured for Chandler and gets its program by --runtime; `engines` is not set."""
 
-    def __init__(self, release: Release, place: str, node: Node, rootless: bool = False) -> None:
-        self.node, self.place, self.release = node, place, release
-        self.podman = Podman(release, os.path.join(place, "podman"), rootless)
-        self.installation = Installation(os.path.join(place, "installed"))
+    def __init__(self, release: Release, workdir: str, node: Node, rootless: bool = False) -> None:
+        self.node, self.workdir, self.release = node, workdir, release
+        self.podman = Podman(release, os.path.join(workdir, "podman"), rootless)
+        self.installation = Installation(os.path.join(workdir, "installed"))
         self.configure()
         self.podman.load()
         self.images = 0
@@ -59,7 +59,7 @@ class Scene:
         self.podman.cli(
             "load",
             "--input",
-            image.make(os.path.join(self.place, "evil.tar"), name, annotations=annotations, **configured),
+            image.make(os.path.join(self.workdir, "evil.tar"), name, annotations=annotations, **configured),
         )
 
     def run(
@@ -249,7 +249,7 @@ def test_an_unreadable_image_record_refuses_the_request(scene: Scene, gone: str)
     """
     name = scene.load(None)
     store = os.path.join(scene.podman.home, "images")
-    wrapper = os.path.join(scene.place, f"chandler-without-{gone}")
+    wrapper = os.path.join(scene.workdir, f"chandler-without-{gone}")
     identity = scene.podman.cli("image", "inspect", "--format", "{{.Id}}", name).stdout.strip()
     path = {
         "manifest": f"{store}/vfs-images/{identity}/manifest",
@@ -278,7 +278,7 @@ def test_an_unreadable_image_record_refuses_the_request(scene: Scene, gone: str)
 
 
 def test_a_root_file_system_without_an_image(scene: Scene) -> None:
-    root = bundle.rootfs(os.path.join(scene.place, "rootfs"))
+    root = bundle.rootfs(os.path.join(scene.workdir, "rootfs"))
     program = scene.installation.program("chandler-runc")
     try:
         done = scene.podman.cli(
@@ -299,7 +299,7 @@ def test_a_root_file_system_without_an_image(scene: Scene) -> None:
 def test_a_pod_of_kube_play(scene: Scene) -> None:
     """podman does not copy the image's annotations here; the pod's own annotations are the caller's."""
     name = scene.load({P + "env.EVIL": "image"})
-    file = os.path.join(scene.place, "pod.yaml")
+    file = os.path.join(scene.workdir, "pod.yaml")
     with open(file, "w", encoding="utf-8") as out:
         json.dump(
             {
@@ -326,7 +326,7 @@ def test_a_pod_of_kube_play(scene: Scene) -> None:
 
 def test_a_build_from_the_image(scene: Scene) -> None:
     """buildah calls the runtime for every RUN, without the image's annotations."""
-    context = os.path.join(scene.place, "context")
+    context = os.path.join(scene.workdir, "context")
     os.makedirs(context)
     with open(os.path.join(context, "Containerfile"), "w", encoding="utf-8") as file:
         file.write(f"FROM {scene.load(GPUS)}\nRUN echo seen=$EVIL=\n")
@@ -357,12 +357,12 @@ def test_a_transient_store_and_images_elsewhere(scene: Scene) -> None:
     done = scene.podman.cli("--transient-store", program, "run", "--rm", asks, clean, "env", check=False)
     assert done.returncode == 0 and "GOOD=caller" in done.stdout, done.stderr
     # images in a store that the container's paths do not name
-    elsewhere = f"--imagestore={scene.place}/elsewhere"
+    elsewhere = f"--imagestore={scene.workdir}/elsewhere"
     scene.podman.cli(
         elsewhere,
         "load",
         "--input",
-        image.make(os.path.join(scene.place, "other.tar"), EVIL.replace("evil", "other"), Env=["PATH=/bin", "B=1"]),
+        image.make(os.path.join(scene.workdir, "other.tar"), EVIL.replace("evil", "other"), Env=["PATH=/bin", "B=1"]),
     )
     done = scene.podman.cli(elsewhere, program, "run", "--rm", asks, EVIL.replace("evil", "other"), "env", check=False)
     assert (
@@ -387,14 +387,14 @@ def test_podman_without_root(rootless: Scene, low: str) -> None:
 def test_containerd_and_its_clients(release: Any, lab: str, node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     if release.missing:
         pytest.skip(release.missing)
-    with within(lab) as place:
-        installation = Installation(os.path.join(place, "installed"))
+    with within(lab) as workdir:
+        installation = Installation(os.path.join(workdir, "installed"))
         installation.configure(["/usr/sbin/runc"], [node.cdi], engine="")
-        containerd = Containerd(release, os.path.join(place, "c"), {"chandler": installation.program()}, node.cdi)
+        containerd = Containerd(release, os.path.join(workdir, "c"), {"chandler": installation.program()}, node.cdi)
         containerd.start()
         try:
             evil = image.make(
-                os.path.join(place, "evil.tar"),
+                os.path.join(workdir, "evil.tar"),
                 EVIL,
                 annotations=GPUS,
                 Labels={**GPUS, P + "env.EVIL.nerdctl/": "x"},
@@ -456,10 +456,10 @@ def test_containerd_and_its_clients(release: Any, lab: str, node: Node, monkeypa
 def test_docker(release: Any, lab: str, node: Node) -> None:
     if release.missing:
         pytest.skip(release.missing)
-    with within(lab) as place:
-        installation = Installation(os.path.join(place, "installed"))
+    with within(lab) as workdir:
+        installation = Installation(os.path.join(workdir, "installed"))
         installation.configure(["/usr/sbin/runc"], [node.cdi], engine="")
-        docker = Docker(release, os.path.join(place, "d"))
+        docker = Docker(release, os.path.join(workdir, "d"))
         with open(docker.config, "w", encoding="utf-8") as file:
             json.dump({"runtimes": {"chandler": {"path": installation.program()}}, "default-runtime": "chandler"}, file)
         docker.start()
@@ -467,7 +467,7 @@ def test_docker(release: Any, lab: str, node: Node) -> None:
             docker.cli(
                 "load",
                 "--input",
-                image.make(os.path.join(place, "evil.tar"), EVIL, annotations=GPUS, Labels=GPUS, Env=["PATH=/bin"]),
+                image.make(os.path.join(workdir, "evil.tar"), EVIL, annotations=GPUS, Labels=GPUS, Env=["PATH=/bin"]),
             )
             plain = docker.cli("run", "--rm", "--network=none", EVIL, "env")
             assert "EVIL" not in plain.stdout and installation.leases() == {}
@@ -480,7 +480,7 @@ def test_docker(release: Any, lab: str, node: Node) -> None:
 
 @pytest.fixture
 def by_hand(
-    runtime: runtimes.Runtime, lab: str, place: str, node: Node
+    runtime: runtimes.Runtime, lab: str, workdir: str, node: Node
 ) -> Iterator[Callable[..., tuple[Installation, Engine]]]:
     """Calls the runtime without an engine, as a person does."""
     engines = []
@@ -489,7 +489,9 @@ def by_hand(
         installation = Installation(os.path.join(lab, "asks-" + runtime.label))
         installation.configure([runtime.path], [node.cdi], engine=engine)
         engines.append(
-            Engine([*runtime.wrap, installation.program()], os.path.join(place, "root"), hangs=runtime.kind == "youki")
+            Engine(
+                [*runtime.wrap, installation.program()], os.path.join(workdir, "root"), hangs=runtime.kind == "youki"
+            )
         )
         return installation, engines[-1]
 
@@ -498,7 +500,7 @@ def by_hand(
         each.clean()
 
 
-def test_a_bundle_that_somebody_unpacked(by_hand: Callable[..., tuple[Installation, Engine]], place: str) -> None:
+def test_a_bundle_that_somebody_unpacked(by_hand: Callable[..., tuple[Installation, Engine]], workdir: str) -> None:
     """umoci turns an image's labels into annotations, as the OCI image specification says.
 
     Nothing then tells which annotations are the image's.
@@ -509,7 +511,7 @@ def test_a_bundle_that_somebody_unpacked(by_hand: Callable[..., tuple[Installati
             installation.refresh()
         else:
             installation.forget()
-        made = bundle.make(os.path.join(place, f"b-{warm}"), ["env"], {P + "env.EVIL": "image"})
+        made = bundle.make(os.path.join(workdir, f"b-{warm}"), ["env"], {P + "env.EVIL": "image"})
         before = made.bytes
         done = engine.run(made, "c1", check=False)
         assert (
@@ -518,17 +520,17 @@ def test_a_bundle_that_somebody_unpacked(by_hand: Callable[..., tuple[Installati
             and "does not know who calls (neither --root nor the bundle's path" in done.stderr
         )
         assert 'list "other" in engines' in done.stderr
-        plain = bundle.make(os.path.join(place, f"p-{warm}"), ["env"])
+        plain = bundle.make(os.path.join(workdir, f"p-{warm}"), ["env"])
         assert engine.run(plain, "c1").returncode == 0
     _, engine = by_hand("containerd")
     assert (
         "EVIL=image"
-        in engine.run(bundle.make(os.path.join(place, "vouched"), ["env"], {P + "env.EVIL": "image"}), "c1").stdout
+        in engine.run(bundle.make(os.path.join(workdir, "vouched"), ["env"], {P + "env.EVIL": "image"}), "c1").stdout
     )
 
 
 def test_a_bundle_of_our_own_builder(
-    runtime: runtimes.Runtime, by_hand: Callable[..., tuple[Installation, Engine]], place: str
+    runtime: runtimes.Runtime, by_hand: Callable[..., tuple[Installation, Engine]], workdir: str
 ) -> None:
     """The builder's own request is believed until somebody changes it.
 
@@ -536,8 +538,8 @@ def test_a_bundle_of_our_own_builder(
     """
     installation, engine = by_hand("")
     installation.refresh()
-    root = bundle.rootfs(os.path.join(place, "rootfs"))
-    spec = os.path.join(place, "deployment.yaml")
+    root = bundle.rootfs(os.path.join(workdir, "rootfs"))
+    spec = os.path.join(workdir, "deployment.yaml")
     with open(spec, "w", encoding="utf-8") as file:
         json.dump(
             {
@@ -557,7 +559,7 @@ def test_a_bundle_of_our_own_builder(
             env={"PATH": "/usr/bin:/bin"},
         )
 
-    directory = os.path.join(place, "built")
+    directory = os.path.join(workdir, "built")
     chandler("create", "--spec", spec, "--rootfs", root, directory)
     made = bundle.Bundle(directory)
     assert "CUDA_VISIBLE_DEVICES=0" in engine.run(made, "c1").stdout

@@ -23,26 +23,28 @@ Make = Callable[..., Bundle]
 
 
 @pytest.fixture
-def engine(runtime: Runtime, node: Node, place: str) -> Iterator[Engine]:
+def engine(runtime: Runtime, node: Node, workdir: str) -> Iterator[Engine]:
     """Chandler over the runtime.  Container `holder` has leased GPU 7."""
-    installation = Installation(place + "/installed")
+    installation = Installation(workdir + "/installed")
     installation.configure([runtime.path], [node.cdi])
     installation.refresh()
-    engine = Engine([*runtime.wrap, installation.program()], os.path.join(place, "root"), hangs=runtime.kind == "youki")
-    holder = bundle.make(place + "/holder", ["sleep", "60"], bundle.request(resources={"gpu": {"devices": ["7"]}}))
+    engine = Engine(
+        [*runtime.wrap, installation.program()], os.path.join(workdir, "root"), hangs=runtime.kind == "youki"
+    )
+    holder = bundle.make(workdir + "/holder", ["sleep", "60"], bundle.request(resources={"gpu": {"devices": ["7"]}}))
     engine.create(holder, "holder")
     yield engine
     engine.clean()
 
 
 @pytest.fixture
-def make(node: Node, place: str) -> Make:
+def make(node: Node, workdir: str) -> Make:
     """Bundles of root's containers in a user namespace whose image has a node of GPU 7, `/image`."""
 
     def make(rules: list[dict[str, Any]] | None, bound: dict[str, str], command: str = "") -> Bundle:
         tries = [f"(: <{path}) 2>/dev/null && echo {path}" for path in ("/image", "/dev/nvidia0", "/dev/null", *bound)]
         made = bundle.make(
-            place + "/b", ["sh", "-c", command or "; ".join((*tries, ":"))], bundle.request(resources={"gpu": {}})
+            workdir + "/b", ["sh", "-c", command or "; ".join((*tries, ":"))], bundle.request(resources={"gpu": {}})
         )
         root = made.directory + "/rootfs"
         device_node(root + "/image", node.gpus[7])
@@ -82,9 +84,9 @@ def test_a_node_of_the_image_does_not_open(engine: Engine, make: Make, rules: li
 
 
 @pytest.mark.parametrize("runtime", ["crun", "newer-crun", "youki"], indirect=True)
-def test_a_device_that_the_engine_mounts_still_opens(engine: Engine, make: Make, node: Node, place: str) -> None:
+def test_a_device_that_the_engine_mounts_still_opens(engine: Engine, make: Make, node: Node, workdir: str) -> None:
     """podman --device, in a user namespace, is a bind mount without a device rule."""
-    fuse = place + "/fuse"
+    fuse = workdir + "/fuse"
     os.mknod(fuse, 0o666 | stat.S_IFCHR, os.makedev(1, 11))
     os.chmod(fuse, 0o644)
     made = make([], {"/mine": fuse})
@@ -94,19 +96,19 @@ def test_a_device_that_the_engine_mounts_still_opens(engine: Engine, make: Make,
 
 
 @pytest.mark.parametrize("runtime", ["crun"], indirect=True)
-def test_a_gpu_that_the_engine_mounts_is_refused(engine: Engine, make: Make, node: Node, place: str) -> None:
-    device_node(place + "/gpu", node.gpus[3])
-    done = engine.run(make([], {"/mine": place + "/gpu"}), "c1", check=False)
+def test_a_gpu_that_the_engine_mounts_is_refused(engine: Engine, make: Make, node: Node, workdir: str) -> None:
+    device_node(workdir + "/gpu", node.gpus[3])
+    done = engine.run(make([], {"/mine": workdir + "/gpu"}), "c1", check=False)
     assert done.returncode and "the engine mounts" in done.stderr and "nvidia.com/gpu=3" in done.stderr
 
 
 @pytest.mark.parametrize("runtime", ["crun", "newer-crun"], indirect=True)
-def test_an_update_opens_nothing(engine: Engine, make: Make, place: str) -> None:
+def test_an_update_opens_nothing(engine: Engine, make: Make, workdir: str) -> None:
     """crun replaces the container's rules by those of the update."""
     made = make([], {}, "sleep 60")
     engine.create(made, "c1")
     engine.call("start", "c1")
-    resources = place + "/resources.json"
+    resources = workdir + "/resources.json"
     with open(resources, "w", encoding="ascii") as file:
         file.write('{"devices": [{"allow": true, "type": "c", "major": 1, "minor": 5, "access": "rwm"}]}')
     engine.call("update", "--resources", resources, "c1")
@@ -116,9 +118,9 @@ def test_an_update_opens_nothing(engine: Engine, make: Make, place: str) -> None
 
 @pytest.mark.parametrize("runtime", ["crun", "newer-crun"], indirect=True)
 @pytest.mark.parametrize("option", [["--cgroup-manager=disabled"], ["--cgroup-manager", "disabled"]])
-def test_without_a_control_group_no_gpu_is_granted(engine: Engine, node: Node, place: str, option: list[str]) -> None:
+def test_without_a_control_group_no_gpu_is_granted(engine: Engine, node: Node, workdir: str, option: list[str]) -> None:
     """No device rule is in force then: a container could make the node of any GPU."""
-    made = bundle.make(place + "/b", ["true"], bundle.request(resources={"gpu": {}}))
+    made = bundle.make(workdir + "/b", ["true"], bundle.request(resources={"gpu": {}}))
     before = made.bytes
     done = engine.call(*option, "create", "--bundle", made.directory, "c1", check=False)
     assert done.returncode and "without a control group nothing keeps" in done.stderr

@@ -63,14 +63,14 @@ def under(shell: str, directory: str) -> Installation:
 class Scene:
     """Chandler in one shell over a runtime, its launch line fresh."""
 
-    def __init__(self, installation: Installation, engine: Engine, place: str) -> None:
-        self.installation, self.engine, self.place = installation, engine, place
-        self.root = bundle.rootfs(os.path.join(place, "image"))
+    def __init__(self, installation: Installation, engine: Engine, workdir: str) -> None:
+        self.installation, self.engine, self.workdir = installation, engine, workdir
+        self.root = bundle.rootfs(os.path.join(workdir, "image"))
         self.bundles = 0
 
     def bundle(self, annotations: dict[str, str] = ASKED) -> Bundle:
         self.bundles += 1
-        return bundle.make(os.path.join(self.place, f"b{self.bundles}"), ["sleep", "60"], annotations, root=self.root)
+        return bundle.make(os.path.join(self.workdir, f"b{self.bundles}"), ["sleep", "60"], annotations, root=self.root)
 
     def served(self, made: Bundle, engine: Engine | None = None) -> bool:
         """Whether a create starts a container that has what it asked for.
@@ -98,19 +98,21 @@ def scene(request: pytest.FixtureRequest, shell: str, lab: str, node: Node) -> I
     runtime = runtimes.named(request.param)
     if runtime.missing:
         pytest.skip(runtime.missing)
-    place = os.path.join(lab, f"closed-{shell}-{runtime.label}")
-    os.mkdir(place)
-    installation = under(shell, place)
+    workdir = os.path.join(lab, f"closed-{shell}-{runtime.label}")
+    os.mkdir(workdir)
+    installation = under(shell, workdir)
     installation.configure([runtime.path], [node.cdi], '[gpu]\nallocator = "fixed"\n')
     installation.refresh()
-    engine = Engine([*runtime.wrap, installation.program()], os.path.join(place, "root"), hangs=runtime.kind == "youki")
-    yield Scene(installation, engine, place)
+    engine = Engine(
+        [*runtime.wrap, installation.program()], os.path.join(workdir, "root"), hangs=runtime.kind == "youki"
+    )
+    yield Scene(installation, engine, workdir)
     engine.clean()
 
 
 def replaced(scene: Scene, program: str, text: str, mode: int = 0o755) -> Engine:
     """The engine in a mount namespace in which a program of the host is another one."""
-    fake = os.path.join(scene.place, f"fake-{os.path.basename(program)}")
+    fake = os.path.join(scene.workdir, f"fake-{os.path.basename(program)}")
     with open(fake, "w", encoding="utf-8") as file:
         file.write(text)
     os.chmod(fake, mode)
@@ -253,7 +255,7 @@ def test_a_configuration_with_an_older_time_counts(scene: Scene, node: Node, cha
     """The launch line says that CDI annotations are no request; the configuration says that they are."""
     etc = scene.installation.etc
     before, make = CHANGES[change]
-    saved = os.path.join(scene.place, "saved")
+    saved = os.path.join(scene.workdir, "saved")
     shutil.copytree(etc, saved)
     try:
         for name, text in before:
@@ -277,16 +279,16 @@ def test_a_configuration_with_an_older_time_counts(scene: Scene, node: Node, cha
 class Bench:
     """Chandler in one shell over a runtime that only records that it was started, and its config.json at that time."""
 
-    def __init__(self, installation: Installation, node: Node, place: str) -> None:
-        self.installation, self.place = installation, place
-        self.note, self.etc = os.path.join(place, "started"), installation.etc
-        self.runtime = os.path.join(place, "crun")
+    def __init__(self, installation: Installation, node: Node, workdir: str) -> None:
+        self.installation, self.workdir = installation, workdir
+        self.note, self.etc = os.path.join(workdir, "started"), installation.etc
+        self.runtime = os.path.join(workdir, "crun")
         with open(self.runtime, "w", encoding="utf-8") as script:
-            script.write(f'#!/bin/dash\nread -r text <{place}/b/config.json\necho "$*: $text" >>{self.note}\n')
+            script.write(f'#!/bin/dash\nread -r text <{workdir}/b/config.json\necho "$*: $text" >>{self.note}\n')
         os.chmod(self.runtime, 0o755)
         installation.configure([self.runtime], [node.cdi], '[gpu]\nallocator = "fixed"\n')
         installation.refresh()
-        self.bundle = bundle.make(os.path.join(place, "b"), ["true"], ASKED, root="/nonexistent")
+        self.bundle = bundle.make(os.path.join(workdir, "b"), ["true"], ASKED, root="/nonexistent")
         self.text = self.bundle.bytes
         with open(f"{self.etc}/launch", encoding="utf-8") as file:
             self.line = file.read()
@@ -324,9 +326,9 @@ class Bench:
 
 @pytest.fixture(scope="module")
 def bench(shell: str, lab: str, node: Node) -> Bench:
-    place = os.path.join(lab, f"closed-{shell}")
-    os.mkdir(place)
-    return Bench(under(shell, place), node, place)
+    workdir = os.path.join(lab, f"closed-{shell}")
+    os.mkdir(workdir)
+    return Bench(under(shell, workdir), node, workdir)
 
 
 LINES = {
@@ -477,7 +479,7 @@ def hidden(program: str, by: str) -> tuple[str, ...]:
 @pytest.fixture(params=["empty", "not executable", "broken", "not found"])
 def broken(request: pytest.FixtureRequest, bench: Bench) -> str:
     """A file to take a program's place."""
-    path = os.path.join(bench.place, "broken")
+    path = os.path.join(bench.workdir, "broken")
     with open(path, "w", encoding="utf-8") as file:
         file.write(
             {"empty": "", "not executable": "", "broken": "#!/bin/false\n", "not found": "#!/nonexistent\n"}[
@@ -502,10 +504,10 @@ def test_without_python_requests_are_refused_and_other_verbs_work(bench: Bench, 
 
 
 def test_a_refusal_without_date_is_a_record_that_engines_read(bench: Bench, broken: str) -> None:
-    log = os.path.join(bench.place, "log")
+    log = os.path.join(bench.workdir, "log")
     if os.path.exists(log):
         os.unlink(log)
-    empty = os.path.join(bench.place, "empty")
+    empty = os.path.join(bench.workdir, "empty")
     open(empty, "w").close()
     wrap = (*hidden("/usr/bin/python3", by=empty), *hidden("/bin/date", by=broken))
     done, noted = bench.call(
@@ -517,10 +519,10 @@ def test_a_refusal_without_date_is_a_record_that_engines_read(bench: Bench, brok
 
 
 def test_a_log_that_is_a_pipe_nobody_reads(bench: Bench) -> None:
-    log = os.path.join(bench.place, "pipe")
+    log = os.path.join(bench.workdir, "pipe")
     if not os.path.exists(log):
         os.mkfifo(log)
-    empty = os.path.join(bench.place, "empty")
+    empty = os.path.join(bench.workdir, "empty")
     open(empty, "w").close()
     done, _ = bench.call(
         "--log", log, "create", "--bundle", bench.bundle.directory, "c1", wrap=hidden("/usr/bin/python3", by=empty)

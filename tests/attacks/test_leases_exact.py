@@ -24,20 +24,20 @@ HELD = "0 of 8 are free"
 class Attack:
     """Chandler over one runtime; create() takes any command line."""
 
-    def __init__(self, runtime: runtimes.Runtime, node: Node, place: str, program: str = "") -> None:
-        self.place, self.runtime, self.node = place, runtime, node
-        self.installation = Installation(os.path.join(place, "installed"))
+    def __init__(self, runtime: runtimes.Runtime, node: Node, workdir: str, program: str = "") -> None:
+        self.workdir, self.runtime, self.node = workdir, runtime, node
+        self.installation = Installation(os.path.join(workdir, "installed"))
         self.installation.configure([program or runtime.path], [node.cdi])
         self.installation.refresh()
         self.engine = Engine(
-            [*runtime.wrap, self.installation.program()], os.path.join(place, "root"), hangs=runtime.kind == "youki"
+            [*runtime.wrap, self.installation.program()], os.path.join(workdir, "root"), hangs=runtime.kind == "youki"
         )
-        self.image = bundle.rootfs(os.path.join(place, "image"))
+        self.image = bundle.rootfs(os.path.join(workdir, "image"))
         self.made: list[tuple[str, str, str]] = []  # to be deleted: root, container, working directory
 
     def bundle(self, name: str, count: int = 8, args: tuple[str, ...] = ("sleep", "60")) -> bundle.Bundle:
         return bundle.make(
-            os.path.join(self.place, name), args, bundle.request(resources={"gpu": {"count": count}}), root=self.image
+            os.path.join(self.workdir, name), args, bundle.request(resources={"gpu": {"count": count}}), root=self.image
         )
 
     def create(
@@ -118,24 +118,26 @@ class Attack:
 
 
 @pytest.fixture
-def attack(runtime: runtimes.Runtime, node: Node, place: str) -> Iterator[Attack]:
-    made = Attack(runtime, node, place)
+def attack(runtime: runtimes.Runtime, node: Node, workdir: str) -> Iterator[Attack]:
+    made = Attack(runtime, node, workdir)
     yield made
     made.close()
 
 
 @pytest.fixture
-def slow(runtime: runtimes.Runtime, node: Node, place: str) -> Iterator[Attack]:
+def slow(runtime: runtimes.Runtime, node: Node, workdir: str) -> Iterator[Attack]:
     """Over a runtime that waits in each create until `go` exists.
 
     At that point the lease is taken, and the runtime has no state of the container yet.
     """
-    program = os.path.join(place, runtime.kind)
-    os.mkfifo(place + "/go")
+    program = os.path.join(workdir, runtime.kind)
+    os.mkfifo(workdir + "/go")
     with open(program, "w", encoding="ascii") as file:
-        file.write(f'#!/bin/sh\ncase " $* " in *" create "*) read -r _ <{place}/go;; esac\nexec {runtime.path} "$@"\n')
+        file.write(
+            f'#!/bin/sh\ncase " $* " in *" create "*) read -r _ <{workdir}/go;; esac\nexec {runtime.path} "$@"\n'
+        )
     os.chmod(program, 0o755)
-    made = Attack(runtime, node, place, program)
+    made = Attack(runtime, node, workdir, program)
     yield made
     made.close()
 
@@ -148,12 +150,12 @@ def slow(runtime: runtimes.Runtime, node: Node, place: str) -> Iterator[Attack]:
 def test_two_relative_roots_of_one_spelling(attack: Attack, cold: bool) -> None:
     """Both containers once held all GPUs: from another working directory the first container's state was not found."""
     for name in ("one", "two"):
-        os.mkdir(f"{attack.place}/{name}")
-    assert attack.create("b1", "state", "c1", cwd=f"{attack.place}/one") == ""
+        os.mkdir(f"{attack.workdir}/{name}")
+    assert attack.create("b1", "state", "c1", cwd=f"{attack.workdir}/one") == ""
     if cold:
         shutil.rmtree(os.path.join(attack.installation.state, "inventory"), ignore_errors=True)
-    assert HELD in attack.create("b2", "state", "c2", cwd=f"{attack.place}/two")
-    start = f"{attack.place}/{'b1' if attack.runtime.kind == 'crun' else 'one'}/state"
+    assert HELD in attack.create("b2", "state", "c2", cwd=f"{attack.workdir}/two")
+    start = f"{attack.workdir}/{'b1' if attack.runtime.kind == 'crun' else 'one'}/state"
     assert [lease["root"] for lease in attack.leases()] == [start] and os.path.isdir(start + "/c1")
     assert attack.chandler("leases", "release", "--stale").stdout.startswith("0 stale leases ended")
 
@@ -161,22 +163,26 @@ def test_two_relative_roots_of_one_spelling(attack: Attack, cold: bool) -> None:
 @pytest.mark.parametrize("runtime", ONCE, indirect=True)
 def test_every_spelling_of_a_root_is_the_same(attack: Attack) -> None:
     """A container once had one lease for each spelling."""
-    root = os.path.join(attack.place, "root")
-    os.symlink("root", attack.place + "/link")
+    root = os.path.join(attack.workdir, "root")
+    os.symlink("root", attack.workdir + "/link")
     assert attack.create("b0", root, "same", 1) == ""
     for number, spelled in enumerate(
         (
             root + "/",
             root + "/.",
             "/" + root,
-            f"{attack.place}/./root//",
-            attack.place + "/link",
-            attack.place + "/installed/../root",
+            f"{attack.workdir}/./root//",
+            attack.workdir + "/link",
+            attack.workdir + "/installed/../root",
             "root",
         )
     ):
         message = attack.create(
-            f"b{number + 1}", spelled, "same", 1, cwd=attack.place if attack.runtime.kind != "crun" else attack.place
+            f"b{number + 1}",
+            spelled,
+            "same",
+            1,
+            cwd=attack.workdir if attack.runtime.kind != "crun" else attack.workdir,
         )
         if attack.runtime.kind != "crun" or spelled != "root":  # to crun that is another root, in the bundle
             assert "a container of this name is there already" in message, spelled
@@ -185,8 +191,8 @@ def test_every_spelling_of_a_root_is_the_same(attack: Attack) -> None:
 
 @pytest.mark.parametrize("runtime", ["crun"], indirect=True)
 def test_an_update_with_another_spelling_keeps_the_devices(attack: Attack) -> None:
-    root = os.path.join(attack.place, "root")
-    os.symlink("root", attack.place + "/link")
+    root = os.path.join(attack.workdir, "root")
+    os.symlink("root", attack.workdir + "/link")
     made = attack.bundle("b1", 1)
     attack.engine.create(made, "c1")
     deny = {
@@ -195,7 +201,7 @@ def test_an_update_with_another_spelling_keeps_the_devices(attack: Attack) -> No
             {"allow": True, "type": "c", "major": 1, "minor": 3, "access": "rwm"},
         ]
     }
-    for spelled in (attack.place + "/link", root + "/"):
+    for spelled in (attack.workdir + "/link", root + "/"):
         subprocess.run(
             [
                 *attack.runtime.wrap,
@@ -253,7 +259,7 @@ def test_a_create_in_progress_keeps_its_lease(slow: Attack, where: str) -> None:
     ):
         try:
             # open() returns when the runtime reads the fifo: by then the lease is taken
-            with open(slow.place + "/go", "w", encoding="ascii") as go:
+            with open(slow.workdir + "/go", "w", encoding="ascii") as go:
                 assert HELD in slow.create("b2", slow.engine.root, "c2", before=ELSEWHERE[where])
                 assert [lease["id"] for lease in slow.leases()] == ["c1"]
                 go.write("\n")
@@ -285,7 +291,7 @@ def test_a_create_in_a_pid_namespace_of_its_own_is_seen_from_the_host(slow: Atta
         ) as creating,
     ):
         try:
-            with open(slow.place + "/go", "w", encoding="ascii"):
+            with open(slow.workdir + "/go", "w", encoding="ascii"):
                 assert HELD in slow.create("b2", slow.engine.root, "c2")
                 creating.send_signal(signal.SIGKILL)
                 creating.wait(PATIENCE)
@@ -341,12 +347,12 @@ def write_leases(attack: Attack, leases: list[dict[str, Any]]) -> None:
 @pytest.mark.parametrize("how", ["missing", "another program"])
 @pytest.mark.parametrize("runtime", ONCE[:2], indirect=True)
 def test_a_lease_stays_while_its_runtime_cannot_be_asked(
-    runtime: runtimes.Runtime, node: Node, place: str, how: str
+    runtime: runtimes.Runtime, node: Node, workdir: str, how: str
 ) -> None:
     """A stopped container whose runtime's binary is then lost: nothing can tell that it has stopped."""
-    program = os.path.join(place, runtime.kind)
+    program = os.path.join(workdir, runtime.kind)
     shutil.copy(runtime.path, program)
-    attack = Attack(runtime, node, place, program)
+    attack = Attack(runtime, node, workdir, program)
     try:
         made = attack.bundle("b1", args=("true",))
         attack.engine.create(made, "c1")
@@ -505,12 +511,12 @@ def test_the_hook_waits_for_what_is_left_in_the_group(attack: Attack) -> None:
 
 
 @pytest.mark.parametrize("label", ["runc", "newer-runc", "crun", "newer-crun", "youki"])
-def test_a_failing_hook_of_another_program_does_not_keep_the_lease(label: str, node: Node, place: str) -> None:
+def test_a_failing_hook_of_another_program_does_not_keep_the_lease(label: str, node: Node, workdir: str) -> None:
     """runc 1.5 does not run the hooks after a failing one, so Chandler's has to be the first."""
     runtime = runtimes.named(label)
     if runtime.missing:
         pytest.skip(runtime.missing)
-    attack = Attack(runtime, node, place)
+    attack = Attack(runtime, node, workdir)
     try:
         made = attack.bundle("b1")
         config = made.config
@@ -538,7 +544,7 @@ def test_records_go_with_their_containers(attack: Attack) -> None:
     for name in ("plain", "lives"):
         attack.engine.create(
             bundle.make(
-                os.path.join(attack.place, name), ["sleep", "60"], bundle.request(env={"A": "b"}), root=attack.image
+                os.path.join(attack.workdir, name), ["sleep", "60"], bundle.request(env={"A": "b"}), root=attack.image
             ),
             name,
         )
@@ -555,7 +561,9 @@ def test_records_go_with_their_containers(attack: Attack) -> None:
 
 @pytest.mark.parametrize("runtime", ONCE[:1], indirect=True)
 def test_a_sweep_keeps_the_record_of_a_create_that_goes_on(slow: Attack) -> None:
-    made = bundle.make(os.path.join(slow.place, "b1"), ["sleep", "60"], bundle.request(env={"A": "b"}), root=slow.image)
+    made = bundle.make(
+        os.path.join(slow.workdir, "b1"), ["sleep", "60"], bundle.request(env={"A": "b"}), root=slow.image
+    )
     slow.engine.started["c1"] = made
     with (
         open(made.out, "ab") as out,
@@ -568,7 +576,7 @@ def test_a_sweep_keeps_the_record_of_a_create_that_goes_on(slow: Attack) -> None
         ) as creating,
     ):
         try:
-            with open(slow.place + "/go", "w", encoding="ascii") as go:
+            with open(slow.workdir + "/go", "w", encoding="ascii") as go:
                 assert slow.chandler("leases", "release", "--stale").returncode == 0
                 assert slow.chandler("refresh").returncode == 0 and slow.records() == ["c1"]
                 go.write("\n")
@@ -588,7 +596,7 @@ def test_a_living_container_s_lease_is_not_released_by_hand(attack: Attack) -> N
 
 @pytest.mark.parametrize("runtime", ONCE[:2], indirect=True)
 def test_the_same_id_under_another_root_is_another_container(attack: Attack) -> None:
-    other = attack.place + "/other"
+    other = attack.workdir + "/other"
     assert attack.create("b1", attack.engine.root, "c", 3) == "" and attack.create("b2", other, "c", 3) == ""
     assert len(attack.leases()) == 2 and len(attack.records()) == 2
     subprocess.run(
@@ -606,11 +614,11 @@ def test_the_same_id_under_another_root_is_another_container(attack: Attack) -> 
 @pytest.mark.parametrize("runtime", ONCE, indirect=True)
 def test_a_device_that_has_another_number_by_now(attack: Attack, cold: bool) -> None:
     """A driver that is loaded again assigns new numbers. The CDI file, which names paths only, does not change."""
-    directory = os.path.join(attack.place, "own")
+    directory = os.path.join(attack.workdir, "own")
     gpus = attack.node.gpus[:2]
     os.makedirs(directory + "/cdi")
-    for place, gpu in enumerate(gpus):
-        os.mknod(f"{directory}/gpu{place}", 0o20666, os.makedev(gpu.major, gpu.minor))
+    for workdir, gpu in enumerate(gpus):
+        os.mknod(f"{directory}/gpu{workdir}", 0o20666, os.makedev(gpu.major, gpu.minor))
     with open(directory + "/cdi/gpu.json", "w", encoding="utf-8") as file:
         json.dump(
             {
@@ -618,12 +626,12 @@ def test_a_device_that_has_another_number_by_now(attack: Attack, cold: bool) -> 
                 "kind": "nvidia.com/gpu",
                 "devices": [
                     {
-                        "name": str(place),
+                        "name": str(workdir),
                         "containerEdits": {
-                            "deviceNodes": [{"path": f"/dev/gpu{place}", "hostPath": f"{directory}/gpu{place}"}]
+                            "deviceNodes": [{"path": f"/dev/gpu{workdir}", "hostPath": f"{directory}/gpu{workdir}"}]
                         },
                     }
-                    for place in range(2)
+                    for workdir in range(2)
                 ],
             },
             file,
@@ -633,12 +641,12 @@ def test_a_device_that_has_another_number_by_now(attack: Attack, cold: bool) -> 
 
     def ask(name: str, device: str) -> str:
         made = bundle.make(
-            os.path.join(attack.place, name),
+            os.path.join(attack.workdir, name),
             ("sleep", "60"),
             bundle.request(resources={"gpu": {"devices": [device]}}),
             root=attack.image,
         )
-        return attack.run(made, os.path.join(attack.place, "root"), name)
+        return attack.run(made, os.path.join(attack.workdir, "root"), name)
 
     assert ask("one", "1") == ""
     os.unlink(directory + "/gpu0")
@@ -652,7 +660,7 @@ def test_a_device_that_has_another_number_by_now(attack: Attack, cold: bool) -> 
 @pytest.mark.parametrize("runtime", ONCE, indirect=True)
 def test_a_gpu_that_every_device_of_a_file_brings(attack: Attack) -> None:
     """Its node is in the edits of the file, not in those of a device."""
-    directory = os.path.join(attack.place, "own")
+    directory = os.path.join(attack.workdir, "own")
     os.makedirs(directory)
     first = attack.node.gpus[0]
     with open(directory + "/x.json", "w", encoding="utf-8") as file:
@@ -674,12 +682,12 @@ def test_a_gpu_that_every_device_of_a_file_brings(attack: Attack) -> None:
 
     def ask(name: str, *devices: str) -> str:
         made = bundle.make(
-            os.path.join(attack.place, name),
+            os.path.join(attack.workdir, name),
             ("sleep", "60"),
             bundle.request(resources={"gpu": {"devices": list(devices)}}),
             root=attack.image,
         )
-        return attack.run(made, os.path.join(attack.place, "root"), name)
+        return attack.run(made, os.path.join(attack.workdir, "root"), name)
 
     assert ask("one", "x.com/gpu=0") == ""
     assert "is not free: one holds" in ask("two", "x.com/gpu=GPU-a")

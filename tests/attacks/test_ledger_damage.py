@@ -81,16 +81,16 @@ def json_mutated(data: bytes, rng: random.Random) -> bytes:
     if isinstance(document, dict) and rng.random() < 0.5:
         document.pop("checksum", None)
         document = document.get("leases", document)
-    places: list[tuple[Any, Any]] = []
+    workdirs: list[tuple[Any, Any]] = []
     stack = [document]
     while stack:
         value = stack.pop()
         for key in list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
-            places.append((value, key))
+            workdirs.append((value, key))
             stack.append(value[key])
-    if not places:
+    if not workdirs:
         return b"[]"
-    parent, key = rng.choice(places)
+    parent, key = rng.choice(workdirs)
     if isinstance(parent, dict) and rng.random() < 0.4:
         value = parent.pop(key)
         if rng.random() < 0.5:
@@ -202,7 +202,7 @@ def test_damaged_files_in_this_process(kept: Kept, which: str, nri: bool) -> Non
                 records.read(base, "" if container == "nri" else kept.root, container)
         stale.prune(kept.state, 0.0)
         try:
-            Ledger(kept.state).make_anew(asked=True, force=turn % 2 == 0)
+            Ledger(kept.state).rebuild(asked=True, force=turn % 2 == 0)
         except HostError as error:
             assert "damaged" in str(error)
     assert served and refused
@@ -292,7 +292,7 @@ def test_a_rebuild_waits_for_creates_that_go_on(kept: Kept) -> None:
                 "-I",
                 "-c",
                 "import sys; sys.path.insert(0, sys.argv[1])\nfrom shim.state.ledger import Ledger\n"
-                "Ledger(sys.argv[2]).make_anew(asked=True)",
+                "Ledger(sys.argv[2]).rebuild(asked=True)",
                 here,
                 kept.state,
             ]
@@ -353,7 +353,7 @@ def as_an_older_release_left_it(kept: Kept) -> str:
 
 def test_a_rebuild_after_an_upgrade_doubles_no_lease(kept: Kept) -> None:
     token = as_an_older_release_left_it(kept)
-    made = Ledger(kept.state).make_anew(asked=True).leases
+    made = Ledger(kept.state).rebuild(asked=True).leases
     assert [(lease["token"], lease["keys"]) for lease in made] == [(token, kept.holds["lives"])]
 
 
@@ -375,7 +375,7 @@ def test_a_damaged_ledger_whose_records_are_lost_is_not_made_anew_by_itself(kept
         Path(kept.state, name).write_bytes(b"")
     with pytest.raises(HostError, match="its grant records are lost, too"):
         kept.ledger.allocate(ledger.oci_lease("later", kept.root, "/bin/false", 1_700_000_001), take(2))
-    assert Ledger(kept.state).make_anew(asked=True).leases == []
+    assert Ledger(kept.state).rebuild(asked=True).leases == []
 
 
 # --- through an installation ----------------------------------------------------------------------------------------
@@ -384,20 +384,22 @@ def test_a_damaged_ledger_whose_records_are_lost_is_not_made_anew_by_itself(kept
 class Installed:
     """Chandler over a runtime that does nothing; only the create of `held` stays in progress."""
 
-    def __init__(self, place: str, node: Node) -> None:
-        self.place = place
-        self.installation = Installation(os.path.join(place, "installed"))
-        runtime = os.path.join(place, "runc")
-        os.mkfifo(place + "/created")
+    def __init__(self, workdir: str, node: Node) -> None:
+        self.workdir = workdir
+        self.installation = Installation(os.path.join(workdir, "installed"))
+        runtime = os.path.join(workdir, "runc")
+        os.mkfifo(workdir + "/created")
         with open(runtime, "w", encoding="ascii") as file:
-            file.write(f'#!/bin/sh\ncase " $* " in *" held "*) echo >{place}/created; exec /bin/sleep 100000;; esac\n')
+            file.write(
+                f'#!/bin/sh\ncase " $* " in *" held "*) echo >{workdir}/created; exec /bin/sleep 100000;; esac\n'
+            )
         os.chmod(runtime, 0o755)
         self.installation.configure([runtime], [node.cdi])
         self.installation.refresh()
-        self.image = bundle.rootfs(os.path.join(place, "image"))
+        self.image = bundle.rootfs(os.path.join(workdir, "image"))
         self.number = 0
         self.held = subprocess.Popen(self.argv("held", 3), env=ENVIRONMENT, stdin=subprocess.DEVNULL)
-        with open(place + "/created", encoding="ascii") as file:
+        with open(workdir + "/created", encoding="ascii") as file:
             file.read()
         self.files = {
             str(path): path.read_bytes()
@@ -407,13 +409,13 @@ class Installed:
 
     def argv(self, name: str, count: int, **more: Any) -> list[str]:
         self.number += 1
-        made = os.path.join(self.place, f"b{self.number}")
+        made = os.path.join(self.workdir, f"b{self.number}")
         asked = bundle.request(**more) if more else bundle.request(resources={"gpu": {"count": count}})
         self.made = bundle.make(made, ["true"], asked, root=self.image)
         return [
             self.installation.program(),
             "--root",
-            os.path.join(self.place, "root"),
+            os.path.join(self.workdir, "root"),
             "create",
             "--bundle",
             made,
@@ -449,8 +451,8 @@ class Installed:
 
 
 @pytest.fixture
-def installed(place: str, node: Node) -> Iterator[Installed]:
-    made = Installed(place, node)
+def installed(workdir: str, node: Node) -> Iterator[Installed]:
+    made = Installed(workdir, node)
     yield made
     made.held.kill()
     made.held.wait()

@@ -25,22 +25,24 @@ def installed(lab: str, runtime: Runtime) -> Installation:
 
 
 @pytest.fixture(params=["warm"])
-def serve(request: pytest.FixtureRequest, runtime: Runtime, lab: str, place: str) -> Iterator[Serve]:
+def serve(request: pytest.FixtureRequest, runtime: Runtime, lab: str, workdir: str) -> Iterator[Serve]:
     """Chandler over the runtime with a CDI file of one device, compiled before the create or by it."""
     engines = []
 
     def make(edits: dict[str, Any]) -> Engine:
         installation = installed(lab, runtime)
-        os.makedirs(place + "/cdi")
+        os.makedirs(workdir + "/cdi")
         file = {"cdiVersion": "1.1.0", "kind": KIND, "devices": [{"name": "0", "containerEdits": edits}]}
-        with open(place + "/cdi/file.json", "w", encoding="utf-8") as out:
+        with open(workdir + "/cdi/file.json", "w", encoding="utf-8") as out:
             json.dump(file, out)
-        installation.configure([runtime.path], [place + "/cdi"], f'[policy]\nkinds = ["{KIND}"]\nallow = ["gpu"]\n')
+        installation.configure([runtime.path], [workdir + "/cdi"], f'[policy]\nkinds = ["{KIND}"]\nallow = ["gpu"]\n')
         installation.forget()
         if request.param == "warm":
             installation.refresh()
         engines.append(
-            Engine([*runtime.wrap, installation.program()], os.path.join(place, "root"), hangs=runtime.kind == "youki")
+            Engine(
+                [*runtime.wrap, installation.program()], os.path.join(workdir, "root"), hangs=runtime.kind == "youki"
+            )
         )
         return engines[-1]
 
@@ -49,15 +51,15 @@ def serve(request: pytest.FixtureRequest, runtime: Runtime, lab: str, place: str
         engine.clean()
 
 
-def asking(place: str, *args: str) -> bundle.Bundle:
+def asking(workdir: str, *args: str) -> bundle.Bundle:
     return bundle.make(
-        os.path.join(place, "b"), list(args), bundle.request(resources={"gpu": {"vendor": KIND, "devices": ["0"]}})
+        os.path.join(workdir, "b"), list(args), bundle.request(resources={"gpu": {"vendor": KIND, "devices": ["0"]}})
     )
 
 
-def folder(place: str, name: str) -> str:
+def folder(workdir: str, name: str) -> str:
     """A directory of the host with a file `who` that holds its name, and mount points below it."""
-    path = os.path.join(place, "host", name)
+    path = os.path.join(workdir, "host", name)
     os.makedirs(path + "/b/c")
     os.mkdir(path + "/c")
     for where in ("", "/b", "/c", "/b/c"):
@@ -87,18 +89,18 @@ ORDERS: dict[str, tuple[list[str], list[str], dict[str, str]]] = {
 @pytest.mark.parametrize("runtime", ["runc", "crun", "newer-runc", "newer-crun"], indirect=True)
 @pytest.mark.parametrize(("engine", "ours", "read"), ORDERS.values(), ids=ORDERS)
 def test_what_a_container_sees(
-    serve: Serve, place: str, engine: list[str], ours: list[str], read: dict[str, str]
+    serve: Serve, workdir: str, engine: list[str], ours: list[str], read: dict[str, str]
 ) -> None:
     mounts = [
-        {"hostPath": folder(place, f"own{number}"), "containerPath": path, "options": ["rbind", "ro"]}
+        {"hostPath": folder(workdir, f"own{number}"), "containerPath": path, "options": ["rbind", "ro"]}
         for number, path in enumerate(ours)
     ]
     chandler = serve({"mounts": mounts})
-    made = asking(place, "cat", *(f"{path}/who" for path in read))
+    made = asking(workdir, "cat", *(f"{path}/who" for path in read))
     os.symlink("a", made.directory + "/rootfs/link")
     config = made.config
     own = [
-        {"destination": path, "type": "bind", "source": folder(place, f"engine{number}"), "options": ["rbind", "ro"]}
+        {"destination": path, "type": "bind", "source": folder(workdir, f"engine{number}"), "options": ["rbind", "ro"]}
         for number, path in enumerate(engine)
     ]
     config["mounts"] += own
@@ -142,11 +144,11 @@ def namespace() -> Iterator[str]:
 @pytest.mark.parametrize("runtime", SEEN, indirect=True)
 @pytest.mark.parametrize("how", ["new", "joined"])
 @pytest.mark.parametrize("bind", ["bind", "rbind"])
-def test_owners_of_files(serve: Serve, runtime: Runtime, place: str, namespace: str, how: str, bind: str) -> None:
-    source = folder(place, "own")
+def test_owners_of_files(serve: Serve, runtime: Runtime, workdir: str, namespace: str, how: str, bind: str) -> None:
+    source = folder(workdir, "own")
     os.chown(source + "/b/who", 5, 5)
     chandler = serve({"mounts": [{"hostPath": source, "containerPath": "/m", "options": ["ro", bind]}]})
-    made = asking(place, "busybox", "stat", "-c", "%u", "/m/who", "/m/b/who")
+    made = asking(workdir, "busybox", "stat", "-c", "%u", "/m/who", "/m/b/who")
     subprocess.run(["chown", "-R", "200000:200000", made.directory + "/rootfs"], check=True)
     config = made.config
     config["mounts"] = [mount for mount in config["mounts"] if mount["type"] != "cgroup"]
@@ -176,7 +178,7 @@ def test_owners_of_files(serve: Serve, runtime: Runtime, place: str, namespace: 
         ("uid", (1 << 32) - 1),
     ],
 )
-def test_a_number_that_would_be_another_device(serve: Serve, place: str, field: str, value: float) -> None:
+def test_a_number_that_would_be_another_device(serve: Serve, workdir: str, field: str, value: float) -> None:
     """-1 in a rule of a control group stands for every device; the kernel truncates numbers that are too large."""
     chandler = serve(
         {
@@ -185,7 +187,7 @@ def test_a_number_that_would_be_another_device(serve: Serve, place: str, field: 
             ]
         }
     )
-    made = asking(place, "sh", "-c", "echo started")
+    made = asking(workdir, "sh", "-c", "echo started")
     before = made.bytes
     done = chandler.run(made, "c1", check=False)
     assert done.returncode == 1 and "started" not in done.stdout and made.bytes == before

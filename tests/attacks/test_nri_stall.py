@@ -16,9 +16,9 @@ from lab.cri import CRI, Refused, reason
 from lab.engine import read
 from lab.install import PYTHON
 from lab.node import Node
-from lab.place import within
 from lab.plugin import Plugin, until
 from lab.scene import Scene, ask, gpus, opened
+from lab.workdir import within
 
 # The installed plugin, which stops itself once, at a given point of the first create. SIGSTOP stands for swapping or a
 # slow disk.

@@ -17,9 +17,9 @@ from lab.containerd import NEWEST_NRI
 from lab.cri import CRI, Refused, reason
 from lab.install import PYTHON
 from lab.node import Node
-from lab.place import within
 from lab.plugin import Plugin, until
 from lab.scene import Scene, ask, gpus, opened
+from lab.workdir import within
 
 from shim.configure.containerd import TOLERATE
 

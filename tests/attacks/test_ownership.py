@@ -40,27 +40,27 @@ def give(path: str, uid: int) -> None:
 class Scene:
     """Chandler in one shell over a runtime that only records that it ran, and as which user."""
 
-    def __init__(self, shell: str, place: str, node: Node) -> None:
-        self.place = place
-        self.installation = Installation(os.path.join(place, "installed"))
+    def __init__(self, shell: str, workdir: str, node: Node) -> None:
+        self.workdir = workdir
+        self.installation = Installation(os.path.join(workdir, "installed"))
         self.program = self.installation.program()
         self.etc, self.state = self.installation.etc, self.installation.state
-        os.mkdir(os.path.join(place, "shell"))
-        os.symlink(f"/bin/{shell}", os.path.join(place, "shell", "sh"))
+        os.mkdir(os.path.join(workdir, "shell"))
+        os.symlink(f"/bin/{shell}", os.path.join(workdir, "shell", "sh"))
         with open(self.program, encoding="utf-8") as file:
             text = file.read()
         with open(self.program, "w", encoding="utf-8") as file:
-            file.write(text.replace("#!/bin/sh\n", f"#!{place}/shell/sh\n", 1))
-        self.notes = os.path.join(place, "notes")
+            file.write(text.replace("#!/bin/sh\n", f"#!{workdir}/shell/sh\n", 1))
+        self.notes = os.path.join(workdir, "notes")
         os.mkdir(self.notes)
         os.chmod(self.notes, 0o1777)
-        self.runtime = self.script(os.path.join(place, "bin", "runc"))
+        self.runtime = self.script(os.path.join(workdir, "bin", "runc"))
         self.installation.configure([self.runtime], [node.cdi], '[gpu]\nallocator = "fixed"\n')
         self.installation.refresh()
-        self.plain = bundle.make(os.path.join(place, "plain"), ["true"], {}, root="/nonexistent")
-        self.asked = bundle.make(os.path.join(place, "asked"), ["true"], ASKED, root="/nonexistent")
+        self.plain = bundle.make(os.path.join(workdir, "plain"), ["true"], {}, root="/nonexistent")
+        self.asked = bundle.make(os.path.join(workdir, "asked"), ["true"], ASKED, root="/nonexistent")
         self.text = self.asked.bytes
-        self.broken = os.path.join(place, "broken")
+        self.broken = os.path.join(workdir, "broken")
         with open(self.broken, "w", encoding="utf-8") as file:
             file.write(EMPTY)
         os.chmod(self.broken, 0o755)
@@ -131,9 +131,9 @@ def scene(request: pytest.FixtureRequest, lab: str, node: Node) -> Scene:
     shell = str(request.param)
     if not os.access(f"/bin/{shell}", os.X_OK):
         pytest.skip(f"not installed: {shell}")
-    place = os.path.join(lab, f"owned-{shell}")
-    os.mkdir(place)
-    return Scene(shell, place, node)
+    workdir = os.path.join(lab, f"owned-{shell}")
+    os.mkdir(workdir)
+    return Scene(shell, workdir, node)
 
 
 # --- runtimes and the launch line --------------------------------------------------------------------------------
@@ -176,7 +176,7 @@ def test_a_runtime_that_others_may_write_is_not_compiled(scene: Scene) -> None:
 @pytest.mark.parametrize("python", [True, False], ids=["", "without Python"])
 def test_a_launch_line_of_another_user_is_not_read(scene: Scene, python: bool) -> None:
     """In a configuration directory that everybody may write, with copies that have the right times."""
-    evil = scene.script(os.path.join(scene.place, "evil", "runc"))
+    evil = scene.script(os.path.join(scene.workdir, "evil", "runc"))
     os.chown(evil, OTHER, OTHER)
     with open(f"{scene.etc}/launch", encoding="utf-8") as file:
         line = file.read()
@@ -269,7 +269,7 @@ PYTHONS = ("create", "--bundle", "{plain}", "--new-option", "c1"), ("--new-optio
 
 def test_a_directory_in_tmp_that_was_there_first_is_not_used(scene: Scene) -> None:
     """The caller has no XDG_RUNTIME_DIR. The inventory is the caller's own file, but others may have put it there."""
-    home = os.path.join(scene.place, "home")
+    home = os.path.join(scene.workdir, "home")
     os.mkdir(home)
     evil = scene.script(os.path.join(home, "runc"))
     give(home, USER)
@@ -328,7 +328,7 @@ def test_a_state_directory_that_others_may_write(scene: Scene, way: str) -> None
     path = scene.state
     for _ in range(above):
         path = os.path.dirname(path)
-    evil = scene.script(os.path.join(scene.place, "trap", "runc"))
+    evil = scene.script(os.path.join(scene.workdir, "trap", "runc"))
     shutil.rmtree(scene.state, ignore_errors=True)
     scene.installation.refresh()
     poisoned(f"{scene.state}/inventory", scene.runtime, evil)
@@ -370,7 +370,7 @@ def test_a_state_directory_that_others_may_write(scene: Scene, way: str) -> None
 
 def test_the_prefix_without_a_request_needs_no_state_directory(scene: Scene) -> None:
     """The config.json has the prefix in its text, so Python runs, but nothing is requested."""
-    made = bundle.make(os.path.join(scene.place, "mentions"), ["echo", "chandler.oci"], {}, root="/nonexistent")
+    made = bundle.make(os.path.join(scene.workdir, "mentions"), ["echo", "chandler.oci"], {}, root="/nonexistent")
     os.chown(scene.state, OTHER, OTHER)
     try:
         assert scene.call("create", "--bundle", made.directory, "c1")[1] == [scene.runtime]
@@ -381,7 +381,7 @@ def test_the_prefix_without_a_request_needs_no_state_directory(scene: Scene) -> 
 
 def test_root_ignores_the_callers_runtime_directory(scene: Scene) -> None:
     """The environment of an engine that root starts may have another user's XDG_RUNTIME_DIR."""
-    theirs = os.path.join(scene.place, "theirs")
+    theirs = os.path.join(scene.workdir, "theirs")
     os.mkdir(theirs)
     os.chown(theirs, OTHER, OTHER)
     done, noted = scene.call("create", "--bundle", scene.asked.directory, "c1", env={"XDG_RUNTIME_DIR": theirs})
@@ -390,35 +390,35 @@ def test_root_ignores_the_callers_runtime_directory(scene: Scene) -> None:
 
 
 @pytest.fixture(params=["runc", "crun"])
-def real(request: pytest.FixtureRequest, place: str, node: Node) -> Iterator[tuple[Installation, Engine, Bundle]]:
+def real(request: pytest.FixtureRequest, workdir: str, node: Node) -> Iterator[tuple[Installation, Engine, Bundle]]:
     runtime = runtimes.named(request.param)
     if runtime.missing:
         pytest.skip(runtime.missing)
-    installation = Installation(os.path.join(place, "installed"))
+    installation = Installation(os.path.join(workdir, "installed"))
     installation.configure([runtime.path], [node.cdi])
-    engine = Engine([*runtime.wrap, installation.program()], os.path.join(place, "root"))
-    yield installation, engine, bundle.make(os.path.join(place, "b"), ["sh", "-c", "ls /dev/nvidia0"], ASKED)
+    engine = Engine([*runtime.wrap, installation.program()], os.path.join(workdir, "root"))
+    yield installation, engine, bundle.make(os.path.join(workdir, "b"), ["sh", "-c", "ls /dev/nvidia0"], ASKED)
     engine.clean()
 
 
 def test_places_of_the_configuration_that_others_may_write(
-    real: tuple[Installation, Engine, Bundle], place: str, node: Node
+    real: tuple[Installation, Engine, Bundle], workdir: str, node: Node
 ) -> None:
     """state-dir and log.file, without an inventory and on a real runtime."""
     installation, engine, made = real
     with open(f"{installation.etc}/config.toml", encoding="utf-8") as file:
         runtime = file.readline().split('"')[1]
-    open_to_all = os.path.join(place, "open")
+    open_to_all = os.path.join(workdir, "open")
     os.mkdir(open_to_all)
     os.chmod(open_to_all, 0o1777)
-    with open(f"{place}/victim", "w", encoding="utf-8") as file:
+    with open(f"{workdir}/victim", "w", encoding="utf-8") as file:
         file.write("before")
-    os.symlink(f"{place}/victim", f"{open_to_all}/log")
+    os.symlink(f"{workdir}/victim", f"{open_to_all}/log")
     installation.configure([runtime], [node.cdi], f'[log]\nfile = "{open_to_all}/log"\n')
     text = made.bytes
     assert "nvidia0" in engine.run(made, "c1").stdout
     engine.delete("c1", "--force")
-    with open(f"{place}/victim", encoding="utf-8") as file:
+    with open(f"{workdir}/victim", encoding="utf-8") as file:
         assert file.read() == "before"
     for directory, reason in (
         (f"{open_to_all}/state", "is not there yet, and somebody else could make it"),

@@ -31,11 +31,11 @@ MOUNTS = ("sh", "-c", 'while read -r _ where _; do echo "on $where"; done < /pro
 class Attacked:
     """Chandler over one runtime; `cold`: every create compiles the inventory."""
 
-    def __init__(self, runtime: runtimes.Runtime, node: Node, place: str, cold: bool) -> None:
-        self.place, self.node, self.runtime, self.cold = place, node, runtime, cold
-        self.installation = Installation(os.path.join(place, "installed"))
+    def __init__(self, runtime: runtimes.Runtime, node: Node, workdir: str, cold: bool) -> None:
+        self.workdir, self.node, self.runtime, self.cold = workdir, node, runtime, cold
+        self.installation = Installation(os.path.join(workdir, "installed"))
         self.engine = Engine(
-            [*runtime.wrap, self.installation.program()], os.path.join(place, "root"), hangs=runtime.kind == "youki"
+            [*runtime.wrap, self.installation.program()], os.path.join(workdir, "root"), hangs=runtime.kind == "youki"
         )
         self.count = 0
         self.policy("")
@@ -49,7 +49,7 @@ class Attacked:
         self, args: tuple[str, ...] = ("true",), prepare: Callable[[str], None] = lambda root: None, **document: Any
     ) -> bundles.Bundle:
         self.count += 1
-        made = bundles.make(os.path.join(self.place, f"b{self.count}"), args, bundles.request(**document))
+        made = bundles.make(os.path.join(self.workdir, f"b{self.count}"), args, bundles.request(**document))
         prepare(os.path.join(made.directory, "rootfs"))
         return made
 
@@ -69,8 +69,8 @@ class Attacked:
 
 
 @pytest.fixture
-def attacked(request: pytest.FixtureRequest, runtime: runtimes.Runtime, node: Node, place: str) -> Iterator[Attacked]:
-    made = Attacked(runtime, node, place, getattr(request, "param", "cold") == "cold")
+def attacked(request: pytest.FixtureRequest, runtime: runtimes.Runtime, node: Node, workdir: str) -> Iterator[Attacked]:
+    made = Attacked(runtime, node, workdir, getattr(request, "param", "cold") == "cold")
     yield made
     made.engine.clean()
 
@@ -246,7 +246,7 @@ def test_a_link_leads_no_mount_into_the_kernel_s(
     assert "the image leads " + target in attacked.refused(made)
     attacked.policy('[policy]\ntrust = "all"\n')  # which trusts callers, and no image
     assert "the image leads " + target in attacked.refused(
-        attacked.bundle(MOUNTS, prepare, storage=[{"type": "bind", "source": attacked.place, "target": target}])
+        attacked.bundle(MOUNTS, prepare, storage=[{"type": "bind", "source": attacked.workdir, "target": target}])
     )
 
 
@@ -267,7 +267,7 @@ def test_a_link_within_the_image_is_followed_once(attacked: Attacked) -> None:
 def test_a_target_in_a_directory_that_the_engine_mounts(attacked: Attacked) -> None:
     """Whoever can write to a volume may replace a directory by a link after Chandler's check, before the mount."""
     attacked.policy(STORAGE)
-    volume = os.path.join(attacked.place, "volume")
+    volume = os.path.join(attacked.workdir, "volume")
     os.makedirs(volume + "/plain")
     os.symlink("/proc/sys", volume + "/link")
 
@@ -301,9 +301,9 @@ def test_a_target_in_a_directory_that_the_engine_mounts(attacked: Attacked) -> N
 @both
 @pytest.mark.parametrize("runtime", ["runc", "crun"], indirect=True)
 def test_a_link_leads_no_library_of_a_cdi_file_into_the_kernel_s(attacked: Attacked) -> None:
-    directory = os.path.join(attacked.place, "cdi")
+    directory = os.path.join(attacked.workdir, "cdi")
     os.makedirs(directory)
-    library = os.path.join(attacked.place, "libcuda.so.1")
+    library = os.path.join(attacked.workdir, "libcuda.so.1")
     gpu_node.write(library, "")
     gpu_node.write(
         os.path.join(directory, "nvidia.yaml"),
@@ -333,13 +333,13 @@ def test_a_link_leads_no_working_directory_into_the_kernel_s(attacked: Attacked)
 def test_a_target_in_what_the_request_itself_mounts(attacked: Attacked) -> None:
     """One container makes links in a directory; another has it mounted, and a target behind such a link."""
     attacked.policy(STORAGE)
-    shared = os.path.join(attacked.place, "shared")
+    shared = os.path.join(attacked.workdir, "shared")
     os.makedirs(shared + "/plain")
     os.symlink("/proc", shared + "/toproc")
     outer = {"type": "bind", "source": shared, "target": "/x"}
     for inner in (
         {"type": "tmpfs", "target": "/x/toproc/sys"},
-        {"type": "bind", "source": attacked.place, "target": "/x/toproc"},
+        {"type": "bind", "source": attacked.workdir, "target": "/x/toproc"},
         {"type": "tmpfs", "target": "/x/plain"},
     ):
         for storage in ([outer, inner], [inner, outer]):
@@ -360,7 +360,7 @@ def test_a_target_in_what_the_request_itself_mounts(attacked: Attacked) -> None:
 
 @pytest.mark.parametrize("runtime", ["runc"], indirect=True)
 def test_a_library_below_what_the_request_mounts(attacked: Attacked) -> None:
-    directory, library, shared = (os.path.join(attacked.place, name) for name in ("cdi", "libcuda.so.1", "shared"))
+    directory, library, shared = (os.path.join(attacked.workdir, name) for name in ("cdi", "libcuda.so.1", "shared"))
     os.makedirs(directory)
     os.makedirs(shared)
     gpu_node.write(library, "")
@@ -438,7 +438,7 @@ def test_devices_that_hold_several_gpus(attacked: Attacked) -> None:
 
     A node that all of its devices share is still a GPU and not a control node.
     """
-    directory = os.path.join(attacked.place, "cdi")
+    directory = os.path.join(attacked.workdir, "cdi")
     os.makedirs(directory)
     node = attacked.node
     gpu_node.write(os.path.join(directory, "nvidia.yaml"), gpu_node.spec(node))
@@ -477,7 +477,7 @@ def test_devices_that_hold_several_gpus(attacked: Attacked) -> None:
 # --- mounts that bring GPUs where no control group keeps devices apart --------------------------------------------
 
 
-def test_a_mount_that_brings_a_gpu_without_root(node: Node, place: str) -> None:
+def test_a_mount_that_brings_a_gpu_without_root(node: Node, workdir: str) -> None:
     """Every spelling of the source counts: a link, another path of the directory, another node with that number."""
     if os.geteuid() != 0:
         pytest.skip("only root makes device nodes")
@@ -485,35 +485,35 @@ def test_a_mount_that_brings_a_gpu_without_root(node: Node, place: str) -> None:
         known = inventory(file.read())
     known.config["policy.allow"] = ["gpu"]
     tree, other = os.path.dirname(node.gpus[0].host), node.gpus[3]
-    os.makedirs(place + "/empty")
-    os.makedirs(place + "/own")
-    os.mknod(place + "/own/x", 0o20666, os.makedev(other.major, other.minor))
-    os.symlink(tree, place + "/dir")
-    os.symlink(other.host, place + "/node")
+    os.makedirs(workdir + "/empty")
+    os.makedirs(workdir + "/own")
+    os.mknod(workdir + "/own/x", 0o20666, os.makedev(other.major, other.minor))
+    os.symlink(tree, workdir + "/dir")
+    os.symlink(other.host, workdir + "/node")
 
     def plan(*sources: str) -> None:
         document = {
             "process": {"user": {"uid": 0}},
             "annotations": bundles.request(**gpu(devices=["0"])),
             "mounts": [
-                {"destination": f"/m{place}", "source": source, "options": ["rbind"]}
-                for place, source in enumerate(sources)
+                {"destination": f"/m{workdir}", "source": source, "options": ["rbind"]}
+                for workdir, source in enumerate(sources)
             ],
         }
-        engine.plan(document, known, held=[], known={"rootless": True, "bundle": place})
+        engine.plan(document, known, held=[], call_facts={"rootless": True, "bundle": workdir})
 
-    plan(place + "/empty", "empty", "/proc", place + "/nowhere")
+    plan(workdir + "/empty", "empty", "/proc", workdir + "/nowhere")
     for source in (
         tree,
         other.host,
-        place + "/dir",
+        workdir + "/dir",
         "dir",
-        place + "/node",
-        f"{place}/dir/{os.path.basename(other.host)}",
+        workdir + "/node",
+        f"{workdir}/dir/{os.path.basename(other.host)}",
         f"/proc/self/root{tree}",
         f"/proc/self/root{os.path.dirname(tree)}",
-        place + "/own",
-        place + "/own/x",
+        workdir + "/own",
+        workdir + "/own/x",
     ):
         with pytest.raises(RequestError, match="which is not granted"):
             plan(source)

@@ -16,7 +16,7 @@ from lab import ocischema, served
 from shim.bundle import base, build, deployment, image
 from shim.errors import ChandlerError
 from shim.host import cgroups, userns
-from shim.node.inventory import Inventory, Place
+from shim.node.inventory import Account, Inventory
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 SURVEY = cgroups.Survey("v1", "/sys/fs/cgroup", "/", False, True, True, ["cpu", "memory", "pids"], [])
@@ -29,7 +29,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cgroups, "survey", lambda tree=None: SURVEY)
     monkeypatch.setattr("posix.geteuid", lambda: 0)
     monkeypatch.setattr(userns, "user_namespace", lambda: userns.INITIAL_NAMESPACE)
-    monkeypatch.setattr(Place, "trusted_state_dir", lambda self, configured="": str(tmp_path / "state"))
+    monkeypatch.setattr(Account, "trusted_state_dir", lambda self, configured="": str(tmp_path / "state"))
 
 
 def fixed(text: bytes | None = None, **more: Any) -> Inventory:
@@ -48,7 +48,7 @@ def build_service(
         json.dumps({"version": "v1", "deployment": "test", "services": {"web": document}}), "d.yaml", "web"
     )
     built = build.build(
-        service, image_config or image.Image(), build.BuildOptions(id, **options), inventory or fixed(), Place({})
+        service, image_config or image.Image(), build.BuildOptions(id, **options), inventory or fixed(), Account({})
     )
     ocischema.check(built.config)
     json.dumps(built.config)
@@ -934,7 +934,7 @@ def rootless(monkeypatch: pytest.MonkeyPatch, lent: str = "", unified: bool = Tr
     )
     from shim.bundle.rootless import Ids
 
-    monkeypatch.setattr(build, "node", lambda place: base.Node(unified, True, uids, gids, Ids(uids), Ids(gids)))
+    monkeypatch.setattr(build, "node", lambda account: base.Node(unified, True, uids, gids, Ids(uids), Ids(gids)))
 
 
 @pytest.mark.parametrize("lent", ["", "all"])
@@ -1020,7 +1020,7 @@ def test_a_refusal_leaves_no_shared_gpu(monkeypatch: pytest.MonkeyPatch, refusal
 
     request = {"resources": {"gpu": {"devices": ["0"], "sharing": "mps"}}}
     with monkeypatch.context() as patched:
-        patched.setattr(*((build, "_check_ids") if refusal == "ids" else (cgroups, "place")), refuse)
+        patched.setattr(*((build, "_check_ids") if refusal == "ids" else (cgroups, "choose_group")), refuse)
         with pytest.raises(ChandlerError, match="refused"):
             config(request, inventory=fixed(gpu__mps="external"))
     assert begun == []

@@ -135,7 +135,7 @@ def test_decoding_never_fails_and_places_every_problem(value: Any) -> None:
 def test_any_scalar_is_a_value_and_a_text(text: str) -> None:
     value = yamltext.plain(text)
     assert value is None or isinstance(value, (bool, int, float, str))
-    kept = yamltext.both(text)
+    kept = yamltext.plain_or_scalar(text)
     assert (kept.text, repr(kept.value)) == (text, repr(value)) if isinstance(kept, yamltext.Scalar) else kept == value
 
 

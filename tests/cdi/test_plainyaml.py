@@ -99,7 +99,7 @@ def same(text: str) -> bool:
     except plainyaml.NotPlain:
         return False
     assert repr(value) == repr(yamltext.load(text))
-    assert repr(plainyaml.load(text, yamltext.both)) == repr(yamltext.load(text, yamltext.both))
+    assert repr(plainyaml.load(text, yamltext.plain_or_scalar)) == repr(yamltext.load(text, yamltext.plain_or_scalar))
     return True
 
 

@@ -12,7 +12,7 @@ import pytest
 from shim.cli import doctor, main
 from shim.doctor import runtimes
 from shim.doctor.model import Check, HostReader
-from shim.node.inventory import Place
+from shim.node.inventory import Account
 from shim.state import ledger
 
 CDI = (
@@ -33,9 +33,9 @@ class Machine:
             "state-dir": f'"{directory}/state"',
         }
         self.config = directory / "config.toml"
-        self.place = Place({})
-        self.place.config_path = str(self.config)
-        self.place.rootless = False
+        self.account = Account({})
+        self.account.config_path = str(self.config)
+        self.account.rootless = False
         self.put("/proc/self/mountinfo", "30 23 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n")
         self.put("/proc/self/cgroup", "0::/system.slice/x.service\n")
         self.put("/proc/1/cgroup", "0::/init.scope\n")
@@ -70,7 +70,7 @@ class Machine:
 
     def checks(self) -> dict[str, Check]:
         self.config.write_text("".join(f"{key} = {value}\n" for key, value in self.settings.items()))
-        return {check.name: check for check in doctor.examine(self.host, self.place)}
+        return {check.name: check for check in doctor.examine(self.host, self.account)}
 
     def problems(self) -> list[tuple[str, str, str]]:
         return [
@@ -297,7 +297,7 @@ def test_known_bad_versions(kind: str, version: tuple[int, ...], bad: int) -> No
 
 
 def test_an_unprivileged_user(machine: Machine) -> None:
-    machine.place.rootless, machine.place.euid = True, 54321
+    machine.account.rootless, machine.account.euid = True, 54321
     os.chmod(machine.directory / "sys/fs/cgroup", 0o755)
     found = [problem for check, problem, _ in machine.problems() if check == "caller"]
     assert any("no range in /etc/subuid" in each for each in found) and any(
@@ -316,7 +316,7 @@ def run(
 ) -> tuple[int, str]:
     machine.checks()  # writes the configuration
     monkeypatch.setattr(doctor, "HostReader", lambda: machine.host)
-    monkeypatch.setattr(doctor, "Place", lambda _: machine.place)
+    monkeypatch.setattr(doctor, "Account", lambda _: machine.account)
     return main.main(["doctor", *arguments]), capsys.readouterr().out
 
 

@@ -17,7 +17,7 @@ from shim.node import inventory
 @pytest.fixture
 def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
     made = Node(tmp_path, monkeypatch)
-    monkeypatch.setattr(explain, "Place", lambda _: made.place())
+    monkeypatch.setattr(explain, "Account", lambda _: made.account())
     return made
 
 
@@ -140,8 +140,8 @@ def test_a_part_of_the_inventory_that_was_lost(node: Node, capsys: pytest.Captur
     node.later()
     bundle(node, service({"resources": {"gpu": {}}}))
     ran(node, capsys)
-    directory = Path(node.place().directory)
-    inventory.load(node.place(), lambda names: pytest.fail())
+    directory = Path(node.account().directory)
+    inventory.load(node.account(), lambda names: pytest.fail())
     for name in os.listdir(directory):
         if name.endswith(".part"):
             os.unlink(directory / name)

@@ -20,7 +20,7 @@ from shim.state import grants
 def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
     made = Node(tmp_path, monkeypatch)
     made.later()
-    monkeypatch.setattr(refresh, "Place", lambda _: made.place())
+    monkeypatch.setattr(refresh, "Account", lambda _: made.account())
     return made
 
 
@@ -28,7 +28,7 @@ def test_refresh(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
     node.spec("x.json", cdi(2, "x.com/y"))
     assert main.main(["refresh"]) == 0
     assert capsys.readouterr().out == "devices: 6, kinds: 2, old grants forgotten: 0\n"
-    assert inventory.load(node.place(), lambda names: pytest.fail()).picks("x.com/y") == ["0", "1"]
+    assert inventory.load(node.account(), lambda names: pytest.fail()).picks("x.com/y") == ["0", "1"]
     assert main.main(["refresh", "--quiet"]) == 0
     assert capsys.readouterr().out == ""
 
@@ -59,7 +59,7 @@ def test_problems_are_named(node: Node, capsys: pytest.CaptureFixture[str]) -> N
     assert main.main(["refresh", "--quiet"]) == 1
     out, err = capsys.readouterr()
     assert out == "" and f"{node.directory}/etc/cdi/broken.json" in err
-    assert inventory.load(node.place(), lambda names: pytest.fail()).problems
+    assert inventory.load(node.account(), lambda names: pytest.fail()).problems
 
 
 def test_a_wrong_configuration(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
@@ -79,7 +79,7 @@ def test_refresh_waits_for_young_sources(node: Node, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(time, "sleep", sleep)
     assert main.main(["refresh", "--quiet"]) == 0
     assert len(waited) == 1 and 0 < waited[0] <= 2.1
-    inventory.load(node.place(), lambda names: pytest.fail())
+    inventory.load(node.account(), lambda names: pytest.fail())
 
 
 def test_refresh_does_not_wait_long_for_a_source_from_the_future(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:

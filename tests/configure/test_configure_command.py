@@ -19,7 +19,7 @@ from shim.configure.model import TOML, VALUE, ConfigureRequest, Edit, Read, Sett
 from shim.doctor import engines, runtimes
 from shim.doctor.model import HostReader, Subject
 from shim.errors import ConfigError
-from shim.node.inventory import Place
+from shim.node.inventory import Account
 
 Make = Callable[..., World]
 Said = pytest.CaptureFixture[str]
@@ -523,7 +523,7 @@ def test_every_configured_engine_is_in_chandlers_configuration(world: Make) -> N
     made = world("crio")
     keys = made.root / "etc/chandler/config.d"
     assert made.run() == 0 and tomledit.parse((keys / "50-engine-crio.toml").read_text()) == {"engines": ["crio"]}
-    subject = Subject(HostReader(str(made.root)), Place({}))
+    subject = Subject(HostReader(str(made.root)), Account({}))
     subject.config = {**subject.config, "engines": ["crio"]}
     found = engines.configured_engines(subject)
     assert found.data["crio"]["configured"] is True and found.data["crio"]["identity"] is True and found.problems == []
@@ -556,7 +556,7 @@ def test_the_file_of_an_earlier_release(world: Make, engine: str) -> None:
 
     def earlier() -> None:
         change = store.change(
-            store.look(str(old), {0: "root", os.geteuid(): "the caller"}),
+            store.read_stored(str(old), {0: "root", os.geteuid(): "the caller"}),
             Edit(str(old), TOML, [Setting(VALUE, ("engine",), engine)], own=True),
             engine,
         )

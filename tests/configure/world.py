@@ -67,7 +67,7 @@ def at(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(paths, "CONFIG_DIR", str(root / "etc/chandler"))
     monkeypatch.setattr(podman, "VENDOR", str(root / "usr/share/containers.conf"))
     monkeypatch.setattr(podman, "CONFIG", str(root / "etc/containers/containers.conf"))
-    monkeypatch.setattr(configure, "Place", lambda _: Here(root))
+    monkeypatch.setattr(configure, "Account", lambda _: Here(root))
     (root / "usr/bin").mkdir(parents=True)
     for name in ("chandler-runtime", "chandler-runc", "chandler-youki", "chandler-crun"):
         (root / "usr/bin" / name).write_text("#!/bin/sh\n")

@@ -13,7 +13,7 @@ from lab import cgroups, runtimes
 from lab.docker import RELEASES, Docker, Release
 from lab.install import Installation
 from lab.node import KIND, Node
-from lab.place import within
+from lab.workdir import within
 
 LOW = {f"chandler-{kind}": label for kind, label in (("runc", "runc"), ("crun", "newer-crun"), ("youki", "youki"))}
 # For tests that are not repeated on youki.
@@ -24,10 +24,10 @@ PREFIX = "chandler.oci/"
 class Scene:
     """One daemon, and Chandler with a handler for each low-level runtime."""
 
-    def __init__(self, release: Release, place: str, node: Node) -> None:
+    def __init__(self, release: Release, workdir: str, node: Node) -> None:
         self.node = node
-        self.docker = Docker(release, os.path.join(place, "docker"))
-        self.installation = Installation(os.path.join(place, "installed"))
+        self.docker = Docker(release, os.path.join(workdir, "docker"))
+        self.installation = Installation(os.path.join(workdir, "installed"))
         self.low = {handler: found for handler, label in LOW.items() if not (found := runtimes.named(label)).missing}
         self.configure()
         with open(self.docker.config, "w", encoding="utf-8") as file:

@@ -11,8 +11,8 @@ import pytest
 from lab import cgroups, runtimes
 from lab.install import Installation
 from lab.node import KIND, Node
-from lab.place import within
 from lab.podman import RELEASES, Podman, Release
+from lab.workdir import within
 
 # The crun of each podman's distribution: podman 5 writes config.json of a version that an old crun rejects.
 LOW = {
@@ -28,10 +28,10 @@ PREFIX = "chandler.oci/"
 class Scene:
     """One podman, and Chandler with a handler for each low-level runtime."""
 
-    def __init__(self, release: Release, place: str, node: Node) -> None:
+    def __init__(self, release: Release, workdir: str, node: Node) -> None:
         self.node = node
-        self.podman = Podman(release, os.path.join(place, "podman"))
-        self.installation = Installation(os.path.join(place, "installed"))
+        self.podman = Podman(release, os.path.join(workdir, "podman"))
+        self.installation = Installation(os.path.join(workdir, "installed"))
         low = {handler: runtimes.named(label) for handler, label in LOW[release.label].items()}
         self.low = {handler: found for handler, found in low.items() if not found.missing}
         self.configure()

@@ -13,8 +13,8 @@ import pytest
 from lab import runtimes
 from lab.install import Installation
 from lab.node import KIND, Node
-from lab.place import within
 from lab.podman import LENT, RELEASES, UID, Podman, Release
+from lab.workdir import within
 
 LOW = {
     "podman-4": {"chandler-runc": "runc", "chandler-crun": "crun"},
@@ -26,12 +26,12 @@ PREFIX = "chandler.oci/"
 class Scene:
     """Chandler and the CDI files belong to root; the user configures podman himself."""
 
-    def __init__(self, release: Release, place: str, node: Node) -> None:
+    def __init__(self, release: Release, workdir: str, node: Node) -> None:
         self.node = node
-        self.podman = Podman(release, os.path.join(place, "podman"), rootless=True)
-        self.installation = Installation(os.path.join(place, "installed"))
+        self.podman = Podman(release, os.path.join(workdir, "podman"), rootless=True)
+        self.installation = Installation(os.path.join(workdir, "installed"))
         self.low = [runtimes.named(label) for label in LOW[release.label].values()]
-        self.cdi = os.path.join(place, "cdi")
+        self.cdi = os.path.join(workdir, "cdi")
         os.mkdir(self.cdi)
         os.chmod(self.cdi, 0o755)
         shutil.copy(node.spec, self.cdi)

@@ -109,18 +109,18 @@ def address(index: int) -> str:
 
 def libraries(host: Host, directory: str, root: str = "", version: str = VERSION) -> Host:
     """A driver's libraries with the links that its package makes."""
-    place = root + directory
+    workdir = root + directory
     for name in LIBRARIES:
-        host.file(f"{place}/{name}.{version}", "\x7fELF")
-        host.link(f"{place}/{name}.{0 if 'GLX' in name else 1}", f"{name}.{version}")
-    host.link(f"{place}/libcuda.so", "libcuda.so.1")
-    host.file(f"{place}/libnvidia-egl-gbm.so.1.1.1", "\x7fELF").link(
-        f"{place}/libnvidia-egl-gbm.so.1", "libnvidia-egl-gbm.so.1.1.1"
+        host.file(f"{workdir}/{name}.{version}", "\x7fELF")
+        host.link(f"{workdir}/{name}.{0 if 'GLX' in name else 1}", f"{name}.{version}")
+    host.link(f"{workdir}/libcuda.so", "libcuda.so.1")
+    host.file(f"{workdir}/libnvidia-egl-gbm.so.1.1.1", "\x7fELF").link(
+        f"{workdir}/libnvidia-egl-gbm.so.1", "libnvidia-egl-gbm.so.1.1.1"
     )
-    host.file(f"{place}/vdpau/libvdpau_nvidia.so.{version}", "\x7fELF").link(
-        f"{place}/vdpau/libvdpau_nvidia.so.1", f"libvdpau_nvidia.so.{version}"
+    host.file(f"{workdir}/vdpau/libvdpau_nvidia.so.{version}", "\x7fELF").link(
+        f"{workdir}/vdpau/libvdpau_nvidia.so.1", f"libvdpau_nvidia.so.{version}"
     )
-    host.file(f"{place}/libc.so.6", "\x7fELF").file(f"{place}/libGL.so.1.7.0", "\x7fELF")  # not the driver's
+    host.file(f"{workdir}/libc.so.6", "\x7fELF").file(f"{workdir}/libGL.so.1.7.0", "\x7fELF")  # not the driver's
     return host
 
 

@@ -81,12 +81,12 @@ def gpus(lab: str) -> Gpus:
 
 
 @pytest.fixture
-def engine(runtime: Runtime, gpus: Gpus, place: str, lab: str) -> Iterator[Engine]:
+def engine(runtime: Runtime, gpus: Gpus, workdir: str, lab: str) -> Iterator[Engine]:
     installed = install.Installation(os.path.join(lab, "generating-" + runtime.label))
     if not os.path.exists(installed.state):
         installed.configure([runtime.path], [gpus.cdi])
         installed.refresh()
-    made = Engine([*runtime.wrap, installed.program()], os.path.join(place, "root"))
+    made = Engine([*runtime.wrap, installed.program()], os.path.join(workdir, "root"))
     yield made
     made.clean()
 
@@ -101,7 +101,7 @@ def output(engine: Engine, made: bundle.Bundle) -> str:
 
 
 @RUNTIMES
-def test_nodes_libraries_links_and_no_other_gpu(engine: Engine, gpus: Gpus, place: str) -> None:
+def test_nodes_libraries_links_and_no_other_gpu(engine: Engine, gpus: Gpus, workdir: str) -> None:
     others = [
         f"mknod /dev/made{n} c {major} {minor}"
         for n, (path, (major, minor)) in enumerate(gpus.numbers.items())
@@ -110,7 +110,7 @@ def test_nodes_libraries_links_and_no_other_gpu(engine: Engine, gpus: Gpus, plac
     look = f"ls -d /dev/nvidia*; ls {LIB}; ls /dev/dri/by-path; id; {others[0]}; " + PROBE
     other = others[0].split()[1]
     made = bundle.make(
-        os.path.join(place, "b"),
+        os.path.join(workdir, "b"),
         ["sh", "-c", look, "sh", "/dev/nvidia0", "/dev/nvidiactl", "/dev/dri/renderD129", f"{LIB}/libcuda.so", other],
         {**bundle.pod(), **bundle.request(resources={"gpu": {"count": 2}})},
     )
@@ -146,13 +146,13 @@ def test_nodes_libraries_links_and_no_other_gpu(engine: Engine, gpus: Gpus, plac
 
 
 @RUNTIMES
-def test_the_loader_knows_the_libraries(engine: Engine, gpus: Gpus, place: str) -> None:
+def test_the_loader_knows_the_libraries(engine: Engine, gpus: Gpus, workdir: str) -> None:
     """The fixture's libraries are not real; a real library of this host stands in for libcuda."""
     library = os.path.join(gpus.root + LIB, f"libcuda.so.{hosts.VERSION}")
     shutil.copy(os.path.realpath("/lib/x86_64-linux-gnu/libdl.so.2"), library + ".new")
     os.rename(library + ".new", library)
     made = bundle.make(
-        os.path.join(place, "b"), ["true"], {**bundle.pod(), **bundle.request(resources={"gpu": {"count": 1}})}
+        os.path.join(workdir, "b"), ["true"], {**bundle.pod(), **bundle.request(resources={"gpu": {"count": 1}})}
     )
     root = os.path.join(made.directory, "rootfs")
     shutil.copy("/etc/ld.so.cache", os.path.join(root, "etc/ld.so.cache"))
@@ -168,11 +168,11 @@ def test_the_loader_knows_the_libraries(engine: Engine, gpus: Gpus, place: str) 
 
 
 @RUNTIMES
-def test_hooks_never_see_the_containers_environment(engine: Engine, place: str) -> None:
+def test_hooks_never_see_the_containers_environment(engine: Engine, workdir: str) -> None:
     """CVE-2025-23266: the image sets LD_PRELOAD and contains Python modules; nothing of it is loaded on the host."""
-    canary = os.path.join(place, "canary")
+    canary = os.path.join(workdir, "canary")
     made = bundle.make(
-        os.path.join(place, "b"),
+        os.path.join(workdir, "b"),
         ["true"],
         {**bundle.pod(), **bundle.request(resources={"gpu": {"count": 1}})},
         [
@@ -199,12 +199,12 @@ def test_hooks_never_see_the_containers_environment(engine: Engine, place: str) 
 
 
 @RUNTIMES
-def test_a_stale_file_is_named_with_both_drivers(engine: Engine, gpus: Gpus, place: str) -> None:
+def test_a_stale_file_is_named_with_both_drivers(engine: Engine, gpus: Gpus, workdir: str) -> None:
     library = os.path.join(gpus.root + LIB, f"libnvidia-ml.so.{hosts.VERSION}")
     os.rename(library, library + ".away")
     try:
         made = bundle.make(
-            os.path.join(place, "b"), ["true"], {**bundle.pod(), **bundle.request(resources={"gpu": {"count": 1}})}
+            os.path.join(workdir, "b"), ["true"], {**bundle.pod(), **bundle.request(resources={"gpu": {"count": 1}})}
         )
         done = engine.create(made, "c1", check=False)
     finally:

@@ -271,7 +271,7 @@ def test_changes_are_reported_by_path(node: Node) -> None:
 # --- the fallback ---------------------------------------------------------------------------------------------
 
 
-def place_of(node: Node, monkeypatch: pytest.MonkeyPatch, fallback: str) -> inventory.Place:
+def place_of(node: Node, monkeypatch: pytest.MonkeyPatch, fallback: str) -> inventory.Account:
     etc = node.directory / "etc"
     etc.mkdir()
     (etc / "config.toml").write_text(
@@ -281,7 +281,7 @@ def place_of(node: Node, monkeypatch: pytest.MonkeyPatch, fallback: str) -> inve
     monkeypatch.setattr(nvml, "ask", node.host.ask)
     monkeypatch.setattr(managed.fallback, "__defaults__", (None, node.host.ask))
     monkeypatch.setattr(trust, "check_trust", lambda *args, **kwargs: None)
-    return inventory.Place({b"CHANDLER_CONFIG": str(etc / "config.toml").encode()})
+    return inventory.Account({b"CHANDLER_CONFIG": str(etc / "config.toml").encode()})
 
 
 def test_the_fallback_describes_what_no_file_does(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,23 +302,23 @@ def test_the_fallback_is_stored_like_a_file(node: Node, monkeypatch: pytest.Monk
     monkeypatch.setattr(paths, "STATE_DIR", str(node.directory / "state"))
     monkeypatch.setattr(compiler, "SETTLED_NS", 0)
     (node.directory / "dev").mkdir()
-    place = place_of(node, monkeypatch, "generate")
-    place.state_dir = str(node.directory / "state")  # the same for a caller that is not root
-    place.directory = f"{place.state_dir}/inventory/{place.directory.rpartition('/')[2]}"
+    account = place_of(node, monkeypatch, "generate")
+    account.state_dir = str(node.directory / "state")  # the same for a caller that is not root
+    account.directory = f"{account.state_dir}/inventory/{account.directory.rpartition('/')[2]}"
     watched = str(node.directory / "dev/nvidia8")
     real = managed.fallback
     monkeypatch.setattr(managed, "fallback", lambda kinds, config: (real(kinds, config)[0], [watched, "/proc/version"]))
-    compiler.refresh(place)
+    compiler.refresh(account)
 
     def never(names: list[str]) -> NoReturn:
         raise AssertionError(names)
 
-    stored = inventory.load(place, never)
+    stored = inventory.load(account, never)
     assert stored.picks("nvidia.com/gpu") == ["0", "1:0", "1:1"] and stored.lookup("nvidia.com/gpu=0") is not None
     with open(watched, "w", encoding="ascii"):
         pass
     with pytest.raises(inventory.Stale):
-        inventory.load(place, never)
+        inventory.load(account, never)
 
 
 @pytest.mark.parametrize("word", ["devices", "off"])

@@ -70,7 +70,7 @@ def test_one_memory_node_where_one_has_enough(nodes: Sequence[str], data: st.Dat
 @given(st.sets(st.sampled_from(range(8)), min_size=2), st.data())
 def test_no_choice_is_nearer(free: set[int], data: st.DataObject) -> None:
     """For pairs only: a choice that adds one device after another is the best for these."""
-    lines = [neighbours._place(line) for line in EIGHT.split("\n")[:8]]
+    lines = [neighbours._position(line) for line in EIGHT.split("\n")[:8]]
 
     def closeness(pair: Sequence[int]) -> int:
         return neighbours._closeness(pair[0], lines[pair[0]], pair[1], lines[pair[1]], "link")

@@ -81,7 +81,7 @@ from shim.cli import doctor
 from shim.errors import PolicyError
 from shim.generate import managed
 from shim.node.config import compile_config
-from shim.node.inventory import Place
+from shim.node.inventory import Account
 from shim.policy import permission
 
 found = granted({"vendor": "acmecorp"}, inventory(), look=lambda path: ("c", 261, 0, 0o666, 0, "0x1ace"))
@@ -106,9 +106,9 @@ pci = pathlib.Path(directory, "host/sys/bus/pci/devices/0000:19:00.0")
 pci.mkdir(parents=True)
 (pci / "vendor").write_text("0x1ace\\n")
 (pci / "class").write_text("0x120000\\n")
-place = Place({})
-place.config_path = directory + "/absent.toml"
-checks = doctor.examine(doctor.HostReader(directory + "/host"), place)
+account = Account({})
+account.config_path = directory + "/absent.toml"
+checks = doctor.examine(doctor.HostReader(directory + "/host"), account)
 (drivers,) = [check for check in checks if check.name == "gpu drivers"]
 assert drivers.data["acme"]["on_bus"] == 1
 assert [problem["remedy"] for problem in drivers.problems] == ["modprobe acme_npu"]

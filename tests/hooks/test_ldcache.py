@@ -123,10 +123,10 @@ def test_damage_is_noticed() -> None:
     for end in range(len(good)):
         with pytest.raises(ldcache.Damaged):
             ldcache.Cache(good[:end])
-    for place in range(0, len(good)):
+    for workdir in range(0, len(good)):
         for value in (0, 255):
             try:
-                cache = ldcache.Cache(good[:place] + bytes([value]) + good[place + 1 :])
+                cache = ldcache.Cache(good[:workdir] + bytes([value]) + good[workdir + 1 :])
                 cache.insert(ldcache.Entry(0x0303, b"lib5.so", b"/x/lib5.so", 0, 0))
                 cache.build()
             except ldcache.Damaged:

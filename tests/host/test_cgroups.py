@@ -210,15 +210,15 @@ def test_the_source_of_a_parent(
 ) -> None:
     tree = plain(tmp_path)
     before = files(tmp_path)
-    assert cgroups.place("c", asked, variable, systemd, rootless, 4711, tree) == cgroups.Placement(path, by, [])
+    assert cgroups.choose_group("c", asked, variable, systemd, rootless, 4711, tree) == cgroups.Placement(path, by, [])
     assert files(tmp_path) == before
 
 
 def test_a_wrong_parent_is_named_with_its_source(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="^CHANDLER_CGROUP_PARENT: 'x' is no control group"):
-        cgroups.place("c", variable="x", tree=plain(tmp_path))
+        cgroups.choose_group("c", variable="x", tree=plain(tmp_path))
     with pytest.raises(RequestError, match="^cgroup_parent: "):
-        cgroups.place("c", "x", "/y", tree=plain(tmp_path))
+        cgroups.choose_group("c", "x", "/y", tree=plain(tmp_path))
 
 
 def files(directory: Path) -> dict[str, str]:
@@ -227,7 +227,7 @@ def files(directory: Path) -> dict[str, str]:
 
 def test_room_is_made_beside_the_builder(tmp_path: Path) -> None:
     tree = contained(tmp_path)
-    made = cgroups.place("c", move=4711, tree=tree)
+    made = cgroups.choose_group("c", move=4711, tree=tree)
     assert made == cgroups.Placement("/containers/c", "/proc/self/cgroup", [])
     root = tmp_path / "sys/fs/cgroup"
     assert (root / "init/cgroup.procs").read_text() == "4711"
@@ -237,21 +237,21 @@ def test_room_is_made_beside_the_builder(tmp_path: Path) -> None:
 
 def test_a_second_call_changes_nothing(tmp_path: Path) -> None:
     tree = contained(tmp_path)
-    first_time = cgroups.place("c", move=4711, tree=tree)
+    first_time = cgroups.choose_group("c", move=4711, tree=tree)
     # what the kernel shows afterwards
     tree.put("/proc/self/cgroup", "0::/init\n")
     for group in ("", "/containers"):
         tree.put(f"/sys/fs/cgroup{group}/cgroup.subtree_control", "cpu memory pids")
     before = files(tmp_path)
     assert cgroups.survey(tree).own == "/"
-    assert cgroups.place("c", move=4711, tree=tree) == first_time
+    assert cgroups.choose_group("c", move=4711, tree=tree) == first_time
     assert files(tmp_path) == before
 
 
 def test_a_survey_moves_no_process(tmp_path: Path) -> None:
     tree = contained(tmp_path)
     before = files(tmp_path)
-    assert cgroups.place("c", tree=tree).path == "/containers/c"
+    assert cgroups.choose_group("c", tree=tree).path == "/containers/c"
     assert files(tmp_path) == before
 
 
@@ -264,7 +264,7 @@ def test_a_group_that_is_only_called_init_stays(tmp_path: Path) -> None:
 def test_missing_controllers_are_reported(tmp_path: Path) -> None:
     tree = contained(tmp_path)
     os.unlink(tmp_path / "sys/fs/cgroup/cgroup.subtree_control")
-    notes = cgroups.place("c", move=4711, tree=tree).notes
+    notes = cgroups.choose_group("c", move=4711, tree=tree).notes
     assert len(notes) == 3 and "does not hand on the controller cpu" in notes[0]
 
 
@@ -274,14 +274,14 @@ def test_a_limit_whose_controller_is_not_delegated(tmp_path: Path) -> None:
     os.unlink(tmp_path / "sys/fs/cgroup/cgroup.subtree_control")
     (tmp_path / "sys/fs/cgroup/cgroup.procs").write_text("12\n13\n")
     with pytest.raises(HostError) as failed:
-        cgroups.place("c", move=4711, tree=tree, needed=["memory"])
+        cgroups.choose_group("c", move=4711, tree=tree, needed=["memory"])
     assert "cannot hand on the controller memory" in str(
         failed.value
     ) and "other processes are in it, such as 12, 13;" in str(failed.value)
     assert "CHANDLER_CGROUP_PARENT" in str(failed.value)
     before = files(tmp_path)
     with pytest.raises(HostError, match="controller hugetlb that it needs: the group above does not hand it on"):
-        cgroups.place("c", move=4711, tree=tree, needed=["hugetlb"])
+        cgroups.choose_group("c", move=4711, tree=tree, needed=["hugetlb"])
     assert files(tmp_path) == before
 
 
@@ -302,15 +302,15 @@ def test_the_controllers_that_limits_need() -> None:
 def test_no_parent_can_be_written_to(tmp_path: Path, move: int | None) -> None:
     """The error names three remedies."""
     with pytest.raises(HostError) as failed:
-        cgroups.place("c", move=move, tree=contained(tmp_path, frozen=True))
+        cgroups.choose_group("c", move=move, tree=contained(tmp_path, frozen=True))
     message = str(failed.value)
     assert "no control group to put c into" in message
     assert "--cgroupns=host" in message and "CHANDLER_CGROUP_PARENT" in message and "/sys/fs/cgroup writable" in message
     with pytest.raises(HostError, match="--cgroupns=host"):
-        cgroups.place("c", tree=plain(tmp_path / "host", frozen=True))
+        cgroups.choose_group("c", tree=plain(tmp_path / "host", frozen=True))
     # but a parent that is named is accepted, and an unprivileged user gets no group
-    assert cgroups.place("c", "/x", tree=plain(tmp_path / "host", frozen=True)).path == "/x/c"
-    assert cgroups.place("c", rootless=True, tree=plain(tmp_path / "host", frozen=True)).path == ""
+    assert cgroups.choose_group("c", "/x", tree=plain(tmp_path / "host", frozen=True)).path == "/x/c"
+    assert cgroups.choose_group("c", rootless=True, tree=plain(tmp_path / "host", frozen=True)).path == ""
 
 
 def test_version_1_in_a_container_needs_no_leaf(tmp_path: Path) -> None:
@@ -323,12 +323,12 @@ def test_version_1_in_a_container_needs_no_leaf(tmp_path: Path) -> None:
     for name in ("memory", "cpu,cpuacct", "pids", "devices"):
         (tmp_path / f"sys/fs/cgroup/{name}/docker/abc").mkdir(parents=True)
     before = files(tmp_path)
-    assert cgroups.place("c", move=4711, tree=tree).path == "/docker/abc/containers/c"
+    assert cgroups.choose_group("c", move=4711, tree=tree).path == "/docker/abc/containers/c"
     assert files(tmp_path) == before
 
 
 def test_without_control_groups_the_runtime_decides(tmp_path: Path) -> None:
-    assert cgroups.place("c", tree=Fake(tmp_path, "", "", "")) == cgroups.Placement("", "the runtime", [])
+    assert cgroups.choose_group("c", tree=Fake(tmp_path, "", "", "")) == cgroups.Placement("", "the runtime", [])
 
 
 # --- remedies -------------------------------------------------------------------------------------------------

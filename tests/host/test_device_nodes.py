@@ -72,7 +72,7 @@ def test_another_type_than_declared() -> None:
 def test_nodes_of_the_host() -> None:
     found = os.stat("/dev/null")
     assert device_nodes.lstat_device("/dev/null") == ("c", 1, 3, stat.S_IMODE(found.st_mode))
-    assert device_nodes.look("/dev/null") == ("c", 1, 3, stat.S_IMODE(found.st_mode), found.st_gid)
+    assert device_nodes.read_node("/dev/null") == ("c", 1, 3, stat.S_IMODE(found.st_mode), found.st_gid)
 
 
 @pytest.mark.parametrize("major_minor", [(10, 300), (511, 65536), (1, 255)])

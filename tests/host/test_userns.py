@@ -42,10 +42,10 @@ OVERFLOW = 65534
 
 
 @pytest.fixture
-def world(lab: str, place: str) -> dict[str, str]:
+def world(lab: str, workdir: str) -> dict[str, str]:
     """One path of each kind, by its description. `lab`: only root can give files away and write any id map."""
     made = {
-        name: os.path.join(place, name)
+        name: os.path.join(workdir, name)
         for name in ("root's", "lent", "other's", "fifo", "directory", "closed", "link", "tmp/link")
     }
     for name in ("root's", "lent", "other's"):
@@ -56,8 +56,8 @@ def world(lab: str, place: str) -> dict[str, str]:
     os.mkdir(made["directory"])
     os.mkdir(made["closed"], 0o711)
     os.chown(made["closed"], FIRST + OVERFLOW - 1, 5)
-    os.mkdir(os.path.join(place, "tmp"))
-    os.chmod(os.path.join(place, "tmp"), 0o1777)
+    os.mkdir(os.path.join(workdir, "tmp"))
+    os.chmod(os.path.join(workdir, "tmp"), 0o1777)
     for name in ("link", "tmp/link"):
         os.symlink("/etc", made[name])
     return made

@@ -103,7 +103,9 @@ def made(at: tuple[Node, inventory.Inventory], document: Any, base: dict[str, An
     config["annotations"] = {P + "service": text}
     before = copy.deepcopy(config)
     plan = engine.plan(
-        config, compiled, known={"bundle": str(node.directory / "bundle"), "id": "c1", "handler": "chandler-runtime"}
+        config,
+        compiled,
+        call_facts={"bundle": str(node.directory / "bundle"), "id": "c1", "handler": "chandler-runtime"},
     )
     assert plan is not None
     result = engine.equip(config, plan.edits, False)
@@ -635,7 +637,7 @@ NAMELESS = with_linux(namespaces=[{"type": "mount"}])
 
 
 @pytest.mark.parametrize(
-    ("base", "document", "place", "value"),
+    ("base", "document", "member", "value"),
     [
         (
             with_linux(cgroupsPath=SLICED),
@@ -670,10 +672,10 @@ NAMELESS = with_linux(namespaces=[{"type": "mount"}])
     ],
 )
 def test_of_other_engines(
-    at: tuple[Node, inventory.Inventory], base: dict[str, Any], document: Any, place: str, value: Any
+    at: tuple[Node, inventory.Inventory], base: dict[str, Any], document: Any, member: str, value: Any
 ) -> None:
     found = changes({**base, "annotations": None}, {**made(at, document, base), "annotations": None})
-    assert found == {place: value}
+    assert found == {member: value}
 
 
 @pytest.mark.parametrize(
@@ -776,7 +778,7 @@ def test_the_form_of_single_values(at: tuple[Node, inventory.Inventory]) -> None
         "host_network": "false",
     }
     base = {**copy.deepcopy(BASE), "annotations": {P + key: value for key, value in values.items()}}
-    plan = engine.plan(base, compiled, known={"bundle": str(node.directory / "bundle")})
+    plan = engine.plan(base, compiled, call_facts={"bundle": str(node.directory / "bundle")})
     assert plan is not None
     assert plan.request.document == {
         "capabilities": ["CAP_NET_ADMIN", "CAP_CHOWN"],

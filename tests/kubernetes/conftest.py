@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 from lab import REPOSITORY, kubenode
 from lab import cluster as kubernetes
-from lab.place import within
+from lab.workdir import within
 
 
 @pytest.fixture(scope="session")
@@ -41,8 +41,8 @@ def cluster(
     """Two nodes with two GPUs each, and nothing of Chandler's yet but the image."""
     if reason := kubernetes.missing():
         pytest.skip(reason)
-    with within(lab) as place:
-        made = kubernetes.Cluster(place)
+    with within(lab) as workdir:
+        made = kubernetes.Cluster(workdir)
         try:
             made.start(tree)
             yield made

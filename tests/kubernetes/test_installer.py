@@ -34,12 +34,12 @@ assert all(sys.argv[1] in each.__file__ for each in (shim, yaml, tomlkit, google
 
 
 @pytest.fixture
-def make(place: str, tree: str) -> Iterator[Maker]:
+def make(workdir: str, tree: str) -> Iterator[Maker]:
     """Nodes without Python, with a configured containerd."""
     made: list[Node] = []
 
     def node(os_release: str = UBUNTU, image: str = tree) -> Node:
-        directory = os.path.join(place, str(len(made)))
+        directory = os.path.join(workdir, str(len(made)))
         os.makedirs(directory)
         made.append(Node(directory, image, os_release, PYTHONS))
         made[-1].write("/etc/containerd/config.toml", CONTAINERD)
@@ -67,7 +67,7 @@ def restarts(node: Node) -> int:
     return read(log).count("restart containerd\n") if os.path.exists(log) else 0
 
 
-def test_a_node_without_python_runs_a_request(make: Maker, tree: str, node: GPUNode, place: str) -> None:
+def test_a_node_without_python_runs_a_request(make: Maker, tree: str, node: GPUNode, workdir: str) -> None:
     host = make()
     host.write(
         "/etc/chandler/config.toml",
@@ -83,9 +83,9 @@ def test_a_node_without_python_runs_a_request(make: Maker, tree: str, node: GPUN
     host.run(f"{home}/python/bin/python3", "-I", "-B", "-c", IMPORTS, f"{home}/lib/chandler")
     # The program that containerd would call, on a node with no other interpreter.
     assert host.run("sh", "-c", "python3 -c ''", check=False).returncode == 127
-    engine = Engine(host.command(f"{OPT}/bin/chandler-runtime"), os.path.join(host.place, "store/root"))
+    engine = Engine(host.command(f"{OPT}/bin/chandler-runtime"), os.path.join(host.workdir, "store/root"))
     made = bundle.make(
-        os.path.join(host.place, "store/b"),
+        os.path.join(host.workdir, "store/b"),
         ["sh", "-c", "env; ls /dev/nvidia*"],
         {**bundle.pod(), **bundle.request(resources={"gpu": {"count": 2}}, env={"A": "b"})},
     )
@@ -93,11 +93,11 @@ def test_a_node_without_python_runs_a_request(make: Maker, tree: str, node: GPUN
         seen = engine.run(made, "c1").stdout.splitlines()
     finally:
         engine.clean()
-        cgroups.end(place)
+        cgroups.end(workdir)
     assert "A=b" in seen and "/dev/nvidia1" in seen and "/dev/nvidia2" not in seen
 
 
-def test_an_update_changes_a_link(make: Maker, tree: str, newer: str, place: str) -> None:
+def test_an_update_changes_a_link(make: Maker, tree: str, newer: str, workdir: str) -> None:
     host = make()
     host.image("install")
     shutil.copytree(f"{host.root}{OPT}/versions/{version(tree)}", f"{host.root}{OPT}/versions/0.0.1-old", symlinks=True)

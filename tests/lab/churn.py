@@ -87,14 +87,20 @@ class Churn:
         installation: Installation,
         ledger: str,
         node: Node,
-        place: str,
+        workdir: str,
         wishes: Callable[[random.Random], dict[str, Any]],
         seed: int,
     ) -> None:
-        self.engine, self.installation, self.ledger, self.place, self.seed = engine, installation, ledger, place, seed
+        self.engine, self.installation, self.ledger, self.workdir, self.seed = (
+            engine,
+            installation,
+            ledger,
+            workdir,
+            seed,
+        )
         self.wishes = wishes
         self.gpus = {(gpu.major, gpu.minor): number for number, gpu in enumerate(node.gpus)}
-        self.root = bundle.rootfs(os.path.join(place, "image"))
+        self.root = bundle.rootfs(os.path.join(workdir, "image"))
         self.wrong: list[str] = []
         self.lives = 0  # creates that have begun: each has a number of its own
         self.bundles: dict[str, bundle.Bundle] = {}  # by control group
@@ -152,7 +158,7 @@ class Churn:
         rng = random.Random(self.seed * 1000 + number)
         name = f"again{number % 5}" if number % 2 else f"c{number}"
         made = bundle.make(
-            os.path.join(self.place, f"b{number}"),
+            os.path.join(self.workdir, f"b{number}"),
             ["sleep", "60"],
             bundle.request(resources={"gpu": self.wishes(rng)}),
             root=self.root,

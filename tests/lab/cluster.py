@@ -131,8 +131,8 @@ def namespaces(*kinds: str) -> list[str]:
 class Services:
     """The services of a machine: what its manager starts, in a directory of its own."""
 
-    def __init__(self, place: str, commands: Mapping[str, Sequence[str]]) -> None:
-        self.directory = os.path.join(place, "manager")
+    def __init__(self, workdir: str, commands: Mapping[str, Sequence[str]]) -> None:
+        self.directory = os.path.join(workdir, "manager")
         os.mkdir(self.directory)
         for name in ("asked", "answer"):
             os.mkfifo(os.path.join(self.directory, name))
@@ -207,18 +207,18 @@ class Identities:
 class Control(Machine):
     """etcd, API server, controllers and scheduler, on this machine's own files."""
 
-    def __init__(self, place: str, identities: Identities) -> None:
-        os.mkdir(place)
+    def __init__(self, workdir: str, identities: Identities) -> None:
+        os.mkdir(workdir)
         file, etcd = identities.file, "http://127.0.0.1:2379"
         config = [f"--{use}kubeconfig=" for use in ("", "authentication-", "authorization-")]
         tls = [f"--tls-cert-file={file('server.crt')}", f"--tls-private-key-file={file('server.key')}"]
         accounts = [f"--service-account-{use}key-file={file('accounts.key')}" for use in ("", "signing-")]
         self.services = Services(
-            place,
+            workdir,
             {
                 "etcd": [
                     f"{PARTS}/bin/etcd",
-                    f"--data-dir={place}/etcd",
+                    f"--data-dir={workdir}/etcd",
                     f"--listen-client-urls={etcd}",
                     f"--advertise-client-urls={etcd}",
                     "--unsafe-no-fsync",
@@ -257,7 +257,7 @@ class Control(Machine):
             },
         )
         script = _CONTROL + self.services.manager
-        super().__init__(place, [*namespaces("-m", "-p", "-n", "--mount-proc"), "sh", "-c", script])
+        super().__init__(workdir, [*namespaces("-m", "-p", "-n", "--mount-proc"), "sh", "-c", script])
         self.services.systemctl("start", *self.services.names)
 
     def command(self, *arguments: str) -> list[str]:
@@ -267,12 +267,12 @@ class Control(Machine):
 class Node(Machine):
     """Without Python, as most nodes. `number`: 1, 2 …; its name is node-NUMBER."""
 
-    def __init__(self, place: str, number: int, gpus: int, control: Control, identities: Identities) -> None:
+    def __init__(self, workdir: str, number: int, gpus: int, control: Control, identities: Identities) -> None:
         self.name, self.address, self.pods = f"node-{number}", f"10.0.0.{10 + number}", f"10.244.{number}.0/24"
         for name in ("layer", "root", "kubelet", "containerd"):
-            os.makedirs(os.path.join(place, name), mode=0o755)
+            os.makedirs(os.path.join(workdir, name), mode=0o755)
         self.services = Services(
-            place,
+            workdir,
             {
                 "containerd": [NEWEST_NRI.binary("containerd")],
                 "kubelet": [
@@ -285,11 +285,11 @@ class Node(Machine):
             },
         )
         identities.issue(self.name, f"/O=system:nodes/CN=system:node:{self.name}")
-        self.group = cgroups.Group(f"{bundle.GROUPS}{os.path.basename(os.path.dirname(place))}-{self.name}")
+        self.group = cgroups.Group(f"{bundle.GROUPS}{os.path.basename(os.path.dirname(workdir))}-{self.name}")
         script = OVERLAY + _NODE.replace("CGROUPS\n", self.group.mounts) + PIVOT + self.services.manager
         super().__init__(
-            place,
-            [*namespaces("-m", "-p", "-n", "-u", "-i"), *self.group.wrap, "sh", "-c", script, "sh", place, self.name],
+            workdir,
+            [*namespaces("-m", "-p", "-n", "-u", "-i"), *self.group.wrap, "sh", "-c", script, "sh", workdir, self.name],
             PYTHONS,
         )
         self._connect(control)
@@ -365,12 +365,12 @@ def _ip(pid: int, *commands: str) -> None:
 
 
 class Cluster:
-    """In `place`, a directory that only root can write to, as all directories above it."""
+    """In `workdir`, a directory that only root can write to, as all directories above it."""
 
-    def __init__(self, place: str) -> None:
-        self.place = place
+    def __init__(self, workdir: str) -> None:
+        self.workdir = workdir
         self.machines: list[Machine] = []
-        self.identities = Identities(os.path.join(place, "identities"))
+        self.identities = Identities(os.path.join(workdir, "identities"))
         self.identities.issue("admin", "/O=system:masters/CN=admin")
         self.identities.issue("controllers", "/CN=system:kube-controller-manager")
         self.identities.issue("scheduler", "/CN=system:kube-scheduler")
@@ -378,10 +378,10 @@ class Cluster:
 
     def start(self, tree: str, nodes: int = 2, gpus: int = 2) -> None:
         """Returns when all nodes are ready. They have busybox's image, and Chandler's with the files in `tree`."""
-        self.control = Control(os.path.join(self.place, "control"), self.identities)
+        self.control = Control(os.path.join(self.workdir, "control"), self.identities)
         self.machines.append(self.control)
         for number in range(1, nodes + 1):
-            directory = os.path.join(self.place, f"node-{number}")
+            directory = os.path.join(self.workdir, f"node-{number}")
             self.machines.append(Node(directory, number, gpus, self.control, self.identities))
         until(lambda: all(node.answers() for node in self.nodes), "an answer of containerd", PATIENCE)
         self.load(IMAGE)
@@ -398,7 +398,7 @@ class Cluster:
 
     def load(self, name: str, files: bytes | None = None, **configured: Any) -> None:
         """An image for every node."""
-        archive = image.make(os.path.join(self.place, "image.tar"), name, files, **configured)
+        archive = image.make(os.path.join(self.workdir, "image.tar"), name, files, **configured)
         with concurrent.futures.ThreadPoolExecutor() as threads:
             for done in [threads.submit(node.ctr, "images", "import", archive) for node in self.nodes]:
                 done.result()
@@ -416,7 +416,7 @@ class Cluster:
             capture_output=True,
             text=True,
             timeout=4 * PATIENCE,
-            env={"HOME": self.place, "KUBECONFIG": self.identities.file("admin.conf"), "PATH": PATH},
+            env={"HOME": self.workdir, "KUBECONFIG": self.identities.file("admin.conf"), "PATH": PATH},
         )
         if check and done.returncode:
             raise AssertionError(f"kubectl {' '.join(arguments)} gave {done.returncode}: {done.stdout}{done.stderr}")

@@ -51,8 +51,8 @@ class Machine:
     `without`: files of this machine that it does not have.
     """
 
-    def __init__(self, place: str, command: Sequence[str], without: Sequence[str] = ()) -> None:
-        self.place = place
+    def __init__(self, workdir: str, command: Sequence[str], without: Sequence[str] = ()) -> None:
+        self.workdir = workdir
         self.holder = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, start_new_session=True
         )
@@ -122,12 +122,12 @@ class Machine:
 class Node(Machine):
     """A machine and a container of the image on it. `tree`: the image's files."""
 
-    def __init__(self, place: str, tree: str, os_release: str = "", without: Sequence[str] = ()) -> None:
+    def __init__(self, workdir: str, tree: str, os_release: str = "", without: Sequence[str] = ()) -> None:
         for name in ("layer", "root", "store"):
-            os.makedirs(os.path.join(place, name), mode=0o755)
+            os.makedirs(os.path.join(workdir, name), mode=0o755)
         script = OVERLAY + _NODE + PIVOT + "echo ready; exec sleep infinity"
-        shell = ["sh", "-c", script, "sh", place, os.path.join(place, "store"), tree]
-        super().__init__(place, ["unshare", "-m", "--propagation", "private", *shell], without)
+        shell = ["sh", "-c", script, "sh", workdir, os.path.join(workdir, "store"), tree]
+        super().__init__(workdir, ["unshare", "-m", "--propagation", "private", *shell], without)
         if os_release:
             os.unlink(self.root + "/etc/os-release")
             self.write("/etc/os-release", os_release)

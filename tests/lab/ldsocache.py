@@ -13,15 +13,15 @@ FLAGS = 0x0303  # a library of x86-64
 
 def write(entries: Sequence[tuple[int, bytes, bytes, int, int]] = (), hardware: Sequence[bytes] = ()) -> bytes:
     """A cache of (flags, key, value, version, hardware) in the given order, which should be the loader's order."""
-    places: dict[bytes, int] = {}
+    workdirs: dict[bytes, int] = {}
     strings = bytearray()
     start = _HEADER.size + _ROW.size * len(entries)
     for text in (*(text for entry in entries for text in entry[1:3]), *hardware):
-        if text not in places:
-            places[text] = start + len(strings)
+        if text not in workdirs:
+            workdirs[text] = start + len(strings)
             strings += text + b"\0"
     rows = b"".join(
-        _ROW.pack(flags, places[key], places[value], version, bits) for flags, key, value, version, bits in entries
+        _ROW.pack(flags, workdirs[key], workdirs[value], version, bits) for flags, key, value, version, bits in entries
     )
     length = len(strings)
     strings += bytes(-(start + length) % 4)
@@ -30,7 +30,7 @@ def write(entries: Sequence[tuple[int, bytes, bytes, int, int]] = (), hardware: 
     more = b""
     if hardware:
         more = Struct("<IIIIII").pack(0xEAA42174, 1, 1, 0, extension + 24, 4 * len(hardware)) + b"".join(
-            places[text].to_bytes(4, "little") for text in hardware
+            workdirs[text].to_bytes(4, "little") for text in hardware
         )
     return header + rows + (bytes(strings) + more if hardware else bytes(strings[:length]))
 

@@ -13,13 +13,13 @@ import pytest
 
 from shim import engine, paths
 from shim.node import compiler, inventory
-from shim.node.inventory import Place
+from shim.node.inventory import Account
 from shim.policy.caller import Caller
 from shim.runtime import wrapper
 from shim.state import ledger
 
 if TYPE_CHECKING:
-    from shim.policy.caller import Known
+    from shim.policy.caller import CallFacts
 
 P = "chandler.oci/"
 NVIDIA = "nvidia.com/gpu"
@@ -111,12 +111,12 @@ class Node:
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
         path.chmod(0o644)
 
-    def place(self, environment: dict[bytes, bytes] | None = None) -> Place:
-        place = Place(environment or {})
-        place.rootless = False  # the same for a caller that is not root
-        place.state_dir = str(self.directory / "state")
-        place.directory = f"{place.state_dir}/inventory/{place.directory.rpartition('/')[2]}"
-        return place
+    def account(self, environment: dict[bytes, bytes] | None = None) -> Account:
+        account = Account(environment or {})
+        account.rootless = False  # the same for a caller that is not root
+        account.state_dir = str(self.directory / "state")
+        account.directory = f"{account.state_dir}/inventory/{account.directory.rpartition('/')[2]}"
+        return account
 
     def later(self, seconds: float = 10) -> None:
         """Make the sources old enough to be trusted, as if nobody had changed them for a while."""
@@ -124,7 +124,7 @@ class Node:
         self.monkeypatch.setattr(time, "time_ns", lambda: real(time.CLOCK_REALTIME) + int(seconds * 1e9))
 
     def compiled(self) -> inventory.Inventory:
-        return compiler.compile_now(self.place(), store=False)
+        return compiler.compile_now(self.account(), store=False)
 
     def equip(
         self,
@@ -138,10 +138,10 @@ class Node:
         document["annotations"] = {**(document.get("annotations") or {}), **annotations}
         before = copy.deepcopy(document)
         bundle = str(self.directory / "bundle")
-        known: Known = {"bundle": bundle}
+        call_facts: CallFacts = {"bundle": bundle}
         if called:
-            known["caller"] = Caller(called)
-        made = engine.plan(document, at or self.compiled(), known=known)
+            call_facts["caller"] = Caller(called)
+        made = engine.plan(document, at or self.compiled(), call_facts=call_facts)
         result = None if made is None else engine.equip(document, made.edits, False, bundle)
         assert document == before, "the input is never changed"
         return result
@@ -184,7 +184,7 @@ class Front:
         self.binary_starts = True
         self.started: list[str] = []
         node.monkeypatch.setattr(wrapper, "_exec", self._exec)
-        node.monkeypatch.setattr(wrapper, "Place", lambda _: node.place())
+        node.monkeypatch.setattr(wrapper, "Account", lambda _: node.account())
 
     def _exec(self, binary: str, rest: list[str], environment: dict[bytes, bytes]) -> None:
         if not self.binary_starts:

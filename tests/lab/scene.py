@@ -26,18 +26,18 @@ if TYPE_CHECKING:
 class Scene:
     """A containerd, an installation whose runtime handler is `chandler`, and the plugin's options."""
 
-    def __init__(self, release: Release, place: str, node: Node) -> None:
-        self.node, self.place = node, place
-        self.installation = Installation(os.path.join(place, "installed"))
+    def __init__(self, release: Release, workdir: str, node: Node) -> None:
+        self.node, self.workdir = node, workdir
+        self.installation = Installation(os.path.join(workdir, "installed"))
         self.state = tempfile.mkdtemp(prefix="s-", dir="/var/lib")  # short: sockets of MPS daemons are below it
         os.chmod(self.state, 0o755)
         os.makedirs(self.installation.etc + "/config.d", exist_ok=True)
         with open(self.installation.etc + "/config.d/state.toml", "w", encoding="ascii") as file:
             file.write(f'state-dir = "{self.state}"\n')
-        self.commands = Commands(os.path.join(place, "nv"))
+        self.commands = Commands(os.path.join(workdir, "nv"))
         self.configure()
         self.containerd = Containerd(
-            release, os.path.join(place, "c"), {"chandler": self.installation.program()}, node.cdi
+            release, os.path.join(workdir, "c"), {"chandler": self.installation.program()}, node.cdi
         )
         self.containerd.start()
         self.cri = CRI(self.containerd.socket)
@@ -57,7 +57,7 @@ class Scene:
     def plugin(self, *options: str) -> Plugin:
         made = Plugin(
             self.installation.program("chandler-nri"),
-            os.path.join(self.place, f"plugin-{len(self.plugins)}.log"),
+            os.path.join(self.workdir, f"plugin-{len(self.plugins)}.log"),
             self.containerd.nri,
             *options,
         )

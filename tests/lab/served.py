@@ -10,7 +10,7 @@ from lab.peer import Peer
 from shim.cdi.registry import Registry
 from shim.node.compiler import Compiled
 from shim.node.config import KEYS
-from shim.node.inventory import Inventory, Place
+from shim.node.inventory import Account, Inventory
 from shim.nri.service import Service
 
 NVIDIA = "nvidia.com/gpu"
@@ -42,12 +42,12 @@ class Served(Service):
 
     def __init__(self, state: str, known: Inventory) -> None:
         self.lines: list[dict[str, Any]] = []
-        place = Place({})
-        place.state_dir = state
-        super().__init__(place, known, self.lines.append)
+        account = Account({})
+        account.state_dir = state
+        super().__init__(account, known, self.lines.append)
 
     def records(self) -> list[dict[str, Any]]:
-        directory = os.path.join(self.place.state_dir, "nri/grants")
+        directory = os.path.join(self.account.state_dir, "nri/grants")
         found = []
         for name in sorted(os.listdir(directory)) if os.path.isdir(directory) else ():
             with open(os.path.join(directory, name), encoding="utf-8") as file:

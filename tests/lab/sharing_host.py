@@ -66,7 +66,7 @@ class Host:
         made = self.ledger.allocate(lease, lambda held: self.plan(request, held, uid, document))
         assert made is not None
         try:
-            self.ledger.settle(made.keys)
+            self.ledger.restore_gpus(made.keys)
             edits = setup.begin(made.sharing, self.state) if made.sharing else Edits()
         except BaseException:
             self.ledger.release({lease["token"]})

@@ -18,7 +18,7 @@ from shim.cdi.resolve import resolve
 from shim.errors import CdiError, ChandlerError, ConfigError, HostError, TrustError
 from shim.host import files
 from shim.node import cdi_files, compiler, inventory
-from shim.node.inventory import Inventory, Place, Stale
+from shim.node.inventory import Account, Inventory, Stale
 
 needs_root = pytest.mark.usefixtures("needs_root")
 
@@ -35,7 +35,7 @@ def explain(names: list[str]) -> NoReturn:
 
 
 def load(node: Node) -> Inventory:
-    return inventory.load(node.place(), explain)
+    return inventory.load(node.account(), explain)
 
 
 def is_stale(node: Node) -> bool:
@@ -48,9 +48,9 @@ def is_stale(node: Node) -> bool:
 
 def stored(node: Node) -> Path:
     """The directory of a compiled inventory that is fresh."""
-    compiler.refresh(node.place())
+    compiler.refresh(node.account())
     assert not is_stale(node)
-    return Path(node.place().directory)
+    return Path(node.account().directory)
 
 
 def answers(at: Inventory) -> Any:
@@ -231,10 +231,10 @@ def test_an_index_that_others_own_or_can_write_is_not_used(node: Node) -> None:
 
 def test_sources_that_are_too_young_are_not_stored(node: Node) -> None:
     node.later(0)
-    compiler.refresh(node.place())
+    compiler.refresh(node.account())
     assert is_stale(node)
-    assert 0 < compiler.unsettled(node.place(), os.stat(node.directory / "etc/cdi/nvidia.json").st_ctime_ns) <= 2.1
-    assert compiler.unsettled(node.place(), os.stat(node.directory / "etc/cdi/nvidia.json").st_ctime_ns + 10**10) == 0
+    assert 0 < compiler.unsettled(node.account(), os.stat(node.directory / "etc/cdi/nvidia.json").st_ctime_ns) <= 2.1
+    assert compiler.unsettled(node.account(), os.stat(node.directory / "etc/cdi/nvidia.json").st_ctime_ns + 10**10) == 0
     node.later(2.1)
     stored(node)
 
@@ -248,16 +248,16 @@ def test_a_change_while_compiling_is_not_stored(node: Node, monkeypatch: pytest.
         return found
 
     monkeypatch.setattr(cdi_files, "read_spec_dirs", changed)
-    compiler.refresh(node.place())
+    compiler.refresh(node.account())
     assert is_stale(node)
-    assert not os.path.exists(node.place().directory + "/index")
+    assert not os.path.exists(node.account().directory + "/index")
 
 
 def test_an_index_of_another_key_is_not_used(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     """Directories are named by a short checksum of the key, so another key's index may be there."""
     directory = stored(node)
     monkeypatch.setattr(paths, "VERSION", "9.9.9")
-    shutil.copytree(directory, node.place().directory)
+    shutil.copytree(directory, node.account().directory)
     assert is_stale(node)
 
 
@@ -275,11 +275,11 @@ def test_problems_of_cdi_files_are_stored(node: Node) -> None:
 
 def used(node: Node) -> Any:
     """The inventory of a create: the stored one, or a new one if a part is lost."""
-    at = compiler.load(node.place())
+    at = compiler.load(node.account())
     try:
         return answers(at)
     except Stale:
-        return answers(compiler.refresh(node.place()))
+        return answers(compiler.refresh(node.account()))
 
 
 @pytest.mark.parametrize("which", ["index", "part"])
@@ -344,12 +344,12 @@ def test_an_unwritable_state_directory_costs_only_time(node: Node, what: str) ->
         os.rmdir(node.directory / "state")
     (node.directory / what).touch()
     for _ in range(2):
-        assert compiler.load(node.place()).picks(NVIDIA) == ["0", "1", "2", "3"]
+        assert compiler.load(node.account()).picks(NVIDIA) == ["0", "1", "2", "3"]
 
 
 @pytest.mark.parametrize("refused", ["lock", "index", ".part"])
 def test_a_read_only_state_directory_costs_only_time(node: Node, monkeypatch: pytest.MonkeyPatch, refused: str) -> None:
-    os.makedirs(node.place().directory, 0o755)
+    os.makedirs(node.account().directory, 0o755)
     real = os.open
 
     def refuse(path: Any, flags: int, *more: Any, **others: Any) -> int:
@@ -360,8 +360,8 @@ def test_a_read_only_state_directory_costs_only_time(node: Node, monkeypatch: py
     monkeypatch.setattr(os, "open", refuse)
     monkeypatch.setattr("posix.open", refuse)
     for _ in range(2):
-        assert compiler.load(node.place()).picks(NVIDIA) == ["0", "1", "2", "3"]
-        assert compiler.refresh(node.place()).picks(NVIDIA) == ["0", "1", "2", "3"]
+        assert compiler.load(node.account()).picks(NVIDIA) == ["0", "1", "2", "3"]
+        assert compiler.refresh(node.account()).picks(NVIDIA) == ["0", "1", "2", "3"]
     assert is_stale(node)
 
 
@@ -370,7 +370,7 @@ def test_a_full_disk_costs_only_time(node: Node, monkeypatch: pytest.MonkeyPatch
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(files, "write_all", full)
-    assert compiler.load(node.place()).picks(NVIDIA) == ["0", "1", "2", "3"]
+    assert compiler.load(node.account()).picks(NVIDIA) == ["0", "1", "2", "3"]
     monkeypatch.undo()
     assert [name for _, _, names in os.walk(node.directory / "state") for name in names] == ["lock"]
 
@@ -386,9 +386,9 @@ def compile_many(node: Node, times: int) -> list[str]:
     problems = []
     for _ in range(times):
         try:
-            if compiler.refresh(node.place()).picks(NVIDIA) != ["0", "1", "2", "3"]:
+            if compiler.refresh(node.account()).picks(NVIDIA) != ["0", "1", "2", "3"]:
                 problems.append("compiled")
-            if answers(compiler.load(node.place()))[1] != [["0", "1", "2", "3"]]:
+            if answers(compiler.load(node.account()))[1] != [["0", "1", "2", "3"]]:
                 problems.append("loaded")
         except (ChandlerError, OSError) as error:
             problems.append(repr(error))
@@ -408,7 +408,7 @@ def test_many_processes_compile_at_once(node: Node) -> None:
         children.append(child)
     assert [os.waitpid(child, 0)[1] for child in children] == [0] * 6
     assert not is_stale(node)
-    assert sorted(name.rpartition(".")[2] for name in os.listdir(node.place().directory)) == [
+    assert sorted(name.rpartition(".")[2] for name in os.listdir(node.account().directory)) == [
         "index",
         "lock",
         "part",
@@ -447,18 +447,18 @@ def test_cdi_files_that_others_may_write_are_not_used(node: Node, name: str) -> 
 
 def test_chandler_config_names_the_configuration(node: Node) -> None:
     node.put("state/mine.toml", "[policy]\nmax-gpus = 1")
-    place = node.place({b"CHANDLER_CONFIG": f"{node.directory}/state/mine.toml".encode()})
-    assert compiler.compile_now(place, store=False).config["policy.max-gpus"] == 1
-    assert place.key != node.place().key and place.directory != node.place().directory
+    account = node.account({b"CHANDLER_CONFIG": f"{node.directory}/state/mine.toml".encode()})
+    assert compiler.compile_now(account, store=False).config["policy.max-gpus"] == 1
+    assert account.key != node.account().key and account.directory != node.account().directory
     (node.directory / "state/mine.toml").chmod(0o666)
     with pytest.raises(TrustError):
-        compiler.refresh(place)
+        compiler.refresh(account)
 
 
 @pytest.mark.parametrize("named", ["absent.toml", "state"])
 def test_an_invalid_named_configuration(node: Node, named: str) -> None:
     with pytest.raises(ChandlerError, match=named):
-        compiler.compile_now(node.place({b"CHANDLER_CONFIG": f"{node.directory}/{named}".encode()}))
+        compiler.compile_now(node.account({b"CHANDLER_CONFIG": f"{node.directory}/{named}".encode()}))
 
 
 @pytest.mark.parametrize("named", [b"mine.toml", b"./mine.toml", b"etc/passwd", b"../mine.toml"])
@@ -468,7 +468,7 @@ def test_a_named_configuration_below_the_working_directory(
     node.put("mine.toml", "")
     monkeypatch.chdir(node.directory)
     with pytest.raises(ConfigError, match="is no absolute path"):
-        compiler.compile_now(node.place({b"CHANDLER_CONFIG": named}))
+        compiler.compile_now(node.account({b"CHANDLER_CONFIG": named}))
 
 
 def test_a_config_d_that_is_no_directory(node: Node) -> None:
@@ -479,7 +479,7 @@ def test_a_config_d_that_is_no_directory(node: Node) -> None:
 
 def test_no_configuration_means_the_defaults(node: Node) -> None:
     os.unlink(node.directory / "etc/config.toml")
-    config, had_file = compiler.read_config(node.place())
+    config, had_file = compiler.read_config(node.account())
     assert not had_file and config["policy.max-gpus"] == 8
 
 
@@ -489,37 +489,37 @@ def test_no_configuration_means_the_defaults(node: Node) -> None:
 def test_place_chooses_the_state_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("shim.host.userns.user_namespace", lambda: "0 0 4294967295")
     monkeypatch.setattr("posix.geteuid", lambda: 0)
-    assert (Place({}).rootless, Place({b"XDG_RUNTIME_DIR": b"/x"}).state_dir) == (False, paths.STATE_DIR)
+    assert (Account({}).rootless, Account({b"XDG_RUNTIME_DIR": b"/x"}).state_dir) == (False, paths.STATE_DIR)
     monkeypatch.setattr("shim.host.userns.user_namespace", lambda: "0 1000 1")
-    assert Place({}).rootless, "root of another user namespace counts as rootless"
+    assert Account({}).rootless, "root of another user namespace counts as rootless"
     uid = tmp_path.stat().st_uid
     monkeypatch.setattr("posix.geteuid", lambda: uid)
     monkeypatch.setattr("shim.host.userns.user_namespace", lambda: f"{uid} 1000 1")
     tmp_path.chmod(0o700)
-    assert Place({b"XDG_RUNTIME_DIR": str(tmp_path).encode()}).state_dir == f"{tmp_path}/chandler"
+    assert Account({b"XDG_RUNTIME_DIR": str(tmp_path).encode()}).state_dir == f"{tmp_path}/chandler"
     tmp_path.chmod(0o770)
     for directory in (str(tmp_path), "relative", "", f"{tmp_path}/absent", "/proc/self/status"):
-        place = Place({b"XDG_RUNTIME_DIR": directory.encode()})
-        assert place.state_dir in ("", "/run/user/1000/chandler"), (
+        account = Account({b"XDG_RUNTIME_DIR": directory.encode()})
+        assert account.state_dir in ("", "/run/user/1000/chandler"), (
             "never in a directory where another user could be first"
         )
-    monkeypatch.setattr(Place, "private", lambda self, path: path == "/run/user/1000")
-    assert Place({}).state_dir == "/run/user/1000/chandler", "named by the caller's uid outside of its namespace"
-    monkeypatch.setattr(Place, "private", lambda self, path: False)
-    place = Place({})
-    assert place.state_dir == ""
+    monkeypatch.setattr(Account, "private", lambda self, path: path == "/run/user/1000")
+    assert Account({}).state_dir == "/run/user/1000/chandler", "named by the caller's uid outside of its namespace"
+    monkeypatch.setattr(Account, "private", lambda self, path: False)
+    account = Account({})
+    assert account.state_dir == ""
     with pytest.raises(HostError, match="set XDG_RUNTIME_DIR"):
-        place.trusted_state_dir()
+        account.trusted_state_dir()
     with pytest.raises(Stale):
-        inventory.load(place, explain)
-    assert compiler.load(place).config["policy.max-gpus"] == 8
+        inventory.load(account, explain)
+    assert compiler.load(account).config["policy.max-gpus"] == 8
 
 
 @needs_root
 def test_every_directory_above_the_state_directory_is_checked(node: Node) -> None:
     stored(node)
-    place = node.place()
-    above = Path(place.state_dir).parent / "above"
+    account = node.account()
+    above = Path(account.state_dir).parent / "above"
     for uid, mode, message in (
         (1000, 0o755, "belongs to uid 1000"),
         (0, 0o777, "can be written by others"),
@@ -527,38 +527,40 @@ def test_every_directory_above_the_state_directory_is_checked(node: Node) -> Non
     ):
         above.mkdir(0o755)
         (above / "state").mkdir()
-        assert place.trusted_state_dir(f"{above}/state") == f"{above}/state"
+        assert account.trusted_state_dir(f"{above}/state") == f"{above}/state"
         os.chown(above, uid, -1)
         above.chmod(mode)
         for directory in (f"{above}/state", f"{above}/state/absent", f"{above}/absent/absent"):
             with pytest.raises(TrustError, match=message):
-                place.trusted_state_dir(directory)
+                account.trusted_state_dir(directory)
         shutil.rmtree(above)
     above.mkdir()
     above.chmod(0o1777)
     (above / "mine").mkdir()
-    assert place.trusted_state_dir(f"{above}/mine"), "a sticky directory, as /tmp: nobody else can replace files there"
+    assert account.trusted_state_dir(f"{above}/mine"), (
+        "a sticky directory, as /tmp: nobody else can replace files there"
+    )
     with pytest.raises(TrustError, match="is not there yet, and somebody else could make it"):
-        place.trusted_state_dir(f"{above}/absent")
+        account.trusted_state_dir(f"{above}/absent")
     (above / "file").write_text("")
     with pytest.raises(TrustError, match="not a directory"):
-        place.trusted_state_dir(f"{above}/file")
+        account.trusted_state_dir(f"{above}/file")
     (above / "link").symlink_to("mine")
-    assert place.trusted_state_dir(f"{above}/link")
+    assert account.trusted_state_dir(f"{above}/link")
     os.chown(above / "link", 1000, -1, follow_symlinks=False)
     with pytest.raises(TrustError, match="link belongs to uid 1000"):
-        place.trusted_state_dir(f"{above}/link")
+        account.trusted_state_dir(f"{above}/link")
 
 
 @needs_root
 @pytest.mark.parametrize("directory", ["", "/inventory"])
 def test_an_inventory_below_a_directory_of_others_is_not_read(node: Node, directory: str) -> None:
     stored(node)
-    os.chown(node.place().state_dir + directory, 1000, -1)
+    os.chown(node.account().state_dir + directory, 1000, -1)
     assert is_stale(node)
-    os.chown(node.place().state_dir + directory, 0, -1)
+    os.chown(node.account().state_dir + directory, 0, -1)
     assert not is_stale(node)
-    os.chmod(node.place().state_dir + directory, 0o777)
+    os.chmod(node.account().state_dir + directory, 0o777)
     assert is_stale(node)
 
 
@@ -567,7 +569,7 @@ def test_an_inventory_below_a_directory_of_others_is_not_read(node: Node, direct
 
 @needs_root
 def test_the_launch_line_has_what_the_launcher_needs(node: Node) -> None:
-    if node.place().rootless:
+    if node.account().rootless:
         pytest.skip("in a user namespace the launcher has no line of its own")
     stored(node)
     etc = node.directory / "etc"
@@ -590,7 +592,7 @@ def test_the_launch_line_has_what_the_launcher_needs(node: Node) -> None:
     (node.directory / "bin/runc").chmod(0o777)
     node.later(0)
     node.configure('annotation-prefix = "x.org/"', "annotations = true")
-    compiler.refresh(node.place())
+    compiler.refresh(node.account())
     line = (node.directory / "etc/launch").read_text()
     assert line.split()[2:] == ["x.org|cdi.k8s.io", "runc="], (
         "a runtime that others may write is left to Python, which explains it"

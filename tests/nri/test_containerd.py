@@ -20,9 +20,9 @@ from lab.cri import CRI, Refused, reason
 from lab.engine import read
 from lab.install import Installation
 from lab.node import KIND, Node, uuid
-from lab.place import within
 from lab.plugin import Plugin, launcher, until
 from lab.scene import Scene, ask, gpus, opened
+from lab.workdir import within
 
 
 @pytest.fixture(scope="module", params=[*RELEASES, NEWEST_NRI], ids=lambda release: release.label)
@@ -103,7 +103,7 @@ def test_a_pod_without_a_request_is_unchanged(scene: Scene, cri: CRI) -> None:
 
 def test_mounts_of_a_driver(scene: Scene, cri: CRI) -> None:
     """A mount of a CDI file is there, and one file for two devices gives it once."""
-    source = os.path.join(scene.place, "library.so")
+    source = os.path.join(scene.workdir, "library.so")
     with open(source, "w", encoding="ascii") as file:
         file.write("library")
     spec = os.path.join(scene.node.cdi, "extra.json")
@@ -183,7 +183,7 @@ def test_a_failed_create_gives_its_grant_back(scene: Scene, cri: CRI) -> None:
 
 def test_two_plugins_with_different_prefixes_do_not_disturb_each_other(scene: Scene, cri: CRI) -> None:
     """Another instance, with another prefix, serves its own annotations, and none disturbs the other."""
-    other = Installation(os.path.join(scene.place, "other"))
+    other = Installation(os.path.join(scene.workdir, "other"))
     other.configure(["/usr/sbin/runc"], [scene.node.cdi])
     with open(os.path.join(other.etc, "config.toml"), "r+", encoding="utf-8") as file:
         text = file.read()
@@ -191,7 +191,7 @@ def test_two_plugins_with_different_prefixes_do_not_disturb_each_other(scene: Sc
         file.write('annotation-prefix = "other.example/"\n' + text)
     second = Plugin(
         other.program("chandler-nri"),
-        os.path.join(scene.place, "other.log"),
+        os.path.join(scene.workdir, "other.log"),
         scene.containerd.nri,
         "--idx",
         "60",
@@ -405,7 +405,7 @@ def sharing(scene: Scene, mps: str, **more: Any) -> Plugin:
 @pytest.fixture
 def go(scene: Scene) -> Iterator[Path]:
     """MPS daemons come up once this file is there."""
-    file = Path(scene.place, "go")
+    file = Path(scene.workdir, "go")
     scene.commands.mood(scene.commands.control, ready=str(file))
     yield file
     file.unlink(missing_ok=True)
@@ -528,7 +528,7 @@ def test_a_record_without_devices_in_config_json_is_not_believed(scene: Scene, c
 
 def test_launched_by_containerd(scene: Scene, cri: CRI) -> None:
     scene.plugins[-1].stop()
-    log = os.path.join(scene.place, "launched.log")
+    log = os.path.join(scene.workdir, "launched.log")
     program = launcher(
         scene.containerd.nri_plugins, f"{scene.installation.program('chandler-nri')} 2>>{log}", "10-chandler"
     )

@@ -88,11 +88,11 @@ class Runtime:
 
 
 class Stage:
-    def __init__(self, place: str, installation: Installation) -> None:
-        self.place, self.installation = place, installation
-        self.path = os.path.join(place, "nri.sock")
+    def __init__(self, workdir: str, installation: Installation) -> None:
+        self.workdir, self.installation = workdir, installation
+        self.path = os.path.join(workdir, "nri.sock")
         self.runtimes: list[Runtime] = []
-        self.plugin = Plugin(installation.program("chandler-nri"), os.path.join(place, "log"), self.path)
+        self.plugin = Plugin(installation.program("chandler-nri"), os.path.join(workdir, "log"), self.path)
 
     def runtime(self) -> Runtime:
         if os.path.exists(self.path):
@@ -109,9 +109,9 @@ class Stage:
 
 
 @pytest.fixture
-def stage(place: str, installation: Installation, node: Node) -> Iterator[Stage]:
+def stage(workdir: str, installation: Installation, node: Node) -> Iterator[Stage]:
     installation.configure(["/usr/sbin/runc"], [node.cdi])
-    made = Stage(place, installation)
+    made = Stage(workdir, installation)
     yield made
     if made.plugin.process is not None:
         made.plugin.stop(signal.SIGKILL)
@@ -194,7 +194,7 @@ def test_shutdown_is_answered_and_the_next_runtime_found(stage: Stage) -> None:
 
 
 def test_a_reload_keeps_the_connection_and_causes_no_further_reload(stage: Stage) -> None:
-    address = os.path.join(stage.place, "metrics.sock")
+    address = os.path.join(stage.workdir, "metrics.sock")
     runtime = stage.runtime()
     plugin = stage.start("--metrics", "unix:" + address)
     runtime.handshake()
@@ -254,7 +254,7 @@ def test_metrics_on_a_port_of_the_loopback(stage: Stage) -> None:
 
 
 def test_a_metrics_socket_is_the_owners_and_goes_with_the_process(stage: Stage) -> None:
-    address = os.path.join(stage.place, "metrics.sock")
+    address = os.path.join(stage.workdir, "metrics.sock")
     runtime = stage.runtime()
     stage.start("--metrics", "unix:" + address)
     runtime.handshake()
@@ -270,7 +270,7 @@ def test_a_metrics_socket_is_the_owners_and_goes_with_the_process(stage: Stage) 
 
 def test_systemd_is_notified(stage: Stage) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-        path = os.path.join(stage.place, "notify")
+        path = os.path.join(stage.workdir, "notify")
         manager.bind(path)
         manager.settimeout(PATIENCE)
         runtime = stage.runtime()

@@ -444,7 +444,7 @@ def test_background_work_that_fails_or_never_ends(scene: Scene, monkeypatch: pyt
         scene.create("c-1")
         page = pages.Page(scene.state, uuid(0), {"key": "c195:0", "mode": "mps"})
         page.update()
-        endless = Work({"state-dir": scene.state, "private": False, "settle": ["c195:0"], "share": None})
+        endless = Work({"state-dir": scene.state, "private": False, "restore": ["c195:0"], "share": None})
         assert not endless.done
         endless.until -= LIMIT
         assert endless.done and "has not ended within" in str(endless.error)

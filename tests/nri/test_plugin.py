@@ -227,7 +227,7 @@ def test_refusals_are_counted_by_kind_and_rule(peer: Connect) -> None:
 @pytest.mark.parametrize("allocator, words", [("fixed", "cannot be recorded"), ("leases", "is not a directory")])
 def test_a_grant_that_cannot_be_recorded_is_refused(peer: Connect, allocator: str, words: str) -> None:
     connected = peer(gpu__allocator=allocator)
-    state = service_of(connected).place.state_dir
+    state = service_of(connected).account.state_dir
     if allocator == "fixed":
         os.makedirs(state + "/nri", 0o755)
         state += "/nri/grants"
@@ -404,7 +404,7 @@ def test_a_served_container_is_not_ended_for_a_damaged_record(peer: Connect, dam
     service_of(connected).sweeps.evict = lambda container, pid: ended.append(container)
     connected.create(pod(TWO), container(id="c"))
     told = served(connected, "c")
-    with open(os.path.join(service_of(connected).place.state_dir, "nri/grants/00000000-c.json"), "wb") as file:
+    with open(os.path.join(service_of(connected).account.state_dir, "nri/grants/00000000-c.json"), "wb") as file:
         file.write(damage)
     assert synchronized(connected, [told], [pod(TWO)]) == [] and ended == []
     connected.call("StartContainer", m.StartContainerRequest(pod=pod(TWO), container=told))
@@ -421,7 +421,7 @@ def test_only_a_process_of_the_container_is_ended() -> None:
 
 def test_a_container_that_the_wrapper_equipped_counts_as_served(peer: Connect) -> None:
     connected = peer()
-    directory = os.path.join(service_of(connected).place.state_dir, "grants")
+    directory = os.path.join(service_of(connected).account.state_dir, "grants")
     os.makedirs(directory)
     with open(os.path.join(directory, "0badcafe-wrapped.json"), "w", encoding="ascii") as file:
         file.write("{}")
@@ -434,7 +434,7 @@ def test_grants_of_containers_that_are_gone_end_when_they_are_old_enough(peer: C
         connected.create(pod(TWO), container(id=name))
     there = served(connected, "there")
     service_of(connected).held.clear()  # by an earlier process
-    directory = os.path.join(service_of(connected).place.state_dir, "nri/grants")
+    directory = os.path.join(service_of(connected).account.state_dir, "nri/grants")
     os.utime(os.path.join(directory, "00000000-gone.json"), (0, 0))
     with open(os.path.join(directory, "00000000-damaged.json"), "wb") as file:
         file.write(b"\xff")
@@ -567,12 +567,12 @@ METHODS = [
 @settings(max_examples=200, deadline=None)
 @given(st.sampled_from(METHODS), st.binary(max_size=200), st.integers(0, 400), st.integers(0, 255))
 def test_damaged_messages_never_end_a_connection(
-    tmp_path_factory: pytest.TempPathFactory, method: str, garbage: bytes, place: int, byte: int
+    tmp_path_factory: pytest.TempPathFactory, method: str, garbage: bytes, workdir: int, byte: int
 ) -> None:
     peer = Peer(Connection("chandler", "50", Served(str(tmp_path_factory.getbasetemp() / "nri"), inventory())))
     peer.handshake()
     whole = m.CreateContainerRequest(pod=pod(TWO), container=container()).SerializeToString()
-    damaged = whole[:place] + bytes([byte]) + whole[place + 1 :]
+    damaged = whole[:workdir] + bytes([byte]) + whole[workdir + 1 :]
     for message in (garbage, damaged):
         try:
             peer.call(method, message)

@@ -46,8 +46,8 @@ FILES = st.fixed_dictionaries(
     optional={
         "env": st.just(["FROM_THE_FILE=1"]),
         "mounts": st.lists(st.sampled_from(("/etc", "/proc", "/usr/lib/driver", "/a/b")), unique=True, max_size=3).map(
-            lambda places: [
-                {"hostPath": "/etc", "containerPath": place, "options": ["ro", "rbind"]} for place in places
+            lambda workdirs: [
+                {"hostPath": "/etc", "containerPath": workdir, "options": ["ro", "rbind"]} for workdir in workdirs
             ]
         ),
         "hooks": st.lists(

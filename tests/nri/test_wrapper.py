@@ -52,15 +52,15 @@ def test_devices_that_a_config_json_allows(document: Any, lost: str) -> None:
 class Handler:
     """The wrapper over a runtime that does nothing, and the plugin's record of the container c1."""
 
-    def __init__(self, installation: Installation, node: Node, place: str) -> None:
+    def __init__(self, installation: Installation, node: Node, workdir: str) -> None:
         self.installation, self.node = installation, node
-        self.runtime = os.path.join(place, "runc")
+        self.runtime = os.path.join(workdir, "runc")
         with open(self.runtime, "w", encoding="ascii") as script:
             script.write("#!/bin/sh\n")
         os.chmod(self.runtime, 0o755)
         self.configure("")
-        self.engine = Engine([installation.program()], os.path.join(place, "root"))
-        self.made = bundle.make(os.path.join(place, "b"), ["true"], bundle.request(resources={"gpu": {"count": 1}}))
+        self.engine = Engine([installation.program()], os.path.join(workdir, "root"))
+        self.made = bundle.make(os.path.join(workdir, "b"), ["true"], bundle.request(resources={"gpu": {"count": 1}}))
 
     def configure(self, top: str) -> None:
         self.installation.configure([self.runtime], [self.node.cdi])
@@ -97,8 +97,8 @@ class Handler:
 
 
 @pytest.fixture
-def handler(installation: Installation, node: Node, place: str) -> Any:
-    yield Handler(installation, node, place)
+def handler(installation: Installation, node: Node, workdir: str) -> Any:
+    yield Handler(installation, node, workdir)
     installation.forget()
 
 

@@ -436,32 +436,32 @@ SHAPES = [
 ]
 
 
-def shaped(place: tuple[str, ...], value: Any) -> Any:
-    for key in reversed(place):
+def shaped(member: tuple[str, ...], value: Any) -> Any:
+    for key in reversed(member):
         value = {key: value}
     return value
 
 
-@pytest.mark.parametrize("place", SHAPES, ids=".".join)
+@pytest.mark.parametrize("member", SHAPES, ids=".".join)
 @pytest.mark.parametrize("value", ODD, ids=repr)
-def test_a_config_of_any_shape_is_edited_or_refused(place: tuple[str, ...], value: Any) -> None:
-    config = shaped(place, value)
+def test_a_config_of_any_shape_is_edited_or_refused(member: tuple[str, ...], value: Any) -> None:
+    config = shaped(member, value)
     before = copy.deepcopy(config)
     for edits in (*EACH.values(), EVERY):
         try:
             result = writer.apply(config, edits)
         except BundleError as error:
-            assert place[-1] in str(error)
+            assert member[-1] in str(error)
         else:
             assert writer.apply(result, edits) == result
         assert config == before
 
 
-@pytest.mark.parametrize("place", SHAPES, ids=".".join)
-def test_null_counts_as_missing(place: tuple[str, ...]) -> None:
-    if place != ("process", "user", "uid") and place != ("linux", "namespaces"):
-        for key in place:
-            assert key in str(writer.apply(shaped(place, None), EVERY))
+@pytest.mark.parametrize("member", SHAPES, ids=".".join)
+def test_null_counts_as_missing(member: tuple[str, ...]) -> None:
+    if member != ("process", "user", "uid") and member != ("linux", "namespaces"):
+        for key in member:
+            assert key in str(writer.apply(shaped(member, None), EVERY))
 
 
 def test_every_category_has_a_rule() -> None:

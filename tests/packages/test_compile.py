@@ -56,14 +56,14 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("damage", [*DAMAGE, "byte code, too"])
-def test_a_create_works_without_the_image(installed: Installation, damage: str, place: str) -> None:
+def test_a_create_works_without_the_image(installed: Installation, damage: str, workdir: str) -> None:
     compile(installed)
     if damage in DAMAGE:
         DAMAGE[damage](code(installed) / f"create-{TAG}.image")
     else:
         compile(installed, "--clean")
         assert not compiled(installed)
-    made = bundle.make(place + "/b", ["true"], REQUEST)
+    made = bundle.make(workdir + "/b", ["true"], REQUEST)
     subprocess.run(
         [installed.program(), "create", "--bundle", made.directory, "one"], check=True, stdin=subprocess.DEVNULL, env={}
     )

@@ -70,22 +70,22 @@ def environment(lab: str) -> Path:
     return made
 
 
-def runtime(environment: Path, place: str, name: str = "chandler-runtime") -> Engine:
+def runtime(environment: Path, workdir: str, name: str = "chandler-runtime") -> Engine:
     found = runtimes.named("runc")
     if found.missing:
         pytest.skip(found.missing)
-    config = f"{place}/config.toml"
+    config = f"{workdir}/config.toml"
     with open(config, "w", encoding="ascii") as file:
         file.write(
-            f'runtimes = ["{found.path}"]\nstate-dir = "{place}/state"\nengines = ["other"]\n'
-            f'[cdi]\nspec-dirs = ["{place}/cdi"]\n'
+            f'runtimes = ["{found.path}"]\nstate-dir = "{workdir}/state"\nengines = ["other"]\n'
+            f'[cdi]\nspec-dirs = ["{workdir}/cdi"]\n'
         )
-    os.makedirs(f"{place}/cdi")
-    with open(f"{place}/cdi/x.yaml", "w", encoding="ascii") as file:
+    os.makedirs(f"{workdir}/cdi")
+    with open(f"{workdir}/cdi/x.yaml", "w", encoding="ascii") as file:
         file.write(
             "cdiVersion: 0.5.0\nkind: example.com/gpu\ndevices: [{name: zero, containerEdits: {env: [FROM=yaml]}}]\n"
         )
-    return Engine([str(environment / "bin" / name)], place + "/root", {"CHANDLER_CONFIG": config})
+    return Engine([str(environment / "bin" / name)], workdir + "/root", {"CHANDLER_CONFIG": config})
 
 
 def test_a_wheel_installs_every_program(environment: Path) -> None:
@@ -116,17 +116,17 @@ def test_a_wheel_installs_every_program(environment: Path) -> None:
 
 
 @pytest.mark.parametrize("way", ["bin", "link"])
-def test_a_create_in_an_environment_equips_a_container(environment: Path, place: str, way: str) -> None:
+def test_a_create_in_an_environment_equips_a_container(environment: Path, workdir: str, way: str) -> None:
     """Also through a link to the launcher, as pipx makes it."""
-    engine = runtime(environment, place)
+    engine = runtime(environment, workdir)
     if way == "link":
-        os.symlink(environment / "bin/chandler-runtime", f"{place}/chandler-runtime")
-        engine = Engine([f"{place}/chandler-runtime"], place + "/root", engine.env)
+        os.symlink(environment / "bin/chandler-runtime", f"{workdir}/chandler-runtime")
+        engine = Engine([f"{workdir}/chandler-runtime"], workdir + "/root", engine.env)
     request = bundle.request(
         env={"MODE": "fast"}, resources={"gpu": {"devices": ["example.com/gpu=zero"], "vendor": "example.com/gpu"}}
     )
-    made = bundle.make(place + "/b", ["sleep", "60"], request)
-    with open(f"{place}/config.toml", "a", encoding="ascii") as file:
+    made = bundle.make(workdir + "/b", ["sleep", "60"], request)
+    with open(f"{workdir}/config.toml", "a", encoding="ascii") as file:
         file.write('[policy]\nkinds = ["example.com/gpu"]\n')
     engine.create(made, "one")
     engine.call("start", "one")
@@ -141,7 +141,7 @@ def test_a_create_in_an_environment_equips_a_container(environment: Path, place:
     finally:
         os.rename(f"{python}.away", python)
     engine.delete("one", "--force")
-    assert json.loads(Path(place, "state/leases").read_text())["leases"] == []
+    assert json.loads(Path(workdir, "state/leases").read_text())["leases"] == []
 
 
 def test_packages_of_the_environment_come_first(environment: Path) -> None:
@@ -161,7 +161,7 @@ def test_packages_of_the_environment_come_first(environment: Path) -> None:
     assert all(paths.index(own[0]) < at for at, path in enumerate(paths) if path.endswith("dist-packages"))
 
 
-def test_an_editable_install_runs_the_code_of_the_checkout(lab: str, place: str) -> None:
+def test_an_editable_install_runs_the_code_of_the_checkout(lab: str, workdir: str) -> None:
     made = Path(lab, "an editable environment")
     subprocess.run(
         [PYTHON, "-m", "venv", "--system-site-packages", "--without-pip", str(made)],
@@ -195,8 +195,8 @@ def test_an_editable_install_runs_the_code_of_the_checkout(lab: str, place: str)
         text=True,
     )
     assert "no such hook" in done.stderr
-    engine = runtime(made, place)
-    made_bundle = bundle.make(place + "/b", ["sleep", "60"], bundle.request(env={"MODE": "fast"}))
+    engine = runtime(made, workdir)
+    made_bundle = bundle.make(workdir + "/b", ["sleep", "60"], bundle.request(env={"MODE": "fast"}))
     engine.create(made_bundle, "one")
     assert "MODE=fast" in made_bundle.config["process"]["env"]
     engine.delete("one", "--force")

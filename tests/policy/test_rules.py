@@ -625,25 +625,25 @@ def planned(document: Any, config: Config) -> dict[str, Any] | None:
     """config.json afterwards; None when the request is refused."""
     base = {**BASE, "annotations": service(document)}
     try:
-        made = engine.plan(base, Empty(config), known={"id": "c", "bundle": "/nowhere"})  # type: ignore[arg-type]
+        made = engine.plan(base, Empty(config), call_facts={"id": "c", "bundle": "/nowhere"})  # type: ignore[arg-type]
     except PolicyError:
         return None
     assert made is not None
     return apply(base, made.edits)
 
 
-def places(config: dict[str, Any]) -> dict[str, Any]:
+def workdirs(config: dict[str, Any]) -> dict[str, Any]:
     found = {f"{key}.{inner}": value for key in ("process", "linux") for inner, value in config[key].items()}
     return {**found, **{key: value for key, value in config.items() if key not in ("process", "linux", "annotations")}}
 
 
 def touched(after: dict[str, Any]) -> set[str]:
-    before, now = places(BASE), places(after)
+    before, now = workdirs(BASE), workdirs(after)
     return {key for key in before.keys() | now.keys() if before.get(key) != now.get(key)}
 
 
 def within(words: set[str]) -> set[str]:
-    return {place for word in words for place in PLACES[word]}
+    return {workdir for word in words for workdir in PLACES[word]}
 
 
 easy = settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)

@@ -30,12 +30,12 @@ SHOW = (
 class Ship:
     """A root file system, a deployment file, and the command."""
 
-    def __init__(self, place: str, installation: Installation, wrap: tuple[str, ...] = ()) -> None:
-        self.place = place
+    def __init__(self, workdir: str, installation: Installation, wrap: tuple[str, ...] = ()) -> None:
+        self.workdir = workdir
         self.installation = installation
         self.wrap = wrap
-        self.rootfs = bundle.rootfs(os.path.join(place, "image"))
-        self.file = os.path.join(place, "deployment.yaml")
+        self.rootfs = bundle.rootfs(os.path.join(workdir, "image"))
+        self.file = os.path.join(workdir, "deployment.yaml")
         with open(os.path.join(self.rootfs, "etc/passwd"), "a", encoding="ascii") as passwd:
             passwd.write("app:x:1234:99::/:/bin/sh\n")
         with open(os.path.join(self.rootfs, "etc/group"), "w", encoding="ascii") as group:
@@ -60,25 +60,25 @@ class Ship:
             text=True,
             check=False,
             timeout=timeout,
-            cwd=self.place,
+            cwd=self.workdir,
             env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", **(env or {})},
         )
         assert not check or done.returncode == 0, done.stdout + done.stderr
         return done
 
     def create(self, name: str, *arguments: str, **more: Any) -> bundle.Bundle:
-        directory = os.path.join(self.place, name)
+        directory = os.path.join(self.workdir, name)
         self.command("create", "--spec", self.file, "--rootfs", self.rootfs, *arguments, directory, **more)
         return bundle.Bundle(directory)
 
 
 @pytest.fixture
-def ship(runtime: Runtime, served: Served, place: str) -> Ship:
-    return Ship(place, served(runtime), runtime.wrap)
+def ship(runtime: Runtime, served: Served, workdir: str) -> Ship:
+    return Ship(workdir, served(runtime), runtime.wrap)
 
 
 def test_a_built_bundle_runs(ship: Ship, direct: Engine, runtime: Runtime) -> None:
-    data = os.path.join(ship.place, "data")
+    data = os.path.join(ship.workdir, "data")
     os.mkdir(data)
     os.chown(data, 1234, 99)
     limits = {"resources": {"memory": "64Mi", "pids_limit": 50, "cpu": 0.5}} if runtime.limits else {}
@@ -143,11 +143,11 @@ def test_a_privileged_container(ship: Ship, direct: Engine) -> None:
 
 
 @pytest.mark.parametrize("runtime", ONCE, indirect=True)
-def test_gpus_of_the_node(runtime: Runtime, direct: Engine, node: Node, place: str) -> None:
+def test_gpus_of_the_node(runtime: Runtime, direct: Engine, node: Node, workdir: str) -> None:
     """Without leases the bundle is complete, so any runtime can run it."""
-    installation = Installation(os.path.join(place, "installed"))
+    installation = Installation(os.path.join(workdir, "installed"))
     installation.configure([runtime.path], [node.cdi], '[gpu]\nallocator = "fixed"\n')
-    ship = Ship(place, installation, runtime.wrap)
+    ship = Ship(workdir, installation, runtime.wrap)
     ship.write(
         resources={"gpu": {"count": 2}},
         command={"args": ["sh", "-c", "ls /dev; for n in 0 1; do echo <>/dev/nvidia$n && echo opened; done; env"]},
@@ -164,8 +164,8 @@ def test_gpus_of_the_node(runtime: Runtime, direct: Engine, node: Node, place: s
 @pytest.mark.parametrize("status", [0, 3])
 def test_run_builds_runs_and_removes(ship: Ship, status: int) -> None:
     ship.write(env={"A": "b"}, resources={"gpu": {"count": 1}})
-    directory = os.path.join(ship.place, bundle.GROUPS + "run")
-    root = os.path.join(ship.place, "root")
+    directory = os.path.join(ship.workdir, bundle.GROUPS + "run")
+    root = os.path.join(ship.workdir, "root")
     done = ship.command(
         "run",
         "--spec",
@@ -186,13 +186,13 @@ def test_run_builds_runs_and_removes(ship: Ship, status: int) -> None:
 
 
 class Leased:
-    def __init__(self, runtime: Runtime, node: Node, place: str) -> None:
-        self.installation = Installation(os.path.join(place, "installed"))
+    def __init__(self, runtime: Runtime, node: Node, workdir: str) -> None:
+        self.installation = Installation(os.path.join(workdir, "installed"))
         self.installation.configure([runtime.path], [node.cdi], '[gpu]\nallocator = "leases"\n')
         self.installation.refresh()
-        self.ship = Ship(place, self.installation, runtime.wrap)
+        self.ship = Ship(workdir, self.installation, runtime.wrap)
         self.engine = Engine(
-            [*runtime.wrap, self.installation.program()], os.path.join(place, "root"), hangs=runtime.kind == "youki"
+            [*runtime.wrap, self.installation.program()], os.path.join(workdir, "root"), hangs=runtime.kind == "youki"
         )
 
     def leases(self) -> list[str]:
@@ -207,8 +207,8 @@ class Leased:
 
 
 @pytest.fixture
-def leased(runtime: Runtime, node: Node, place: str) -> Iterator[Leased]:
-    made = Leased(runtime, node, place)
+def leased(runtime: Runtime, node: Node, workdir: str) -> Iterator[Leased]:
+    made = Leased(runtime, node, workdir)
     yield made
     made.engine.clean()
 
@@ -244,11 +244,11 @@ def test_with_leases_only_a_container_holds_a_gpu(leased: Leased, node: Node) ->
 
 
 @pytest.fixture
-def plain(served: Served, place: str) -> Ship:
+def plain(served: Served, workdir: str) -> Ship:
     runtime = runtimes.named("runc")
     if runtime.missing:
         pytest.skip(runtime.missing)
-    return Ship(place, served(runtime))
+    return Ship(workdir, served(runtime))
 
 
 def test_spec_prints_what_create_writes_and_changes_nothing(plain: Ship) -> None:
@@ -257,8 +257,8 @@ def test_spec_prints_what_create_writes_and_changes_nothing(plain: Ship) -> None
     printed = plain.command("spec", "--spec", plain.file, "--rootfs", plain.rootfs, made.directory).stdout
     assert json.loads(printed) == made.config
     before = made.bytes
-    plain.command("spec", "--spec", plain.file, os.path.join(plain.place, "other"))
-    assert not os.path.exists(os.path.join(plain.place, "other"))
+    plain.command("spec", "--spec", plain.file, os.path.join(plain.workdir, "other"))
+    assert not os.path.exists(os.path.join(plain.workdir, "other"))
     assert plain.create("b").bytes == before, "the same again"
 
 
@@ -271,7 +271,7 @@ def test_secrets_are_not_printed(plain: Ship) -> None:
 
 def test_write_config_needs_a_rootfs(plain: Ship) -> None:
     plain.write(command={"args": ["true"]})
-    directory = os.path.join(plain.place, "b")
+    directory = os.path.join(plain.workdir, "b")
     os.makedirs(directory)
     done = plain.command("write-config", "--spec", plain.file, directory, check=False)
     assert done.returncode == 1 and "has no rootfs" in done.stderr and os.listdir(directory) == []
@@ -293,14 +293,14 @@ def test_a_refused_build_writes_nothing(plain: Ship) -> None:
     plain.write(resources={"gpu": {"count": 99}})
     for action in ("create", "run"):
         done = plain.command(
-            action, "--spec", plain.file, "--rootfs", plain.rootfs, os.path.join(plain.place, "b"), check=False
+            action, "--spec", plain.file, "--rootfs", plain.rootfs, os.path.join(plain.workdir, "b"), check=False
         )
         assert (
             done.returncode == 1
             and "resources.gpu asks for 99 devices" in done.stderr
             and len(done.stderr.splitlines()) == 1
         )
-        assert not os.path.exists(os.path.join(plain.place, "b"))
+        assert not os.path.exists(os.path.join(plain.workdir, "b"))
 
 
 @pytest.mark.parametrize(
@@ -321,14 +321,14 @@ def test_a_refused_build_writes_nothing(plain: Ship) -> None:
 def test_wrong_commands_are_refused(plain: Ship, arguments: list[str], message: str) -> None:
     plain.write()
     done = plain.command(
-        *({"F": plain.file, "B": os.path.join(plain.place, "b")}.get(word, word) for word in arguments), check=False
+        *({"F": plain.file, "B": os.path.join(plain.workdir, "b")}.get(word, word) for word in arguments), check=False
     )
-    assert done.returncode == 1 and message in done.stderr and not os.path.exists(os.path.join(plain.place, "b"))
+    assert done.returncode == 1 and message in done.stderr and not os.path.exists(os.path.join(plain.workdir, "b"))
 
 
 def test_the_bundle_may_come_after_the_words_of_args(plain: Ship) -> None:
     plain.write()
-    directory = os.path.join(plain.place, "b")
+    directory = os.path.join(plain.workdir, "b")
     plain.command("create", "--spec", plain.file, "--rootfs", plain.rootfs, "--args", "sh", "-c", "true", directory)
     assert bundle.Bundle(directory).config["process"]["args"] == ["sh", "-c", "true"]
     plain.command("create", "--spec", plain.file, "--rootfs", plain.rootfs, directory, "--args", "sleep", "1")
@@ -337,7 +337,7 @@ def test_the_bundle_may_come_after_the_words_of_args(plain: Ship) -> None:
 
 def test_the_image_s_configuration(plain: Ship) -> None:
     plain.write()
-    file = os.path.join(plain.place, "image.json")
+    file = os.path.join(plain.workdir, "image.json")
     with open(file, "w", encoding="utf-8") as image:
         json.dump(
             {
@@ -359,7 +359,7 @@ def test_the_image_s_configuration(plain: Ship) -> None:
 @pytest.mark.parametrize("runtime", ["runc", "crun"], indirect=True)
 def test_signals_are_passed_to_the_container(ship: Ship) -> None:
     ship.write(command={"args": ["sh", "-c", "trap 'exit 5' TERM; echo ready; while :; do sleep 1 & wait; done"]})
-    directory = os.path.join(ship.place, bundle.GROUPS + "signal")
+    directory = os.path.join(ship.workdir, bundle.GROUPS + "signal")
     with subprocess.Popen(
         [
             *ship.wrap,
@@ -394,14 +394,14 @@ def test_a_builder_in_a_container_makes_room_for_others(plain: Ship) -> None:
     """
     group = os.path.join(cgroups.SYSFS, "" if cgroups.mode() == "unified" else "unified", bundle.GROUPS + "nest")
     plain.write(cgroup_parent=None, command={"args": ["cat", "/proc/self/cgroup"]})
-    directory = os.path.join(plain.place, bundle.GROUPS + "inner")
+    directory = os.path.join(plain.workdir, bundle.GROUPS + "inner")
     chandler = plain.installation.program("chandler")
     create = f"{chandler} bundle create --spec {plain.file} --rootfs {plain.rootfs} {directory}"
     look = f"cat {directory}/config.json; find /sys/fs/cgroup -type d"
     script = (
         f"mkdir {group} && echo $$ >{group}/cgroup.procs && exec unshare -C -m --propagation private sh -c '"
         f"mount -t cgroup2 none /sys/fs/cgroup && {create} && {look} && echo --- && {create} && {look} && echo --- && "
-        f"{runtimes.named('runc').path} --root {plain.place}/root run --bundle {directory} {bundle.GROUPS}n1'"
+        f"{runtimes.named('runc').path} --root {plain.workdir}/root run --bundle {directory} {bundle.GROUPS}n1'"
     )
     try:
         done = subprocess.run(
@@ -435,8 +435,8 @@ USER = ("setpriv", "--reuid", str(UID), "--regid", str(UID), "--clear-groups")
 @pytest.mark.parametrize(
     "runtime", [found.label for found in runtimes.known() if found.kind != "youki" and found.limits], indirect=True
 )
-def test_an_unprivileged_user_s_container(runtime: Runtime, served: Served, place: str) -> None:
-    home = os.path.join(place, "home")
+def test_an_unprivileged_user_s_container(runtime: Runtime, served: Served, workdir: str) -> None:
+    home = os.path.join(workdir, "home")
     os.mkdir(home)
     ship = Ship(home, served(runtime), (*runtime.wrap, *USER))
     ship.write(
@@ -460,8 +460,8 @@ def test_an_unprivileged_user_s_container(runtime: Runtime, served: Served, plac
 
 # youki needs a control group, and as an unprivileged user it can use only one of version 2.
 @pytest.mark.parametrize("runtime", ["runc", "crun-on-v2", "youki"], indirect=True)
-def test_an_unprivileged_user_runs_a_bundle(runtime: Runtime, served: Served, place: str) -> None:
-    ship = Ship(place, served(runtime), runtime.wrap)
+def test_an_unprivileged_user_runs_a_bundle(runtime: Runtime, served: Served, workdir: str) -> None:
+    ship = Ship(workdir, served(runtime), runtime.wrap)
     group = f"/{bundle.GROUPS}mine"
     if runtime.kind == "youki":
         ship.wrap = cgroups.HOST if cgroups.mode() == "unified" else cgroups.UNIFIED
@@ -480,13 +480,13 @@ def test_an_unprivileged_user_runs_a_bundle(runtime: Runtime, served: Served, pl
         cgroup_parent=group if runtime.kind == "youki" else None,
         command={"args": ["sh", "-c", "echo $A; id -u; cat /proc/self/uid_map"]},
     )
-    os.mkdir(os.path.join(place, "run"), 0o700)
-    for directory, _, names in os.walk(place):
+    os.mkdir(os.path.join(workdir, "run"), 0o700)
+    for directory, _, names in os.walk(workdir):
         for path in (directory, *(os.path.join(directory, name) for name in names)):
             os.lchown(path, UID, UID)
     ship.wrap += USER
     for attempt in range(3 if runtime.kind == "youki" else 1):  # see lab.engine
-        directory = os.path.join(place, f"b{attempt}")  # a killed run leaves its bundle
+        directory = os.path.join(workdir, f"b{attempt}")  # a killed run leaves its bundle
         with contextlib.suppress(subprocess.TimeoutExpired):
             done = ship.command(
                 "run",
@@ -497,7 +497,7 @@ def test_an_unprivileged_user_runs_a_bundle(runtime: Runtime, served: Served, pl
                 directory,
                 check=False,
                 timeout=20,
-                env={"HOME": place, "XDG_RUNTIME_DIR": os.path.join(place, "run")},
+                env={"HOME": workdir, "XDG_RUNTIME_DIR": os.path.join(workdir, "run")},
             )
             break
     assert done.returncode == 0, done.stderr
@@ -508,13 +508,13 @@ def test_an_unprivileged_user_runs_a_bundle(runtime: Runtime, served: Served, pl
 @pytest.mark.parametrize(
     "runtime", [found.label for found in runtimes.known() if found.kind != "youki" and found.limits], indirect=True
 )
-def test_ids_that_are_lent_to_a_user(runtime: Runtime, served: Served, place: str) -> None:
+def test_ids_that_are_lent_to_a_user(runtime: Runtime, served: Served, workdir: str) -> None:
     """By name and by number, in two ranges; the container's user is in the second range."""
     user = pwd.getpwuid(1)
-    lent = os.path.join(place, "subuid")
+    lent = os.path.join(workdir, "subuid")
     with open(lent, "w", encoding="ascii") as file:
         file.write(f"{user.pw_name}:100000:500\nsomebody:1:1\n1:300000:65536\n")
-    home = os.path.join(place, "home")
+    home = os.path.join(workdir, "home")
     os.mkdir(home)
     borrow = cgroups.private(" && ".join(f"mount --bind {lent} /etc/{name}" for name in ("subuid", "subgid")))
     caller = ("setpriv", "--reuid", "1", "--regid", "1", "--clear-groups")

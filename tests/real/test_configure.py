@@ -21,17 +21,17 @@ from lab.docker import Docker
 from lab.engine import read
 from lab.install import Installation
 from lab.node import Node
-from lab.place import within
+from lab.workdir import within
 
 
 class Scene:
     """A containerd with a node's own configuration, to which `chandler configure` has added the handlers."""
 
-    def __init__(self, release: Release, place: str, node: Node) -> None:
+    def __init__(self, release: Release, workdir: str, node: Node) -> None:
         self.node = node
-        self.installation = Installation(os.path.join(place, "installed"))
+        self.installation = Installation(os.path.join(workdir, "installed"))
         self.installation.configure(["/usr/sbin/runc"], [node.cdi])
-        self.containerd = Containerd(release, os.path.join(place, "c"), {}, node.cdi)
+        self.containerd = Containerd(release, os.path.join(workdir, "c"), {}, node.cdi)
         self.file = os.path.join(self.containerd.directory, "config.toml")
         self.before = read(self.file)
         self.configured = self.configure("--runtime", "runc")
@@ -289,8 +289,8 @@ def test_configuration_removed_under_running_pods(scene: Scene, cri: CRI) -> Non
 
 
 @pytest.fixture
-def installed(place: str) -> Installation:
-    made = Installation(os.path.join(place, "installed"))
+def installed(workdir: str) -> Installation:
+    made = Installation(os.path.join(workdir, "installed"))
     made.configure(["/usr/sbin/runc"], [], engine="")
     return made
 
@@ -300,10 +300,10 @@ def command(installation: Installation, *arguments: str) -> list[str]:
 
 
 @pytest.mark.parametrize("release", DOCKERS, ids=lambda release: release.label)
-def test_docker_verifies(release: Any, installed: Installation, place: str) -> None:
+def test_docker_verifies(release: Any, installed: Installation, workdir: str) -> None:
     if release.missing:
         pytest.skip(release.missing)
-    docker = Docker(release, os.path.join(place, "docker"))
+    docker = Docker(release, os.path.join(workdir, "docker"))
     with open(docker.config, "w", encoding="utf-8") as file:
         file.write('{"live-restore": false}')
     options = [
@@ -324,7 +324,7 @@ def test_docker_verifies(release: Any, installed: Installation, place: str) -> N
             capture_output=True,
             text=True,
             timeout=120,
-            env={"HOME": place},
+            env={"HOME": workdir},
         )
 
     assert configure("--default").returncode == 0
@@ -340,24 +340,24 @@ def test_docker_verifies(release: Any, installed: Installation, place: str) -> N
         assert configure("--remove").returncode == 0 and read(docker.config) == '{"live-restore": false}'
     finally:
         docker.stop()
-        cgroups.end(place)
+        cgroups.end(workdir)
 
 
-def test_podman_verifies(installed: Installation, place: str) -> None:
+def test_podman_verifies(installed: Installation, workdir: str) -> None:
     """The host's own podman, called as root, with an /etc/containers of its own."""
     if not os.access("/usr/bin/podman", os.X_OK):
         pytest.skip("not installed: podman")
-    etc = os.path.join(place, "etc-containers")
+    etc = os.path.join(workdir, "etc-containers")
     os.makedirs(etc)
     # A socket's path has at most 108 characters; with a longer one podman waits twenty seconds.
     with tempfile.TemporaryDirectory(dir="/run") as short:
-        _podman(installed, place, etc, short)
+        _podman(installed, workdir, etc, short)
 
 
-def _podman(installed: Installation, place: str, etc: str, short: str) -> None:
+def _podman(installed: Installation, workdir: str, etc: str, short: str) -> None:
     for name, text in {
         "policy.json": '{"default": [{"type": "insecureAcceptAnything"}]}',
-        "storage.conf": f'[storage]\ndriver = "vfs"\ngraphroot = "{place}/graph"\nrunroot = "{short}/run"\n',
+        "storage.conf": f'[storage]\ndriver = "vfs"\ngraphroot = "{workdir}/graph"\nrunroot = "{short}/run"\n',
         "containers.conf": '[containers]\ndefault_ulimits = ["nofile=512:512", "nproc=512:512"]\n'
         '[engine]\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\n',
     }.items():
@@ -378,19 +378,19 @@ def _podman(installed: Installation, place: str, etc: str, short: str) -> None:
         capture_output=True,
         text=True,
         timeout=120,
-        env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": place},
+        env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": workdir},
     )
     assert done.stdout.count("got what it asked for") == 2, done.stdout + done.stderr
     assert "unknown key 'gpus'" in done.stdout and "\nchandler\n" in done.stdout
     assert sorted(os.listdir(etc)) == ["containers.conf", "policy.json", "storage.conf"] and not os.listdir(
         os.path.join(installed.etc, "config.d")
     )
-    cgroups.end(place)
+    cgroups.end(workdir)
 
 
-def test_podman_of_a_user(installed: Installation, place: str) -> None:
+def test_podman_of_a_user(installed: Installation, workdir: str) -> None:
     """The files are in the user's home and keep what the node's files say; Chandler's own key is root's."""
-    home = os.path.join(place, "home")
+    home = os.path.join(workdir, "home")
     os.makedirs(home)
     os.chown(home, 1, 1)
 

@@ -22,18 +22,18 @@ echo $NVIDIA_VISIBLE_DEVICES $CUDA_VISIBLE_DEVICES
 
 
 @pytest.mark.parametrize("runtime", ["runc", "crun"], indirect=True)
-def test_everything_of_the_file_is_in_the_container(runtime: runtimes.Runtime, node: Node, place: str) -> None:
-    cdi = os.path.join(place, "cdi")
+def test_everything_of_the_file_is_in_the_container(runtime: runtimes.Runtime, node: Node, workdir: str) -> None:
+    cdi = os.path.join(workdir, "cdi")
     os.mkdir(cdi)
     with open(os.path.join(cdi, "nvidia.yaml"), "w", encoding="utf-8") as file:
         file.write(driver(node))
-    installation = Installation(os.path.join(place, "installed"))
+    installation = Installation(os.path.join(workdir, "installed"))
     installation.configure([runtime.path], [cdi])
     made = bundle.make(
-        os.path.join(place, "b"), ["sh", "-c", LOOK], bundle.request(resources={"gpu": {"count": len(node.gpus)}})
+        os.path.join(workdir, "b"), ["sh", "-c", LOOK], bundle.request(resources={"gpu": {"count": len(node.gpus)}})
     )
     before = made.config
-    engine = Engine([*runtime.wrap, installation.program()], os.path.join(place, "root"))
+    engine = Engine([*runtime.wrap, installation.program()], os.path.join(workdir, "root"))
     try:
         seen = engine.run(made, "c1").stdout.splitlines()
     finally:

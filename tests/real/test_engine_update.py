@@ -18,8 +18,8 @@ DEFAULTS = [
 
 
 @pytest.mark.parametrize("way", ["input", "file"])
-def test_a_gpu_stays_open(runtime: runtimes.Runtime, chandler: Engine, node: Node, place: str, way: str) -> None:
-    made = bundle.make(os.path.join(place, "b"), ["sleep", "60"], bundle.request(resources={"gpu": {"count": 1}}))
+def test_a_gpu_stays_open(runtime: runtimes.Runtime, chandler: Engine, node: Node, workdir: str, way: str) -> None:
+    made = bundle.make(os.path.join(workdir, "b"), ["sleep", "60"], bundle.request(resources={"gpu": {"count": 1}}))
     name = bundle.GROUPS + way
     chandler.create(made, name)
     chandler.call("start", name)
@@ -36,7 +36,7 @@ def test_a_gpu_stays_open(runtime: runtimes.Runtime, chandler: Engine, node: Nod
         if way == "input":
             chandler.call("update", "--resources=-", name, input=data)
         else:
-            file = os.path.join(place, "resources.json")
+            file = os.path.join(workdir, "resources.json")
             with open(file, "w", encoding="ascii") as out:
                 out.write(data)
             chandler.call("update", "--resources", file, name)

@@ -29,18 +29,18 @@ class Bench:
     Without leases, which would put another token into each config.json; other modules test them.
     """
 
-    def __init__(self, installation: Installation, node: Node, place: str) -> None:
-        self.place = place
-        self.note = os.path.join(place, "started")
-        runtime = os.path.join(place, "runc")
+    def __init__(self, installation: Installation, node: Node, workdir: str) -> None:
+        self.workdir = workdir
+        self.note = os.path.join(workdir, "started")
+        runtime = os.path.join(workdir, "runc")
         with open(runtime, "w", encoding="utf-8") as script:
             script.write(f'#!/bin/sh\necho "$@" >> {self.note}\n')
         os.chmod(runtime, 0o755)
         installation.configure([runtime], [node.cdi], '[gpu]\nallocator = "fixed"\n')
-        self.engine = Engine([installation.program()], os.path.join(place, "root"))
-        self.bundle = bundle.make(os.path.join(place, "b"), ["true"], ASKED)
+        self.engine = Engine([installation.program()], os.path.join(workdir, "root"))
+        self.bundle = bundle.make(os.path.join(workdir, "b"), ["true"], ASKED)
         # Outside the bundle, because some tests make that read-only or full.
-        self.bundle.log, self.bundle.out = os.path.join(place, "log.json"), os.path.join(place, "out.log")
+        self.bundle.log, self.bundle.out = os.path.join(workdir, "log.json"), os.path.join(workdir, "out.log")
 
     def create(self) -> subprocess.CompletedProcess[str]:
         return self.engine.create(self.bundle, "c1", check=False, timeout=20)
@@ -72,8 +72,8 @@ class Bench:
 
 
 @pytest.fixture
-def bench(installation: Installation, node: Node, place: str) -> Iterator[Bench]:
-    yield Bench(installation, node, place)
+def bench(installation: Installation, node: Node, workdir: str) -> Iterator[Bench]:
+    yield Bench(installation, node, workdir)
 
 
 def test_a_read_only_bundle(bench: Bench) -> None:
@@ -89,7 +89,7 @@ def test_a_read_only_bundle(bench: Bench) -> None:
 
 
 def test_a_full_disk(bench: Bench) -> None:
-    small = os.path.join(bench.place, "small")
+    small = os.path.join(bench.workdir, "small")
     os.mkdir(small)
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "small", small], check=True)
     try:
@@ -97,7 +97,7 @@ def test_a_full_disk(bench: Bench) -> None:
         os.mkdir(directory)
         data = bench.bundle.bytes
         bench.bundle.directory, bench.bundle.path = directory, os.path.join(directory, "config.json")
-        bench.bundle.pid_file = os.path.join(bench.place, "init.pid")
+        bench.bundle.pid_file = os.path.join(bench.workdir, "init.pid")
         with open(bench.bundle.path, "wb") as file:
             file.write(data)
         filler = os.open(os.path.join(small, "filler"), os.O_WRONLY | os.O_CREAT)
@@ -168,7 +168,7 @@ def test_a_fifo_that_somebody_writes_a_request_to(bench: Bench) -> None:
 
 
 def test_a_config_that_is_a_symlink(bench: Bench) -> None:
-    target = os.path.join(bench.place, "elsewhere.json")
+    target = os.path.join(bench.workdir, "elsewhere.json")
     os.rename(bench.bundle.path, target)
     os.symlink(target, bench.bundle.path)
     before = bench.bundle.bytes
@@ -181,7 +181,7 @@ def test_a_config_with_another_name(bench: Bench) -> None:
 
     Writing in place would change that other file.
     """
-    other = os.path.join(bench.place, "other.json")
+    other = os.path.join(bench.workdir, "other.json")
     os.link(bench.bundle.path, other)
     before = bench.bundle.bytes
     assert bench.bundle.path in bench.refused()
@@ -190,7 +190,7 @@ def test_a_config_with_another_name(bench: Bench) -> None:
 
 def test_a_config_that_is_a_mount(bench: Bench) -> None:
     """A mount cannot be replaced by rename(2)."""
-    source = os.path.join(bench.place, "source.json")
+    source = os.path.join(bench.workdir, "source.json")
     with open(source, "wb") as file:
         file.write(bench.bundle.bytes)
     subprocess.run(["mount", "--bind", source, bench.bundle.path], check=True)
@@ -213,7 +213,7 @@ def test_a_config_of_64_mib(bench: Bench) -> None:
 
 def test_a_bundle_that_is_missing(bench: Bench) -> None:
     """The caller gets the runtime's own message, which it knows."""
-    bench.bundle.directory = os.path.join(bench.place, "nowhere")
+    bench.bundle.directory = os.path.join(bench.workdir, "nowhere")
     bench.handed_over()
 
 

@@ -25,16 +25,18 @@ SHOW = (
 
 
 @pytest.fixture
-def trusting(runtime: Runtime, lab: str, place: str) -> Iterator[Callable[..., Engine]]:
+def trusting(runtime: Runtime, lab: str, workdir: str) -> Iterator[Callable[..., Engine]]:
     """Chandler over the runtime, with a policy."""
     engines = []
 
     def make(policy: str) -> Engine:
         installation = Installation(os.path.join(lab, "keys-" + runtime.label))
-        installation.configure([runtime.path], [], policy.replace("@", place))
+        installation.configure([runtime.path], [], policy.replace("@", workdir))
         installation.forget()
         engines.append(
-            Engine([*runtime.wrap, installation.program()], os.path.join(place, "root"), hangs=runtime.kind == "youki")
+            Engine(
+                [*runtime.wrap, installation.program()], os.path.join(workdir, "root"), hangs=runtime.kind == "youki"
+            )
         )
         return engines[-1]
 
@@ -43,11 +45,11 @@ def trusting(runtime: Runtime, lab: str, place: str) -> Iterator[Callable[..., E
         engine.clean()
 
 
-def inside(engine: Engine, place: str, document: dict[str, Any], script: str = SHOW) -> tuple[bundle.Bundle, str]:
+def inside(engine: Engine, workdir: str, document: dict[str, Any], script: str = SHOW) -> tuple[bundle.Bundle, str]:
     made = bundle.make(
-        os.path.join(place, "b"),
+        os.path.join(workdir, "b"),
         ["sh", "-c", script],
-        bundle.request(**json.loads(json.dumps(document).replace("@", place))),
+        bundle.request(**json.loads(json.dumps(document).replace("@", workdir))),
     )
     root = os.path.join(made.directory, "rootfs")
     with open(os.path.join(root, "etc/passwd"), "a", encoding="ascii") as passwd:
@@ -70,16 +72,16 @@ def names(mask: str) -> set[str]:
 
 
 @pytest.mark.parametrize("runtime", ONCE, indirect=True)
-def test_everything_at_once(trusting: Callable[..., Engine], place: str) -> None:
-    os.makedirs(os.path.join(place, "shared"))
-    with open(os.path.join(place, "shared/seen"), "w", encoding="ascii") as file:
+def test_everything_at_once(trusting: Callable[..., Engine], workdir: str) -> None:
+    os.makedirs(os.path.join(workdir, "shared"))
+    with open(os.path.join(workdir, "shared/seen"), "w", encoding="ascii") as file:
         file.write("x")
-    with open(os.path.join(place, "token"), "w", encoding="ascii") as file:
+    with open(os.path.join(workdir, "token"), "w", encoding="ascii") as file:
         file.write("hunter2\n")
     engine = trusting('[secrets]\ndirectory = "@"\n[volumes]\nwork = "@/shared"\n[policy]\ntrust = "all"')
     _, text = inside(
         engine,
-        place,
+        workdir,
         {
             "env": {"TOKEN": "$S:token", "SPACE": "$E:NAMESPACE"},
             "user": "app",
@@ -130,14 +132,14 @@ def test_everything_at_once(trusting: Callable[..., Engine], place: str) -> None
 
 
 @pytest.mark.parametrize("runtime", ONCE, indirect=True)
-def test_privileged_and_devices(trusting: Callable[..., Engine], place: str) -> None:
+def test_privileged_and_devices(trusting: Callable[..., Engine], workdir: str) -> None:
     engine = trusting('[policy]\ntrust = "all"')
     script = (
         "cat /proc/self/status; echo --; cat /proc/self/mounts; ls -l /dev/loop-control; "
         "cat /proc/kcore | busybox head -c 4 | busybox wc -c"
     )
     _, text = inside(
-        engine, place, {"privileged": True, "devices": [{"path": "/dev/loop-control", "mknod": True}]}, script
+        engine, workdir, {"privileged": True, "devices": [{"path": "/dev/loop-control", "mknod": True}]}, script
     )
     found = status(text)
     with open("/proc/self/status", encoding="ascii") as file:
@@ -154,13 +156,13 @@ def test_privileged_and_devices(trusting: Callable[..., Engine], place: str) -> 
 
 
 @pytest.mark.parametrize("runtime", ONCE, indirect=True)
-def test_host_network_and_group(trusting: Callable[..., Engine], place: str) -> None:
+def test_host_network_and_group(trusting: Callable[..., Engine], workdir: str) -> None:
     engine = trusting(
         '[policy]\nallow = ["host_network", "cgroup_parent"]\ncgroup-parents = ["/' + bundle.GROUPS + 'team"]'
     )
     made, text = inside(
         engine,
-        place,
+        workdir,
         {"host_network": True, "cgroup_parent": f"/{bundle.GROUPS}team"},
         "busybox readlink /proc/self/ns/net; cat /proc/self/cgroup",
     )
@@ -180,10 +182,10 @@ def test_host_network_and_group(trusting: Callable[..., Engine], place: str) -> 
     ],
 )
 def test_keys_that_no_rule_allows_are_refused(
-    trusting: Callable[..., Engine], place: str, document: dict[str, Any], words: str
+    trusting: Callable[..., Engine], workdir: str, document: dict[str, Any], words: str
 ) -> None:
     engine = trusting("")
-    made = bundle.make(os.path.join(place, "b"), ["true"], bundle.request(**document))
+    made = bundle.make(os.path.join(workdir, "b"), ["true"], bundle.request(**document))
     before = made.bytes
     done = engine.create(made, "c1", check=False)
     assert done.returncode == 1 and words in done.stderr and made.bytes == before
@@ -191,7 +193,7 @@ def test_keys_that_no_rule_allows_are_refused(
 
 
 @pytest.mark.parametrize("runtime", ["runc"], indirect=True)
-def test_a_rule_for_a_namespace(trusting: Callable[..., Engine], place: str) -> None:
+def test_a_rule_for_a_namespace(trusting: Callable[..., Engine], workdir: str) -> None:
     engine = trusting(
         '[[policy.rule]]\nname = "a"\nmatch = {namespace = ["team-a"], handler = ["chandler-runtime"]}\n'
         'allow = ["hostname"]'
@@ -199,7 +201,7 @@ def test_a_rule_for_a_namespace(trusting: Callable[..., Engine], place: str) -> 
     engine.root += "/k8s.io"  # containerd is known by its paths
     for namespace, given in (("team-a", True), ("team-b", False)):
         made = bundle.make(
-            os.path.join(place, "io.containerd.runtime.v2.task/k8s.io", f"c-{namespace}"),
+            os.path.join(workdir, "io.containerd.runtime.v2.task/k8s.io", f"c-{namespace}"),
             ["true"],
             {**bundle.request(hostname="mine"), **bundle.pod(namespace=namespace)},
         )

@@ -36,8 +36,8 @@ def granted(node: Node, made: bundle.Bundle, *indexes: int) -> None:
     made.config = config
 
 
-def test_a_whole_life(direct: Engine, place: str) -> None:
-    made = bundle.make(os.path.join(place, "b"), ["sh", "-c", "echo out; exec sleep 60"])
+def test_a_whole_life(direct: Engine, workdir: str) -> None:
+    made = bundle.make(os.path.join(workdir, "b"), ["sh", "-c", "echo out; exec sleep 60"])
     direct.create(made, "c1")
     assert direct.state("c1")["status"] == "created"
     direct.call("start", "c1")
@@ -49,17 +49,17 @@ def test_a_whole_life(direct: Engine, place: str) -> None:
     assert made.output() == "out\n"
 
 
-def test_only_a_granted_device_opens(direct: Engine, place: str, node: Node) -> None:
+def test_only_a_granted_device_opens(direct: Engine, workdir: str, node: Node) -> None:
     one, other = node.gpus[2], node.gpus[5]
     make = f"mknod /dev/other c {other.major} {other.minor}; "
-    made = bundle.make(os.path.join(place, "b"), ["sh", "-c", make + PROBE, "sh", one.inside, "/dev/other"])
+    made = bundle.make(os.path.join(workdir, "b"), ["sh", "-c", make + PROBE, "sh", one.inside, "/dev/other"])
     granted(node, made, 2)
     assert direct.run(made, "c1").stdout.splitlines() == [f"{one.inside} opens", "/dev/other Operation not permitted"]
 
 
 @pytest.mark.parametrize("runtime", [runtime.label for runtime in runtimes.known() if runtime.limits], indirect=True)
-def test_limits_are_read_back(direct: Engine, place: str) -> None:
-    made = bundle.make(os.path.join(place, "b"), ["sleep", "60"])
+def test_limits_are_read_back(direct: Engine, workdir: str) -> None:
+    made = bundle.make(os.path.join(workdir, "b"), ["sleep", "60"])
     config = made.config
     config["linux"]["resources"].update(memory={"limit": 64 << 20}, pids={"limit": 40})
     made.config = config

@@ -11,33 +11,35 @@ from pathlib import Path
 from lab import bundle, cgroups
 
 
-def test_a_mount_that_a_killed_runtime_left_is_no_sign_of_a_container(place: str) -> None:
+def test_a_mount_that_a_killed_runtime_left_is_no_sign_of_a_container(workdir: str) -> None:
     """Every process of the host sees such a mount."""
-    left = os.path.join(place, "runc.left")
+    left = os.path.join(workdir, "runc.left")
     Path(left).touch()
     subprocess.run(["mount", "--bind", "/bin/true", left], check=True)
     before = subprocess.Popen(
         [*cgroups.LEGACY, "sleep", "600"]
     )  # sees that mount from a mount namespace of its own, as a runtime does
     try:
-        assert not cgroups.inside(place)
-        cgroups.end(place)
+        assert not cgroups.inside(workdir)
+        cgroups.end(workdir)
         assert not os.path.ismount(left) and before.poll() is None
     finally:
         before.kill()
         before.wait()
 
 
-def test_a_process_whose_root_lies_there_is_ended(place: str) -> None:
-    shutil.copy(bundle.BUSYBOX, place)
-    change = f"mount --bind {place} {place} && exec chroot {place} /busybox sh -c 'echo in; exec /busybox sleep 600'"
+def test_a_process_whose_root_lies_there_is_ended(workdir: str) -> None:
+    shutil.copy(bundle.BUSYBOX, workdir)
+    change = (
+        f"mount --bind {workdir} {workdir} && exec chroot {workdir} /busybox sh -c 'echo in; exec /busybox sleep 600'"
+    )
     process = subprocess.Popen(
         ["unshare", "-m", "--propagation", "private", "sh", "-c", change], stdout=subprocess.PIPE
     )
     try:
         assert process.stdout is not None and process.stdout.readline() == b"in\n"
-        assert cgroups.inside(place) == [process.pid]
-        cgroups.end(place)
+        assert cgroups.inside(workdir) == [process.pid]
+        cgroups.end(workdir)
         assert process.wait(30) == -signal.SIGKILL
     finally:
         process.kill()

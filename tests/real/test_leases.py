@@ -22,18 +22,20 @@ ONCE = ["runc", "crun", "youki"]
 class Leased:
     """Chandler over one runtime, with `allocator = "leases"`."""
 
-    def __init__(self, runtime: runtimes.Runtime, node: Node, place: str) -> None:
-        self.place = place
-        self.installation = Installation(os.path.join(place, "installed"))
+    def __init__(self, runtime: runtimes.Runtime, node: Node, workdir: str) -> None:
+        self.workdir = workdir
+        self.installation = Installation(os.path.join(workdir, "installed"))
         self.installation.configure([runtime.path], [node.cdi], '[gpu]\nallocator = "leases"\n')
         self.installation.refresh()
         self.engine = Engine(
-            [*runtime.wrap, self.installation.program()], os.path.join(place, "root"), hangs=runtime.kind == "youki"
+            [*runtime.wrap, self.installation.program()], os.path.join(workdir, "root"), hangs=runtime.kind == "youki"
         )
 
     def bundle(self, name: str, count: int = 1, **more: Any) -> bundle.Bundle:
         return bundle.make(
-            os.path.join(self.place, name), ["sleep", "60"], bundle.request(resources={"gpu": {"count": count, **more}})
+            os.path.join(self.workdir, name),
+            ["sleep", "60"],
+            bundle.request(resources={"gpu": {"count": count, **more}}),
         )
 
     def leases(self) -> dict[str, list[str]]:
@@ -49,8 +51,8 @@ class Leased:
 
 
 @pytest.fixture
-def leased(runtime: runtimes.Runtime, node: Node, place: str) -> Iterator[Leased]:
-    made = Leased(runtime, node, place)
+def leased(runtime: runtimes.Runtime, node: Node, workdir: str) -> Iterator[Leased]:
+    made = Leased(runtime, node, workdir)
     yield made
     made.engine.clean()
 
@@ -128,7 +130,7 @@ def test_churn_with_kills(leased: Leased, node: Node) -> None:
         leased.installation,
         leased.installation.state + "/leases",
         node,
-        leased.place,
+        leased.workdir,
         lambda rng: {"count": rng.choice((1, 1, 1, 2))},
         seed=SEED,
     )
@@ -171,10 +173,10 @@ def test_gpus_that_the_engine_gave_are_not_given_again(leased: Leased, runtime: 
     both = give(leased.bundle("b0"))
     assert leased.engine.create(both, "c0", check=False).returncode == 1
     assert "config.json has a GPU already, /dev/nvidia7, from the engine" in records(both.log)[-1]["msg"]
-    others = give(bundle.make(os.path.join(leased.place, "b1"), ["sleep", "60"]))
+    others = give(bundle.make(os.path.join(leased.workdir, "b1"), ["sleep", "60"]))
     leased.engine.create(others, "theirs")
     leased.engine.create(leased.bundle("b2", 2), "ours")
-    leased.engine.create(bundle.make(os.path.join(leased.place, "b3"), ["sleep", "60"]), "without")
+    leased.engine.create(bundle.make(os.path.join(leased.workdir, "b3"), ["sleep", "60"]), "without")
     for name in ("theirs", "ours", "without"):
         leased.engine.call("start", name)
     done = subprocess.run(
@@ -194,31 +196,31 @@ def test_gpus_that_the_engine_gave_are_not_given_again(leased: Leased, runtime: 
 
 
 @pytest.mark.parametrize("runtime", ONCE[:1], indirect=True)
-def test_prefer_uses_the_hosts_sysfs(runtime: runtimes.Runtime, node: Node, place: str) -> None:
+def test_prefer_uses_the_hosts_sysfs(runtime: runtimes.Runtime, node: Node, workdir: str) -> None:
     """/sys assigns GPUs alternately to two processors.
 
     A count takes the first free GPUs. With `prefer` it takes GPUs of one processor, whichever are taken already.
     """
-    installation = Installation(os.path.join(place, "installed"))
+    installation = Installation(os.path.join(workdir, "installed"))
     for number, gpu in enumerate(node.gpus):
         bdf, way = f"0000:{number:02x}:00.0", f"pci0000:{number % 2}0/0000:{number % 2}0:01.0"
-        os.makedirs(f"{place}/host/sys/bus/pci/devices/{bdf}")
-        with open(f"{place}/host/sys/bus/pci/devices/{bdf}/numa_node", "w", encoding="ascii") as file:
+        os.makedirs(f"{workdir}/host/sys/bus/pci/devices/{bdf}")
+        with open(f"{workdir}/host/sys/bus/pci/devices/{bdf}/numa_node", "w", encoding="ascii") as file:
             file.write(f"{number % 2}\n")
-        os.makedirs(f"{place}/host/sys/dev/char", exist_ok=True)
-        os.symlink(f"../../devices/{way}/{bdf}/gpu", f"{place}/host/sys/dev/char/{gpu.major}:{gpu.minor}")
+        os.makedirs(f"{workdir}/host/sys/dev/char", exist_ok=True)
+        os.symlink(f"../../devices/{way}/{bdf}/gpu", f"{workdir}/host/sys/dev/char/{gpu.major}:{gpu.minor}")
     compiler = os.path.join(installation.prefix, "lib/chandler/shim/node/compiler.py")
     with open(compiler, encoding="utf-8") as file:
         text = file.read()
     assert text.count("topology.Topology(HostTree()") == 1
     with open(compiler, "w", encoding="utf-8") as file:  # the installed copy reads another directory as /sys
-        file.write(text.replace("topology.Topology(HostTree()", f"topology.Topology(HostTree({place + '/host'!r})"))
+        file.write(text.replace("topology.Topology(HostTree()", f"topology.Topology(HostTree({workdir + '/host'!r})"))
     subprocess.run(
         [PYTHON, "-I", "-m", "compileall", "-q", "-f", "--invalidation-mode", "unchecked-hash", compiler], check=True
     )
     installation.configure([runtime.path], [node.cdi])
     installation.refresh()
-    engine = Engine([*runtime.wrap, installation.program()], os.path.join(place, "root"))
+    engine = Engine([*runtime.wrap, installation.program()], os.path.join(workdir, "root"))
     try:
         cases: list[tuple[str, dict[str, Any], str]] = [
             ("c1", {"count": 2}, "0 1"),
@@ -227,7 +229,7 @@ def test_prefer_uses_the_hosts_sysfs(runtime: runtimes.Runtime, node: Node, plac
             ("c4", {"count": 1, "prefer": "numa"}, "7"),
         ]
         for name, asked, wanted in cases:
-            made = bundle.make(os.path.join(place, name), ["sleep", "60"], bundle.request(resources={"gpu": asked}))
+            made = bundle.make(os.path.join(workdir, name), ["sleep", "60"], bundle.request(resources={"gpu": asked}))
             engine.create(made, bundle.GROUPS + name)
             assert granted(made) == ",".join(f"nvidia.com/gpu={number}" for number in wanted.split())
     finally:
@@ -235,15 +237,15 @@ def test_prefer_uses_the_hosts_sysfs(runtime: runtimes.Runtime, node: Node, plac
 
 
 @pytest.mark.parametrize("release", podman.RELEASES[:1], ids=[release.label for release in podman.RELEASES[:1]])
-def test_podman_with_one_gpu_refuses_a_second_container(release: podman.Release, place: str) -> None:
+def test_podman_with_one_gpu_refuses_a_second_container(release: podman.Release, workdir: str) -> None:
     """Only the GPU's CDI file is configured: a second container cannot have the GPU, and its error says why."""
     runtime = runtimes.named("runc")
     if release.missing or runtime.missing:
         pytest.skip(release.missing or runtime.missing)
-    installation = Installation(os.path.join(place, "installed"))
-    installation.configure([runtime.path], [gpu_node.make(os.path.join(place, "node"), 1).cdi])
+    installation = Installation(os.path.join(workdir, "installed"))
+    installation.configure([runtime.path], [gpu_node.make(os.path.join(workdir, "node"), 1).cdi])
     installation.refresh()
-    machine, program = podman.Podman(release, os.path.join(place, "podman")), installation.program()
+    machine, program = podman.Podman(release, os.path.join(workdir, "podman")), installation.program()
     ask = {"chandler.oci/resources.gpu.count": "1"}
     try:
         machine.load()

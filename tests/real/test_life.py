@@ -23,14 +23,14 @@ PROBE = (
 )
 
 
-def make(place: str, script: str, *arguments: str, **document: object) -> bundle.Bundle:
+def make(workdir: str, script: str, *arguments: str, **document: object) -> bundle.Bundle:
     """A bundle that runs `script` and asks for `document`, if anything."""
     annotations = {**bundle.pod(), **(bundle.request(**document) if document else {})}
-    return bundle.make(os.path.join(place, "b"), ["sh", "-c", script, "sh", *arguments], annotations)
+    return bundle.make(os.path.join(workdir, "b"), ["sh", "-c", script, "sh", *arguments], annotations)
 
 
-def test_create_start_state_exec_kill_delete(chandler: Engine, place: str, runtime: Runtime) -> None:
-    made = make(place, "echo out; exec sleep 60", resources={"gpu": {"count": 2}}, env={"A": "b"})
+def test_create_start_state_exec_kill_delete(chandler: Engine, workdir: str, runtime: Runtime) -> None:
+    made = make(workdir, "echo out; exec sleep 60", resources={"gpu": {"count": 2}}, env={"A": "b"})
     chandler.create(made, "c1")
     assert chandler.state("c1")["status"] == "created"
     assert made.output() == "", "create wrote into the container's log"
@@ -48,8 +48,8 @@ def test_create_start_state_exec_kill_delete(chandler: Engine, place: str, runti
     assert made.output() == "out\n"
 
 
-def test_run_gives_what_was_asked(chandler: Engine, place: str) -> None:
-    made = make(place, "env; exit 3", resources={"gpu": {"count": 2}}, env={"NCCL_DEBUG": "INFO", "SPACED": "a b=c"})
+def test_run_gives_what_was_asked(chandler: Engine, workdir: str) -> None:
+    made = make(workdir, "env; exit 3", resources={"gpu": {"count": 2}}, env={"NCCL_DEBUG": "INFO", "SPACED": "a b=c"})
     done = chandler.run(made, "c1", check=False)
     assert done.returncode == 3, done.stderr
     seen = done.stdout.splitlines()
@@ -58,9 +58,9 @@ def test_run_gives_what_was_asked(chandler: Engine, place: str) -> None:
     assert done.stderr == ""
 
 
-def test_the_short_form_asks_the_same(chandler: Engine, place: str, node: Node) -> None:
+def test_the_short_form_asks_the_same(chandler: Engine, workdir: str, node: Node) -> None:
     made = bundle.make(
-        os.path.join(place, "b"),
+        os.path.join(workdir, "b"),
         ["sh", "-c", PROBE + "; env", "sh", node.gpus[0].inside, node.gpus[1].inside],
         {"chandler.oci/resources.gpu.count": "2", "chandler.oci/env.A": "b"},
     )
@@ -80,12 +80,12 @@ def test_the_short_form_asks_the_same(chandler: Engine, place: str, node: Node) 
     ids=["count", "index", "uuid", "qualified"],
 )
 def test_granted_devices_open_and_others_do_not(
-    chandler: Engine, place: str, node: Node, asked: dict[str, object]
+    chandler: Engine, workdir: str, node: Node, asked: dict[str, object]
 ) -> None:
     nodes = "".join(f"mknod /dev/made{n} c {gpu.major} {gpu.minor}; " for n, gpu in enumerate(node.gpus))
     paths = [device.inside for device in node.gpus[:2] + node.controls]
     made = make(
-        place,
+        workdir,
         "ls -d /dev/nvidia[0-9]*; " + nodes + PROBE,
         *paths,
         *(f"/dev/made{n}" for n in range(len(node.gpus))),
@@ -100,9 +100,9 @@ def test_granted_devices_open_and_others_do_not(
     )
 
 
-def test_every_device_has_a_node_and_a_cgroup_rule(chandler: Engine, place: str, node: Node) -> None:
+def test_every_device_has_a_node_and_a_cgroup_rule(chandler: Engine, workdir: str, node: Node) -> None:
     """Otherwise a later update, or a reload of systemd, takes the device away."""
-    made = make(place, "true", resources={"gpu": {"count": 3}})
+    made = make(workdir, "true", resources={"gpu": {"count": 3}})
     chandler.run(made, "c1")
     linux = made.config["linux"]
     devices = {(device["path"], device["major"], device["minor"]) for device in linux["devices"]}
@@ -112,8 +112,8 @@ def test_every_device_has_a_node_and_a_cgroup_rule(chandler: Engine, place: str,
 
 
 @pytest.mark.parametrize("runtime", WITH_LIMITS, indirect=True)
-def test_limits_are_read_back_from_the_kernel(chandler: Engine, place: str) -> None:
-    made = make(place, "exec sleep 60", resources={"memory": "256Mi", "pids_limit": 64})
+def test_limits_are_read_back_from_the_kernel(chandler: Engine, workdir: str) -> None:
+    made = make(workdir, "exec sleep 60", resources={"memory": "256Mi", "pids_limit": 64})
     chandler.create(made, "c1")
     pid = pid_of(made)
     assert cgroups.limit("memory", "memory.limit_in_bytes", "memory.max", pid) == 256 << 20
@@ -121,9 +121,9 @@ def test_limits_are_read_back_from_the_kernel(chandler: Engine, place: str) -> N
 
 
 @pytest.mark.parametrize("runtime", WITH_LIMITS, indirect=True)
-def test_devices_outlive_an_update(chandler: Engine, place: str, node: Node) -> None:
+def test_devices_outlive_an_update(chandler: Engine, workdir: str, node: Node) -> None:
     gpu, other = node.gpus[0], node.gpus[4]
-    made = make(place, "exec sleep 60", resources={"gpu": {"count": 1}})
+    made = make(workdir, "exec sleep 60", resources={"gpu": {"count": 1}})
     chandler.create(made, "c1")
     chandler.call("start", "c1")
     chandler.wait("c1", "running")
@@ -141,15 +141,17 @@ def test_devices_outlive_an_update(chandler: Engine, place: str, node: Node) -> 
 
 @WITH_AND_WITHOUT
 @pytest.mark.parametrize("script, code", [("exit 0", 0), ("exit 37", 37)])
-def test_exit_codes_pass_through(chandler: Engine, place: str, script: str, code: int, asks: dict[str, object]) -> None:
-    made = make(place, script, **asks)
+def test_exit_codes_pass_through(
+    chandler: Engine, workdir: str, script: str, code: int, asks: dict[str, object]
+) -> None:
+    made = make(workdir, script, **asks)
     assert chandler.run(made, "c1", check=False).returncode == code
 
 
 @WITH_AND_WITHOUT
-def test_signals_pass_through(chandler: Engine, place: str, asks: dict[str, object]) -> None:
+def test_signals_pass_through(chandler: Engine, workdir: str, asks: dict[str, object]) -> None:
     """A signal to the process that the caller started reaches the container's process."""
-    made = make(place, 'trap "exit 7" TERM; echo ready; while :; do sleep 0.05; done', **asks)
+    made = make(workdir, 'trap "exit 7" TERM; echo ready; while :; do sleep 0.05; done', **asks)
     chandler.started["c1"] = made
     process = subprocess.Popen(
         chandler.argv("run", "--bundle", made.directory, "c1"),
@@ -167,22 +169,22 @@ def test_signals_pass_through(chandler: Engine, place: str, asks: dict[str, obje
 
 
 @WITH_AND_WITHOUT
-def test_preserved_descriptors_reach_the_container(chandler: Engine, place: str, asks: dict[str, object]) -> None:
-    note = os.path.join(place, "note")
+def test_preserved_descriptors_reach_the_container(chandler: Engine, workdir: str, asks: dict[str, object]) -> None:
+    note = os.path.join(workdir, "note")
     with open(note, "w", encoding="ascii") as file:
         file.write("from outside\n")
-    made = make(place, "cat <&3", **asks)
+    made = make(workdir, "cat <&3", **asks)
     chandler.command = ["sh", "-c", f'exec 3<{note}; exec "$@"', "sh", *chandler.command]
     assert chandler.run(made, "c1", "--preserve-fds", "1").stdout == "from outside\n"
 
 
 @WITH_AND_WITHOUT
-def test_the_console_socket_gets_the_terminal(chandler: Engine, place: str, asks: dict[str, object]) -> None:
-    made = make(place, "test -t 0 && test -t 1 && echo a terminal; exec sleep 60", **asks)
+def test_the_console_socket_gets_the_terminal(chandler: Engine, workdir: str, asks: dict[str, object]) -> None:
+    made = make(workdir, "test -t 0 && test -t 1 && echo a terminal; exec sleep 60", **asks)
     config = made.config
     config["process"]["terminal"] = True
     made.config = config
-    path = os.path.join(place, "tty.sock")
+    path = os.path.join(workdir, "tty.sock")
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(path)
         server.listen()
@@ -198,8 +200,8 @@ def test_the_console_socket_gets_the_terminal(chandler: Engine, place: str, asks
 
 
 @pytest.mark.parametrize("name", ["create", "run", "restore", "delete"])
-def test_a_container_can_have_the_name_of_a_verb(chandler: Engine, place: str, name: str) -> None:
-    made = make(place, "exec sleep 60", env={"A": "b"})
+def test_a_container_can_have_the_name_of_a_verb(chandler: Engine, workdir: str, name: str) -> None:
+    made = make(workdir, "exec sleep 60", env={"A": "b"})
     chandler.create(made, name)
     chandler.call("start", name)
     chandler.wait(name, "running")
@@ -207,18 +209,18 @@ def test_a_container_can_have_the_name_of_a_verb(chandler: Engine, place: str, n
     chandler.delete(name, "--force")
 
 
-def test_the_sandbox_is_never_edited(chandler: Engine, place: str) -> None:
+def test_the_sandbox_is_never_edited(chandler: Engine, workdir: str) -> None:
     annotations = {**bundle.pod(kind="sandbox"), **bundle.request(resources={"gpu": {"count": 2}})}
-    made = bundle.make(os.path.join(place, "b"), ["ls", "/dev"], annotations)
+    made = bundle.make(os.path.join(workdir, "b"), ["ls", "/dev"], annotations)
     before = made.bytes
     assert "nvidia" not in chandler.run(made, "c1").stdout
     assert made.bytes == before
 
 
-def test_another_container_of_the_pod_is_not_edited(chandler: Engine, place: str) -> None:
+def test_another_container_of_the_pod_is_not_edited(chandler: Engine, workdir: str) -> None:
     wanted = '{"env": {"A": "b"}}'
     for name, expected in (("main", True), ("sidecar", False)):
         made = bundle.make(
-            os.path.join(place, name), ["env"], {**bundle.pod(name), "chandler.oci/service.main": wanted}
+            os.path.join(workdir, name), ["env"], {**bundle.pod(name), "chandler.oci/service.main": wanted}
         )
         assert ("A=b" in chandler.run(made, name).stdout.splitlines()) is expected

@@ -31,13 +31,13 @@ def first(request: pytest.FixtureRequest) -> runtimes.Runtime:
 
 
 @pytest.fixture
-def engine(first: runtimes.Runtime, installation: Installation, node: Node, place: str) -> Iterator[Engine]:
+def engine(first: runtimes.Runtime, installation: Installation, node: Node, workdir: str) -> Iterator[Engine]:
     """Chandler over `first`, with a running container c1 that was edited."""
     installation.configure([first.path], [node.cdi])
     # Where crun and the others can all work.
     wrap = cgroups.LEGACY if cgroups.mode() == "hybrid" else cgroups.HOST
-    engine = Engine([*wrap, installation.program()], os.path.join(place, "root"))
-    made = bundle.make(os.path.join(place, "b"), ["sleep", "60"], bundle.request(resources={"gpu": {"count": 1}}))
+    engine = Engine([*wrap, installation.program()], os.path.join(workdir, "root"))
+    made = bundle.make(os.path.join(workdir, "b"), ["sleep", "60"], bundle.request(resources={"gpu": {"count": 1}}))
     engine.create(made, "c1")
     engine.call("start", "c1")
     engine.wait("c1", "running")
@@ -93,16 +93,16 @@ def test_the_configuration_is_broken(
     finish(engine)
 
 
-def test_a_create_without_python_fails_in_a_sentence(without_python: Installation, place: str, node: Node) -> None:
+def test_a_create_without_python_fails_in_a_sentence(without_python: Installation, workdir: str, node: Node) -> None:
     runtime = runtimes.named("runc")
     if runtime.missing:
         pytest.skip(runtime.missing)
     without_python.configure([runtime.path], [node.cdi])
-    engine = Engine([without_python.program()], os.path.join(place, "root"))
-    made = bundle.make(os.path.join(place, "b"), ["true"], bundle.request(env={"A": "b"}))
+    engine = Engine([without_python.program()], os.path.join(workdir, "root"))
+    made = bundle.make(os.path.join(workdir, "b"), ["true"], bundle.request(env={"A": "b"}))
     before = made.bytes
     done = engine.create(made, "c1", check=False)
     assert done.returncode == 1
     assert "python3" in done.stderr and len(done.stderr.splitlines()) == 1
     assert made.bytes == before
-    assert not os.path.exists(os.path.join(place, "root", "c1"))
+    assert not os.path.exists(os.path.join(workdir, "root", "c1"))

@@ -25,8 +25,8 @@ def gpus(config: dict[str, Any]) -> list[str]:
 
 
 @pytest.mark.parametrize("runtime", ONCE, indirect=True)
-def test_ten_creates_of_a_bundle_with_other_gpus_each_time(chandler: Engine, place: str, node: Node) -> None:
-    made = bundle.make(os.path.join(place, "b"), ["ls", "/dev"])
+def test_ten_creates_of_a_bundle_with_other_gpus_each_time(chandler: Engine, workdir: str, node: Node) -> None:
+    made = bundle.make(os.path.join(workdir, "b"), ["ls", "/dev"])
     original = made.config
     for turn in range(10):
         count = turn % 3 + 1
@@ -47,10 +47,10 @@ def test_ten_creates_of_a_bundle_with_other_gpus_each_time(chandler: Engine, pla
 
 
 @pytest.mark.parametrize("runtime", ONCE, indirect=True)
-def test_the_same_bundle_created_ten_times_as_it_was_left(chandler: Engine, place: str, node: Node) -> None:
+def test_the_same_bundle_created_ten_times_as_it_was_left(chandler: Engine, workdir: str, node: Node) -> None:
     """A create that finds Chandler's own result starts from the original, so edits do not pile up."""
     made = bundle.make(
-        os.path.join(place, "b"), ["ls", "/dev"], bundle.request(resources={"gpu": {"count": 2}}, env={"A": "b"})
+        os.path.join(workdir, "b"), ["ls", "/dev"], bundle.request(resources={"gpu": {"count": 2}}, env={"A": "b"})
     )
     original, results = made.bytes, set()
     for turn in range(10):
@@ -65,8 +65,8 @@ def test_the_same_bundle_created_ten_times_as_it_was_left(chandler: Engine, plac
 
 
 @pytest.mark.parametrize("runtime", ONCE[:1], indirect=True)
-def test_an_edited_config_that_was_changed_since_is_refused(chandler: Engine, place: str) -> None:
-    made = bundle.make(os.path.join(place, "b"), ["ls", "/dev"], bundle.request(resources={"gpu": {"count": 2}}))
+def test_an_edited_config_that_was_changed_since_is_refused(chandler: Engine, workdir: str) -> None:
+    made = bundle.make(os.path.join(workdir, "b"), ["ls", "/dev"], bundle.request(resources={"gpu": {"count": 2}}))
     chandler.create(made, "c1")
     chandler.delete("c1", "--force")
     config = made.config
@@ -78,17 +78,17 @@ def test_an_edited_config_that_was_changed_since_is_refused(chandler: Engine, pl
     assert "config.json" in done.stderr and len(done.stderr.splitlines()) == 1
 
 
-def test_two_hundred_creates_in_parallel(place: str, installation: Installation, node: Node) -> None:
+def test_two_hundred_creates_in_parallel(workdir: str, installation: Installation, node: Node) -> None:
     runtime = runtimes.named("runc")
     if runtime.missing:
         pytest.skip(runtime.missing)
     installation.configure([runtime.path], [node.cdi], '[gpu]\nallocator = "fixed"\n')  # all of them live at once
     installation.forget()
-    engine = Engine([installation.program()], os.path.join(place, "root"))
-    root = bundle.rootfs(os.path.join(place, "rootfs"))
+    engine = Engine([installation.program()], os.path.join(workdir, "root"))
+    root = bundle.rootfs(os.path.join(workdir, "rootfs"))
     made = [
         bundle.make(
-            os.path.join(place, f"b{n}"), ["true"], bundle.request(resources={"gpu": {"count": n % 8 + 1}}), root=root
+            os.path.join(workdir, f"b{n}"), ["true"], bundle.request(resources={"gpu": {"count": n % 8 + 1}}), root=root
         )
         for n in range(200)
     ]

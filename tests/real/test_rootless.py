@@ -31,16 +31,16 @@ USER = ("setpriv", "--reuid", str(UID), "--regid", str(UID), "--clear-groups", "
 
 
 @pytest.fixture
-def home(place: str) -> str:
-    directory = os.path.join(place, "home")
+def home(workdir: str) -> str:
+    directory = os.path.join(workdir, "home")
     os.mkdir(directory)
     os.chown(directory, UID, UID)
     return directory
 
 
 @pytest.fixture
-def user(needs_kmsg: None, runtime: Runtime, installation: Installation, place: str, home: str) -> Iterator[Engine]:
-    specs = os.path.join(place, "cdi")
+def user(needs_kmsg: None, runtime: Runtime, installation: Installation, workdir: str, home: str) -> Iterator[Engine]:
+    specs = os.path.join(workdir, "cdi")
     os.mkdir(specs, 0o755)
     with open(os.path.join(specs, "nvidia.yaml"), "w", encoding="utf-8") as file:
         file.write(SPEC)
@@ -83,7 +83,7 @@ def test_a_container_of_an_unprivileged_user(user: Engine, home: str) -> None:
 
 
 def test_an_unprivileged_users_cdi_file_is_refused_in_the_nodes_directory(
-    installation: Installation, place: str, home: str
+    installation: Installation, workdir: str, home: str
 ) -> None:
     """Root must not trust a file that an unprivileged user could write."""
     runtime = runtimes.named("runc")
@@ -94,7 +94,7 @@ def test_an_unprivileged_users_cdi_file_is_refused_in_the_nodes_directory(
         file.write(SPEC)
     os.chown(spec, UID, UID)
     installation.configure([runtime.path], [home])
-    engine = Engine([installation.program()], os.path.join(place, "root"))
-    made = bundle.make(os.path.join(place, "b"), ["true"], bundle.request(resources={"gpu": {"count": 1}}))
+    engine = Engine([installation.program()], os.path.join(workdir, "root"))
+    made = bundle.make(os.path.join(workdir, "b"), ["true"], bundle.request(resources={"gpu": {"count": 1}}))
     done = engine.create(made, "c1", check=False)
     assert done.returncode == 1 and home in done.stderr

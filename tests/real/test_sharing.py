@@ -26,12 +26,12 @@ UUID = node.uuid(0)
 class Sharing:
     """Chandler over one runtime; NVIDIA's commands are fakes."""
 
-    def __init__(self, runtime: runtimes.Runtime, gpus: node.Node, place: str) -> None:
-        self.place = place
+    def __init__(self, runtime: runtimes.Runtime, gpus: node.Node, workdir: str) -> None:
+        self.workdir = workdir
         self.gpus = gpus
-        self.commands = Commands(os.path.join(place, "nv"))
+        self.commands = Commands(os.path.join(workdir, "nv"))
         self.runtime = runtime
-        self.installation = Installation(os.path.join(place, "installed"))
+        self.installation = Installation(os.path.join(workdir, "installed"))
         self.state = tempfile.mkdtemp(prefix="s-", dir="/var/lib")  # the path of a socket is short
         os.chmod(self.state, 0o755)
         os.makedirs(self.installation.etc + "/config.d", exist_ok=True)
@@ -39,7 +39,7 @@ class Sharing:
             file.write(f'state-dir = "{self.state}"\n')
         self.configure("managed")
         self.engine = Engine(
-            [*runtime.wrap, self.installation.program()], os.path.join(place, "root"), hangs=runtime.kind == "youki"
+            [*runtime.wrap, self.installation.program()], os.path.join(workdir, "root"), hangs=runtime.kind == "youki"
         )
 
     def configure(self, mps: str, **more: Any) -> None:
@@ -52,7 +52,7 @@ class Sharing:
 
     def bundle(self, name: str, command: str = "sleep 60", **gpu: Any) -> bundle.Bundle:
         return bundle.make(
-            os.path.join(self.place, name), ["sh", "-c", command], bundle.request(resources={"gpu": gpu})
+            os.path.join(self.workdir, name), ["sh", "-c", command], bundle.request(resources={"gpu": gpu})
         )
 
     def mode(self) -> str:
@@ -69,8 +69,8 @@ class Sharing:
 
 
 @pytest.fixture
-def sharing(runtime: runtimes.Runtime, node: node.Node, place: str) -> Iterator[Sharing]:
-    made = Sharing(runtime, node, place)
+def sharing(runtime: runtimes.Runtime, node: node.Node, workdir: str) -> Iterator[Sharing]:
+    made = Sharing(runtime, node, workdir)
     yield made
     made.engine.clean()
     made.commands.end()
@@ -168,7 +168,7 @@ def test_a_mount_namespace_of_the_callers_is_left_or_the_start_refused(sharing: 
 
 @pytest.mark.parametrize("runtime", ["runc", "crun", "youki"], indirect=True)
 def test_a_daemon_of_others(sharing: Sharing) -> None:
-    pipe, log = (os.path.join(sharing.place, name) for name in ("pipe", "log"))
+    pipe, log = (os.path.join(sharing.workdir, name) for name in ("pipe", "log"))
     os.mkdir(pipe)
     os.mkdir(log)
     sharing.configure("external", mps_pipe_dir=pipe)
@@ -224,7 +224,7 @@ def test_churn_of_all_ways_to_share(sharing: Sharing) -> None:
         sharing.installation,
         sharing.state + "/leases",
         sharing.gpus,
-        sharing.place,
+        sharing.workdir,
         lambda rng: {**rng.choice(wishes), **({"devices": [str(rng.randrange(3))]} if rng.random() < 0.3 else {})},
         seed=7,
     )

@@ -25,13 +25,13 @@ def test_crun_s_own_tests_have_the_same_results(crun: Runtime, installation: Ins
     installation.configure([crun.path], [node.cdi])
     sides = {"direct": crun.path, "through": installation.program("chandler-crun")}
     # A short path, because tests make sockets deep below it. Unprivileged users read it.
-    with tempfile.TemporaryDirectory(dir="/var/tmp") as place, ThreadPoolExecutor(2) as pool:
-        os.chmod(place, 0o755)
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as workdir, ThreadPoolExecutor(2) as pool:
+        os.chmod(workdir, 0o755)
         waiting = {
-            name: pool.submit(crunsuite.run_waiting, crun, program, f"{place}/waiting/{name}")
+            name: pool.submit(crunsuite.run_waiting, crun, program, f"{workdir}/waiting/{name}")
             for name, program in sides.items()
         }
-        results = {name: crunsuite.run(crun, program, f"{place}/{name}") for name, program in sides.items()}
+        results = {name: crunsuite.run(crun, program, f"{workdir}/{name}") for name, program in sides.items()}
         for name, rest in waiting.items():
             results[name].update(rest.result())
     crunsuite.sweep()
@@ -75,11 +75,11 @@ spec --help
 
 @pytest.mark.parametrize("runtime", ["runc", "crun", "youki"], indirect=True)
 @pytest.mark.parametrize("line", LINES)
-def test_words_and_exit_codes_are_the_runtime_s(chandler: Engine, direct: Engine, place: str, line: str) -> None:
+def test_words_and_exit_codes_are_the_runtime_s(chandler: Engine, direct: Engine, workdir: str, line: str) -> None:
     answers = []
     for number, engine in enumerate((direct, chandler)):
-        made = bundle.make(os.path.join(place, str(number), "b"), ["sh", "-c", "echo out; exit 5"])
-        words = line.format(bundle=made.directory, gone=os.path.join(place, "gone")).split()
+        made = bundle.make(os.path.join(workdir, str(number), "b"), ["sh", "-c", "echo out; exit 5"])
+        words = line.format(bundle=made.directory, gone=os.path.join(workdir, "gone")).split()
         engine.started.update({name: made for name in ("c1", "c2", "create", "run")})
         done = engine.call(*words, check=False, cwd=made.directory)
         # Sorted, since youki lists what it supports in another order each time.

@@ -15,13 +15,13 @@ YAML = "resources:\n  gpu: {count: 1}\nenv:\n  A: b\n"
 
 @pytest.mark.parametrize("warm", [True, False])
 @pytest.mark.parametrize("runtime", ["runc", "crun"], indirect=True)
-def test_a_request_in_yaml(runtime: runtimes.Runtime, node: Node, place: str, warm: bool) -> None:
-    installation = Installation(os.path.join(place, "installed"))
+def test_a_request_in_yaml(runtime: runtimes.Runtime, node: Node, workdir: str, warm: bool) -> None:
+    installation = Installation(os.path.join(workdir, "installed"))
     installation.configure([runtime.path], [node.cdi])
     if warm:
         installation.refresh()
-    engine = Engine([*runtime.wrap, installation.program()], os.path.join(place, "root"))
-    made = bundle.make(os.path.join(place, "b"), ["sh", "-c", "echo A=$A"], {"chandler.oci/service": YAML})
+    engine = Engine([*runtime.wrap, installation.program()], os.path.join(workdir, "root"))
+    made = bundle.make(os.path.join(workdir, "b"), ["sh", "-c", "echo A=$A"], {"chandler.oci/service": YAML})
     try:
         assert "A=b" in engine.run(made, "c1").stdout.splitlines()
         linux = made.config["linux"]

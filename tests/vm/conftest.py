@@ -5,7 +5,7 @@ therefore written like any other and can use the usual fixtures. One boot serves
 machine as it was. A module with OWN_MACHINE = True gets a boot of its own, and may install, start and break what it
 likes.
 
-`lab` and `place` are directories on a tmpfs, so that overlays can have their upper directory there. `chandler` is an
+`lab` and `workdir` are directories on a tmpfs, so that overlays can have their upper directory there. `chandler` is an
 installation from this checkout below /usr, /etc and /run, with its units loaded in systemd; a test that needs another
 one, for example from a package, does not use this fixture. `gpus` are two devices, /dev/nvidia0 and /dev/nvidia1, that
 can be opened. `containerd` is each release in turn, with systemd's control groups, the runtime handler `chandler` and

@@ -120,14 +120,14 @@ def test_it_comes_back_to_a_runtime_that_restarts(service: Service, cri: CRI, co
 
 
 @latest
-def test_a_stale_lease_of_the_wrapper_is_taken_back(service: Service, cri: CRI, place: str) -> None:
+def test_a_stale_lease_of_the_wrapper_is_taken_back(service: Service, cri: CRI, workdir: str) -> None:
     """The wrapper's lease of a container that has ended and whose hook never ran.
 
     The plugin asks the runtime from inside its sandbox.
     """
-    engine = Engine([service.chandler.program()], place + "/root")
+    engine = Engine([service.chandler.program()], workdir + "/root")
     both = bundle.request(resources={"gpu": {"count": 2}})
-    engine.create(bundle.make(place + "/b", ["true"], both), "ended")
+    engine.create(bundle.make(workdir + "/b", ["true"], both), "ended")
     engine.call("start", "ended")
     engine.wait("ended", "stopped")
     assert service.leases() == {"ended": "oci"}

@@ -74,7 +74,7 @@ def files(gpus: Node) -> Iterator[Files]:
         os.unlink(file)
 
 
-def test_a_new_device_is_known_before_a_create(watched: Installation, files: Files, place: str) -> None:
+def test_a_new_device_is_known_before_a_create(watched: Installation, files: Files, workdir: str) -> None:
     before, compiled = runs(), inventories(watched)
     files.add("intel.com/gpu")
     until(waits, "a refresh, until the file is old enough to be believed")
@@ -82,9 +82,9 @@ def test_a_new_device_is_known_before_a_create(watched: Installation, files: Fil
     until(quiet, "its end")
     assert runs() == before + 1 and inventories(watched) != compiled
     compiled = inventories(watched)
-    engine = Engine([watched.program()], place + "/root")
+    engine = Engine([watched.program()], workdir + "/root")
     for vendor in ("intel", "amd"):
-        made = bundle.make(f"{place}/{vendor}", ["true"], bundle.request(resources={"gpu": {"vendor": vendor}}))
+        made = bundle.make(f"{workdir}/{vendor}", ["true"], bundle.request(resources={"gpu": {"vendor": vendor}}))
         engine.create(made, vendor)
         assert made.config["annotations"]["chandler.oci/granted"] == vendor + ".com/gpu=0"
         engine.delete(vendor, "--force")

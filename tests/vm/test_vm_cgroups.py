@@ -87,11 +87,13 @@ def test_limits_of_a_pod(cri: CRI, chandler: Installation) -> None:
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
-def test_a_slice_for_a_runtime_that_is_told_to_use_systemd(runtime: str, chandler: Installation, place: str) -> None:
+def test_a_slice_for_a_runtime_that_is_told_to_use_systemd(runtime: str, chandler: Installation, workdir: str) -> None:
     chandler.configure(*policy(runtime))
-    engine = Engine([chandler.program(), "--systemd-cgroup"], place + "/root")
+    engine = Engine([chandler.program(), "--systemd-cgroup"], workdir + "/root")
     made = bundle.make(
-        place + "/b", ["sh", "-c", FILES + "; sleep 60"], bundle.request(resources=WISH, cgroup_parent="chandler.slice")
+        workdir + "/b",
+        ["sh", "-c", FILES + "; sleep 60"],
+        bundle.request(resources=WISH, cgroup_parent="chandler.slice"),
     )
     config = made.config
     config["linux"]["cgroupsPath"] = f"system.slice:lab:{runtime}"
@@ -112,11 +114,11 @@ def test_a_slice_for_a_runtime_that_is_told_to_use_systemd(runtime: str, chandle
 
 
 @pytest.mark.parametrize("runtime", ("runc", "crun", "youki"))
-def test_a_path_for_a_runtime_that_makes_groups_itself(runtime: str, chandler: Installation, place: str) -> None:
+def test_a_path_for_a_runtime_that_makes_groups_itself(runtime: str, chandler: Installation, workdir: str) -> None:
     paths, dirs, more = policy(runtime)
     chandler.configure(paths, dirs, more.replace("chandler.slice", "/chandler"))
-    engine = Engine([chandler.program()], place + "/root")
-    made = bundle.make(place + "/b", ["sleep", "60"], bundle.request(resources=WISH, cgroup_parent="/chandler"))
+    engine = Engine([chandler.program()], workdir + "/root")
+    made = bundle.make(workdir + "/b", ["sleep", "60"], bundle.request(resources=WISH, cgroup_parent="/chandler"))
     config = made.config
     config["linux"]["cgroupsPath"] = f"/kubepods/{runtime}"
     config["linux"]["namespaces"].append({"type": "cgroup"})
@@ -132,9 +134,9 @@ def test_a_path_for_a_runtime_that_makes_groups_itself(runtime: str, chandler: I
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize("parent", ["chandler.slice", ""])
-def test_a_bundle_that_systemd_makes_room_for(runtime: str, parent: str, chandler: Installation, place: str) -> None:
+def test_a_bundle_that_systemd_makes_room_for(runtime: str, parent: str, chandler: Installation, workdir: str) -> None:
     chandler.configure(*policy(runtime))
-    file = place + "/deployment.json"
+    file = workdir + "/deployment.json"
     service = {"image": {"name": "busybox"}, "resources": WISH, "command": {"args": ["sh", "-c", FILES + "; cat"]}}
     with open(file, "w", encoding="ascii") as text:
         json.dump(
@@ -154,8 +156,8 @@ def test_a_bundle_that_systemd_makes_room_for(runtime: str, parent: str, chandle
             "--spec",
             file,
             "--rootfs",
-            bundle.rootfs(place + "/image"),
-            place + "/web",
+            bundle.rootfs(workdir + "/image"),
+            workdir + "/web",
         ],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -169,16 +171,16 @@ def test_a_bundle_that_systemd_makes_room_for(runtime: str, parent: str, chandle
         output, _ = run.communicate()
     assert run.returncode == 0
     check(told(output))
-    assert not os.path.exists("/sys/fs/cgroup" + scope) and not os.path.exists(place + "/web")
+    assert not os.path.exists("/sys/fs/cgroup" + scope) and not os.path.exists(workdir + "/web")
 
 
-def contained(chandler: Installation, place: str, runtime: str, program: str) -> subprocess.CompletedProcess[str]:
+def contained(chandler: Installation, workdir: str, runtime: str, program: str) -> subprocess.CompletedProcess[str]:
     """Run a builder in a delegated group that its cgroup namespace shows as the root.
 
     `program`: a shell script with BUILD in place of the builder's command.
     """
     chandler.configure(*policy(runtime))
-    file, unit = place + "/deployment.json", f"lab-builder-{os.path.basename(place)}.service"
+    file, unit = workdir + "/deployment.json", f"lab-builder-{os.path.basename(workdir)}.service"
     with open(file, "w", encoding="ascii") as text:
         json.dump(
             {
@@ -191,7 +193,7 @@ def contained(chandler: Installation, place: str, runtime: str, program: str) ->
             text,
         )
     build = program.replace(
-        "BUILD", f"chandler bundle run --spec {file} --rootfs {bundle.rootfs(place + '/image')} {place}/web"
+        "BUILD", f"chandler bundle run --spec {file} --rootfs {bundle.rootfs(workdir + '/image')} {workdir}/web"
     )
     return subprocess.run(
         [
@@ -218,16 +220,16 @@ def contained(chandler: Installation, place: str, runtime: str, program: str) ->
 
 
 @pytest.mark.parametrize("runtime", ("runc", "crun", "youki"))
-def test_a_builder_in_a_container_makes_room(runtime: str, chandler: Installation, place: str) -> None:
+def test_a_builder_in_a_container_makes_room(runtime: str, chandler: Installation, workdir: str) -> None:
     """It moves into a leaf group, and limits hold for containers beside it."""
-    done = contained(chandler, place, runtime, "exec BUILD")
+    done = contained(chandler, workdir, runtime, "exec BUILD")
     assert done.returncode == 0, done.stderr
     check(told(done.stdout))
 
 
-def test_a_builder_with_neighbours_in_its_group(chandler: Installation, place: str) -> None:
+def test_a_builder_with_neighbours_in_its_group(chandler: Installation, workdir: str) -> None:
     """Its group cannot enable controllers for others; the kernel's error would be "device or resource busy"."""
-    done = contained(chandler, place, "runc", "BUILD")
+    done = contained(chandler, workdir, "runc", "BUILD")
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
     assert (
         "other processes are in it, such as " in done.stderr

@@ -313,9 +313,9 @@ def write_own(text: str) -> None:
         file.write(text)
 
 
-def test_removed_and_purged(package: Package, containerd: Containerd, cri: CRI, gpus: Node, place: str) -> None:
-    engine = Engine(["/usr/bin/chandler-runtime"], place + "/root")
-    made = bundle.make(place + "/b", ["sleep", "60"], ONE)
+def test_removed_and_purged(package: Package, containerd: Containerd, cri: CRI, gpus: Node, workdir: str) -> None:
+    engine = Engine(["/usr/bin/chandler-runtime"], workdir + "/root")
+    made = bundle.make(workdir + "/b", ["sleep", "60"], ONE)
     write_own('engines = ["other"]\n')
     engine.create(made, "one")
     config = os.path.join(containerd.directory, "config.toml")
@@ -325,7 +325,7 @@ def test_removed_and_purged(package: Package, containerd: Containerd, cri: CRI, 
     assert not os.path.exists(CODE) and not os.path.exists("/usr/bin/chandler-runtime") and not launch()
     assert os.path.exists("/etc/chandler/config.toml") and os.path.exists("/run/chandler/grants")
     assert state("chandler-refresh.path")[0] == "inactive"
-    sh("/usr/sbin/runc", "--root", place + "/root", "delete", "--force", "one")
+    sh("/usr/sbin/runc", "--root", workdir + "/root", "delete", "--force", "one")
     assert "chandler" in Path(config).read_text(), "a path other than the default is left alone"
     os.unlink("/etc/chandler/config.d/99-mine.toml")
     sh("dpkg", "--purge", "chandler")
@@ -333,13 +333,13 @@ def test_removed_and_purged(package: Package, containerd: Containerd, cri: CRI, 
     assert not os.path.exists("/run/chandler")
 
 
-def test_the_rpm_package(place: str) -> None:
+def test_the_rpm_package(workdir: str) -> None:
     """With rpm's own database, which knows none of the dependencies; dpkg's package has been removed before."""
     sh("dpkg", "--purge", "chandler")
     before = files()
 
     def rpm(*words: str) -> str:
-        return sh("rpm", "--dbpath", f"{place}/rpm", "--force-debian", "--nodeps", *words)
+        return sh("rpm", "--dbpath", f"{workdir}/rpm", "--force-debian", "--nodeps", *words)
 
     rpm("--install", f"/share/rpms/chandler-{VERSION}-1.noarch.rpm")
     assert state("chandler-refresh.path") == ("active", "enabled") and state("chandler-nri.service") == (
@@ -350,11 +350,11 @@ def test_the_rpm_package(place: str) -> None:
     assert launch() and os.path.exists(image)
     config = Path("/etc/chandler/config.toml")
     config.write_text(config.read_text().replace("#engines = []", 'engines = ["other"]') + "# mine\n")
-    engine = Engine(["/usr/bin/chandler-runtime"], place + "/root")
-    engine.create(bundle.make(place + "/b", ["sleep", "60"], ONE), "one")
+    engine = Engine(["/usr/bin/chandler-runtime"], workdir + "/root")
+    engine.create(bundle.make(workdir + "/b", ["sleep", "60"], ONE), "one")
     rpm("--upgrade", f"/share/rpms/chandler-{NEWER}-1.noarch.rpm")
     assert (
-        NEWER in sh("rpm", "--dbpath", f"{place}/rpm", "--query", "chandler")
+        NEWER in sh("rpm", "--dbpath", f"{workdir}/rpm", "--query", "chandler")
         and os.path.exists(image)
         and state("chandler-refresh.path") == ("active", "enabled")
     )
@@ -364,10 +364,10 @@ def test_the_rpm_package(place: str) -> None:
     assert "one " not in sh("chandler", "leases")
 
     os.unlink(image)
-    with open(f"{place}/python3.spec", "w", encoding="utf-8") as file:
+    with open(f"{workdir}/python3.spec", "w", encoding="utf-8") as file:
         file.write(PYTHON3)
-    sh("rpmbuild", "-bb", "--define", f"_topdir {place}", f"{place}/python3.spec")
-    rpm("--install", "--replacefiles", f"{place}/RPMS/noarch/python3-99-1.noarch.rpm")
+    sh("rpmbuild", "-bb", "--define", f"_topdir {workdir}", f"{workdir}/python3.spec")
+    rpm("--install", "--replacefiles", f"{workdir}/RPMS/noarch/python3-99-1.noarch.rpm")
     assert os.path.exists(image)
     rpm("--erase", "--justdb", "python3")
 

@@ -64,11 +64,11 @@ def test_a_lease_of_a_pod(cri: CRI, chandler: Installation, gpus: Node) -> None:
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
-def test_a_lease_under_each_runtime(runtime: str, chandler: Installation, gpus: Node, place: str) -> None:
+def test_a_lease_under_each_runtime(runtime: str, chandler: Installation, gpus: Node, workdir: str) -> None:
     """With an update by the runtime itself."""
     chandler.configure([runtimes.named(runtime).path], [gpus.cdi], LEASES)
-    engine = Engine([chandler.program(), "--systemd-cgroup"], place + "/root")
-    made = bundle.make(place + "/b", ["sleep", "60"], bundle.request(resources={"gpu": {"devices": ["1"]}}))
+    engine = Engine([chandler.program(), "--systemd-cgroup"], workdir + "/root")
+    made = bundle.make(workdir + "/b", ["sleep", "60"], bundle.request(resources={"gpu": {"devices": ["1"]}}))
     config = made.config
     config["linux"]["cgroupsPath"] = f"system.slice:lab:{runtime}"
     made.config = config

@@ -26,11 +26,11 @@ BASE = f"/run/chandler/mps/{UUID}"
 
 
 class Sharing:
-    def __init__(self, chandler: Installation, gpus: Node, place: str) -> None:
+    def __init__(self, chandler: Installation, gpus: Node, workdir: str) -> None:
         self.commands = Commands("/usr/bin")  # where the unit has them
         self.commands.forget()
-        self.chandler, self.gpus, self.place = chandler, gpus, place
-        self.engine = Engine([chandler.program()], place + "/root")
+        self.chandler, self.gpus, self.workdir = chandler, gpus, workdir
+        self.engine = Engine([chandler.program()], workdir + "/root")
         self.configure()
 
     def configure(self, **more: Any) -> None:
@@ -40,7 +40,7 @@ class Sharing:
 
     def bundle(self, name: str, command: str = "sleep 60", **gpu: Any) -> bundle.Bundle:
         return bundle.make(
-            os.path.join(self.place, name),
+            os.path.join(self.workdir, name),
             ["sh", "-c", command],
             bundle.request(resources={"gpu": {"sharing": "mps", **gpu}}),
         )
@@ -50,8 +50,8 @@ class Sharing:
 
 
 @pytest.fixture
-def sharing(chandler: Installation, gpus: Node, place: str) -> Iterator[Sharing]:
-    made = Sharing(chandler, gpus, place)
+def sharing(chandler: Installation, gpus: Node, workdir: str) -> Iterator[Sharing]:
+    made = Sharing(chandler, gpus, workdir)
     yield made
     made.engine.clean()
     systemctl("stop", UNIT.name)
