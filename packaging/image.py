@@ -41,7 +41,7 @@ shim.host.trust check_own_directory read_trusted
 shim.host.userns outer_uid overflow_uid owner _effective_capabilities
 shim.gpu.vendors all_names node_directories with_gpus
 shim.gpu.choose Grant.joined _device_number _devices _free _from_nodes
-shim.gpu.choose _named _node _numbers_there _own_key request_of_restored numbers
+shim.gpu.choose _named _node _numbers_there _own_key numbers with_devices
 shim.policy.words source_of_policy
 shim.state.grants remove
 shim.host.device_nodes _pci_vendor moved read_node read_gpu_node

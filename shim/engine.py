@@ -142,8 +142,8 @@ class CheckedRequest:
             from shim.sharing import terms
 
             self._share = terms.requested_sharing(request.gpu, document, config, request.source, leased)
-        if request.gpu is not None and "restored" in call_facts:
-            self._gpu = choose.request_of_restored(request.gpu, call_facts["restored"], engine_names)
+        if request.gpu is not None and "devices" in call_facts:
+            self._gpu = choose.with_devices(request.gpu, call_facts["devices"], engine_names)
         if request.rare:
             own, more = _rare(request, document, inventory, config, call_facts)
         else:
@@ -255,6 +255,8 @@ class Granting:
             self._plan = checked.choose_devices(None).complete()
             return self._plan
         lease = self._lease
+        if checked.request.allocations:
+            lease["allocated"] = True
 
         def choose_devices(held: List[Lease]) -> Plan:
             plan = checked.choose_devices([other for other in held if other["token"] != spared] if spared else held)
@@ -388,6 +390,13 @@ def check_request(
             if not engine_names:
                 return None
             request = parse.Request({}, "annotation cdi.k8s.io/*")
+        if request.allocations:
+            from shim.gpu import allocated
+            from shim.state import allocations
+
+            names = allocations.names(request.allocations, request.source)
+            request = allocated.combined(request, names)
+            call_facts = {**call_facts, "devices": names}
     if type(document.get("process")) is not dict:
         raise errors.BundleError(f"{request.source}: config.json has no process to equip")
     reader.check_keys(document)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 CONFIG_DIR = "/etc/chandler"
 STATE_DIR = "/run/chandler"
+KEEP_DIR = "/var/lib/chandler"  # what must survive a reboot
 HOOK = "/usr/bin/chandler-hook"
 
 VERSION = "0.1.0"

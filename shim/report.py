@@ -27,9 +27,9 @@ def report_refusal(message: str, log: str, log_format: str) -> None:
     Where it cannot write, it does nothing.
     """
     # a message can quote half a surrogate pair from JSON, which UTF-8 cannot encode
-    write_log = f"chandler-runtime: {message}\n".encode("utf-8", "backslashreplace")
+    sentence = f"chandler-runtime: {message}\n".encode("utf-8", "backslashreplace")
     try:
-        files.write_all(2, write_log)
+        files.write_all(2, sentence)
     except OSError:
         pass  # nobody reads stderr any more
     if log:
@@ -113,3 +113,15 @@ def write_log(target: str, record: Any) -> None:
         pass  # no journal on this machine, or its socket is full
     finally:
         channel.close()
+
+
+def log_of_service(target: str, record: Any) -> None:
+    """Writes a record to the log of a service: to `target` as `write_log` does, or to standard error, for systemd's
+    journal, where the configuration names no log."""
+    if target:
+        write_log(target, record)
+        return
+    try:
+        files.write_all(2, jsontext.dumps(record) + b"\n")
+    except OSError:
+        pass  # standard error is closed

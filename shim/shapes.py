@@ -53,6 +53,7 @@ _Node = TypedDict(
         "cdi.generate-dir": str,
         "cdi.hook": str,
         "cdi.spec-dirs": list[str],
+        "kubernetes.resources": dict[str, str],  # of the device plugin: vendor or CDI kind, name
         "log.file": str,
         "policy.allow": list[str],
         "policy.bind-sources": list[str],

@@ -14,7 +14,7 @@ from lab import REPOSITORY
 from test_hot_path import LEASES, OURS
 
 # Front ends: each may import every other module except other front ends.
-FRONT_ENDS = ("shim.runtime", "shim.nri", "shim.bundle", "shim.cli")
+FRONT_ENDS = ("shim.runtime", "shim.nri", "shim.kubelet", "shim.bundle", "shim.cli")
 # Exceptions: commands for a front end that has no command line of its own: (module, front end).
 COMMANDS = {("shim.cli.bundle", "shim.bundle"), ("shim.doctor.node", "shim.bundle")}
 # Modules that touch the host. All others, except front ends, are pure: values in, values out.

@@ -5,8 +5,8 @@ The image has Chandler laid out once for each directory that the installer may c
 with a copy of the interpreter that runs from there whatever the node has, and the installer itself, /node.py.  It has
 no shell, no package manager, and no file of a distribution that the interpreter does not need.
 
-Needs the Python packages yaml, google.protobuf and tomlkit (Debian: python3-yaml, python3-protobuf, python3-tomlkit),
-ldd and patchelf; nothing from a network.
+Needs the Python packages yaml, google.protobuf, tomlkit and grpc (Debian: python3-yaml, python3-protobuf,
+python3-tomlkit, python3-grpcio), ldd and patchelf; nothing from a network.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ PACKAGES = {
     "google.protobuf": "python3-protobuf",
     "google._upb": "",
     "tomlkit": "python3-tomlkit",
+    "grpc": "python3-grpcio",
 }
 # What the image leaves out of the standard library: large parts, and parts that no command of Chandler imports.
 _LEFT_OUT = re.compile(

@@ -1,8 +1,8 @@
-"""node.py install | cleanup | wait | nri: what the image does in a pod of its DaemonSets.
+"""node.py install | cleanup | wait | nri | device-plugin: what the image does in a pod of its DaemonSets.
 
 install lays Chandler out on the node whose root is mounted at --host, and makes it a runtime handler of containerd.
 cleanup removes everything again, once no container needs it.  wait keeps a pod alive that has nothing left to do.
-nri runs the NRI plugin.
+nri runs the NRI plugin, device-plugin the kubelet's.
 
 On the node, PREFIX/versions has a directory for each version, with its own interpreter, and PREFIX/bin is a link to the
 programs of the version in force.  The installer lays a version out and starts it once before it changes the link.  The
@@ -38,6 +38,7 @@ from shim.node import config  # noqa: E402
 
 CONFIG = "/etc/chandler/config.d/50-kubernetes.toml"
 STATE = "/run/chandler"
+KEPT = "/var/lib/chandler"
 # The directories in which containerd, of its own or in k3s, keeps the bundles of running containers.
 TASKS = ("/run/containerd/io.containerd.runtime.v2.task", "/run/k3s/containerd/io.containerd.runtime.v2.task")
 LABEL = "chandler.oci/runtime"
@@ -79,7 +80,7 @@ def main() -> int:
 
 def _options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="chandler-node", description=(__doc__ or "").partition("\n\n")[2])
-    modes = parser.add_subparsers(required=True, metavar="install | cleanup | wait | nri")
+    modes = parser.add_subparsers(required=True, metavar="install | cleanup | wait | nri | device-plugin")
     for name, run in (("install", _install), ("cleanup", _cleanup)):
         mode = modes.add_parser(name)
         mode.set_defaults(run=run)
@@ -107,8 +108,9 @@ def _options(arguments: list[str]) -> argparse.Namespace:
                 help="also a handler with this runtime fixed",
             )
     modes.add_parser("wait").set_defaults(run=_wait)
-    if arguments[:1] == ["nri"]:
-        return argparse.Namespace(run=_nri, arguments=arguments[1:])
+    for name, run in (("nri", _nri), ("device-plugin", _device_plugin)):
+        if arguments[:1] == [name]:
+            return argparse.Namespace(run=run, arguments=arguments[1:])
     return parser.parse_args(arguments)
 
 
@@ -145,6 +147,13 @@ def _wait(options: argparse.Namespace) -> int:
 def _nri(options: argparse.Namespace) -> int:
     sys.argv[1:] = options.arguments
     from shim.nri.main import main as plugin
+
+    return plugin()
+
+
+def _device_plugin(options: argparse.Namespace) -> int:
+    sys.argv[1:] = options.arguments
+    from shim.kubelet.main import main as plugin
 
     return plugin()
 
@@ -469,6 +478,7 @@ def _take_away(prefixes: list[str], options: argparse.Namespace) -> None:
         _remove_empty(os.path.dirname(CONFIG), "/etc/chandler")
         if not os.path.exists(f"{STATE}/nri"):  # the NRI plugin may still run
             shutil.rmtree(STATE, ignore_errors=True)
+            shutil.rmtree(KEPT, ignore_errors=True)
         print(f"chandler-node: {prefix} is gone", flush=True)
 
 

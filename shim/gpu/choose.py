@@ -74,7 +74,7 @@ def grant(
     names = list(engine_names)
     nodes: Optional[Grant] = None
     if request is not None:
-        kind = _kind(request.get("vendor", vendors.DEFAULT.name), source)
+        kind = kind_of(request.get("vendor", vendors.DEFAULT.name), source)
         asked, count = request.get("devices"), request.get("count", 1)
         if asked is not None and "count" in request and ("all" in asked or count != len(asked)):
             raise errors.RequestError(
@@ -139,18 +139,10 @@ def numbers(kinds: Iterable[str], inventory: Inventory, read_node: ReadNode) -> 
     """The device numbers (such as c195:0) of all GPUs of some kinds that this node may grant, with the GPUs' names."""
     gpu_names: Dict[str, str] = {}
     for kind in kinds:
-        picks = inventory.picks(kind)
-        keys = {f"{kind}={pick}": inventory.key(f"{kind}={pick}") for pick in picks}
-        templates = vendors.of_kind(kind).gpu_nodes
-        if not picks and templates and inventory.config["gpu.fallback"] == "devices":
-            keys = {
-                f"{kind}={index}": [_own_key(templates, index, read_node)]
-                for index in _numbers_there(templates, read_node)
-            }
         # A key joins the numbers of all nodes of a device with "+".  The key of a device without nodes is its name.
         gpu_names.update(
             (number, name)
-            for name, device_keys in keys.items()
+            for name, device_keys in keys_by_name(kind, inventory, read_node).items()
             for key in device_keys
             for number in key.split("+")
             if number[1:2].isdigit()
@@ -158,11 +150,22 @@ def numbers(kinds: Iterable[str], inventory: Inventory, read_node: ReadNode) -> 
     return gpu_names
 
 
-def request_of_restored(request: Document, names: List[str], engine_names: List[str]) -> Document:
-    """The request of a restored container, changed to name the devices that it had.
+def keys_by_name(kind: str, inventory: Inventory, read_node: ReadNode) -> Dict[str, List[str]]:
+    """The devices of a kind from which a count takes, in that order: qualified name, and keys of physical devices."""
+    picks = inventory.picks(kind)
+    templates = vendors.of_kind(kind).gpu_nodes
+    if not picks and templates and inventory.config["gpu.fallback"] == "devices":
+        return {
+            f"{kind}={index}": [_own_key(templates, index, read_node)] for index in _numbers_there(templates, read_node)
+        }
+    return {f"{kind}={pick}": inventory.key(f"{kind}={pick}") for pick in picks}
 
-    `names`: those devices, as qualified names.  `engine_names`: the names that the engine asks for itself, which the
-    request leaves out.
+
+def with_devices(request: Document, names: List[str], engine_names: List[str]) -> Document:
+    """The value of resources.gpu, changed to name devices: those that a restored container had, or that the kubelet has
+    allocated.
+
+    `names`: qualified names.  `engine_names`: the names that the engine asks for itself, which the request leaves out.
     """
     remaining = [name for name in names if name not in engine_names]
     if not remaining:
@@ -176,7 +179,7 @@ def request_of_restored(request: Document, names: List[str], engine_names: List[
     }
 
 
-def _kind(name: str, source: str) -> str:
+def kind_of(name: str, source: str) -> str:
     """The CDI kind that resources.gpu.vendor means: that of a known vendor, or the value itself, if it is a kind."""
     vendor = vendors.by_name(name)
     if vendor is not None and vendor.gpu_nodes:

@@ -19,14 +19,17 @@ _MOST = 64  # of more free devices than these, only the first are compared
 _LINK, _STEP, _NUMA = 256, 2, 1
 
 
-def choose(free: list[int], count: int, how: str, text: str) -> list[int]:
+def choose(free: list[int], count: int, how: str, text: str, included: list[int] | None = None) -> list[int]:
     """Chooses `count` of the devices with the indexes `free`; gives their indexes in order.
 
     `how`: numa or link.  `text`: one line for each device of the kind, as shim.generate.topology writes it, or ''.
+    `included`: devices of `free` that are chosen in any case, at most `count`.
     """
     lines = text.split("\n")
+    included = included or []
+    free = [*included, *(index for index in free if index not in included)]
     if not text or count >= len(free) or count > _MOST:
-        return free[:count]
+        return sorted(free[:count])
     positions = {index: _position(lines[index]) for index in free[:_MOST]}
     closeness: dict[tuple[int, int], int] = {}
     for first in positions:
@@ -34,8 +37,15 @@ def choose(free: list[int], count: int, how: str, text: str) -> list[int]:
             closeness[first, second] = (
                 0 if first == second else _closeness(first, positions[first], second, positions[second], how)
             )
-    candidates = (_grown(start, count, list(positions), closeness) for start in positions)
+    starts = [included] if included else [[index] for index in positions]
+    candidates = (_grown(start, count, list(positions), closeness) for start in starts)
     return min(candidates, key=_rank(closeness, list(positions)))
+
+
+def numa_node(line: str) -> int | None:
+    """The NUMA node in a device's line; None where the host does not report it."""
+    numa = _position(line)[0]
+    return int(numa) if numa else None
 
 
 def _position(line: str) -> Position:
@@ -57,10 +67,10 @@ def _closeness(first: int, first_position: Position, second: int, second_positio
     return numa + _STEP * common + (_LINK if linked else 0)
 
 
-def _grown(start: int, count: int, indexes: list[int], closeness: dict[tuple[int, int], int]) -> list[int]:
+def _grown(start: list[int], count: int, indexes: list[int], closeness: dict[tuple[int, int], int]) -> list[int]:
     """`count` devices, beginning with `start`: each time the device is added that is closest to those chosen so far."""
-    chosen = [start]
-    gain = {index: closeness[start, index] for index in indexes if index != start}
+    chosen = list(start)
+    gain = {index: sum(closeness[first, index] for first in start) for index in indexes if index not in start}
     while len(chosen) < count:
         best = max(gain, key=lambda index: (gain[index], -index))  # of equals the lowest index
         del gain[best]

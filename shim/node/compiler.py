@@ -167,6 +167,20 @@ def unsettled(account: Account, now: int) -> float:
     return (SETTLED_NS - max(age, 0)) / 1e9 + 0.01 if age <= SETTLED_NS else 0.0
 
 
+def watched_names(account: Account, inventory: Inventory) -> dict[str, tuple[str, ...]]:
+    """The directories of configuration and CDI files, each with the endings of the file names that matter in it, for
+    shim.node.watch.
+
+    Of the directory of the configuration only the file itself matters: compiling writes other files there.
+    """
+    directory, _, name = account.config_path.rpartition("/")
+    return {
+        directory: (name,),
+        directory + "/config.d": (".toml",),
+        **{each: (".json", ".yaml") for each in inventory.config["cdi.spec-dirs"]},
+    }
+
+
 def read_config(account: Account, sources: Sources | None = None) -> tuple[Config, bool]:
     """The configuration, and whether its main file exists.  Raises ConfigError or TrustError."""
     texts = config_texts(account, sources or Sources())

@@ -6,6 +6,7 @@ Pure: texts in, values out.
 
 from __future__ import annotations
 
+import re
 from typing import Any, Callable
 
 from shim.errors import ChandlerError, ConfigError
@@ -13,6 +14,11 @@ from shim.gpu import vendors
 from shim.policy.rules import FIELDS
 from shim.request import quantity
 from shim.shapes import Config, Document
+
+# An extended resource: a domain that is not Kubernetes' own, and a name (Kubernetes, "Extended resources").
+_RESOURCE = re.compile(
+    r"(?!(?:[a-z0-9.-]*\.)?kubernetes\.io/)[a-z0-9][a-z0-9.-]{0,252}/[A-Za-z0-9][A-Za-z0-9_.-]{0,62}"
+)
 
 
 def _strings(value: Any) -> bool:
@@ -154,6 +160,15 @@ def _volumes(value: Any) -> bool:
     return isinstance(value, dict) and all(name and _path(path) for name, path in value.items())
 
 
+def _resources(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and all("/" in name or name in vendors.all_names() for name in value)
+        and all(isinstance(name, str) and _RESOURCE.fullmatch(name) for name in value.values())
+        and len(set(value.values())) == len(value)
+    )
+
+
 _ONCE = ("policy.rule", "policy.evict-unadjusted")  # the keys of [policy] that a rule cannot have
 
 
@@ -261,6 +276,7 @@ KEYS: dict[str, tuple[Callable[[Any], bool], str, Any]] = {
     "secrets.directory": (_directory, 'an absolute path, in which {scope} stands for the namespace, or ""', ""),
     "secrets.command": (_command, "a program's absolute path and its arguments", []),
     "volumes": (_volumes, "names with absolute paths", {}),
+    "kubernetes.resources": (_resources, "vendors or CDI kinds with names such as example.com/gpu", {}),
     "policy.kinds": (_strings, "a list of CDI kinds", [vendor.kind for vendor in vendors.with_gpus()]),
 }
 _TABLES = {key.partition(".")[0] for key in KEYS if "." in key}

@@ -7,12 +7,10 @@ import glob
 import os
 import sys
 
-from shim import jsontext, paths, report
+from shim import paths, report
 from shim.errors import ChandlerError, ConfigError
-from shim.host import files
 from shim.node import compiler
 from shim.node.inventory import Account, Inventory
-from shim.shapes import Document
 
 SOCKET = "/var/run/nri/nri.sock"
 
@@ -47,7 +45,7 @@ def _run(options: argparse.Namespace) -> None:
     service = Service(
         account,
         load(),
-        lambda line: _log(service.inventory.config["log.file"], line),
+        lambda line: report.log_of_service(service.inventory.config["log.file"], line),
         lambda: options.no_hooks or _hooks_rejected(),
     )
     connected = socket.given(int(options.given)) if options.given else None
@@ -57,7 +55,7 @@ def _run(options: argparse.Namespace) -> None:
         connected,
         lambda: Connection(options.name, options.idx, service),
         load,
-        lambda inventory: _sources(account, inventory),
+        lambda inventory: compiler.watched_names(account, inventory),
         options.metrics,
     ).run()
 
@@ -77,30 +75,6 @@ def _text(path: str) -> str | None:
         return None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from None
-
-
-def _sources(account: Account, inventory: Inventory) -> dict[str, tuple[str, ...]]:
-    """The directories of configuration and CDI files, each with the endings of the file names that matter in it.
-
-    Of the directory of the configuration only the file itself matters: compiling writes other files there.
-    """
-    directory, _, name = account.config_path.rpartition("/")
-    return {
-        directory: (name,),
-        directory + "/config.d": (".toml",),
-        **{each: (".json", ".yaml") for each in inventory.config["cdi.spec-dirs"]},
-    }
-
-
-def _log(target: str, line: Document) -> None:
-    """Writes one line of JSON to the log file `target`; without one to standard error, for systemd's journal."""
-    if target:
-        report.write_log(target, line)
-        return
-    try:
-        files.write_all(2, jsontext.dumps(line) + b"\n")
-    except OSError:
-        pass  # standard error is closed
 
 
 def _options(arguments: list[str]) -> argparse.Namespace:

@@ -19,12 +19,12 @@ from typing import Any, Callable
 from shim import report
 from shim.errors import ChandlerError, HostError
 from shim.host import trust
+from shim.host.notify import notify
 from shim.node.inventory import Inventory
+from shim.node.watch import Watch
 from shim.nri.http import MetricsServer
-from shim.nri.notify import notify
 from shim.nri.plugin import CLOSING, CONFIGURED, READY, Connection, Refused
 from shim.nri.service import Service
-from shim.nri.watch import Watch
 from shim.ttrpc.errors import TtrpcError
 
 # Seconds between attempts to connect, doubled each time.  Short, since containers start unserved meanwhile.

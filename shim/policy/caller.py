@@ -34,7 +34,7 @@ if TYPE_CHECKING:
         scope: str  # of secrets (shim.host.secrets)
         master: str  # the default of distributed.master_addr
         seconds: float  # the time limit of a provider of secrets
-        restored: List[str]  # the devices of a restored container
+        devices: List[str]  # those that it must get: a restored container's, or those that the kubelet allocated
         built: bool  # whether Chandler's bundle builder wrote config.json
         rootless: bool
 

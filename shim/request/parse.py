@@ -12,13 +12,14 @@ from shim.request import schema
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, List, Optional, Tuple
+    from typing import Any, Dict, List, Optional, Sequence, Tuple
 
     from shim.shapes import Document
 
 
 MAX_ANNOTATIONS = 256 << 10  # bytes of names and values together
 MARK = "granted"  # the annotation with which Chandler tells people what it granted; it is never read back
+ALLOCATION = "allocation."  # how the keys of the device plugin's annotations begin (shim.state.allocations)
 _SERVICE, _SERVICES = "service", "services"
 
 
@@ -35,13 +36,15 @@ class Request:
 
     `document`: the request in normal form: every value has the type that the table gives it.
     `source`: where the request came from, for errors, such as `annotation chandler.oci/service`.
+    `allocations`: the values of the device plugin's annotations, which are not checked yet.
     """
 
-    __slots__ = ("document", "source")
+    __slots__ = ("document", "source", "allocations")
 
-    def __init__(self, document: Document, source: str) -> None:
+    def __init__(self, document: Document, source: str, allocations: Sequence[str] = ()) -> None:
         self.document = document
         self.source = source
+        self.allocations = allocations
 
     @property
     def gpu(self) -> Optional[Document]:
@@ -109,6 +112,7 @@ def from_annotations(annotations: Document, prefix: str, container: Optional[str
         raise errors.RequestError(f"annotation {prefix}{MARK} is Chandler's own mark", "remove it")
     pod_wide: Document = {}
     by_name: Document = {}
+    allocations: List[str] = []
     for key, value in ours.items():
         if not isinstance(value, str):
             raise errors.RequestError(f"annotation {prefix}{key} is not a text")
@@ -117,12 +121,18 @@ def from_annotations(annotations: Document, prefix: str, container: Optional[str
             _check_text(value, f"annotation {prefix}{key}")
         if key == _SERVICES or key.startswith(_SERVICE + "."):
             by_name[key] = value
+        elif key.startswith(ALLOCATION):
+            allocations.append(value)
         else:
             pod_wide[key] = value
     request = _container_document(by_name, prefix, container) if by_name else None
-    if request is not None:
-        return request
-    return _pod_document(pod_wide, prefix) if pod_wide else None
+    if request is None and pod_wide:
+        request = _pod_document(pod_wide, prefix)
+    if allocations:
+        if request is None:
+            request = Request({}, "the kubelet's allocation")
+        request.allocations = allocations
+    return request
 
 
 def _check_text(text: str, where: str) -> None:

@@ -76,7 +76,7 @@ def equip(
         checkpointed = records.load(state_dir, root, call.id, call.root)
     caller.restores = call.verb == "restore" and (checkpointed is None or caller.engine != "podman")
     if checkpointed is not None:
-        call_facts["restored"] = checkpointed.get("devices", [])
+        call_facts["devices"] = checkpointed.get("devices", [])
     creation = kernel.creation(root)
     ledger, lease = None, None
     if config["gpu.allocator"] == "leases":

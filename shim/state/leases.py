@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         names: List[str]  # CDI names
         keys: List[str]
         shares: List[str]  # never stored: see `holder`
+        allocated: bool  # whether the kubelet chose the devices; absent where it did not
 
     class _OfNri(Devices, total=False):
         pod: str  # its id

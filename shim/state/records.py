@@ -61,6 +61,7 @@ _OF_LEASES: dict[str, type | list[type]] = {
     "keys": [str],
     "since": int,
     "container": str,
+    "allocated": bool,
 }
 _NEEDED = frozenset(("token", "owner", "id", "names", "keys", "since"))
 _NEEDED_OF_OCI = frozenset(("root", "runtime", "pid", "started"))

@@ -16,6 +16,7 @@ from lab.engine import read
 from lab.manifests import DIRECTORY, FILES, one
 
 SYSTEM, LABEL = "chandler-system", "chandler.oci/runtime"
+RESOURCE = "chandler.oci/nvidia"
 PATIENT = "--timeout=90s"  # how long kubectl waits for what it has asked for
 AT_ONCE = "--timeout=55s"  # less than the kubelet gives our pods that wait, if they did not end when they are told to
 until = functools.partial(nri.until, patience=90.0)
@@ -47,8 +48,10 @@ def namespace(name: str, level: str = "") -> dict[str, Any]:
     return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
 
 
-def pod(name: str, gpus: int = 0, handler: str = "chandler", at: str = "team", **more: Any) -> dict[str, Any]:
-    """A pod on node-1, which has two GPUs. `more`: annotations."""
+def pod(
+    name: str, gpus: int = 0, handler: str = "chandler", at: str = "team", limit: int = 0, **more: Any
+) -> dict[str, Any]:
+    """A pod on node-1, which has two GPUs. `limit`: the GPUs in its limits. `more`: annotations."""
     annotations = {"chandler.oci/" + key.replace("__", "."): value for key, value in more.items()}
     if gpus:
         annotations["chandler.oci/resources.gpu.count"] = str(gpus)
@@ -59,7 +62,14 @@ def pod(name: str, gpus: int = 0, handler: str = "chandler", at: str = "team", *
         "spec": {
             "nodeSelector": {"kubernetes.io/hostname": "node-1"},
             "terminationGracePeriodSeconds": 1,
-            "containers": [{"name": "main", "image": IMAGE, "command": ["sleep", "3600"]}],
+            "containers": [
+                {
+                    "name": "main",
+                    "image": IMAGE,
+                    "command": ["sleep", "3600"],
+                    "resources": {"limits": {RESOURCE: limit} if limit else {}},
+                }
+            ],
             **({"runtimeClassName": handler} if handler else {}),
         },
     }
@@ -126,6 +136,11 @@ def events(cluster: Cluster, name: str) -> str:
     return "\n".join(each["message"] for each in found)
 
 
+def allocatable(cluster: Cluster) -> list[str]:
+    """How many GPUs the scheduler can give on each node."""
+    return [node["status"]["allocatable"].get(RESOURCE, "0") for node in cluster.get("nodes")["items"]]
+
+
 def labelled(cluster: Cluster) -> list[str]:
     """The nodes for which a RuntimeClass sends pods."""
     return [node["metadata"]["name"] for node in cluster.get("nodes", "-l", f"{LABEL}=ready")["items"]]
@@ -148,6 +163,8 @@ def handler(cluster: Cluster, bare: Files) -> None:
     """Chandler as containerd's handler, as README.md says; it stays for the next test."""
     cluster.kubectl("apply", "-k", DIRECTORY)
     rolled_out(cluster, "chandler-installer")
+    rolled_out(cluster, "chandler-device-plugin")
+    until(lambda: allocatable(cluster) == ["2", "2"], "the kubelets' GPUs")
 
 
 @pytest.fixture
@@ -286,11 +303,8 @@ def test_an_update_disturbs_no_pod(cluster: Cluster, newer: str, handler: None, 
     run(cluster, pod("two", 2))
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="the scheduler knows nothing of GPUs, so the kubelet gets the pod"
-)
 def test_a_pod_for_which_there_is_no_gpu_is_pending(cluster: Cluster, handler: None, team: str) -> None:
-    apply(cluster, deployment(pod("trainer", 1), 3))
+    apply(cluster, deployment(pod("trainer", limit=1), 3))
     cluster.kubectl("-n", "team", "wait", "--for=jsonpath={.status.readyReplicas}=2", "deployment/trainer", PATIENT)
 
     def third() -> dict[str, Any] | None:
@@ -303,7 +317,7 @@ def test_a_pod_for_which_there_is_no_gpu_is_pending(cluster: Cluster, handler: N
         return None
 
     scheduled = until(third, "the scheduler's word about the third pod")
-    assert scheduled["status"] == "False" and "Insufficient" in scheduled["message"]
+    assert scheduled["status"] == "False" and f"Insufficient {RESOURCE}" in scheduled["message"]
 
 
 def test_the_clean_up_waits_for_pods_and_leaves_nothing(

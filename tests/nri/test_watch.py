@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from shim.nri.watch import Watch
+from shim.node.watch import Watch
 
 
 @pytest.fixture(params=[True, False], ids=["inotify", "polled"])

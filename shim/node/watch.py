@@ -17,13 +17,13 @@ _OVERFLOW = 0x4000  # IN_Q_OVERFLOW: events were lost
 _SELF = 0x4 | 0x400 | 0x800  # IN_ATTRIB, IN_DELETE_SELF, IN_MOVE_SELF: of the directory itself
 
 # Which names matter in one directory: those with one of these endings, and those in the second set.
-CheckedRequest = tuple[set[str], set[str]]
+_WatchedNames = tuple[set[str], set[str]]
 
 
-def _watched_directories(directories: Mapping[str, tuple[str, ...]]) -> dict[str, CheckedRequest]:
+def _watched_directories(directories: Mapping[str, tuple[str, ...]]) -> dict[str, _WatchedNames]:
     """What to watch: each directory itself and, to notice when it is made or replaced, its name in the nearest
     directory above it that exists."""
-    watched: dict[str, CheckedRequest] = {}
+    watched: dict[str, _WatchedNames] = {}
     for directory, ends in directories.items():
         path = os.path.realpath(directory)
         if os.path.isdir(path):
@@ -36,7 +36,7 @@ def _watched_directories(directories: Mapping[str, tuple[str, ...]]) -> dict[str
     return watched
 
 
-def _matters(name: str, wanted: CheckedRequest) -> bool:
+def _matters(name: str, wanted: _WatchedNames) -> bool:
     return name in wanted[1] or name.endswith(tuple(wanted[0]))
 
 
@@ -50,8 +50,8 @@ class Watch:
     def __init__(self, use_inotify: bool = True) -> None:
         self._libc = ctypes.CDLL(None, use_errno=True) if use_inotify else None
         self._descriptor = -1
-        self._wanted: dict[int, CheckedRequest] = {}
-        self._polled: dict[str, CheckedRequest] = {}
+        self._wanted: dict[int, _WatchedNames] = {}
+        self._polled: dict[str, _WatchedNames] = {}
         self._seen: list[tuple[str, tuple[int, ...]]] = []
         if self._libc is not None and hasattr(self._libc, "inotify_init1"):
             self._descriptor = self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
