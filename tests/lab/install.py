@@ -23,6 +23,7 @@ class Installation:
         self.prefix = os.path.join(directory, "usr")
         self.etc: str = beside.etc if beside else os.path.join(directory, "etc/chandler")
         self.state: str = beside.state if beside else os.path.join(directory, "run/chandler")
+        self.keep: str = beside.keep if beside else os.path.join(directory, "var/lib/chandler")
         os.makedirs(directory, mode=0o755, exist_ok=True)
         subprocess.run(
             [os.path.join(REPOSITORY, "packaging/install")],
@@ -33,6 +34,7 @@ class Installation:
                 "PREFIX": self.prefix,
                 "SYSCONFDIR": os.path.dirname(self.etc),
                 "STATEDIR": self.state,
+                "KEEPDIR": self.keep,
                 "PYTHON": python,
             },
         )
