@@ -110,13 +110,7 @@ class Loop:
     def _timeout(self, now: float) -> float:
         """Seconds until something has to be done by `_tick`."""
         times = [self._start_by, self._reload_at if self._reloading is None else 0.0]
-        times.append(
-            self._deadline
-            if self._socket is not None and self._deadline
-            else self._again
-            if self._socket is None
-            else 0.0
-        )
+        times.append(self._again if self._socket is None else self._deadline)
         if self.watch.fileno() < 0:
             times.append(now + POLL)
         due = (
@@ -293,12 +287,7 @@ class Loop:
     def _signals(self) -> None:
         """Makes signals wake the selector: the interpreter writes their numbers to the pipe."""
         signal.set_wakeup_fd(self._wake_out, warn_on_full_buffer=False)
-        for number in (
-            signal.SIGTERM,
-            signal.SIGINT,
-            signal.SIGHUP,
-            signal.SIGCHLD,
-        ):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
             signal.signal(number, _noted)
 
     def _woken(self) -> None:

@@ -48,7 +48,7 @@ def gather(state_dir: str, present: list[Lease]) -> Rebuilt:
     older: dict[tuple[str, str], Lease] = {}
     damaged: list[str] = []
     roots = {runtimes.resolved(f"/run/{kind}") for kind in runtimes.KINDS}
-    for base in (state_dir, grants.nri(state_dir)):
+    for base in (state_dir, grants.nri_directory(state_dir)):
         for path, record in records.every(base):
             if record is None:
                 damaged.append(path)
@@ -93,7 +93,7 @@ def reasons_for_doubt(state_dir: str, was_there: bool) -> list[str]:
     doubts = []
     if was_there and not any(True for _ in records.every(state_dir)):
         doubts.append("its grant records are lost, too")
-    if os.path.exists(grants.nri(state_dir)):
+    if os.path.exists(grants.nri_directory(state_dir)):
         doubts.append("the NRI plugin may have given GPUs to containers that are not there yet")
     return doubts
 

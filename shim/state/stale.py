@@ -66,9 +66,9 @@ def is_gone(entry: Entry) -> bool:
 
 
 def _needed(runtime: str) -> tuple[str, ...]:
-    """The files in a container's state directory without one of which a runtime does not tell the container's status.
+    """The files in a container's state directory that its runtime needs to tell the status: it fails if one is missing.
 
-    ('',), the directory itself, for a runtime that we do not know.
+    For a runtime that we do not know: ('',), the directory itself.
     """
     return _NEEDED.get(os.path.basename(runtime), ("",))
 

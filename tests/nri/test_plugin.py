@@ -433,7 +433,7 @@ def test_grants_of_containers_that_are_gone_end_when_they_are_old_enough(peer: C
     for name in ("gone", "young", "there"):
         connected.create(pod(TWO), container(id=name))
     there = served(connected, "there")
-    service_of(connected).held.clear()  # by an earlier process
+    service_of(connected).granted.clear()  # by an earlier process
     directory = os.path.join(service_of(connected).account.state_dir, "nri/grants")
     os.utime(os.path.join(directory, "00000000-gone.json"), (0, 0))
     with open(os.path.join(directory, "00000000-damaged.json"), "wb") as file:
@@ -616,7 +616,7 @@ def test_a_create_whose_runtime_has_hung_up_is_not_granted(peer: Connect, looks:
     connected.connection.hung_up = lambda: seen.append(True) or len(seen) > looks  # type: ignore[func-returns-value]
     with pytest.raises(RemoteError, match="no longer"):
         connected.create(pod(TWO), container())
-    assert not service_of(connected).records() and leased(connected) == {} and not service_of(connected).held
+    assert not service_of(connected).records() and leased(connected) == {} and not service_of(connected).granted
     connected.connection.hung_up = lambda: False
     assert len(connected.create(pod(TWO), container()).CDI_devices) == 2
 

@@ -59,7 +59,7 @@ def test_groups_of_every_driver(group: str, container: str, path: str, inside: b
         ("", []),
     ],
 )
-def test_what_a_runtime_writes(written: str, names: list[str]) -> None:
+def test_components_of_a_groups_path(written: str, names: list[str]) -> None:
     assert liveness._components(written) == names
 
 
@@ -67,7 +67,7 @@ def entry(root: Path, **more: Any) -> Any:
     return {"id": "c", "root": str(root), "runtime": "/nowhere/runc", "group": "", **kernel.creation(str(root)), **more}
 
 
-def test_who_creates(tmp_path: Path) -> None:
+def test_the_creating_process_is_known_by_pid_start_time_and_boot(tmp_path: Path) -> None:
     mine = entry(tmp_path)
     assert liveness.sees_all_processes(mine) and liveness.creating(mine) and not stale.is_gone(mine)
     assert not liveness.creating(mine | {"started": mine["started"] + 1})
@@ -110,7 +110,7 @@ def test_a_namespace_that_is_not_ours(tmp_path: Path, monkeypatch: pytest.Monkey
     assert liveness.sees_all_processes(theirs) and not liveness.creating(theirs) and stale.is_gone(theirs)
 
 
-def test_where_a_root_is_seen(tmp_path: Path) -> None:
+def test_a_root_is_visible_on_the_file_system_of_its_create(tmp_path: Path) -> None:
     root = tmp_path / "root"
     before = entry(root)
     assert before["place"][0] == str(tmp_path) and liveness.visible(before), "the runtime will create it"
@@ -169,7 +169,9 @@ def test_without_a_control_group_a_container_never_counts_as_gone(tmp_path: Path
         ("rw,hidepid=2", "user:[4026531837]", 0, True),
     ],
 )
-def test_what_proc_hides(monkeypatch: pytest.MonkeyPatch, options: str, namespace: str, uid: int, seen: bool) -> None:
+def test_a_proc_that_hides_processes(
+    monkeypatch: pytest.MonkeyPatch, options: str, namespace: str, uid: int, seen: bool
+) -> None:
     own = {"user": namespace, "pid": "pid:[5]"}
     monkeypatch.setattr(kernel, "namespace", lambda kind, pid="self": own[kind])
     monkeypatch.setattr(
