@@ -65,7 +65,7 @@ shim.runtime.node_inventory compile_now find_libraries
 shim.node.cdi_check moved
 shim.runtime.equip _adjusted _asks _check_restored _log
 shim.runtime.wrapper _open_streams _may_ask_anyway _names_from_sources _pass_through
-shim.host.runtimes default_root for_verb owner
+shim.host.runtimes default_root for_verb kind_of_container
 shim.oci.targets _is_bind ImageRoot._walk ImageRoot.kernel ImageRoot.plain ImageRoot.within_bind _check_nested
 """
 # What a create imports.  It imports the ledger only on nodes that keep leases, which is the default.

@@ -522,7 +522,7 @@ class Service(GrantBook):
         """Synchronize: compares the grants with the runtime's containers.  `pods`: by id."""
         self.sweeps.synchronize(pods, containers)
 
-    def measured(self) -> str:
+    def metrics_text(self) -> str:
         """The metrics as they are now, in Prometheus' text format."""
         self.metrics.holds = len(self.holds)
         try:

@@ -150,7 +150,7 @@ def _containers(root: str) -> Iterator[tuple[str, Document]]:
     except OSError:
         return
     for name in names:
-        config = _config(runtimes.owner(root, [name], False, {}), os.path.join(root, name))
+        config = _config(runtimes.kind_of_container(root, [name], False, {}), os.path.join(root, name))
         if config:
             yield name, config
 
@@ -170,7 +170,7 @@ def _of_state(root: str, container: str, config: Document, state_dir: str) -> Le
             and isinstance(words[3], str)
             and devices
         ):
-            kind = runtimes.owner(root, [container], False, {})
+            kind = runtimes.kind_of_container(root, [container], False, {})
             try:
                 runtime = runtimes.find(kind, userns.trusted_owners(userns.user_namespace()))[1]
             except ChandlerError:

@@ -215,7 +215,7 @@ def test_refusals_are_counted_by_kind_and_rule(peer: Connect) -> None:
                 connected.create(pod(asked), container())
         lines = [
             line
-            for line in service_of(connected).measured().splitlines()
+            for line in service_of(connected).metrics_text().splitlines()
             if line.startswith("chandler_nri_refusals_total")
         ]
         assert lines == [
@@ -466,7 +466,7 @@ def test_no_two_containers_hold_one_device(peer: Connect) -> None:
         connected.create(pod(TWO), container(id="c-4"))
     connected.call("StopContainer", m.StopContainerRequest(container=container(id="c-2")))
     assert sorted(leased(connected)) == ["c-0", "c-1", "c-3"]
-    assert "\nchandler_nri_leases 3\n" in service_of(connected).measured()
+    assert "\nchandler_nri_leases 3\n" in service_of(connected).metrics_text()
     assert [device.name for device in connected.create(pod(TWO), container(id="c-5")).CDI_devices] == names[2]
     for n in (0, 1, 2, 3, 5):
         connected.call("StateChange", m.StateChangeEvent(event=m.REMOVE_CONTAINER, container=container(id=f"c-{n}")))
