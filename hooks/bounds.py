@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from typing import Callable
 
 PATIENCE = 20  # seconds, for each hook of a command line
-MAX_CPU = 60  # seconds of processor time: ends a hook that is busy in C code, where SIGALRM cannot raise Late
+MAX_CPU = 60  # seconds of processor time: ends a hook that is busy in C code, where SIGALRM cannot raise TimeExceeded
 MAX_MEMORY = 192 << 20  # bytes of the process's own data (RLIMIT_DATA)
 MAX_STATE = 1 << 20  # bytes of the container's state on standard input
 MAX_CONFIG = 16 << 20  # bytes of config.json
@@ -31,8 +31,8 @@ def say(sentence: str) -> None:
     print(f"chandler-hook: {sentence}", file=sys.stderr)
 
 
-def be_patient() -> None:
-    """Gives the hook PATIENCE seconds from now on; after them SIGALRM raises Late (hooks.main)."""
+def start_timeout() -> None:
+    """Gives the hook PATIENCE seconds from now on; after them SIGALRM raises TimeExceeded (hooks.main)."""
     alarm(PATIENCE)
 
 
@@ -55,7 +55,7 @@ def limit() -> Callable[[], None]:
 
 
 def exceeded(error: Exception) -> str:
-    """The message for Late or MemoryError."""
+    """The message for TimeExceeded or MemoryError."""
     return (
         str(error)
         if isinstance(error, TimeExceeded)

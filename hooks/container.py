@@ -6,7 +6,7 @@ import ctypes
 import os
 import sys
 
-from hooks.bounds import MAX_CONFIG, TimeExceeded, be_patient, exceeded, say
+from hooks.bounds import MAX_CONFIG, TimeExceeded, exceeded, say, start_timeout
 from shim import jsontext
 from shim.errors import ChandlerError
 from shim.host.inroot import Root
@@ -76,7 +76,7 @@ def run(argv: list[str], state: bytes) -> int:
         container = _container(state)
         for step, module, arguments in steps:
             name = step  # for the messages below
-            be_patient()
+            start_timeout()
             try:
                 status: int = module.run(container, arguments)
             except (TimeExceeded, MemoryError) as error:
@@ -93,7 +93,7 @@ def run(argv: list[str], state: bytes) -> int:
 
 
 def _container(state: bytes) -> Container:
-    """The container of a runtime's state (OCI runtime specification, "State").  Raises Wrong."""
+    """The container of a runtime's state (OCI runtime specification, "State").  Raises HookError."""
     try:
         bundle = jsontext.loads(state)["bundle"]
         with open(os.path.join(bundle, "config.json"), "rb") as file:

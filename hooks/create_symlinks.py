@@ -24,7 +24,7 @@ MAX_PATH = 1024  # bytes of a path and of a link's target; the kernel's limit is
 
 
 def parse(arguments: list[str]) -> list[tuple[str, str]]:
-    """The links as (path, target).  Raises Wrong."""
+    """The links as (path, target).  Raises HookError."""
     if len(arguments) % 2 or set(arguments[::2]) - {"--link"} or len(arguments) > 2 * MAX_LINKS:
         raise HookError(f"the arguments are `--link TARGET::PATH`, at most {MAX_LINKS} times")
     pairs = []

@@ -30,7 +30,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def parse(arguments: list[str]) -> None:
-    """Raises Wrong when there are arguments: the hook takes none."""
+    """Raises HookError when there are arguments: the hook takes none."""
     if arguments:
         raise HookError("takes no arguments")
 

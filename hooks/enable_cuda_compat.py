@@ -16,7 +16,7 @@ _LIBRARY = "libcuda.so."
 
 
 def parse(arguments: list[str]) -> int:
-    """The major version of the host's driver.  Raises Wrong."""
+    """The major version of the host's driver.  Raises HookError."""
     if len(arguments) == 1 and "=" in arguments[0]:  # NVIDIA's hook also takes --host-driver-version=VERSION
         arguments = arguments[0].split("=", 1)
     if len(arguments) != 2 or arguments[0] != "--host-driver-version" or _major(arguments[1]) < 0:

@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
 
         container.hide()
     signal(SIGALRM, _late)
-    bounds.be_patient()
+    bounds.start_timeout()
     posix.umask(0o022)
     try:
         # Every hook reads the state, since crun 1.8 fails when a hook ends before it has read it.

@@ -34,7 +34,7 @@ MAX_FOLDER = 1024  # characters of a folder's path
 
 
 def parse(arguments: list[str]) -> list[str]:
-    """The folders.  Raises Wrong."""
+    """The folders.  Raises HookError."""
     if len(arguments) % 2 or set(arguments[::2]) - {"--folder"} or len(arguments) > 2 * MAX_FOLDERS:
         raise HookError(f"the arguments are `--folder PATH`, at most {MAX_FOLDERS} times")
     for folder in arguments[1::2]:

@@ -34,11 +34,11 @@ shim.policy.caller Caller._check_image Caller.believed _of_storage
 shim.cdi.names check_class check_device check_vendor file_name split_kind
 shim.cdi.resolve unresolvable
 shim.oci.config_file ConfigJson._forget ConfigJson._original ConfigJson.restore _unread
-shim.engine Granting.undo Plan.add _check_engine_devices _rare _ruled plan
+shim.engine Granting.undo Plan.add _check_engine_devices _config_by_rules _rare_edits plan
 shim.host.files cannot_read_now exists make_directory unseal
 shim.host.kernel cgroups cgroups_of oom_score unified_cgroups
 shim.host.trust check_own_directory read_trusted
-shim.host.userns outer_uid overflow_uid owner _effective_capabilities
+shim.host.userns outer_uid overflow_uid has_outside_owner _effective_capabilities
 shim.gpu.vendors all_names node_directories with_gpus
 shim.gpu.choose Grant.joined _device_number _devices _free _from_nodes
 shim.gpu.choose _named _node _numbers_there _own_key numbers with_devices
@@ -50,7 +50,7 @@ shim.node.inventory Account._own_state_dir Account._unfit Account.private
 shim.jsontext _damage _refuse_constant
 shim.state.leases utc describe
 shim.state.ledger Ledger._failed Ledger._rebuild_if_certain Ledger._recorded Ledger.forget Ledger.rebuild Ledger.release
-shim.state.ledger Ledger.restore_all_gpus Ledger.take_back nri_lease parse
+shim.state.ledger Ledger.restore_all_gpus Ledger.end_stale_leases nri_lease parse
 shim.oci.reader _numbers bind_sources capabilities rule_covers environment
 shim.oci.reader hugepages kernel_mounts missing_nodes namespace
 shim.oci.reader oom_score readonly_root resource rlimits text unified
@@ -65,7 +65,7 @@ shim.runtime.node_inventory compile_now find_libraries
 shim.node.cdi_check moved
 shim.runtime.equip _adjusted _asks _check_restored _log
 shim.runtime.wrapper _open_streams _may_ask_anyway _names_from_sources _pass_through
-shim.host.runtimes default_root for_verb owner
+shim.host.runtimes default_root for_verb kind_of_container
 shim.oci.targets _is_bind ImageRoot._walk ImageRoot.kernel ImageRoot.plain ImageRoot.within_bind _check_nested
 """
 # What a create imports.  It imports the ledger only on nodes that keep leases, which is the default.

@@ -86,8 +86,8 @@ class Plan:
 class CheckedRequest:
     """A container's request, allowed by the policy, with all edits that do not depend on which devices it gets.
 
-    `choose_devices` must be quick, since other creates wait for the ledger meanwhile: secrets and users of the image
-    are looked up before it, and paths of the host after it.
+    `choose_devices` must be quick, since other creates wait for the ledger meanwhile.  So secrets and users of the
+    image are looked up before it, and paths of the host after it (Plan.complete).
     """
 
     __slots__ = (
@@ -130,6 +130,7 @@ class CheckedRequest:
         self._bundle = call_facts.get("bundle", "")
         # Without root, runtimes set no device rules.  NRI does not tell all rules.
         self._rules = [] if self._rootless else reader.opening_rules(document, "bundle" in call_facts)
+        # Device rules that allow only the engine's devices, and the bind mounts among these (engine_mounts.closing).
         self._closing = EMPTY
         self._bound: List[str] = []
         if self._rules and self._rules[0] is reader.NO_DENIAL and reader.in_user_namespace(document):
@@ -145,14 +146,14 @@ class CheckedRequest:
         if request.gpu is not None and "devices" in call_facts:
             self._gpu = choose.with_devices(request.gpu, call_facts["devices"], engine_names)
         if request.rare:
-            own, more = _rare(request, document, inventory, config, call_facts)
+            variables, rare_edits = _rare_edits(request, document, inventory, config, call_facts)
         else:
-            own, more = (
+            variables, rare_edits = (
                 Edits([(ENV, variable, value, request.source) for variable, value in request.env.items()]),
                 EMPTY,
             )
-        self._before = own, more, common.edits(request.resources, document, request.source)
-        self._training = EMPTY
+        self._before = variables, rare_edits, common.edits(request.resources, document, request.source)
+        self._training = EMPTY  # the variables of distributed training
         if request.gpu and "distributed" in request.gpu:
             from shim.keys import distributed
 
@@ -175,7 +176,7 @@ class CheckedRequest:
         request = self.request
         share = self._share
         closing = EMPTY
-        others = held if share is None or not held else share.seen(held)
+        others = held if share is None or not held else share.with_shares(held)
         try:
             grant = choose.grant(
                 self._gpu, self._engine_names, self._inventory, request.source, device_nodes.read_gpu_node, others
@@ -324,10 +325,10 @@ class Granting:
 
 def request_texts(config: Config) -> List[bytes]:
     """Texts of which a config.json with a request holds one.  Without the slash, which JSON may write as `\\/`."""
-    found = [config["annotation-prefix"].rstrip("/").encode()]
+    texts = [config["annotation-prefix"].rstrip("/").encode()]
     if config["cdi.annotations"]:
-        found.append(b"cdi.k8s.io")
-    return found
+        texts.append(b"cdi.k8s.io")
+    return texts
 
 
 def mark(config: Config) -> bytes:
@@ -401,7 +402,7 @@ def check_request(
         raise errors.BundleError(f"{request.source}: config.json has no process to equip")
     reader.check_keys(document)
     if config["policy.rule"]:
-        config = _ruled(config, document, container, call_facts)
+        config = _config_by_rules(config, document, container, call_facts)
     present = document
     if (
         request.rare
@@ -415,7 +416,7 @@ def check_request(
     return CheckedRequest(request, document, engine_names, inventory, config, call_facts, leased)
 
 
-def _ruled(config: Config, document: Document, container: str, call_facts: CallFacts) -> Config:
+def _config_by_rules(config: Config, document: Document, container: str, call_facts: CallFacts) -> Config:
     """The configuration with [policy] as the rules make it for this container."""
     from shim.keys import host_facts
     from shim.policy import rules
@@ -425,7 +426,7 @@ def _ruled(config: Config, document: Document, container: str, call_facts: CallF
     )
 
 
-def _rare(
+def _rare_edits(
     request: parse.Request,
     document: Document,
     inventory: Inventory,
@@ -459,12 +460,11 @@ def _check_engine_devices(
     leased: bool,
     bundle: str,
 ) -> None:
-    """Refuses a grant beside a GPU that the engine, a device plugin or --device gives the container: no lease covers
-    it.
+    """Refuses a grant beside a GPU that the engine, a device plugin or --device gives: no lease covers it.
 
     Such a GPU comes by its node, by a device rule (a container with CAP_MKNOD makes the node itself) or, without
     root, by a bind mount.  Without leases, rules for single devices are accepted: an orchestrator may have chosen the
-    device. `present`: device numbers with their paths; `mounts`: sources of bind mounts; `opening`: rules that open
+    device.  `present`: device numbers with their paths; `mounts`: sources of bind mounts; `opening`: rules that open
     devices (all three from shim.oci.reader).  Raises RequestError.
     """
     rules = [rule for rule in opening if leased or rule[1] is None or rule[2] is None]

@@ -27,9 +27,9 @@ def report_refusal(message: str, log: str, log_format: str) -> None:
     Where it cannot write, it does nothing.
     """
     # a message can quote half a surrogate pair from JSON, which UTF-8 cannot encode
-    sentence = f"chandler-runtime: {message}\n".encode("utf-8", "backslashreplace")
+    line = f"chandler-runtime: {message}\n".encode("utf-8", "backslashreplace")
     try:
-        files.write_all(2, sentence)
+        files.write_all(2, line)
     except OSError:
         pass  # nobody reads stderr any more
     if log:

@@ -95,7 +95,7 @@ def release_leases(arguments: argparse.Namespace) -> int:
     state_dir, private = _state_directory()
     ledger = Ledger(state_dir, private)
     if arguments.stale:
-        ended, forgotten = ledger.take_back(), stale.prune(state_dir, _FORGET_AFTER)
+        ended, forgotten = ledger.end_stale_leases(), stale.prune(state_dir, _FORGET_AFTER)
         if not arguments.quiet:
             print(f"{ended} stale leases ended, {len(forgotten)} grants of containers that are gone forgotten")
         ledger.restore_all_gpus()

@@ -109,7 +109,7 @@ def containers(leases: list[Lease], records: list[GrantRecord]) -> list[Document
 def _records(state_dir: str) -> list[GrantRecord]:
     """All grant records, of the wrapper and of the NRI plugin."""
     granted = []
-    for base in (state_dir, grants.nri(state_dir)):
+    for base in (state_dir, grants.nri_directory(state_dir)):
         for _, record in records.every(base):
             if record is not None and _SHOWN <= record.keys():
                 granted.append(record)

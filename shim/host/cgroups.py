@@ -23,13 +23,8 @@ REMEDIES = (
     f"or set {VARIABLE} to a group that can be written to, or make /sys/fs/cgroup writable"
 )
 _HOST_INITS = ("/", "/init.scope")  # the groups that process 1 of a host can be in
-_LIMITS = {
-    "memory": "memory",
-    "cpu": "cpu",
-    "pids": "pids",
-    "blockIO": "io",
-    "hugepageLimits": "hugetlb",
-}  # linux.resources: the controller
+# key of linux.resources: the v2 controller that it needs
+_LIMITS = {"memory": "memory", "cpu": "cpu", "pids": "pids", "blockIO": "io", "hugepageLimits": "hugetlb"}
 _NEEDED = ("memory", "cpu", "pids", "devices")  # the v1 hierarchies in which a container gets a group
 _MAX_FILE = 1 << 20  # characters
 
@@ -116,32 +111,32 @@ class _Mount(NamedTuple):
 def survey(tree: CgroupTree | None = None) -> Survey:
     """Looks at the host's control groups."""
     tree = tree or CgroupTree()
-    second, first = _mounts(tree.read("/proc/self/mountinfo"))
+    v2_mount, v1_mounts = _mounts(tree.read("/proc/self/mountinfo"))
     ours, init = _groups(tree.read("/proc/self/cgroup")), _groups(tree.read("/proc/1/cgroup"))
-    if first:
-        return _survey_first(tree, first, bool(second), ours, init)
-    if second is None:
+    if v1_mounts:
+        return _survey_v1(tree, v1_mounts, bool(v2_mount), ours, init)
+    if v2_mount is None:
         return Survey("none", "", "", False, False, False, [], [])
-    own = _below(ours.get("", "/"), second.root)
-    at_init = _below(init.get("", "/"), second.root)
-    if own.endswith(f"/{LEAF}") and tree.exists(f"{second.point}{own[: -len(LEAF)]}{CONTAINERS}"):
+    own = _below(ours.get("", "/"), v2_mount.root)
+    at_init = _below(init.get("", "/"), v2_mount.root)
+    if own.endswith(f"/{LEAF}") and tree.exists(f"{v2_mount.point}{own[: -len(LEAF)]}{CONTAINERS}"):
         own = own[: -len(LEAF) - 1] or "/"
-    here = _join(second.point, own)
+    here = _join(v2_mount.point, own)
     # The real root group has no cgroup.type.  One that has it is another group, which a cgroup namespace shows as root.
-    nested = tree.exists(f"{second.point}/cgroup.type") or at_init not in _HOST_INITS
+    nested = tree.exists(f"{v2_mount.point}/cgroup.type") or at_init not in _HOST_INITS
     return Survey(
         "v2",
-        second.point,
+        v2_mount.point,
         own,
         nested,
-        tree.writable(second.point),
+        tree.writable(v2_mount.point),
         tree.writable(here),
-        tree.read(f"{second.point}/cgroup.controllers").split(),
+        tree.read(f"{v2_mount.point}/cgroup.controllers").split(),
         tree.read(f"{here}/cgroup.subtree_control").split(),
     )
 
 
-def _survey_first(
+def _survey_v1(
     tree: CgroupTree, mounts: dict[str, _Mount], hybrid: bool, ours: dict[str, str], init: dict[str, str]
 ) -> Survey:
     """`survey` for cgroup v1, and for hybrid."""
@@ -166,8 +161,8 @@ def _survey_first(
 
 def _mounts(text: str) -> tuple[_Mount | None, dict[str, _Mount]]:
     """The mount of v2, and the mounts of v1 by controller.  Source: proc(5), mountinfo."""
-    second: _Mount | None = None
-    first: dict[str, _Mount] = {}
+    v2_mount: _Mount | None = None
+    v1_mounts: dict[str, _Mount] = {}
     for line in text.splitlines():
         fields, _, rest = line.partition(" - ")
         words, kind = fields.split(), rest.split()
@@ -175,16 +170,16 @@ def _mounts(text: str) -> tuple[_Mount | None, dict[str, _Mount]]:
             continue
         mount = _Mount(words[3], words[4], kind[2].split(","))
         # a later mount hides the earlier ones at and below its mount point
-        if second is not None and _hides(mount.point, second.point):
-            second = None
-        first = {name: below for name, below in first.items() if not _hides(mount.point, below.point)}
+        if v2_mount is not None and _hides(mount.point, v2_mount.point):
+            v2_mount = None
+        v1_mounts = {name: below for name, below in v1_mounts.items() if not _hides(mount.point, below.point)}
         if kind[0] == "cgroup2":
-            second = second or mount
+            v2_mount = v2_mount or mount
         elif kind[0] == "cgroup":
             for name in mount.options:
                 if name not in ("rw", "ro", "xattr", "noprefix", "clone_children") and "=" not in name:
-                    first.setdefault(name, mount)
-    return second, first
+                    v1_mounts.setdefault(name, mount)
+    return v2_mount, v1_mounts
 
 
 def _hides(above: str, point: str) -> bool:
@@ -339,10 +334,10 @@ def _no_parent(name: str, where: str) -> HostError:
     return HostError(f"there is no control group to put {name} into: {where} cannot be written to", REMEDIES)
 
 
-def remedy(found: Survey, rootless: bool) -> list[Document]:
+def remedy(host: Survey, rootless: bool) -> list[Document]:
     """What prevents containers or their limits from working: a list of dicts with `problem` and `remedy`."""
     problems: list[Document] = []
-    if found.version == "none":
+    if host.version == "none":
         problems.append(
             {
                 "problem": "no control groups are mounted, so no container can have a limit",
@@ -350,17 +345,17 @@ def remedy(found: Survey, rootless: bool) -> list[Document]:
             }
         )
     elif rootless:
-        if found.version == "v2" and not found.own_writable:
+        if host.version == "v2" and not host.own_writable:
             problems.append(
                 {
                     "problem": "limits do not work without root: the control group of this session is not yours",
                     "remedy": "systemctl edit user@.service, with Delegate=cpu cpuset io memory pids",
                 }
             )
-    elif not (found.own_writable if found.nested else found.root_writable):
-        problems.append({"problem": f"no control group can be made in {found.mount}", "remedy": REMEDIES})
-    missing = [name for name in ("cpu", "memory", "pids") if name not in found.controllers]
-    if found.version != "none" and missing and not rootless:
+    elif not (host.own_writable if host.nested else host.root_writable):
+        problems.append({"problem": f"no control group can be made in {host.mount}", "remedy": REMEDIES})
+    missing = [name for name in ("cpu", "memory", "pids") if name not in host.controllers]
+    if host.version != "none" and missing and not rootless:
         problems.append(
             {
                 "problem": f"there is no control group controller for {', '.join(missing)}",

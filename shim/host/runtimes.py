@@ -125,7 +125,7 @@ def resolved(path: str) -> str:
         posix.close(descriptor)
 
 
-def owner(root: str, containers: List[str], rootless: bool, environment: Dict[bytes, bytes]) -> str:
+def kind_of_container(root: str, containers: List[str], rootless: bool, environment: Dict[bytes, bytes]) -> str:
     """The kind of the runtime that has a state directory for one of `containers`, or ''.
 
     The first container that any runtime has decides.  `root`: the runtimes' root, '' for each runtime's default.

@@ -52,16 +52,16 @@ def path_steps(path: str) -> List[Tuple[str, posix.stat_result]]:
     return passed
 
 
-def check_trust(path: str, found: posix.stat_result, owners: Dict[int, str], last: bool = True) -> None:
+def check_trust(path: str, status: posix.stat_result, owners: Dict[int, str], last: bool = True) -> None:
     """Raises TrustError when somebody else than `owners` could have put or changed what is at `path`.
 
-    `found`: its lstat.  `last`: whether it is the end of the way.  A directory before the end may be writable for all
+    `status`: its lstat.  `last`: whether it is the end of the way.  A directory before the end may be writable for all
     if it is sticky, such as /tmp: then nobody but the owner of a file in it can replace the file.
     """
-    if found.st_uid not in owners and not userns.owner(path, found):
+    if status.st_uid not in owners and not userns.has_outside_owner(path, status):
         names = " or ".join(owners.values())
-        raise errors.TrustError(f"{path} belongs to uid {found.st_uid}, not to {names}", f"`chown root {path}`")
-    mode = found.st_mode
+        raise errors.TrustError(f"{path} belongs to uid {status.st_uid}, not to {names}", f"`chown root {path}`")
+    mode = status.st_mode
     if mode & _FORMAT == _LINK or not mode & _OTHERS_WRITE:
         return
     if not last and mode & _STICKY and mode & _FORMAT == _DIRECTORY:
@@ -70,7 +70,7 @@ def check_trust(path: str, found: posix.stat_result, owners: Dict[int, str], las
 
 
 def check_path(path: str, owners: Dict[int, str]) -> List[Tuple[str, posix.stat_result]]:
-    """`way(path)`, with `check_trust` for each part.  Raises OSError or TrustError."""
+    """`path_steps(path)`, with `check_trust` for each part.  Raises OSError or TrustError."""
     passed = path_steps(path)
     for number, (part, status) in enumerate(passed):
         check_trust(part, status, owners, number == len(passed) - 1)
@@ -103,13 +103,13 @@ def check_own_directory(path: str, owners: Dict[int, str]) -> None:
         raise errors.TrustError(f"{nearest} is not a directory")
 
 
-def check_own_file(path: str, found: posix.stat_result) -> None:
-    """Raises TrustError when others could have written a file in the state directory.  `found`: its fstat.
+def check_own_file(path: str, status: posix.stat_result) -> None:
+    """Raises TrustError when others could have written a file in the state directory.  `status`: its fstat.
 
     Others cannot put a file there, but root may have changed its owner or mode.
     """
-    if found.st_uid != posix.geteuid() or found.st_mode & _OTHERS_WRITE:
-        check_trust(path, found, userns.trusted_owners(userns.user_namespace()))
+    if status.st_uid != posix.geteuid() or status.st_mode & _OTHERS_WRITE:
+        check_trust(path, status, userns.trusted_owners(userns.user_namespace()))
 
 
 def read_own(path: str, limit: int) -> bytes:

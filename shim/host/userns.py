@@ -17,7 +17,7 @@ _OTHERS_WRITE = 0o022
 _CAP_FOWNER = 1 << 3
 _PROBE = posix.O_RDONLY | posix.O_NOATIME | posix.O_NOFOLLOW | posix.O_NONBLOCK | posix.O_NOCTTY | posix.O_CLOEXEC
 
-# The overflow uid by uid map; -1 without CAP_FOWNER, since the test in `owner` works only with it.
+# The overflow uid by uid map; -1 without CAP_FOWNER, since the test in `has_outside_owner` works only with it.
 _overflow: Dict[str, int] = {}
 
 
@@ -33,7 +33,7 @@ def user_namespace() -> str:
         finally:
             posix.close(descriptor)
     except OSError:
-        return "0 0 4294967295"  # without /proc assume the initial namespace, in which only root is trusted
+        return INITIAL_NAMESPACE  # without /proc assume the initial namespace, in which only root is trusted
 
 
 def trusted_owners(uid_map: str) -> Dict[int, str]:
@@ -41,7 +41,7 @@ def trusted_owners(uid_map: str) -> Dict[int, str]:
 
     In the initial user namespace: root, and the caller.  In another namespace: its root, the caller, and the overflow
     uid, which files of the host's root show there.  If the uid map gives the overflow uid to somebody, it is left out,
-    and trust.check_trust tests each file with `owner`.
+    and trust.check_trust tests each file with `has_outside_owner`.
     """
     euid = posix.geteuid()
     owners: Dict[int, str] = {0: "root"}
@@ -77,8 +77,8 @@ def overflow_uid() -> int:
         return 65534
 
 
-def owner(path: str, found: posix.stat_result) -> bool:
-    """Whether `path`, whose lstat is `found`, certainly belongs to an id that our user namespace does not have.
+def has_outside_owner(path: str, status: posix.stat_result) -> bool:
+    """Whether `path`, whose lstat is `status`, certainly belongs to an id that our user namespace does not have.
 
     The test: O_NOATIME is allowed to the file's owner, and with CAP_FOWNER for every owner that our namespace has an id
     for.  So EPERM means that it has none (open(2), user_namespaces(7)).
@@ -90,9 +90,9 @@ def owner(path: str, found: posix.stat_result) -> bool:
         return False
     if namespace not in _overflow:
         _overflow[namespace] = overflow_uid() if _effective_capabilities() & _CAP_FOWNER else -1
-    if found.st_uid != _overflow[namespace]:
+    if status.st_uid != _overflow[namespace]:
         return False
-    kind = found.st_mode & _FORMAT
+    kind = status.st_mode & _FORMAT
     try:
         if kind == _LINK:
             return not posix.lstat(path.rpartition("/")[0] or "/").st_mode & _OTHERS_WRITE

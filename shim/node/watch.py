@@ -16,14 +16,14 @@ _MASK = 0x2 | 0x4 | 0x8 | 0x40 | 0x80 | 0x100 | 0x200 | 0x400 | 0x800
 _OVERFLOW = 0x4000  # IN_Q_OVERFLOW: events were lost
 _SELF = 0x4 | 0x400 | 0x800  # IN_ATTRIB, IN_DELETE_SELF, IN_MOVE_SELF: of the directory itself
 
-# Which names matter in one directory: those with one of these endings, and those in the second set.
-_WatchedNames = tuple[set[str], set[str]]
+# Which names matter in one directory: (endings of names, whole names).
+_Names = tuple[set[str], set[str]]
 
 
-def _watched_directories(directories: Mapping[str, tuple[str, ...]]) -> dict[str, _WatchedNames]:
+def _watched_directories(directories: Mapping[str, tuple[str, ...]]) -> dict[str, _Names]:
     """What to watch: each directory itself and, to notice when it is made or replaced, its name in the nearest
     directory above it that exists."""
-    watched: dict[str, _WatchedNames] = {}
+    watched: dict[str, _Names] = {}
     for directory, ends in directories.items():
         path = os.path.realpath(directory)
         if os.path.isdir(path):
@@ -36,7 +36,7 @@ def _watched_directories(directories: Mapping[str, tuple[str, ...]]) -> dict[str
     return watched
 
 
-def _matters(name: str, wanted: _WatchedNames) -> bool:
+def _matters(name: str, wanted: _Names) -> bool:
     return name in wanted[1] or name.endswith(tuple(wanted[0]))
 
 
@@ -50,8 +50,8 @@ class Watch:
     def __init__(self, use_inotify: bool = True) -> None:
         self._libc = ctypes.CDLL(None, use_errno=True) if use_inotify else None
         self._descriptor = -1
-        self._wanted: dict[int, _WatchedNames] = {}
-        self._polled: dict[str, _WatchedNames] = {}
+        self._wanted: dict[int, _Names] = {}
+        self._polled: dict[str, _Names] = {}
         self._seen: list[tuple[str, tuple[int, ...]]] = []
         if self._libc is not None and hasattr(self._libc, "inotify_init1"):
             self._descriptor = self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _NOWHERE = "/dev/null"  # used as a directory: no file can be found or made below it
 
 
-class Held(NamedTuple):
+class Granted(NamedTuple):
     """What a container was given: the CDI device names and the paths of device nodes in its adjustment, the keys of the
     physical devices, and when (time.monotonic; 0 when an earlier process gave it)."""
 
@@ -34,13 +34,13 @@ class Held(NamedTuple):
     since: float
 
 
-NOTHING = Held(set(), set(), [], 0.0)
+NOTHING = Granted(set(), set(), [], 0.0)
 
 
 class GrantBook:
     """All grants through NRI on this node.
 
-    `inventory` may be replaced at any time.  `log` writes one line of JSON.  `held`: grants by container id.
+    `inventory` may be replaced at any time.  `log` writes one line of JSON.  `granted`: by container id.
     `unlisted`: containers with young grants that the runtime does not list, and until when (time.monotonic) their
     grants are kept, since their creates may still be going on.
     """
@@ -50,7 +50,7 @@ class GrantBook:
         self.inventory = inventory
         self.log = log
         self.metrics = Metrics()
-        self.held: dict[str, Held] = {}
+        self.granted: dict[str, Granted] = {}
         self.holds = Holds(self.end)
         self.unlisted: dict[str, float] = {}
         self._leftover: set[str] = set()  # keys of devices that may have to be put back after they were shared
@@ -74,14 +74,14 @@ class GrantBook:
     @property
     def records_directory(self) -> str:
         """Where the grant records of NRI containers are."""
-        return grants.nri(self.state_dir)
+        return grants.nri_directory(self.state_dir)
 
     @property
     def ledger(self) -> _Ledger:
         """The ledger in the state directory of this moment."""
-        return _Ledger(self.state_dir, self.account.rootless, self.left)
+        return _Ledger(self.state_dir, self.account.rootless, self.note_leftover)
 
-    def left(self, keys: list[str] | None) -> None:
+    def note_leftover(self, keys: list[str] | None) -> None:
         """Notes devices that may have to be put back because a lease that shared them has ended.
 
         `keys`: the devices' keys; None for all devices that are set up for sharing.  `tick` starts the work.
@@ -133,11 +133,11 @@ class GrantBook:
 
     def release(self, container_id: str) -> None:
         """Gives back all that a container held: its lease and its record."""
-        self.held.pop(container_id, None)
+        self.granted.pop(container_id, None)
         self.unlisted.pop(container_id, None)
         self.end_lease(container_id)
         grants.remove(self.records_directory, "", container_id)
-        self.metrics.grants = len(self.held)
+        self.metrics.grants = len(self.granted)
 
     def end_lease(self, container_id: str) -> None:
         """Ends a container's lease, if it has one."""
@@ -174,15 +174,16 @@ class GrantBook:
 class _Ledger(ledger.Ledger):
     """The ledger for the serving thread, which must not wait.
 
-    When the last lease on a shared device ends, it tells `leftover` the device's key and does not put the device back.
+    When the last lease on a shared device ends, it passes the device's key to `note_leftover` and does not put the
+    device back.
     """
 
-    __slots__ = ("_left",)
+    __slots__ = ("_note_leftover",)
 
-    def __init__(self, state_dir: str, private: bool, leftover: Callable[[list[str] | None], None]) -> None:
+    def __init__(self, state_dir: str, private: bool, note_leftover: Callable[[list[str] | None], None]) -> None:
         super().__init__(state_dir, private)
-        self._left = leftover
+        self._note_leftover = note_leftover
 
     def restore_gpus(self, keys: list[str] | None) -> None:
-        """Tells `leftover`, whose caller does what the base class would do here."""
-        self._left(keys)
+        """Only notes the keys: GrantBook.tick has another process do what the base class would do here."""
+        self._note_leftover(keys)

@@ -54,8 +54,8 @@ class Hold:
     """What a refused create leaves for its retry.
 
     `lease`: None where the node keeps no leases.  `work`: None once it has ended.  `words`: the text of the refusal,
-    which says what is being set up.  `until`: the time at which the hold ends when no retry comes; it is set when the
-    work ends.  With 0 until then, the hold ends together with its work.
+    which says what is being set up.  `until`: the time at which the hold ends when no retry comes, set when the
+    work ends.  While the work goes on, 0 means that the hold is to end together with its work.
     """
 
     def __init__(self, lease: Lease | None, work: Work | None, words: str, until: float = 1.0) -> None:
@@ -122,7 +122,7 @@ class Holds:
         hold = self._holds.get((pod, name))
         if hold is None:
             return None
-        self._look(hold, now)
+        self._check_work(hold, now)
         if hold.error is not None:
             del self._holds[pod, name]
             raise hold.error
@@ -148,7 +148,7 @@ class Holds:
         """Notes which work has ended, and ends holds for which no retry came."""
         self._busy = [each for each in self._busy if not each[0].done]
         for key, hold in list(self._holds.items()):
-            self._look(hold, now)
+            self._check_work(hold, now)
             if hold.work is None and now >= hold.until:
                 del self._holds[key]
                 self._give_back(hold)
@@ -157,7 +157,7 @@ class Holds:
         """The times at which `tick` has something to do, when no work ends before."""
         return [hold.until if hold.work is None else hold.work.until for hold in self._holds.values()]
 
-    def _look(self, hold: Hold, now: float) -> None:
+    def _check_work(self, hold: Hold, now: float) -> None:
         if hold.work is not None and hold.work.done:
             hold.error, hold.work = hold.work.error, None
             if hold.until:

@@ -48,11 +48,11 @@ def _run(options: argparse.Namespace) -> None:
         lambda line: report.log_of_service(service.inventory.config["log.file"], line),
         lambda: options.no_hooks or _hooks_rejected(),
     )
-    connected = socket.given(int(options.given)) if options.given else None
+    given_socket = socket.inherited_socket(int(options.given)) if options.given else None
     socket.Loop(
         service,
         options.socket,
-        connected,
+        given_socket,
         lambda: Connection(options.name, options.idx, service),
         load,
         lambda inventory: compiler.watched_names(account, inventory),

@@ -4,19 +4,8 @@ from __future__ import annotations
 
 from bisect import bisect_left
 
-BOUNDS = (
-    0.0001,
-    0.00025,
-    0.0005,
-    0.001,
-    0.0025,
-    0.005,
-    0.01,
-    0.05,
-    0.1,
-    0.5,
-    2.0,
-)  # seconds; the last is when a runtime stops waiting
+# Upper bounds of the histogram's buckets, in seconds.  After the last one a runtime stops waiting.
+BOUNDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.1, 0.5, 2.0)
 _CREATE = "chandler_nri_create_seconds"
 
 

@@ -82,7 +82,7 @@ class Connection:
         self._client = Client()
         self._pods: dict[str, Any] = {}
         self._containers: list[Any] = []
-        self._later: list[tuple[Call, str, PendingCreate]] = []  # call, container id, answer
+        self._pending: list[tuple[Call, str, PendingCreate]] = []  # call, container id, answer
 
     def open(self) -> None:
         """Begins the registration.  The runtime may make calls before it answers."""
@@ -125,25 +125,25 @@ class Connection:
 
     def tick(self, now: float) -> None:
         """Answers the waiting calls whose answers are due.  `now`: time.monotonic."""
-        waiting, self._later = self._later, []
-        for call, container, later in waiting:
-            if later.due(now):
-                self._answer(call, partial(self._created, container, later.answer))
+        waiting, self._pending = self._pending, []
+        for call, container, pending in waiting:
+            if pending.due(now):
+                self._answer(call, partial(self._created, container, pending.answer))
             else:
-                self._later.append((call, container, later))
+                self._pending.append((call, container, pending))
 
     def due(self) -> list[float]:
         """The times (time.monotonic) at which `tick` has to be called."""
-        return [later.deadline for _, _, later in self._later]
+        return [pending.deadline for _, _, pending in self._pending]
 
     def close(self, left: int = 0) -> None:
         """The connection has ended: takes back the grants whose answers did not leave.
 
         `left`: how many of the bytes from `take`, counted from the last, have not been sent.
         """
-        for _, _, later in self._later:
-            later.abandon()
-        self._later.clear()
+        for _, _, pending in self._pending:
+            pending.abandon()
+        self._pending.clear()
         lost = self._granted + [container for end, container in self._sending if end > self._taken - left]
         self._granted, self._sending = [], []
         for container in lost:
@@ -225,7 +225,7 @@ class Connection:
             request.pod, request.container, lambda: time.monotonic() < deadline and not hung_up()
         )
         if isinstance(answer, PendingCreate):
-            self._later.append((call, request.container.id, answer))
+            self._pending.append((call, request.container.id, answer))
             return None
         return self._created(request.container.id, lambda: answer)
 
@@ -252,10 +252,10 @@ class Connection:
 
     def _abandon(self, container: str) -> None:
         """Gives up the waiting create of a container that has ended: the runtime no longer waits for its answer."""
-        for waiting in [waiting for waiting in self._later if waiting[1] == container]:
-            self._later.remove(waiting)
-            call, _, later = waiting
-            later.abandon()
+        for waiting in [waiting for waiting in self._pending if waiting[1] == container]:
+            self._pending.remove(waiting)
+            call, _, pending = waiting
+            pending.abandon()
             self._server.refuse(
                 call, ttrpc.FAILED_PRECONDITION, "chandler: the container was ended before it was created"
             )

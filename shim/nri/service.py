@@ -23,7 +23,7 @@ from shim.host import device_nodes
 from shim.node import cdi_check
 from shim.nri import adjust, as_config, evict, other_plugins
 from shim.nri.adjust import Runtime
-from shim.nri.book import NOTHING, GrantBook, Held
+from shim.nri.book import NOTHING, GrantBook, Granted
 from shim.nri.holds import PATIENCE, Hold, PendingCreate, Starting
 from shim.nri.sweeps import Sweeps
 from shim.oci import reader
@@ -86,13 +86,15 @@ class Service(GrantBook):
         self.hooks = True  # whether containers may be given OCI hooks
         self.runtime = Runtime("", "")
         self.patience = PATIENCE
-        self._collecting: threading.Thread | None = None
+        self._lease_cleanup: threading.Thread | None = None  # ends the leases of containers that are gone
         self._numbers: tuple[Inventory, dict[str, str]] | None = None  # an inventory, and its GPUs' device numbers
 
     # --- creating a container ---------------------------------------------------------------------------------
 
     def create(self, pod: Any, container: Any, awaited: Callable[[], bool] = lambda: True) -> Any:
-        """The adjustment for a new container; None when it asks for nothing; a Later when slow work has to come first.
+        """The adjustment for a new container; None when it asks for nothing.
+
+        Gives a PendingCreate when slow work has to come first.
 
         `awaited` tells whether the runtime still waits for the answer.  Raises ChandlerError to refuse the container.
         """
@@ -110,7 +112,7 @@ class Service(GrantBook):
         }
 
         def answered(grant: Callable[[], Any]) -> Any:
-            """What `grant` gives, counted and logged unless it is a Later, whose own answer is counted then."""
+            """What `grant` gives, counted and logged.  For a PendingCreate that is done with its own answer, later."""
             try:
                 result = grant()
             except ChandlerError as error:
@@ -243,9 +245,9 @@ class Service(GrantBook):
         task = self._slow_work(plan, lease)
         if task is None:
             return self._record(pod, container, granting, plan, result, line, awaited)
-        return self._later(task, now, pod, container, granting, plan, result, lease, line, awaited)
+        return self._start_work(task, now, pod, container, granting, plan, result, lease, line, awaited)
 
-    def _later(
+    def _start_work(
         self,
         task: Task,
         now: float,
@@ -258,7 +260,7 @@ class Service(GrantBook):
         line: Document,
         awaited: Callable[[], bool],
     ) -> PendingCreate:
-        """Starts the slow work of `task`, and gives the Later that answers the create when the work has ended.
+        """Starts the slow work of `task`, and gives the PendingCreate that answers the create when the work has ended.
 
         When the answer cannot be given in time, the lease and the work become a hold for the kubelet's retry.
         """
@@ -362,7 +364,7 @@ class Service(GrantBook):
     ) -> Any:
         """Writes the grant record, and gives the adjustment `result`; adds to the log line `line`.
 
-        Raises HostError, TrustError or Unawaited, after the lease and the record were taken back.
+        Raises HostError, TrustError or RuntimeGaveUp, after the lease and the record were taken back.
         """
         try:
             granting.record(
@@ -381,13 +383,13 @@ class Service(GrantBook):
         except BaseException:
             granting.undo()
             raise
-        self.held[container.id] = Held(
+        self.granted[container.id] = Granted(
             {device.name for device in result.CDI_devices},
             {device.path for device in result.linux.devices},
             plan.keys,
             time.monotonic(),
         )
-        self.metrics.grants = len(self.held)
+        self.metrics.grants = len(self.granted)
         counts: dict[str, int] = {}
         for edit in plan.edits.items:
             counts[edit[0]] = counts.get(edit[0], 0) + 1
@@ -406,15 +408,18 @@ class Service(GrantBook):
         except LeaseError:
             # Asking the runtimes which leases are stale is too slow for a handler, so a thread does it.  The kubelet's
             # retry then finds the devices free.
-            if self._collecting is None or not self._collecting.is_alive():
-                book = ledger.Ledger(self.state_dir, self.account.rootless)  # not self.ledger: this thread may wait
-                self._collecting = threading.Thread(target=self._collect, args=(book,), daemon=True)
-                self._collecting.start()
+            if self._lease_cleanup is None or not self._lease_cleanup.is_alive():
+                # Not self.ledger, which never waits: this thread may.
+                patient_ledger = ledger.Ledger(self.state_dir, self.account.rootless)
+                self._lease_cleanup = threading.Thread(
+                    target=self._end_stale_leases, args=(patient_ledger,), daemon=True
+                )
+                self._lease_cleanup.start()
             raise
 
-    def _collect(self, book: ledger.Ledger) -> None:
+    def _end_stale_leases(self, patient_ledger: ledger.Ledger) -> None:
         try:
-            book.take_back()
+            patient_ledger.end_stale_leases()
         except ChandlerError as error:
             self.complain(error)
 
@@ -422,8 +427,8 @@ class Service(GrantBook):
 
     def validate(self, container: Any, adjustment: Any) -> str:
         """The reason to reject the adjustment that all plugins together have made; empty to accept it."""
-        held = self.held.get(container.id, NOTHING)
-        missing = held.names - {device.name for device in adjustment.CDI_devices} | held.paths - {
+        grant = self.granted.get(container.id, NOTHING)
+        missing = grant.names - {device.name for device in adjustment.CDI_devices} | grant.paths - {
             device.path for device in adjustment.linux.devices
         }
         if missing:
@@ -435,7 +440,7 @@ class Service(GrantBook):
                 self.inventory,
                 choose.numbers(self.inventory.config["policy.kinds"], self.inventory, device_nodes.read_gpu_node),
             )
-        added = list(other_plugins.added(adjustment, held.names, held.keys, *self._numbers))
+        added = list(other_plugins.added(adjustment, grant.names, grant.keys, *self._numbers))
         if not added:
             return ""
         if self.inventory.config["gpu.allocator"] == "leases":
@@ -452,7 +457,7 @@ class Service(GrantBook):
                 if holder is not None:
                     return f"another NRI plugin adds {what}, but {leases.describe(holder)}"
         names = ", ".join(what for what, _ in added)
-        if held.keys:
+        if grant.keys:
             return (
                 f"another NRI plugin adds {names} beside the GPUs that Chandler granted: a container's GPUs come from "
                 "one of them"
@@ -491,7 +496,7 @@ class Service(GrantBook):
         """RemoveContainer: the container is gone."""
         self.unlisted.pop(container_id, None)
         self.sweeps.forget(container_id)
-        if container_id in self.held or self.has_record(container_id):
+        if container_id in self.granted or self.has_record(container_id):
             self.release(container_id)
 
     def end_pod(self, pod: str) -> None:
@@ -517,7 +522,7 @@ class Service(GrantBook):
         """Synchronize: compares the grants with the runtime's containers.  `pods`: by id."""
         self.sweeps.synchronize(pods, containers)
 
-    def measured(self) -> str:
+    def metrics_text(self) -> str:
         """The metrics as they are now, in Prometheus' text format."""
         self.metrics.holds = len(self.holds)
         try:

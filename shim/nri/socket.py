@@ -40,18 +40,18 @@ _READ = 256 << 10  # bytes read from the runtime at a time
 class Loop:
     """The plugin as a process.
 
-    `path`: the runtime's socket.  `connected`: a socket from the runtime that launched the process, which ends when
-    that connection ends; None otherwise.  `new` makes the Connection for a socket.  `load` compiles the inventory, and
-    raises ChandlerError.  `sources` gives the directories that an inventory comes from, each with the endings of the
-    file names that matter in it.  `metrics`: the address of MetricsServer, '' for none.
+    `path`: the runtime's socket.  `given_socket`: the connected socket from the runtime that launched this process,
+    which then ends with that connection; None otherwise.  `new_connection` makes the Connection for a socket.  `load`
+    compiles the inventory, and raises ChandlerError.  `sources` gives the directories that an inventory comes from,
+    each with the endings of the file names that matter in it.  `metrics`: the address of MetricsServer, '' for none.
     """
 
     def __init__(
         self,
         service: Service,
         path: str,
-        connected: socket.socket | None,
-        new: Callable[[], Connection],
+        given_socket: socket.socket | None,
+        new_connection: Callable[[], Connection],
         load: Callable[[], Inventory],
         sources: Callable[[Inventory], dict[str, tuple[str, ...]]],
         metrics: str,
@@ -59,27 +59,27 @@ class Loop:
     ) -> None:
         self.service = service
         self.path = path
-        self.given = connected
-        self.new = new
+        self.given_socket = given_socket
+        self.new_connection = new_connection
         self.load = load
         self.sources = sources
         self.watch = watch or Watch()
         self.connection: Connection | None = None
         self._socket: socket.socket | None = None
         self._outgoing = bytearray()
-        self._hang_up = select.poll()  # polls for the end of the connection
+        self._hang_up_poll = select.poll()  # tells when the runtime closes the connection
         self._selector = selectors.DefaultSelector()
         # Times (time.monotonic): of the next attempt to connect, and until when Configure has to come (0: no limit).
-        self._again = self._deadline = 0.0
-        self._pause = RETRY_FIRST
+        self._connect_at = self._configure_by = 0.0
+        self._retry_pause = RETRY_FIRST
         self._stop = False
-        self._waited = ""  # why no connection was possible, as last logged
+        self._logged_reason = ""  # why no connection was possible, as last logged
         # Times, 0 for none: when to read the sources, and when to tell systemd READY.
-        self._reload_at = self._start_by = 0.0
+        self._reload_at = self._ready_by = 0.0
         self._reloading: threading.Thread | None = None
         self._loaded: list[tuple[Inventory | None, str]] = []
         self._wake_in, self._wake_out = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._metrics = MetricsServer(metrics, service.measured, self._selector) if metrics else None
+        self._metrics = MetricsServer(metrics, service.metrics_text, self._selector) if metrics else None
 
     def run(self) -> None:
         """Serves until SIGTERM or SIGINT.  Raises ChandlerError for what a person must repair."""
@@ -91,7 +91,7 @@ class Loop:
         if self._metrics is not None:
             self._metrics.start()
         self._reload_at = time.monotonic()  # the sources may have changed before the watch began
-        self._start_by = time.monotonic() + START
+        self._ready_by = time.monotonic() + START
         # The objects of this moment stay for good, so the garbage collector need not visit them while a runtime waits.
         gc.freeze()
         try:
@@ -109,14 +109,8 @@ class Loop:
 
     def _timeout(self, now: float) -> float:
         """Seconds until something has to be done by `_tick`."""
-        times = [self._start_by, self._reload_at if self._reloading is None else 0.0]
-        times.append(
-            self._deadline
-            if self._socket is not None and self._deadline
-            else self._again
-            if self._socket is None
-            else 0.0
-        )
+        times = [self._ready_by, self._reload_at if self._reloading is None else 0.0]
+        times.append(self._connect_at if self._socket is None else self._configure_by)
         if self.watch.fileno() < 0:
             times.append(now + POLL)
         due = (
@@ -132,16 +126,16 @@ class Loop:
         if self.connection is not None and self.connection.due():
             self.connection.tick(now)
             self._send()
-        if self._socket is None and now >= self._again:
+        if self._socket is None and now >= self._connect_at:
             self._connect(now)
-        elif self._socket is not None and self._deadline and now >= self._deadline:
+        elif self._socket is not None and self._configure_by and now >= self._configure_by:
             self._lost(f"no Configure came within {HANDSHAKE:.0f} s")
         if self.watch.fileno() < 0 and self.watch.changed():
             self._reload_at = now
-        if self._start_by and now >= self._start_by:
+        if self._ready_by and now >= self._ready_by:
             # Units that are ordered after this one wait until containers are served, or START seconds when no runtime
             # connects.
-            self._start_by = 0.0
+            self._ready_by = 0.0
             notify("READY=1\nSTATUS=waiting for the runtime")
         if self.service.outdated:
             self.service.outdated, self._reload_at = False, now
@@ -153,21 +147,21 @@ class Loop:
 
     def _connect(self, now: float) -> None:
         try:
-            channel = self.given or _connected(self.path, self.service.account.owners)
+            channel = self.given_socket or _connected(self.path, self.service.account.owners)
         except (OSError, ChandlerError) as error:
             reason = error.strerror or str(error) if isinstance(error, OSError) else str(error)
-            if self._waited != reason:  # logged once, not at every attempt
-                self._waited = reason
+            if self._logged_reason != reason:  # logged once, not at every attempt
+                self._logged_reason = reason
                 self._say("warning", f"no runtime at {self.path}: {reason}; trying again")
-            self._again = now + self._pause
-            self._pause = min(self._pause * 2, RETRY_MOST)
+            self._connect_at = now + self._retry_pause
+            self._retry_pause = min(self._retry_pause * 2, RETRY_MOST)
             return
         channel.setblocking(False)
-        self._socket, self._waited = channel, ""
-        self._deadline = now + HANDSHAKE
-        self._hang_up = select.poll()
-        self._hang_up.register(channel, select.POLLRDHUP)
-        self.connection = self.new()
+        self._socket, self._logged_reason = channel, ""
+        self._configure_by = now + HANDSHAKE
+        self._hang_up_poll = select.poll()
+        self._hang_up_poll.register(channel, select.POLLRDHUP)
+        self.connection = self.new_connection()
         self.connection.hung_up = self._hung_up
         self.service.metrics.connections += 1
         self._selector.register(channel, selectors.EVENT_READ, self._receive)
@@ -176,7 +170,7 @@ class Loop:
 
     def _hung_up(self) -> bool:
         """Whether the runtime has closed the connection, even while there are bytes left to read."""
-        return bool(self._hang_up.poll(0))
+        return bool(self._hang_up_poll.poll(0))
 
     def _receive(self) -> None:
         assert self._socket is not None and self.connection is not None
@@ -200,15 +194,15 @@ class Loop:
             self._lost(str(error))
             return
         if self.connection.state in (CONFIGURED, READY):
-            self._deadline = 0.0
+            self._configure_by = 0.0
         # containerd 1.7 sends no Synchronize to a plugin that it launched itself, so there Configure has to do.
         if not self.service.metrics.connected and (
-            self.connection.state == READY or self._deadline == 0.0 and self.given
+            self.connection.state == READY or self._configure_by == 0.0 and self.given_socket
         ):
-            self._pause = RETRY_FIRST
+            self._retry_pause = RETRY_FIRST
             self.service.metrics.connected = True
             self._say("info", f"serving {self.service.runtime}")
-            self._start_by = 0.0
+            self._ready_by = 0.0
             notify(f"READY=1\nSTATUS=serving {self.service.runtime}")
         self._send()
         if self.connection is not None and self.connection.state == CLOSING and not self._outgoing:
@@ -237,9 +231,9 @@ class Loop:
         self._close()
         self._say("warning", f"the connection to the runtime has ended: {reason}")
         notify("STATUS=waiting for the runtime")
-        self._again = time.monotonic() + self._pause
-        self._pause = min(self._pause * 2, RETRY_MOST)
-        if self.given is not None:
+        self._connect_at = time.monotonic() + self._retry_pause
+        self._retry_pause = min(self._retry_pause * 2, RETRY_MOST)
+        if self.given_socket is not None:
             self._stop = True  # only the runtime that launched this process can give it another socket
 
     def _close(self) -> None:
@@ -250,7 +244,7 @@ class Loop:
             self.connection.close(len(self._outgoing))
         self._socket = self.connection = None
         self._outgoing.clear()
-        self._deadline = 0.0
+        self._configure_by = 0.0
         self.service.metrics.connected = False
 
     # --- configuration and inventory ----------------------------------------------------------------------------
@@ -285,7 +279,7 @@ class Loop:
             self.service.inventory = inventory
             if self.sources(inventory) != before:
                 self._reload_at = time.monotonic()  # watch the new directories, then read once more
-        if not self._start_by:
+        if not self._ready_by:
             notify("READY=1")  # ends what RELOADING=1 began
 
     # --- signals ------------------------------------------------------------------------------------------------
@@ -293,12 +287,7 @@ class Loop:
     def _signals(self) -> None:
         """Makes signals wake the selector: the interpreter writes their numbers to the pipe."""
         signal.set_wakeup_fd(self._wake_out, warn_on_full_buffer=False)
-        for number in (
-            signal.SIGTERM,
-            signal.SIGINT,
-            signal.SIGHUP,
-            signal.SIGCHLD,
-        ):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
             signal.signal(number, _noted)
 
     def _woken(self) -> None:
@@ -339,7 +328,7 @@ def _connected(path: str, owners: dict[int, str]) -> socket.socket:
     return channel
 
 
-def given(descriptor: int) -> socket.socket:
+def inherited_socket(descriptor: int) -> socket.socket:
     """The socket that the runtime left open when it launched this process.  Raises HostError."""
     try:
         os.set_inheritable(descriptor, False)

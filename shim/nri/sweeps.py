@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from shim import report
 from shim.errors import ChandlerError, PolicyError
 from shim.nri import evict, messages
-from shim.nri.book import Held
+from shim.nri.book import Granted
 from shim.nri.holds import PATIENCE_FOR_RETRY, Hold
 from shim.request.parse import MARK
 from shim.state import grants, records
@@ -153,19 +153,21 @@ class Sweeps:
             if container is not None and not self._reached(record, container):
                 self.book.undo(container_id, _NEVER_REACHED)
                 continue
-            held = self.book.held.setdefault(container_id, Held(set(), set(), list(record.get("physical", [])), 0.0))
+            grant = self.book.granted.setdefault(
+                container_id, Granted(set(), set(), list(record.get("physical", [])), 0.0)
+            )
             recorded.add(container_id)
             if container is not None:
                 self.book.unlisted.pop(container_id, None)
                 continue
             # The monotonic clock where this process made the grant: the time of day may have been set since.
-            age = time.monotonic() - held.since if held.since else age_of_file
+            age = time.monotonic() - grant.since if grant.since else age_of_file
             if age < _MINIMUM_AGE:
                 self.book.unlisted[container_id] = time.monotonic() + _MINIMUM_AGE - max(age, 0.0)
             else:
                 recorded.discard(container_id)
                 self.book.release(container_id)
-        self.book.metrics.grants = len(self.book.held)
+        self.book.metrics.grants = len(self.book.granted)
         return recorded
 
     def _sweep_leases(self, live: set[str]) -> None:
@@ -191,7 +193,7 @@ class Sweeps:
                     str(lease.get("container")),
                     Hold(lease, None, "", time.monotonic() + PATIENCE_FOR_RETRY - max(age, 0.0)),
                 )
-        self.book.left(None)
+        self.book.note_leftover(None)
 
     def _wrapped(self) -> set[str]:
         """The ids of containers that chandler-runtime has equipped."""

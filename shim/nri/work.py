@@ -111,7 +111,7 @@ def _error(answer: bytes, status: int) -> ChandlerError | None:
 
 def task(state_dir: str, private: bool, keys: list[str], share: Sharing | None = None) -> Task:
     """The task that puts the devices `keys` back as they were before they were shared, and then sets up what `share`
-    needs.  `private`: see state.ledger.Ledger."""
+    needs.  `private`: see shim.state.ledger.Ledger."""
     document: Task = {"state-dir": state_dir, "private": private, "restore": keys, "share": None}
     if share is not None:
         config: Any = {key: value for key, value in share.config.items() if key.startswith("gpu.")}

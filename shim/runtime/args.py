@@ -61,6 +61,7 @@ OPTIONS: Dict[str, Dict[str, str]] = {
     },
     "youki": {
         "": "debug help h log= l= log-format= log-level= root= r= systemd-cgroup s systemd-log version v",
+        # the spelling of youki itself
         "checkpointt": _CRIU + "leave-running link-remap",
         "completion": "shell= s=",
         "create": _CREATE + "c= p=",

@@ -43,16 +43,18 @@ def equip(
 
     `path`: config.json; `kind`, `binary`: the runtime that will be started; `started`: time.monotonic() at the start,
     for the log; `program`: the name that the engine called.  The result undoes all of it; None when the container
-    asks for nothing. Raises ChandlerError; everything is then as it was.
+    asks for nothing.  Raises ChandlerError; everything is then as it was.
     """
     config = stored.config
     try:
         state_dir = account.trusted_state_dir(config["state-dir"])
     except ChandlerError:
+        # A state directory that cannot be trusted must not stop a container that asks for nothing.
         if _asks(path, stored, call.id, program):
             raise
         return None
-    if files.exists(grants.nri(state_dir)) and _adjusted(path, config, grants.nri(state_dir), call.id):
+    nri_directory = grants.nri_directory(state_dir)
+    if files.exists(nri_directory) and _adjusted(path, config, nri_directory, call.id):
         return None
     bundle = config_file.ConfigJson(path, engine.mark(config))
     try:
@@ -123,14 +125,14 @@ def equip(
             _check_restored(plan, checkpointed, call.id)
         equipped = engine.equip(source.value, plan.edits, account.rootless, directory, runtimes.can_map_owners(kind))
         data = source.dumps(equipped)
-        given = reader.device_rules(source.value)
+        engine_rules = reader.device_rules(source.value)
         before, after = files.digest(bundle.engine), files.digest(data)
         particulars: grants.Particulars = {
             "runtime": binary,
             "config": path,
             "before": before,
             "after": after,
-            "rules": [rule for rule in reader.device_rules(equipped) if rule not in given],  # for later updates
+            "rules": [rule for rule in reader.device_rules(equipped) if rule not in engine_rules],  # for later updates
             "engine": caller.engine,
             "group": reader.cgroups_path(source.value, plan.edits, call.cgroup_manager),
         }
@@ -161,25 +163,25 @@ def _asks(path: str, stored: Inventory, container: str, program: str) -> bool:
     return engine.check_request(document, stored, call_facts=call_facts) is not None
 
 
-def _log(target: str, container: str, made: engine.Plan, binary: str, before: str, after: str, started: float) -> None:
+def _log(target: str, container: str, plan: engine.Plan, binary: str, before: str, after: str, started: float) -> None:
     from shim import report
 
     counts: Dict[str, int] = {}
-    for edit in made.edits.items:
+    for edit in plan.edits.items:
         counts[edit[0]] = counts.get(edit[0], 0) + 1
-    hidden = any(edit[0] == ENV and type(edit[2]) is not str for edit in made.edits.items)  # shim.host.secrets.Hidden
-    more = {} if made.sharing is None else {"sharing": made.sharing.marks}
+    hidden = any(edit[0] == ENV and type(edit[2]) is not str for edit in plan.edits.items)  # shim.host.secrets.Hidden
+    more = {} if plan.sharing is None else {"sharing": plan.sharing.marks}
     report.write_log(
         target,
         {
             "time": report.now(),
             "container": container,
-            "source": made.request.source,
-            "devices": made.names,
-            # with the digest of a config.json that holds a secret, a reader of the log could test guesses
+            "source": plan.request.source,
+            "devices": plan.names,
             "edits": counts,
             "runtime": binary,
             "before": before,
+            # With the digest of a config.json that holds a secret, a reader of the log could test guesses.
             **({} if hidden else {"after": after}),
             "ms": int((time.monotonic() - started) * 1000),
             **more,
@@ -204,26 +206,26 @@ def _adjusted(path: str, config: Config, records_dir: str, container: str) -> bo
     annotations = document.get("annotations") if isinstance(document, dict) else None
     if not isinstance(annotations, dict) or config["annotation-prefix"] + MARK not in annotations:
         return False
-    lost = reader.missing_nodes(document, record.get("nodes", []))
-    if lost:
+    missing = reader.missing_nodes(document, record.get("nodes", []))
+    if missing:
         raise errors.BundleError(
-            f"{path}: the NRI plugin granted {lost}, which the container could not open",
+            f"{path}: the NRI plugin granted {missing}, which the container could not open",
             "another NRI plugin or the engine has taken it out: see in which order they run",
         )
     return True
 
 
-def _check_restored(made: engine.Plan, record: Optional[grants.GrantRecord], container: str) -> None:
+def _check_restored(plan: engine.Plan, record: Optional[grants.GrantRecord], container: str) -> None:
     """Refuses a restore with other devices or another request than before: the restored processes have the old
     devices open."""
-    devices = made.names if record is None else record.get("devices", [])
-    if devices != made.names:
+    devices = plan.names if record is None else record.get("devices", [])
+    if devices != plan.names:
         raise errors.BundleError(
             f"{container} was checkpointed with {', '.join(devices) or 'no device'} and would be "
-            f"restored with {', '.join(made.names) or 'no device'}",
+            f"restored with {', '.join(plan.names) or 'no device'}",
             "create it anew",
         )
-    if record is not None and record.get("grant") != made.digest():
+    if record is not None and record.get("grant") != plan.digest():
         raise errors.BundleError(
             f"{container} was checkpointed with another request than it would be restored with", "create it anew"
         )

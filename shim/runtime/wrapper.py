@@ -110,7 +110,7 @@ def _pass_through(
     fixed = runtimes.fixed_kind(program)
     # where the options are not understood, each word may be the container's id
     ids = [call.id] if call.certain else [word for word in call.words if not word.startswith("-")]
-    kind = fixed or runtimes.owner(call.root, [word for word in ids if word], account.rootless, environment)
+    kind = fixed or runtimes.kind_of_container(call.root, [word for word in ids if word], account.rootless, environment)
     binary = runtimes.for_verb(names, kind, account.owners)
     if call.verb == "update" and call.certain and kind in ("crun", "youki"):
         from shim.runtime import update

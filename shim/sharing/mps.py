@@ -59,7 +59,7 @@ def check_external(share: Sharing) -> None:
 
 
 def _check_directory(path: str) -> None:
-    """Raises HostError or TrustError unless `path` is a directory that only root could have made or can write to."""
+    """Raises HostError or TrustError unless `path` is a directory that only `pages.share_owners` could have made."""
     try:
         trust.check_path(path, pages.share_owners())
     except OSError as error:
@@ -224,7 +224,7 @@ def _limit(page: Page, pipe_dir: str, limits: dict[str, int]) -> None:
         mib = limits["mps_pinned_memory"] >> 20
         nvidia_tools.control(control, pipe_dir, f"set_default_device_pinned_mem_limit 0 {mib}M")
         answer = nvidia_tools.control(control, pipe_dir, "get_default_device_pinned_mem_limit 0")
-        if terms.pinned(answer.split()[-1] if answer.split() else "") != mib << 20:
+        if terms.memory_limit(answer.split()[-1] if answer.split() else "") != mib << 20:
             raise errors.HostError(
                 f"the MPS daemon of {page.values['uuid']} holds mps_pinned_memory at {answer[:80]!r} after it was set "
                 f"to {mib}M"
@@ -386,21 +386,19 @@ def _leave_groups() -> None:
     if not before:
         return
     for mounted, kind, options in _hierarchies():
-        wanted = [
-            controllers
+        if not any(
+            kind == "cgroup2" if not controllers else kind == "cgroup" and set(controllers.split(",")) <= options
             for controllers in before
-            if (kind == "cgroup2" if not controllers else kind == "cgroup" and set(controllers.split(",")) <= options)
-        ]
+        ):
+            continue
         try:
-            for _ in wanted:
-                target = mounted
-                if (
-                    kind == "cgroup2"
-                ):  # with v1 it goes to the root group: a new cpuset group would first need CPUs and memory
-                    target = f"{mounted}/{_GROUP}"
-                    os.makedirs(target, exist_ok=True)
-                with open(target + "/cgroup.procs", "w", encoding="ascii") as file:
-                    file.write("0")
+            # With v1 it goes to the root group: a new cpuset group would first need CPUs and memory.
+            target = mounted
+            if kind == "cgroup2":
+                target = f"{mounted}/{_GROUP}"
+                os.makedirs(target, exist_ok=True)
+            with open(target + "/cgroup.procs", "w", encoding="ascii") as file:
+                file.write("0")
         except OSError:
             pass  # the check below decides
     now = kernel.cgroups_of("self")

@@ -13,10 +13,6 @@ import subprocess
 from shim import errors, paths
 from shim.host import trust, userns
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    pass
-
 ENVIRONMENT = {"PATH": paths.SAFE_PATH, "LC_ALL": "C"}
 PATIENCE = 15.0  # seconds; without the persistence daemon nvidia-smi has to initialise every GPU first
 CONTROL_PATIENCE = 3.0  # seconds for one answer of an MPS daemon

@@ -27,9 +27,11 @@ SLICES = ("default", "short", "medium", "long")  # in the order of nvidia-smi's 
 KIND = vendors.NVIDIA.kind  # only NVIDIA's GPUs have MPS and time slices
 PIPE_INSIDE = "/tmp/nvidia-mps"  # in the container: CUDA's default
 SLICING_INSIDE = "/etc/nvidia/gpu-time-slicing.yaml"  # in the container
+_MPS_DIRECTORIES = ("mps_pipe_dir", "mps_log_dir")
+_MPS_LIMITS = ("mps_active_thread_percentage", "mps_pinned_memory")
 # The keys of resources.gpu that have a meaning in one mode only.
 _OF_MODE = {
-    MPS: ("mps_pipe_dir", "mps_log_dir", "mps_active_thread_percentage", "mps_pinned_memory", "mps_priority"),
+    MPS: (*_MPS_DIRECTORIES, *_MPS_LIMITS, "mps_priority"),
     TIME_SLICE: ("time_slice_index", "time_slicing_config_path", "time_slice"),
 }
 _MIB = 1 << 20
@@ -54,7 +56,7 @@ class Sharing:
         self.uid = uid
         self.managed = mode == MPS and config["gpu.mps"] == "managed"
         self.devices: list[tuple[str, str]] = []
-        self.limits = {key: request[key] for key in _OF_MODE[MPS][2:4] if key in request}
+        self.limits = {key: request[key] for key in _MPS_LIMITS if key in request}
         self.marks: Marks = {"mode": mode}
         if mode == MPS:
             self.marks["uid"], self.marks["words"] = uid, f", uid {uid}"
@@ -69,7 +71,7 @@ class Sharing:
         """Whether the daemon enforces the limits; otherwise they are only variables of the container."""
         return self.managed and self.config["gpu.mps-limits"] == "enforced"
 
-    def seen(self, held: list[Lease]) -> list[Lease]:
+    def with_shares(self, held: list[Lease]) -> list[Lease]:
         """The leases of other containers, with `shares` (shim.state.leases.holder) where this container may share.
 
         `shares` leaves out devices that have gpu.max-sharers containers already.
@@ -215,7 +217,7 @@ def requested_sharing(
             f'{source}: resources.gpu.sharing = "mps": this node runs no MPS', "set mps in [gpu] to external or managed"
         )
     if share.managed:
-        for key in _OF_MODE[MPS][:2]:
+        for key in _MPS_DIRECTORIES:
             if key in request:
                 raise errors.RequestError(
                     f"{source}: resources.gpu.{key}: this node's MPS daemons are Chandler's own, with directories of "
@@ -248,7 +250,7 @@ def _host_uid(document: Document, source: str) -> int:
     )
 
 
-def pinned(value: Any) -> int:
+def memory_limit(value: Any) -> int:
     """The bytes of a memory limit in the MPS daemon's notation, such as 512M or 1G; -1 for anything else."""
     text = str(value.text if isinstance(value, jsontext.Number) else value).strip()
     unit = {"K": 1 << 10, "M": _MIB, "G": 1 << 30, "B": 1}.get(text[-1:].upper(), 0)

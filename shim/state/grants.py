@@ -61,7 +61,7 @@ def directory(state_dir: str) -> str:
     return state_dir + "/grants"
 
 
-def nri(state_dir: str) -> str:
+def nri_directory(state_dir: str) -> str:
     """The state directory of the NRI plugin's records.  Their root is '', since NRI does not tell the runtime's."""
     return state_dir + "/nri"
 

@@ -68,8 +68,8 @@ def clash(first: str, second: str) -> bool:
 def holder(keys: Iterable[str], leases: List[Lease]) -> Optional[Lease]:
     """The first lease with a key that clashes with any of `keys`, or None.
 
-    A lease may have `shares`, the keys that the asking container may share (shim.sharing.terms.Sharing.seen).  Such a
-    key does not clash with itself, only with the device's parts and its parent.
+    A lease may have `shares`, the keys that the asking container may share (shim.sharing.terms.Sharing.with_shares).
+    Such a key does not clash with itself, only with the device's parts and its parent.
     """
     for lease in leases:
         shares = lease.get("shares", ())

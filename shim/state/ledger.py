@@ -74,7 +74,10 @@ def parse(data: bytes) -> Optional[List[Lease]]:
 
 
 class Ledger:
-    """The ledger of one state directory."""
+    """The ledger of one state directory.
+
+    `private`: if the state directory does not exist, it is made with mode 0700 instead of 0755.
+    """
 
     __slots__ = ("path", "_state_dir", "_private", "_creating")
 
@@ -123,7 +126,7 @@ class Ledger:
         """
         bases = [
             base
-            for base in (self._state_dir, grants.nri(self._state_dir))
+            for base in (self._state_dir, grants.nri_directory(self._state_dir))
             if files.exists(grants.directory(base) + "/.") and posix.listdir(grants.directory(base))
         ]
         if not bases:
@@ -134,7 +137,7 @@ class Ledger:
         return any(
             lost
             if record is None
-            else "token" in record or lost and not {"pid", "owner"} & record.keys() and bool(record.get("physical"))
+            else "token" in record or (lost and not {"pid", "owner"} & record.keys() and bool(record.get("physical")))
             for base in bases
             for _, record in records.every(base)
         )
@@ -169,7 +172,7 @@ class Ledger:
                     raise
                 self._rebuild_if_certain()
             except errors.LeaseError:
-                if not patient or not self.take_back():
+                if not patient or not self.end_stale_leases():
                     raise
             return self._allocate(lease, plan)
         except OSError as error:
@@ -303,7 +306,7 @@ class Ledger:
         }
         return Edits([(HOOK, "poststop", hook, LEASE)])
 
-    def take_back(self) -> int:
+    def end_stale_leases(self) -> int:
         """Ends the leases of containers that are gone, and gives their number.  Raises HostError.
 
         Runtimes are asked without the lock, since they may be slow.  Meanwhile the lease may end, and another container

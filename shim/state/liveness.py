@@ -60,7 +60,7 @@ def _hidden(entry: Entry) -> bool:
     return bool(ours != entry.get("userns")) and not (ours == _INITIAL_USER and posix.geteuid() == 0)
 
 
-def creating(entry: Entry) -> bool:
+def creator_runs(entry: Entry) -> bool:
     """Whether the process that creates the container may still run.  The caller has checked `sees_all_processes`."""
     return runs(entry, entry["pid"], entry["started"])
 
@@ -74,7 +74,7 @@ def runs(entry: Entry, pid: int, started: int) -> bool:
     pid_namespace = entry.get("pidns", "")
     if pid_namespace in ("", kernel.namespace("pid")):
         # the kernel gives start times in the reader's time namespace: another one's cannot be compared
-        return not _ended(str(pid)) and (started in (0, kernel.started(pid)) or not in_our_time(entry))
+        return not _ended(str(pid)) and (started in (0, kernel.started(pid)) or not in_our_time_namespace(entry))
     return any(
         kernel.namespace("pid", other) == pid_namespace and _inner_pid(other) == pid and not _ended(other)
         for other in _processes()
@@ -223,7 +223,7 @@ def _inner_pid(pid: str) -> int:
     return 0
 
 
-def in_our_time(entry: Entry) -> bool:
+def in_our_time_namespace(entry: Entry) -> bool:
     """Whether the container was created in our time namespace.
 
     Start times differ between time namespaces.  A runtime that compares one with a start time from another namespace
@@ -233,7 +233,7 @@ def in_our_time(entry: Entry) -> bool:
     return bool(entry.get("timens", ours) == ours)
 
 
-def visible(entry: Entry) -> bool:
+def sees_root(entry: Entry) -> bool:
     """Whether we see the file system on which the create saw the runtime's root (`place` of the entry).
 
     Only then does a missing state directory mean that the container is gone.  A mount that was made since, or that our

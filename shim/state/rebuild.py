@@ -48,7 +48,7 @@ def gather(state_dir: str, present: list[Lease]) -> Rebuilt:
     older: dict[tuple[str, str], Lease] = {}
     damaged: list[str] = []
     roots = {runtimes.resolved(f"/run/{kind}") for kind in runtimes.KINDS}
-    for base in (state_dir, grants.nri(state_dir)):
+    for base in (state_dir, grants.nri_directory(state_dir)):
         for path, record in records.every(base):
             if record is None:
                 damaged.append(path)
@@ -93,7 +93,7 @@ def reasons_for_doubt(state_dir: str, was_there: bool) -> list[str]:
     doubts = []
     if was_there and not any(True for _ in records.every(state_dir)):
         doubts.append("its grant records are lost, too")
-    if os.path.exists(grants.nri(state_dir)):
+    if os.path.exists(grants.nri_directory(state_dir)):
         doubts.append("the NRI plugin may have given GPUs to containers that are not there yet")
     return doubts
 
@@ -150,7 +150,7 @@ def _containers(root: str) -> Iterator[tuple[str, Document]]:
     except OSError:
         return
     for name in names:
-        config = _config(runtimes.owner(root, [name], False, {}), os.path.join(root, name))
+        config = _config(runtimes.kind_of_container(root, [name], False, {}), os.path.join(root, name))
         if config:
             yield name, config
 
@@ -170,7 +170,7 @@ def _of_state(root: str, container: str, config: Document, state_dir: str) -> Le
             and isinstance(words[3], str)
             and devices
         ):
-            kind = runtimes.owner(root, [container], False, {})
+            kind = runtimes.kind_of_container(root, [container], False, {})
             try:
                 runtime = runtimes.find(kind, userns.trusted_owners(userns.user_namespace()))[1]
             except ChandlerError:

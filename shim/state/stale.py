@@ -51,24 +51,24 @@ def is_gone(entry: Entry) -> bool:
         return True
     if not entry["root"].startswith("/"):
         return False  # an older Chandler's: relative to a working directory that was not recorded
-    if not liveness.sees_all_processes(entry) or liveness.creating(entry):
+    if not liveness.sees_all_processes(entry) or liveness.creator_runs(entry):
         return False
     state = os.path.join(entry["root"], entry["id"])
     pid, started = _init(state)
     if liveness.occupants(entry, groups(state)) or liveness.has_other_threads(pid):
         return False
     if all(os.path.exists(os.path.join(state, name)) for name in _needed(entry["runtime"])):
-        return liveness.in_our_time(entry) and _status(entry) == "stopped"
+        return liveness.in_our_time_namespace(entry) and _status(entry) == "stopped"
     if pid and liveness.runs(entry, pid, started) or not pid and os.path.exists(os.path.join(state, _NAMES_INIT)):
         return False
     # Without a control group nothing shows whether processes are left.
-    return entry.get("group") != liveness.NO_GROUP and liveness.visible(entry)
+    return entry.get("group") != liveness.NO_GROUP and liveness.sees_root(entry)
 
 
 def _needed(runtime: str) -> tuple[str, ...]:
-    """The files in a container's state directory without one of which a runtime does not tell the container's status.
+    """The files in a container's state directory that its runtime needs to tell the status: it fails if one is missing.
 
-    ('',), the directory itself, for a runtime that we do not know.
+    For a runtime that we do not know: ('',), the directory itself.
     """
     return _NEEDED.get(os.path.basename(runtime), ("",))
 

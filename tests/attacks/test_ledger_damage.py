@@ -124,7 +124,7 @@ class Kept:
     def __init__(self, directory: Path) -> None:
         self.state, self.root = str(directory / "state"), str(directory / "root")
         os.mkdir(self.root)
-        os.makedirs(grants.nri(self.state), mode=0o755)
+        os.makedirs(grants.nri_directory(self.state), mode=0o755)
         self.ledger = Ledger(self.state)
         lives, gone = (
             ledger.oci_lease("lives", self.root, "/bin/false", 1_700_000_000),
@@ -141,13 +141,13 @@ class Kept:
                 "source": "a test",
                 **{key: value for key, value in lease.items() if key not in ("names", "keys", "since")},
             }
-            grants.write(self.state if lease["owner"] == "oci" else grants.nri(self.state), record)
+            grants.write(self.state if lease["owner"] == "oci" else grants.nri_directory(self.state), record)
         self.files = {str(path): path.read_bytes() for path in Path(self.state).rglob("*") if path.is_file()}
         self.names = sorted(path for path in self.files if not path.endswith(".lock"))
 
     def lose_plugin(self) -> None:
         """Remove the plugin's state: on a node without a plugin a damaged ledger is rebuilt by itself."""
-        shutil.rmtree(grants.nri(self.state))
+        shutil.rmtree(grants.nri_directory(self.state))
 
     def restore(self) -> None:
         for directory, _, names in os.walk(self.state):
@@ -198,7 +198,7 @@ def test_damaged_files_in_this_process(kept: Kept, which: str, nri: bool) -> Non
             assert str(error) and "\n" not in str(error)
             refused += 1
         for container in ("lives", "gone", "nri"):
-            for base in (kept.state, grants.nri(kept.state)):
+            for base in (kept.state, grants.nri_directory(kept.state)):
                 records.read(base, "" if container == "nri" else kept.root, container)
         stale.prune(kept.state, 0.0)
         try:

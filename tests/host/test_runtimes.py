@@ -176,9 +176,9 @@ def test_state_files(tmp_path: Path, files: list[str], kind: str) -> None:
     (tmp_path / "c").mkdir()
     for name in files:
         (tmp_path / "c" / name).touch()
-    assert runtimes.owner(str(tmp_path), ["c"], False, {}) == kind
-    assert runtimes.owner(str(tmp_path), ["absent", "a\0b"], False, {}) == ""
-    assert runtimes.owner(str(tmp_path), ["absent", "c"], False, {}) == kind
+    assert runtimes.kind_of_container(str(tmp_path), ["c"], False, {}) == kind
+    assert runtimes.kind_of_container(str(tmp_path), ["absent", "a\0b"], False, {}) == ""
+    assert runtimes.kind_of_container(str(tmp_path), ["absent", "c"], False, {}) == kind
 
 
 @pytest.mark.parametrize(
@@ -209,8 +209,8 @@ def test_the_runtime_that_has_a_container(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "runc/other").mkdir(parents=True)
     (tmp_path / "runc/strange").mkdir()
     (tmp_path / "runc/strange/status").touch()
-    assert runtimes.owner("", ["c"], False, {}) == "crun"
-    assert runtimes.owner("", ["absent"], False, {}) == ""
-    assert runtimes.owner("", ["strange"], False, {}) == "", "crun's file in runc's directory"
-    assert runtimes.owner(str(tmp_path / "crun"), ["c"], False, {}) == "crun"
-    assert runtimes.owner(str(tmp_path / "runc"), ["other"], False, {}) == ""
+    assert runtimes.kind_of_container("", ["c"], False, {}) == "crun"
+    assert runtimes.kind_of_container("", ["absent"], False, {}) == ""
+    assert runtimes.kind_of_container("", ["strange"], False, {}) == "", "crun's file in runc's directory"
+    assert runtimes.kind_of_container(str(tmp_path / "crun"), ["c"], False, {}) == "crun"
+    assert runtimes.kind_of_container(str(tmp_path / "runc"), ["other"], False, {}) == ""

@@ -104,10 +104,10 @@ def test_in_the_initial_namespace_a_number_is_a_number(tmp_path: Path, monkeypat
     monkeypatch.setattr(userns, "user_namespace", lambda: userns.INITIAL_NAMESPACE)
     file = tmp_path / "file"
     file.touch()
-    assert not userns.owner(str(file), os.lstat(file))
+    assert not userns.has_outside_owner(str(file), os.lstat(file))
 
 
 @given(st.integers(0, 2**32 - 2).filter(lambda uid: uid != 65534))
 def test_only_the_overflow_uid_is_looked_into(uid: int) -> None:
     found = os.stat_result((0o100644, 1, 1, 1, uid, 0, 0, 0, 0, 0))
-    assert not userns.owner("/does/not/exist", found)
+    assert not userns.has_outside_owner("/does/not/exist", found)

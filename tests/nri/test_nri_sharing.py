@@ -204,8 +204,8 @@ def test_a_slow_daemon_refuses_once_and_the_retry_finds_it_ready(slow: Scene) ->
     assert scene.create("c-6", sharing="mps").hooks.create_runtime
     assert scene.leases() == ["c-6"] and len(scene.commands.started()) == 1
     assert (
-        'requests_total{result="refused"} 4' in scene.service.measured()
-        and 'refusals_total{kind="Starting",rule=""} 3' in scene.service.measured()
+        'requests_total{result="refused"} 4' in scene.service.metrics_text()
+        and 'refusals_total{kind="Starting",rule=""} 3' in scene.service.metrics_text()
     )
     scene.stop("c-6")
     until(scene.clean, "the end of it all")
@@ -215,7 +215,7 @@ def test_a_slow_daemon_refuses_once_and_the_retry_finds_it_ready(slow: Scene) ->
 def test_a_daemon_that_no_retry_asks_for_is_ended(slow: Scene, how: str) -> None:
     scene = slow
     scene.refused("c-1", sharing="mps")
-    assert "\nchandler_nri_holds 1\n" in scene.service.measured()
+    assert "\nchandler_nri_holds 1\n" in scene.service.metrics_text()
     scene.tick(PATIENCE_FOR_RETRY + 10)
     assert scene.leases() == ["c-1"], "it still starts"
     scene.go()

@@ -215,7 +215,7 @@ def test_refusals_are_counted_by_kind_and_rule(peer: Connect) -> None:
                 connected.create(pod(asked), container())
         lines = [
             line
-            for line in service_of(connected).measured().splitlines()
+            for line in service_of(connected).metrics_text().splitlines()
             if line.startswith("chandler_nri_refusals_total")
         ]
         assert lines == [
@@ -433,7 +433,7 @@ def test_grants_of_containers_that_are_gone_end_when_they_are_old_enough(peer: C
     for name in ("gone", "young", "there"):
         connected.create(pod(TWO), container(id=name))
     there = served(connected, "there")
-    service_of(connected).held.clear()  # by an earlier process
+    service_of(connected).granted.clear()  # by an earlier process
     directory = os.path.join(service_of(connected).account.state_dir, "nri/grants")
     os.utime(os.path.join(directory, "00000000-gone.json"), (0, 0))
     with open(os.path.join(directory, "00000000-damaged.json"), "wb") as file:
@@ -466,7 +466,7 @@ def test_no_two_containers_hold_one_device(peer: Connect) -> None:
         connected.create(pod(TWO), container(id="c-4"))
     connected.call("StopContainer", m.StopContainerRequest(container=container(id="c-2")))
     assert sorted(leased(connected)) == ["c-0", "c-1", "c-3"]
-    assert "\nchandler_nri_leases 3\n" in service_of(connected).measured()
+    assert "\nchandler_nri_leases 3\n" in service_of(connected).metrics_text()
     assert [device.name for device in connected.create(pod(TWO), container(id="c-5")).CDI_devices] == names[2]
     for n in (0, 1, 2, 3, 5):
         connected.call("StateChange", m.StateChangeEvent(event=m.REMOVE_CONTAINER, container=container(id=f"c-{n}")))
@@ -616,7 +616,7 @@ def test_a_create_whose_runtime_has_hung_up_is_not_granted(peer: Connect, looks:
     connected.connection.hung_up = lambda: seen.append(True) or len(seen) > looks  # type: ignore[func-returns-value]
     with pytest.raises(RemoteError, match="no longer"):
         connected.create(pod(TWO), container())
-    assert not service_of(connected).records() and leased(connected) == {} and not service_of(connected).held
+    assert not service_of(connected).records() and leased(connected) == {} and not service_of(connected).granted
     connected.connection.hung_up = lambda: False
     assert len(connected.create(pod(TWO), container()).CDI_devices) == 2
 

@@ -218,7 +218,7 @@ def test_parse(words: str, kinds: tuple[str, ...], expected: dict[str, Any]) -> 
         ("create -b /b -f config.json ID", "/b/config.json"),
     ],
 )
-def test_which_config(words: str, path: str) -> None:
+def test_the_config_json_that_crun_reads(words: str, path: str) -> None:
     assert args.config_path(args.parse(words.split(), "crun")) == path
 
 
@@ -226,7 +226,7 @@ def test_a_command_line_that_runtimes_read_differently_is_not_certain() -> None:
     assert not args.parse(["create", "-b=/b", "ID"]).certain
 
 
-def test_empty_words() -> None:
+def test_an_empty_word_is_an_argument() -> None:
     for kind in ("", *ALL):
         assert args.parse(["", "create"], kind).verb == ""
         assert args.parse(["state", ""], kind).id == ""

@@ -593,7 +593,7 @@ def test_an_added_or_removed_source_leaves_the_create_to_python(
     assert launcher.who("create", "-b", bundle, "ID") == "python"
 
 
-def test_both_needles(launcher: Launcher) -> None:
+def test_a_config_with_either_search_text_goes_to_python(launcher: Launcher) -> None:
     launcher.configure(ALL.format(f=launcher.fixed))
     launcher.runtime("crun")
     for text, expected in (("cdi.k8s.io/x", "python"), ("chandler.oci", "python"), ("cdiXk8s", "crun")):
@@ -810,7 +810,7 @@ def test_shell_options_in_the_environment(launcher: Launcher, options: str) -> N
         launcher.call(argv, {**PLAIN, "SHELLOPTS": options, "PS4": "$(/bin/echo x)"})
 
 
-def test_descriptors(launcher: Launcher) -> None:
+def test_the_runtime_gets_the_callers_descriptors(launcher: Launcher) -> None:
     """The runtime gets the caller's descriptors, also at the numbers that shells use themselves, and no others."""
     for argv in cases(launcher):
         for extra in ([], [3, 10, 11, 255]):
@@ -821,7 +821,7 @@ def test_descriptors(launcher: Launcher) -> None:
 
 
 @pytest.mark.parametrize("closed", [[0], [1], [2], [0, 1], [0, 1, 2]], ids=repr)
-def test_closed_streams(launcher: Launcher, closed: list[int]) -> None:
+def test_calls_with_closed_standard_streams(launcher: Launcher, closed: list[int]) -> None:
     launcher.configure(f"2 0 chandler.oci runc={launcher.fixed}/runc\n")
 
     def close() -> None:
@@ -836,7 +836,7 @@ def test_closed_streams(launcher: Launcher, closed: list[int]) -> None:
             assert json.load(file)["who"] == expected
 
 
-def test_stdin_directory_and_signals(launcher: Launcher) -> None:
+def test_the_runtime_gets_stdin_directory_and_signals(launcher: Launcher) -> None:
     def ignore() -> None:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         signal.signal(signal.SIGINT, signal.SIG_IGN)

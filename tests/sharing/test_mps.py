@@ -534,7 +534,7 @@ def test_the_hook_proves_that_the_daemon_answers(host: Host) -> None:
 def test_sizes_for_the_daemon(text: str, size: int) -> None:
     from shim.sharing import terms
 
-    assert terms.pinned(text) == size
+    assert terms.memory_limit(text) == size
 
 
 def test_uuids_from_the_kernel_module(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -228,7 +228,7 @@ def test_many_processes_and_kills(host: Host) -> None:
 
     with ThreadPoolExecutor(6) as pool:
         assert [problem for problem in pool.map(live, range(len(seeds))) if problem] == []
-    host.ledger.take_back()
+    host.ledger.end_stale_leases()
     host.create("last", devices=["0"])
     assert (
         [lease["id"] for lease in host.ledger.read()] == ["last"]

@@ -39,7 +39,7 @@ def test_write_and_remove(tmp_path: Path) -> None:
     grants.remove(state, "/run/runc", "c")
 
 
-def test_every_container_of_every_root_has_its_own(tmp_path: Path) -> None:
+def test_every_container_of_every_root_has_its_own_record(tmp_path: Path) -> None:
     names = {
         grants.record_path("/s", root, container)
         for root in ("/run/runc", "/run/crun", "")
@@ -52,14 +52,14 @@ def test_every_container_of_every_root_has_its_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("container", ["c", "..", "a/b", "x" * 300, "caf\udce9"])
-def test_odd_ids(tmp_path: Path, container: str) -> None:
+def test_long_and_unsafe_ids(tmp_path: Path, container: str) -> None:
     grants.write(str(tmp_path), record("/run/runc", container))
     assert len(os.listdir(tmp_path / "grants")) == 1
     grants.remove(str(tmp_path), "/run/runc", container)
     assert os.listdir(tmp_path) == ["grants"] and os.listdir(tmp_path / "grants") == []
 
 
-def test_a_place_that_cannot_be_written_to(tmp_path: Path) -> None:
+def test_a_state_directory_that_cannot_be_written_to(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(TrustError, match="is not a directory"):
         grants.write(str(tmp_path / "file"), record("/run/runc", "c"))

@@ -95,7 +95,7 @@ def test_a_lease_is_kept_until_its_token_is_released(tmp_path: Path) -> None:
     assert os.stat(kept.path).st_mode & 0o777 == 0o600
 
 
-def test_what_needs_no_device_leaves_no_lease(tmp_path: Path) -> None:
+def test_a_container_without_devices_gets_no_lease(tmp_path: Path) -> None:
     kept = Ledger(str(tmp_path))
     assert kept.allocate(lease(tmp_path, "c"), lambda held: Taken([])).keys == []
     assert kept.read() == []
@@ -112,7 +112,7 @@ def test_a_live_container_of_the_same_name_is_refused_before_anything_changes(tm
     assert kept.allocate(other_root, take(1)).keys == [GPUS[1]]
 
 
-def test_a_gone_container_gives_way_to_its_like(tmp_path: Path) -> None:
+def test_a_create_ends_the_lease_of_a_gone_container_of_the_same_name(tmp_path: Path) -> None:
     kept = Ledger(str(tmp_path))
     old, new = lease(tmp_path, "c"), lease(tmp_path, "c")
     kept.allocate(old, take(1))
@@ -151,7 +151,7 @@ def test_a_state_directory_without_a_container_in_it_is_no_container(
     assert not stale.is_stale(found), "the runtime gives no answer"
 
 
-def test_a_state_directory_of_crun_s_that_has_lost_its_config_json(tmp_path: Path) -> None:
+def test_a_container_of_crun_whose_config_json_is_lost(tmp_path: Path) -> None:
     """crun's delete needs that file, so this is never mended. `status` says which process decides."""
     found = lease(tmp_path, "half") | {"runtime": "/nowhere/crun"}
     status = tmp_path / "half/status"
@@ -243,7 +243,7 @@ for turn in range(12):
         assert set(pool.map(run, range(8))) <= {0, 9}
     kept = Ledger(str(tmp_path))
     left = len(kept.read())
-    assert kept.take_back() == left, "the leases of killed processes must be reclaimed"
+    assert kept.end_stale_leases() == left, "the leases of killed processes must be reclaimed"
     assert kept.read() == []
 
 
@@ -276,7 +276,7 @@ def exactly(keys: list[str], how: str = "") -> Any:
         found = Taken(keys)
         if how:
             found.sharing = share(how)
-            held = found.sharing.seen(held)
+            held = found.sharing.with_shares(held)
         if leases.holder(keys, held) is not None:
             raise LeaseError("not free")
         return found
@@ -412,8 +412,8 @@ class Model(RuleBasedStateMachine):
             del self.holding[token]
 
     @rule()
-    def take_back(self) -> None:
-        self.kept.take_back()
+    def end_stale_leases(self) -> None:
+        self.kept.end_stale_leases()
         self.sweep_model()
 
     @invariant()

@@ -59,7 +59,7 @@ def test_groups_of_every_driver(group: str, container: str, path: str, inside: b
         ("", []),
     ],
 )
-def test_what_a_runtime_writes(written: str, names: list[str]) -> None:
+def test_components_of_a_groups_path(written: str, names: list[str]) -> None:
     assert liveness._components(written) == names
 
 
@@ -67,14 +67,14 @@ def entry(root: Path, **more: Any) -> Any:
     return {"id": "c", "root": str(root), "runtime": "/nowhere/runc", "group": "", **kernel.creation(str(root)), **more}
 
 
-def test_who_creates(tmp_path: Path) -> None:
+def test_the_creating_process_is_known_by_pid_start_time_and_boot(tmp_path: Path) -> None:
     mine = entry(tmp_path)
-    assert liveness.sees_all_processes(mine) and liveness.creating(mine) and not stale.is_gone(mine)
-    assert not liveness.creating(mine | {"started": mine["started"] + 1})
-    assert liveness.creating(mine | {"started": mine["started"] + 1, "timens": "time:[1]"}), (
+    assert liveness.sees_all_processes(mine) and liveness.creator_runs(mine) and not stale.is_gone(mine)
+    assert not liveness.creator_runs(mine | {"started": mine["started"] + 1})
+    assert liveness.creator_runs(mine | {"started": mine["started"] + 1, "timens": "time:[1]"}), (
         "start times differ in that time namespace"
     )
-    assert not liveness.creating(mine | {"pid": 2**22, "timens": "time:[1]"})
+    assert not liveness.creator_runs(mine | {"pid": 2**22, "timens": "time:[1]"})
     assert stale.is_gone(mine | {"boot": "another"}), "a process of an earlier boot is gone"
     assert stale.is_gone(mine | {"started": mine["started"] + 1})
     assert not stale.is_gone(mine | {"started": mine["started"] + 1, "root": "relative"})
@@ -88,8 +88,8 @@ def test_a_zombie_creates_nothing(tmp_path: Path) -> None:
     try:
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
         made = entry(tmp_path, pid=pid, started=kernel.started(pid))
-        assert made["started"] and not liveness.creating(made) and stale.is_gone(made)
-        assert not liveness.creating(made | {"timens": "time:[1]"})
+        assert made["started"] and not liveness.creator_runs(made) and stale.is_gone(made)
+        assert not liveness.creator_runs(made | {"timens": "time:[1]"})
     finally:
         os.waitpid(pid, 0)
 
@@ -107,18 +107,18 @@ def test_a_namespace_that_is_not_ours(tmp_path: Path, monkeypatch: pytest.Monkey
         "namespace",
         lambda kind, pid="self": liveness._INITIAL if (kind, pid) == ("pid", "self") else real(kind, pid),
     )
-    assert liveness.sees_all_processes(theirs) and not liveness.creating(theirs) and stale.is_gone(theirs)
+    assert liveness.sees_all_processes(theirs) and not liveness.creator_runs(theirs) and stale.is_gone(theirs)
 
 
-def test_where_a_root_is_seen(tmp_path: Path) -> None:
+def test_a_root_is_visible_on_the_file_system_of_its_create(tmp_path: Path) -> None:
     root = tmp_path / "root"
     before = entry(root)
-    assert before["place"][0] == str(tmp_path) and liveness.visible(before), "the runtime will create it"
+    assert before["place"][0] == str(tmp_path) and liveness.sees_root(before), "the runtime will create it"
     root.mkdir()
-    assert liveness.visible(before) and liveness.visible(entry(root))
+    assert liveness.sees_root(before) and liveness.sees_root(entry(root))
     path, device, inode = entry(root)["place"]
-    assert not liveness.visible(entry(root, place=[path, device + 1, inode])), "a root on another file system"
-    assert liveness.visible(partial({key: value for key, value in before.items() if key != "place"})), (
+    assert not liveness.sees_root(entry(root, place=[path, device + 1, inode])), "a root on another file system"
+    assert liveness.sees_root(partial({key: value for key, value in before.items() if key != "place"})), (
         "a lease of an older Chandler"
     )
 
@@ -169,7 +169,9 @@ def test_without_a_control_group_a_container_never_counts_as_gone(tmp_path: Path
         ("rw,hidepid=2", "user:[4026531837]", 0, True),
     ],
 )
-def test_what_proc_hides(monkeypatch: pytest.MonkeyPatch, options: str, namespace: str, uid: int, seen: bool) -> None:
+def test_a_proc_that_hides_processes(
+    monkeypatch: pytest.MonkeyPatch, options: str, namespace: str, uid: int, seen: bool
+) -> None:
     own = {"user": namespace, "pid": "pid:[5]"}
     monkeypatch.setattr(kernel, "namespace", lambda kind, pid="self": own[kind])
     monkeypatch.setattr(
