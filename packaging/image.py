@@ -30,7 +30,7 @@ from typing import Any
 LATE = """
 shim.errors ChandlerError.within
 shim.runtime.args Invocation.same _abbreviated _argp _clap _clap_globals _clap_id _verb_at
-shim.policy.caller Caller._check_image Caller.believed _of_storage
+shim.policy.caller Caller._check_image Caller.believed_engine _of_storage
 shim.cdi.names check_class check_device check_vendor file_name split_kind
 shim.cdi.resolve unresolvable
 shim.oci.config_file ConfigJson._forget ConfigJson._original ConfigJson.restore _unread
@@ -41,7 +41,7 @@ shim.host.trust check_own_directory read_trusted
 shim.host.userns outer_uid overflow_uid owner _effective_capabilities
 shim.gpu.vendors all_names node_directories with_gpus
 shim.gpu.choose Grant.joined _device_number _devices _free _from_nodes
-shim.gpu.choose _named _node _numbers_there _own_key request_of_restored numbers
+shim.gpu.choose _named _node _present_numbers _key_of_nodes request_of_restored gpu_names_by_number
 shim.policy.words source_of_policy
 shim.state.grants remove
 shim.host.device_nodes _pci_vendor moved read_node read_gpu_node
@@ -52,7 +52,7 @@ shim.state.leases utc describe
 shim.state.ledger Ledger._failed Ledger._rebuild_if_certain Ledger._recorded Ledger.forget Ledger.rebuild Ledger.release
 shim.state.ledger Ledger.restore_all_gpus Ledger.take_back nri_lease parse
 shim.oci.reader _numbers bind_sources capabilities rule_covers environment
-shim.oci.reader hugepages kernel_mounts missing_nodes namespace
+shim.oci.reader hugepages kernel_mounts first_missing_node namespace
 shim.oci.reader oom_score readonly_root resource rlimits text unified
 shim.oci.writer _rdt _gids _net_devices _resources idmapped
 shim.policy.permission _check_variable _no

@@ -137,7 +137,7 @@ class CheckedRequest:
             from shim.oci import engine_mounts
 
             del self._rules[0]
-            self._closing, self._bound = engine_mounts.closing(document, self._bundle, request.source)
+            self._closing, self._bound = engine_mounts.closing_rules(document, self._bundle, request.source)
         if request.gpu is not None and not common.SHARING.isdisjoint(request.gpu):
             from shim.sharing import terms
 
@@ -430,9 +430,9 @@ def _rare(
     scope = call_facts.get("scope")
     if scope is None:
         scope = "".join(
-            rules.identity(document.get("annotations") or {}, rules.believed(config, call_facts), call_facts).get(
-                "namespace", ()
-            )
+            rules.identity(
+                document.get("annotations") or {}, rules.believed_engine(config, call_facts), call_facts
+            ).get("namespace", ())
         )
     return (
         rare.variables(request, config, scope, call_facts.get("seconds", rare.SECONDS)),
@@ -461,7 +461,7 @@ def _check_engine_devices(
     rules = [rule for rule in opening if leased or rule[1] is None or rule[2] is None]
     granted = {number for key in grant.keys for number in key.split("+")}
     kinds = dict.fromkeys([*(name.partition("=")[0] for name in grant.names), *inventory.config["policy.kinds"]])
-    gpu_names = choose.numbers(kinds, inventory, device_nodes.read_gpu_node)
+    gpu_names = choose.gpu_names_by_number(kinds, inventory, device_nodes.read_gpu_node)
     for number in (*gpu_names, *granted):
         if number in present:
             raise errors.RequestError(

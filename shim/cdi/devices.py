@@ -7,7 +7,6 @@ hardware.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from shim.errors import ChandlerError
@@ -88,18 +87,18 @@ def identity(node: DeviceNode, stat: Stat) -> str:
     return f"{'c' if kind == 'u' else kind}{major}:{minor}"
 
 
-class Sets:
-    """A collection of sets, indexed by element: finds those that overlap a set without comparing it with all."""
+class OverlapIndex:
+    """A collection of sets.  It finds the sets that overlap a given one without comparing that with all of them."""
 
     def __init__(self) -> None:
-        self.holders: dict[str, list[frozenset[str]]] = {}
+        self.holders: dict[str, list[frozenset[str]]] = {}  # element -> the sets that hold it
 
     def add(self, members: frozenset[str]) -> None:
         """Adds a set to the collection."""
         for element in members:
             self.holders.setdefault(element, []).append(members)
 
-    def near(self, members: frozenset[str]) -> set[frozenset[str]]:
+    def overlapping(self, members: frozenset[str]) -> set[frozenset[str]]:
         """The sets of the collection that share an element with `members`."""
         return {other for element in members for other in self.holders.get(element, ())}
 
@@ -107,24 +106,24 @@ class Sets:
 def aggregates(keys: Iterable[Key]) -> set[Key]:
     """The keys that stand for several devices (such as `all`): strict supersets of at least two disjoint keys."""
     wholes = {frozenset(key): key for key in keys}
-    sets = Sets()
+    index = OverlapIndex()
     for whole in wholes:
-        sets.add(whole)
+        index.add(whole)
     return {
         key
         for whole, key in wholes.items()
-        if len(whole) > 1 and _any_disjoint([part for part in sets.near(whole) if part < whole])
+        if len(whole) > 1 and _any_disjoint([part for part in index.overlapping(whole) if part < whole])
     }
 
 
-def smallest(keys: Iterable[Key]) -> Sets:
+def smallest(keys: Iterable[Key]) -> OverlapIndex:
     """The keys, as sets, that have no other key as a strict subset."""
-    every, minimal = Sets(), Sets()
+    every, minimal = OverlapIndex(), OverlapIndex()
     wholes = {frozenset(key) for key in keys}
     for whole in wholes:
         every.add(whole)
     for whole in wholes:
-        if not any(part < whole for part in every.near(whole)):
+        if not any(part < whole for part in every.overlapping(whole)):
             minimal.add(whole)
     return minimal
 
@@ -148,13 +147,13 @@ def pick(keys: Mapping[str, Key], count: int) -> list[str]:
     part of, one already taken (a GPU and its MIG devices).
     """
     skipped = aggregates(keys.values())
-    taken = Sets()
+    taken = OverlapIndex()
     names: list[str] = []
     for key, alike in groups(keys):
         if len(names) >= count:
             break
         nodes = frozenset(key)
-        if key not in skipped and not any(nodes <= other or other <= nodes for other in taken.near(nodes)):
+        if key not in skipped and not any(nodes <= other or other <= nodes for other in taken.overlapping(nodes)):
             taken.add(nodes)
             names.append(alike[0])
     return names

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Callable
 
 from shim.cdi import names, versions
-from shim.cdi.schema import JsonPath, Problems, report
+from shim.cdi.schema import report
 from shim.errors import CdiError
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def _edits(edits: Document, at: JsonPath, problems: Problems) -> None:
 
 
 def _closid(name: str, at: JsonPath, problems: Problems) -> None:
-    # The class is a directory in resctrl, and "/" is its root class.
+    # A class of service is a directory in the kernel's resctrl file system, and "/" is its root class.
     usable = name not in (".", "..") and "/" not in name and "\n" not in name and len(name.encode()) <= MAX_CLOS_ID
     if not usable and name != "/":
         report(problems, at, f"{name[:64]!r} is not the name of a class of service")

@@ -17,7 +17,7 @@ from shim import paths
 from shim.configure import containerd, crio, docker, podman, selinux, store, verify
 from shim.configure.model import TOML, VALUE, Changes, ConfigureRequest, Edit, Read, Setting
 from shim.doctor.model import HostReader
-from shim.doctor.runtimes import numbers
+from shim.doctor.runtimes import parse_version
 from shim.errors import ChandlerError, ConfigError, HostError
 from shim.host import files, kernel, runtimes, trust
 from shim.node import compiler
@@ -248,7 +248,7 @@ def _version(arguments: argparse.Namespace) -> tuple[int, ...]:
     if arguments.engine != "containerd":
         return ()
     if arguments.engine_version:
-        version = numbers(arguments.engine_version)
+        version = parse_version(arguments.engine_version)
         if not version:
             raise ConfigError(
                 f"--engine-version {arguments.engine_version!r} is not a version", "write one such as 2.1.9"
@@ -256,7 +256,7 @@ def _version(arguments: argparse.Namespace) -> tuple[int, ...]:
         return version
     programs = Programs(arguments.programs)
     path = programs.find("containerd")
-    return numbers(programs.host.version(path)) if path else ()
+    return parse_version(programs.host.version(path)) if path else ()
 
 
 class Programs:

@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
     for sentence in failures if arguments.quiet else done + failures:
         print(f"chandler: {sentence}", file=sys.stderr)
     for _ in range(_WAITS):
-        wait = compiler.unsettled(account, time.time_ns())
+        wait = compiler.seconds_until_settled(account, time.time_ns())
         if wait <= 0:
             break
         time.sleep(wait)  # only a file that has not changed for two seconds counts as completely written

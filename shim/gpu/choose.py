@@ -135,7 +135,7 @@ def count_gpus(grant: Grant, inventory: Inventory) -> Tuple[int, List[str]]:
     return count, aggregates
 
 
-def numbers(kinds: Iterable[str], inventory: Inventory, read_node: ReadNode) -> Dict[str, str]:
+def gpu_names_by_number(kinds: Iterable[str], inventory: Inventory, read_node: ReadNode) -> Dict[str, str]:
     """The device numbers (such as c195:0) of all GPUs of some kinds that this node may grant, with the GPUs' names."""
     gpu_names: Dict[str, str] = {}
     for kind in kinds:
@@ -144,8 +144,8 @@ def numbers(kinds: Iterable[str], inventory: Inventory, read_node: ReadNode) -> 
         templates = vendors.of_kind(kind).gpu_nodes
         if not picks and templates and inventory.config["gpu.fallback"] == "devices":
             keys = {
-                f"{kind}={index}": [_own_key(templates, index, read_node)]
-                for index in _numbers_there(templates, read_node)
+                f"{kind}={index}": [_key_of_nodes(templates, index, read_node)]
+                for index in _present_numbers(templates, read_node)
             }
         # A key joins the numbers of all nodes of a device with "+".  The key of a device without nodes is its name.
         gpu_names.update(
@@ -320,9 +320,9 @@ def _from_nodes(
     if asked is not None:
         numbers = [_device_number(device, kind, source) for device in asked]
     elif held:
-        present = _numbers_there(templates, read_node)
+        present = _present_numbers(templates, read_node)
         free = _free(
-            [(str(number), [_own_key(templates, number, read_node)]) for number in present],
+            [(str(number), [_key_of_nodes(templates, number, read_node)]) for number in present],
             min(count, len(present)),
             kind,
             source,
@@ -343,7 +343,7 @@ def _from_nodes(
         for number in numbers:
             for template in templates:
                 edits.extend(_node(template.format(number, 128 + number), origin, read_node, vendor.pci))
-            keys.append(_own_key(templates, number, read_node))
+            keys.append(_key_of_nodes(templates, number, read_node))
             _check_free(f"{kind}={number}", keys[-1:], source, held)
     except errors.HostError as error:
         raise errors.HostError(
@@ -356,7 +356,7 @@ def _from_nodes(
     return Grant(names, keys, all_edits, [], all_edits)
 
 
-def _own_key(templates: Tuple[str, ...], number: int, read_node: ReadNode) -> str:
+def _key_of_nodes(templates: Tuple[str, ...], number: int, read_node: ReadNode) -> str:
     """The key of a GPU, made of the numbers of its device nodes.  A CDI file with the same nodes gives the same key."""
     parts = []
     for template in templates:
@@ -365,12 +365,12 @@ def _own_key(templates: Tuple[str, ...], number: int, read_node: ReadNode) -> st
     return "+".join(sorted(parts))
 
 
-def _numbers_there(templates: Tuple[str, ...], read_node: ReadNode) -> List[int]:
-    """The numbers of the GPUs whose device nodes are on the host, from 0 up to the first that is missing."""
+def _present_numbers(templates: Tuple[str, ...], read_node: ReadNode) -> List[int]:
+    """The numbers of the GPUs whose device nodes are on the host: 0, 1 and so on, up to the first that is missing."""
     numbers: List[int] = []
     while True:
         try:
-            _own_key(templates, len(numbers), read_node)
+            _key_of_nodes(templates, len(numbers), read_node)
         except errors.HostError:
             return numbers
         numbers.append(len(numbers))

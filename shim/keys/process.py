@@ -34,7 +34,7 @@ RLIMITS = "as core cpu data fsize locks memlock msgqueue nice nofile nproc rss r
 UNLIMITED = (1 << 64) - 1  # RLIM_INFINITY: setrlimit(2)
 
 
-# beginning of a value: its word, and the list of [policy] that must have what it names
+# beginning of a value: the word of allow and deny, and the list of [policy] that must have what the value names
 _REFERENCES = {common.HOST_VARIABLE: ("env.host", "host-variables"), common.SECRET: ("env.secrets", "secrets")}
 
 

@@ -78,7 +78,8 @@ TYPES: dict[str, tuple[dict[str, Callable[[Any], Any]], tuple[str, ...]]] = {
     ),
     "anonymous": ({"target": _target, "tier": _TIER}, ("target",)),
     "tmpfs": ({"target": _target, "size": objects.size, "mode": _mode}, ("target",)),
-    # Chandler mounts no bucket itself: who did used endpoint and credentials, so they are accepted and not kept
+    # Chandler mounts no bucket itself.  Whoever prepared the volume used the endpoint and the credentials, so both are
+    # accepted here and dropped.
     "s3": (
         {
             "bucket": _name,
@@ -153,11 +154,13 @@ def _storage_edits(value: list[Document], request: Document, document: Document,
         if mount["type"] == "bind":
             for target, requested in targets.items():
                 if target.startswith(outer + "/"):
-                    facts.within(mount["source"], target[len(outer) :], f"{requested} lies in {targets[outer]}")
+                    facts.check_nested_target(
+                        mount["source"], target[len(outer) :], f"{requested} lies in {targets[outer]}"
+                    )
     return items
 
 
-_ACCESS = {"read": True, "write": True, "mknod": False}  # with the defaults
+_ACCESS = {"read": True, "write": True, "mknod": False}  # kind of access: whether a device allows it by default
 
 
 def _device(value: Any) -> Document:

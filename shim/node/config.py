@@ -67,6 +67,7 @@ def _seconds(value: Any) -> bool:
     return _count(value) and 1 <= value <= 60
 
 
+# Short words that allow and deny also accept: the full words.
 _SHORT = {"bind": "storage.bind", "tmpfs": "storage.tmpfs"}
 
 

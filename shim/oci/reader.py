@@ -236,7 +236,7 @@ def bind_sources(config: Document) -> List[str]:
     return sources
 
 
-def missing_nodes(config: Document, nodes: List[Any]) -> str:
+def first_missing_node(config: Document, nodes: List[Any]) -> str:
     """The path of the first of `nodes` that the container cannot open, for lack of the node or of a device rule.
 
     `nodes`: devices as [path, type, major, minor].  '' when the container can open all of them.

@@ -65,7 +65,7 @@ class Caller:
         self.problem = problem
         self.restores = False
 
-    def believed(self, config: Config) -> str:
+    def believed_engine(self, config: Config) -> str:
         """The engine, where its identity annotations count as proof for a rule; else ''."""
         return self.engine if self.engine in engines.KEYS and self.engine in config["engines"] else ""
 

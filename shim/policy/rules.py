@@ -47,10 +47,10 @@ def identity(annotations: Mapping[str, Any], engine: str, call_facts: CallFacts)
     return who
 
 
-def believed(config: Config, call_facts: CallFacts) -> str:
+def believed_engine(config: Config, call_facts: CallFacts) -> str:
     """The engine whose identity annotations count for this container, or ''."""
     caller = call_facts.get("caller")
-    return caller.believed(config) if caller is not None else ""
+    return caller.believed_engine(config) if caller is not None else ""
 
 
 def verdict(match: dict[str, list[str]], who: Who) -> tuple[str, str]:
@@ -75,7 +75,7 @@ def applied(config: Config, annotations: Mapping[str, Any], call_facts: CallFact
     The result has more keys: policy.denied-by has, for each word of policy.deny, the part of the configuration that
     denies it; policy.by names the rule that replaced keys of [policy], if one did.
     """
-    who = identity(annotations, believed(config, call_facts), call_facts)
+    who = identity(annotations, believed_engine(config, call_facts), call_facts)
     result = config.copy()
     denied = dict.fromkeys(config["policy.deny"], "[policy]")
     winner: Rule | None = None

@@ -271,7 +271,7 @@ def test_a_problem_and_its_remedy(machine: Machine, what: str, check: str, probl
     ],
 )
 def test_versions(text: str, version: tuple[int, ...]) -> None:
-    assert runtimes.numbers(text) == version
+    assert runtimes.parse_version(text) == version
 
 
 @pytest.mark.parametrize(

@@ -65,8 +65,8 @@ def test_a_config_of_any_shape_has_a_caller(document: Any, tmp_path: Path) -> No
 @pytest.mark.parametrize("engine", sorted(engines.ENGINES))
 def test_engines_whose_requests_and_names_count(engine: str) -> None:
     caller = Caller(engine)
-    assert caller.believed(CONFIG) == ""
-    assert caller.believed(CONFIG | {"engines": ["containerd", "crio", "docker", "podman", "other"]}) == (
+    assert caller.believed_engine(CONFIG) == ""
+    assert caller.believed_engine(CONFIG | {"engines": ["containerd", "crio", "docker", "podman", "other"]}) == (
         engine if engine in ("containerd", "crio") else ""
     )
     for nothing in ({}, {"x": "y"}, {P + "granted": "x"}, {"cdi.k8s.io/x": "y"}):
