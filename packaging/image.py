@@ -51,7 +51,7 @@ shim.jsontext _damage _refuse_constant
 shim.state.leases utc describe
 shim.state.ledger Ledger._failed Ledger._rebuild_if_certain Ledger._recorded Ledger.forget Ledger.rebuild Ledger.release
 shim.state.ledger Ledger.restore_all_gpus Ledger.take_back nri_lease parse
-shim.oci.reader _numbers bind_sources capabilities rule_covers environment
+shim.oci.reader _node_tuple bind_sources capabilities rule_covers environment
 shim.oci.reader hugepages kernel_mounts first_missing_node namespace
 shim.oci.reader oom_score readonly_root resource rlimits text unified
 shim.oci.writer _rdt _gids _net_devices _resources idmapped

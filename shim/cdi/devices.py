@@ -22,27 +22,33 @@ Key = tuple[str, ...]
 class Identities:
     """The device nodes of one CDI file, as identity() names them.
 
-    `sets`: the nodes of each device, by device name; `shared`: the nodes that all of its devices have; `common`: the
-    nodes of the file's own edits, which every container with one of its devices gets.
+    `nodes_by_name`: the nodes of each device, by device name; `shared`: the nodes that all of its devices have;
+    `common`: the nodes of the file's own edits, which every container with one of its devices gets.
     """
 
-    __slots__ = ("sets", "shared", "common")
+    __slots__ = ("nodes_by_name", "shared", "common")
 
     def __init__(
         self, nodes: Mapping[str, Sequence[DeviceNode]], stat: Stat, common: Sequence[DeviceNode] = ()
     ) -> None:
-        self.sets = {
+        self.nodes_by_name = {
             name: frozenset(identity(node, stat) for node in device_nodes) for name, device_nodes in nodes.items()
         }
         self.common = frozenset(identity(node, stat) for node in common)
-        if not any(self.sets.values()):
+        if not any(self.nodes_by_name.values()):
             # No device has nodes of its own: all names mean the hardware of the file's own edits.
-            self.sets = dict.fromkeys(self.sets, self.common)
-        self.shared: frozenset[str] = frozenset.intersection(*self.sets.values()) if self.sets else frozenset()
+            self.nodes_by_name = dict.fromkeys(self.nodes_by_name, self.common)
+        self.shared: frozenset[str] = (
+            frozenset.intersection(*self.nodes_by_name.values()) if self.nodes_by_name else frozenset()
+        )
 
     def distinguishing(self) -> frozenset[str]:
         """The nodes that some devices of this file have and others have not; empty for a file with one device."""
-        return frozenset().union(*self.sets.values()) - self.shared if len(self.sets) > 1 else frozenset()
+        return (
+            frozenset().union(*self.nodes_by_name.values()) - self.shared
+            if len(self.nodes_by_name) > 1
+            else frozenset()
+        )
 
     def leased_with_file(self, distinguishing: frozenset[str]) -> list[str]:
         """The nodes of the file's own edits that tell devices apart, in this file or in any (`distinguishing`), sorted.
@@ -60,7 +66,7 @@ class Identities:
         devices includes, not a node that all GPUs need.
         """
         common = self.shared - distinguishing
-        return {name: tuple(sorted(nodes - common or nodes)) or (name,) for name, nodes in self.sets.items()}
+        return {name: tuple(sorted(nodes - common or nodes)) or (name,) for name, nodes in self.nodes_by_name.items()}
 
 
 def device_keys(nodes: Mapping[str, Sequence[DeviceNode]], stat: Stat) -> dict[str, Key]:

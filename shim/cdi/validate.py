@@ -87,12 +87,13 @@ def _annotation_key(key: str) -> bool:
     if slash and len(prefix) > MAX_ANNOTATION_PREFIX:
         return False
     labels = prefix.split(".") if slash else []
-    return _dotted(name, _LOWER + "-_.", MAX_ANNOTATION_NAME) and all(
-        _dotted(label, _LOWER + "-", MAX_ANNOTATION_PREFIX) for label in labels
+    return _is_label(name, _LOWER + "-_.", MAX_ANNOTATION_NAME) and all(
+        _is_label(label, _LOWER + "-", MAX_ANNOTATION_PREFIX) for label in labels
     )
 
 
-def _dotted(name: str, middle: str, limit: int) -> bool:
+def _is_label(name: str, middle: str, limit: int) -> bool:
+    """Whether a name begins and ends with a letter or digit, and has only characters of `middle` between."""
     return 0 < len(name) <= limit and name[0] in _LOWER and name[-1] in _LOWER and not name.strip(middle)
 
 

@@ -93,14 +93,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _document(path: str, config: Config) -> tuple[Document, bool]:
     """config.json as the engine wrote it, and whether `chandler bundle` built it.  Raises BundleError."""
-    bundle = config_file.ConfigJson(os.path.realpath(path), engine.mark(config))
+    config_json = config_file.ConfigJson(os.path.realpath(path), engine.mark(config))
     try:
-        document = jsontext.loads(bundle.engine_bytes)
+        document = jsontext.loads(config_json.engine_bytes)
     except ChandlerError as error:
         raise BundleError(f"{path}: {error.what}") from None
     if type(document) is not dict:
         raise BundleError(f"{path} is not an object")
-    return document, bundle.built(document)
+    return document, config_json.built(document)
 
 
 def _verdict(document: Document, annotations: Document, config: Config, caller: Caller) -> Document:

@@ -69,6 +69,7 @@ def _remove(account: Account, config: Config, quiet: bool) -> int:
     state_dir = account.trusted_state_dir(config["state-dir"])
     stale.prune(state_dir, 0.0)
     try:
+        # a grant is in CHECKSUM-ID.json, and the checksum has eight digits
         containers = [name[9:].rpartition(".")[0] for name in sorted(os.listdir(grants.directory(state_dir)))]
     except FileNotFoundError:
         containers = []

@@ -124,7 +124,7 @@ def address(path: str, text: str | None) -> str:
     )
 
 
-def places(request: ConfigureRequest, read: Read) -> list[str]:
+def possible_files(request: ConfigureRequest, read: Read) -> list[str]:
     """The files in which Chandler may have written."""
     path = request.config or CONFIG
     paths = [request.drop_in] if request.drop_in else []

@@ -76,7 +76,7 @@ def installed_runtimes(subject: Subject) -> Check:
             pass  # the path exists only below the root directory of a test
         if not version:
             problems.append(problem(f"{path} does not say its version", "see whether it starts"))
-        for defect, remedy in known_bad(kind, version):
+        for defect, remedy in known_defects(kind, version):
             problems.append(
                 problem(
                     f"{path} {installed[-1]['version']}: {defect}",
@@ -113,7 +113,7 @@ def parse_version(text: str) -> tuple[int, ...]:
     return ()
 
 
-def known_bad(kind: str, version: tuple[int, ...]) -> list[tuple[str, str]]:
+def known_defects(kind: str, version: tuple[int, ...]) -> list[tuple[str, str]]:
     """The known defects of a version of a runtime, each with its remedy."""
     return [
         (defect, remedy)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     Position = tuple[str, list[str], list[str]]  # NUMA node, PCI path from the host bridge, indexes of linked devices
 
-_MOST = 64  # of more free devices than these, only the first are compared
+_MAX_FREE = 64  # of more free devices than these, only the first are compared
 # A link counts more than any PCI path in common, and one step of a path more than the NUMA node.
 _LINK, _STEP, _NUMA = 256, 2, 1
 
@@ -25,16 +25,16 @@ def choose(free: list[int], count: int, how: str, text: str) -> list[int]:
     `how`: numa or link.  `text`: one line for each device of the kind, as shim.generate.topology writes it, or ''.
     """
     lines = text.split("\n")
-    if not text or count >= len(free) or count > _MOST:
+    if not text or count >= len(free) or count > _MAX_FREE:
         return free[:count]
-    positions = {index: _position(lines[index]) for index in free[:_MOST]}
+    positions = {index: _position(lines[index]) for index in free[:_MAX_FREE]}
     closeness: dict[tuple[int, int], int] = {}
     for first in positions:
         for second in positions:
             closeness[first, second] = (
                 0 if first == second else _closeness(first, positions[first], second, positions[second], how)
             )
-    candidates = (_grown(start, count, list(positions), closeness) for start in positions)
+    candidates = (_grow(start, count, list(positions), closeness) for start in positions)
     return min(candidates, key=_rank(closeness, list(positions)))
 
 
@@ -57,7 +57,7 @@ def _closeness(first: int, first_position: Position, second: int, second_positio
     return numa + _STEP * common + (_LINK if linked else 0)
 
 
-def _grown(start: int, count: int, indexes: list[int], closeness: dict[tuple[int, int], int]) -> list[int]:
+def _grow(start: int, count: int, indexes: list[int], closeness: dict[tuple[int, int], int]) -> list[int]:
     """`count` devices, beginning with `start`: each time the device is added that is closest to those chosen so far."""
     chosen = [start]
     gain = {index: closeness[start, index] for index in indexes if index != start}

@@ -269,7 +269,7 @@ class Compiled:
         self.config = config
         self.registry = registry
         self.parts: dict[str, bytes] = {}
-        segments = {file.path: self._add(_segment(file)) for file in registry.files}
+        segments = {file.path: self._add(_file_part(file)) for file in registry.files}
         self.kinds = "\n"
         keys_of = {
             kind: registry.device_keys(kind, device_nodes.lstat_device)
@@ -282,7 +282,7 @@ class Compiled:
         )
         for kind, keys in keys_of.items():
             picks = picks_of[kind]
-            names = [kind, self._add(_encoded(_kind(kind, registry, segments, keys, picks, atoms)))]
+            names = [kind, self._add(_encoded(_kind_part(kind, registry, segments, keys, picks, atoms)))]
             neighbours = near([keys[pick] for pick in picks]) if near is not None and len(picks) > 1 else ""
             if neighbours:
                 names.append(self._add(_encoded(neighbours)))
@@ -322,7 +322,7 @@ class Compiled:
             return  # the next create compiles again
 
 
-def _kind(
+def _kind_part(
     kind: str,
     registry: Registry,
     segments: dict[str, str],
@@ -349,7 +349,7 @@ def _kind(
     return "\n".join(lines) + "\n"
 
 
-def _segment(file: File) -> bytes:
+def _file_part(file: File) -> bytes:
     """The bytes of the part of one CDI file (shim.node.inventory)."""
     segment: Segment = {
         "path": file.path,

@@ -293,7 +293,7 @@ def test_versions(text: str, version: tuple[int, ...]) -> None:
     ],
 )
 def test_known_bad_versions(kind: str, version: tuple[int, ...], bad: int) -> None:
-    assert len(runtimes.known_bad(kind, version)) == bad
+    assert len(runtimes.known_defects(kind, version)) == bad
 
 
 def test_an_unprivileged_user(machine: Machine) -> None:

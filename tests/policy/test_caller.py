@@ -1,4 +1,4 @@
-"""Which engine a call comes from, and what counts as an image's annotation, on a storage that the tests write."""
+"""Which engine calls, and which annotations may come from an image, with a containers/storage that the tests write."""
 
 from __future__ import annotations
 
@@ -47,7 +47,9 @@ ASKS = {P + "service": "{}"}
         (None, f"{TASK}/moby/{ID}", {}, "docker"),
     ],
 )
-def test_an_engine_by_its_paths(root: str | None, bundle: str, annotations: dict[str, str], engine: str) -> None:
+def test_an_engine_is_recognised_by_its_paths(
+    root: str | None, bundle: str, annotations: dict[str, str], engine: str
+) -> None:
     found = recognise(
         root, bundle, ID, {"annotations": {"io.kubernetes.cri-o.ContainerType": "container", **annotations}}
     )
