@@ -271,7 +271,7 @@ def _require_plugin(request: ConfigureRequest, document: Document) -> list[Setti
     return settings
 
 
-def rejecting(text: Callable[[str], str | None], names: Callable[[str], list[str]]) -> str:
+def config_rejecting_hooks(text: Callable[[str], str | None], names: Callable[[str], list[str]]) -> str:
     """The configuration of this host's containerd if it rejects the OCI hooks of NRI plugins; else ''.
 
     Looks at the first that is there of containerd's own file and those of k3s and RKE2.  `text` and `names` are `text`

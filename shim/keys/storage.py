@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from shim.keys.row import Change
     from shim.shapes import Config, Document
 
-# YAML reads 0777 as the number 511, whose digits can be read as octal once more: as another mode.  So such a number is
-# refused where it is the value of a usual mode.
+# YAML reads 0777 as the number 511, and 511 is a mode in octal, too.  So a number is refused when it is the value of
+# one of these modes: it may be that mode, written with a 0 before it.
 _USUAL_MODES = frozenset(
     int(mode, 8)
     for mode in "1777 1775 1770 1755 1750 777 775 771 770 757 755 750 711 700 666 664 "

@@ -410,9 +410,11 @@ def physical_units(
         else:
             parts = sorted(tuple(sorted(atom)) for atom in atoms.overlapping(frozenset(numbers)) if atom < numbers)
             if len(parts) < 2:
-                parts = []
-        rest = tuple(sorted(numbers.difference(*parts))) if parts and key not in aggregates else ()
-        units[name] = ["+".join(part) for part in (*(parts or [key]), *([rest] if rest else []))]
+                parts = []  # a device that contains only one other does not stand for several
+            rest = numbers.difference(*parts)
+            if parts and rest:
+                parts.append(tuple(sorted(rest)))
+        units[name] = ["+".join(part) for part in parts or [key]]
     return units
 
 

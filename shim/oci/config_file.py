@@ -7,8 +7,8 @@
     config.json.chandler-edited    a symbolic link whose text is the digest of the config.json that we wrote last; after
                                    a second create, a comma and the digest of the one before
 
-We replace .chandler-edited before config.json, and may be killed between the two: then config.json is still the one
-before.
+We replace .chandler-edited before config.json, and may be killed between the two.  Then config.json is still the older
+one, so .chandler-edited keeps its digest as well.
 
 The original and .chandler-edited allow the same bundle to be created again.  A config.json with one of the digests is
 our own work: the edits start from the original.  One with another digest that holds our mark was changed after we
