@@ -30,18 +30,18 @@ from typing import Any
 LATE = """
 shim.errors ChandlerError.within
 shim.runtime.args Invocation.same _abbreviated _argp _clap _clap_globals _clap_id _verb_at
-shim.policy.caller Caller._check_image Caller.believed _of_storage
+shim.policy.caller Caller._check_image Caller.believed_engine _of_storage
 shim.cdi.names check_class check_device check_vendor file_name split_kind
 shim.cdi.resolve unresolvable
 shim.oci.config_file ConfigJson._forget ConfigJson._original ConfigJson.restore _unread
-shim.engine Granting.undo Plan.add _check_engine_devices _config_by_rules _rare_edits plan
+shim.engine Granting.undo Plan.add _check_engine_devices _config_by_rules _rare_edits _with_allocations plan
 shim.host.files cannot_read_now exists make_directory unseal
 shim.host.kernel cgroups cgroups_of oom_score unified_cgroups
 shim.host.trust check_own_directory read_trusted
 shim.host.userns outer_uid overflow_uid has_outside_owner _effective_capabilities
 shim.gpu.vendors all_names node_directories with_gpus
 shim.gpu.choose Grant.joined _device_number _devices _free _from_nodes
-shim.gpu.choose _named _node _numbers_there _own_key numbers with_devices
+shim.gpu.choose _named _node _present_numbers _key_of_nodes gpu_names_by_number with_allocated with_devices
 shim.policy.words source_of_policy
 shim.state.grants remove
 shim.host.device_nodes _pci_vendor moved read_node read_gpu_node
@@ -51,8 +51,8 @@ shim.jsontext _damage _refuse_constant
 shim.state.leases utc describe
 shim.state.ledger Ledger._failed Ledger._rebuild_if_certain Ledger._recorded Ledger.forget Ledger.rebuild Ledger.release
 shim.state.ledger Ledger.restore_all_gpus Ledger.end_stale_leases nri_lease parse
-shim.oci.reader _numbers bind_sources capabilities rule_covers environment
-shim.oci.reader hugepages kernel_mounts missing_nodes namespace
+shim.oci.reader _node_tuple bind_sources capabilities rule_covers environment
+shim.oci.reader hugepages kernel_mounts first_missing_node namespace
 shim.oci.reader oom_score readonly_root resource rlimits text unified
 shim.oci.writer _rdt _gids _net_devices _resources idmapped
 shim.policy.permission _check_variable _no

@@ -138,7 +138,7 @@ class CheckedRequest:
             from shim.oci import engine_mounts
 
             del self._rules[0]
-            self._closing, self._bound = engine_mounts.closing(document, self._bundle, request.source)
+            self._closing, self._bound = engine_mounts.closing_rules(document, self._bundle, request.source)
         if request.gpu is not None and not common.SHARING.isdisjoint(request.gpu):
             from shim.sharing import terms
 
@@ -392,11 +392,7 @@ def check_request(
                 return None
             request = parse.Request({}, "annotation cdi.k8s.io/*")
         if request.allocations:
-            from shim.gpu import allocated
-            from shim.state import allocations
-
-            names = allocations.names(request.allocations, request.source)
-            request = allocated.combined(request, names)
+            request, names = _with_allocations(request)
             call_facts = {**call_facts, "devices": names}
     if type(document.get("process")) is not dict:
         raise errors.BundleError(f"{request.source}: config.json has no process to equip")
@@ -414,6 +410,20 @@ def check_request(
         present = {**document, "process": {**document["process"], "oomScoreAdj": kernel.oom_score()}}
     permission.check(request, present, config, engine_names, kernel.unified_cgroups)
     return CheckedRequest(request, document, engine_names, inventory, config, call_facts, leased)
+
+
+def _with_allocations(request: parse.Request) -> Tuple[parse.Request, List[str]]:
+    """The request together with the devices that the kubelet has allocated to the container, and these devices.
+
+    They are one request, which the policy judges like one for that number of devices.
+    """
+    from shim.state import allocations
+
+    names = allocations.names(request.allocations, request.source)
+    resources = request.resources
+    gpu = choose.with_allocated(resources.get("gpu") or {}, names, request.source)
+    document = {**request.document, "resources": {**resources, "gpu": gpu}}
+    return parse.Request(document, request.source, request.allocations), names
 
 
 def _config_by_rules(config: Config, document: Document, container: str, call_facts: CallFacts) -> Config:
@@ -440,9 +450,9 @@ def _rare_edits(
     scope = call_facts.get("scope")
     if scope is None:
         scope = "".join(
-            rules.identity(document.get("annotations") or {}, rules.believed(config, call_facts), call_facts).get(
-                "namespace", ()
-            )
+            rules.identity(
+                document.get("annotations") or {}, rules.believed_engine(config, call_facts), call_facts
+            ).get("namespace", ())
         )
     return (
         rare.variables(request, config, scope, call_facts.get("seconds", rare.SECONDS)),
@@ -470,7 +480,7 @@ def _check_engine_devices(
     rules = [rule for rule in opening if leased or rule[1] is None or rule[2] is None]
     granted = {number for key in grant.keys for number in key.split("+")}
     kinds = dict.fromkeys([*(name.partition("=")[0] for name in grant.names), *inventory.config["policy.kinds"]])
-    gpu_names = choose.numbers(kinds, inventory, device_nodes.read_gpu_node)
+    gpu_names = choose.gpu_names_by_number(kinds, inventory, device_nodes.read_gpu_node)
     for number in (*gpu_names, *granted):
         if number in present:
             raise errors.RequestError(

@@ -68,21 +68,21 @@ class Built(NamedTuple):
 
 def build(
     service: deployment.DeployedService,
-    found: image.Image,
+    image_config: image.Image,
     options: BuildOptions,
     inventory: Inventory,
     account: Account,
 ) -> Built:
     """Makes the config.json for a service.  Raises ChandlerError before anything on the host is changed.
 
-    `found`: the image's configuration.  `account`: the caller and the paths of this node.
+    `image_config`: the image's configuration.  `account`: the caller and the paths of this node.
     """
     request = _checked(service.document, service.source)
     notes = [f"{service.source}: left to an orchestrator: {', '.join(service.ignored)}"] if service.ignored else []
     command = request.pop("command", {})
     host_network = bool(request.pop("host_network", False)) or options.host_network
-    said = _checked({"hostname": options.hostname}, "--hostname") if options.hostname else {}
-    hostname = {"hostname": options.id, **request, **said}["hostname"]
+    from_option = _checked({"hostname": options.hostname}, "--hostname") if options.hostname else {}
+    hostname = {"hostname": options.id, **request, **from_option}["hostname"]
     request.pop("hostname", None)
     if len(hostname) > MAX_HOSTNAME:
         raise RequestError(
@@ -91,22 +91,24 @@ def build(
         )
     if "env" in request:
         request["env"] = {name: value for name, value in request["env"].items() if name not in options.env}
-    if found.user and "user" not in request:
-        request.update(_checked({"user": found.user}, f"{service.source}: the image"))
+    if image_config.user and "user" not in request:
+        request.update(_checked({"user": image_config.user}, f"{service.source}: the image"))
     parent = request.pop("cgroup_parent", "")
     process = base.Process(
-        list(options.args) if options.args else image.command(command.get("entrypoint"), command.get("args"), found),
-        [*found.env, *(f"{name}={value}" for name, value in options.env.items())],
-        _directory(options.cwd or command.get("workdir", ""), found.workdir, service.source),
+        list(options.args)
+        if options.args
+        else image.command(command.get("entrypoint"), command.get("args"), image_config),
+        [*image_config.env, *(f"{name}={value}" for name, value in options.env.items())],
+        _directory(options.cwd or command.get("workdir", ""), image_config.workdir, service.source),
     )
     if not process.args[0]:
         raise RequestError(f"{service.source}: the name of the program to run is empty")
-    here = node(account)
+    host = node(account)
     config = base.config(
         process,
         hostname,
         root_path(options.rootfs),
-        here,
+        host,
         host_network,
         bool(request.get("privileged")),
         not request.get("capabilities"),
@@ -120,8 +122,8 @@ def build(
         "master": service.name,
         "built": True,
     }
-    equip = _Equipment(with_trusting_policy(inventory), account, service.source, call_facts, options.hidden, [])
-    config = equip.with_request(config, request)
+    equipment = _Equipment(with_trusting_policy(inventory), account, service.source, call_facts, options.hidden, [])
+    config = equipment.with_request(config, request)
     if gpu and inventory.config["gpu.allocator"] == "leases":
         if request.get("privileged"):
             raise RequestError(
@@ -129,13 +131,13 @@ def build(
                 "container",
                 'leave privileged out, or set allocator = "fixed" in [gpu]',
             )
-        equip.check(config, gpu)
+        equipment.check(config, gpu)
         config["annotations"] = {f"{inventory.config['annotation-prefix']}service": jsontext.dumps(gpu).decode()}
         notes.append(f"{service.source}: GPUs are chosen when chandler-runtime creates the container")
     else:
-        config = equip.with_request(config, gpu)
-    _check_ids(config, here, service.source)
-    placed = cgroups.choose_group(
+        config = equipment.with_request(config, gpu)
+    _check_ids(config, host, service.source)
+    group = cgroups.choose_group(
         options.id,
         parent,
         options.cgroup_parent,
@@ -144,18 +146,18 @@ def build(
         options.move,
         needed=cgroups.controllers(config["linux"].get("resources") or {}),
     )
-    if placed.path:
-        config["linux"]["cgroupsPath"] = placed.path
-    equip.share()
-    return Built(config, notes + placed.notes)
+    if group.path:
+        config["linux"]["cgroupsPath"] = group.path
+    equipment.share()
+    return Built(config, notes + group.notes)
 
 
-def _check_ids(config: Document, here: base.Node, source: str) -> None:
+def _check_ids(config: Document, host: base.Node, source: str) -> None:
     """Raises RequestError for a user or group of the process that the container's user namespace does not have."""
     user = config["process"]["user"]
     wanted = [
-        ("uid", user["uid"], here.uids),
-        *(("gid", gid, here.gids) for gid in (user["gid"], *user.get("additionalGids", ()))),
+        ("uid", user["uid"], host.uids),
+        *(("gid", gid, host.gids) for gid in (user["gid"], *user.get("additionalGids", ()))),
     ]
     for word, number, ids in wanted:
         if ids is not None and number not in ids:
@@ -267,13 +269,14 @@ def _checked(document: Document, source: str) -> Document:
         raise error.within(source) from None
 
 
-def _directory(own: str, of_image: str, source: str) -> str:
-    """The container's working directory: the caller's or the service's, else the image's, which may lack its slash.
+def _directory(chosen: str, of_image: str, source: str) -> str:
+    """The container's working directory: `chosen` by the caller or the service, else the image's.
 
+    An image's working directory may lack the slash at its beginning.
     Raises RequestError also for a path below /proc, where descriptors of the host may be open (CVE-2024-21626).
     """
-    path = own or pathtext.clean("/" + of_image)
-    where = source if own else f"{source}: the image"
+    path = chosen or pathtext.clean("/" + of_image)
+    where = source if chosen else f"{source}: the image"
     return str(_checked({"command": {"workdir": path}}, where)["command"]["workdir"])
 
 

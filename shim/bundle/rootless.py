@@ -39,14 +39,14 @@ def ranges(text: str, owners: Sequence[str]) -> list[Range]:
     return result
 
 
-def mappings(own: int, lent: Sequence[Range]) -> list[Mapping]:
-    """The id map of a user namespace: 0 is the host's id `own`, and from 1 on come the ids of the ranges `lent`.
+def mappings(own_id: int, subordinate: Sequence[Range]) -> list[Mapping]:
+    """The id map of a user namespace: 0 is the host's id `own_id`, and from 1 on come the ids of `subordinate`.
 
-    An id that is in several ranges, or is `own`, is mapped only once, since the kernel refuses overlapping mappings.
+    An id that is in several ranges, or is `own_id`, is mapped only once, since the kernel refuses overlapping mappings.
     """
-    id_map = [{"containerID": 0, "hostID": own, "size": 1}]
+    id_map = [{"containerID": 0, "hostID": own_id, "size": 1}]
     next_id = 1
-    for first, count in lent:
+    for first, count in subordinate:
         for start, size in _unmapped(first, count, id_map):
             if len(id_map) == MAX_LINES or next_id + size - 1 > MAX_ID:
                 return id_map

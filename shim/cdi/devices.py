@@ -7,7 +7,6 @@ hardware.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from shim.errors import ChandlerError
@@ -23,27 +22,33 @@ Key = tuple[str, ...]
 class Identities:
     """The device nodes of one CDI file, as identity() names them.
 
-    `sets`: the nodes of each device, by device name; `shared`: the nodes that all of its devices have; `common`: the
-    nodes of the file's own edits, which every container with one of its devices gets.
+    `nodes_by_name`: the nodes of each device, by device name; `shared`: the nodes that all of its devices have;
+    `common`: the nodes of the file's own edits, which every container with one of its devices gets.
     """
 
-    __slots__ = ("sets", "shared", "common")
+    __slots__ = ("nodes_by_name", "shared", "common")
 
     def __init__(
         self, nodes: Mapping[str, Sequence[DeviceNode]], stat: Stat, common: Sequence[DeviceNode] = ()
     ) -> None:
-        self.sets = {
+        self.nodes_by_name = {
             name: frozenset(identity(node, stat) for node in device_nodes) for name, device_nodes in nodes.items()
         }
         self.common = frozenset(identity(node, stat) for node in common)
-        if not any(self.sets.values()):
+        if not any(self.nodes_by_name.values()):
             # No device has nodes of its own: all names mean the hardware of the file's own edits.
-            self.sets = dict.fromkeys(self.sets, self.common)
-        self.shared: frozenset[str] = frozenset.intersection(*self.sets.values()) if self.sets else frozenset()
+            self.nodes_by_name = dict.fromkeys(self.nodes_by_name, self.common)
+        self.shared: frozenset[str] = (
+            frozenset.intersection(*self.nodes_by_name.values()) if self.nodes_by_name else frozenset()
+        )
 
     def distinguishing(self) -> frozenset[str]:
         """The nodes that some devices of this file have and others have not; empty for a file with one device."""
-        return frozenset().union(*self.sets.values()) - self.shared if len(self.sets) > 1 else frozenset()
+        return (
+            frozenset().union(*self.nodes_by_name.values()) - self.shared
+            if len(self.nodes_by_name) > 1
+            else frozenset()
+        )
 
     def leased_with_file(self, distinguishing: frozenset[str]) -> list[str]:
         """The nodes of the file's own edits that tell devices apart, in this file or in any (`distinguishing`), sorted.
@@ -61,7 +66,7 @@ class Identities:
         devices includes, not a node that all GPUs need.
         """
         common = self.shared - distinguishing
-        return {name: tuple(sorted(nodes - common or nodes)) or (name,) for name, nodes in self.sets.items()}
+        return {name: tuple(sorted(nodes - common or nodes)) or (name,) for name, nodes in self.nodes_by_name.items()}
 
 
 def device_keys(nodes: Mapping[str, Sequence[DeviceNode]], stat: Stat) -> dict[str, Key]:
@@ -88,18 +93,18 @@ def identity(node: DeviceNode, stat: Stat) -> str:
     return f"{'c' if kind == 'u' else kind}{major}:{minor}"
 
 
-class Sets:
-    """A collection of sets, indexed by element: finds those that overlap a set without comparing it with all."""
+class OverlapIndex:
+    """A collection of sets.  It finds the sets that overlap a given one without comparing that with all of them."""
 
     def __init__(self) -> None:
-        self.holders: dict[str, list[frozenset[str]]] = {}
+        self.holders: dict[str, list[frozenset[str]]] = {}  # element -> the sets that hold it
 
     def add(self, members: frozenset[str]) -> None:
         """Adds a set to the collection."""
         for element in members:
             self.holders.setdefault(element, []).append(members)
 
-    def near(self, members: frozenset[str]) -> set[frozenset[str]]:
+    def overlapping(self, members: frozenset[str]) -> set[frozenset[str]]:
         """The sets of the collection that share an element with `members`."""
         return {other for element in members for other in self.holders.get(element, ())}
 
@@ -107,24 +112,24 @@ class Sets:
 def aggregates(keys: Iterable[Key]) -> set[Key]:
     """The keys that stand for several devices (such as `all`): strict supersets of at least two disjoint keys."""
     wholes = {frozenset(key): key for key in keys}
-    sets = Sets()
+    index = OverlapIndex()
     for whole in wholes:
-        sets.add(whole)
+        index.add(whole)
     return {
         key
         for whole, key in wholes.items()
-        if len(whole) > 1 and _any_disjoint([part for part in sets.near(whole) if part < whole])
+        if len(whole) > 1 and _any_disjoint([part for part in index.overlapping(whole) if part < whole])
     }
 
 
-def smallest(keys: Iterable[Key]) -> Sets:
+def smallest(keys: Iterable[Key]) -> OverlapIndex:
     """The keys, as sets, that have no other key as a strict subset."""
-    every, minimal = Sets(), Sets()
+    every, minimal = OverlapIndex(), OverlapIndex()
     wholes = {frozenset(key) for key in keys}
     for whole in wholes:
         every.add(whole)
     for whole in wholes:
-        if not any(part < whole for part in every.near(whole)):
+        if not any(part < whole for part in every.overlapping(whole)):
             minimal.add(whole)
     return minimal
 
@@ -148,13 +153,13 @@ def pick(keys: Mapping[str, Key], count: int) -> list[str]:
     part of, one already taken (a GPU and its MIG devices).
     """
     skipped = aggregates(keys.values())
-    taken = Sets()
+    taken = OverlapIndex()
     names: list[str] = []
     for key, alike in groups(keys):
         if len(names) >= count:
             break
         nodes = frozenset(key)
-        if key not in skipped and not any(nodes <= other or other <= nodes for other in taken.near(nodes)):
+        if key not in skipped and not any(nodes <= other or other <= nodes for other in taken.overlapping(nodes)):
             taken.add(nodes)
             names.append(alike[0])
     return names

@@ -62,9 +62,9 @@ class _Lines:
         items: Document = {}
         lines = self.lines
         while True:
-            here, content = lines[self.at]
-            if here != indent or content[:2] == "- ":
-                if here > indent or not items or here == indent:
+            line_indent, content = lines[self.at]
+            if line_indent != indent or content[:2] == "- ":
+                if line_indent > indent or not items or line_indent == indent:
                     raise NotPlain
                 return items
             key, colon, rest = content.partition(":")
@@ -80,10 +80,10 @@ class _Lines:
 
     def nested(self, indent: int, depth: int) -> Any:
         """The value in the lines below a key that is indented by `indent`; None if there are none."""
-        here, content = self.lines[self.at]
-        if content[:2] == "- " and here >= indent:  # a sequence need not be indented more than its key
-            return self.sequence(here, depth)
-        return self.mapping(here, depth) if here > indent else None
+        line_indent, content = self.lines[self.at]
+        if content[:2] == "- " and line_indent >= indent:  # a sequence need not be indented more than its key
+            return self.sequence(line_indent, depth)
+        return self.mapping(line_indent, depth) if line_indent > indent else None
 
     def sequence(self, indent: int, depth: int) -> list[Any]:
         if depth > MAX_DEPTH:
@@ -91,9 +91,9 @@ class _Lines:
         items: list[Any] = []
         lines = self.lines
         while True:
-            here, content = lines[self.at]
-            if here != indent or content[:2] != "- ":
-                if here > indent:
+            line_indent, content = lines[self.at]
+            if line_indent != indent or content[:2] != "- ":
+                if line_indent > indent:
                     raise NotPlain
                 return items
             item = content[2:].lstrip(" ")

@@ -74,9 +74,8 @@ class Registry:
         self.shadowed: dict[str, list[str]] = {}  # qualified name -> files of lower priority that define it as well
         self.conflicts: dict[str, list[str]] = {}  # qualified name -> several files of the highest priority define it
         self._identities: dict[str, physical.Identities] | None = None  # by path; set by _identify
-        self._distinguishing: frozenset[str] = (
-            frozenset()
-        )  # nodes that tell devices apart in any file; set by _identify
+        # nodes that tell devices apart in any file; set by _identify
+        self._distinguishing: frozenset[str] = frozenset()
 
     @classmethod
     def build(cls, directories: Sequence[Directory], hook_env: Sequence[str] | None = SAFE_HOOK_ENV) -> Registry:

@@ -32,7 +32,7 @@ def report(problems: Problems, at: JsonPath, what: str) -> None:
     problems.setdefault(json_path(at), what)
 
 
-def _shown(value: Any) -> str:
+def _described(value: Any) -> str:
     words = {dict: "a mapping", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
     return words.get(type(value)) or _as_text(value)
 
@@ -52,7 +52,7 @@ def text(value: Any, at: JsonPath, problems: Problems) -> Any:
         if value.isascii() and "\0" not in value:
             return value
     elif isinstance(value, (dict, list)):
-        return report(problems, at, f"must be a string, not {_shown(value)}")
+        return report(problems, at, f"must be a string, not {_described(value)}")
     else:
         return _as_text(value)
     try:
@@ -69,7 +69,7 @@ def flag(value: Any, at: JsonPath, problems: Problems) -> Any:
         value = value.value
     if isinstance(value, bool):
         return value
-    return report(problems, at, f"must be true or false, not {_shown(value)}")
+    return report(problems, at, f"must be true or false, not {_described(value)}")
 
 
 def integer(low: int, high: int) -> Decoder:
@@ -84,7 +84,7 @@ def integer(low: int, high: int) -> Decoder:
         if value is None:  # only an element of a list: record() leaves null fields out
             return 0
         if type(value) is not int:  # a fraction as well, which the library would cut: 1.5 would be device 1
-            return report(problems, at, f"must be a whole number, not {_shown(written)}")
+            return report(problems, at, f"must be a whole number, not {_described(written)}")
         if not low <= value <= high:
             return report(problems, at, f"must be from {low} to {high}, not {value}")
         return value
@@ -97,7 +97,7 @@ def list_of(item: Decoder) -> Decoder:
 
     def decode(value: Any, at: JsonPath, problems: Problems) -> Any:
         if type(value) is not list:
-            return report(problems, at, f"must be a list, not {_shown(value)}")
+            return report(problems, at, f"must be a list, not {_described(value)}")
         return [item(element, (at, index), problems) for index, element in enumerate(value)]
 
     return decode
@@ -106,7 +106,7 @@ def list_of(item: Decoder) -> Decoder:
 def texts(value: Any, at: JsonPath, problems: Problems) -> Any:
     """Decodes a mapping of strings."""
     if type(value) is not dict:
-        return report(problems, at, f"must be a mapping, not {_shown(value)}")
+        return report(problems, at, f"must be a mapping, not {_described(value)}")
     return {key: text(item, (at, key), problems) for key, item in value.items()}
 
 
@@ -115,7 +115,7 @@ def record(fields: dict[str, Decoder]) -> Decoder:
 
     def decode(value: Any, at: JsonPath, problems: Problems) -> Any:
         if type(value) is not dict:
-            report(problems, at, f"must be a mapping, not {_shown(value)}")
+            report(problems, at, f"must be a mapping, not {_described(value)}")
             return {}
         items = {}
         for key, item in value.items():

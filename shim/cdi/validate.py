@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Callable
 
 from shim.cdi import names, versions
-from shim.cdi.schema import JsonPath, Problems, report
+from shim.cdi.schema import report
 from shim.errors import CdiError
 
 if TYPE_CHECKING:
@@ -87,12 +87,13 @@ def _annotation_key(key: str) -> bool:
     if slash and len(prefix) > MAX_ANNOTATION_PREFIX:
         return False
     labels = prefix.split(".") if slash else []
-    return _dotted(name, _LOWER + "-_.", MAX_ANNOTATION_NAME) and all(
-        _dotted(label, _LOWER + "-", MAX_ANNOTATION_PREFIX) for label in labels
+    return _is_label(name, _LOWER + "-_.", MAX_ANNOTATION_NAME) and all(
+        _is_label(label, _LOWER + "-", MAX_ANNOTATION_PREFIX) for label in labels
     )
 
 
-def _dotted(name: str, middle: str, limit: int) -> bool:
+def _is_label(name: str, middle: str, limit: int) -> bool:
+    """Whether a name begins and ends with a letter or digit, and has only characters of `middle` between."""
     return 0 < len(name) <= limit and name[0] in _LOWER and name[-1] in _LOWER and not name.strip(middle)
 
 
@@ -106,7 +107,7 @@ def _edits(edits: Document, at: JsonPath, problems: Problems) -> None:
 
 
 def _closid(name: str, at: JsonPath, problems: Problems) -> None:
-    # The class is a directory in resctrl, and "/" is its root class.
+    # A class of service is a directory in the kernel's resctrl file system, and "/" is its root class.
     usable = name not in (".", "..") and "/" not in name and "\n" not in name and len(name.encode()) <= MAX_CLOS_ID
     if not usable and name != "/":
         report(problems, at, f"{name[:64]!r} is not the name of a class of service")

@@ -284,9 +284,8 @@ def _problems(registry: Registry) -> dict[str, list[str]]:
 
 
 def _warn_of_problems(problems: dict[str, list[str]], registry: Registry) -> None:
-    valid = {
-        file.path for file in registry.files
-    }  # these files' problems are conflicts, which the list shows by device
+    # The problems of valid files are conflicts, which the list shows by device.
+    valid = {file.path for file in registry.files}
     for path, errors in problems.items():
         for error in errors if path not in valid else ():
             _warn(error if path in error else f"{path}: {error}")

@@ -17,7 +17,7 @@ from shim import paths
 from shim.configure import containerd, crio, docker, podman, selinux, store, verify
 from shim.configure.model import TOML, VALUE, Changes, ConfigureRequest, Edit, Read, Setting
 from shim.doctor.model import HostReader
-from shim.doctor.runtimes import numbers
+from shim.doctor.runtimes import parse_version
 from shim.errors import ChandlerError, ConfigError, HostError
 from shim.host import files, kernel, runtimes, trust
 from shim.node import compiler
@@ -147,10 +147,10 @@ def _changes(
             _check_program(program, account)
     edits = {edit.path: edit for edit in [*plan.edits, *_engine_key(arguments, account)]}
     if arguments.remove:
-        plan.notes.extend(_by_hand(module.places(request, read), look_once))
+        plan.notes.extend(_by_hand(module.possible_files(request, read), look_once))
     to_undo = [
         path
-        for path in [*module.places(request, read), *_engine_key_files(arguments, account)]
+        for path in [*module.possible_files(request, read), *_engine_key_files(arguments, account)]
         if path not in edits and look_once(path).ours
     ]
     changes = [store.change(look_once(path), edit, arguments.engine) for path, edit in edits.items()]
@@ -163,11 +163,11 @@ def _changes(
     return [*changes, *sorted(undone, key=lambda change: change.after is None)], plan, request.handlers
 
 
-def _by_hand(places: list[str], look: Callable[[str], store.Stored]) -> list[str]:
+def _by_hand(names: list[str], look: Callable[[str], store.Stored]) -> list[str]:
     """A note for each file that names a program of ours although no record says that this command wrote it."""
     return [
         f"{path} names {match.group().decode()}, and this command did not write that: take it out by hand"
-        for path in places
+        for path in names
         for match in [_PROGRAM.search(look(path).data or b"")]
         if match and not look(path).ours
     ]
@@ -248,7 +248,7 @@ def _version(arguments: argparse.Namespace) -> tuple[int, ...]:
     if arguments.engine != "containerd":
         return ()
     if arguments.engine_version:
-        version = numbers(arguments.engine_version)
+        version = parse_version(arguments.engine_version)
         if not version:
             raise ConfigError(
                 f"--engine-version {arguments.engine_version!r} is not a version", "write one such as 2.1.9"
@@ -256,7 +256,7 @@ def _version(arguments: argparse.Namespace) -> tuple[int, ...]:
         return version
     programs = Programs(arguments.programs)
     path = programs.find("containerd")
-    return numbers(programs.host.version(path)) if path else ()
+    return parse_version(programs.host.version(path)) if path else ()
 
 
 class Programs:

@@ -38,9 +38,9 @@ def namespace(pid: int) -> int:
         return 0
 
 
-def known(inventory: Inventory, read_node: choose.ReadNode = device_nodes.read_gpu_node) -> dict[str, str]:
+def gpus_of_node(inventory: Inventory, read_node: choose.ReadNode = device_nodes.read_gpu_node) -> dict[str, str]:
     """The node's GPUs, as {device number (c195:0): name}.  The name is from CDI where a CDI file has the device."""
-    names = choose.numbers(inventory.config["policy.kinds"], inventory, read_node)
+    names = choose.gpu_names_by_number(inventory.config["policy.kinds"], inventory, read_node)
     for vendor in vendors.with_gpus():
         for index in range(_MAX_GPUS):
             for number in _gpu_numbers(
@@ -138,7 +138,7 @@ def _cgroup_names(pid: int) -> list[str]:
     return [part for path in paths for part in reversed(path.split("/")) if part]
 
 
-def called(names: list[str], pid: int) -> str:
+def container_id(names: list[str], pid: int) -> str:
     """A container's id: 64 hexadecimal digits in the name of a control group, else the innermost group's name."""
     for name in names:
         last = name.removesuffix(".scope").rpartition("-")[2].rpartition(":")[2]
@@ -154,19 +154,19 @@ def is_called(names: list[str], container: str) -> bool:
     )
 
 
-def add(
+def add_rows(
     rows: list[Document],
     seen: list[Document],
     gpus: dict[str, str],
-    inside: Callable[[int], int] = namespace,
+    namespace_of: Callable[[int], int] = namespace,
 ) -> None:
     """Adds the pid to rows that have none, and rows for containers with GPUs that no row records.
 
-    `seen`: from `containers`; `gpus`: from `known`; `inside`: the mount namespace of a pid.
+    `seen`: from `containers`; `gpus`: from `gpus_of_node`; `namespace_of`: the mount namespace of a pid.
     """
-    by_namespace = {inside(row["pid"]): row for row in rows if row["pid"]}
+    by_namespace = {namespace_of(row["pid"]): row for row in rows if row["pid"]}
     for container in seen:
-        row = by_namespace.get(inside(container["pid"]))
+        row = by_namespace.get(namespace_of(container["pid"]))
         if row is None:
             row = next((each for each in rows if not each["pid"] and is_called(container["names"], each["id"])), None)
             if row is not None:
@@ -176,7 +176,7 @@ def add(
         if unrecorded:
             rows.append(
                 {
-                    "id": row["id"] if row is not None else called(container["names"], container["pid"]),
+                    "id": row["id"] if row is not None else container_id(container["names"], container["pid"]),
                     "by": "engine",
                     "root": "",
                     "runtime": "",

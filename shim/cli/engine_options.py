@@ -31,17 +31,17 @@ def caller(arguments: argparse.Namespace, path: str, document: Document, built: 
     return _caller.recognise(arguments.root, os.path.dirname(os.path.abspath(path)), "", document, built)
 
 
-def shown(who: _caller.Caller, config: Config) -> Document:
+def caller_facts(who: _caller.Caller, config: Config) -> Document:
     """What Chandler knows of a caller, for JSON: its name and the reason, and whether its identity is believed."""
     return {
         "name": who.engine,
         "why": who.why,
-        "identity": bool(who.believed(config)),
+        "identity": bool(who.believed_engine(config)),
         "from_image": engines.ENGINES[who.engine][1],
     }
 
 
-def line(engine: Document) -> str:
-    """The result of `shown` in one line."""
+def caller_line(engine: Document) -> str:
+    """The result of `caller_facts` in one line."""
     names = "its identity annotations are believed" if engine["identity"] else "no identity annotation is believed"
     return f"engine      {engine['name']} ({engine['why']}); {names}; taken from the image: {engine['from_image']}"

@@ -71,9 +71,9 @@ def run(arguments: argparse.Namespace) -> int:
     if not config_file.may_ask(path, engine.request_texts(inventory.config)):
         os.stat(path)  # raises for a file that does not exist
         return _show_nothing(arguments.format)
-    bundle = config_file.ConfigJson(path, engine.mark(inventory.config))
+    config_json = config_file.ConfigJson(path, engine.mark(inventory.config))
     try:
-        document = jsontext.loads(bundle.engine)
+        document = jsontext.loads(config_json.engine_bytes)
     except ChandlerError as error:
         raise BundleError(f"{path}: {error.what}") from None
     if type(document) is not dict:
@@ -81,7 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
     leases = None
     if inventory.config["gpu.allocator"] == "leases":
         leases = Ledger(account.trusted_state_dir(inventory.config["state-dir"]), account.rootless).read()
-    caller = engine_options.caller(arguments, path, document, bundle.built(document))
+    caller = engine_options.caller(arguments, path, document, config_json.built(document))
     call_facts: CallFacts = {
         "caller": caller,
         "id": "ID",
@@ -102,7 +102,7 @@ def run(arguments: argparse.Namespace) -> int:
     edits = planned.edits.with_values(map(_without_secret, planned.edits.items))
     after = engine.equip(document, edits, account.rootless, call_facts["bundle"])
     shown = {
-        "engine": engine_options.shown(caller, inventory.config),
+        "engine": engine_options.caller_facts(caller, inventory.config),
         "source": planned.request.source,
         "request": _plain(planned.request.document),
         "devices": [{"name": name, "physical": inventory.key(name)} for name in planned.names],
@@ -175,7 +175,7 @@ def _diff(before: Any, after: Any, path: str) -> str:
 
 def _text(shown: Document) -> str:
     lines: list[str] = [
-        engine_options.line(shown["engine"]),
+        engine_options.caller_line(shown["engine"]),
         f"asked by    {shown['source']}",
         f"asked for   {json.dumps(shown['request'])}",
     ]

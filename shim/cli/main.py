@@ -1,4 +1,4 @@
-"""Front end 4: the `chandler` command."""
+"""The `chandler` command."""
 
 from __future__ import annotations
 

@@ -59,9 +59,9 @@ def run(arguments: argparse.Namespace) -> int:
         "handler": arguments.handler,
         "user": tuple(arguments.user or host_facts.caller()),
     }
-    identity = rules.identity(annotations, rules.believed(config, call_facts), call_facts)
+    identity = rules.identity(annotations, rules.believed_engine(config, call_facts), call_facts)
     shown: Document = {
-        "engine": engine_options.shown(caller, config),
+        "engine": engine_options.caller_facts(caller, config),
         "known": {field: list(values) for field, values in identity.items()},
         "unknown": [field for field in rules.FIELDS if field not in identity],
         "rules": [],
@@ -93,14 +93,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _document(path: str, config: Config) -> tuple[Document, bool]:
     """config.json as the engine wrote it, and whether `chandler bundle` built it.  Raises BundleError."""
-    bundle = config_file.ConfigJson(os.path.realpath(path), engine.mark(config))
+    config_json = config_file.ConfigJson(os.path.realpath(path), engine.mark(config))
     try:
-        document = jsontext.loads(bundle.engine)
+        document = jsontext.loads(config_json.engine_bytes)
     except ChandlerError as error:
         raise BundleError(f"{path}: {error.what}") from None
     if type(document) is not dict:
         raise BundleError(f"{path} is not an object")
-    return document, bundle.built(document)
+    return document, config_json.built(document)
 
 
 def _verdict(document: Document, annotations: Document, config: Config, caller: Caller) -> Document:
@@ -128,7 +128,7 @@ def _verdict(document: Document, annotations: Document, config: Config, caller: 
 
 
 def _text(shown: Document) -> str:
-    lines: list[str] = [engine_options.line(shown["engine"])]
+    lines: list[str] = [engine_options.caller_line(shown["engine"])]
     lines += [f"{field:<12}{', '.join(values)}" for field, values in shown["known"].items()]
     if shown["unknown"]:
         lines.append(f"not known   {', '.join(shown['unknown'])}")

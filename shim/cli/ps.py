@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 _PATIENCE = 5.0  # seconds for a runtime's answer
 _MINOR = "c195:"  # the device number of an NVIDIA GPU, without the minor
 _COLOURS = {"exclusive": "32", "mps": "36", "time-slice": "36", "not leased": "33", "stopped": "31", "gone": "31"}
-_SHOWN = frozenset(("runtime", "devices", "physical", "time"))  # keys that every record of a container with devices has
+# The keys that every record of a container with devices has.
+_NEEDED = frozenset(("runtime", "devices", "physical", "time"))
 
 
 def add_parser(commands: Any) -> None:
@@ -52,8 +53,8 @@ def run(arguments: argparse.Namespace) -> int:
         row["pid"], row["status"] = state(row)
     # a container that is gone is shown only while it holds a lease
     rows = [row for row in rows if row["mode"] != "not leased" or row["status"] != "gone"]
-    devices = engine_gpus.known(inventory)
-    engine_gpus.add(rows, engine_gpus.containers(devices, notes), devices)
+    devices = engine_gpus.gpus_of_node(inventory)
+    engine_gpus.add_rows(rows, engine_gpus.containers(devices, notes), devices)
     gpus = _usage(notes)
     attribute(rows, gpus)
     answer = {"containers": rows, "gpus": gpus, "shared": pages.every(state_dir), "notes": notes}
@@ -111,7 +112,7 @@ def _records(state_dir: str) -> list[GrantRecord]:
     granted = []
     for base in (state_dir, grants.nri_directory(state_dir)):
         for _, record in records.every(base):
-            if record is not None and _SHOWN <= record.keys():
+            if record is not None and _NEEDED <= record.keys():
                 granted.append(record)
     return granted
 
@@ -157,11 +158,13 @@ def _usage(notes: list[str]) -> list[Document]:
         return []
 
 
-def attribute(rows: list[Document], gpus: list[Document], inside: Callable[[int], int] = engine_gpus.namespace) -> None:
+def attribute(
+    rows: list[Document], gpus: list[Document], namespace_of: Callable[[int], int] = engine_gpus.namespace
+) -> None:
     """Adds to each row the memory of the container's processes (bytes) and the utilisation of its GPUs (percent).
 
-    Adds a row for every process on a GPU that is in no container.  `inside`: the mount namespace of a process, which
-    all processes of a container share.
+    Adds a row for every process on a GPU that is in no container.  `namespace_of`: the mount namespace of a process,
+    which all processes of a container share.
     """
     row_of_namespace: dict[int, Document] = {}
     for row in rows:
@@ -173,11 +176,11 @@ def attribute(rows: list[Document], gpus: list[Document], inside: Callable[[int]
         if its_gpus and row["pid"]:
             row["memory"] = 0
         if row["pid"]:
-            row_of_namespace.setdefault(inside(row["pid"]), row)
+            row_of_namespace.setdefault(namespace_of(row["pid"]), row)
     row_of_pid: dict[int, Document] = {}
     for gpu in gpus:
         for pid, memory in gpu["processes"]:
-            row_of_process = row_of_namespace.get(inside(pid)) or row_of_pid.get(pid)
+            row_of_process = row_of_namespace.get(namespace_of(pid)) or row_of_pid.get(pid)
             if row_of_process is None:
                 row_of_process = row_of_pid[pid] = {
                     "id": f"process {pid}",

@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
     for sentence in failures if arguments.quiet else done + failures:
         print(f"chandler: {sentence}", file=sys.stderr)
     for _ in range(_WAITS):
-        wait = compiler.unsettled(account, time.time_ns())
+        wait = compiler.seconds_until_settled(account, time.time_ns())
         if wait <= 0:
             break
         time.sleep(wait)  # only a file that has not changed for two seconds counts as completely written
@@ -69,6 +69,7 @@ def _remove(account: Account, config: Config, quiet: bool) -> int:
     state_dir = account.trusted_state_dir(config["state-dir"])
     stale.prune(state_dir, 0.0)
     try:
+        # a grant is in CHECKSUM-ID.json, and the checksum has eight digits
         containers = [name[9:].rpartition(".")[0] for name in sorted(os.listdir(grants.directory(state_dir)))]
     except FileNotFoundError:
         containers = []

@@ -124,7 +124,7 @@ def address(path: str, text: str | None) -> str:
     )
 
 
-def places(request: ConfigureRequest, read: Read) -> list[str]:
+def possible_files(request: ConfigureRequest, read: Read) -> list[str]:
     """The files in which Chandler may have written."""
     path = request.config or CONFIG
     paths = [request.drop_in] if request.drop_in else []
@@ -271,7 +271,7 @@ def _require_plugin(request: ConfigureRequest, document: Document) -> list[Setti
     return settings
 
 
-def rejecting(text: Callable[[str], str | None], names: Callable[[str], list[str]]) -> str:
+def config_rejecting_hooks(text: Callable[[str], str | None], names: Callable[[str], list[str]]) -> str:
     """The configuration of this host's containerd if it rejects the OCI hooks of NRI plugins; else ''.
 
     Looks at the first that is there of containerd's own file and those of k3s and RKE2.  `text` and `names` are `text`

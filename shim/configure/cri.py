@@ -14,7 +14,7 @@ from shim.errors import HostError
 
 PATIENCE = 120.0  # seconds for one call: the engine may have to pull the sandbox's image
 STARTING = 20.0  # seconds for an engine that was just started
-TRIES = 3
+TRIES = 3  # pods to start, since another program may stop one (Ended)
 ENDING = 2.0  # seconds in which a pod ends that another program, such as the kubelet, has begun to stop
 # NamespaceMode.  The pod uses the node's network, so it needs no network plugin.
 _NODE, _POD, _CONTAINER = 2, 0, 1

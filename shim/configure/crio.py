@@ -67,7 +67,7 @@ def plan(request: ConfigureRequest, read: Read) -> Changes:
     return Changes([Edit(drop_in, TOML, _settings(request, document), own=True)], notes, command(request))
 
 
-def places(request: ConfigureRequest, read: Read) -> list[str]:
+def possible_files(request: ConfigureRequest, read: Read) -> list[str]:
     """The files in which Chandler may have written."""
     return [*([request.drop_in] if request.drop_in else []), *read.glob((request.config or CONFIG) + ".d/*")]
 

@@ -47,6 +47,6 @@ def plan(request: ConfigureRequest, read: Read) -> Changes:
     return Changes([Edit(path, JSON, settings)], [], command(request))
 
 
-def places(request: ConfigureRequest, read: Read) -> list[str]:
+def possible_files(request: ConfigureRequest, read: Read) -> list[str]:
     """The files in which Chandler may have written."""
     return [config(request)]

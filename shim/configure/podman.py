@@ -83,7 +83,7 @@ def plan(request: ConfigureRequest, read: Read) -> Changes:
     return Changes([Edit(drop_in, TOML, settings, own=True)], notes, command(request))
 
 
-def places(request: ConfigureRequest, read: Read) -> list[str]:
+def possible_files(request: ConfigureRequest, read: Read) -> list[str]:
     """The files in which Chandler may have written."""
     return [*([request.drop_in] if request.drop_in else []), *read.glob(config(request) + ".d/*.conf")]
 

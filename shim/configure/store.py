@@ -214,7 +214,7 @@ def change(stored: Stored, edit: Edit | None, engine: str) -> Change:
             "digest": files.digest(after),
             **record,
         }
-        head.pop("block")
+        head.pop("block")  # it has the comment that was removed above, so it is not in the file
         return Change(stored, f"{_OWN_START}{json.dumps(head)}\n".encode() + after, None)
     if after == stored.base:
         return Change(stored, after, None)
@@ -240,11 +240,11 @@ def _record_of(path: str) -> Document:
         return {}
 
 
-def diff(one: Change) -> str:
+def diff(file_change: Change) -> str:
     """Shows a change as `diff -u` does."""
-    sides = (one.stored.data, one.after)
+    sides = (file_change.stored.data, file_change.after)
     before, after = ((data or b"").decode("utf-8", "replace").splitlines(True) for data in sides)
-    old, new = ("/dev/null" if data is None else one.stored.path for data in sides)
+    old, new = ("/dev/null" if data is None else file_change.stored.path for data in sides)
     lines = difflib.unified_diff(before, after, old, new)
     return "".join(line if line.endswith("\n") else line + "\n\\ No newline at end of file\n" for line in lines)
 
@@ -253,11 +253,12 @@ def apply(changes: list[Change]) -> None:
     """Writes changes in their order.  When one fails, restores all files and raises HostError."""
     written: list[tuple[Stored, dict[str, bytes | None]]] = []
     try:
-        for one in changes:
-            real = one.stored.real
-            record, original = _beside(real)
-            written.append((one.stored, {real: one.stored.data, real + ORIGINAL: original, real + RECORD: record}))
-            _apply(one)
+        for file_change in changes:
+            stored = file_change.stored
+            record, original = _beside(stored.real)
+            former = {stored.real: stored.data, stored.real + ORIGINAL: original, stored.real + RECORD: record}
+            written.append((stored, former))
+            _apply(file_change)
     except BaseException:
         for stored, former in reversed(written):
             for path, data in former.items():
@@ -277,24 +278,24 @@ def _put_back(path: str, data: bytes | None, stored: Stored) -> None:
         pass  # what made the change fail may prevent this, too; the caller raises that first error
 
 
-def _apply(one: Change) -> None:
+def _apply(file_change: Change) -> None:
     """Writes a change.  The former bytes and the record come first, so that an interrupted change can be undone."""
-    stored = one.stored
+    stored = file_change.stored
     try:
-        if one.record is not None:
+        if file_change.record is not None:
             if stored.base is not None:
                 _replace(stored.real + ORIGINAL, stored.base, stored)
-            _replace(stored.real + RECORD, one.record, stored)
-        if one.after is None:
+            _replace(stored.real + RECORD, file_change.record, stored)
+        if file_change.after is None:
             os.unlink(stored.real)
-        elif one.after != stored.data:
+        elif file_change.after != stored.data:
             files.make_directory(os.path.dirname(stored.real))
-            _replace(stored.real, one.after, stored)
-        if one.record is None or stored.base is None:
+            _replace(stored.real, file_change.after, stored)
+        if file_change.record is None or stored.base is None:
             _unlink(stored.real + ORIGINAL)
-        if one.record is None:
+        if file_change.record is None:
             _unlink(stored.real + RECORD)
-        if one.after is None and stored.directory and _remove_empty(os.path.dirname(stored.real)):
+        if file_change.after is None and stored.directory and _remove_empty(os.path.dirname(stored.real)):
             return
         _sync(os.path.dirname(stored.real))
     except OSError as error:

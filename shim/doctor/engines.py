@@ -39,7 +39,7 @@ def nri(subject: Subject) -> Check:
     data: dict[str, Any] = {"socket": NRI_SOCKET if has_socket else None}
     text = NRI_SOCKET if has_socket else "no socket"
     try:
-        rejecting = containerd.rejecting(
+        rejecting = containerd.config_rejecting_hooks(
             lambda path: host.read(path) or None,
             lambda pattern: [
                 f"{posixpath.dirname(pattern)}/{name}"

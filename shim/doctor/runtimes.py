@@ -63,7 +63,7 @@ def installed_runtimes(subject: Subject) -> Check:
             continue
         kind = runtimes.kind_of(path)
         text = host.version(path)
-        version = numbers(text)
+        version = parse_version(text)
         installed.append({"kind": kind, "path": path, "version": ".".join(map(str, version)), "configured": configured})
         if not configured:
             continue
@@ -76,7 +76,7 @@ def installed_runtimes(subject: Subject) -> Check:
             pass  # the path exists only below the root directory of a test
         if not version:
             problems.append(problem(f"{path} does not say its version", "see whether it starts"))
-        for defect, remedy in known_bad(kind, version):
+        for defect, remedy in known_defects(kind, version):
             problems.append(
                 problem(
                     f"{path} {installed[-1]['version']}: {defect}",
@@ -104,7 +104,7 @@ def installed_runtimes(subject: Subject) -> Check:
     return Check("runtimes", text or "none", installed, problems)
 
 
-def numbers(text: str) -> tuple[int, ...]:
+def parse_version(text: str) -> tuple[int, ...]:
     """The version in a line such as `runc version 1.1.5+ds1`, as (1, 1, 5); () when there is none."""
     for word in text.split():
         parts = word[word.startswith("v") :].split("+")[0].split("-")[0].split("~")[0].split(".")
@@ -113,7 +113,7 @@ def numbers(text: str) -> tuple[int, ...]:
     return ()
 
 
-def known_bad(kind: str, version: tuple[int, ...]) -> list[tuple[str, str]]:
+def known_defects(kind: str, version: tuple[int, ...]) -> list[tuple[str, str]]:
     """The known defects of a version of a runtime, each with its remedy."""
     return [
         (defect, remedy)

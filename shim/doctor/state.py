@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
 from shim import report
 from shim.doctor.model import Check, Subject, problem, problem_of
 from shim.errors import ChandlerError
 from shim.state import stale
 from shim.state.ledger import Ledger
-
-if TYPE_CHECKING:
-    pass
 
 
 def state_directory(subject: Subject) -> Check:

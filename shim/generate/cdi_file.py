@@ -41,7 +41,7 @@ def document(description: Description, options: Options) -> Document:
     if options.all and not any(device["name"] == "all" for device in devices):
         devices.append(_device("all", {}, merged(*device_edits)))
     seen = [device["name"] for device in devices]
-    repeated = [name for place, name in enumerate(seen) if name in seen[:place]]
+    repeated = [name for index, name in enumerate(seen) if name in seen[:index]]
     if repeated:
         raise HostError(
             f"two devices of this host are both called {repeated[0]}", "choose another --device-name-strategy"

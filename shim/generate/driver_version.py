@@ -14,10 +14,8 @@ def remedy(missing: str, tree: HostTree | None = None) -> str:
 
     The sentence has both driver versions where they differ.
     """
-    words = [
-        missing.partition(".so.")[2],
-        *missing.split("/"),
-    ]  # lib….so.VERSION, or a firmware directory named after the version
+    # The version is in lib….so.VERSION, or is the name of a firmware directory.
+    words = [missing.partition(".so.")[2], *missing.split("/")]
     old = next((word for word in words if nvproc.is_version(word)), "")
     now = nvproc.kernel_version(tree or HostTree())
     why = "the file is older than the driver"

@@ -237,18 +237,20 @@ def differences(before: Document, now: Document) -> list[str]:
     lines += [f"+ device {name}" for name in after if name not in earlier]
     for name in earlier:
         if name in after:
-            lines += _block("" if not name else f"device {name}: ", earlier[name], after[name])
+            lines += _block_differences("" if not name else f"device {name}: ", earlier[name], after[name])
     return lines
 
 
 def _by_name(document: Document) -> Document:
+    """The `containerEdits` of each device by its name; those of the file itself by ''."""
     result: Document = {"": document.get("containerEdits") or {}}
     for device in document.get("devices") or ():
         result[str(device.get("name"))] = device.get("containerEdits") or {}
     return result
 
 
-def _block(where: str, before: Document, now: Document) -> list[str]:
+def _block_differences(where: str, before: Document, now: Document) -> list[str]:
+    """The lines for one `containerEdits`.  `where`: the beginning of each line."""
     lines: list[str] = []
     for category in dict.fromkeys((*before, *now)):
         earlier, after = ({_title(item): item for item in _items(block.get(category))} for block in (before, now))

@@ -293,10 +293,10 @@ def _firmware(tree: HostTree, options: Options, driver: Driver) -> list[Document
     """Mounts of the GPU system processor's firmware, from the first directory of the kernel's search order."""
     configured = tree.text("/sys/module/firmware_class/parameters/path")
     release = tree.text("/proc/sys/kernel/osrelease")
-    places = [configured] if configured.startswith("/") else []
-    places += [f"/lib/firmware/{place.format(release)}".rstrip("/") for place in _FIRMWARE]
-    for place in places:
-        folder = f"{place}/nvidia/{driver.version}"
+    directories = [configured] if configured.startswith("/") else []
+    directories += [f"/lib/firmware/{name.format(release)}".rstrip("/") for name in _FIRMWARE]
+    for directory in directories:
+        folder = f"{directory}/nvidia/{driver.version}"
         real = tree.real(folder, options.driver_root)
         names = (
             [

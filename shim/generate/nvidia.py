@@ -34,7 +34,7 @@ _WATCH = ("/sys/module/nvidia", "/dev/nvidiactl", "/dev/nvidia-caps", "/dev/dxg"
 
 
 def gpus(vendor: Vendor, tree: HostTree, options: Options, ask: Ask) -> Description:
-    """Finds the devices of the chosen mode.  `ask` is nvml.ask, which raises Unanswered where there is no NVML.
+    """Finds the devices of the chosen mode.  `ask` is nvml.ask, which raises NvmlUnavailable where there is no NVML.
 
     Raises HostError for a MIG device without its capability nodes, and where the chosen mode cannot work.
     """

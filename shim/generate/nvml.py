@@ -30,7 +30,8 @@ _ATS = 2  # NVML_DEVICE_ADDRESSING_MODE_ATS
 def ask(library: str, question: Callable[[Any], Document] = lambda pynvml: read(pynvml)) -> Document:
     """The result of `question` (`read`, `usage` or `links`) in a child process that loads the library at that path.
 
-    Raises Unanswered where there is no nvidia-ml-py or no library; HostError when the library fails or does not answer.
+    Raises NvmlUnavailable where there is no nvidia-ml-py or no library, and HostError when the library fails or does
+    not answer.
     """
     if not library:
         raise NvmlUnavailable("libnvidia-ml.so.1 is not on this host")
@@ -69,7 +70,7 @@ def in_child(work: Callable[[], Document], patience: float) -> Document:
             os._exit(1)
     os.close(writer)
     try:
-        data = _until(reader, time.monotonic() + patience)
+        data = _read_until(reader, time.monotonic() + patience)
     finally:
         os.close(reader)
         try:
@@ -91,7 +92,7 @@ def in_child(work: Callable[[], Document], patience: float) -> Document:
     return answer
 
 
-def _until(reader: int, deadline: float) -> bytes:
+def _read_until(reader: int, deadline: float) -> bytes:
     """All bytes until the end of file; none when the deadline passes before that."""
     data = b""
     while len(data) <= _MAX_ANSWER:
@@ -105,8 +106,12 @@ def _until(reader: int, deadline: float) -> bytes:
 
 
 def read(pynvml: Any) -> Document:
-    """{"driver": version, "gpus": [{minor, uuid, bdf, name, mig, coherent, parts: [{index, uuid, gi, ci}]}]}, in NVML's
-    order, or {"failed": sentence}.  `pynvml` is nvidia-ml-py or something that answers like it.
+    """{"driver": version, "gpus": [GPU]} with the GPUs in NVML's order, or {"failed": sentence}.
+
+    GPU: {index, minor, uuid, bdf, name, mig, coherent, parts: [{index, uuid, gi, ci}]}.  `bdf`: its PCI address.
+    `mig`: whether MIG is on.  `parts`: its MIG devices, with the numbers of their GPU instance and compute instance.
+    `coherent`: whether its addressing mode is ATS.
+    `pynvml` is nvidia-ml-py or something that answers like it.
     """
     try:
         pynvml.nvmlInit()

@@ -83,10 +83,9 @@ def _wsl(tree: HostTree, options: Options) -> Description:
         ("/usr/bin/nvidia-smi", f"{store}/nvidia-smi") for store in stores if tree.kind(f"{root}{store}/nvidia-smi")
     ]
     common: Block = {"env": ["NVIDIA_VISIBLE_DEVICES=void"], "mounts": mounts}
-    folders = [
-        *stores,
-        *([_WSL_LIBRARIES] if len(mounts) and mounts[-1]["containerPath"].startswith(_WSL_LIBRARIES) else []),
-    ]
+    # The mount of libdxcore.so, if there is one, is the last.
+    has_dxcore = bool(mounts) and mounts[-1]["containerPath"].startswith(_WSL_LIBRARIES)
+    folders = [*stores, *([_WSL_LIBRARIES] if has_dxcore else [])]
     return _single_device(
         "nvidia.com/gpu",
         [node(tree, options, "/dev/dxg") or {}],

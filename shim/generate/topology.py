@@ -29,8 +29,8 @@ class Topology:
         self._tree = tree
         self._nvlink = nvlink
         self._amd = amd.topology(tree)  # by render minor
-        self._nvidia = {gpu["minor"]: gpu["bdf"] for gpu in nvproc.read(tree)["gpus"]}
-        self._major = nvproc.majors(tree)
+        self._nvidia = {gpu["minor"]: gpu["bdf"] for gpu in nvproc.read(tree)["gpus"]}  # PCI address by minor
+        self._majors = nvproc.majors(tree)
 
     def text(self, keys: Sequence[tuple[str, ...]]) -> str:
         """A line for each device: NUMA node, PCI path, and the indexes in `keys` of linked devices, separated by tabs.
@@ -59,7 +59,7 @@ class Topology:
         if not (number.startswith("c") and major.isdigit() and minor.isdigit()):
             return ""
         bdf = ""
-        if int(major) in (self._major.get("nvidia"), self._major.get("nvidia-frontend")):
+        if int(major) in (self._majors.get("nvidia"), self._majors.get("nvidia-frontend")):
             bdf = self._nvidia.get(int(minor), "")
         elif int(major) == _DRM and int(minor) in self._amd:
             bdf = amd.location(self._amd[int(minor)])  # a partition is not a device on the bus, but its GPU is
@@ -79,7 +79,7 @@ class Topology:
         """For each device the indexes of the devices with a direct link to it."""
         nvidia = set(self._nvidia.values())
         ends = self._nvlink() if sum(bdf in nvidia for bdf in bdfs) > 1 else {}
-        nodes = [self._node(key) for key in keys]
+        nodes = [self._kfd_node(key) for key in keys]
         links: list[list[int]] = []
         for index, bdf in enumerate(bdfs):
             far_ends = set(ends.get(bdf, ()))
@@ -94,7 +94,7 @@ class Topology:
             )
         return links
 
-    def _node(self, key: tuple[str, ...]) -> int:
+    def _kfd_node(self, key: tuple[str, ...]) -> int:
         """The number of the KFD node of an AMD GPU; -1 for any other."""
         for number in key:
             major, _, minor = number[1:].partition(":")

@@ -135,7 +135,7 @@ def count_gpus(grant: Grant, inventory: Inventory) -> Tuple[int, List[str]]:
     return count, aggregates
 
 
-def numbers(kinds: Iterable[str], inventory: Inventory, read_node: ReadNode) -> Dict[str, str]:
+def gpu_names_by_number(kinds: Iterable[str], inventory: Inventory, read_node: ReadNode) -> Dict[str, str]:
     """The device numbers (such as c195:0) of all GPUs of some kinds that this node may grant, with the GPUs' names."""
     gpu_names: Dict[str, str] = {}
     for kind in kinds:
@@ -156,7 +156,8 @@ def keys_by_name(kind: str, inventory: Inventory, read_node: ReadNode) -> Dict[s
     templates = vendors.of_kind(kind).gpu_nodes
     if not picks and templates and inventory.config["gpu.fallback"] == "devices":
         return {
-            f"{kind}={index}": [_own_key(templates, index, read_node)] for index in _numbers_there(templates, read_node)
+            f"{kind}={index}": [_key_of_nodes(templates, index, read_node)]
+            for index in _present_numbers(templates, read_node)
         }
     return {f"{kind}={pick}": inventory.key(f"{kind}={pick}") for pick in picks}
 
@@ -177,6 +178,41 @@ def with_devices(request: Document, names: List[str], engine_names: List[str]) -
         **{key: value for key, value in request.items() if key not in ("count", "prefer")},
         "devices": [name.partition("=")[2] if name.partition("=")[0] == kind else name for name in remaining],
     }
+
+
+def with_allocated(asked: Document, names: List[str], source: str) -> Document:
+    """The value of resources.gpu, with number and vendor of the devices that the kubelet has allocated.
+
+    The pod's limits (`chandler.oci/nvidia: 2`) say how many devices of which vendor, so that the scheduler knows.  The
+    annotation, `asked`, may say the same once more, and how the devices are used.  `names`: qualified CDI names.
+    Raises RequestError where the annotation asks for something else.
+    """
+    kinds = list(dict.fromkeys(name.partition("=")[0] for name in names))
+    given = f"the kubelet allocated {', '.join(names)}, as the container's limits ask"
+    if "devices" in asked:
+        kind = kind_of(asked.get("vendor", vendors.DEFAULT.name), source)
+        if {name if "=" in name else f"{kind}={name}" for name in asked["devices"]} != set(names):
+            raise errors.RequestError(
+                f"{source}: resources.gpu.devices names {', '.join(asked['devices'])}, and {given}",
+                "leave out devices: the kubelet chooses them",
+            )
+        return asked
+    if asked.get("count", len(names)) != len(names):
+        raise errors.RequestError(
+            f"{source}: resources.gpu.count is {asked['count']}, and {given}",
+            "write the same number in both, or leave out count",
+        )
+    if "vendor" in asked and kinds != [kind_of(asked["vendor"], source)]:
+        raise errors.RequestError(
+            f"{source}: resources.gpu.vendor is {asked['vendor']}, and {given}",
+            "write the resource of the same vendor in the limits, or leave out vendor",
+        )
+    request = {key: value for key, value in asked.items() if key != "prefer"}  # the kubelet has chosen by its own words
+    request["count"] = len(names)
+    other = next((kind for kind in kinds if kind != vendors.DEFAULT.kind), "")
+    if other:
+        request.setdefault("vendor", other)
+    return request
 
 
 def kind_of(name: str, source: str) -> str:
@@ -323,9 +359,9 @@ def _from_nodes(
     if asked is not None:
         numbers = [_device_number(device, kind, source) for device in asked]
     elif held:
-        present = _numbers_there(templates, read_node)
+        present = _present_numbers(templates, read_node)
         free = _free(
-            [(str(number), [_own_key(templates, number, read_node)]) for number in present],
+            [(str(number), [_key_of_nodes(templates, number, read_node)]) for number in present],
             min(count, len(present)),
             kind,
             source,
@@ -346,7 +382,7 @@ def _from_nodes(
         for number in numbers:
             for template in templates:
                 edits.extend(_node(template.format(number, 128 + number), origin, read_node, vendor.pci))
-            keys.append(_own_key(templates, number, read_node))
+            keys.append(_key_of_nodes(templates, number, read_node))
             _check_free(f"{kind}={number}", keys[-1:], source, held)
     except errors.HostError as error:
         raise errors.HostError(
@@ -359,7 +395,7 @@ def _from_nodes(
     return Grant(names, keys, all_edits, [], all_edits)
 
 
-def _own_key(templates: Tuple[str, ...], number: int, read_node: ReadNode) -> str:
+def _key_of_nodes(templates: Tuple[str, ...], number: int, read_node: ReadNode) -> str:
     """The key of a GPU, made of the numbers of its device nodes.  A CDI file with the same nodes gives the same key."""
     parts = []
     for template in templates:
@@ -368,12 +404,12 @@ def _own_key(templates: Tuple[str, ...], number: int, read_node: ReadNode) -> st
     return "+".join(sorted(parts))
 
 
-def _numbers_there(templates: Tuple[str, ...], read_node: ReadNode) -> List[int]:
-    """The numbers of the GPUs whose device nodes are on the host, from 0 up to the first that is missing."""
+def _present_numbers(templates: Tuple[str, ...], read_node: ReadNode) -> List[int]:
+    """The numbers of the GPUs whose device nodes are on the host: 0, 1 and so on, up to the first that is missing."""
     numbers: List[int] = []
     while True:
         try:
-            _own_key(templates, len(numbers), read_node)
+            _key_of_nodes(templates, len(numbers), read_node)
         except errors.HostError:
             return numbers
         numbers.append(len(numbers))

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     Position = tuple[str, list[str], list[str]]  # NUMA node, PCI path from the host bridge, indexes of linked devices
 
-_MOST = 64  # of more free devices than these, only the first are compared
+_MAX_FREE = 64  # of more free devices than these, only the first are compared
 # A link counts more than any PCI path in common, and one step of a path more than the NUMA node.
 _LINK, _STEP, _NUMA = 256, 2, 1
 
@@ -28,9 +28,9 @@ def choose(free: list[int], count: int, how: str, text: str, included: list[int]
     lines = text.split("\n")
     included = included or []
     free = [*included, *(index for index in free if index not in included)]
-    if not text or count >= len(free) or count > _MOST:
+    if not text or count >= len(free) or count > _MAX_FREE:
         return sorted(free[:count])
-    positions = {index: _position(lines[index]) for index in free[:_MOST]}
+    positions = {index: _position(lines[index]) for index in free[:_MAX_FREE]}
     closeness: dict[tuple[int, int], int] = {}
     for first in positions:
         for second in positions:
@@ -38,7 +38,7 @@ def choose(free: list[int], count: int, how: str, text: str, included: list[int]
                 0 if first == second else _closeness(first, positions[first], second, positions[second], how)
             )
     starts = [included] if included else [[index] for index in positions]
-    candidates = (_grown(start, count, list(positions), closeness) for start in starts)
+    candidates = (_grow(start, count, list(positions), closeness) for start in starts)
     return min(candidates, key=_rank(closeness, list(positions)))
 
 
@@ -67,7 +67,7 @@ def _closeness(first: int, first_position: Position, second: int, second_positio
     return numa + _STEP * common + (_LINK if linked else 0)
 
 
-def _grown(start: list[int], count: int, indexes: list[int], closeness: dict[tuple[int, int], int]) -> list[int]:
+def _grow(start: list[int], count: int, indexes: list[int], closeness: dict[tuple[int, int], int]) -> list[int]:
     """`count` devices, beginning with `start`: each time the device is added that is closest to those chosen so far."""
     chosen = list(start)
     gain = {index: sum(closeness[first, index] for first in start) for index in indexes if index not in start}

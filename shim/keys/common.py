@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 # An entry says how a key is read: a tuple of
 # - a function that gives the normal form of a JSON value, or raises RequestError,
 # - a function that gives the JSON value for which the text of a single-value annotation stands,
-# - and, where they apply, the marks FREE and OWN_WORD, or what else this module says below.
+# - and, where they apply, the marks FREE and OWN_WORD.  An entry of LIMITS has further items instead (see there).
 # For an object with fixed members, it is a dict of their entries by name.
 FREE = "free"  # such an annotation can set any name in the object, such as env.NAME
 OWN_WORD = "own word"  # allow must have the key's own word; a word above it, such as `gpu`, does not grant it
 
-# How the value of a variable begins that refers to a variable of the host, or to a secret.
+# The first characters of a variable's value that refers to a variable of the host, or to a secret.
 HOST_VARIABLE, SECRET = REFERENCES = "$E:", "$S:"
 
 

@@ -56,14 +56,14 @@ class Facts:
     def account(self, name: str) -> tuple[int, int]:
         """uid and gid of a user in the image's /etc/passwd.  Raises HostError."""
         for entry in self._read("/etc/passwd", f"the user {name!r}"):
-            if entry[0] == name and len(entry) >= 4 and _plain(entry[2]) and _plain(entry[3]):
+            if entry[0] == name and len(entry) >= 4 and _is_id(entry[2]) and _is_id(entry[3]):
                 return int(entry[2]), int(entry[3])
         raise errors.HostError(f"the image's /etc/passwd has no user {name!r}")
 
     def group(self, name: str) -> int:
         """gid of a group in the image's /etc/group.  Raises HostError."""
         for entry in self._read("/etc/group", f"the group {name!r}"):
-            if entry[0] == name and len(entry) >= 3 and _plain(entry[2]):
+            if entry[0] == name and len(entry) >= 3 and _is_id(entry[2]):
                 return int(entry[2])
         raise errors.HostError(f"the image's /etc/group has no group {name!r}")
 
@@ -74,7 +74,7 @@ class Facts:
         except errors.HostError:
             return []
         return [
-            int(entry[2]) for entry in entries if len(entry) >= 4 and _plain(entry[2]) and name in entry[3].split(",")
+            int(entry[2]) for entry in entries if len(entry) >= 4 and _is_id(entry[2]) and name in entry[3].split(",")
         ]
 
     def _read(self, path: str, wanted: str) -> list[list[str]]:
@@ -140,12 +140,13 @@ class Facts:
             )
         return resolved
 
-    def within(self, source: str, rest: str, words: str) -> None:
+    def check_nested_target(self, source: str, rest: str, words: str) -> None:
         """Refuses a mount target that lies in another bind mount of the same request.
 
         `source`: the directory of the host that this other mount shows.  `rest`: the target's path in it.  `words`: the
-        beginning of the error.  Who can write to `source` could make a link of the target at any time.  So the target
-        is refused with PolicyError; for a trusted caller, with BundleError and only if there is a link now.
+        beginning of the error.
+        Whoever can write to `source` could replace the target by a link at any time.  So this raises PolicyError, or
+        for a trusted caller BundleError, and then only if there is a link now.
         """
         if self.prefixes is not None:
             raise errors.PolicyError(
@@ -168,7 +169,7 @@ class Facts:
 
         Source: proc_pid_status(5), CapBnd; capabilities(7), cap_last_cap.  A file that cannot be read removes none.
         """
-        known = bounding = -1
+        known = bounding = -1  # all bits
         try:
             known = (2 << int(_proc("/proc/sys/kernel/cap_last_cap"))) - 1
         except (OSError, ValueError, errors.HostError):
@@ -216,7 +217,7 @@ class Facts:
         return path
 
 
-def _plain(text: str) -> bool:
+def _is_id(text: str) -> bool:
     """Whether a text is a uid or gid below 2**31."""
     return text.isdigit() and text.isascii() and len(text) < 11 and int(text) < 1 << 31
 

@@ -34,7 +34,7 @@ RLIMITS = "as core cpu data fsize locks memlock msgqueue nice nofile nproc rss r
 UNLIMITED = (1 << 64) - 1  # RLIM_INFINITY: setrlimit(2)
 
 
-# beginning of a value: its word, and the list of [policy] that must have what it names
+# beginning of a value: the word of allow and deny, and the list of [policy] that must have what the value names
 _REFERENCES = {common.HOST_VARIABLE: ("env.host", "host-variables"), common.SECRET: ("env.secrets", "secrets")}
 
 
@@ -252,7 +252,7 @@ def _ulimits(value: Document, request: Document, document: Document, facts: Fact
     return [(RLIMIT, f"RLIMIT_{name.upper()}", limit) for name, limit in limits.items()]
 
 
-def _lower(limits: dict[str, dict[str, int]], document: Document) -> bool:
+def _not_above_engine(limits: dict[str, dict[str, int]], document: Document) -> bool:
     """Whether the engine has set each of these limits to the same value or a higher one."""
     present = reader.rlimits(document)
     for name, limit in limits.items():
@@ -317,7 +317,7 @@ ROWS: dict[str, Row] = {
     "ulimits": Row(
         (lambda value: objects.mapping(value, _rlimit_name, _rlimit), str, common.FREE),
         trust=HOST,
-        tightens=_lower,
+        tightens=_not_above_engine,
         edits=_ulimits,
     ),
     "resources.oom_score_adj": Row(

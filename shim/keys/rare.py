@@ -91,7 +91,7 @@ def _check_gpus(changes: Edits, inventory: Inventory, source: str) -> None:
     nodes = {f"{node['type']}{node['major']}:{node['minor']}": path for _, path, node, _ in changes.of(DEVICE)}
     if not nodes:
         return
-    for number, name in choose.numbers(
+    for number, name in choose.gpu_names_by_number(
         dict.fromkeys([*inventory.kinds(), *(vendor.kind for vendor in vendors.with_gpus())]),
         inventory,
         device_nodes.read_gpu_node,

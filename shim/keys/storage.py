@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from shim.keys.row import Change
     from shim.shapes import Config, Document
 
-# YAML reads 0777 as the number 511, whose digits can be read as octal once more: as another mode.  So such a number is
-# refused where it is the value of a usual mode.
+# YAML reads 0777 as the number 511, and 511 is a mode in octal, too.  So a number is refused when it is the value of
+# one of these modes: it may be that mode, written with a 0 before it.
 _USUAL_MODES = frozenset(
     int(mode, 8)
     for mode in "1777 1775 1770 1755 1750 777 775 771 770 757 755 750 711 700 666 664 "
@@ -78,7 +78,8 @@ TYPES: dict[str, tuple[dict[str, Callable[[Any], Any]], tuple[str, ...]]] = {
     ),
     "anonymous": ({"target": _target, "tier": _TIER}, ("target",)),
     "tmpfs": ({"target": _target, "size": objects.size, "mode": _mode}, ("target",)),
-    # Chandler mounts no bucket itself: who did used endpoint and credentials, so they are accepted and not kept
+    # Chandler mounts no bucket itself.  Whoever prepared the volume used the endpoint and the credentials, so both are
+    # accepted here and dropped.
     "s3": (
         {
             "bucket": _name,
@@ -153,11 +154,13 @@ def _storage_edits(value: list[Document], request: Document, document: Document,
         if mount["type"] == "bind":
             for target, requested in targets.items():
                 if target.startswith(outer + "/"):
-                    facts.within(mount["source"], target[len(outer) :], f"{requested} lies in {targets[outer]}")
+                    facts.check_nested_target(
+                        mount["source"], target[len(outer) :], f"{requested} lies in {targets[outer]}"
+                    )
     return items
 
 
-_ACCESS = {"read": True, "write": True, "mknod": False}  # with the defaults
+_ACCESS = {"read": True, "write": True, "mknod": False}  # kind of access: whether a device allows it by default
 
 
 def _device(value: Any) -> Document:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _PERIOD = 0.5  # seconds between two looks
 _SOCKETS = "chandler-"  # how the names of our sockets begin
+_UNKNOWN = object()  # the status of a ledger that could not be read
 
 
 class Service:
@@ -52,7 +53,7 @@ class Service:
         self._order: dict[str, dict[str, int]] = {}  # by CDI kind: name of a device, its number
         self._watch = Watch()
         self._held: list[Lease] | None = []
-        self._ledger_status: object = None
+        self._ledger_status: object = _UNKNOWN
         self._registered: dict[str, object] = {}  # by CDI kind: the kubelet's socket at which it is registered
         self._said: dict[str, str] = {}  # by subject: the problem that was logged last
 
@@ -103,7 +104,7 @@ class Service:
                 self._ledger_status = status
             self._say("ledger", "")
         except ChandlerError as error:
-            self._held, self._ledger_status = None, None
+            self._held, self._ledger_status = None, _UNKNOWN
             self._say("ledger", str(error))
 
     # --- the kubelet ----------------------------------------------------------------------------------------------

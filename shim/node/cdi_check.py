@@ -38,17 +38,17 @@ def check_paths(edits: Edits) -> None:
             raise errors.HostError(f"{origin}: {what} does not exist", driver_version.remedy(path))
 
 
-def moved(known: inventory.Inventory) -> bool:
+def moved(stored: inventory.Inventory) -> bool:
     """Whether a device node has another number than when this inventory was compiled, or the inventory is out of date.
 
-    Leases are kept by numbers, so who holds a device cannot be read from such an inventory.
+    Leases are kept by device number, so such an inventory does not tell who holds a device.
     """
     try:
         return any(
             device_nodes.moved(edit)
-            for kind in known.kinds()
-            for device in known.picks(kind)
-            for edit in (known.lookup(f"{kind}={device}") or ((), (), ()))[2]
+            for kind in stored.kinds()
+            for device in stored.picks(kind)
+            for edit in (stored.lookup(f"{kind}={device}") or ((), (), ()))[2]
         )
     except inventory.Stale:  # a part of it was replaced, or is damaged
         return True

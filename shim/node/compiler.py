@@ -40,8 +40,9 @@ Near = Callable[[list[tuple[str, ...]]], str]
 class Sources:
     """What stat said of the sources before they were read, so that a later change is noticed.
 
-    `ways`: directories and links on the way to a source; `sources`: files, listed directories, and links; `absent`:
-    paths that do not exist, and whose creation would be a change.
+    `ways`: the directories on the way to a source, and watched paths in /sys and /proc: only their identity counts.
+    `sources`: files, listed directories, and links on the way to them: their times count, too.
+    `absent`: paths that do not exist, and whose creation would be a change.
     """
 
     def __init__(self) -> None:
@@ -75,15 +76,14 @@ class Sources:
         return True
 
     def _note(self, path: str) -> tuple[int, ...]:
-        passed = trust.path_steps(path)
-        for part, status in passed[:-1]:
-            if stat.S_ISLNK(
-                status.st_mode
-            ):  # a source, so that its times count: a new link may get the old one's inode
+        steps = trust.path_steps(path)
+        for part, status in steps[:-1]:
+            if stat.S_ISLNK(status.st_mode):
+                # the times of a link count, since a new link may get the old one's inode
                 self.sources[part] = inventory.fingerprints([part])[0]
             else:
                 self.ways[part] = inventory.identities([part])[0]
-        last = passed[-1][0]
+        last = steps[-1][0]
         self.sources[last] = inventory.fingerprints([last])[0]
         return self.sources[last]
 
@@ -158,12 +158,12 @@ def compile_now(account: Account, store: bool = True) -> Inventory:
     return compiled.inventory()
 
 
-def unsettled(account: Account, now: int) -> float:
+def seconds_until_settled(account: Account, now: int) -> float:
     """Seconds until every source is old enough for the inventory to be stored; 0 when all are."""
     sources = Sources()
     read_registry(account, read_config(account, sources)[0], sources)
     age = min((now - fingerprint[4] for fingerprint in sources.sources.values()), default=SETTLED_NS + 1)
-    # For a file with a time in the future (the clock was set back) do not wait longer than for a new one.
+    # A file may have a time in the future, after the clock was set back.  It waits no longer than a new file.
     return (SETTLED_NS - max(age, 0)) / 1e9 + 0.01 if age <= SETTLED_NS else 0.0
 
 
@@ -283,20 +283,20 @@ class Compiled:
         self.config = config
         self.registry = registry
         self.parts: dict[str, bytes] = {}
-        segments = {file.path: self._add(_segment(file)) for file in registry.files}
+        segments = {file.path: self._add(_file_part(file)) for file in registry.files}
         self.kinds = "\n"
         keys_of = {
             kind: registry.device_keys(kind, device_nodes.lstat_device)
             for kind in dict.fromkeys(file.spec.kind for file in registry.files)
         }
         picks_of = {kind: physical.pick(keys, len(keys)) for kind, keys in keys_of.items()}
-        several = len(keys_of) > 1
+        several_kinds = len(keys_of) > 1
         atoms = physical.smallest(
-            [keys_of[kind][pick] for kind, picks in picks_of.items() for pick in picks] if several else []
+            [keys_of[kind][pick] for kind, picks in picks_of.items() for pick in picks] if several_kinds else []
         )
         for kind, keys in keys_of.items():
             picks = picks_of[kind]
-            names = [kind, self._add(_encoded(_kind(kind, registry, segments, keys, picks, atoms)))]
+            names = [kind, self._add(_encoded(_kind_part(kind, registry, segments, keys, picks, atoms)))]
             neighbours = near([keys[pick] for pick in picks]) if near is not None and len(picks) > 1 else ""
             if neighbours:
                 names.append(self._add(_encoded(neighbours)))
@@ -336,13 +336,13 @@ class Compiled:
             return  # the next create compiles again
 
 
-def _kind(
+def _kind_part(
     kind: str,
     registry: Registry,
     segments: dict[str, str],
     keys: dict[str, tuple[str, ...]],
     picks: list[str],
-    atoms: physical.Sets,
+    atoms: physical.OverlapIndex,
 ) -> str:
     """The text of the part of one kind (shim.node.inventory).
 
@@ -363,7 +363,7 @@ def _kind(
     return "\n".join(lines) + "\n"
 
 
-def _segment(file: File) -> bytes:
+def _file_part(file: File) -> bytes:
     """The bytes of the part of one CDI file (shim.node.inventory)."""
     segment: Segment = {
         "path": file.path,
@@ -407,7 +407,9 @@ def _store(path: str, body: bytes) -> None:
     files.replace(path, f"{MAGIC}{crc32(body):08x}\n".encode() + body, 0o600)
 
 
-def physical_units(keys: dict[str, tuple[str, ...]], picks: list[str], atoms: physical.Sets) -> dict[str, list[str]]:
+def physical_units(
+    keys: dict[str, tuple[str, ...]], picks: list[str], atoms: physical.OverlapIndex
+) -> dict[str, list[str]]:
     """The physical devices behind each name, each as its device numbers joined by `+`.
 
     A device that contains several others (an aggregate) stands for all of them.  They may be of another kind (`atoms`):
@@ -420,11 +422,13 @@ def physical_units(keys: dict[str, tuple[str, ...]], picks: list[str], atoms: ph
         if key in aggregates:
             parts = [keys[pick] for pick in picks if numbers >= set(keys[pick])]
         else:
-            parts = sorted(tuple(sorted(atom)) for atom in atoms.near(frozenset(numbers)) if atom < numbers)
+            parts = sorted(tuple(sorted(atom)) for atom in atoms.overlapping(frozenset(numbers)) if atom < numbers)
             if len(parts) < 2:
-                parts = []
-        rest = tuple(sorted(numbers.difference(*parts))) if parts and key not in aggregates else ()
-        units[name] = ["+".join(part) for part in (*(parts or [key]), *([rest] if rest else []))]
+                parts = []  # a device that contains only one other does not stand for several
+            rest = numbers.difference(*parts)
+            if parts and rest:
+                parts.append(tuple(sorted(rest)))
+        units[name] = ["+".join(part) for part in parts or [key]]
     return units
 
 

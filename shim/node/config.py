@@ -73,6 +73,7 @@ def _seconds(value: Any) -> bool:
     return _count(value) and 1 <= value <= 60
 
 
+# Short words that allow and deny also accept: the full words.
 _SHORT = {"bind": "storage.bind", "tmpfs": "storage.tmpfs"}
 
 
@@ -292,10 +293,10 @@ def compile_config(sources: list[tuple[str, bytes]]) -> Config:
         for key, value in _flat(_parse(path, data), path):
             check, wanted, _ = KEYS[key]
             try:
-                good = check(value)
+                valid = check(value)
             except ConfigError as error:
                 raise error.within(path) from None
-            if not good:
+            if not valid:
                 raise _wrong(f"{path}: {key}", value, wanted)
             if key in ("engines", "engine"):  # lists add up, since each engine may have a file of its own
                 result["engines"] = list(dict.fromkeys([*result["engines"], *([value] if key == "engine" else value)]))

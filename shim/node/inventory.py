@@ -8,8 +8,9 @@ Part of the create path: the files are lines of text that need no parser, below 
 
     index, block 0  key (versions of Chandler and Python, effective uid, user namespace, configuration path);
                     configuration as JSON; whether there are problems
-           block 1  directories and links on the way to a source; what lstat says of owner and identity
-           block 2  files and listed directories; what lstat says, times included
+           block 1  directories on the way to a source, and watched paths in /sys and /proc; what lstat says of owner
+                    and identity
+           block 2  files, listed directories, and links on the way to them; what lstat says, times included
            block 3  paths that do not exist
            block 4  one line per kind: the name of its part, and of the neighbours part if it has one
     kind, line 0    one name of each of its physical devices, in order
@@ -60,7 +61,7 @@ class Inventory:
     or conflict.
     """
 
-    __slots__ = ("config", "problems", "_kinds", "_part", "_explain", "_parts", "_segments", "_found")
+    __slots__ = ("config", "problems", "_kinds", "_part", "_explain", "_parts", "_segments", "_looked_up")
 
     def __init__(
         self,
@@ -77,7 +78,7 @@ class Inventory:
         self._explain = explain
         self._parts: Dict[str, str] = {}
         self._segments: Dict[str, Tuple[Segment, Tuple[Edit, ...]]] = {}
-        self._found: Dict[str, DeviceEdits] = {}
+        self._looked_up: Dict[str, DeviceEdits] = {}
 
     def kinds(self) -> List[str]:
         """The kinds that have devices."""
@@ -103,7 +104,7 @@ class Inventory:
 
         None when the name is unknown.
         """
-        cached = self._found.get(name)
+        cached = self._looked_up.get(name)
         if cached is not None:
             return cached
         kind, _, device = name.partition("=")
@@ -117,7 +118,7 @@ class Inventory:
             opened = self._segments[part] = segment, _edits(segment["edits"], segment["path"])
         segment, common = opened
         device_edits = _edits(segment["devices"][device], f"{segment['path']} {name}")
-        result = self._found[name] = part, common, device_edits
+        result = self._looked_up[name] = part, common, device_edits
         return result
 
     def explain_missing(self, names: List[str]) -> NoReturn:
@@ -166,7 +167,7 @@ class Account:
 
     def __init__(self, environment: Dict[bytes, bytes]) -> None:
         namespace = userns.user_namespace()
-        self._checked = ""
+        self._checked = ""  # the state directory, once a check has found that nobody else can write to it
         self._without = ""  # why there is no state directory
         self.euid = posix.geteuid()
         self.rootless = self.euid != 0 or namespace != userns.INITIAL_NAMESPACE

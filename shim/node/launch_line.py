@@ -31,11 +31,11 @@ _LOCK = "lock"  # needed since the NRI plugin compiles the configuration, too
 _PLAIN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_./+@:,-")
 
 
-def _line() -> str:
+def _line_path() -> str:
     return paths.CONFIG_DIR + "/launch"
 
 
-def _copies() -> str:
+def _copies_directory() -> str:
     return paths.CONFIG_DIR + "/launch.d"
 
 
@@ -55,15 +55,15 @@ def write(account: Account, config: Config, times: dict[str, int], settled: bool
         return
     try:
         trust.check_path(paths.CONFIG_DIR, account.owners)
-        files.make_directory(_copies())
-        with Lock(f"{_copies()}/{_LOCK}"):
+        files.make_directory(_copies_directory())
+        with Lock(f"{_copies_directory()}/{_LOCK}"):
             mark = _copy(times) if settled else _NEVER
             files.replace(
-                _line(), f"2 {mark} {_needles(config)} {' '.join(_runtimes(config, account.owners))}\n".encode()
+                _line_path(), f"2 {mark} {_needles(config)} {' '.join(_runtimes(config, account.owners))}\n".encode()
             )
-            for name in os.listdir(_copies()):
+            for name in os.listdir(_copies_directory()):
                 if name not in (mark, _LOCK):
-                    shutil.rmtree(f"{_copies()}/{name}")
+                    shutil.rmtree(f"{_copies_directory()}/{name}")
     except (OSError, ChandlerError):
         return
 
@@ -75,10 +75,10 @@ def _copy(times: dict[str, int]) -> str:
     killed before the new line is written, the old line would be compared with the new copies.
     """
     number = time.time_ns() // 1_000_000
-    while f"{number & 0xFFFF:x}" in {*os.listdir(_copies()), *_words()[1:2]}:
+    while f"{number & 0xFFFF:x}" in {*os.listdir(_copies_directory()), *_words()[1:2]}:
         number += 1
     mark = f"{number & 0xFFFF:x}"
-    top = f"{_copies()}/{mark}"
+    top = f"{_copies_directory()}/{mark}"
     os.mkdir(top)
     # In reverse order the files in config.d come before config.d itself, whose time their creation changes.
     for path, changed in sorted(times.items(), reverse=True):
@@ -124,7 +124,7 @@ def read(owners: dict[int, str]) -> list[str]:
     Empty when somebody else could have written the line.
     """
     try:
-        trust.check_path(_line(), owners)
+        trust.check_path(_line_path(), owners)
     except (OSError, ChandlerError):
         return []
     words = _words()
@@ -134,7 +134,7 @@ def read(owners: dict[int, str]) -> list[str]:
 def _words() -> list[str]:
     """The words of the line, without a check of who wrote it; empty when it cannot be read."""
     try:
-        return files.read(_line(), _MAX_LINE)[0].decode("utf-8", "surrogateescape").split()
+        return files.read(_line_path(), _MAX_LINE)[0].decode("utf-8", "surrogateescape").split()
     except (OSError, ChandlerError):
         return []
 
@@ -142,7 +142,7 @@ def _words() -> list[str]:
 def remove() -> None:
     """Removes the line and its copies.  Raises OSError."""
     try:
-        os.unlink(_line())
+        os.unlink(_line_path())
     except FileNotFoundError:
         pass
-    shutil.rmtree(_copies(), ignore_errors=True)
+    shutil.rmtree(_copies_directory(), ignore_errors=True)

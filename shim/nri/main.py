@@ -64,7 +64,7 @@ def _hooks_rejected() -> bool:
     """Whether containerd's configuration rejects the OCI hooks of NRI plugins.  Raises ConfigError."""
     from shim.configure import containerd
 
-    return bool(containerd.rejecting(_text, lambda pattern: sorted(glob.glob(pattern))))
+    return bool(containerd.config_rejecting_hooks(_text, lambda pattern: sorted(glob.glob(pattern))))
 
 
 def _text(path: str) -> str | None:

@@ -21,7 +21,7 @@ def added(
     """The GPUs that an adjustment adds beyond Chandler's grant, each as (text that names it, key).
 
     `granted_names`, `granted_keys`: the CDI names and device keys of the grant.  `gpu_names`: the GPUs by device
-    number, as choose.numbers gives them.
+    number, as choose.gpu_names_by_number gives them.
     """
     granted = {number for key in granted_keys for number in key.split("+")}
     for device in adjustment.CDI_devices:

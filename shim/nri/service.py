@@ -438,7 +438,9 @@ class Service(GrantBook):
         if self._numbers is None or self._numbers[0] is not self.inventory:
             self._numbers = (
                 self.inventory,
-                choose.numbers(self.inventory.config["policy.kinds"], self.inventory, device_nodes.read_gpu_node),
+                choose.gpu_names_by_number(
+                    self.inventory.config["policy.kinds"], self.inventory, device_nodes.read_gpu_node
+                ),
             )
         added = list(other_plugins.added(adjustment, grant.names, grant.keys, *self._numbers))
         if not added:

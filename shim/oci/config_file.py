@@ -7,8 +7,8 @@
     config.json.chandler-edited    a symbolic link whose text is the digest of the config.json that we wrote last; after
                                    a second create, a comma and the digest of the one before
 
-We replace .chandler-edited before config.json, and may be killed between the two: then config.json is still the one
-before.
+We replace .chandler-edited before config.json, and may be killed between the two.  Then config.json is still the older
+one, so .chandler-edited keeps its digest as well.
 
 The original and .chandler-edited allow the same bundle to be created again.  A config.json with one of the digests is
 our own work: the edits start from the original.  One with another digest that holds our mark was changed after we
@@ -81,11 +81,12 @@ def _unread(path: str, error: OSError) -> errors.ChandlerError:
 class ConfigJson:
     """The config.json of one bundle.
 
-    `path`, `original`, `stamp`: config.json, .chandler-original and .chandler-edited.  `engine`: the bytes that the
-    engine wrote, from which edits start.  `fresh`: config.json is the engine's, not one that we wrote.
+    `path`, `original`, `stamp`: the paths of config.json, .chandler-original and .chandler-edited.
+    `engine_bytes`: what the engine wrote, from which edits start.
+    `fresh`: config.json is the engine's, not one that we wrote.
     """
 
-    __slots__ = ("path", "original", "stamp", "engine", "fresh", "_status", "_digest")
+    __slots__ = ("path", "original", "stamp", "engine_bytes", "fresh", "_status", "_digest")
 
     def __init__(self, path: str, mark: bytes) -> None:
         """Reads config.json.  `mark` is a text that every config.json that we write contains.
@@ -105,14 +106,14 @@ class ConfigJson:
         except OSError as error:
             raise errors.BundleError(f"{path} cannot be read: {error.strerror}") from None
         self.fresh = True
-        self.engine = data
+        self.engine_bytes = data
         self._check_hard_links()
         written = self._written_digests()
         if written:
             self._digest = files.digest(data)
             if self._digest in written:
                 self.fresh = False
-                self.engine = self._original()
+                self.engine_bytes = self._original()
             elif mark in data.replace(b"\\/", b"/"):  # JSON writers may escape a slash
                 raise errors.BundleError(
                     f"{path} was changed after Chandler had edited it, and still holds Chandler's edits",
@@ -154,7 +155,7 @@ class ConfigJson:
         the link .chandler-built itself.
         """
         try:
-            if posix.readlink(self.path + BUILT) != files.digest(self.engine):
+            if posix.readlink(self.path + BUILT) != files.digest(self.engine_bytes):
                 return False
             directory = self.path.rpartition("/")[0] or "."
             path = document["root"]["path"]
@@ -208,7 +209,7 @@ class ConfigJson:
         try:
             posix.link(self.path, self.original, follow_symlinks=False)
         except PermissionError:
-            files.replace(self.original, self.engine, self._status.st_mode & 0o7777)
+            files.replace(self.original, self.engine_bytes, self._status.st_mode & 0o7777)
 
     def _forget(self) -> None:
         """Removes the two names beside config.json that `write` made."""

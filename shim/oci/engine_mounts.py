@@ -26,11 +26,11 @@ _MAX_ENTRIES = 4096  # entries of one directory that are checked
 
 
 def check(
-    sources: list[str], others: dict[str, str], inventory: Inventory, kinds: Iterable[str], bundle: str, source: str
+    sources: list[str], ungranted: dict[str, str], inventory: Inventory, kinds: Iterable[str], bundle: str, source: str
 ) -> None:
     """Raises RequestError when a bind mount brings a GPU that the container was not granted.
 
-    `sources`: the sources of the bind mounts, absolute or relative to `bundle`; `others`: the GPUs that were not
+    `sources`: the sources of the bind mounts, absolute or relative to `bundle`; `ungranted`: the GPUs that were not
     granted, device number (c195:0) to name; `kinds`: the CDI kinds of GPUs; `source`: where the request came from, for
     the error.
     """
@@ -40,15 +40,15 @@ def check(
         below = real.rstrip("/") + "/"
         numbers = [number for number, node in nodes if node.startswith(below)]
         numbers += map(_device_number, (real, *_entries(real)))
-        ungranted = next((others[number] for number in numbers if number in others), None)
-        if ungranted is not None:
+        name = next((ungranted[number] for number in numbers if number in ungranted), None)
+        if name is not None:
             raise errors.RequestError(
-                f"{source}: resources.gpu: the engine mounts {path}, and with it {ungranted}, which is not granted",
+                f"{source}: resources.gpu: the engine mounts {path}, and with it {name}, which is not granted",
                 "ask for GPUs in one way alone",
             )
 
 
-def closing(document: Document, bundle: str, source: str) -> tuple[Edits, list[str]]:
+def closing_rules(document: Document, bundle: str, source: str) -> tuple[Edits, list[str]]:
     """Device rules that allow only the devices that the engine gives, and the bind mounts among these.
 
     podman writes no device rules for a user namespace, since no container can make a device node there.  crun and youki

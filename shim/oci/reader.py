@@ -236,16 +236,16 @@ def bind_sources(config: Document) -> List[str]:
     return sources
 
 
-def missing_nodes(config: Document, nodes: List[Any]) -> str:
+def first_missing_node(config: Document, nodes: List[Any]) -> str:
     """The path of the first of `nodes` that the container cannot open, for lack of the node or of a device rule.
 
     `nodes`: devices as [path, type, major, minor].  '' when the container can open all of them.
     """
     linux = config.get("linux")
     linux = linux if isinstance(linux, dict) else {}
-    present = [_numbers(entry, entry.get("path")) for entry in linux.get("devices") or () if isinstance(entry, dict)]
+    present = [_node_tuple(entry, entry.get("path")) for entry in linux.get("devices") or () if isinstance(entry, dict)]
     allowed = [
-        _numbers(entry, None)
+        _node_tuple(entry, None)
         for entry in device_rules(config)
         if isinstance(entry, dict) and entry.get("allow") is True
     ]
@@ -255,7 +255,8 @@ def missing_nodes(config: Document, nodes: List[Any]) -> str:
     return ""
 
 
-def _numbers(entry: Document, path: Any) -> Any:
+def _node_tuple(entry: Document, path: Any) -> Any:
+    """(path, type, major, minor) of a device, or of a device rule, whose path is None."""
     return path, entry.get("type"), entry.get("major"), entry.get("minor")
 
 

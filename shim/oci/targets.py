@@ -66,9 +66,8 @@ def with_resolved_targets(document: Document, edits: Edits, root: str) -> Edits:
             continue
         resolved = image.resolve(path, origin)
         if resolved != path and path not in mounts:
-            moved[path] = (
-                resolved  # not where the engine mounts something too: the writer finds that mount by this path
-            )
+            # A target where the engine mounts something, too, stays: the writer finds the engine's mount by this path.
+            moved[path] = resolved
     for directory in directories:
         while directory:
             if directory in ours:

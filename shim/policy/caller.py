@@ -47,25 +47,25 @@ class Caller:
     """Who calls.
 
     `engine`: a name of shim.policy.engines.ENGINES.  `why`: how Chandler came to that name.
-    `images`: podman's record of the container (shim.policy.containers_storage.Container), which reads its image's
-    manifests; None for other engines.
+    `podman_record`: podman's record of the container (shim.policy.containers_storage.Container), which reads the
+    image's manifests; None for other engines.
     `problem`: the error for which that record could not be read, or None.
     `restores`: whether the annotations come from a checkpoint, which may be an image, and not from a create that
     Chandler has seen.
     """
 
-    __slots__ = ("engine", "why", "images", "problem", "restores")
+    __slots__ = ("engine", "why", "podman_record", "problem", "restores")
 
     def __init__(
-        self, engine: str, why: str = "", images: Any = None, problem: Optional[errors.ChandlerError] = None
+        self, engine: str, why: str = "", podman_record: Any = None, problem: Optional[errors.ChandlerError] = None
     ) -> None:
         self.engine = engine
         self.why = why or engines.ENGINES[engine][0]
-        self.images = images
+        self.podman_record = podman_record
         self.problem = problem
         self.restores = False
 
-    def believed(self, config: Config) -> str:
+    def believed_engine(self, config: Config) -> str:
         """The engine, where its identity annotations count as proof for a rule; else ''."""
         return self.engine if self.engine in engines.KEYS and self.engine in config["engines"] else ""
 
@@ -106,7 +106,7 @@ class Caller:
     def _check_image(self, keys: List[str], annotations: Document) -> None:
         """Refuses annotations that a manifest of the image has with the same value: podman may have copied them."""
         try:
-            image_annotations = self.images.annotations() if self.images is not None else {}
+            image_annotations = self.podman_record.annotations() if self.podman_record is not None else {}
         except errors.ChandlerError as error:
             raise errors.PolicyError(
                 f"annotation {keys[0]}: whether it comes from the image is not known: {error.what}", error.todo
@@ -166,4 +166,4 @@ def _of_storage(bundle: str, container: str, document: Document) -> Caller:
         record = containers_storage.Container(bundle, container, document)
     except errors.ChandlerError as error:
         return Caller(engines.OTHER, f"the bundle is podman's or CRI-O's, and {error.what}", problem=error)
-    return Caller("crio") if record.in_pod else Caller("podman", images=record)
+    return Caller("crio") if record.in_pod else Caller("podman", podman_record=record)

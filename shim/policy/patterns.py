@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    pass
-
 
 def glob(pattern: str, text: str) -> bool:
     """Whether a text matches a pattern in which * stands for any characters and ? for one character."""

@@ -46,8 +46,8 @@ def check(
     `unified()`: whether this node has cgroup v2 only.
     """
     trusted = config["policy.trust"] == "all"
-    for word, key, own in _asked(request) + _asked_by_name(names, "cdi.k8s.io"):
-        words.check_word(request.source, word, key, config, trusted, own)
+    for word, key, exact in _asked(request) + _asked_by_name(names, "cdi.k8s.io"):
+        words.check_word(request.source, word, key, config, trusted, exact)
     for name in request.env:
         _check_variable(name, request.source, trusted)
     if request.resources.keys() - _NO_LIMITS:
@@ -72,7 +72,7 @@ def check_devices(
     trusted = config["policy.trust"] == "all"
     for name in aggregates:
         key = f"resources.gpu: {name}, which stands for every device of its kind,"
-        words.check_word(request.source, "gpu.all", key, config, trusted, own=True)
+        words.check_word(request.source, "gpu.all", key, config, trusted, exact=True)
     if trusted:
         return
     for name in names:

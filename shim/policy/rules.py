@@ -19,20 +19,20 @@ if TYPE_CHECKING:
     from shim.policy.caller import CallFacts
     from shim.shapes import Config, Rule
 
-    Who = dict[str, tuple[str, ...]]
+    Identity = dict[str, tuple[str, ...]]
 
 FIELDS = ("handler", "namespace", "pod", "container", "image", "user")
 
 YES, NO, UNKNOWN = "matches", "does not match", "cannot be told"
 
 
-def identity(annotations: Mapping[str, Any], engine: str, call_facts: CallFacts) -> Who:
+def identity(annotations: Mapping[str, Any], engine: str, call_facts: CallFacts) -> Identity:
     """The certain identity of a container: for each of FIELDS that is known, its values.
 
     `engine`: the engine whose annotations are believed, or ''.  `call_facts`: what the front end knows; it wins over
     annotations.
     """
-    who: Who = {}
+    who: Identity = {}
     keys = KEYS.get(engine)
     if keys is not None and annotations.get(keys["kind"]) in ("container", "sandbox"):
         who = {
@@ -47,13 +47,13 @@ def identity(annotations: Mapping[str, Any], engine: str, call_facts: CallFacts)
     return who
 
 
-def believed(config: Config, call_facts: CallFacts) -> str:
+def believed_engine(config: Config, call_facts: CallFacts) -> str:
     """The engine whose identity annotations count for this container, or ''."""
     caller = call_facts.get("caller")
-    return caller.believed(config) if caller is not None else ""
+    return caller.believed_engine(config) if caller is not None else ""
 
 
-def verdict(match: dict[str, list[str]], who: Who) -> tuple[str, str]:
+def verdict(match: dict[str, list[str]], who: Identity) -> tuple[str, str]:
     """Whether a rule matches a container (YES, NO or UNKNOWN), and why.
 
     `match`: fields and their patterns.  Every field must match; one pattern of a field is enough.
@@ -75,7 +75,7 @@ def applied(config: Config, annotations: Mapping[str, Any], call_facts: CallFact
     The result has more keys: policy.denied-by has, for each word of policy.deny, the part of the configuration that
     denies it; policy.by names the rule that replaced keys of [policy], if one did.
     """
-    who = identity(annotations, believed(config, call_facts), call_facts)
+    who = identity(annotations, believed_engine(config, call_facts), call_facts)
     result = config.copy()
     denied = dict.fromkeys(config["policy.deny"], "[policy]")
     winner: Rule | None = None

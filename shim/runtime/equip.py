@@ -58,7 +58,7 @@ def equip(
         return None
     bundle = config_file.ConfigJson(path, engine.mark(config))
     try:
-        source = jsontext.Source(bundle.engine, deep=("linux", "process"))
+        source = jsontext.Source(bundle.engine_bytes, deep=("linux", "process"))
     except ChandlerError as error:
         raise errors.BundleError(f"{path}: {error.what}") from None
     root = runtimes.state_root(call.root, kind, account.rootless, environment, call.bundle)
@@ -126,7 +126,7 @@ def equip(
         equipped = engine.equip(source.value, plan.edits, account.rootless, directory, runtimes.can_map_owners(kind))
         data = source.dumps(equipped)
         engine_rules = reader.device_rules(source.value)
-        before, after = files.digest(bundle.engine), files.digest(data)
+        before, after = files.digest(bundle.engine_bytes), files.digest(data)
         particulars: grants.Particulars = {
             "runtime": binary,
             "config": path,
@@ -154,7 +154,7 @@ def equip(
 
 def _asks(path: str, stored: Inventory, container: str, program: str) -> bool:
     """Whether config.json has a request, rather than a text that looks like one.  Raises ChandlerError."""
-    document = jsontext.loads(config_file.ConfigJson(path, engine.mark(stored.config)).engine)
+    document = jsontext.loads(config_file.ConfigJson(path, engine.mark(stored.config)).engine_bytes)
     call_facts: CallFacts = {
         "id": container,
         "bundle": path.rpartition("/")[0] or ".",
@@ -206,7 +206,7 @@ def _adjusted(path: str, config: Config, records_dir: str, container: str) -> bo
     annotations = document.get("annotations") if isinstance(document, dict) else None
     if not isinstance(annotations, dict) or config["annotation-prefix"] + MARK not in annotations:
         return False
-    missing = reader.missing_nodes(document, record.get("nodes", []))
+    missing = reader.first_missing_node(document, record.get("nodes", []))
     if missing:
         raise errors.BundleError(
             f"{path}: the NRI plugin granted {missing}, which the container could not open",

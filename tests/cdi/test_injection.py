@@ -191,15 +191,15 @@ def test_cgroup_rules(node: dict[str, Any], rules: list[dict[str, Any]]) -> None
     assert inject(config, {"deviceNodes": [node]})["linux"]["resources"]["devices"] == [deny, *rules]
 
 
-PLACES: dict[str, tuple[list[str], list[str]]] = {
+DEVICE_ORDERS: dict[str, tuple[list[str], list[str]]] = {
     "appended": (["a"], ["a", "null"]),
     "one of that path is removed first": (["null", "a"], ["a", "null"]),
     "of two the first is removed, the second overwritten": (["null", "a", "null", "b"], ["a", "null", "b"]),
 }
 
 
-@pytest.mark.parametrize(("before", "after"), PLACES.values(), ids=PLACES)
-def test_places_of_devices(before: list[str], after: list[str]) -> None:
+@pytest.mark.parametrize(("before", "after"), DEVICE_ORDERS.values(), ids=DEVICE_ORDERS)
+def test_the_order_of_devices(before: list[str], after: list[str]) -> None:
     config = {"linux": {"devices": [{"path": f"/dev/{name}", "type": "c", "major": 99, "minor": 1} for name in before]}}
     edits = device_nodes.complete(edits_of({"deviceNodes": [{"path": "/dev/null"}]}), lstat)
     devices = writer.apply(config, edits)["linux"]["devices"]

@@ -210,7 +210,7 @@ FILES: dict[str, tuple[dict[str, Any], list[str]]] = {
 
 
 @pytest.mark.parametrize(("file", "places"), FILES.values(), ids=FILES)
-def test_files(file: dict[str, Any], places: list[str]) -> None:
+def test_the_problems_of_a_file(file: dict[str, Any], places: list[str]) -> None:
     assert list(problems(file)) == places
 
 

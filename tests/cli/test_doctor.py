@@ -271,7 +271,7 @@ def test_a_problem_and_its_remedy(machine: Machine, what: str, check: str, probl
     ],
 )
 def test_versions(text: str, version: tuple[int, ...]) -> None:
-    assert runtimes.numbers(text) == version
+    assert runtimes.parse_version(text) == version
 
 
 @pytest.mark.parametrize(
@@ -293,7 +293,7 @@ def test_versions(text: str, version: tuple[int, ...]) -> None:
     ],
 )
 def test_known_bad_versions(kind: str, version: tuple[int, ...], bad: int) -> None:
-    assert len(runtimes.known_bad(kind, version)) == bad
+    assert len(runtimes.known_defects(kind, version)) == bad
 
 
 def test_an_unprivileged_user(machine: Machine) -> None:

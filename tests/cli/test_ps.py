@@ -207,7 +207,7 @@ ID = "0123456789abcdef" * 4
     ],
 )
 def test_ids_of_containers(names: list[str], wanted: str) -> None:
-    assert engine_gpus.called(names, 5) == wanted
+    assert engine_gpus.container_id(names, 5) == wanted
     assert engine_gpus.is_called(names, wanted) or not names
     assert not engine_gpus.is_called(names, "c1") and not engine_gpus.is_called([f"x-{ID}.scope"], "cdef")
 
@@ -219,7 +219,7 @@ def test_gpus_that_the_engine_gave() -> None:
         row["pid"], row["status"] = {"c1": 100}.get(row["id"], 0), ""
     found[1]["id"] = ID
     gpus = {"c195:0": "nvidia.com/gpu=0", "c195:1": "nvidia.com/gpu=1", "c226:128": "amd.com/gpu=0"}
-    engine_gpus.add(
+    engine_gpus.add_rows(
         found,
         [
             {"pid": 101, "names": ["c1"], "numbers": ["c195:0", "c195:1"]},
@@ -256,7 +256,7 @@ def test_gpus_are_named_by_cdi_files_or_else_by_their_nodes() -> None:
         major, minor, vendor = nodes[path]
         return "c", major, minor, 0o666, 0, vendor
 
-    assert engine_gpus.known(served.inventory(served.spec(gpus=1)), look) == {
+    assert engine_gpus.gpus_of_node(served.inventory(served.spec(gpus=1)), look) == {
         "c195:0": "nvidia.com/gpu=0",
         "c195:1": "nvidia.com/gpu=1",
         "c226:2": "amd.com/gpu=2",

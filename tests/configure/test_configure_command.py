@@ -257,7 +257,7 @@ def test_a_version_is_never_guessed(world: Make, capsys: Said, monkeypatch: pyte
         ("containerd github.com/containerd/containerd/v2 2.1.9+unknown ", (2, 1, 9)),
         ("containerd containerd.io 1.7.24~ds1 1.7.24~ds1-6+deb13u1", (1, 7, 24)),
     ):
-        assert runtimes.numbers(output) == known
+        assert runtimes.parse_version(output) == known
 
 
 def test_the_cri_plugin_is_disabled(world: Make, capsys: Said) -> None:

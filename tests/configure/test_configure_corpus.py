@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from configure.world import World, at, corpus, leaves
+from configure.world import World, corpus, leaves, use_root
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from lab.containerd import RELEASES
@@ -216,7 +216,7 @@ def machine(engine: str, version: str) -> Iterator[World]:
     """A machine for each example, because hypothesis does not create fixtures anew."""
     with tempfile.TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
         os.chmod(directory, 0o755)
-        at(Path(directory), patch)
+        use_root(Path(directory), patch)
         patch.setattr(os, "fsync", lambda _: None)  # the disk is not tested here
         yield World(Path(directory), engine, version)
 

@@ -34,7 +34,7 @@ def settings_of(text: str) -> list[Setting]:
 
 
 @pytest.mark.parametrize("path", corpus("containerd"), ids=lambda path: path.name)
-def test_toml(path: Any) -> None:
+def test_toml_is_restored(path: Any) -> None:
     """Exceptions: a blank in an inline table, and an empty table in an inline table of plugins."""
     text = path.read_text()
     result, record = tomledit.put(text, settings_of(text))
@@ -85,7 +85,7 @@ def test_toml_with_the_parts_of_a_table_apart() -> None:
         ("[\n 'a' # one\n]", "[\n 'a' # one\n , \"v\"\n]"),
     ],
 )
-def test_toml_array(array: str, result: str) -> None:
+def test_an_element_of_a_toml_array(array: str, result: str) -> None:
     text = f"x = {array} # ours?\n"
     edited, record = tomledit.put(text, [Setting(ELEMENT, ("x",), "v")])
     assert edited == f"x = {result} # ours?\n"
@@ -121,7 +121,7 @@ SPELLING = st.sampled_from(
     st.sampled_from(["", "\n", "\n\n", " "]),
     st.sampled_from(["", " ", "\n"]),
 )
-def test_json(document: dict[str, Any], spelling: dict[str, Any], end: str, start: str) -> None:
+def test_json_is_restored(document: dict[str, Any], spelling: dict[str, Any], end: str, start: str) -> None:
     text = start + json.dumps(document, **spelling) + end
     settings = [
         Setting(TABLE, ("runtimes", "chandler"), {"path": "/usr/bin/chandler-runtime"}),

@@ -14,7 +14,7 @@ from shim.cli import configure, main
 from shim.configure import podman
 
 CORPUS = Path(__file__).parent / "corpus"
-# Engine: where its main file is, and the versions that treat it differently.
+# Engine: where its main file is.
 FILES = {
     "containerd": "etc/containerd/config.toml",
     "docker": "etc/docker/daemon.json",
@@ -28,7 +28,7 @@ def corpus(engine: str) -> list[Path]:
 
 
 class World:
-    """`version`: the version that containerd reports."""
+    """A machine with one engine.  `version`: the version that containerd reports."""
 
     def __init__(self, root: Path, engine: str, version: str = "1.7.24") -> None:
         self.root, self.engine, self.version = root, engine, version
@@ -50,8 +50,8 @@ class World:
         return found
 
 
-class Here:
-    """Files of the test's user are trusted, whoever runs the tests."""
+class TrustingAccount:
+    """An Account that trusts files of the test's user, whoever runs the tests."""
 
     def __init__(self, root: Path) -> None:
         self.config_path = str(root / "etc/chandler/config.toml")
@@ -60,14 +60,14 @@ class Here:
         self.owners = {0: "root", os.geteuid(): "the caller"}
 
 
-def at(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def use_root(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every absolute path outside of `root` is looked up below `root` from now on."""
     root.mkdir(parents=True, exist_ok=True)
     monkeypatch.setattr(paths, "HOOK", str(root / "usr/bin/chandler-hook"))
     monkeypatch.setattr(paths, "CONFIG_DIR", str(root / "etc/chandler"))
     monkeypatch.setattr(podman, "VENDOR", str(root / "usr/share/containers.conf"))
     monkeypatch.setattr(podman, "CONFIG", str(root / "etc/containers/containers.conf"))
-    monkeypatch.setattr(configure, "Account", lambda _: Here(root))
+    monkeypatch.setattr(configure, "Account", lambda _: TrustingAccount(root))
     (root / "usr/bin").mkdir(parents=True)
     for name in ("chandler-runtime", "chandler-runc", "chandler-youki", "chandler-crun"):
         (root / "usr/bin" / name).write_text("#!/bin/sh\n")

@@ -1,6 +1,6 @@
 """Hosts as trees: what /proc, /sys, /dev and a driver's directories contain on each kind of machine.
 
-Device nodes are entries of a table, because tests may not make them; a Tree answers for them from that table.
+Device nodes are entries of a table, because tests may not make them; a HostTree answers for them from that table.
 """
 
 from __future__ import annotations

@@ -147,7 +147,7 @@ def test_a_file_that_a_person_had_made_keeps_its_options_and_is_never_removed(no
     assert "left as it is" in done[0] and path.read_bytes() == before
 
 
-def test_a_file_that_a_person_changed_is_that_persons(node: Node) -> None:
+def test_a_file_that_a_person_changed_is_left_alone(node: Node) -> None:
     node.refresh()
     node.own.write_bytes(node.own.read_bytes().replace(b"NVIDIA_VISIBLE_DEVICES=void", b"NVIDIA_VISIBLE_DEVICES=none"))
     before = node.own.read_bytes()
@@ -271,7 +271,7 @@ def test_changes_are_reported_by_path(node: Node) -> None:
 # --- the fallback ---------------------------------------------------------------------------------------------
 
 
-def place_of(node: Node, monkeypatch: pytest.MonkeyPatch, fallback: str) -> inventory.Account:
+def account_with_fallback(node: Node, monkeypatch: pytest.MonkeyPatch, fallback: str) -> inventory.Account:
     etc = node.directory / "etc"
     etc.mkdir()
     (etc / "config.toml").write_text(
@@ -285,7 +285,7 @@ def place_of(node: Node, monkeypatch: pytest.MonkeyPatch, fallback: str) -> inve
 
 
 def test_the_fallback_describes_what_no_file_does(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = compiler.compile_now(place_of(node, monkeypatch, "generate"), store=False)
+    made = compiler.compile_now(account_with_fallback(node, monkeypatch, "generate"), store=False)
     assert made.picks("nvidia.com/gpu") == ["0", "1:0", "1:1"]
     found = made.lookup("nvidia.com/gpu=1:1")
     assert found is not None and found[2][0][1] == "/dev/nvidia1"
@@ -294,7 +294,9 @@ def test_the_fallback_describes_what_no_file_does(node: Node, monkeypatch: pytes
 
 def test_a_file_is_better_than_the_fallback(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     (node.low / "nvidia.yaml").write_text(OTHERS["nvidia.yaml"])
-    assert compiler.compile_now(place_of(node, monkeypatch, "generate"), store=False).picks("nvidia.com/gpu") == ["0"]
+    assert compiler.compile_now(account_with_fallback(node, monkeypatch, "generate"), store=False).picks(
+        "nvidia.com/gpu"
+    ) == ["0"]
 
 
 def test_the_fallback_is_stored_like_a_file(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,7 +304,7 @@ def test_the_fallback_is_stored_like_a_file(node: Node, monkeypatch: pytest.Monk
     monkeypatch.setattr(paths, "STATE_DIR", str(node.directory / "state"))
     monkeypatch.setattr(compiler, "SETTLED_NS", 0)
     (node.directory / "dev").mkdir()
-    account = place_of(node, monkeypatch, "generate")
+    account = account_with_fallback(node, monkeypatch, "generate")
     account.state_dir = str(node.directory / "state")  # the same for a caller that is not root
     account.directory = f"{account.state_dir}/inventory/{account.directory.rpartition('/')[2]}"
     watched = str(node.directory / "dev/nvidia8")
@@ -323,20 +325,20 @@ def test_the_fallback_is_stored_like_a_file(node: Node, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("word", ["devices", "off"])
 def test_nothing_is_generated_unless_asked_for(node: Node, monkeypatch: pytest.MonkeyPatch, word: str) -> None:
-    assert compiler.compile_now(place_of(node, monkeypatch, word), store=False).kinds() == []
+    assert compiler.compile_now(account_with_fallback(node, monkeypatch, word), store=False).kinds() == []
 
 
 def test_an_invalid_file_may_describe_the_kind_so_there_is_no_fallback(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (node.low / "nvidia.yaml").write_text("kind: [")
-    made = compiler.compile_now(place_of(node, monkeypatch, "generate"), store=False)
+    made = compiler.compile_now(account_with_fallback(node, monkeypatch, "generate"), store=False)
     assert made.kinds() == [] and made.problems
 
 
 def test_the_reason_of_a_failed_generation_is_reported(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     del node.host.nodes["/dev/nvidia-caps/nvidia-cap25"]
-    made = compiler.compile_now(place_of(node, monkeypatch, "generate"), store=False)
+    made = compiler.compile_now(account_with_fallback(node, monkeypatch, "generate"), store=False)
     with pytest.raises(CdiError, match="nvidia-cap25"):
         made.explain_missing(["nvidia.com/gpu=0"])
 

@@ -1,4 +1,4 @@
-"""NVML behind its one module: a library that answers like NVIDIA's, in every state."""
+"""shim.generate.nvml with a library that answers like NVIDIA's, in every state."""
 
 from __future__ import annotations
 

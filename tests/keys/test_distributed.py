@@ -12,7 +12,7 @@ from shim.keys import distributed
 SOURCE = "annotation chandler.oci/service"
 
 ROWS: list[tuple[str, dict[str, Any], dict[str, str], str, dict[str, str]]] = [
-    ("nobody knows", {}, {}, "", {}),
+    ("no source", {}, {}, "", {}),
     (
         "the request",
         {"rank": 1, "world_size": 2, "local_rank": 0},
@@ -51,15 +51,15 @@ ROWS: list[tuple[str, dict[str, Any], dict[str, str], str, dict[str, str]]] = [
         "",
         {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"},
     ),
-    ("a rank that is no number is nobody's", {}, {"JOB_COMPLETION_INDEX": "two"}, "", {}),
+    ("a rank that is no number does not count", {}, {"JOB_COMPLETION_INDEX": "two"}, "", {}),
     (
-        "what the container has is left alone, whatever it is",
+        "the container's own stay, whatever they are",
         {},
         {"RANK": "$E:RANK", "JOB_COMPLETION_INDEX": "2"},
         "",
         {},
     ),
-    ("a size alone makes no launcher", {}, {"SLURM_NTASKS": "16"}, "", {}),
+    ("a launcher counts only with its rank", {}, {"SLURM_NTASKS": "16"}, "", {}),
     ("the master of the front end", {}, {}, "web", {"MASTER_ADDR": "web"}),
     ("the container's master before it", {}, {"MASTER_ADDR": "zero"}, "web", {"MASTER_ADDR": "zero"}),
     ("the request's before both", {"master_addr": "first"}, {"MASTER_ADDR": "zero"}, "web", {"MASTER_ADDR": "first"}),
@@ -69,7 +69,9 @@ ROWS: list[tuple[str, dict[str, Any], dict[str, str], str, dict[str, str]]] = [
 @pytest.mark.parametrize(
     ("asked", "environment", "master", "expected"), [row[1:] for row in ROWS], ids=[row[0] for row in ROWS]
 )
-def test_places(asked: dict[str, Any], environment: dict[str, str], master: str, expected: dict[str, str]) -> None:
+def test_the_source_that_wins(
+    asked: dict[str, Any], environment: dict[str, str], master: str, expected: dict[str, str]
+) -> None:
     found = {edit[1]: edit[2] for edit in distributed.edits(asked, environment, SOURCE, master).items}
     known = {"MASTER_ADDR", "WORLD_SIZE", "RANK", "LOCAL_RANK"}
     assert {name: value for name, value in found.items() if name in known} == expected

@@ -1,4 +1,4 @@
-"""A key of a request is one row in one module: this adds one, and counts the modules that name each key."""
+"""A key of a request is one row in one module: one test adds a row, another counts the modules that name each key."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
 
 
 @pytest.fixture
-def added(monkeypatch: pytest.MonkeyPatch) -> None:
+def new_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(table.ROWS, "resources.no_such_key", NO_SUCH_KEY)
 
 
@@ -53,7 +53,7 @@ def test_a_key_without_a_row_is_unknown(node: Node, annotations: dict[str, str])
 
 
 @pytest.mark.parametrize("annotations", ASKED.values(), ids=ASKED)
-def test_one_row_adds_a_key(node: Node, added: None, annotations: dict[str, str]) -> None:
+def test_one_row_adds_a_key(node: Node, new_key: None, annotations: dict[str, str]) -> None:
     with pytest.raises(PolicyError, match="resources.no_such_key is not allowed: .* has no 'resources.no_such_key'"):
         node.equip(annotations)  # `resources`, which is allowed by default, does not cover it
     allow(node, "resources.no_such_key")
@@ -76,7 +76,7 @@ def test_a_key_of_resources_that_is_not_for_everybody_needs_its_own_word() -> No
     ]
 
 
-def test_its_value_is_checked_and_its_name_is_known(node: Node, added: None) -> None:
+def test_the_value_of_the_new_key_is_checked_and_its_name_is_known(node: Node, new_key: None) -> None:
     with pytest.raises(RequestError, match="resources.no_such_key: 5 is not a text"):
         node.equip(service({"resources": {"no_such_key": 5}}))
     with pytest.raises(RequestError, match="known here: .*no_such_key"):

@@ -96,7 +96,7 @@ def posix_environment() -> Any:
     return posix.environ
 
 
-def made(at: tuple[Node, inventory.Inventory], document: Any, base: dict[str, Any] | None = None) -> dict[str, Any]:
+def equipped(at: tuple[Node, inventory.Inventory], document: Any, base: dict[str, Any] | None = None) -> dict[str, Any]:
     node, compiled = at
     config = copy.deepcopy(BASE if base is None else base)
     text = json.dumps(document).replace("@", str(node.directory))
@@ -430,7 +430,7 @@ ROWS: list[tuple[str, Any, dict[str, Any]]] = [
 
 # document, the first variables that training adds
 TRAINING: list[tuple[str, dict[str, Any], list[str]]] = [
-    ("defaults: no rank is made up", {}, ["MASTER_PORT=29500", "NCCL_SOCKET_IFNAME=eth0"]),
+    ("defaults: no rank is equipped up", {}, ["MASTER_PORT=29500", "NCCL_SOCKET_IFNAME=eth0"]),
     ("nccl", {"backend": "nccl"}, ["MASTER_PORT=29500", "NCCL_SOCKET_IFNAME=eth0"]),
     ("gloo", {"backend": "gloo"}, ["MASTER_PORT=29500", "GLOO_SOCKET_IFNAME=eth0"]),
     ("mpi", {"backend": "mpi"}, ["MASTER_PORT=29500"]),
@@ -568,13 +568,13 @@ def test_the_table_is_long() -> None:
 
 
 @pytest.mark.parametrize(("document", "expected"), [row[1:] for row in ROWS], ids=[row[0] for row in ROWS])
-def test_row(at: tuple[Node, inventory.Inventory], document: Any, expected: dict[str, Any]) -> None:
+def test_the_edits_of_a_key(at: tuple[Node, inventory.Inventory], document: Any, expected: dict[str, Any]) -> None:
     wanted = json.loads(
         json.dumps({key: value for key, value in expected.items() if value is not GONE}).replace(
             "@", str(at[0].directory)
         )
     )
-    found = changes({**BASE, "annotations": None}, {**made(at, document), "annotations": None})
+    found = changes({**BASE, "annotations": None}, {**equipped(at, document), "annotations": None})
     assert found.keys() == expected.keys()
     for key, value in wanted.items():
         if value == "every":
@@ -597,9 +597,11 @@ def every(found: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize(("document", "variables"), [row[1:] for row in TRAINING], ids=[row[0] for row in TRAINING])
-def test_training(at: tuple[Node, inventory.Inventory], document: dict[str, Any], variables: list[str]) -> None:
+def test_the_variables_of_a_distributed_training(
+    at: tuple[Node, inventory.Inventory], document: dict[str, Any], variables: list[str]
+) -> None:
     plain, found = (
-        made(at, {"resources": {"gpu": {"devices": ["0"], **more}}}) for more in ({}, {"distributed": document})
+        equipped(at, {"resources": {"gpu": {"devices": ["0"], **more}}}) for more in ({}, {"distributed": document})
     )
     assert found["process"]["env"] == plain["process"]["env"] + variables
     assert {**changes(plain, found), "annotations." + P + "service": 0}.keys() == {
@@ -609,9 +611,9 @@ def test_training(at: tuple[Node, inventory.Inventory], document: dict[str, Any]
 
 
 @pytest.mark.parametrize(("document", "words"), ERRORS, ids=[words[:60] for _, words in ERRORS])
-def test_error(at: tuple[Node, inventory.Inventory], document: Any, words: str) -> None:
+def test_a_wrong_request_is_refused(at: tuple[Node, inventory.Inventory], document: Any, words: str) -> None:
     with pytest.raises(ChandlerError) as caught:
-        made(at, document)
+        equipped(at, document)
     text = str(caught.value)
     assert words in text and text.startswith("annotation chandler.oci/service: ") and "\n" not in text
     assert "from the host" not in text
@@ -671,10 +673,10 @@ NAMELESS = with_linux(namespaces=[{"type": "mount"}])
         (without("mounts"), {"storage": [{"type": "tmpfs", "target": "/t"}]}, "mounts", [tmpfs("/t")]),
     ],
 )
-def test_of_other_engines(
+def test_the_config_of_another_engine(
     at: tuple[Node, inventory.Inventory], base: dict[str, Any], document: Any, member: str, value: Any
 ) -> None:
-    found = changes({**base, "annotations": None}, {**made(at, document, base), "annotations": None})
+    found = changes({**base, "annotations": None}, {**equipped(at, document, base), "annotations": None})
     assert found == {member: value}
 
 
@@ -687,11 +689,11 @@ def test_of_other_engines(
         (NAMELESS, {"sysctls": {"kernel.shmmax": "1"}}, "the container has no ipc namespace of its own"),
     ],
 )
-def test_what_another_engine_cannot_have(
+def test_a_request_that_does_not_fit_the_config_of_another_engine(
     at: tuple[Node, inventory.Inventory], base: dict[str, Any], document: Any, words: str
 ) -> None:
     with pytest.raises(RequestError, match=words):
-        made(at, document, base)
+        equipped(at, document, base)
 
 
 def test_names_need_the_image(at: tuple[Node, inventory.Inventory]) -> None:
@@ -743,7 +745,9 @@ def test_a_link_within_the_image_is_followed(at: tuple[Node, inventory.Inventory
     }
 
 
-def test_a_gpu_is_asked_for_as_a_gpu(at: tuple[Node, inventory.Inventory], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_node_of_a_gpu_is_refused_under_devices(
+    at: tuple[Node, inventory.Inventory], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from shim.host import device_nodes
 
     look = device_nodes.lstat_device
@@ -753,10 +757,10 @@ def test_a_gpu_is_asked_for_as_a_gpu(at: tuple[Node, inventory.Inventory], monke
     with pytest.raises(
         RequestError, match="devices: /dev/nvidia1 belongs to nvidia.com/gpu=1; ask for it in resources.gpu"
     ):
-        made(at, {"devices": ["/dev/nvidia1"]})
+        equipped(at, {"devices": ["/dev/nvidia1"]})
 
 
-def test_the_form_of_single_values(at: tuple[Node, inventory.Inventory]) -> None:
+def test_annotations_of_single_values_in_normal_form(at: tuple[Node, inventory.Inventory]) -> None:
     node, compiled = at
     values = {
         "capabilities": "NET_ADMIN, chown",

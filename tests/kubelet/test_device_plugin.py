@@ -233,7 +233,7 @@ def test_devices_come_and_go(stage: Stage) -> None:
     kubelet.until_healthy(RESOURCE, [gpu(0), gpu(1), gpu(2)])
     # Who holds what is not known, so nothing can be given.
     os.makedirs(stage.installation.state, exist_ok=True)
-    ledger = os.path.join(stage.installation.state, "leases.json")
+    ledger = os.path.join(stage.installation.state, "leases")
     with open(ledger, "w", encoding="ascii") as file:
         file.write("{")
     kubelet.until_healthy(RESOURCE, [])

@@ -233,8 +233,9 @@ def test_sources_that_are_too_young_are_not_stored(node: Node) -> None:
     node.later(0)
     compiler.refresh(node.account())
     assert is_stale(node)
-    assert 0 < compiler.unsettled(node.account(), os.stat(node.directory / "etc/cdi/nvidia.json").st_ctime_ns) <= 2.1
-    assert compiler.unsettled(node.account(), os.stat(node.directory / "etc/cdi/nvidia.json").st_ctime_ns + 10**10) == 0
+    changed = os.stat(node.directory / "etc/cdi/nvidia.json").st_ctime_ns
+    assert 0 < compiler.seconds_until_settled(node.account(), changed) <= 2.1
+    assert compiler.seconds_until_settled(node.account(), changed + 10**10) == 0
     node.later(2.1)
     stored(node)
 

@@ -45,8 +45,8 @@ HELD: dict[str, tuple[Any, str]] = {
 
 @pytest.mark.parametrize("document, lost", HELD.values(), ids=HELD)
 def test_devices_that_a_config_json_allows(document: Any, lost: str) -> None:
-    assert reader.missing_nodes(document, NODES) == lost
-    assert reader.missing_nodes(document, []) == ""
+    assert reader.first_missing_node(document, NODES) == lost
+    assert reader.first_missing_node(document, []) == ""
 
 
 class Handler:

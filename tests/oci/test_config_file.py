@@ -44,7 +44,7 @@ def content(bundle: Path) -> bytes:
 def test_write(bundle: Path) -> None:
     inode = (bundle / "config.json").stat().st_ino
     config = write(bundle)
-    assert config.fresh and config.engine == ENGINE
+    assert config.fresh and config.engine_bytes == ENGINE
     assert content(bundle) == RESULT
     assert stat.S_IMODE((bundle / "config.json").stat().st_mode) == 0o640
     assert sorted(os.listdir(bundle)) == ["config.json", "config.json.chandler-edited", "config.json.chandler-original"]
@@ -67,7 +67,7 @@ def test_a_second_create_starts_from_the_original(bundle: Path) -> None:
     for n in range(10):
         result = b'{"n":%d}' % n
         config = write(bundle, result)
-        assert config.engine == ENGINE
+        assert config.engine_bytes == ENGINE
         assert config.fresh == (n == 0)
         assert content(bundle) == result
     assert (bundle / "config.json.chandler-original").read_bytes() == ENGINE
@@ -78,7 +78,7 @@ def test_a_new_file_of_the_engine_becomes_the_original(bundle: Path) -> None:
     write(bundle)
     (bundle / "config.json").write_bytes(b'{"engine": 2}')
     config = write(bundle)
-    assert config.fresh and config.engine == b'{"engine": 2}'
+    assert config.fresh and config.engine_bytes == b'{"engine": 2}'
     assert (bundle / "config.json.chandler-original").read_bytes() == b'{"engine": 2}'
 
 
@@ -97,7 +97,7 @@ def test_the_remedy_of_that_refusal_works(bundle: Path) -> None:
     write(bundle)
     (bundle / "config.json").write_bytes(RESULT + b" ")
     os.rename(bundle / "config.json.chandler-original", bundle / "config.json")
-    assert write(bundle).engine == ENGINE
+    assert write(bundle).engine_bytes == ENGINE
 
 
 def test_a_lost_original_is_refused(bundle: Path) -> None:
@@ -116,7 +116,7 @@ def test_restore(bundle: Path) -> None:
 def test_restore_of_a_second_create_keeps_what_is_there(bundle: Path) -> None:
     write(bundle)
     write(bundle, b'{"n":2}').restore()
-    assert opened(bundle).engine == ENGINE
+    assert opened(bundle).engine_bytes == ENGINE
 
 
 # --- what is refused ------------------------------------------------------------------------------------------
@@ -161,7 +161,7 @@ def test_a_file_with_other_hard_links_is_refused(bundle: Path, names: list[str])
 
 def test_our_own_second_name_left_by_a_killed_create(bundle: Path) -> None:
     os.link(bundle / "config.json", bundle / "config.json.chandler-original")
-    assert write(bundle).engine == ENGINE
+    assert write(bundle).engine_bytes == ENGINE
 
 
 @pytest.mark.parametrize("stamp", ["", "0" * 64, "nonsense"])
@@ -222,7 +222,7 @@ def test_a_failing_second_write_leaves_the_first(bundle: Path, monkeypatch: pyte
     monkeypatch.undo()
     assert content(bundle) == RESULT
     assert sorted(os.listdir(bundle)) == before
-    assert opened(bundle).engine == ENGINE, "the next create starts from the original again"
+    assert opened(bundle).engine_bytes == ENGINE, "the next create starts from the original again"
 
 
 @pytest.mark.parametrize("step", ["symlink", "rename", "open"])
@@ -250,7 +250,7 @@ def test_a_create_that_is_killed_can_be_done_again(
             config.write(RESULT + b"\n" * n, files.digest(RESULT + b"\n" * n))
         monkeypatch.undo()
         assert content(bundle) == before
-    assert write(bundle).engine == ENGINE
+    assert write(bundle).engine_bytes == ENGINE
     assert content(bundle) == RESULT
 
 
@@ -259,7 +259,7 @@ def test_a_copy_where_links_cannot_be(bundle: Path, monkeypatch: pytest.MonkeyPa
     write(bundle)
     original = bundle / "config.json.chandler-original"
     assert (original.read_bytes(), stat.S_IMODE(original.stat().st_mode)) == (ENGINE, 0o640)
-    assert opened(bundle).engine == ENGINE
+    assert opened(bundle).engine_bytes == ENGINE
 
 
 def test_a_directory_where_the_original_should_be(bundle: Path) -> None:

@@ -1,4 +1,4 @@
-"""The OCI interpreter: each category's rules, and the laws of `apply`."""
+"""shim.oci.writer and shim.oci.reader: how each kind of edit changes config.json, and the laws of `apply`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which engine a call comes from, and what counts as an image's annotation, on a storage that the tests write."""
+"""Which engine calls, and which annotations may come from an image, with a containers/storage that the tests write."""
 
 from __future__ import annotations
 
@@ -47,7 +47,9 @@ ASKS = {P + "service": "{}"}
         (None, f"{TASK}/moby/{ID}", {}, "docker"),
     ],
 )
-def test_an_engine_by_its_paths(root: str | None, bundle: str, annotations: dict[str, str], engine: str) -> None:
+def test_an_engine_is_recognised_by_its_paths(
+    root: str | None, bundle: str, annotations: dict[str, str], engine: str
+) -> None:
     found = recognise(
         root, bundle, ID, {"annotations": {"io.kubernetes.cri-o.ContainerType": "container", **annotations}}
     )
@@ -65,8 +67,8 @@ def test_a_config_of_any_shape_has_a_caller(document: Any, tmp_path: Path) -> No
 @pytest.mark.parametrize("engine", sorted(engines.ENGINES))
 def test_engines_whose_requests_and_names_count(engine: str) -> None:
     caller = Caller(engine)
-    assert caller.believed(CONFIG) == ""
-    assert caller.believed(CONFIG | {"engines": ["containerd", "crio", "docker", "podman", "other"]}) == (
+    assert caller.believed_engine(CONFIG) == ""
+    assert caller.believed_engine(CONFIG | {"engines": ["containerd", "crio", "docker", "podman", "other"]}) == (
         engine if engine in ("containerd", "crio") else ""
     )
     for nothing in ({}, {"x": "y"}, {P + "granted": "x"}, {"cdi.k8s.io/x": "y"}):

@@ -25,7 +25,7 @@ def config(**more: Any) -> Any:
     return {**DEFAULTS, **{"policy." + key.replace("_", "-"): value for key, value in more.items()}}
 
 
-def wish(document: dict[str, Any]) -> Request:
+def request_of(document: dict[str, Any]) -> Request:
     return Request(schema.check(document), "annotation a")
 
 
@@ -46,7 +46,7 @@ def refused(
     document: dict[str, Any], by: Any, engine: dict[str, Any] | None = None, names: tuple[str, ...] = ()
 ) -> str:
     with pytest.raises(PolicyError) as caught:
-        permission.check(wish(document), engine or {}, by, names)
+        permission.check(request_of(document), engine or {}, by, names)
     assert str(caught.value).startswith("annotation a: ")
     return str(caught.value)
 
@@ -81,7 +81,7 @@ ALL = gpu(devices=["all"])
     ],
 )
 def test_allowed(document: dict[str, Any], more: dict[str, Any]) -> None:
-    permission.check(wish(document), {}, config(**more))
+    permission.check(request_of(document), {}, config(**more))
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ asked = st.sampled_from(
 
 def passes(document: dict[str, Any], by: Any) -> bool:
     try:
-        permission.check(wish(document), {}, by)
+        permission.check(request_of(document), {}, by)
     except PolicyError:
         return False
     return True
@@ -229,34 +229,36 @@ def test_a_denied_word_is_refused_whatever_is_allowed(document: dict[str, Any], 
 
 
 def test_max_gpus() -> None:
-    permission.check_devices(wish({}), ["nvidia.com/gpu=0"], 2, [], config(max_gpus=2))
+    permission.check_devices(request_of({}), ["nvidia.com/gpu=0"], 2, [], config(max_gpus=2))
     with pytest.raises(PolicyError, match="asks for 3 devices; max-gpus of .policy. is 2"):
-        permission.check_devices(wish({}), ["nvidia.com/gpu=all"], 3, [], config(max_gpus=2))
-    permission.check_devices(wish({}), ["nvidia.com/gpu=all"], 3, [], config(max_gpus=2, trust="all"))
+        permission.check_devices(request_of({}), ["nvidia.com/gpu=all"], 3, [], config(max_gpus=2))
+    permission.check_devices(request_of({}), ["nvidia.com/gpu=all"], 3, [], config(max_gpus=2, trust="all"))
 
 
 def test_a_device_that_stands_for_all_needs_gpu_all_whatever_its_name() -> None:
     permission.check_devices(
-        wish({}), ["nvidia.com/gpu=every"], 3, ["nvidia.com/gpu=every"], config(allow=["gpu", "gpu.all"])
+        request_of({}), ["nvidia.com/gpu=every"], 3, ["nvidia.com/gpu=every"], config(allow=["gpu", "gpu.all"])
     )
     with pytest.raises(
         PolicyError,
         match="nvidia.com/gpu=every, which stands for every device of its kind, is not allowed: "
         "allow of .policy. has no 'gpu.all'",
     ):
-        permission.check_devices(wish({}), ["nvidia.com/gpu=every"], 3, ["nvidia.com/gpu=every"], config())
+        permission.check_devices(request_of({}), ["nvidia.com/gpu=every"], 3, ["nvidia.com/gpu=every"], config())
     with pytest.raises(PolicyError, match="is refused by 'gpu.all' in deny"):
         permission.check_devices(
-            wish({}), ["nvidia.com/gpu=every"], 3, ["nvidia.com/gpu=every"], config(trust="all", deny=["gpu.all"])
+            request_of({}), ["nvidia.com/gpu=every"], 3, ["nvidia.com/gpu=every"], config(trust="all", deny=["gpu.all"])
         )
 
 
 def test_kinds() -> None:
-    permission.check_devices(wish({}), ["amd.com/gpu=0", "x.com/y=0"], 2, [], config(kinds=["x.com/y", "amd.com/gpu"]))
+    permission.check_devices(
+        request_of({}), ["amd.com/gpu=0", "x.com/y=0"], 2, [], config(kinds=["x.com/y", "amd.com/gpu"])
+    )
     for name in ("nvidia.com/gpux=0", "nvidia.com/gp=0", "x.com/y=0", "nvidia.com/gpu.x=nvidia.com/gpu"):
         with pytest.raises(PolicyError, match="kinds of .policy. has no " + name.partition("=")[0]):
-            permission.check_devices(wish({}), [name], 1, [], config())
-        permission.check_devices(wish({}), [name], 1, [], config(trust="all"))
+            permission.check_devices(request_of({}), [name], 1, [], config())
+        permission.check_devices(request_of({}), [name], 1, [], config(trust="all"))
 
 
 # --- variables ------------------------------------------------------------------------------------------------
@@ -308,12 +310,12 @@ def test_variables_that_chandler_sets(name: str, trust: str) -> None:
 def test_variables_that_load_code(name: str) -> None:
     words = refused({"env": {name: "x"}}, config())
     assert f"env.{name} decides which code is loaded" in words and 'trust = "all"' in words
-    permission.check(wish({"env": {name: "x"}}), {}, config(trust="all"))
+    permission.check(request_of({"env": {name: "x"}}), {}, config(trust="all"))
 
 
 @pytest.mark.parametrize("name", FREE)
 def test_other_variables(name: str) -> None:
-    permission.check(wish({"env": {name: "$E x $S: C:\\$E:"}}), {}, config())
+    permission.check(request_of({"env": {name: "$E x $S: C:\\$E:"}}), {}, config())
 
 
 @pytest.mark.parametrize(
@@ -359,7 +361,7 @@ def test_references_to_the_host(value: str, words: str) -> None:
     ],
 )
 def test_tightening_is_allowed(key: str, value: Any, engine: dict[str, Any]) -> None:
-    permission.check(wish({"resources": {key: value}}), engine, config())
+    permission.check(request_of({"resources": {key: value}}), engine, config())
 
 
 @pytest.mark.parametrize(
@@ -417,13 +419,13 @@ def test_a_limit_that_the_engine_set_in_unified(key: str, file: str) -> None:
 def test_engine_limits_of_odd_types_are_refused(key: str, name: str, odd: Any) -> None:
     engine = limits(**({"cpu_quota": 1000} if name == "cpu_period" else {}), **{name: odd})
     with pytest.raises(BundleError, match="is not a whole number"):
-        permission.check(wish({"resources": {key: 1 if key != "cpu_shares" else 2}}), engine, config())
+        permission.check(request_of({"resources": {key: 1 if key != "cpu_shares" else 2}}), engine, config())
 
 
 @pytest.mark.parametrize("odd", [5, True, ["0"], {}, "x", "0-", "\u00b2"])
 def test_odd_cpusets_of_the_engine_are_refused(odd: Any) -> None:
     with pytest.raises(ChandlerError):
-        permission.check(wish({"resources": {"cpuset": "0"}}), limits(cpu_cpus=odd), config())
+        permission.check(request_of({"resources": {"cpuset": "0"}}), limits(cpu_cpus=odd), config())
 
 
 amounts = st.integers(1, 1 << 40)
@@ -445,7 +447,7 @@ engines = st.fixed_dictionaries(
         "pids": st.fixed_dictionaries({}, optional={"limit": unlimited}),
     },
 )
-wishes = st.fixed_dictionaries(
+limit_requests = st.fixed_dictionaries(
     {},
     optional={
         "cpu": st.integers(1, 10**6).map(lambda value: f"{value}m"),
@@ -469,12 +471,12 @@ def share_of_cpu(config_json: dict[str, Any]) -> float:
     return quota / (reader.resource(config_json, "cpu", "period") or 100000)
 
 
-@given(engines, wishes)
+@given(engines, limit_requests)
 def test_an_allowed_request_never_loosens_a_limit(engine: dict[str, Any], keys: dict[str, Any]) -> None:
     """Applied to the engine's limits, a request that the policy allows never raises an amount."""
     before = {"linux": {"resources": engine}}
     kept = copy.deepcopy(before)
-    asked = wish({"resources": keys})
+    asked = request_of({"resources": keys})
     try:
         permission.check(asked, before, config())
     except PolicyError:
@@ -521,19 +523,19 @@ def test_the_swap_limit_does_not_grow() -> None:
 def test_a_limit_that_the_engine_did_not_set_is_at_most_the_kernels_default(
     document: str, unified: bool, most: int
 ) -> None:
-    more = wish({"resources": {document: most + 1}})
+    more = request_of({"resources": {document: most + 1}})
     with pytest.raises(PolicyError, match=f"resources.{document} = {most + 1} gives more than the kernel's default"):
         permission.check(more, {}, config(), unified=lambda: unified)
     if most:
-        permission.check(wish({"resources": {document: most}}), {}, config(), unified=lambda: unified)
+        permission.check(request_of({"resources": {document: most}}), {}, config(), unified=lambda: unified)
     permission.check(more, {}, config(trust="all"), unified=lambda: unified)
 
 
 def test_a_reservation_is_a_limit_with_cgroup_v1() -> None:
-    permission.check(wish({"resources": {"memory_reservation": 1 << 30}}), {}, config(), unified=lambda: False)
+    permission.check(request_of({"resources": {"memory_reservation": 1 << 30}}), {}, config(), unified=lambda: False)
     engine = limits(memory_reservation=1 << 30)
-    permission.check(wish({"resources": {"memory_reservation": 1 << 30}}), engine, config(), unified=lambda: True)
+    permission.check(request_of({"resources": {"memory_reservation": 1 << 30}}), engine, config(), unified=lambda: True)
     with pytest.raises(PolicyError, match="loosens the engine's limit"):
         permission.check(
-            wish({"resources": {"memory_reservation": (1 << 30) + 1}}), engine, config(), unified=lambda: True
+            request_of({"resources": {"memory_reservation": (1 << 30) + 1}}), engine, config(), unified=lambda: True
         )

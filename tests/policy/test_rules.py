@@ -241,7 +241,7 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
     return made
 
 
-def at(
+def equip_with(
     node: Node,
     policy: str,
     document: Any,
@@ -312,22 +312,22 @@ def test_each_key_needs_its_word(
     node: Node, monkeypatch: pytest.MonkeyPatch, document: Any, allowed: str, without: str | None, words: str
 ) -> None:
     monkeypatch.setitem(posix.environ, b"CHANDLER_TEST_VALUE", b"value-that-is-not-shown")
-    assert at(node, allowed, document, more=VOLUMES) is not None
-    assert at(node, 'trust = "all"', document, more=VOLUMES) is not None
+    assert equip_with(node, allowed, document, more=VOLUMES) is not None
+    assert equip_with(node, 'trust = "all"', document, more=VOLUMES) is not None
     with pytest.raises(PolicyError) as caught:
-        at(node, "", document, more=VOLUMES)
+        equip_with(node, "", document, more=VOLUMES)
     assert " is not allowed: allow of [policy] has no " in str(caught.value) or "host-variables" in str(caught.value), (
         "denied by default"
     )
     if without is not None:
         with pytest.raises(PolicyError) as caught:
-            at(node, without, document, more=VOLUMES)
+            equip_with(node, without, document, more=VOLUMES)
         assert words in str(caught.value) and "value-that" not in str(caught.value)
     (key,) = document
     word = WORDS.get(key, key)
     for policy in (allowed, 'trust = "all"'):
         with pytest.raises(PolicyError, match=f"is refused by '{word}' in deny of .policy."):
-            at(node, f'{policy}\ndeny = ["{word}"]', document, more=VOLUMES)
+            equip_with(node, f'{policy}\ndeny = ["{word}"]', document, more=VOLUMES)
 
 
 @pytest.mark.parametrize(
@@ -342,27 +342,27 @@ def test_each_key_needs_its_word(
     ],
 )
 def test_keys_that_tighten_need_no_word(node: Node, document: Any) -> None:
-    assert at(node, 'allow = ["resources"]', document) is not None
+    assert equip_with(node, 'allow = ["resources"]', document) is not None
 
 
 @pytest.mark.parametrize("target", ["/proc", "/proc/sys", "/sys", "/sys/fs/cgroup/x"])
 def test_files_of_the_kernel_cannot_be_mounted_over(node: Node, target: str) -> None:
     with pytest.raises(PolicyError, match="is the kernel's and cannot be mounted over"):
-        at(node, 'allow = ["storage"]', {"storage": [{"type": "tmpfs", "target": target}]})
+        equip_with(node, 'allow = ["storage"]', {"storage": [{"type": "tmpfs", "target": target}]})
 
 
 def test_max_cpu_and_max_memory(node: Node) -> None:
     policy = 'max-cpu = "1500m"\nmax-memory = "512Mi"'
-    assert at(node, policy, {"resources": {"cpu": "1.5", "memory": "512Mi", "memory_swap": "512Mi"}})
+    assert equip_with(node, policy, {"resources": {"cpu": "1.5", "memory": "512Mi", "memory_swap": "512Mi"}})
     for asked, words in (
         ({"cpu": 2}, "resources.cpu = 2000m is above max-cpu of [policy], 1500m"),
         ({"memory": "513Mi"}, "max-memory"),
         ({"memory_swap": -1}, "resources.memory_swap = -1 is above max-memory"),
     ):
         with pytest.raises(PolicyError) as caught:
-            at(node, policy, {"resources": asked})
+            equip_with(node, policy, {"resources": asked})
         assert words in str(caught.value)
-        assert at(node, policy + '\ntrust = "all"', {"resources": asked})
+        assert equip_with(node, policy + '\ntrust = "all"', {"resources": asked})
 
 
 @pytest.mark.parametrize("kind", ["link", "link inside", "dots", "link below", "others write", "missing"])
@@ -384,7 +384,7 @@ def test_bind_sources_are_resolved_before_they_are_compared(node: Node, kind: st
         (base / "w").chmod(0o777)
         source = str(base / "w/x")
     with pytest.raises(ChandlerError) as caught:
-        at(
+        equip_with(
             node,
             f'allow = ["bind"]\nbind-sources = ["{base}"]',
             {"storage": [{"type": "bind", "source": source, "target": "/d"}]},
@@ -399,28 +399,28 @@ SECRET = {"env": {"TOKEN": "$S:token"}}
 ALLOWED = 'allow = ["env"]\nsecrets = ["tok*"]'
 
 
-def provided(node: Node, name: str = "secrets/token") -> None:
+def put_secret(node: Node, name: str = "secrets/token") -> None:
     node.put(name, VALUE + "\n")
     (node.directory / name).chmod(0o400)
 
 
 def test_a_secret_from_a_directory(node: Node) -> None:
-    provided(node)
-    result = at(node, ALLOWED, SECRET, more='[secrets]\ndirectory = "@/secrets"')
+    put_secret(node)
+    result = equip_with(node, ALLOWED, SECRET, more='[secrets]\ndirectory = "@/secrets"')
     assert result is not None and f"TOKEN={VALUE}" in result["process"]["env"]
 
 
 def test_secrets_of_a_scope(node: Node) -> None:
-    provided(node, "secrets/team-a-1/token")
+    put_secret(node, "secrets/team-a-1/token")
     scoped = '[secrets]\ndirectory = "@/secrets/{scope}"'
-    result = at(node, ALLOWED, SECRET, "containerd", scoped, CONTAINERD)
+    result = equip_with(node, ALLOWED, SECRET, "containerd", scoped, CONTAINERD)
     assert result is not None and f"TOKEN={VALUE}" in result["process"]["env"]
     for engine_name, forged in FORGED[:6]:
         with pytest.raises(ChandlerError, match="env.TOKEN: the secret token ") as caught:
-            at(node, ALLOWED, SECRET, engine_name, scoped, forged)
+            equip_with(node, ALLOWED, SECRET, engine_name, scoped, forged)
         assert VALUE not in str(caught.value)
     with pytest.raises(ChandlerError, match="is no name of a secret"):
-        at(
+        equip_with(
             node,
             ALLOWED,
             SECRET,
@@ -447,11 +447,11 @@ def test_a_secret_from_a_command(node: Node, script: str, words: str) -> None:
     (node.directory / "provider").chmod(0o755)
     more = '[secrets]\ncommand = ["@/provider"]'
     if not words:
-        result = at(node, ALLOWED, SECRET, more=more)
+        result = equip_with(node, ALLOWED, SECRET, more=more)
         assert result is not None and f"TOKEN={VALUE}" in result["process"]["env"]
         return
     with pytest.raises(ChandlerError, match=words) as caught:
-        at(node, ALLOWED, SECRET, more=more)
+        equip_with(node, ALLOWED, SECRET, more=more)
     assert VALUE not in str(caught.value) and "env.TOKEN" in str(caught.value)
 
 
@@ -459,18 +459,18 @@ def test_a_provider_that_others_can_write_is_not_run(node: Node) -> None:
     node.put("provider", "#!/bin/sh\necho x\n")
     (node.directory / "provider").chmod(0o777)
     with pytest.raises(ChandlerError, match="can be written by others"):
-        at(node, ALLOWED, SECRET, more='[secrets]\ncommand = ["@/provider"]')
-    provided(node)
+        equip_with(node, ALLOWED, SECRET, more='[secrets]\ncommand = ["@/provider"]')
+    put_secret(node)
     (node.directory / "secrets/token").chmod(0o666)
     with pytest.raises(ChandlerError, match="can be written by others"):
-        at(node, ALLOWED, SECRET, more='[secrets]\ndirectory = "@/secrets"')
+        equip_with(node, ALLOWED, SECRET, more='[secrets]\ndirectory = "@/secrets"')
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
 def test_explain_shows_no_secret(
     node: Node, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], form: str
 ) -> None:
-    provided(node)
+    put_secret(node)
     monkeypatch.setitem(posix.environ, b"CHANDLER_TEST_VALUE", b"of-the-host")
     asked = {"env": {"TOKEN": "$S:token", "HOSTS": "$E:CHANDLER_TEST_VALUE", "PLAIN": "shown"}}
     node.configure(
@@ -572,7 +572,7 @@ documents = st.fixed_dictionaries(
         ),
     },
 )
-# word: the places of config.json that it may touch
+# word: the members of config.json that it may change
 PLACES = {
     "env": {"process.env"},
     "command": {"process.args", "process.cwd"},
@@ -605,7 +605,7 @@ BASE["linux"]["namespaces"] += [{"type": kind} for kind in ("uts", "network", "i
 BASE["process"]["rlimits"] = [{"type": "RLIMIT_CORE", "hard": 5, "soft": 5}]
 
 
-class Empty:
+class EmptyInventory:
     """An inventory without devices."""
 
     def __init__(self, config: dict[str, Any]) -> None:
@@ -625,25 +625,26 @@ def planned(document: Any, config: Config) -> dict[str, Any] | None:
     """config.json afterwards; None when the request is refused."""
     base = {**BASE, "annotations": service(document)}
     try:
-        made = engine.plan(base, Empty(config), call_facts={"id": "c", "bundle": "/nowhere"})  # type: ignore[arg-type]
+        made = engine.plan(base, EmptyInventory(config), call_facts={"id": "c", "bundle": "/nowhere"})  # type: ignore[arg-type]
     except PolicyError:
         return None
     assert made is not None
     return apply(base, made.edits)
 
 
-def workdirs(config: dict[str, Any]) -> dict[str, Any]:
+def members(config: dict[str, Any]) -> dict[str, Any]:
+    """The members of config.json, with those of process and linux one by one, as in PLACES."""
     found = {f"{key}.{inner}": value for key in ("process", "linux") for inner, value in config[key].items()}
     return {**found, **{key: value for key, value in config.items() if key not in ("process", "linux", "annotations")}}
 
 
-def touched(after: dict[str, Any]) -> set[str]:
-    before, now = workdirs(BASE), workdirs(after)
+def changed_members(after: dict[str, Any]) -> set[str]:
+    before, now = members(BASE), members(after)
     return {key for key in before.keys() | now.keys() if before.get(key) != now.get(key)}
 
 
-def within(words: set[str]) -> set[str]:
-    return {workdir for word in words for workdir in PLACES[word]}
+def places_of(words: set[str]) -> set[str]:
+    return {place for word in words for place in PLACES[word]}
 
 
 easy = settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
@@ -653,7 +654,7 @@ easy = settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(documents)
 def test_only_what_is_asked_for_changes(document: dict[str, Any]) -> None:
     after = planned(document, TRUSTING)
-    assert after is None or touched(after) <= within(set(document))
+    assert after is None or changed_members(after) <= places_of(set(document))
 
 
 @easy
@@ -678,7 +679,9 @@ def test_deny_wins_and_only_allowed_keys_change_anything(
     }
     assert not asked & set(deny)
     assert planned(document, {**TRUSTING, "policy.deny": deny}) is not None, "trust = all must not allow less"
-    assert touched(after) <= within((set(allow) | {"cap_drop", "read_only_root_fs", "ulimits"}) & document.keys())
+    assert changed_members(after) <= places_of(
+        (set(allow) | {"cap_drop", "read_only_root_fs", "ulimits"}) & document.keys()
+    )
 
 
 @easy
