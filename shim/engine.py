@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from typing import Any, Dict, List, Optional, Tuple
 
     from shim.node.inventory import Inventory
-    from shim.policy.caller import CallFacts
+    from shim.policy.caller import Caller, CallFacts
     from shim.shapes import Config, Document
     from shim.sharing.terms import Sharing
     from shim.state.leases import Lease
@@ -106,6 +106,8 @@ class CheckedRequest:
         "_rules",
         "_closing",
         "_bound",
+        "_devices",
+        "claim",
     )
 
     def __init__(
@@ -119,6 +121,8 @@ class CheckedRequest:
         leased: bool,
     ) -> None:
         self.request = request
+        # The id of the pod's sandbox, where all containers of the pod share the devices; else ''.
+        self.claim = call_facts.get("sandbox", "") if leased and request.pod_wide and request.gpu else ""
         self._gpu = request.gpu
         self._document = document
         self._engine_names = engine_names
@@ -143,8 +147,10 @@ class CheckedRequest:
             from shim.sharing import terms
 
             self._share = terms.requested_sharing(request.gpu, document, config, request.source, leased)
+            self.claim = ""  # containers that share GPUs with each other need no further rule
+        self._devices: List[str] = call_facts.get("devices", [])
         if request.gpu is not None and "devices" in call_facts:
-            self._gpu = choose.with_devices(request.gpu, call_facts["devices"], engine_names)
+            self._gpu = choose.with_devices(request.gpu, self._devices, engine_names)
         if request.rare:
             variables, rare_edits = _rare_edits(request, document, inventory, config, call_facts)
         else:
@@ -177,9 +183,12 @@ class CheckedRequest:
         share = self._share
         closing = EMPTY
         others = held if share is None or not held else share.with_shares(held)
+        gpu = self._gpu
+        if self.claim and others:
+            gpu, others = self._of_pod(others)
         try:
             grant = choose.grant(
-                self._gpu, self._engine_names, self._inventory, request.source, device_nodes.read_gpu_node, others
+                gpu, self._engine_names, self._inventory, request.source, device_nodes.read_gpu_node, others
             )
         except errors.CdiError as error:
             raise error.within(request.source) from None
@@ -204,6 +213,24 @@ class CheckedRequest:
             [(ANNOTATION, self._config["annotation-prefix"] + parse.MARK, ",".join(grant.names), "for people to read")]
         )
         return Plan(request, grant, self._before, (self._training, mark, closing), share)
+
+    def _of_pod(self, held: List[Lease]) -> Tuple[Optional[Document], List[Lease]]:
+        """resources.gpu with the devices of the pod, if the pod has any yet, and the leases of all others.
+
+        A container with devices of its own from the kubelet does not share those of the pod.
+        """
+        own = [lease for lease in held if lease.get("claim") == self.claim]
+        if not own:
+            return self._gpu, held
+        names, gpu = own[0]["names"], self._gpu
+        if self.request.allocations and sorted(self._devices) != sorted(names):
+            self.claim = ""
+            return gpu, held
+        if not self.request.allocations:
+            given = f"the containers of its pod share {', '.join(names)}"
+            gpu = choose.with_allocated(self.request.gpu or {}, names, self.request.source, given)
+            gpu = choose.with_devices(gpu, names, self._engine_names)
+        return gpu, [lease for lease in held if lease not in own]
 
 
 class Granting:
@@ -263,6 +290,8 @@ class Granting:
             plan = checked.choose_devices([other for other in held if other["token"] != spared] if spared else held)
             if lease["owner"] == "oci":
                 lease["group"] = checked.cgroups_path(plan.edits, manager)
+            if checked.claim:
+                lease["claim"] = checked.claim
             return plan
 
         try:
@@ -275,7 +304,7 @@ class Granting:
     def release_with_container(self) -> None:
         """Adds the poststop hook that ends the container's lease."""
         if self._ledger is not None and self._lease is not None and self._plan.keys:
-            self._plan.add_hooks(self._ledger.hook(self._lease))
+            self._plan.add_hooks(self._ledger.hook(self._lease["token"]))
 
     def prepare(self) -> None:
         """Ends sharing that nobody uses any more on these devices, and sets up the sharing that this plan needs, which
@@ -302,6 +331,8 @@ class Granting:
         record.update(more)  # type: ignore[typeddict-item]  # GrantRecord has all keys of Particulars
         if self._lease is not None and plan.keys:
             record["token"] = self._lease["token"]  # tells Ledger.read that leases existed when the ledger is lost
+            if "claim" in self._lease:
+                record["claim"] = self._lease["claim"]
         if plan.sharing is not None:
             record["sharing"] = plan.sharing.marks
         self._recorded = True
@@ -318,7 +349,7 @@ class Granting:
             grants.remove(self._records_dir, self._root, self._container)
         if self._ledger is not None and self._lease is not None:
             try:
-                self._ledger.release({self._lease["token"]})
+                self._ledger.release({self._lease["token"]}, undone=True)
             except errors.ChandlerError:
                 pass  # the reason for the undo matters more, and the next create that lacks devices tries again
 
@@ -391,6 +422,10 @@ def check_request(
             if not engine_names:
                 return None
             request = parse.Request({}, "annotation cdi.k8s.io/*")
+        if leased and request.pod_wide and caller is not None and caller.engine in engines.SANDBOXES:
+            # Set by the engine, as for the container's name above.
+            sandbox = annotations.get(engines.SANDBOXES[caller.engine], "")
+            call_facts = {"sandbox": sandbox if type(sandbox) is str else "", **call_facts}
         if request.allocations:
             request, names = _with_allocations(request)
             call_facts = {**call_facts, "devices": names}
@@ -421,9 +456,29 @@ def _with_allocations(request: parse.Request) -> Tuple[parse.Request, List[str]]
 
     names = allocations.names(request.allocations, request.source)
     resources = request.resources
-    gpu = choose.with_allocated(resources.get("gpu") or {}, names, request.source)
+    given = f"the kubelet allocated {', '.join(names)}, as the container's limits ask"
+    gpu = choose.with_allocated(resources.get("gpu") or {}, names, request.source, given)
     document = {**request.document, "resources": {**resources, "gpu": gpu}}
-    return parse.Request(document, request.source, request.allocations), names
+    return parse.Request(document, request.source, request.allocations, request.pod_wide), names
+
+
+def claims_for_pod(document: Document, config: Config, caller: Caller) -> str:
+    """The id of a sandbox whose pod may ask for GPUs as a whole; '' for any other container.
+
+    Whether the request is right, its containers' creates will say.
+    """
+    annotations = document.get("annotations")
+    if caller.engine not in engines.SANDBOXES or not isinstance(annotations, dict):
+        return ""
+    if not engines.container(annotations, caller.engine)[1]:
+        return ""
+    try:
+        request = parse.from_annotations(annotations, config["annotation-prefix"], "")
+    except errors.ChandlerError:
+        return ""
+    sandbox = annotations.get(engines.SANDBOXES[caller.engine])
+    asks = request is not None and request.pod_wide and request.gpu is not None
+    return sandbox if asks and type(sandbox) is str else ""
 
 
 def _config_by_rules(config: Config, document: Document, container: str, call_facts: CallFacts) -> Config:

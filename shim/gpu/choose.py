@@ -180,21 +180,21 @@ def with_devices(request: Document, names: List[str], engine_names: List[str]) -
     }
 
 
-def with_allocated(asked: Document, names: List[str], source: str) -> Document:
-    """The value of resources.gpu, with number and vendor of the devices that the kubelet has allocated.
+def with_allocated(asked: Document, names: List[str], source: str, given: str) -> Document:
+    """The value of resources.gpu, with number and vendor of devices that have been chosen already.
 
-    The pod's limits (`chandler.oci/nvidia: 2`) say how many devices of which vendor, so that the scheduler knows.  The
-    annotation, `asked`, may say the same once more, and how the devices are used.  `names`: qualified CDI names.
-    Raises RequestError where the annotation asks for something else.
+    The kubelet has chosen them, as the pod's limits ask (`chandler.oci/nvidia: 2`), or another container of the pod has
+    got them.  The annotation, `asked`, may say the same once more, and how the devices are used.
+    `names`: qualified CDI names.  `given`: who chose them, for errors.  Raises RequestError where the annotation asks
+    for something else.
     """
     kinds = list(dict.fromkeys(name.partition("=")[0] for name in names))
-    given = f"the kubelet allocated {', '.join(names)}, as the container's limits ask"
     if "devices" in asked:
         kind = kind_of(asked.get("vendor", vendors.DEFAULT.name), source)
         if {name if "=" in name else f"{kind}={name}" for name in asked["devices"]} != set(names):
             raise errors.RequestError(
                 f"{source}: resources.gpu.devices names {', '.join(asked['devices'])}, and {given}",
-                "leave out devices: the kubelet chooses them",
+                "leave out devices",
             )
         return asked
     if asked.get("count", len(names)) != len(names):
@@ -205,9 +205,9 @@ def with_allocated(asked: Document, names: List[str], source: str) -> Document:
     if "vendor" in asked and kinds != [kind_of(asked["vendor"], source)]:
         raise errors.RequestError(
             f"{source}: resources.gpu.vendor is {asked['vendor']}, and {given}",
-            "write the resource of the same vendor in the limits, or leave out vendor",
+            "write the same vendor in both, or leave out vendor",
         )
-    request = {key: value for key, value in asked.items() if key != "prefer"}  # the kubelet has chosen by its own words
+    request = {key: value for key, value in asked.items() if key != "prefer"}  # it is too late to choose
     request["count"] = len(names)
     other = next((kind for kind in kinds if kind != vendors.DEFAULT.kind), "")
     if other:

@@ -128,34 +128,34 @@ class GrantBook:
 
     def undo(self, container_id: str, why: str) -> None:
         """Takes back a grant that never reached its container, and logs why."""
-        self.release(container_id)
+        self.release(container_id, undone=True)
         self.log({"time": report.now(), "level": "warning", "container": container_id, "undone": why})
 
-    def release(self, container_id: str) -> None:
-        """Gives back all that a container held: its lease and its record."""
+    def release(self, container_id: str, undone: bool = False) -> None:
+        """Gives back all that a container held: its lease and its record.  `undone`: it never had it."""
         self.granted.pop(container_id, None)
         self.unlisted.pop(container_id, None)
-        self.end_lease(container_id)
+        self.end_lease(container_id, undone)
         grants.remove(self.records_directory, "", container_id)
         self.metrics.grants = len(self.granted)
 
-    def end_lease(self, container_id: str) -> None:
-        """Ends a container's lease, if it has one."""
+    def end_lease(self, container_id: str, undone: bool = False) -> None:
+        """Ends a container's or sandbox's lease, if it has one."""
         try:
             lease = leases.of_container(self.ledger.read(), "nri", "", container_id)
         except ChandlerError as error:
             self.complain(error, container_id)
         else:
             if lease is not None:
-                self.end(lease)
+                self.end(lease, undone)
 
-    def end(self, lease: Lease) -> None:
-        """Ends a lease; all code of the plugin that ends one calls this.
+    def end(self, lease: Lease, undone: bool = True) -> None:
+        """Ends a lease; all code of the plugin that ends one calls this.  `undone`: as in `release`.
 
         Logs an error and does not raise it, because the answer to most events cannot report one.
         """
         try:
-            self.ledger.release({lease["token"]})
+            self.ledger.release({lease["token"]}, undone)
         except ChandlerError as error:
             self.complain(error, lease["id"])
 

@@ -167,6 +167,7 @@ class Service(GrantBook):
             "caller": caller,
             "namespace": pod.namespace,
             "pod": pod.name,
+            "sandbox": pod.id,
             "handler": pod.runtime_handler,
             "seconds": _PATIENCE,
         }
@@ -502,8 +503,9 @@ class Service(GrantBook):
             self.release(container_id)
 
     def end_pod(self, pod: str) -> None:
-        """StopPodSandbox: no container of this pod will be tried again, so its holds end."""
+        """StopPodSandbox: no container of this pod will be tried again, so its holds end, and the lease of the pod."""
         self.holds.end_pod(pod)
+        self.end_lease(pod)
 
     # --- all containers ---------------------------------------------------------------------------------------
 
@@ -528,7 +530,9 @@ class Service(GrantBook):
         """The metrics as they are now, in Prometheus' text format."""
         self.metrics.holds = len(self.holds)
         try:
-            self.metrics.leases = sum(lease["owner"] == "nri" for lease in self.ledger.read())
+            self.metrics.leases = sum(
+                lease["owner"] == "nri" and lease["id"] != lease.get("claim") for lease in self.ledger.read()
+            )
         except ChandlerError:
             pass  # the metric keeps its last value
         return self.metrics.text()

@@ -75,7 +75,8 @@ class Sweeps:
         """
         recorded = self._sweep({container.id: container for container in containers})
         self._reported &= {container.id for container in containers}
-        self._sweep_leases({container.id for container in containers if container.state in messages.LIVE_STATES})
+        live = {container.id for container in containers if container.state in messages.LIVE_STATES}
+        self._sweep_leases(live | pods.keys())
         by_wrapper = self._wrapped()
         for container in containers:
             if container.id in recorded or container.id in by_wrapper or container.state not in messages.LIVE_STATES:
@@ -171,7 +172,9 @@ class Sweeps:
         return recorded
 
     def _sweep_leases(self, live: set[str]) -> None:
-        """Ends the leases of containers that ended while no plugin was running.  `live`: ids of those that have not.
+        """Ends the leases of containers and pods that ended while no plugin was running.
+
+        `live`: the ids of those that have not.
 
         A young lease without a record belongs to a create that an earlier process of the plugin refused until the
         kubelet's retry, so it becomes a hold again.  Devices that are set up for sharing without any lease are put
@@ -186,7 +189,7 @@ class Sweeps:
             if self.book.holds.has(lease["id"]):
                 continue
             if age >= _MINIMUM_AGE:
-                self.book.end(lease)
+                self.book.end(lease, undone=False)
             elif not self.book.has_record(lease["id"]):
                 self.book.holds.add(
                     lease["pod"],

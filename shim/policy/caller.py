@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         handler: str  # the name of the runtime that the engine called
         namespace: str
         pod: str
+        sandbox: str  # the id of the pod's sandbox
         container: str  # its name in the pod
         image: str
         user: Tuple[str, ...]  # who starts the container (shim.keys.host_facts.caller)

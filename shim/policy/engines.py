@@ -32,6 +32,8 @@ KEYS: Dict[str, Dict[str, str]] = {
         "container": "io.kubernetes.container.name",
     },
 }
+# engine: the annotation with the id of the pod's sandbox, which it sets last itself.
+SANDBOXES: Dict[str, str] = {"containerd": "io.kubernetes.cri.sandbox-id", "crio": "io.kubernetes.cri-o.SandboxID"}
 OTHER, BUILDER, NERDCTL = "other", "bundle", "nerdctl"
 # engine: (how Chandler recognises its calls, what it copies from an image into the annotations of a container)
 ENGINES: Dict[str, Tuple[str, str]] = {

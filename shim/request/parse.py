@@ -37,14 +37,18 @@ class Request:
     `document`: the request in normal form: every value has the type that the table gives it.
     `source`: where the request came from, for errors, such as `annotation chandler.oci/service`.
     `allocations`: the values of the device plugin's annotations, which are not checked yet.
+    `pod_wide`: whether the request is for all containers of a pod together.
     """
 
-    __slots__ = ("document", "source", "allocations")
+    __slots__ = ("document", "source", "allocations", "pod_wide")
 
-    def __init__(self, document: Document, source: str, allocations: Sequence[str] = ()) -> None:
+    def __init__(
+        self, document: Document, source: str, allocations: Sequence[str] = (), pod_wide: bool = False
+    ) -> None:
         self.document = document
         self.source = source
         self.allocations = allocations
+        self.pod_wide = pod_wide
 
     @property
     def gpu(self) -> Optional[Document]:
@@ -128,6 +132,7 @@ def from_annotations(annotations: Document, prefix: str, container: Optional[str
     request = _container_document(by_name, prefix, container) if by_name else None
     if request is None and pod_wide:
         request = _pod_document(pod_wide, prefix)
+        request.pod_wide = True
     if allocations:
         if request is None:
             request = Request({}, "the kubelet's allocation")

@@ -106,7 +106,16 @@ def equip(
             raise
         plan = reserve(node_inventory.compile_now(account, anew=True))
     if plan is None:
-        return None
+        # A pod's sandbox gets the hook that ends what the pod holds as a whole.
+        claim = engine.claims_for_pod(source.value, config, caller)
+        if ledger is None or not claim or call.verb == "restore":
+            return None
+        from shim.state import leases
+
+        equipped = engine.equip(source.value, ledger.hook(leases.sandbox_token(claim)), account.rootless, directory)
+        data = source.dumps(equipped)
+        bundle.write(data, files.digest(data))
+        return bundle.restore
     try:
         if config["require-grant"]:
             raise errors.PolicyError(

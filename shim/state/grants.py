@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     class _Shared(Particulars, total=False):
         token: str  # of the container's lease
+        claim: str  # the lease's, if it has one
         sharing: Marks
 
     class GrantRecord(_Shared):

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         keys: List[str]
         shares: List[str]  # never stored: see `holder`
         allocated: bool  # whether the kubelet chose the devices; absent where it did not
+        claim: str  # the id of the pod's sandbox, where all containers of the pod share the devices
 
     class _OfNri(Devices, total=False):
         pod: str  # its id
@@ -86,6 +87,28 @@ def of_container(leases: List[Lease], owner: str, root: str, container: str) -> 
         if lease["id"] == container and lease["owner"] == owner and lease.get("root", "") == root:
             return lease
     return None
+
+
+def of_sandbox(lease: Lease) -> Lease:
+    """The lease of a pod's sandbox, which holds what `lease` shares with the pod for as long as the pod exists."""
+    claim = lease["claim"]
+    sandbox: Lease = {**lease, "id": claim, "token": sandbox_token(claim)}
+    if "group" in lease:
+        sandbox["group"] = lease["group"].replace(lease["id"], claim)  # the engine puts both into the pod's group
+    return sandbox
+
+
+def without_lone_sandboxes(kept: List[Lease], ended: List[Lease]) -> List[Lease]:
+    """The leases in `kept`, except those of sandboxes whose pod had no container but those in `ended`."""
+    claims = {lease.get("claim") for lease in ended} - {
+        lease.get("claim") for lease in kept if lease["id"] != lease.get("claim")
+    }
+    return [lease for lease in kept if not (lease["id"] == lease.get("claim") and lease["id"] in claims)]
+
+
+def sandbox_token(sandbox: str) -> str:
+    """The token of a sandbox's lease, known before there is one.  An engine never uses the id of a sandbox again."""
+    return f"pod-{sandbox}"
 
 
 def can_be_taken_over(lease: Lease, to: Lease) -> bool:

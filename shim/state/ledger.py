@@ -252,7 +252,7 @@ class Ledger:
                 lease["names"], lease["keys"] = planned.names, planned.keys
                 if planned.sharing is not None:
                     lease.update(planned.sharing.marks)  # type: ignore[typeddict-item]  # Lease has all keys of Marks
-                self.write([*others, lease])
+                self.write([*others, lease] if "claim" not in lease else self._with_sandbox(lease, others))
                 unshared = [
                     key for other in present if other not in others and "mode" in other for key in other["keys"]
                 ]
@@ -260,15 +260,27 @@ class Ledger:
             self.restore_gpus(unshared)  # without the ledger's lock, since an MPS daemon may take seconds to stop
         return planned
 
-    def release(self, tokens: Set[str]) -> int:
+    def _with_sandbox(self, lease: Lease, others: List[Lease]) -> List[Lease]:
+        """All leases, with that of the pod's sandbox, which is made with the first lease of the pod."""
+        for other in others:
+            if other["id"] == lease["claim"]:
+                if "allocated" in other:
+                    lease["allocated"] = True
+                return [*others, lease]
+        return [*others, lease, leases.of_sandbox(lease)]
+
+    def release(self, tokens: Set[str], undone: bool = False) -> int:
         """Ends the leases with these tokens, and gives their number.  Raises HostError.
 
         When the last lease of a shared device ends, what was set up for sharing it is undone.
+        `undone`: the containers have not got their devices, so the lease of a pod ends, too, if only they had it.
         """
         try:
             with Lock(self.path + ".lock"):
                 present = self.read()
                 kept = [lease for lease in present if lease["token"] not in tokens]
+                if undone:
+                    kept = leases.without_lone_sandboxes(kept, [lease for lease in present if lease not in kept])
                 if len(kept) < len(present):
                     self.write(kept)
         except FileNotFoundError:
@@ -297,11 +309,12 @@ class Ledger:
 
             setup.restore_gpus(self._state_dir, self.read, None)
 
-    def hook(self, lease: Lease) -> Edits:
-        """The poststop hook that releases a lease.  It has an environment of its own, not the container's."""
+    def hook(self, token: str) -> Edits:
+        """The poststop hook that releases the lease with this token.  It has an environment of its own, not the
+        container's."""
         hook: Hook = {
             "path": runtimes.hook_program(),
-            "args": ["chandler-hook", "release", self._state_dir, lease["token"]],
+            "args": ["chandler-hook", "release", self._state_dir, token],
             "env": ["PATH=" + paths.SAFE_PATH],
         }
         return Edits([(HOOK, "poststop", hook, LEASE)])

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from shim.errors import ChandlerError
 from shim.host import files, runtimes, userns
 from shim.shapes import Document
-from shim.state import grants, records, stale
+from shim.state import grants, leases, records, stale
 
 if TYPE_CHECKING:
     from shim.state.grants import GrantRecord
@@ -73,6 +73,9 @@ def gather(state_dir: str, present: list[Lease]) -> Rebuilt:
                 of_record = older.pop((root, container), of_state)
                 by_token.setdefault(of_state["token"], {**of_record, "root": root, "token": of_state["token"]})
     by_token.update((lease["token"], lease) for lease in older.values())
+    for lease in [lease for lease in by_token.values() if "claim" in lease]:
+        sandbox = leases.of_sandbox(lease)
+        by_token.setdefault(sandbox["token"], sandbox)
     # A container that no runtime knows may be in the middle of its create, before its runtime has written anything.
     doubts = [
         f"the grant record {path} is damaged, or others could have written it, and its container is unknown"
@@ -114,6 +117,7 @@ def _of_record(record: GrantRecord) -> Lease:
         "group",
         "token",
         "pod",
+        "claim",
     )
     given: Document = dict(record)
     lease: Document = {

@@ -53,6 +53,7 @@ MEMBERS: dict[str, type | list[type]] = {
     "nodes": [list],
     "mark": [str],
     "engine": str,
+    "claim": str,
 }
 # The members of a lease: those of a record, and four more.
 _OF_LEASES: dict[str, type | list[type]] = {
@@ -79,6 +80,7 @@ _UNSEALED = MEMBERS.keys() - {
     "token",
     "mark",
     "engine",
+    "claim",
 }
 
 

@@ -127,7 +127,7 @@ def container(cluster: Cluster, name: str) -> dict[str, Any]:
 
 def held(node: Node) -> int:
     """How many devices are leased."""
-    return sum(map(len, node.leases().values()))
+    return len({name for names in node.leases().values() for name in names})
 
 
 def events(cluster: Cluster, name: str) -> str:
@@ -259,6 +259,42 @@ def test_a_pod_opens_its_own_gpu_alone(cluster: Cluster, handler: None, team: st
     until(lambda: held(node) == 1, "the end of the lease")
     run(cluster, pod("three", 1))
     assert gpus(cluster, "three") == first
+
+
+def test_the_containers_of_a_pod_share_its_gpus(cluster: Cluster, handler: None, team: str) -> None:
+    """The pod's document is one lease, for init, main, sidecar and debug containers, as long as there is the pod."""
+    node = cluster.nodes[0]
+    one = pod("one", 1)
+    sees = "ls /dev | grep '^nvidia[0-9]' >/shared/init; : </dev/$(cat /shared/init)"
+    mounts = [{"name": "shared", "mountPath": "/shared"}]
+    main = {**one["spec"]["containers"][0], "volumeMounts": mounts}
+    init = {"name": "first", "image": IMAGE, "command": ["sh", "-c", sees], "volumeMounts": mounts}
+    one["spec"].update(
+        initContainers=[init], containers=[main, {**main, "name": "side"}], volumes=[{"name": "shared", "emptyDir": {}}]
+    )
+    run(cluster, one, pod("two", 1))
+    (gpu,) = gpus(cluster, "one")
+    assert inside(cluster, "one", "cat /shared/init").split() == [gpu]
+    script = "cd /dev; ls | grep '^nvidia[0-9]' && : <$(ls | grep '^nvidia[0-9]')"
+    assert cluster.kubectl("-n", "team", "exec", "one", "-c", "side", "--", "sh", "-c", script).stdout.split() == [gpu]
+    assert held(node) == 2 and gpus(cluster, "two") != [gpu]
+    debug = ("debug", "one", f"--image={IMAGE}", "--image-pull-policy=IfNotPresent", "--container=debugger", "--quiet")
+    cluster.kubectl("-n", "team", *debug, "--", "sh", "-c", f"{script}; sleep 3600")
+
+    def debugger() -> str:
+        return cluster.kubectl("-n", "team", "logs", "one", "-c", "debugger", check=False).stdout.strip()
+
+    until(lambda: debugger() == gpu, "the debug container's GPU")
+    # The pod keeps its GPU while its containers restart, although another pod waits for one.
+    apply(cluster, pod("three", 1))
+    statuses = cluster.get("-n", "team", "pod", "one")["status"]
+    for each in [*statuses["containerStatuses"], *statuses["ephemeralContainerStatuses"]]:
+        node.ctr("tasks", "kill", "--signal", "KILL", each["containerID"].rpartition("/")[2])
+    until(lambda: container(cluster, "one")["restartCount"] and container(cluster, "one")["ready"], "the restart")
+    assert gpus(cluster, "one") == [gpu]
+    end(cluster, "one")
+    cluster.kubectl("-n", "team", "wait", "--for=condition=Ready", "pod/three", PATIENT)
+    assert gpus(cluster, "three") == [gpu]
 
 
 def test_a_refusal_is_an_event_of_the_pod(cluster: Cluster, handler: None, team: str) -> None:
