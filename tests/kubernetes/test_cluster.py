@@ -245,6 +245,57 @@ def test_admission_answers_in_kubectl(cluster: Cluster, handler: None, team: str
     assert "chandler-node may change the node that it runs on alone" in done.stderr
 
 
+def wide(**gpu: Any) -> dict[str, str]:
+    return {"service": json.dumps({"resources": {"gpu": gpu}})}
+
+
+@pytest.mark.parametrize(
+    ("annotations", "limits"),
+    [
+        ({"resources__gpu__count": "2"}, {"main": {"chandler.oci/nvidia": "2"}}),
+        ({"resources__gpu__vendor": "amd"}, {"main": {"chandler.oci/amd": "1"}}),
+        (wide(), {"main": {"chandler.oci/nvidia": "1"}}),
+        (wide(count=2, vendor="habana", prefer="link"), {"main": {"chandler.oci/gaudi": "2"}}),
+        ({"service": "resources:\n  gpu:\n    count: 3\n    vendor: intel\n"}, {"main": {"chandler.oci/intel": "3"}}),
+        ({"service__main": wide(count=2)["service"]}, {"main": {"chandler.oci/nvidia": "2"}}),
+        ({"service__other": wide(count=2)["service"]}, {}),
+        ({"env__A": "b", "resources__memory": "1Gi"}, {}),
+        (wide(devices=["0"]), {}),
+        (wide(count=1, sharing="mps"), {}),
+        (wide(count=1, sharing="exclusive"), {"main": {"chandler.oci/nvidia": "1"}}),
+        ({"resources__gpu__mps_priority": "1"}, {}),
+    ],
+)
+def test_an_annotation_becomes_a_limit(
+    cluster: Cluster, handler: None, team: str, annotations: dict[str, str], limits: dict[str, dict[str, str]]
+) -> None:
+    """Tried with and without limits of its own, and with an init container, which starts first."""
+
+    def admitted(**more: Any) -> dict[str, dict[str, str]]:
+        asking = pod("one", **annotations)
+        asking["spec"]["containers"][0]["resources"] = more.pop("resources", {})
+        asking["spec"].update(more)
+        done = cluster.kubectl("create", "--dry-run=server", "-o", "json", "-f", "-", input=together(asking))
+        (made,) = json.loads(done.stdout).get("items", [json.loads(done.stdout)])
+        containers = [*made["spec"].get("initContainers", ()), *made["spec"]["containers"]]
+        for each in containers:
+            for name, value in each["resources"].get("limits", {}).items():
+                assert each["resources"]["requests"][name] == value
+        return {each["name"]: each["resources"]["limits"] for each in containers if "limits" in each["resources"]}
+
+    until(lambda: admitted(containers=pod("x", **wide())["spec"]["containers"]) is not None, "the policy")
+    assert admitted() == limits
+    cpu = {"limits": {"cpu": "1"}, "requests": {"memory": "1Mi"}}
+    assert admitted(resources=cpu) == {"main": {"cpu": "1", **limits.get("main", {})}}
+    mine = {"limits": {"chandler.oci/nvidia": "7"}}
+    assert admitted(resources=mine) == {"main": {"chandler.oci/nvidia": "7"}}
+    first = {"name": "first", "image": IMAGE}
+    named = "service__main" in annotations
+    assert admitted(initContainers=[first]) == (
+        limits if named else {"first" if limits else "": limits.get("main")} if limits else {}
+    )
+
+
 def test_a_pod_opens_its_own_gpu_alone(cluster: Cluster, handler: None, team: str) -> None:
     node, other = cluster.nodes
     run(cluster, pod("one", 1, env__A="b"), pod("two", 1), pod("plain"))
