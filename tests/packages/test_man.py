@@ -22,8 +22,8 @@ from hooks import main as hooks
 from shim.cli import main
 from shim.gpu import vendors
 from shim.keys import common, row, storage, table
-from shim.node import config
 from shim.kubelet import main as kubelet
+from shim.node import config
 from shim.nri import main as nri
 from shim.policy import classes, rules
 from shim.request import parse
