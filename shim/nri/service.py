@@ -168,6 +168,7 @@ class Service(GrantBook):
             "namespace": pod.namespace,
             "pod": pod.name,
             "sandbox": pod.id,
+            "called": f"{pod.namespace}/{pod.name}/{container.name}",
             "handler": pod.runtime_handler,
             "seconds": _PATIENCE,
         }

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         shares: List[str]  # never stored: see `holder`
         allocated: bool  # whether the kubelet chose the devices; absent where it did not
         claim: str  # the id of the pod's sandbox, where all containers of the pod share the devices
+        called: str  # NAMESPACE/POD/CONTAINER, in Kubernetes
 
     class _OfNri(Devices, total=False):
         pod: str  # its id
@@ -123,6 +124,15 @@ def describe(lease: Lease) -> str:
     """For people: which container holds which devices, how they are shared, and since when."""
     how = f" ({lease['mode']}{lease['words']})" if "mode" in lease else ""
     return f"{lease['id']} holds {', '.join(lease['names'])}{how} since {utc(lease['since'])}"
+
+
+def of_pod(lease: Lease) -> str:
+    """For people: the container or pod in Kubernetes that holds a lease; its id where it has no such name."""
+    namespace, _, rest = lease.get("called", "").partition("/")
+    pod, _, container = rest.partition("/")
+    if not pod:
+        return lease["id"]
+    return f"pod {namespace}/{pod}" + ("" if lease["id"] == lease.get("claim") else f" ({container})")
 
 
 def utc(seconds: int) -> str:

@@ -352,7 +352,8 @@ def test_a_refusal_is_an_event_of_the_pod(cluster: Cluster, handler: None, team:
     until(lambda: "nvidia.com/gpu=7" in events(cluster, "seven"), "the refusal")
 
 
-def test_pods_outlive_kubelet_and_containerd(cluster: Cluster, handler: None, team: str) -> None:
+def test_pods_outlive_kubelet_containerd_and_device_plugin(cluster: Cluster, handler: None, team: str) -> None:
+    """All killed at once: nothing is leaked, and nothing is given twice."""
     node = cluster.nodes[0]
     run(cluster, pod("one", 1))
     before, leases = gpus(cluster, "one"), node.leases()
@@ -361,13 +362,21 @@ def test_pods_outlive_kubelet_and_containerd(cluster: Cluster, handler: None, te
         return [node.services.pid(name) for name in node.services.names]
 
     killed = pids()
+    selector = ("-l", "app.kubernetes.io/name=chandler-device-plugin", f"--field-selector=spec.nodeName={node.name}")
+    (device_plugin,) = cluster.get("-n", SYSTEM, "pods", *selector)["items"]
+    (status,) = device_plugin["status"]["containerStatuses"]
+    node.ctr("tasks", "kill", "--signal", "KILL", status["containerID"].rpartition("/")[2])
     node.services.systemctl("kill", "--signal=KILL", *node.services.names)
     until(lambda: not {"0", *killed} & set(pids()), "another kubelet and containerd")
     until(lambda: inside(cluster, "one", "echo lives", check=False) == "lives\n", "exec")
     assert gpus(cluster, "one") == before and node.leases() == leases
     assert container(cluster, "one")["restartCount"] == 0
-    end(cluster, "one")
-    until(lambda: held(node) == 0, "the end of the lease")
+    rolled_out(cluster, "chandler-device-plugin")
+    until(lambda: allocatable(cluster) == ["2", "2"], "the kubelets' GPUs")
+    run(cluster, pod("two", 1))
+    assert gpus(cluster, "two") != before and held(node) == 2
+    end(cluster, "one", "two")
+    until(lambda: held(node) == 0, "the end of the leases")
 
 
 def test_an_update_disturbs_no_pod(cluster: Cluster, newer: str, handler: None, team: str) -> None:

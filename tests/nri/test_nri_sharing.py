@@ -99,7 +99,7 @@ class Scene:
         ledger.Ledger(self.state).write([])
 
     def leases(self) -> list[str]:
-        """The containers that have one; a pod's own is tested in test_pod_leases.py."""
+        """The containers that have one; a pod's own is tested in test_nri_pod_leases.py."""
         return [lease["id"] for lease in ledger.Ledger(self.state).read() if lease["id"] != lease.get("claim")]
 
     def mode(self, number: int = 0) -> str:
