@@ -49,7 +49,7 @@ shim.host.device_nodes _pci_vendor moved read_node read_gpu_node
 shim.node.inventory Inventory.explain_missing Inventory.kinds Inventory.names Inventory.near
 shim.node.inventory Account._own_state_dir Account._unfit Account.private
 shim.jsontext _damage _refuse_constant
-shim.state.leases utc describe of_pod of_sandbox sandbox_token without_lone_sandboxes
+shim.state.leases utc describe is_of_sandbox of_pod of_sandbox sandbox_token without_lone_sandboxes
 shim.state.ledger Ledger._failed Ledger._rebuild_if_certain Ledger._recorded Ledger._with_sandbox
 shim.state.ledger Ledger.forget Ledger.rebuild Ledger.release
 shim.state.ledger Ledger.restore_all_gpus Ledger.end_stale_leases nri_lease parse

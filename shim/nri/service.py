@@ -532,7 +532,7 @@ class Service(GrantBook):
         self.metrics.holds = len(self.holds)
         try:
             self.metrics.leases = sum(
-                lease["owner"] == "nri" and lease["id"] != lease.get("claim") for lease in self.ledger.read()
+                lease["owner"] == "nri" and not leases.is_of_sandbox(lease) for lease in self.ledger.read()
             )
         except ChandlerError:
             pass  # the metric keeps its last value

@@ -99,12 +99,16 @@ def of_sandbox(lease: Lease) -> Lease:
     return sandbox
 
 
+def is_of_sandbox(lease: Lease) -> bool:
+    """Whether a lease is that of a pod's sandbox (`of_sandbox`), which uses no device itself."""
+    return lease["id"] == lease.get("claim")
+
+
 def without_lone_sandboxes(kept: List[Lease], ended: List[Lease]) -> List[Lease]:
     """The leases in `kept`, except those of sandboxes whose pod had no container but those in `ended`."""
-    claims = {lease.get("claim") for lease in ended} - {
-        lease.get("claim") for lease in kept if lease["id"] != lease.get("claim")
-    }
-    return [lease for lease in kept if not (lease["id"] == lease.get("claim") and lease["id"] in claims)]
+    claims = {lease.get("claim") for lease in ended}
+    claims -= {lease.get("claim") for lease in kept if not is_of_sandbox(lease)}
+    return [lease for lease in kept if not (is_of_sandbox(lease) and lease["id"] in claims)]
 
 
 def sandbox_token(sandbox: str) -> str:
@@ -132,7 +136,7 @@ def of_pod(lease: Lease) -> str:
     pod, _, container = rest.partition("/")
     if not pod:
         return lease["id"]
-    return f"pod {namespace}/{pod}" + ("" if lease["id"] == lease.get("claim") else f" ({container})")
+    return f"pod {namespace}/{pod}" + ("" if is_of_sandbox(lease) else f" ({container})")
 
 
 def utc(seconds: int) -> str:
