@@ -43,6 +43,11 @@ def sees_all_processes(entry: Entry) -> bool:
     return ours in (_INITIAL, entry.get("pidns", ours)) and not _hidden(entry)
 
 
+def sees_every_process(entry: Entry) -> bool:
+    """Whether we see all processes of this machine, for an entry that does not say in which PID namespace it was made."""
+    return kernel.namespace("pid") == _INITIAL and not _hidden(entry)
+
+
 def _hidden(entry: Entry) -> bool:
     """Whether /proc may hide the container's processes from us.
 

@@ -16,6 +16,7 @@ from shim.errors import ChandlerError
 from shim.host import files, runtimes
 from shim.shapes import Document
 from shim.state import liveness, records
+from shim.state.leases import is_of_sandbox
 
 if TYPE_CHECKING:
     from shim.state.leases import Entry, Lease
@@ -31,8 +32,11 @@ _CREATOR = frozenset(("boot", "pid", "started", "runtime"))  # a record with the
 def is_stale(lease: Lease) -> bool:
     """Whether the container of a lease is certainly gone; False when that is not certain.
 
-    Only the NRI plugin ends its own leases, since its containers exist before any runtime knows them.
+    Only the NRI plugin ends its own leases, since its containers exist before any runtime knows them.  A pod's sandbox
+    is there before its containers, so one without a process is gone.
     """
+    if lease["owner"] == "nri" and is_of_sandbox(lease):
+        return liveness.sees_every_process(lease) and not liveness.occupants(lease)
     return bool(lease["owner"] == "oci") and is_gone(lease)
 
 

@@ -20,6 +20,8 @@ from lab.nvidia import Commands
 from lab.plugin import until
 from lab.units import Unit, systemctl
 
+from shim.state.leases import is_of_sandbox
+
 UNIT = Unit("chandler-nri.service")
 SLICE = "kubepods.slice"
 ONE = bundle.request(resources={"gpu": {"count": 1}})
@@ -39,7 +41,8 @@ class Service:
     def leases(self) -> dict[str, str]:
         """Container to owner, from the ledger file itself, because it is read often here."""
         with open(os.path.join(self.chandler.state, "leases"), encoding="utf-8") as ledger:
-            return {lease["id"]: lease["owner"] for lease in json.load(ledger)["leases"]}
+            held = json.load(ledger)["leases"]
+        return {lease["id"]: lease["owner"] for lease in held if not is_of_sandbox(lease)}
 
 
 @pytest.fixture

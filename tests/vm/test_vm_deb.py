@@ -246,9 +246,10 @@ def test_pods(cri: CRI) -> None:
 
 
 def test_containers_live_through_an_upgrade(package: Package, cri: CRI) -> None:
-    running, ending = (
-        cri.run(cri.pod(name, ONE, "chandler", cgroup_parent="kubepods.slice")) for name in ("through", "between")
+    through, between = (
+        cri.pod(name, ONE, "chandler", cgroup_parent="kubepods.slice") for name in ("through", "between")
     )
+    running, ending = cri.run(through), cri.run(between)
     with open("/etc/chandler/config.toml", "a", encoding="utf-8") as file:
         file.write("# mine\n")
     sh("systemctl", "start", *PLUGINS)
@@ -257,18 +258,22 @@ def test_containers_live_through_an_upgrade(package: Package, cri: CRI) -> None:
     # This can last for minutes while other packages are unpacked.
     for command in (["leases"], ["leases", "release", "--stale", "--quiet"], ["refresh", "--quiet"], ["ps"]):
         assert "Traceback" not in sh("chandler", *command)
-    cri.remove(ending)  # its hook is the old version's, or the new one's
-    assert ending not in sh("chandler", "leases")
+    # Their hooks are the old version's, or the new one's.
+    cri.remove(ending)
+    cri.end(between)
+    assert "between" not in sh("chandler", "leases")
     rare = {**ONE, **bundle.request(resources={"gpu": {"count": 1}}, cap_drop=["CAP_MKNOD"])}
     meanwhile = cri.run(cri.pod("meanwhile", rare, "chandler", cgroup_parent="kubepods.slice"))
     assert opens(cri, meanwhile) == "opened\n"
     cri.remove(meanwhile)
-    assert meanwhile not in sh("chandler", "leases")
+    cri.end(cri.pods[-1])
+    assert "meanwhile" not in sh("chandler", "leases")
     sh("dpkg", "--configure", "--force-confold", "chandler")
     assert NEWER in sh("dpkg-query", "--show", "chandler")
-    assert opens(cri, running) == "opened\n" and running in sh("chandler", "leases")
+    assert opens(cri, running) == "opened\n" and "pod default/through (main)" in sh("chandler", "leases")
     cri.remove(running)
-    assert running not in sh("chandler", "leases")
+    cri.end(through)
+    assert "through" not in sh("chandler", "leases")
     with open("/etc/chandler/config.toml", encoding="utf-8") as file:
         assert file.read().endswith("# mine\n")
     assert state("chandler-refresh.path") == ("active", "enabled")

@@ -50,7 +50,7 @@ def test_a_lease_of_a_pod(cri: CRI, chandler: Installation, gpus: Node) -> None:
     fourth = cri.create(cri.pod("late", one, "chandler", cgroup_parent="kubepods.slice"))
     with pytest.raises(Refused) as error:
         cri.start(fourth)
-    assert f"{first} holds nvidia.com/gpu=0" in reason(error)
+    assert "pod default/first (main) holds nvidia.com/gpu=0" in reason(error)
     systemctl("daemon-reload")
     right()
     for container in (first, second, third):
