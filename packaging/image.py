@@ -38,7 +38,7 @@ shim.engine CheckedRequest._as_pods CheckedRequest._of_pod Granting.undo Plan.ad
 shim.engine _config_by_rules _rare_edits _with_allocations claims_for_pod plan
 shim.host.files cannot_read_now exists make_directory unseal
 shim.host.kernel cgroups cgroups_of oom_score unified_cgroups
-shim.host.trust check_own_directory read_trusted
+shim.host.trust broken_link check_own_directory read_trusted
 shim.host.userns outer_uid overflow_uid has_outside_owner _effective_capabilities
 shim.gpu.vendors all_names node_directories with_gpus
 shim.gpu.choose Grant.joined _device_number _devices _free _from_nodes

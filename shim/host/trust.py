@@ -52,6 +52,21 @@ def path_steps(path: str) -> List[Tuple[str, posix.stat_result]]:
     return passed
 
 
+def broken_link(path: str) -> str:
+    """The link on the way to `path`, or at its end, because of which nothing is found there; '' when there is none.
+
+    The way that leads nowhere may be in a directory of somebody else, who could have removed what was there.
+    """
+    while path:
+        try:
+            status = posix.lstat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            path = path.rpartition("/")[0]
+            continue
+        return path if status.st_mode & _FORMAT == _LINK and not files.exists(path) else ""
+    return ""
+
+
 def check_trust(path: str, status: posix.stat_result, owners: Dict[int, str], last: bool = True) -> None:
     """Raises TrustError when somebody else than `owners` could have put or changed what is at `path`.
 

@@ -37,8 +37,10 @@ def read_spec_dirs(directories: list[str], owners: dict[int, str]) -> list[SpecD
         try:
             trust.check_path(directory, owners)
             names = spec_names(directory)
-        except FileNotFoundError:
+        except FileNotFoundError as failed:
             names = []
+            if trust.broken_link(directory):
+                error = errors.HostError(f"the CDI directory {directory} cannot be read: {failed.strerror}")
         except OSError as failed:
             names, error = [], errors.HostError(f"the CDI directory {directory} cannot be read: {failed.strerror}")
         except errors.TrustError as failed:

@@ -64,11 +64,17 @@ class Sources:
     def note_configuration(self, path: str) -> bool:
         """`note` for a file or directory of the configuration.
 
-        Raises ConfigError when it cannot be looked at, since it may exist.
+        Raises ConfigError when it cannot be looked at, since it may exist, or when a link to it leads nowhere.
         """
         try:
             self.configuration[path] = self._note(path)
         except (FileNotFoundError, NotADirectoryError):
+            link = trust.broken_link(path)
+            if link:
+                raise ConfigError(
+                    f"the configuration {path} cannot be read: the target of the link {link} is missing",
+                    "restore the target, or remove the link",
+                ) from None
             self.absent.add(path)
             return False
         except OSError as error:
@@ -190,6 +196,12 @@ def read_config(account: Account, sources: Sources | None = None) -> tuple[Confi
 
 def config_texts(account: Account, sources: Sources) -> list[tuple[str, bytes]]:
     """The configuration's files with their bytes.  Raises ConfigError or TrustError."""
+    names = _config_names(account, sources)
+    return [(path, text) for path in names for text in [_config_text(account, path, sources)] if text is not None]
+
+
+def _config_names(account: Account, sources: Sources) -> list[str]:
+    """The paths of the configuration's files; the main one may be missing.  Raises ConfigError or TrustError."""
     if not account.config_path.startswith("/"):
         raise ConfigError(f"the configuration {account.config_path}, which CHANDLER_CONFIG names, is no absolute path")
     names = [account.config_path]
@@ -211,25 +223,37 @@ def config_texts(account: Account, sources: Sources) -> list[tuple[str, bytes]]:
             continue
         except OSError as error:
             raise ConfigError(f"the configuration {checked} cannot be read: {error.strerror}") from None
-    texts = []
-    for path in names:
-        if not sources.note_configuration(path):
-            if path == account.config_path != paths.CONFIG_DIR + "/config.toml":
-                raise ConfigError(f"the configuration {path}, which CHANDLER_CONFIG names, does not exist")
-            continue
-        try:
-            texts.append((path, trust.read_trusted(path, _MAX_CONFIG, account.owners)))
-        except OSError as error:
-            raise ConfigError(f"the configuration {path} cannot be read: {error.strerror}") from None
-    return texts
+    return names
+
+
+def _config_text(account: Account, path: str, sources: Sources) -> bytes | None:
+    """The bytes of one file of the configuration, None when it does not exist.  Raises ConfigError or TrustError."""
+    if not sources.note_configuration(path):
+        if path == account.config_path != paths.CONFIG_DIR + "/config.toml":
+            raise ConfigError(f"the configuration {path}, which CHANDLER_CONFIG names, does not exist")
+        return None
+    try:
+        return trust.read_trusted(path, _MAX_CONFIG, account.owners)
+    except OSError as error:
+        raise ConfigError(f"the configuration {path} cannot be read: {error.strerror}") from None
 
 
 def prefixes(account: Account) -> list[str]:
-    """The annotation prefixes to look for when the configuration cannot be used: the default and the configured one."""
+    """The annotation prefixes to look for when the configuration cannot be used: the default and the configured one.
+
+    Files that cannot be read are left out: the others may configure it.
+    """
     try:
-        configured = _config.annotation_prefix(config_texts(account, Sources()))
+        names = _config_names(account, Sources())
     except ChandlerError:
-        configured = ""
+        names = [account.config_path]
+    texts = []
+    for path in names:
+        try:
+            texts.append((path, _config_text(account, path, Sources()) or b""))
+        except ChandlerError:
+            continue
+    configured = _config.annotation_prefix(texts)
     return [prefix for prefix in dict.fromkeys((_config.DEFAULT_PREFIX, configured)) if prefix]
 
 

@@ -173,10 +173,10 @@ def parse(argv: List[str], kind: str = "") -> Invocation:
 def _read(argv: List[str], kind: str) -> Invocation:
     call = Invocation()
     table = OPTIONS[kind]
-    reader = _READERS[kind]
+    reader = READERS[kind]
     # In all three, the options before the verb end at the first argument.
     given, rest, call.certain = (_argp if kind == "crun" else _go if kind == "runc" else _clap_globals)(
-        argv, _options(kind, table[""])
+        argv, options_of(kind, table[""])
     )
     exits = _note(call, given)
     if not call.certain:
@@ -190,7 +190,7 @@ def _read(argv: List[str], kind: str) -> Invocation:
         reader = _go_reordered
     if kind == "youki" and call.verb not in EDITED:
         reader = _clap_id
-    given, call.words, certain = reader(rest[1:], _options(kind, table.get(call.verb, "")))
+    given, call.words, certain = reader(rest[1:], options_of(kind, table.get(call.verb, "")))
     exits = _note(call, given) or exits
     call.root, call.log, call.log_format = before_verb  # after the verb, -r is another option: delete's is --regex
     call.edited = call.verb in EDITED and not exits
@@ -198,7 +198,7 @@ def _read(argv: List[str], kind: str) -> Invocation:
         call.certain = call.certain and certain and len(call.words) == 1
         if not call.certain and not call.bundle:
             # The value of an unknown option may have ended the options too early: look for --bundle in all words.
-            _note(call, _clap(rest[1:], _options(kind, table.get(call.verb, "")))[0])
+            _note(call, _clap(rest[1:], options_of(kind, table.get(call.verb, "")))[0])
             call.root, call.log, call.log_format = before_verb
     else:
         call.bundle = call.config = ""
@@ -216,7 +216,7 @@ def _verb_at(argv: List[str], otherwise: int) -> int:
     """
     options: Dict[str, str] = {}
     for kind in KINDS:
-        options.update(_options(kind, OPTIONS[kind][""]))
+        options.update(options_of(kind, OPTIONS[kind][""]))
     at = 0
     while at < len(argv) and argv[at][:1] == "-":
         name, equals, _ = argv[at].lstrip("-").partition("=")
@@ -226,7 +226,7 @@ def _verb_at(argv: List[str], otherwise: int) -> int:
     return min(at, len(argv))
 
 
-def _options(kind: str, table: str) -> Dict[str, str]:
+def options_of(kind: str, table: str) -> Dict[str, str]:
     """A text of options, and those of _ALWAYS, as name -> whether it takes a value: "", "=" or "?" (see OPTIONS)."""
     result = {}
     for word in f"{table} {_ALWAYS[kind]}".split():
@@ -414,4 +414,4 @@ def _clap_id(words: List[str], options: Dict[str, str]) -> Tuple[Given, List[str
     return _clap(words, options, stops=True)
 
 
-_READERS: Dict[str, Reader] = {"runc": _go, "youki": _clap, "crun": _argp}
+READERS: Dict[str, Reader] = {"runc": _go, "youki": _clap, "crun": _argp}

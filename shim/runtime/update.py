@@ -13,6 +13,7 @@ import posix
 from shim import jsontext
 from shim.errors import ChandlerError
 from shim.host import files
+from shim.runtime import args as _args
 from shim.state import records
 
 TYPE_CHECKING = False
@@ -20,21 +21,25 @@ if TYPE_CHECKING:
     from typing import Any
 
 MAX_RESOURCES = 4 << 20  # bytes of the resources' JSON text
+_RESOURCES = frozenset(("resources", "r"))
 
 
 def with_devices(
-    rest: list[str], first: int, state_dir: str, root: str, container: str, spelled: str = ""
+    rest: list[str], call: _args.Invocation, kind: str, state_dir: str, root: str, container: str
 ) -> list[str]:
     """The runtime's arguments for an update: `rest`, or `rest` with the changed resources on standard input.
 
-    `first`: the index of the verb in `rest`; `root`: the runtime's root directory; `spelled`: that directory as the
-    command line gives it.  Resources that cannot be opened are left to the runtime, which reports them.
+    `call`: what `rest` says to the runtime of this kind; `root`: the runtime's root directory.  Resources that cannot
+    be opened are left to the runtime, which reports them.
     Raises OSError, and HostError for resources that are too large: the runtime would apply them without our rules.
     """
-    index, start = _option(rest, first + 1)
-    record = records.read(state_dir, root, container, spelled) if index else None
+    options = _args.options_of(kind, _args.OPTIONS[kind]["update"])
+    given, arguments, certain = _args.READERS[kind](rest[call.index + 1 :], options)
+    sources = [value for name, value in given if name in _RESOURCES]
+    record = records.read(state_dir, root, container, call.root) if sources and certain else None
     our_rules = record.get("rules", []) if record is not None else []
-    data = _read(rest[index][start:]) if our_rules else None
+    # crun takes the last one; youki refuses a second one
+    data = _read(sources[-1]) if our_rules and (len(sources) == 1 or kind == "crun") else None
     if data is None:
         return rest
     # The runtime inherits the changed resources as its standard input, and reads them through `--resources -`.
@@ -43,24 +48,14 @@ def with_devices(
     posix.lseek(descriptor, 0, 0)
     posix.dup2(descriptor, 0)
     posix.close(descriptor)
-    return [*rest[:index], rest[index][:start] + "-", *rest[index + 1 :]]
+    others = [_word(name, value, options[name]) for name, value in given if name not in _RESOURCES]
+    end = ["--"] if arguments and arguments[0][:1] == "-" else []
+    return [*rest[: call.index + 1], *others, "--resources=-", *end, *arguments]
 
 
-def _option(words: list[str], at: int) -> tuple[int, int]:
-    """Where the value of --resources is: (index of its word, offset in that word); (0, 0) without that option.
-
-    `at`: the index of the first word after the verb.
-    """
-    while at < len(words):
-        word = words[at]
-        if word in ("--resources", "-r"):
-            return (at + 1, 0) if at + 1 < len(words) else (0, 0)
-        if word.startswith("--resources="):
-            return at, len("--resources=")
-        if word.startswith("-r"):
-            return at, 2
-        at += 1
-    return 0, 0
+def _word(name: str, value: str, takes: str) -> str:
+    """An option as one word.  Those of one letter, but -r, have no value."""
+    return f"-{name}" if len(name) == 1 else f"--{name}={value}" if takes else f"--{name}"
 
 
 def _read(source: str) -> bytes | None:

@@ -121,7 +121,7 @@ def _pass_through(
         except ChandlerError:
             trusted = ""  # records that somebody else may have written are not used
         if trusted:
-            rest = update.with_devices(rest, call.index, trusted, root, call.id, call.root)
+            rest = update.with_devices(rest, call, kind, trusted, root, call.id)
     try:
         _exec(binary, rest, environment)
     except OSError as error:

@@ -28,6 +28,7 @@ _PF_EXITING = 4  # in the flags of /proc/PID/stat.  Source: include/linux/sched.
 # The initial PID namespace, from which every process is seen.  Source: PROC_PID_INIT_INO, include/linux/proc_ns.h.
 _INITIAL = "pid:[4026531836]"
 _INITIAL_USER = "user:[4026531837]"  # PROC_USER_INIT_INO, in the same file
+_INITIAL_CGROUP = "cgroup:[4026531835]"  # PROC_CGROUP_INIT_INO
 _PAGE, _MAX = 4095, 64 << 20  # bytes of a file in /proc: the first read, enough for most, and the limit
 
 
@@ -94,9 +95,10 @@ def occupants(entry: Entry, groups: Iterable[str] = ()) -> list[int]:
     """
     wanted = [*patterns(entry.get("group", ""), entry["id"]), *(_components(group) for group in groups)]
     wanted = [pattern for pattern in wanted if pattern]
+    inner = kernel.namespace("cgroup") not in ("", _INITIAL_CGROUP)
     pids = []
     for pid in _processes():
-        if any(_in_group(table, wanted) for table in _tables(pid)) and not _ended(pid):
+        if any(_in_group(table, wanted, inner) for table in _tables(pid)) and not _ended(pid):
             pids.append(int(pid))
     return pids
 
@@ -127,38 +129,55 @@ def _tables(pid: str) -> Iterator[str]:
             yield f"0:cpuset:{_read(f'/proc/{task}/cpuset')}"
 
 
-def _in_group(table: str, wanted: list[list[str]]) -> bool:
-    """Whether a /proc/PID/cgroup text has a group that matches one of the patterns, or is below one that does."""
+def _in_group(table: str, wanted: list[list[str]], inner: bool) -> bool:
+    """Whether a /proc/PID/cgroup text has a group that matches one of the patterns, or is below one that does.
+
+    `inner`: see `_within`.
+    """
     if not any(pattern[-1] in table for pattern in wanted):
         return False
     paths = [path.split("/") for path in kernel.cgroups(table).values()]
-    return any(_within(path, pattern) for path in paths for pattern in wanted)
+    return any(_within(path, pattern, inner) for path in paths for pattern in wanted)
+
+
+def has_group(entry: Entry) -> bool:
+    """Whether the container has a control group of its own: linux.cgroupsPath may be /, too."""
+    group = entry.get("group", "")
+    return not group or bool(_components(group))
 
 
 def patterns(group: str, container: str) -> list[list[str]]:
     """The possible last names of a container's control group, each pattern a list of path components.
 
     `group` is linux.cgroupsPath ('' where the runtime chooses).  The cgroupfs driver reads it as a path, the systemd
-    driver as SLICE:PREFIX:NAME; we do not know which driver it was, so there are patterns for both.
-    Source: runc's libcontainer/cgroups, crun's cgroup-systemd.c, youki's libcgroups; engines put the id into the name.
+    driver as SLICE:PREFIX:NAME.  We do not know which runtime and driver it was, and what one of them refuses or names
+    in its own way may be a name to another one.  So these are all names that any of them makes, of any text.
+
+    Source, for the systemd driver: runc's libcontainer/cgroups/systemd/common.go (getUnitName), crun's
+    cgroup-systemd.c (get_systemd_scope_and_slice), youki's libcgroups/src/systemd/manager.rs.  For a path that the
+    runtime chooses: crun's cgroup-cgroupfs.c, youki's libcontainer/src/utils.rs (get_cgroup_path).  Engines put the id
+    into the name.
     """
     names = _components(group)
-    if group == NO_GROUP:
-        return []
-    if not names:
+    if not group:
         return [
             [container],
+            [f":youki:{container}"],  # the cgroupfs driver of youki takes its name for the systemd driver as a path
             *(
                 [f"{prefix}-{container}.scope"]
                 for prefix in ("runc", "crun", "youki", "libpod", "docker", "crio", "cri-containerd")
             ),
         ]
+    if not names:
+        return []
     candidates = [names, [*names[:-1], names[-1] + ".scope"]]
-    if group.count(":") == 2:
-        _, prefix, name = group.split(":")
-        candidates += [[f"{prefix}-{name}.scope"] if prefix else [f"{name}.scope"]]
-        if name.endswith(".slice"):
-            candidates.append([name])
+    slice_name, colon, unit = group.partition(":")
+    if colon:
+        # crun accepts any number of colons, and makes a dash of the second; an empty PREFIX leaves the dash.
+        candidates.append([unit.replace(":", "-", 1) + ".scope"])
+        candidates.append([f"{slice_name}-{unit}.scope"])  # youki takes two words for PREFIX:NAME
+        name = unit.rpartition(":")[2]
+        candidates.append([name if name.endswith(".slice") else name + ".scope"])
     return candidates
 
 
@@ -184,10 +203,17 @@ def _components(path: str) -> list[str]:
     return names
 
 
-def _within(path: list[str], pattern: list[str]) -> bool:
-    """Whether the names of `pattern` follow one another somewhere in `path`."""
+def _within(path: list[str], pattern: list[str], inner: bool) -> bool:
+    """Whether the names of `pattern` follow one another somewhere in `path`.
+
+    `inner`: we read in a cgroup namespace, which shows paths without the names above its root.  So the path may also
+    begin with the last names of the pattern, after a `..` for each level.  Source: cgroup_namespaces(7).
+    """
     length = len(pattern)
-    return any(path[at : at + length] == pattern for at in range(len(path) - length + 1))
+    if any(path[at : at + length] == pattern for at in range(len(path) - length + 1)):
+        return True
+    shown = [name for name in path if name not in ("", "..")]
+    return inner and any(shown[: length - at] == pattern[at:] for at in range(1, length))
 
 
 def _processes() -> Iterator[str]:

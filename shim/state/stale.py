@@ -62,11 +62,15 @@ def is_gone(entry: Entry) -> bool:
     if liveness.occupants(entry, groups(state)) or liveness.has_other_threads(pid):
         return False
     if all(os.path.exists(os.path.join(state, name)) for name in _needed(entry["runtime"])):
-        return liveness.in_our_time_namespace(entry) and _status(entry) == "stopped"
+        if not liveness.in_our_time_namespace(entry) or _status(entry) != "stopped":
+            return False
+        # crun says so of a running container whose group was renamed.  Without the start time, the pid may be another
+        # process's by now; and the runtime has looked at the process itself.
+        return not (started and liveness.runs(entry, pid, started))
     if pid and liveness.runs(entry, pid, started) or not pid and os.path.exists(os.path.join(state, _NAMES_INIT)):
         return False
     # Without a control group nothing shows whether processes are left.
-    return entry.get("group") != liveness.NO_GROUP and liveness.sees_root(entry)
+    return liveness.has_group(entry) and liveness.sees_root(entry)
 
 
 def _needed(runtime: str) -> tuple[str, ...]:

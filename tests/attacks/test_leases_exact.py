@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
@@ -388,6 +389,34 @@ def test_a_state_directory_that_has_lost_a_file(attack: Attack) -> None:
     assert attack.engine.call("delete", "--force", "c1", check=False).returncode != 0
     until_gone(attack)
     assert attack.create("b3", attack.engine.root, "c3") == "" and attack.records() == ["c3"]
+
+
+@pytest.mark.parametrize("runtime", ONCE, indirect=True)
+def test_a_container_whose_runtime_names_the_group_and_has_lost_its_state(attack: Attack) -> None:
+    """Only the control group shows then that the container runs; youki has a name of its own kind for it."""
+    made = attack.bundle("b1")
+    config = made.config
+    del config["linux"]["cgroupsPath"]
+    made.config = config
+    attack.engine.create(made, container := "x" + bundle.GROUPS)
+    shutil.rmtree(os.path.join(attack.engine.root, container))
+    assert HELD in attack.create("b2", attack.engine.root, "c2")
+    assert attack.chandler("leases", "release", "--stale").stdout.startswith("0 stale leases ended")
+
+
+@pytest.mark.skipif(cgroups.mode() == "unified", reason="needs cgroup v1, whose groups can be renamed")
+@pytest.mark.parametrize("runtime", ["crun", "newer-crun"], indirect=True)
+def test_a_running_container_whose_group_was_renamed(attack: Attack) -> None:
+    """crun looks for processes in the group, and calls such a container stopped."""
+    made = attack.bundle("b1")
+    attack.engine.create(made, "c1")
+    attack.engine.call("start", "c1")
+    group = made.config["linux"]["cgroupsPath"]
+    for path in glob.glob(f"{cgroups.SYSFS}/*{group}"):
+        if not path.startswith(f"{cgroups.SYSFS}/unified/"):
+            os.rename(path, path + "-renamed")
+    assert HELD in attack.create("b2", attack.engine.root, "c2")
+    assert attack.chandler("leases", "release", "--stale").stdout.startswith("0 stale leases ended")
 
 
 # --- stopped is not unused ------------------------------------------------------------------------------------------

@@ -478,6 +478,34 @@ def test_a_config_d_that_is_no_directory(node: Node) -> None:
         node.compiled()
 
 
+@pytest.mark.parametrize("warm", [True, False])
+@pytest.mark.parametrize("link", ["etc", "etc/config.toml", "etc/config.d", "etc/config.d/50-deny.toml"])
+def test_a_configuration_behind_a_link_whose_target_is_gone(node: Node, link: str, warm: bool) -> None:
+    """It once counted as missing, so that whoever owns the target's directory could lift a `deny`."""
+    (node.directory / "etc/config.d").mkdir(mode=0o755)
+    node.put("etc/config.d/50-deny.toml", '[policy]\ndeny = ["gpu"]')
+    node.put("etc/config.d/60-prefix.toml", 'annotation-prefix = "example.com/"')
+    real = node.directory / "real"
+    os.rename(node.directory / link, real)
+    (node.directory / link).symlink_to(real)
+    if warm:
+        stored(node)
+        assert load(node).config["policy.deny"] == ["gpu"]
+    os.rename(real, node.directory / "gone")
+    with pytest.raises(ConfigError, match=f"target of the link {node.directory / link} is missing"):
+        compiler.load(node.account())
+    known = ["chandler.oci/"] if link in ("etc", "etc/config.d") else ["chandler.oci/", "example.com/"]
+    assert compiler.prefixes(node.account()) == known
+
+
+def test_a_cdi_directory_behind_a_link_whose_target_is_gone(node: Node) -> None:
+    """Its files could have refused the devices that another directory describes."""
+    (node.directory / "etc/cdi2").symlink_to(node.directory / "gone")
+    assert node.compiled().problems
+    os.unlink(node.directory / "etc/cdi2")
+    assert not node.compiled().problems
+
+
 def test_no_configuration_means_the_defaults(node: Node) -> None:
     os.unlink(node.directory / "etc/config.toml")
     config, had_file = compiler.read_config(node.account())

@@ -293,7 +293,7 @@ def test_the_tables_have_every_option_of_the_installed_runtimes(label: str) -> N
     runtime = runtimes.named(label)
     if runtime.missing:
         pytest.skip(runtime.missing)
-    always = {name + takes for name, takes in args._options(runtime.kind, "").items()} | {"help", "h", "usage", "?"}
+    always = {name + takes for name, takes in args.options_of(runtime.kind, "").items()} | {"help", "h", "usage", "?"}
     asked = 0
     for verb in sorted(
         {verb for table in args.OPTIONS.values() for verb in table} | {"start", "state", "pause", "resume", "features"}

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lab import REPOSITORY, partial
 
-from shim.runtime import update
+from shim.runtime import args, update
 from shim.state import grants
 
 OURS = [{"allow": True, "type": "c", "major": 195, "minor": 0, "access": "rwm"}]
@@ -21,21 +21,19 @@ DENY = {"allow": False, "access": "rwm"}
 # Becomes what a runtime would: says its arguments and what it reads as the resources.
 CHILD = """
 import json, sys
-from shim.runtime import update
-rest = update.with_devices(sys.argv[2:], 0, sys.argv[1], "/root", "c1")
-value = "-"
-for word, following in zip(rest, [*rest[1:], ""]):
-    if word[:2] == "-r" or word[:11] == "--resources":
-        value = word.partition("=")[2] or following or "-"
-        break
+from shim.runtime import args, update
+state, kind, *rest = sys.argv[1:]
+rest = update.with_devices(rest, args.parse(rest, kind), kind, state, "/root", "c1")
+given = args.READERS[kind](rest[1:], args.options_of(kind, args.OPTIONS[kind]["update"]))[0]
+value = [value for name, value in given if name in ("resources", "r")][-1]
 text = (sys.stdin if value == "-" else open(value)).read()
 print(json.dumps([rest, text]))
 """
 
 
-def updated(state: Path, data: str, *words: str) -> tuple[list[str], Any]:
+def updated(state: Path, data: str, *words: str, kind: str = "crun") -> tuple[list[str], Any]:
     done = subprocess.run(
-        [sys.executable, "-c", CHILD, str(state), *words],
+        [sys.executable, "-c", CHILD, str(state), kind, *words],
         cwd=REPOSITORY,
         input=data,
         capture_output=True,
@@ -66,14 +64,28 @@ def test_resources_on_standard_input_get_the_devices(state: Path) -> None:
     assert rest == words and json.loads(text) == JOINED
 
 
-@pytest.mark.parametrize("option", [["--resources", "FILE"], ["--resources=FILE"], ["-r", "FILE"]])
+@pytest.mark.parametrize(
+    ("kind", "option"),
+    [
+        *(
+            (kind, option)
+            for kind in ("crun", "youki")
+            for option in ("--resources FILE", "--resources=FILE", "-r FILE")
+        ),
+        ("youki", "-r=FILE"),
+        # abbreviations, and the last one of several
+        *(("crun", option) for option in ("-rFILE", "--resource=FILE", "--res FILE", "-r /none -r FILE")),
+        ("crun", "--resources /none --resources FILE"),
+    ],
+)
 def test_resources_from_a_file_get_the_devices_and_the_file_does_not_change(
-    state: Path, tmp_path: Path, option: list[str]
+    state: Path, tmp_path: Path, kind: str, option: str
 ) -> None:
     file = tmp_path / "resources"
     file.write_text(json.dumps(RESOURCES))
-    rest, text = updated(state, "", "update", *(word.replace("FILE", str(file)) for word in option), "c1")
-    assert rest == ["update", *(word.replace("FILE", "-") for word in option), "c1"]
+    words = option.replace("FILE", str(file)).split()
+    rest, text = updated(state, "", "update", "--memory", "5", *words, "c1", kind=kind)
+    assert rest == ["update", "--memory=5", "--resources=-", "c1"]
     assert json.loads(text) == JOINED and json.loads(file.read_text()) == RESOURCES
 
 
@@ -89,7 +101,7 @@ def test_what_was_read_from_a_pipe_arrives(state: Path, source: str) -> None:
     """Other names of standard input, too, and what needs several reads."""
     large = {**RESOURCES, "unified": {f"x{n}": "y" * 1000 for n in range(1000)}}
     rest, text = updated(state, json.dumps(large), "update", "--resources", source, "c1")
-    assert rest[2] == "-" and json.loads(text) == {**JOINED, "unified": large["unified"]}
+    assert rest[1] == "--resources=-" and json.loads(text) == {**JOINED, "unified": large["unified"]}
 
 
 @pytest.mark.parametrize("source", ["-", "/dev/stdin", "FILE"])
@@ -121,7 +133,8 @@ def test_an_update_of_an_unknown_container_is_unchanged(tmp_path: Path) -> None:
     ],
 )
 def test_an_update_without_resources_is_unchanged(state: Path, words: list[str]) -> None:
-    assert update.with_devices(words, 0, str(state), "/root", "c1") == words
+    call = args.parse(words, "crun")
+    assert update.with_devices(words, call, "crun", str(state), "/root", "c1") == words
 
 
 @given(

@@ -169,6 +169,21 @@ def test_a_container_of_crun_whose_config_json_is_lost(tmp_path: Path) -> None:
         assert stale.is_stale(found) == gone, text
 
 
+@pytest.mark.parametrize("name", ["status", "state.json"])
+def test_a_runtime_calls_a_container_stopped_whose_first_process_runs(tmp_path: Path, name: str) -> None:
+    """As crun on cgroup v1 does when root has renamed the container's group in all hierarchies."""
+    runtime = tmp_path / ("crun" if name == "status" else "runc")
+    runtime.write_text('#!/bin/sh\necho \'{"status": "stopped"}\'\n')
+    runtime.chmod(0o755)
+    found = lease(tmp_path, "c") | {"runtime": str(runtime)}
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c/config.json").touch()
+    keys = ("pid", "process-start-time") if name == "status" else ("init_process_pid", "init_process_start")
+    for started, gone in ((kernel.started(os.getpid()), False), (1, True), (0, True)):
+        (tmp_path / "c" / name).write_text(json.dumps(dict(zip(keys, (os.getpid(), started)))))
+        assert stale.is_stale(found) == gone
+
+
 def test_the_wrapper_takes_over_what_the_plugin_held_for_the_same_container(tmp_path: Path) -> None:
     """The plugin's answer came too late. The container is the wrapper's now, and it has only one lease."""
     kept = Ledger(str(tmp_path))

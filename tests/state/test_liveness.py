@@ -33,6 +33,16 @@ ID = "0123456789abcdef" * 4
         (f"a.slice:libpod:{ID}", ID, f"/a.slice/libpod-{ID}.scope/container", True),
         (f"a.slice:libpod:{ID}", ID, f"/a.slice/libpod-conmon-{ID}.scope", False),
         ("a.slice::own", "c", "/a.slice/own.scope", True),
+        # As runtimes name them: youki without a path; runc and crun with an empty prefix; crun with one colon or three.
+        ("", ID, f"/:youki:{ID}", True),
+        ("system.slice::n1", "c", "/system.slice/-n1.scope", True),
+        ("::n1", "c", "/system.slice/-n1.scope/container", True),
+        (":lab:n1", "c", "/system.slice/lab-n1.scope", True),
+        ("system.slice:n1", "c", "/system.slice/n1.scope/container", True),
+        ("lab:n1", "c", "/system.slice/lab-n1.scope", True),
+        ("system.slice:lab:a:n1", "c", "/system.slice/lab-a:n1.scope/container", True),
+        ("a.slice:b.slice:lab:n1", "c", "/a.slice/b.slice-lab:n1.scope/container", True),
+        ("a.slice:lab:n1", "c", "/a.slice/lab-n10.scope", False),
         ("a.slice:x:b.slice", "c", "/a.slice/b.slice", True),
         ("", ID, f"/kubepods/pod1/{ID}", True),
         ("", ID, f"/kubepods.slice/cri-containerd-{ID}.scope", True),
@@ -46,7 +56,16 @@ ID = "0123456789abcdef" * 4
 )
 def test_groups_of_every_driver(group: str, container: str, path: str, inside: bool) -> None:
     patterns = liveness.patterns(group, container)
-    assert any(liveness._within(path.split("/"), pattern) for pattern in patterns) is inside
+    assert any(liveness._within(path.split("/"), pattern, False) for pattern in patterns) is inside
+
+
+@pytest.mark.parametrize(
+    ("path", "inside"),
+    [("/../../pod2/c", True), ("/../pod1/c", False), ("/c", True), ("/../x/pod2/c", False), ("/a/pod2/c/below", True)],
+)
+def test_a_cgroup_namespace_shows_a_group_without_the_names_above(path: str, inside: bool) -> None:
+    assert liveness._within(path.split("/"), ["a", "pod2", "c"], True) is inside
+    assert liveness._within(path.split("/"), ["a", "pod2", "c"], False) is path.startswith("/a")
 
 
 @pytest.mark.parametrize(
@@ -155,7 +174,8 @@ def test_a_root_is_its_resolved_absolute_path(
 def test_without_a_control_group_a_container_never_counts_as_gone(tmp_path: Path) -> None:
     made = entry(tmp_path, pid=4194000, started=1, id="c", runtime="/bin/false")
     assert stale.is_gone(made | {"group": "/no/such/group"})
-    assert not stale.is_gone(made | {"group": liveness.NO_GROUP})
+    for none in (liveness.NO_GROUP, "/", "/a/.."):
+        assert not stale.is_gone(made | {"group": none})
 
 
 @pytest.mark.parametrize(
