@@ -43,6 +43,7 @@ shim.host.userns outer_uid overflow_uid has_outside_owner _effective_capabilitie
 shim.gpu.vendors all_names node_directories with_gpus
 shim.gpu.choose Grant.joined _device_number _devices _free _from_nodes
 shim.gpu.choose _named _node _present_numbers _key_of_nodes gpu_names_by_number with_allocated with_devices
+shim.policy.engines called
 shim.policy.words source_of_policy
 shim.state.grants remove
 shim.host.device_nodes _pci_vendor moved read_node read_gpu_node

@@ -45,7 +45,7 @@ def sees_all_processes(entry: Entry) -> bool:
 
 
 def sees_every_process(entry: Entry) -> bool:
-    """Whether we see all processes of this machine, for an entry that does not say in which PID namespace it was made."""
+    """Whether we see all processes of this machine, for an entry without the PID namespace of its create."""
     return kernel.namespace("pid") == _INITIAL and not _hidden(entry)
 
 

@@ -296,6 +296,7 @@ def test_another_python(package: Package, cri: CRI, lab: str) -> None:
     running = cri.run(cri.pod("between", ONE, "chandler", cgroup_parent="kubepods.slice"))
     assert opens(cri, running) == "opened\n"
     cri.remove(running)
+    cri.end(cri.pods[-1])
     assert "nvidia" not in sh("chandler", "leases") and not os.path.exists(image)
 
     tree = f"{lab}/python3-minimal"

@@ -58,9 +58,14 @@ def test_a_lease_of_a_pod(cri: CRI, chandler: Installation, gpus: Node) -> None:
     for words in EVENTS:
         systemctl(*words)
     right()
-    assert chandler.leases() == {first: ["nvidia.com/gpu=0"], second: ["nvidia.com/gpu=1"]}
+    assert chandler.leases() == {
+        id: [f"nvidia.com/gpu={number}"]
+        for number, ids in enumerate(((first, cri.pods[0].id), (second, cri.pods[1].id)))
+        for id in ids
+    }
     cri.remove(first)
-    assert chandler.leases().keys() == {second}
+    cri.end(cri.pods[0])
+    assert chandler.leases().keys() == {second, cri.pods[0].id}
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
