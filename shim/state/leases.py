@@ -49,12 +49,14 @@ if TYPE_CHECKING:
     class _OfNri(Devices, total=False):
         pod: str  # its id
         container: str  # the container's name in the pod
+        namespace: str  # of a ResourceClaim, with the next
+        name: str
 
     class Lease(Entry, _OfNri):
         """What one container holds."""
 
         token: str
-        owner: str  # oci or nri
+        owner: str  # oci, nri, or dra: then the id is the uid of a ResourceClaim
         since: int  # seconds since 1970
 
 
@@ -120,9 +122,10 @@ def can_be_taken_over(lease: Lease, to: Lease) -> bool:
 
 
 def describe(lease: Lease) -> str:
-    """For people: which container holds which devices, how they are shared, and since when."""
+    """For people: which container or ResourceClaim holds which devices, how they are shared, and since when."""
+    who = f"ResourceClaim {lease['namespace']}/{lease['name']}" if lease["owner"] == "dra" else lease["id"]
     how = f" ({lease['mode']}{lease['words']})" if "mode" in lease else ""
-    return f"{lease['id']} holds {', '.join(lease['names'])}{how} since {utc(lease['since'])}"
+    return f"{who} holds {', '.join(lease['names'])}{how} since {utc(lease['since'])}"
 
 
 def utc(seconds: int) -> str:

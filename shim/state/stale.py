@@ -31,8 +31,12 @@ _CREATOR = frozenset(("boot", "pid", "started", "runtime"))  # a record with the
 def is_stale(lease: Lease) -> bool:
     """Whether the container of a lease is certainly gone; False when that is not certain.
 
-    Only the NRI plugin ends its own leases, since its containers exist before any runtime knows them.
+    Only the NRI plugin ends its own leases, since its containers exist before any runtime knows them.  That of a
+    ResourceClaim (`dra`) ends when the kubelet says so; after a restart of the machine, the kubelet asks for each claim
+    anew before it starts a container.
     """
+    if lease["owner"] == "dra":
+        return liveness.of_another_boot(lease)
     return bool(lease["owner"] == "oci") and is_gone(lease)
 
 
@@ -136,8 +140,8 @@ def prune(state_dir: str, minimum_age: float) -> list[str]:
     """
     removed = []
     for path, record in records.every(state_dir):
-        if record is None or record.get("owner") == "nri":
-            continue  # a damaged one is for `chandler leases rebuild`; the plugin removes its own
+        if record is None or record.get("owner") in ("nri", "dra"):
+            continue  # a damaged one is for `chandler leases rebuild`; plugin and DRA driver remove their own
         if records.restorable(record):
             continue
         try:
