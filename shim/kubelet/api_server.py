@@ -82,6 +82,11 @@ class ApiServer:
         """A Node.  Raises HostError or Refused."""
         return self._call("GET", f"/api/v1/nodes/{quote(name, safe='')}")
 
+    def close(self) -> None:
+        """Ends the connection; another call makes another."""
+        with self._lock:
+            self._drop()
+
     def _call(self, method: str, path: str, sent: Document | None = None) -> Document:
         """The object that the API server answers.  Raises HostError or Refused."""
         body = None if sent is None else json.dumps(sent).encode()
@@ -97,7 +102,7 @@ class ApiServer:
             try:
                 status, data = self._exchange(method, path, body, headers)
             except (OSError, http.client.HTTPException) as error:
-                self._close()
+                self._drop()
                 raise HostError(
                     f"the API server {self._host}:{self._port} gives no answer: {error or type(error).__name__}"
                 ) from None
@@ -115,7 +120,7 @@ class ApiServer:
             try:
                 return self._try(self._connection, method, path, body, headers)
             except (ConnectionError, http.client.HTTPException):
-                self._close()
+                self._drop()
         trusted = ssl.create_default_context(cafile=f"{self._account}/ca.crt")
         self._connection = http.client.HTTPSConnection(self._host, self._port, timeout=_PATIENCE, context=trusted)
         return self._try(self._connection, method, path, body, headers)
@@ -127,11 +132,11 @@ class ApiServer:
         response = connection.getresponse()
         data = response.read(_MAX_ANSWER + 1)
         if len(data) > _MAX_ANSWER:
-            self._close()
+            self._drop()
             raise HostError(f"{method} {path}: the answer has more than {_MAX_ANSWER} bytes")
         return response.status, data
 
-    def _close(self) -> None:
+    def _drop(self) -> None:
         if self._connection is not None:
             self._connection.close()
             self._connection = None

@@ -93,6 +93,7 @@ class Driver:
     def stop(self) -> None:
         self._publisher.stop()
         self._stop_server()
+        self._api.close()
 
     def _stop_server(self) -> None:
         server, self._server = self._server, None

@@ -16,7 +16,6 @@ from lab.kubectl import (
     given,
     gpus,
     held,
-    labelled,
     namespace,
     pod,
     rolled_out,
@@ -27,13 +26,13 @@ from lab.kubectl import (
 CLASS = "nvidia.gpu.chandler.oci"
 
 
-@pytest.fixture
-def driver(cluster: Cluster, bare: dict[str, dict[str, str]]) -> None:
-    """The driver alone: no handler, so containers run with the engine's usual runtime."""
-    assert not labelled(cluster)
+@pytest.fixture(scope="module")
+def driver(cluster: Cluster, bare: dict[str, dict[str, str]]) -> Iterator[None]:
     cluster.kubectl("apply", *given("namespace.yaml", "config.yaml", "dra.yaml"))
     rolled_out(cluster, "chandler-device-plugin")
     until(lambda: [len(names) for names in offered(cluster).values()] == [2, 2], "ResourceSlices")
+    yield
+    cluster.kubectl("delete", *given("dra.yaml"), PATIENT)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from lab.cluster import Cluster, Node
 from lab.containerd import IMAGE
 from lab.manifests import DIRECTORY
 
-SYSTEM, LABEL = "chandler-system", "chandler.oci/runtime"
+SYSTEM = "chandler-system"
 RESOURCE = "chandler.oci/nvidia"
 PATIENT = "--timeout=90s"  # how long kubectl waits for what it has asked for
 until = functools.partial(nri.until, patience=90.0)
@@ -92,8 +92,3 @@ def gpus(cluster: Cluster, name: str) -> list[str]:
 def held(node: Node) -> int:
     """How many devices are leased."""
     return len({name for names in node.leases().values() for name in names})
-
-
-def labelled(cluster: Cluster) -> list[str]:
-    """The nodes for which a RuntimeClass sends pods."""
-    return [node["metadata"]["name"] for node in cluster.get("nodes", "-l", f"{LABEL}=ready")["items"]]
