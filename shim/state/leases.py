@@ -123,7 +123,7 @@ def can_be_taken_over(lease: Lease, to: Lease) -> bool:
 
 def describe(lease: Lease) -> str:
     """For people: which container or ResourceClaim holds which devices, how they are shared, and since when."""
-    who = f"ResourceClaim {lease['namespace']}/{lease['name']}" if lease["owner"] == "dra" else lease["id"]
+    who = f"ResourceClaim {lease['namespace']}/{lease['name']}" if lease.get("owner") == "dra" else lease["id"]
     how = f" ({lease['mode']}{lease['words']})" if "mode" in lease else ""
     return f"{who} holds {', '.join(lease['names'])}{how} since {utc(lease['since'])}"
 

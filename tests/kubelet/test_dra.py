@@ -215,6 +215,7 @@ def test_what_is_refused(stage: Stage) -> None:
     add("one", UID, "nvidia-0", "nvidia-1")
     stage.configure("[policy]\nmax-gpus = 1\n")
     until(lambda: "max-gpus" in kubelet.prepare("one", UID).error, "the policy")
+    kubelet.unprepare("one", UID)  # it may have been prepared before that
     assert stage.left() == ({}, [], [])
     # Parameters of another driver are not ours.
     stage.configure()
@@ -258,9 +259,9 @@ def test_it_may_be_killed_between_any_two_steps(stage: Stage, monkeypatch: pytes
         file.write(text)
     stage.api.add_claim("one", UID, "nvidia-2", "nvidia-0")
     left = 0  # until the kill; each step counts twice, before and after it
-    for module, name in ((files, "replace"), (os, "unlink"), (grants, "remove")):
 
-        def step(*words: Any, real: Callable[..., Any] = getattr(module, name), **more: Any) -> Any:
+    def stepwise(real: Callable[..., Any]) -> Callable[..., Any]:
+        def step(*words: Any, **more: Any) -> Any:
             nonlocal left
             left -= 1
             if left == 0:
@@ -271,11 +272,17 @@ def test_it_may_be_killed_between_any_two_steps(stage: Stage, monkeypatch: pytes
                 raise Killed
             return done
 
-        monkeypatch.setattr(module, name, step)
+        return step
+
+    for module, name in ((files, "replace"), (os, "unlink"), (grants, "remove")):
+        monkeypatch.setattr(module, name, stepwise(getattr(module, name)))
     drivers = Drivers(stage)
     prepared = ({UID: [gpu(2), gpu(0)]}, [f"gpu.chandler.oci-claim_{UID}.json"], [f"00000000-{UID}.json"])
     nothing: Any = ({}, [], [])
-    states = ((drivers.prepare, prepared, drivers.unprepare, nothing), (drivers.unprepare, nothing, drivers.prepare, prepared))
+    states = (
+        (drivers.prepare, prepared, drivers.unprepare, nothing),
+        (drivers.unprepare, nothing, drivers.prepare, prepared),
+    )
     for call, then, back, before in states:
         left = 0
         back()
@@ -335,10 +342,11 @@ def test_a_container_with_a_claim_is_left_alone(stage: Stage, needs_mounts: None
     given = {"path": device.inside, "type": "c", "major": device.major, "minor": device.minor}
     for asks in (False, True):
         made = bundle.make(os.path.join(stage.workdir, f"x{asks}"), ["sleep", "600"], bundle.pod("x"))
-        made.config["linux"]["devices"] = [given]
+        config = made.config
+        config["linux"]["devices"] = [given]
         if asks:
-            made.config["annotations"]["chandler.oci/resources.gpu.count"] = "1"
-        made.write()
+            config["annotations"]["chandler.oci/resources.gpu.count"] = "1"
+        made.config = config
         done = engine.create(made, f"x{asks}", check=False)
         assert bool(done.returncode) == asks, done.stdout
         assert not asks or "config.json has a GPU already" in done.stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -120,3 +121,39 @@ def test_pods_that_share_a_claim_share_one_lease(cluster: Cluster, driver: None,
     assert gpus(cluster, "three") == gpus(cluster, "two") and len(node.leases()) == 1
     end(cluster, "two", "three")
     until(lambda: not node.leases(), "the end of the lease")
+
+
+def test_a_driver_writes_the_slices_of_its_own_node_alone(cluster: Cluster, driver: None) -> None:
+    def refusal(node: str, name: str = "gpu.chandler.oci") -> str:
+        pool = {"name": node, "generation": 1, "resourceSliceCount": 1}
+        made = {
+            "apiVersion": "resource.k8s.io/v1",
+            "kind": "ResourceSlice",
+            "metadata": {"name": "x"},
+            "spec": {"driver": name, "nodeName": node, "pool": pool, "devices": []},
+        }
+        account = ("--as", f"system:serviceaccount:{SYSTEM}:chandler-dra")
+        extra = ("--as-user-extra", "authentication.kubernetes.io/node-name=node-1")
+        words = ("create", "--dry-run=server", "--validate=false", *account, *extra, "-f", "-")
+        done = cluster.kubectl(*words, input=json.dumps(made), check=False)
+        assert bool(done.returncode) == bool(done.stderr)
+        return done.stderr
+
+    assert refusal("node-1") == ""
+    assert "may write the ResourceSlices of the node that it runs on alone" in refusal("node-2")
+    assert "may write the ResourceSlices of gpu.chandler.oci alone" in refusal("node-1", "other.example")
+
+
+def test_parameters_are_checked_and_limits_are_enough(cluster: Cluster, driver: None, team: str) -> None:
+    node = cluster.nodes[0]
+    apply(cluster, claim("odd", parameters={"colour": "red"}), with_claim("odd", "odd"))
+
+    def events() -> str:
+        found = cluster.get("-n", "team", "events", "--field-selector=involvedObject.name=odd")["items"]
+        return "\n".join(each["message"] for each in found)
+
+    until(lambda: "it has the unknown parameter colour of gpu.chandler.oci" in events(), "the refusal")
+    limited = pod("limited", handler="")
+    limited["spec"]["containers"][0]["resources"] = {"limits": {"gpu.chandler.oci/nvidia": "1"}}
+    run(cluster, limited)
+    assert len(gpus(cluster, "limited")) == 1 and held(node) == 1
