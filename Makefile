@@ -2,6 +2,7 @@
 PREFIX ?= /usr
 SYSCONFDIR ?= /etc
 STATEDIR ?= /run/chandler
+KEEPDIR ?= /var/lib/chandler
 PYTHON ?= /usr/bin/python3
 
 .PHONY: demo test quick unit bench install lint launcher deb rpm
@@ -32,7 +33,8 @@ bench:
 	tests/bench/run
 
 install:
-	DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' SYSCONFDIR='$(SYSCONFDIR)' STATEDIR='$(STATEDIR)' PYTHON='$(PYTHON)' packaging/install
+	DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' SYSCONFDIR='$(SYSCONFDIR)' STATEDIR='$(STATEDIR)' KEEPDIR='$(KEEPDIR)' \
+		PYTHON='$(PYTHON)' packaging/install
 
 deb:
 	packaging/build-deb

@@ -34,8 +34,8 @@ shim.policy.caller Caller._check_image Caller.believed_engine _of_storage
 shim.cdi.names check_class check_device check_vendor file_name split_kind
 shim.cdi.resolve unresolvable
 shim.oci.config_file ConfigJson._forget ConfigJson._original ConfigJson.restore _unread
-shim.engine CheckedRequest._of_pod Granting.undo Plan.add _check_engine_devices _config_by_rules
-shim.engine _rare_edits _with_allocations claims_for_pod plan
+shim.engine CheckedRequest._as_pods CheckedRequest._of_pod Granting.undo Plan.add _check_engine_devices
+shim.engine _config_by_rules _rare_edits _with_allocations claims_for_pod plan
 shim.host.files cannot_read_now exists make_directory unseal
 shim.host.kernel cgroups cgroups_of oom_score unified_cgroups
 shim.host.trust check_own_directory read_trusted
@@ -49,7 +49,7 @@ shim.host.device_nodes _pci_vendor moved read_node read_gpu_node
 shim.node.inventory Inventory.explain_missing Inventory.kinds Inventory.names Inventory.near
 shim.node.inventory Account._own_state_dir Account._unfit Account.private
 shim.jsontext _damage _refuse_constant
-shim.state.leases utc describe of_sandbox sandbox_token without_lone_sandboxes
+shim.state.leases utc describe is_of_sandbox of_pod of_sandbox sandbox_token without_lone_sandboxes
 shim.state.ledger Ledger._failed Ledger._rebuild_if_certain Ledger._recorded Ledger._with_sandbox
 shim.state.ledger Ledger.forget Ledger.rebuild Ledger.release
 shim.state.ledger Ledger.restore_all_gpus Ledger.end_stale_leases dra_lease nri_lease parse

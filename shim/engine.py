@@ -107,6 +107,7 @@ class CheckedRequest:
         "_closing",
         "_bound",
         "_devices",
+        "called",
         "claim",
     )
 
@@ -123,6 +124,7 @@ class CheckedRequest:
         self.request = request
         # The id of the pod's sandbox, where all containers of the pod share the devices; else ''.
         self.claim = call_facts.get("sandbox", "") if leased and request.pod_wide and request.gpu else ""
+        self.called = call_facts.get("called", "")
         self._gpu = request.gpu
         self._document = document
         self._engine_names = engine_names
@@ -192,6 +194,8 @@ class CheckedRequest:
             )
         except errors.CdiError as error:
             raise error.within(request.source) from None
+        except errors.LeaseError as error:
+            raise (self._as_pods(error, held or []) if self.called else error) from None
         if grant.names and not self._built:
             leased = held is not None
             present = reader.device_numbers(self._document) if leased else {}
@@ -213,6 +217,24 @@ class CheckedRequest:
             [(ANNOTATION, self._config["annotation-prefix"] + parse.MARK, ",".join(grant.names), "for people to read")]
         )
         return Plan(request, grant, self._before, (self._training, mark, closing), share)
+
+    def _as_pods(self, error: errors.LeaseError, held: List[Lease]) -> errors.LeaseError:
+        """The error with the names of pods in place of ids, for whoever sees the events of this pod.
+
+        The pods of other namespaces are not named, since not everybody may see them.
+        """
+        from shim.state import leases
+
+        what, namespace = error.what, self.called.partition("/")[0]
+        for lease in held:
+            if "called" in lease:
+                owner = leases.of_pod(lease) if lease["called"].partition("/")[0] == namespace else "another namespace"
+                what = what.replace(lease["id"], owner)
+        return errors.LeaseError(
+            what,
+            "wait for a pod to end (`kubectl get pods` shows it); with the GPUs in the pod's limits "
+            "(chandler.oci/nvidia: 1) the scheduler waits for them",
+        )
 
     def _of_pod(self, held: List[Lease]) -> Tuple[Optional[Document], List[Lease]]:
         """resources.gpu with the devices of the pod, if the pod has any yet, and the leases of all others.
@@ -292,6 +314,8 @@ class Granting:
                 lease["group"] = checked.cgroups_path(plan.edits, manager)
             if checked.claim:
                 lease["claim"] = checked.claim
+            if checked.called:
+                lease["called"] = checked.called
             return plan
 
         try:
@@ -422,10 +446,14 @@ def check_request(
             if not engine_names:
                 return None
             request = parse.Request({}, "annotation cdi.k8s.io/*")
-        if leased and request.pod_wide and caller is not None and caller.engine in engines.SANDBOXES:
+        if leased and caller is not None and caller.engine in engines.SANDBOXES:
             # Set by the engine, as for the container's name above.
             sandbox = annotations.get(engines.SANDBOXES[caller.engine], "")
-            call_facts = {"sandbox": sandbox if type(sandbox) is str else "", **call_facts}
+            call_facts = {
+                "sandbox": sandbox if type(sandbox) is str else "",
+                "called": engines.called(annotations, caller.engine),
+                **call_facts,
+            }
         if request.allocations:
             request, names = _with_allocations(request)
             call_facts = {**call_facts, "devices": names}

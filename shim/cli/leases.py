@@ -13,6 +13,7 @@ from shim.errors import HostError, LeaseError
 from shim.node import compiler
 from shim.node.inventory import Account
 from shim.state import stale
+from shim.state.leases import of_pod
 from shim.state.ledger import Ledger
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def show(arguments: argparse.Namespace) -> int:
     rows = [("CONTAINER", "DEVICES", "MODE", "LIMITS", "SINCE", "BY", "STATE")]
     rows += [
         (
-            lease["id"],
+            of_pod(lease),
             ", ".join(lease["names"]),
             lease.get("mode", "exclusive") + lease.get("words", ""),
             limits(lease),

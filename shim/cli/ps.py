@@ -22,6 +22,7 @@ from shim.node.inventory import Account
 from shim.shapes import Document
 from shim.sharing import pages
 from shim.state import grants, records
+from shim.state.leases import is_of_sandbox
 from shim.state.ledger import Ledger
 
 if TYPE_CHECKING:
@@ -71,6 +72,8 @@ def containers(leases: list[Lease], records: list[GrantRecord]) -> list[Document
     rows = []
     leased = set()
     for lease in leases:
+        if is_of_sandbox(lease):
+            continue
         leased.add((lease.get("root", ""), lease["id"]))
         rows.append(
             {

@@ -33,13 +33,16 @@ def resources(inventory: Inventory) -> dict[str, str]:
     """{CDI kind: name of its resource} for the kinds that may have devices on this node.
 
     A vendor's resource is called after it (`chandler.oci/nvidia`), unless `kubernetes.resources` names it.  Other kinds
-    have a resource only where that key gives them one.  Raises ConfigError for two kinds with one name.
+    have a resource only where that key gives them one.  Raises ConfigError for two kinds with one name, and for one
+    kind with two.
     """
     config = inventory.config
     names: dict[str, str] = {}
     configured = dict(config["kubernetes.resources"])
     for vendor in vendors.with_gpus():
         given = [configured.pop(word) for word in (*vendor.names, vendor.kind) if word in configured]
+        if len(given) > 1:
+            raise ConfigError(f"kubernetes.resources: {vendor.kind} has several names: {', '.join(given)}")
         names[vendor.kind] = given[0] if given else config["annotation-prefix"] + vendor.name
     names.update(configured)
     for kind, name in names.items():

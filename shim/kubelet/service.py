@@ -50,10 +50,7 @@ class Service:
         self.directory = directory
         self._log = log
         self.inventory: Inventory = compiler.compile_now(account)
-        try:
-            self._key = allocations.make_key()
-        except OSError as error:
-            raise HostError(f"{allocations.key_path()} cannot be made: {error.strerror}") from None
+        self._key()  # so that what a person must repair is said at the start
         self.plugins: dict[str, DevicePlugin] = {}  # by CDI kind
         self._order: dict[str, dict[str, int]] = {}  # by CDI kind: name of a device, its number
         self._watch = Watch()
@@ -91,7 +88,11 @@ class Service:
             self._reload()
         self._read_ledger()
         for kind, resource in devices.resources(self.inventory).items():
-            self._serve(kind, resource)
+            try:
+                self._serve(kind, resource)
+                self._say(resource, "")
+            except ChandlerError as error:
+                self._say(resource, str(error))
         if self._driver is not None:
             self._driver.look(self._held)
 
@@ -126,7 +127,7 @@ class Service:
     # --- the kubelet ----------------------------------------------------------------------------------------------
 
     def _serve(self, kind: str, resource: str) -> None:
-        """Keeps the plugin of one kind: its devices, its socket, and its registration at the kubelet."""
+        """Keeps the plugin of one kind: its devices, its socket, and its registration.  Raises ChandlerError."""
         survey = devices.survey(kind, self.inventory, self._held)
         plugin = self.plugins.get(kind)
         if plugin is not None and plugin.resource != resource:  # the configuration has another name for it now
@@ -141,19 +142,14 @@ class Service:
         self._order[kind] = {device.name: number for number, device in enumerate(survey)}
         for device, before in plugin.update(survey):
             self._tell(resource, device, before)
-        try:
-            kubelet = self._kubelet()
-            if kubelet == self._registered.get(kind) and sockets.status(plugin.path) is not None:
-                return
-            plugin.stop()
-            plugin.start()  # anew: a kubelet that starts removes all sockets of plugins
-            plugin.register()
-        except ChandlerError as error:
-            self._registered[kind] = None
-            self._say(resource, str(error))
+        kubelet = self._kubelet()
+        if kubelet == self._registered.get(kind) and sockets.status(plugin.path) is not None:
             return
+        self._registered[kind] = None
+        plugin.stop()
+        plugin.start()  # anew: a kubelet that starts removes all sockets of plugins
+        plugin.register()
         self._registered[kind] = kubelet
-        self._say(resource, "")
         self._told(f"the kubelet has taken {resource}")
 
     def _plugin(self, kind: str, resource: str) -> DevicePlugin:
@@ -174,7 +170,14 @@ class Service:
             if name not in self._order.get(kind, {}):
                 raise HostError(f"{name} is no device of this node", "delete the pod; another one gets what is there")
         key = self.inventory.config["annotation-prefix"] + parse.ALLOCATION + kind.partition("/")[0]
-        return {key: allocations.text(names, self._key)}
+        return {key: allocations.text(names, self._key())}
+
+    def _key(self) -> bytes:
+        """The node's key, read each time, since a person may have replaced it.  Raises TrustError or HostError."""
+        try:
+            return allocations.make_key()
+        except OSError as error:
+            raise HostError(f"{allocations.key_path()} cannot be made: {error.strerror}") from None
 
     def _kubelet(self) -> object:
         """What tells the kubelet's socket from that of another start.  Raises HostError or TrustError."""

@@ -164,7 +164,7 @@ def _volumes(value: Any) -> bool:
 def _resources(value: Any) -> bool:
     return (
         isinstance(value, dict)
-        and all("/" in name or name in vendors.all_names() for name in value)
+        and all("/" in name or vendors.by_name(name) in vendors.with_gpus() for name in value)
         and all(isinstance(name, str) and _RESOURCE.fullmatch(name) for name in value.values())
         and len(set(value.values())) == len(value)
     )

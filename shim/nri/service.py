@@ -168,6 +168,7 @@ class Service(GrantBook):
             "namespace": pod.namespace,
             "pod": pod.name,
             "sandbox": pod.id,
+            "called": f"{pod.namespace}/{pod.name}/{container.name}",
             "handler": pod.runtime_handler,
             "seconds": _PATIENCE,
         }
@@ -531,7 +532,7 @@ class Service(GrantBook):
         self.metrics.holds = len(self.holds)
         try:
             self.metrics.leases = sum(
-                lease["owner"] == "nri" and lease["id"] != lease.get("claim") for lease in self.ledger.read()
+                lease["owner"] == "nri" and not leases.is_of_sandbox(lease) for lease in self.ledger.read()
             )
         except ChandlerError:
             pass  # the metric keeps its last value

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         namespace: str
         pod: str
         sandbox: str  # the id of the pod's sandbox
+        called: str  # NAMESPACE/POD/CONTAINER
         container: str  # its name in the pod
         image: str
         user: Tuple[str, ...]  # who starts the container (shim.keys.host_facts.caller)

@@ -47,6 +47,13 @@ ENGINES: Dict[str, Tuple[str, str]] = {
 }
 
 
+def called(annotations: Document, engine: str) -> str:
+    """NAMESPACE/POD/CONTAINER, with which an engine of Kubernetes names a container; '' where it names none."""
+    keys = KEYS[engine]
+    names = [annotations.get(keys[field]) for field in ("namespace", "pod", "container")]
+    return "/".join(str(name) for name in names) if all(type(name) is str for name in names) else ""
+
+
 def container(annotations: Document, engine: str) -> Tuple[Optional[str], bool]:
     """(name of the container in its pod or None, whether it is the pod's sandbox).
 

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         shares: List[str]  # never stored: see `holder`
         allocated: bool  # whether the kubelet chose the devices; absent where it did not
         claim: str  # the id of the pod's sandbox, where all containers of the pod share the devices
+        called: str  # NAMESPACE/POD/CONTAINER, in Kubernetes
 
     class _OfNri(Devices, total=False):
         pod: str  # its id
@@ -100,12 +101,16 @@ def of_sandbox(lease: Lease) -> Lease:
     return sandbox
 
 
+def is_of_sandbox(lease: Lease) -> bool:
+    """Whether a lease is that of a pod's sandbox (`of_sandbox`), which uses no device itself."""
+    return lease["id"] == lease.get("claim")
+
+
 def without_lone_sandboxes(kept: List[Lease], ended: List[Lease]) -> List[Lease]:
     """The leases in `kept`, except those of sandboxes whose pod had no container but those in `ended`."""
-    claims = {lease.get("claim") for lease in ended} - {
-        lease.get("claim") for lease in kept if lease["id"] != lease.get("claim")
-    }
-    return [lease for lease in kept if not (lease["id"] == lease.get("claim") and lease["id"] in claims)]
+    claims = {lease.get("claim") for lease in ended}
+    claims -= {lease.get("claim") for lease in kept if not is_of_sandbox(lease)}
+    return [lease for lease in kept if not (is_of_sandbox(lease) and lease["id"] in claims)]
 
 
 def sandbox_token(sandbox: str) -> str:
@@ -123,9 +128,20 @@ def can_be_taken_over(lease: Lease, to: Lease) -> bool:
 
 def describe(lease: Lease) -> str:
     """For people: which container or ResourceClaim holds which devices, how they are shared, and since when."""
-    who = f"ResourceClaim {lease['namespace']}/{lease['name']}" if lease.get("owner") == "dra" else lease["id"]
+    who = f"ResourceClaim {lease['id']}" if lease.get("owner") == "dra" else lease["id"]
     how = f" ({lease['mode']}{lease['words']})" if "mode" in lease else ""
     return f"{who} holds {', '.join(lease['names'])}{how} since {utc(lease['since'])}"
+
+
+def of_pod(lease: Lease) -> str:
+    """For people: the container, pod or ResourceClaim in Kubernetes that holds a lease; its id where it has no name."""
+    if lease["owner"] == "dra":
+        return f"ResourceClaim {lease['namespace']}/{lease['name']}"
+    namespace, _, rest = lease.get("called", "").partition("/")
+    pod, _, container = rest.partition("/")
+    if not pod:
+        return lease["id"]
+    return f"pod {namespace}/{pod}" + ("" if is_of_sandbox(lease) else f" ({container})")
 
 
 def utc(seconds: int) -> str:

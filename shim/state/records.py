@@ -63,6 +63,7 @@ _OF_LEASES: dict[str, type | list[type]] = {
     "since": int,
     "container": str,
     "allocated": bool,
+    "called": str,
 }
 _NEEDED = frozenset(("token", "owner", "id", "names", "keys", "since"))
 _NEEDED_OF_OCI = frozenset(("root", "runtime", "pid", "started"))

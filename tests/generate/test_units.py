@@ -11,7 +11,7 @@ import lab
 import pytest
 
 REPOSITORY = pathlib.Path(lab.REPOSITORY)
-ETC, STATE = "/opt/x/etc", "/opt/x/state"
+ETC, STATE, KEEP = "/opt/x/etc", "/opt/x/state", "/opt/x/kept"
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +28,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
             "PREFIX": "/opt/x",
             "SYSCONFDIR": ETC,
             "STATEDIR": STATE,
+            "KEEPDIR": KEEP,
         },
     )
     return root
@@ -42,6 +43,22 @@ def test_the_service_runs_what_is_installed(installed: pathlib.Path) -> None:
     assert values(unit, "ExecStart") == ["/opt/x/bin/chandler refresh --quiet"]
     assert (installed / "opt/x/bin/chandler").exists()
     assert values(unit, "Type") == ["oneshot"]
+
+
+@pytest.mark.parametrize("name", ["chandler-nri", "chandler-kubelet-plugin"])
+def test_the_plugins_run_what_is_installed(installed: pathlib.Path, name: str) -> None:
+    unit = installed / f"opt/x/lib/systemd/system/{name}.service"
+    assert values(unit, "ExecStart") == [f"/opt/x/bin/{name}"] and (installed / f"opt/x/bin/{name}").exists()
+    assert values(unit, "Type") == ["notify"] and "/var/lib/chandler" not in unit.read_text()
+
+
+def test_the_device_plugin_may_write_where_it_keeps_its_key(installed: pathlib.Path) -> None:
+    unit = installed / "opt/x/lib/systemd/system/chandler-kubelet-plugin.service"
+    assert f"+/bin/mkdir -p {KEEP}" in values(unit, "ExecStartPre")
+    (writable,) = values(unit, "ReadWritePaths")
+    assert f"-{KEEP}" in writable.split()
+    code = (installed / "opt/x/lib/chandler/shim/paths.py").read_text()
+    assert f'KEEP_DIR = "{KEEP}"' in code
 
 
 def test_no_watched_path_is_one_that_refresh_writes_to(installed: pathlib.Path) -> None:

@@ -276,6 +276,14 @@ def test_what_a_person_can_meet(workdir: str) -> None:
         file.write("short")
     done = run()
     assert done.returncode == 1 and "allocation.key" in done.stderr and "Traceback" not in done.stderr
+    os.unlink(os.path.join(installation.keep, "allocation.key"))
+    for names, words in (
+        ('{gaudi = "x.com/a", habana = "x.com/b"}', "intel.com/gaudi has several names: x.com/a, x.com/b"),
+        ('{nvidia = "chandler.oci/amd"}', "chandler.oci/amd is the resource of nvidia.com/gpu and of another kind"),
+    ):
+        installation.configure(["runc"], more=f"[kubernetes]\nresources = {names}\n")
+        done = run()
+        assert done.returncode == 1 and words in done.stderr and "Traceback" not in done.stderr
     code = f"import sys; sys.path.insert(0, {REPOSITORY!r}); from shim.kubelet.main import main; sys.exit(main())"
     alone = [PYTHON, "-I", "-S", "-c", code]
     done = subprocess.run(alone, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)

@@ -126,8 +126,10 @@ def test_a_claim_is_prepared_and_unprepared(stage: Stage) -> None:
     # No other claim gets one of these, whatever the scheduler says, nor does an annotation name a claim's file.
     stage.api.add_claim("two", OTHER, "nvidia-0")
     refusal = kubelet.prepare("two", OTHER).error
-    assert f"{gpu(0)} is not free: ResourceClaim team/one holds" in refusal
+    assert f"{gpu(0)} is not free: ResourceClaim {UID} holds" in refusal  # whose it is, others need not know
     assert list(stage.installation.leases()) == [UID]
+    listed = subprocess.run([stage.installation.program("chandler"), "leases"], capture_output=True, text=True, env={})
+    assert "ResourceClaim team/one" in listed.stdout and " dra " in listed.stdout
     assert kubelet.unprepare("one", UID) == kubelet.unprepare("one", UID) == ""
     assert stage.left() == ({}, [], [])
     assert kubelet.prepare("two", OTHER).error == "" and stage.installation.leases() == {OTHER: [gpu(0)]}

@@ -261,7 +261,10 @@ def test_every_kind_of_object_with_pod_annotations_is_matched() -> None:
 @pytest.mark.parametrize("name", [name for name in FILES if name.startswith("examples/")])
 def test_the_examples_need_the_first_label(name: str) -> None:
     (manifest,) = documents(name)
-    assert REQUESTS.refusal(manifest, namespace=namespace())
+    refusal = REQUESTS.refusal(manifest, namespace=namespace())
+    assert "may not ask anything of Chandler" in refusal
+    assert ("resources.limits chandler.oci/nvidia" in refusal) == (name == "examples/limits.yaml")
+    assert REQUESTS.refusal(manifest, manifest, namespace()) == "", "what is there already is left alone"
     assert REQUESTS.refusal(manifest, namespace=namespace("named")) == ""
 
 

@@ -245,6 +245,55 @@ def test_admission_answers_in_kubectl(cluster: Cluster, handler: None, team: str
     assert "chandler-node may change the node that it runs on alone" in done.stderr
 
 
+def wide(**gpu: Any) -> dict[str, str]:
+    return {"service": json.dumps({"resources": {"gpu": gpu}})}
+
+
+@pytest.mark.parametrize(
+    ("annotations", "limits"),
+    [
+        ({"resources__gpu__count": "2"}, {"main": {"chandler.oci/nvidia": "2"}}),
+        ({"resources__gpu__vendor": "amd"}, {"main": {"chandler.oci/amd": "1"}}),
+        (wide(), {"main": {"chandler.oci/nvidia": "1"}}),
+        (wide(count=2, vendor="habana", prefer="link"), {"main": {"chandler.oci/gaudi": "2"}}),
+        ({"service": "resources:\n  gpu:\n    count: 3\n    vendor: intel\n"}, {"main": {"chandler.oci/intel": "3"}}),
+        ({"service__main": wide(count=2)["service"]}, {"main": {"chandler.oci/nvidia": "2"}}),
+        ({"service__other": wide(count=2)["service"]}, {}),
+        ({"env__A": "b", "resources__memory": "1Gi"}, {}),
+        (wide(devices=["0"]), {}),
+        (wide(count=1, sharing="mps"), {}),
+        (wide(count=1, sharing="exclusive"), {"main": {"chandler.oci/nvidia": "1"}}),
+        ({"resources__gpu__mps_priority": "1"}, {}),
+    ],
+)
+def test_an_annotation_becomes_a_limit(
+    cluster: Cluster, handler: None, team: str, annotations: dict[str, Any], limits: dict[str, dict[str, str]]
+) -> None:
+    """Tried with and without limits of its own, and with an init container, which starts first."""
+
+    def admitted(annotations: dict[str, Any], first: bool = False, **resources: Any) -> dict[str, dict[str, str]]:
+        """The limits of each container that has any, as the API server has admitted them."""
+        asking = pod("one", **annotations)
+        asking["spec"]["containers"][0]["resources"] = resources
+        if first:
+            asking["spec"]["initContainers"] = [{"name": "first", "image": IMAGE}]
+        done = cluster.kubectl("create", "--dry-run=server", "-o", "json", "-f", "-", input=together(asking))
+        spec = json.loads(done.stdout)["spec"]
+        found = {each["name"]: each["resources"] for each in [*spec.get("initContainers", ()), *spec["containers"]]}
+        for each in found.values():
+            assert each.get("requests", {}).items() >= each.get("limits", {}).items()
+        return {name: each["limits"] for name, each in found.items() if "limits" in each}
+
+    until(lambda: admitted(wide()), "the policy")
+    assert admitted(annotations) == limits
+    with_cpu = admitted(annotations, limits={"cpu": "1"}, requests={"memory": "1Mi"})
+    assert with_cpu == {"main": {"cpu": "1", **limits.get("main", {})}}
+    mine = {"chandler.oci/nvidia": "7"}
+    assert admitted(annotations, limits=mine) == {"main": mine}
+    starts_first = "main" if "service__main" in annotations else "first"
+    assert admitted(annotations, first=True) == ({starts_first: limits["main"]} if limits else {})
+
+
 def test_a_pod_opens_its_own_gpu_alone(cluster: Cluster, handler: None, team: str) -> None:
     node, other = cluster.nodes
     run(cluster, pod("one", 1, env__A="b"), pod("two", 1), pod("plain"))
@@ -299,12 +348,12 @@ def test_the_containers_of_a_pod_share_its_gpus(cluster: Cluster, handler: None,
 
 def test_a_refusal_is_an_event_of_the_pod(cluster: Cluster, handler: None, team: str) -> None:
     """The ConfigMap turns leases on."""
-    apply(cluster, pod("seven", 7))
-    until(lambda: "nvidia.com/gpu" in events(cluster, "seven"), "the refusal")
-    assert "7" in events(cluster, "seven")
+    apply(cluster, pod("seven", resources__gpu__devices="7"))
+    until(lambda: "nvidia.com/gpu=7" in events(cluster, "seven"), "the refusal")
 
 
-def test_pods_outlive_kubelet_and_containerd(cluster: Cluster, handler: None, team: str) -> None:
+def test_pods_outlive_kubelet_containerd_and_device_plugin(cluster: Cluster, handler: None, team: str) -> None:
+    """All killed at once: nothing is leaked, and nothing is given twice."""
     node = cluster.nodes[0]
     run(cluster, pod("one", 1))
     before, leases = gpus(cluster, "one"), node.leases()
@@ -313,13 +362,21 @@ def test_pods_outlive_kubelet_and_containerd(cluster: Cluster, handler: None, te
         return [node.services.pid(name) for name in node.services.names]
 
     killed = pids()
+    selector = ("-l", "app.kubernetes.io/name=chandler-device-plugin", f"--field-selector=spec.nodeName={node.name}")
+    (device_plugin,) = cluster.get("-n", SYSTEM, "pods", *selector)["items"]
+    (status,) = device_plugin["status"]["containerStatuses"]
+    node.ctr("tasks", "kill", "--signal", "KILL", status["containerID"].rpartition("/")[2])
     node.services.systemctl("kill", "--signal=KILL", *node.services.names)
     until(lambda: not {"0", *killed} & set(pids()), "another kubelet and containerd")
     until(lambda: inside(cluster, "one", "echo lives", check=False) == "lives\n", "exec")
     assert gpus(cluster, "one") == before and node.leases() == leases
     assert container(cluster, "one")["restartCount"] == 0
-    end(cluster, "one")
-    until(lambda: held(node) == 0, "the end of the lease")
+    rolled_out(cluster, "chandler-device-plugin")
+    until(lambda: allocatable(cluster) == ["2", "2"], "the kubelets' GPUs")
+    run(cluster, pod("two", 1))
+    assert gpus(cluster, "two") != before and held(node) == 2
+    end(cluster, "one", "two")
+    until(lambda: held(node) == 0, "the end of the leases")
 
 
 def test_an_update_disturbs_no_pod(cluster: Cluster, newer: str, handler: None, team: str) -> None:
@@ -354,6 +411,44 @@ def test_a_pod_for_which_there_is_no_gpu_is_pending(cluster: Cluster, handler: N
 
     scheduled = until(third, "the scheduler's word about the third pod")
     assert scheduled["status"] == "False" and f"Insufficient {RESOURCE}" in scheduled["message"]
+
+
+def test_pods_go_where_gpus_are(cluster: Cluster, handler: None, team: str) -> None:
+    """By annotation alone: two nodes with two GPUs each, and a fifth pod that waits for one of four to end."""
+    pods = [pod(f"any-{number}", 1) for number in range(5)]
+    for each in pods:
+        del each["spec"]["nodeSelector"]
+    run(cluster, *pods[:4])
+    assert list(map(held, cluster.nodes)) == [2, 2]
+    apply(cluster, pods[4])
+
+    def waits() -> bool:
+        conditions = cluster.get("-n", "team", "pod", "any-4")["status"].get("conditions", ())
+        return any(f"Insufficient {RESOURCE}" in each.get("message", "") for each in conditions)
+
+    until(waits, "the scheduler's word")
+    end(cluster, "any-2")
+    cluster.kubectl("-n", "team", "wait", "--for=condition=Ready", "pod/any-4", PATIENT)
+    assert list(map(held, cluster.nodes)) == [2, 2]
+
+
+def test_a_job_larger_than_the_node_completes(cluster: Cluster, handler: None, team: str) -> None:
+    """Its pods wait for GPUs and never fail, so its backoffLimit of zero ends nothing."""
+    template = pod("work", 1)
+    template["spec"]["containers"][0]["command"] = ["sh", "-c", "ls /dev | grep '^nvidia[0-9]'; sleep 1"]
+    template["spec"]["restartPolicy"] = "Never"
+    metadata = {key: template["metadata"][key] for key in ("labels", "annotations")}
+    spec: dict[str, Any] = {"completions": 6, "parallelism": 6, "backoffLimit": 0}
+    spec["template"] = {"metadata": metadata, "spec": template["spec"]}
+    apply(
+        cluster,
+        {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "work", "namespace": "team"}, "spec": spec},
+    )
+    cluster.kubectl("-n", "team", "wait", "--for=condition=Complete", "job/work", PATIENT)
+    status = cluster.get("-n", "team", "job", "work")["status"]
+    assert (status["succeeded"], status.get("failed", 0)) == (6, 0)
+    printed = cluster.kubectl("-n", "team", "logs", "-l", "app=work", "--tail=-1").stdout.split()
+    assert len(printed) == 6 and set(printed) == {"nvidia0", "nvidia1"}
 
 
 def test_the_clean_up_waits_for_pods_and_leaves_nothing(
@@ -400,3 +495,23 @@ def test_the_plugin_serves_pods_of_any_handler(cluster: Cluster, bare: Files, pl
     end(cluster, "one")
     until(lambda: held(node) == 1, "the end of the lease")
     assert node.files() == bare[node.name], "nothing on the node but in /run"
+
+
+def test_the_scheduler_counts_gpus_of_nri_pods(cluster: Cluster, plugin: None, team: str) -> None:
+    cluster.kubectl("apply", *given("admission.yaml", "mutation.yaml", "device-plugin.yaml"))
+    rolled_out(cluster, "chandler-device-plugin")
+    until(lambda: allocatable(cluster) == ["2", "2"], "the kubelets' GPUs")
+    apply(cluster, deployment(pod("trainer", 1, handler=""), 3))
+    cluster.kubectl("-n", "team", "wait", "--for=jsonpath={.status.readyReplicas}=2", "deployment/trainer", PATIENT)
+    names = [each["metadata"]["name"] for each in cluster.get("-n", "team", "pods", "-l", "app=trainer")["items"]]
+    phases = [each["status"]["phase"] for each in cluster.get("-n", "team", "pods", "-l", "app=trainer")["items"]]
+    assert sorted(phases) == ["Pending", "Running", "Running"]
+    running = [name for name, phase in zip(names, phases) if phase == "Running"]
+    assert sorted(gpu for name in running for gpu in gpus(cluster, name)) == ["nvidia0", "nvidia1"]
+    # The plugin, killed and restarted, still knows what the kubelet has allocated.
+    cluster.kubectl("-n", SYSTEM, "delete", "pod", "-l", "app.kubernetes.io/name=chandler-device-plugin", PATIENT)
+    rolled_out(cluster, "chandler-device-plugin")
+    until(lambda: allocatable(cluster) == ["2", "2"], "the kubelets' GPUs")
+    end(cluster, running[0])
+    cluster.kubectl("-n", "team", "wait", "--for=jsonpath={.status.readyReplicas}=2", "deployment/trainer", PATIENT)
+    cluster.kubectl("delete", *given("device-plugin.yaml", "mutation.yaml", "admission.yaml"), PATIENT)

@@ -83,7 +83,7 @@ class Kubelet:
     def until_healthy(self, resource: str, names: Sequence[str]) -> None:
         until(lambda: self.healthy(resource) == list(names), f"{resource}: {', '.join(names)}")
 
-    def _call(self, resource: str, method: str, request: Any, response: Any) -> Any:
+    def ask(self, resource: str, method: str, request: Any, response: Any) -> Any:
         call = self._channels[resource].unary_unary(
             f"/{m.PLUGIN_SERVICE}/{method}", type(request).SerializeToString, response.FromString
         )
@@ -93,7 +93,7 @@ class Kubelet:
         """The annotations of a container that gets these devices."""
         request = m.AllocateRequest()
         request.container_requests.add(devices_ids=names)
-        (response,) = self._call(resource, "Allocate", request, m.AllocateResponse).container_responses
+        (response,) = self.ask(resource, "Allocate", request, m.AllocateResponse).container_responses
         return dict(response.annotations)
 
     def preferred(self, resource: str, available: Sequence[str], included: Sequence[str], count: int) -> list[str]:
@@ -101,7 +101,7 @@ class Kubelet:
         request.container_requests.add(
             available_deviceIDs=available, must_include_deviceIDs=included, allocation_size=count
         )
-        response = self._call(resource, "GetPreferredAllocation", request, m.PreferredAllocationResponse)
+        response = self.ask(resource, "GetPreferredAllocation", request, m.PreferredAllocationResponse)
         return list(response.container_responses[0].deviceIDs)
 
 

@@ -17,6 +17,7 @@ from lab.install import Installation
 from lab.node import Node
 from lab.nvidia import Commands
 from lab.plugin import Plugin, until
+from shim.state.leases import is_of_sandbox
 from shim.state.ledger import Ledger
 
 if TYPE_CHECKING:
@@ -77,7 +78,8 @@ class Scene:
         return sorted(name.partition("-")[2][:-5] for name in os.listdir(directory)) if os.path.isdir(directory) else []
 
     def leases(self) -> list[Lease]:
-        return Ledger(self.state).read()
+        """Those of containers, without those of whole pods."""
+        return [lease for lease in Ledger(self.state).read() if not is_of_sandbox(lease)]
 
     def idle(self) -> bool:
         """Whether no process works for any plugin. Helpers end by themselves, also when their plugin has ended."""

@@ -144,6 +144,7 @@ BAD: dict[str, list[str]] = {
         '{nvidia = "x.com/a/b"}',
         "{nvidia = 1}",
         '{unknown = "x.com/gpu"}',
+        '{npu = "x.com/npu"}',
         '{nvidia = "x.com/gpu", amd = "x.com/gpu"}',
     ],
     "gpu.allocator": ['"fast"', "5", '""'],

@@ -99,7 +99,7 @@ class Scene:
         ledger.Ledger(self.state).write([])
 
     def leases(self) -> list[str]:
-        """The containers that have one; a pod's own is tested in test_pod_leases.py."""
+        """The containers that have one; a pod's own is tested in test_nri_pod_leases.py."""
         return [lease["id"] for lease in ledger.Ledger(self.state).read() if lease["id"] != lease.get("claim")]
 
     def mode(self, number: int = 0) -> str:
@@ -193,7 +193,7 @@ def test_a_slow_daemon_refuses_once_and_the_retry_finds_it_ready(slow: Scene) ->
     assert STARTING in scene.refused("c-3", owner="pod-2", sharing="mps", devices=["0"]), (
         "others do not wait for it again"
     )
-    assert "c-1 holds nvidia.com/gpu=0" in scene.refused("c-4", owner="pod-3", devices=["0"])
+    assert "pod default/trainer-0 (main) holds nvidia.com/gpu=0" in scene.refused("c-4", owner="pod-3", devices=["0"])
     assert scene.leases() == ["c-1"]
     assert [device.name for device in scene.create("c-5", owner="pod-4", count=1).CDI_devices] == [f"{NVIDIA}=1"], (
         "who does not share does not wait"
@@ -335,7 +335,7 @@ def test_time_slices(scene: Scene) -> None:
     scene.create("c-1", sharing="time-slice", time_slice="short")
     scene.create("c-2", sharing="time-slice")
     assert scene.commands.gpus()[uuid(0)]["slice"] == 1
-    assert "c-1 holds nvidia.com/gpu=0 (time-slice, short)" in scene.refused(
+    assert "pod default/trainer-0 (main) holds nvidia.com/gpu=0 (time-slice, short)" in scene.refused(
         "c-3", sharing="time-slice", time_slice="long", devices=["0"]
     )
     for name in ("c-1", "c-2"):

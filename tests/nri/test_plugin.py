@@ -454,7 +454,7 @@ def test_grants_of_containers_that_are_gone_end_when_they_are_old_enough(peer: C
 
 
 def leased(peer: Peer) -> dict[str, list[str]]:
-    """By container; a pod's own leases are tested in test_pod_leases.py."""
+    """By container; a pod's own leases are tested in test_nri_pod_leases.py."""
     held = service_of(peer).ledger.read()
     return {lease["id"]: lease["names"] for lease in held if lease["id"] != lease.get("claim")}
 

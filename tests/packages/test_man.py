@@ -20,10 +20,14 @@ from packages.test_completions import parsers
 from hooks import container
 from hooks import main as hooks
 from shim.cli import main
+from shim.gpu import vendors
 from shim.keys import common, row, storage, table
+from shim.kubelet import main as kubelet
 from shim.node import config
 from shim.nri import main as nri
 from shim.policy import classes, rules
+from shim.request import parse
+from shim.state import allocations
 
 PAGES = sorted(glob.glob(f"{REPOSITORY}/packaging/man/*.[1-8]"))
 
@@ -136,13 +140,18 @@ def test_every_choice_of_an_option() -> None:
             assert re.search(rf"\b{word}\b", text), f"{name} {action.option_strings} {word}"
 
 
-def test_the_plugins_options_and_hooks() -> None:
-    done = subprocess.run(
-        [f"{REPOSITORY}/packaging/bin/chandler-nri", "--help"], capture_output=True, text=True, check=True
-    )
-    for option in set(re.findall(r"--[a-z]+", done.stdout)):
-        assert option in shown("chandler-nri.8")
-    assert nri.SOCKET in shown("chandler-nri.8")
+def test_options_of_the_plugins_and_hooks() -> None:
+    for name, place in (("chandler-nri", nri.SOCKET), ("chandler-kubelet-plugin", kubelet.DIRECTORY)):
+        done = subprocess.run(
+            [f"{REPOSITORY}/packaging/bin/{name}", "--help"], capture_output=True, text=True, check=True
+        )
+        for option in set(re.findall(r"--[a-z]+", done.stdout)):
+            assert option in shown(f"{name}.8")
+        assert place in shown(f"{name}.8")
+    assert allocations.key_path() in shown("chandler-kubelet-plugin.8")
+    assert parse.ALLOCATION in shown("chandler-kubelet-plugin.8")
+    resources = part("chandler-kubelet-plugin.8", "Resources")
+    assert all(f"chandler.oci/{vendor.name}" in resources for vendor in vendors.with_gpus())
     for name in (*container.HOOKS, hooks.RELEASE, hooks.MPS_READY):
         assert re.search(rf"^ +{name} ?", part("chandler-hook.8", "DESCRIPTION"), re.M), name
 

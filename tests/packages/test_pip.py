@@ -26,6 +26,7 @@ PROGRAMS = {
     "chandler-youki",
     "chandler-crun",
     "chandler-nri",
+    "chandler-kubelet-plugin",
     "chandler-hook",
 }
 
@@ -100,7 +101,7 @@ def test_a_wheel_installs_every_program(environment: Path) -> None:
             text=True,
         )
         assert done.stdout.startswith("runc version")
-    for name in ("chandler", "chandler-nri"):
+    for name in ("chandler", "chandler-nri", "chandler-kubelet-plugin"):
         done = subprocess.run(
             [environment / "bin" / name, "--version"],
             check=True,
@@ -176,7 +177,7 @@ def test_an_editable_install_runs_the_code_of_the_checkout(lab: str, workdir: st
         [made / "bin/python3", "-B", "-c", code], cwd="/", check=True, env={}, capture_output=True, text=True
     )
     assert done.stdout == f"{REPOSITORY}/shim/paths.py\n"
-    for name in ("chandler", "chandler-nri"):
+    for name in ("chandler", "chandler-nri", "chandler-kubelet-plugin"):
         done = subprocess.run(
             [made / "bin" / name, "--version"],
             check=True,

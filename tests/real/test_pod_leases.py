@@ -142,3 +142,18 @@ def test_a_pod_whose_hook_did_not_run(pods: Pods) -> None:
     assert sorted(pods.leases()) == ["pod-a"]
     call("leases", "release", "--stale")
     assert pods.leases() == {}
+
+
+def test_a_refusal_names_pods_of_the_same_namespace_only(pods: Pods) -> None:
+    eight = {"chandler.oci/resources.gpu.count": "8"}
+    pods.start("pod-a", eight, a1="main")
+    done = pods.create("b1", "pod-b", POD_WIDE, "main", check=False)
+    assert "pod default/trainer-0 (main) holds nvidia.com/gpu=0" in done.stdout and "a1" not in done.stdout
+    assert "chandler.oci/nvidia: 1" in done.stdout and "`kubectl get pods`" in done.stdout
+    other = {**POD_WIDE, "io.kubernetes.cri.sandbox-namespace": "team-b"}
+    done = pods.create("c1", "pod-c", other, "main", check=False)
+    assert "another namespace holds nvidia.com/gpu=0" in done.stdout and "trainer-0" not in done.stdout
+    listed = subprocess.run(
+        [pods.installation.program("chandler"), "leases"], capture_output=True, text=True, check=True, env={}
+    ).stdout
+    assert "pod default/trainer-0 (main)" in listed and "pod default/trainer-0  " in listed

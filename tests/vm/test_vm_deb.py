@@ -28,6 +28,7 @@ NEWER = f"{VERSION}+upgrade"
 CODE = "/usr/lib/chandler"
 TAG = sys.implementation.cache_tag
 ONE = bundle.request(resources={"gpu": {"count": 1}})
+PLUGINS = ["chandler-nri.service", "chandler-kubelet-plugin.service"]
 # A package that has the interpreter.
 PYTHON3 = """
 Name: python3
@@ -142,6 +143,10 @@ def package() -> Package:
     return Package(first, newer, before)
 
 
+def plugin_pids() -> list[str]:
+    return [sh("systemctl", "show", "--value", "--property", "MainPID", plugin).strip() for plugin in PLUGINS]
+
+
 def launch() -> float:
     try:
         return os.stat("/etc/chandler/launch").st_ctime
@@ -156,7 +161,7 @@ def inventory() -> str:
 def test_units(package: Package) -> None:
     assert state("chandler-refresh.path") == ("active", "enabled")
     assert state("chandler-refresh.service")[1] == "enabled"
-    assert state("chandler-nri.service") == ("inactive", "disabled")
+    assert [state(plugin) for plugin in PLUGINS] == [("inactive", "disabled")] * 2
     assert state("chandler-mps@GPU-1.service") == ("inactive", "static")
     assert launch() and sh("chandler-runtime", "--version").startswith("runc version")
     assert os.path.exists(f"{CODE}/create-{TAG}.image") and os.path.exists(f"{CODE}/shim/__pycache__/edits.{TAG}.pyc")
@@ -246,8 +251,8 @@ def test_containers_live_through_an_upgrade(package: Package, cri: CRI) -> None:
     )
     with open("/etc/chandler/config.toml", "a", encoding="utf-8") as file:
         file.write("# mine\n")
-    sh("systemctl", "start", "chandler-nri.service")
-    plugin = sh("systemctl", "show", "--property", "MainPID", "chandler-nri.service")
+    sh("systemctl", "start", *PLUGINS)
+    before = plugin_pids()
     sh("dpkg", "--unpack", package.newer)
     # This can last for minutes while other packages are unpacked.
     for command in (["leases"], ["leases", "release", "--stale", "--quiet"], ["refresh", "--quiet"], ["ps"]):
@@ -267,8 +272,8 @@ def test_containers_live_through_an_upgrade(package: Package, cri: CRI) -> None:
     with open("/etc/chandler/config.toml", encoding="utf-8") as file:
         assert file.read().endswith("# mine\n")
     assert state("chandler-refresh.path") == ("active", "enabled")
-    assert state("chandler-nri.service") == ("active", "disabled")
-    assert sh("systemctl", "show", "--property", "MainPID", "chandler-nri.service") != plugin
+    assert [state(plugin) for plugin in PLUGINS] == [("active", "disabled")] * 2
+    assert not set(plugin_pids()) & {*before, "0"}
     sh("systemctl", "stop", "chandler-nri.service")
 
 
@@ -324,7 +329,8 @@ def test_removed_and_purged(package: Package, containerd: Containerd, cri: CRI, 
     assert "one is still there" in output
     assert not os.path.exists(CODE) and not os.path.exists("/usr/bin/chandler-runtime") and not launch()
     assert os.path.exists("/etc/chandler/config.toml") and os.path.exists("/run/chandler/grants")
-    assert state("chandler-refresh.path")[0] == "inactive"
+    assert [state(unit)[0] for unit in ("chandler-refresh.path", PLUGINS[1])] == ["inactive"] * 2
+    assert os.path.exists("/var/lib/chandler/allocation.key")
     sh("/usr/sbin/runc", "--root", workdir + "/root", "delete", "--force", "one")
     assert "chandler" in Path(config).read_text(), "a path other than the default is left alone"
     os.unlink("/etc/chandler/config.d/99-mine.toml")
@@ -342,17 +348,18 @@ def test_the_rpm_package(workdir: str) -> None:
         return sh("rpm", "--dbpath", f"{workdir}/rpm", "--force-debian", "--nodeps", *words)
 
     rpm("--install", f"/share/rpms/chandler-{VERSION}-1.noarch.rpm")
-    assert state("chandler-refresh.path") == ("active", "enabled") and state("chandler-nri.service") == (
-        "inactive",
-        "disabled",
-    )
+    assert state("chandler-refresh.path") == ("active", "enabled")
+    assert [state(plugin) for plugin in PLUGINS] == [("inactive", "disabled")] * 2
     image = f"{CODE}/create-{TAG}.image"
     assert launch() and os.path.exists(image)
     config = Path("/etc/chandler/config.toml")
     config.write_text(config.read_text().replace("#engines = []", 'engines = ["other"]') + "# mine\n")
     engine = Engine(["/usr/bin/chandler-runtime"], workdir + "/root")
     engine.create(bundle.make(workdir + "/b", ["sleep", "60"], ONE), "one")
+    sh("systemctl", "start", PLUGINS[1])
+    plugin = plugin_pids()[1]
     rpm("--upgrade", f"/share/rpms/chandler-{NEWER}-1.noarch.rpm")
+    assert plugin_pids() == ["0", plugin_pids()[1]] and plugin_pids()[1] not in (plugin, "0")
     assert (
         NEWER in sh("rpm", "--dbpath", f"{workdir}/rpm", "--query", "chandler")
         and os.path.exists(image)
@@ -372,4 +379,5 @@ def test_the_rpm_package(workdir: str) -> None:
     rpm("--erase", "--justdb", "python3")
 
     rpm("--erase", "chandler")
+    assert state(PLUGINS[1])[0] == "inactive"
     assert files() - before == {"/etc/chandler", "/etc/chandler/config.toml.rpmsave"}
