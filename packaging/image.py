@@ -53,7 +53,7 @@ shim.jsontext _damage _refuse_constant
 shim.state.leases utc describe is_of_sandbox of_pod of_sandbox sandbox_token without_lone_sandboxes
 shim.state.ledger Ledger._failed Ledger._rebuild_if_certain Ledger._recorded Ledger._with_sandbox
 shim.state.ledger Ledger.forget Ledger.rebuild Ledger.release
-shim.state.ledger Ledger.restore_all_gpus Ledger.end_stale_leases nri_lease parse
+shim.state.ledger Ledger.restore_all_gpus Ledger.end_stale_leases dra_lease nri_lease parse
 shim.oci.reader _node_tuple bind_sources capabilities rule_covers environment
 shim.oci.reader hugepages kernel_mounts first_missing_node namespace
 shim.oci.reader oom_score readonly_root resource rlimits text unified

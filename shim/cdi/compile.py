@@ -57,6 +57,29 @@ def compile_edits(block: Document, origin: str, hook_env: Sequence[str] | None =
     )
 
 
+def container_edits(edits: Iterable[Edit]) -> Document:
+    """The `containerEdits` that have these edits; those that CDI cannot express are left out."""
+    fields = {kinds.DEVICE: _NODE, kinds.MOUNT: _MOUNT, kinds.HOOK: _HOOK, kinds.RDT: _RDT}
+    block: Document = {}
+    for kind, key, value, _ in edits:
+        category = next((name for name, each in _KINDS if each == kind), "")
+        if kind in fields:
+            value = {field: value[name] for name, field in fields[kind] if name in value}
+        if kind == kinds.ENV:
+            value = f"{key}={value}"
+        elif kind == kinds.NET_DEVICE:
+            value = {"hostInterfaceName": key, "name": value}
+        elif kind == kinds.HOOK:
+            value["hookName"] = key
+        elif kind == kinds.GID:
+            value = key
+        if kind == kinds.RDT:
+            block[category] = value
+        elif category:
+            block.setdefault(category, []).append(value)
+    return block
+
+
 def _env(items: Any) -> Pairs:
     for item in items:
         name, _, value = item.partition("=")

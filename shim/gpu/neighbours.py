@@ -48,6 +48,11 @@ def numa_node(line: str) -> int | None:
     return int(numa) if numa else None
 
 
+def pci_path(line: str) -> list[str]:
+    """The PCI path in a device's line, from the host bridge to the device; [""] where the host does not report it."""
+    return _position(line)[1]
+
+
 def _position(line: str) -> Position:
     numa, pci_path, links = line.split("\t")
     return numa, pci_path.split("/"), links.split()

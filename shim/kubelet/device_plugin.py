@@ -10,13 +10,13 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent import futures
 from typing import Any, Callable
 
 import grpc
 
 from shim.errors import ChandlerError, HostError
 from shim.kubelet import messages as m
+from shim.kubelet import sockets
 from shim.kubelet.devices import Device
 
 KUBELET = "kubelet.sock"  # the kubelet's own socket, in the same directory
@@ -49,22 +49,7 @@ class DevicePlugin:
 
     def start(self) -> None:
         """Serves.  Raises HostError where the socket cannot be made."""
-        try:
-            os.unlink(self.path)  # left by a process that was killed
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            raise HostError(f"{self.path} cannot be replaced: {error.strerror}") from None
-        server = grpc.server(futures.ThreadPoolExecutor(_THREADS, thread_name_prefix="kubelet"))
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(m.PLUGIN_SERVICE, self._methods()),))
-        try:
-            bound = server.add_insecure_port("unix:" + self.path)
-        except RuntimeError:  # grpcio before 1.60 gives 0
-            bound = 0
-        if not bound:
-            raise HostError(f"{self.path} cannot be listened on", "see that its directory is there and can be written")
-        server.start()
-        self._server = server
+        self._server = sockets.listen(self.path, {m.PLUGIN_SERVICE: self._methods()}, _THREADS)
 
     def register(self) -> None:
         """Tells the kubelet of this resource.  Raises HostError."""
@@ -113,19 +98,16 @@ class DevicePlugin:
     # --- the kubelet's calls --------------------------------------------------------------------------------------
 
     def _methods(self) -> dict[str, Any]:
-        def unary(method: Callable[[Any, Any], Any], request: Any, response: Any) -> Any:
-            return grpc.unary_unary_rpc_method_handler(method, request.FromString, response.SerializeToString)
-
         return {
-            "GetDevicePluginOptions": unary(self._options, m.Empty, m.DevicePluginOptions),
+            "GetDevicePluginOptions": sockets.unary(self._options, m.Empty, m.DevicePluginOptions),
             "ListAndWatch": grpc.unary_stream_rpc_method_handler(
                 self._list_and_watch, m.Empty.FromString, m.ListAndWatchResponse.SerializeToString
             ),
-            "GetPreferredAllocation": unary(
+            "GetPreferredAllocation": sockets.unary(
                 self._preferred, m.PreferredAllocationRequest, m.PreferredAllocationResponse
             ),
-            "Allocate": unary(self._allocated, m.AllocateRequest, m.AllocateResponse),
-            "PreStartContainer": unary(self._started, m.PreStartContainerRequest, m.PreStartContainerResponse),
+            "Allocate": sockets.unary(self._allocated, m.AllocateRequest, m.AllocateResponse),
+            "PreStartContainer": sockets.unary(self._started, m.PreStartContainerRequest, m.PreStartContainerResponse),
         }
 
     def _options(self, request: Any, context: Any) -> Any:

@@ -12,6 +12,8 @@ from shim import paths, report
 from shim.errors import ChandlerError, ConfigError
 
 DIRECTORY = "/var/lib/kubelet/device-plugins"
+REGISTRY = "/var/lib/kubelet/plugins_registry"
+ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 
 
 def main() -> int:
@@ -40,10 +42,16 @@ def _run(options: argparse.Namespace) -> None:
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())
+    dra = None
+    if options.dra:
+        from shim.kubelet.api_server import ApiServer, node_name
+
+        dra = ApiServer(os.environ, options.account), node_name(options.node), options.registry
     service = Service(
         Account(dict(os.environb)),
         options.directory,
         lambda line: report.log_of_service(service.inventory.config["log.file"], line),
+        dra,
     )
     service.run(stopped)
 
@@ -58,10 +66,26 @@ def _options(arguments: list[str]) -> argparse.Namespace:
         default=DIRECTORY,
         help=f"the kubelet's directory of sockets of device plugins (default {DIRECTORY})",
     )
+    parser.add_argument("--dra", action="store_true", help="also be a DRA driver, for pods with ResourceClaims")
+    parser.add_argument("--node", default="", help="with --dra: the name of this node (default $NODE_NAME)")
+    parser.add_argument(
+        "--registry",
+        metavar="DIRECTORY",
+        default=REGISTRY,
+        help=f"with --dra: where the kubelet looks for sockets of drivers (default {REGISTRY})",
+    )
+    parser.add_argument(
+        "--account",
+        metavar="DIRECTORY",
+        default=ACCOUNT,
+        help=f"with --dra: where the pod's token for the API server is (default {ACCOUNT})",
+    )
     parser.add_argument("--version", action="version", version=f"chandler-kubelet-plugin {paths.VERSION}")
     options = parser.parse_args(arguments)
-    if not options.directory.startswith("/"):
-        parser.error(f"--directory {options.directory} is not an absolute path")
+    for name in ("directory", "registry", "account"):
+        path = getattr(options, name)
+        if not path.startswith("/"):
+            parser.error(f"--{name} {path} is not an absolute path")
     return options
 
 

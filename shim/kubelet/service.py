@@ -15,7 +15,7 @@ from shim import report
 from shim.errors import ChandlerError, HostError
 from shim.host import trust
 from shim.host.notify import notify
-from shim.kubelet import devices
+from shim.kubelet import devices, sockets
 from shim.kubelet.device_plugin import KUBELET, DevicePlugin
 from shim.node import compiler
 from shim.node.watch import Watch
@@ -24,7 +24,9 @@ from shim.state import allocations
 from shim.state.ledger import Ledger
 
 if TYPE_CHECKING:
+    from shim.kubelet.api_server import ApiServer
     from shim.kubelet.devices import Device
+    from shim.kubelet.dra import Driver
     from shim.node.inventory import Account, Inventory
     from shim.shapes import Document
     from shim.state.leases import Lease
@@ -38,9 +40,12 @@ class Service:
     """The device plugins of one node.
 
     `directory`: the kubelet's directory of sockets.  `log` takes one line.
+    `dra`: for a DRA driver beside them: the API server, the name of this node, the directory for the driver's socket.
     """
 
-    def __init__(self, account: Account, directory: str, log: Callable[[Document], None]) -> None:
+    def __init__(
+        self, account: Account, directory: str, log: Callable[[Document], None], dra: tuple[ApiServer, str, str] | None
+    ) -> None:
         self.account = account
         self.directory = directory
         self._log = log
@@ -53,6 +58,11 @@ class Service:
         self._ledger_status: object = _UNKNOWN
         self._registered: dict[str, object] = {}  # by CDI kind: the kubelet's socket at which it is registered
         self._said: dict[str, str] = {}  # by subject: the problem that was logged last
+        self._driver: Driver | None = None
+        if dra is not None:
+            from shim.kubelet.dra import Driver
+
+            self._driver = Driver(account, lambda: self.inventory, *dra, self._say, self._told)
 
     def run(self, stopped: threading.Event) -> None:
         """Serves until `stopped` is set.  Raises ChandlerError for what a person must repair."""
@@ -60,6 +70,8 @@ class Service:
         self.inventory = compiler.compile_now(self.account)  # it may have changed before the watch began
         try:
             self.look()
+            if self._driver is not None:
+                self._driver.start()
             notify("READY=1")
             while not stopped.wait(_PERIOD):
                 self.look()
@@ -67,6 +79,8 @@ class Service:
             notify("STOPPING=1")
             for plugin in self.plugins.values():
                 plugin.stop()
+            if self._driver is not None:
+                self._driver.stop()
 
     def look(self) -> None:
         """Does what has to be done now."""
@@ -79,6 +93,8 @@ class Service:
                 self._say(resource, "")
             except ChandlerError as error:
                 self._say(resource, str(error))
+        if self._driver is not None:
+            self._driver.look(self._held)
 
     # --- the node -------------------------------------------------------------------------------------------------
 
@@ -99,7 +115,7 @@ class Service:
             return
         try:
             ledger = Ledger(self.account.trusted_state_dir(self.inventory.config["state-dir"]), self.account.rootless)
-            status = _status(ledger.path)
+            status = sockets.status(ledger.path)
             if status != self._ledger_status:
                 self._held = ledger.read()
                 self._ledger_status = status
@@ -127,14 +143,14 @@ class Service:
         for device, before in plugin.update(survey):
             self._tell(resource, device, before)
         kubelet = self._kubelet()
-        if kubelet == self._registered.get(kind) and _status(plugin.path) is not None:
+        if kubelet == self._registered.get(kind) and sockets.status(plugin.path) is not None:
             return
         self._registered[kind] = None
         plugin.stop()
         plugin.start()  # anew: a kubelet that starts removes all sockets of plugins
         plugin.register()
         self._registered[kind] = kubelet
-        self._log({"time": report.now(), "level": "info", "msg": f"the kubelet has taken {resource}"})
+        self._told(f"the kubelet has taken {resource}")
 
     def _plugin(self, kind: str, resource: str) -> DevicePlugin:
         def allocate(names: Sequence[str]) -> dict[str, str]:
@@ -170,7 +186,7 @@ class Service:
             trust.check_path(path, self.account.owners)
         except OSError as error:
             raise HostError(f"no kubelet listens at {path}: {error.strerror}") from None
-        return _status(path)
+        return sockets.status(path)
 
     # --- what people read -----------------------------------------------------------------------------------------
 
@@ -180,20 +196,14 @@ class Service:
             words = f"{resource}: {device.name} is unhealthy: {device.problem}"
             self._log({"time": report.now(), "level": "warning", "msg": words})
         elif before is not None and before.problem and not device.problem:
-            words = f"{resource}: {device.name} is healthy again"
-            self._log({"time": report.now(), "level": "info", "msg": words})
+            self._told(f"{resource}: {device.name} is healthy again")
+
+    def _told(self, line: str) -> None:
+        """Logs an event."""
+        self._log({"time": report.now(), "level": "info", "msg": line})
 
     def _say(self, subject: str, problem: str) -> None:
         """Logs a problem when it is another than at the last look."""
         if problem and self._said.get(subject) != problem:
             self._log({"time": report.now(), "level": "error", "msg": f"{subject}: {problem}"})
         self._said[subject] = problem
-
-
-def _status(path: str) -> tuple[int, ...] | None:
-    """What changes when a file is replaced or written; None where there is none."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino, status.st_size, status.st_ctime_ns

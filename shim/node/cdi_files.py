@@ -17,14 +17,21 @@ if TYPE_CHECKING:
 
 MAX_CDI_FILE = 16 << 20  # bytes
 MAX_CDI_FILES = 1024
+# How the names of the files begin that shim.kubelet.dra writes for claims.  They are for the engine alone: their
+# devices are those of other files, for containers that the kubelet names.
+CLAIMS = "gpu.chandler.oci-claim_"
 
 
 def spec_names(directory: str) -> list[str]:
-    """The sorted names of the CDI files in a directory, those ending in .json or .yaml.  Raises OSError.
+    """The sorted names of the CDI files in a directory, those ending in .json or .yaml, but not those of claims.
+
+    Raises OSError.
 
     Source: CDI Go library, pkg/cdi/spec-dirs.go.
     """
-    return sorted(name for name in posix.listdir(directory) if name.endswith((".json", ".yaml")))
+    return sorted(
+        name for name in posix.listdir(directory) if name.endswith((".json", ".yaml")) and not name.startswith(CLAIMS)
+    )
 
 
 def read_spec_dirs(directories: list[str], owners: dict[int, str]) -> list[SpecDir]:

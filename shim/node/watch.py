@@ -10,6 +10,8 @@ import os
 import struct
 from collections.abc import Mapping
 
+from shim.node import cdi_files
+
 _EVENT = struct.Struct("iIII")  # of struct inotify_event: watch descriptor, mask, cookie, length of the name
 # IN_MODIFY, IN_ATTRIB, IN_CLOSE_WRITE, IN_MOVED_FROM, IN_MOVED_TO, IN_CREATE, IN_DELETE, IN_DELETE_SELF, IN_MOVE_SELF
 _MASK = 0x2 | 0x4 | 0x8 | 0x40 | 0x80 | 0x100 | 0x200 | 0x400 | 0x800
@@ -37,7 +39,7 @@ def _watched_directories(directories: Mapping[str, tuple[str, ...]]) -> dict[str
 
 
 def _matters(name: str, wanted: _Names) -> bool:
-    return name in wanted[1] or name.endswith(tuple(wanted[0]))
+    return name in wanted[1] or name.endswith(tuple(wanted[0])) and not name.startswith(cdi_files.CLAIMS)
 
 
 class Watch:

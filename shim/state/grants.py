@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     class Particulars(Started, total=False):
         """The members that only a front end knows."""
 
-        owner: str  # nri; without it, oci
+        owner: str  # nri or dra; without it, oci
         # of the wrapper
         config: str  # the path of config.json
         before: str  # digests of config.json
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
         # of the NRI plugin
         pod: str
         namespace: str
-        name: str  # the container's name in the pod
+        name: str  # the container's name in the pod; of DRA, the name of the ResourceClaim
         nodes: List[Tuple[str, str, int, int]]  # path, type, major, minor
         mark: List[str]  # the annotation's key and value
 

@@ -50,12 +50,14 @@ if TYPE_CHECKING:
     class _OfNri(Devices, total=False):
         pod: str  # its id
         container: str  # the container's name in the pod
+        namespace: str  # of a ResourceClaim, with the next
+        name: str
 
     class Lease(Entry, _OfNri):
         """What one container holds."""
 
         token: str
-        owner: str  # oci or nri
+        owner: str  # oci, nri, or dra: then the id is the uid of a ResourceClaim
         since: int  # seconds since 1970
 
 
@@ -125,13 +127,16 @@ def can_be_taken_over(lease: Lease, to: Lease) -> bool:
 
 
 def describe(lease: Lease) -> str:
-    """For people: which container holds which devices, how they are shared, and since when."""
+    """For people: which container or ResourceClaim holds which devices, how they are shared, and since when."""
+    who = f"ResourceClaim {lease['id']}" if lease.get("owner") == "dra" else lease["id"]
     how = f" ({lease['mode']}{lease['words']})" if "mode" in lease else ""
-    return f"{lease['id']} holds {', '.join(lease['names'])}{how} since {utc(lease['since'])}"
+    return f"{who} holds {', '.join(lease['names'])}{how} since {utc(lease['since'])}"
 
 
 def of_pod(lease: Lease) -> str:
-    """For people: the container or pod in Kubernetes that holds a lease; its id where it has no such name."""
+    """For people: the container, pod or ResourceClaim in Kubernetes that holds a lease; its id where it has no name."""
+    if lease["owner"] == "dra":
+        return f"ResourceClaim {lease['namespace']}/{lease['name']}"
     namespace, _, rest = lease.get("called", "").partition("/")
     pod, _, container = rest.partition("/")
     if not pod:

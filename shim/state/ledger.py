@@ -362,6 +362,20 @@ def oci_lease(container: str, root: str, runtime: str, now: int, creation: Optio
     return lease
 
 
+def dra_lease(uid: str, namespace: str, name: str, now: int) -> Lease:
+    """A lease for a ResourceClaim, which the kubelet has prepared and tells when to unprepare."""
+    return {
+        "token": posix.urandom(12).hex(),
+        "owner": "dra",
+        "id": uid,
+        "root": "",
+        "namespace": namespace,
+        "name": name,
+        "boot": kernel.boot(),
+        "since": now,
+    }
+
+
 def nri_lease(container: str, pod: str, now: int) -> Lease:
     """A lease for a container that gets its devices from the NRI plugin, which also learns of the container's end."""
     return {"token": posix.urandom(12).hex(), "owner": "nri", "id": container, "root": "", "pod": pod, "since": now}

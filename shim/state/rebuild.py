@@ -137,6 +137,12 @@ def _of_record(record: GrantRecord) -> Lease:
             "container": record.get("name", ""),
             **{key: value for key, value in lease.items() if key not in ("runtime", "pid", "started")},
         }
+    if lease["owner"] == "dra":
+        lease = {
+            "namespace": record.get("namespace", ""),
+            "name": record.get("name", ""),
+            **{key: value for key, value in lease.items() if key not in ("runtime", "pid", "started")},
+        }
     result: Any = {
         **lease,
         "since": record.get("time", 0),

@@ -231,7 +231,7 @@ def is_lease(lease: Any) -> bool:
         return False
     owner = lease["owner"]
     return (
-        (owner == "oci" and lease.keys() >= _NEEDED_OF_OCI or owner == "nri" and "pod" in lease)
+        (owner == "oci" and lease.keys() >= _NEEDED_OF_OCI or owner == "nri" and "pod" in lease or owner == "dra")
         and bool(lease["keys"])
         and lease["since"] <= _LAST
     )

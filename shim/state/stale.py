@@ -33,8 +33,11 @@ def is_stale(lease: Lease) -> bool:
     """Whether the container of a lease is certainly gone; False when that is not certain.
 
     Only the NRI plugin ends its own leases, since its containers exist before any runtime knows them.  A pod's sandbox
-    is there before its containers, so one without a process is gone.
+    is there before its containers, so one without a process is gone.  The lease of a ResourceClaim (`dra`) ends when
+    the kubelet says so; after a restart of the machine the kubelet asks for each claim anew.
     """
+    if lease["owner"] == "dra":
+        return liveness.of_another_boot(lease)
     if lease["owner"] == "nri" and is_of_sandbox(lease):
         return liveness.sees_every_process(lease) and not liveness.occupants(lease)
     return bool(lease["owner"] == "oci") and is_gone(lease)
@@ -144,8 +147,8 @@ def prune(state_dir: str, minimum_age: float) -> list[str]:
     """
     removed = []
     for path, record in records.every(state_dir):
-        if record is None or record.get("owner") == "nri":
-            continue  # a damaged one is for `chandler leases rebuild`; the plugin removes its own
+        if record is None or record.get("owner") in ("nri", "dra"):
+            continue  # a damaged one is for `chandler leases rebuild`; plugin and DRA driver remove their own
         if records.restorable(record):
             continue
         try:

@@ -32,6 +32,8 @@ PODS = [
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("name, number", [each for each in OBJECTS if each[0] != "mutation.yaml"])
 def test_every_manifest_is_valid_by_kubernetes_schemas(name: str, number: int, version: str) -> None:
+    if name == "dra.yaml" and version == VERSIONS[0]:
+        version = "1.34"  # the first with resource.k8s.io/v1
     kubernetes_validate.validate(documents(name)[number], version, strict=True)
 
 
@@ -71,7 +73,7 @@ def test_images_and_limits(name: str, called: str) -> None:
         )
 
 
-@pytest.mark.parametrize("name", ["installer.yaml", "cleanup.yaml", "nri.yaml", "device-plugin.yaml"])
+@pytest.mark.parametrize("name", ["installer.yaml", "cleanup.yaml", "nri.yaml", "device-plugin.yaml", "dra.yaml"])
 def test_our_own_pods_have_no_more_rights_than_they_say(name: str) -> None:
     pod = pod_spec(one(name, "DaemonSet"))
     assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys()
@@ -93,7 +95,8 @@ def test_our_own_pods_have_no_more_rights_than_they_say(name: str) -> None:
             volume["name"] for volume in pod["volumes"]
         }
         writable = {mount["mountPath"] for mount in container.get("volumeMounts", ()) if not mount.get("readOnly")}
-        assert writable <= {"/host", "/run/chandler", "/var/lib/chandler", "/var/lib/kubelet/device-plugins"}
+        kubelet = {f"/var/lib/kubelet/{name}" for name in ("device-plugins", "plugins_registry")}
+        assert writable <= {"/host", "/run/chandler", "/run/cdi", "/var/lib/chandler"} | kubelet
         # The kubelet mounts a file there, and no runtime can make the place for it below a mount that is read-only.
         log = container.get("terminationMessagePath", "/dev/termination-log")
         assert not any(
@@ -107,7 +110,7 @@ def test_our_own_pods_have_no_more_rights_than_they_say(name: str) -> None:
             for mount in container.get("volumeMounts", ())
             if mount["mountPath"] in ("/host", "/run", "/usr")
         )
-    if name not in ("nri.yaml", "device-plugin.yaml"):  # what stays has no rights at all
+    if name not in ("nri.yaml", "device-plugin.yaml", "dra.yaml"):  # what stays has no rights at all
         (kept,) = pod["containers"]
         assert kept["securityContext"]["runAsNonRoot"] and "volumeMounts" not in kept and kept["args"] == ["wait"]
 

@@ -1,4 +1,4 @@
-"""The kubelet's side of the device plugin API: takes registrations, watches devices and asks for allocations.
+"""The kubelet's side of the APIs for device plugins and DRA drivers: registrations, devices, allocations and claims.
 
 tests/kubernetes has the same with a real kubelet. This one can be killed, restarted and asked in any order.
 """
@@ -14,6 +14,8 @@ from typing import Any
 import grpc
 
 from lab.plugin import until
+from shim.kubelet import dra
+from shim.kubelet import dra_messages as d
 from shim.kubelet import messages as m
 
 PATIENCE = 30.0
@@ -101,3 +103,39 @@ class Kubelet:
         )
         response = self.ask(resource, "GetPreferredAllocation", request, m.PreferredAllocationResponse)
         return list(response.container_responses[0].deviceIDs)
+
+
+class ClaimingKubelet:
+    """The kubelet's side of the DRA API, for the driver at a socket in `directory`."""
+
+    def __init__(self, directory: str) -> None:
+        self.directory = directory
+        os.makedirs(directory, exist_ok=True)
+        self.path = os.path.join(directory, dra.SOCKET)
+
+    def _call(self, service: str, method: str, request: Any, response: Any) -> Any:
+        with grpc.insecure_channel("unix:" + self.path) as channel:
+            call = channel.unary_unary(f"/{service}/{method}", type(request).SerializeToString, response.FromString)
+            return call(request, timeout=PATIENCE, wait_for_ready=True)
+
+    def register(self) -> Any:
+        """What the driver says of itself."""
+        until(lambda: os.path.exists(self.path), "the driver's socket")
+        info = self._call(d.REGISTRATION_SERVICE, "GetInfo", d.InfoRequest(), d.PluginInfo)
+        status = d.RegistrationStatus(plugin_registered=True)
+        self._call(d.REGISTRATION_SERVICE, "NotifyRegistrationStatus", status, d.RegistrationStatusResponse)
+        return info
+
+    def prepare(self, name: str, uid: str) -> Any:
+        """The answer for a claim of the namespace `team`: devices, or an error."""
+        request = d.NodePrepareResourcesRequest(claims=[d.Claim(namespace="team", name=name, uid=uid)])
+        answer = self._call(d.DRA_SERVICE, "NodePrepareResources", request, d.NodePrepareResourcesResponse)
+        assert list(answer.claims) == [uid]
+        return answer.claims[uid]
+
+    def unprepare(self, name: str, uid: str) -> str:
+        """The error; '' where there is none."""
+        request = d.NodeUnprepareResourcesRequest(claims=[d.Claim(namespace="team", name=name, uid=uid)])
+        answer = self._call(d.DRA_SERVICE, "NodeUnprepareResources", request, d.NodeUnprepareResourcesResponse)
+        error: str = answer.claims[uid].error
+        return error
