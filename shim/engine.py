@@ -149,7 +149,8 @@ class CheckedRequest:
             from shim.sharing import terms
 
             self._share = terms.requested_sharing(request.gpu, document, config, request.source, leased)
-            self.claim = ""  # containers that share GPUs with each other need no further rule
+            if self._share is not None:
+                self.claim = ""  # containers that share GPUs with each other need no further rule
         self._devices: List[str] = call_facts.get("devices", [])
         if request.gpu is not None and "devices" in call_facts:
             self._gpu = choose.with_devices(request.gpu, self._devices, engine_names)
@@ -305,6 +306,7 @@ class Granting:
             self._plan = checked.choose_devices(None).complete()
             return self._plan
         lease = self._lease
+        lease.pop("claim", None)  # of a first try
         if checked.request.allocations:
             lease["allocated"] = True
 
@@ -355,8 +357,9 @@ class Granting:
         record.update(more)  # type: ignore[typeddict-item]  # GrantRecord has all keys of Particulars
         if self._lease is not None and plan.keys:
             record["token"] = self._lease["token"]  # tells Ledger.read that leases existed when the ledger is lost
-            if "claim" in self._lease:
-                record["claim"] = self._lease["claim"]
+            for key in ("claim", "called", "allocated"):
+                if key in self._lease:
+                    record[key] = self._lease[key]
         if plan.sharing is not None:
             record["sharing"] = plan.sharing.marks
         self._recorded = True

@@ -84,6 +84,7 @@ class Service(GrantBook):
         self._rejects_hooks = rejects_hooks
         self.outdated = False  # whether the inventory has to be compiled anew
         self.hooks = True  # whether containers may be given OCI hooks
+        self._started: set[str] = set()  # the containers with a request that have been started
         self.runtime = Runtime("", "")
         self.patience = PATIENCE
         self._lease_cleanup: threading.Thread | None = None  # ends the leases of containers that are gone
@@ -485,7 +486,11 @@ class Service(GrantBook):
         A container whose process `pid` still runs keeps its devices, and so does one whose lease is held for a retry.
         """
         if not evict.runs(container_id, pid) and not self.holds.has(container_id):
-            self.end_lease(container_id)
+            self.end_lease(container_id, self._never_started(container_id))
+
+    def _never_started(self, container_id: str) -> bool:
+        """Whether we granted a container something, and it ends without having been started: its create failed."""
+        return container_id not in self._started and self.granted.get(container_id, NOTHING).since > 0
 
     def start(self, pod: Any, container: Any) -> None:
         """StartContainer: the container's processes are about to run.
@@ -494,6 +499,7 @@ class Service(GrantBook):
         """
         self.unlisted.pop(container.id, None)
         if self._has_request(as_config.merged_annotations(pod, container)):
+            self._started.add(container.id)
             self.sweeps.start(pod, container)
 
     def remove(self, container_id: str) -> None:
@@ -501,7 +507,8 @@ class Service(GrantBook):
         self.unlisted.pop(container_id, None)
         self.sweeps.forget(container_id)
         if container_id in self.granted or self.has_record(container_id):
-            self.release(container_id)
+            self.release(container_id, self._never_started(container_id))
+        self._started.discard(container_id)
 
     def end_pod(self, pod: str) -> None:
         """StopPodSandbox: no container of this pod will be tried again, so its holds end, and the lease of the pod."""

@@ -17,7 +17,7 @@ from shim.nri import evict, messages
 from shim.nri.book import Granted
 from shim.nri.holds import PATIENCE_FOR_RETRY, Hold
 from shim.request.parse import MARK
-from shim.state import grants, records
+from shim.state import grants, leases, records
 
 if TYPE_CHECKING:
     from shim.nri.book import GrantBook
@@ -188,7 +188,7 @@ class Sweeps:
             age = time.time() - lease["since"]
             if self.book.holds.has(lease["id"]):
                 continue
-            if age >= _MINIMUM_AGE:
+            if age >= _MINIMUM_AGE or leases.is_of_sandbox(lease):
                 self.book.end(lease, undone=False)
             elif not self.book.has_record(lease["id"]):
                 self.book.holds.add(

@@ -38,7 +38,10 @@ if TYPE_CHECKING:
 
     class _Shared(Particulars, total=False):
         token: str  # of the container's lease
-        claim: str  # the lease's, if it has one
+        # of the lease, if it has them
+        claim: str
+        called: str
+        allocated: bool
         sharing: Marks
 
     class GrantRecord(_Shared):

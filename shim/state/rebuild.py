@@ -118,6 +118,8 @@ def _of_record(record: GrantRecord) -> Lease:
         "token",
         "pod",
         "claim",
+        "called",
+        "allocated",
     )
     given: Document = dict(record)
     lease: Document = {

@@ -54,6 +54,8 @@ MEMBERS: dict[str, type | list[type]] = {
     "mark": [str],
     "engine": str,
     "claim": str,
+    "called": str,
+    "allocated": bool,
 }
 # The members of a lease: those of a record, and four more.
 _OF_LEASES: dict[str, type | list[type]] = {
@@ -62,8 +64,6 @@ _OF_LEASES: dict[str, type | list[type]] = {
     "keys": [str],
     "since": int,
     "container": str,
-    "allocated": bool,
-    "called": str,
 }
 _NEEDED = frozenset(("token", "owner", "id", "names", "keys", "since"))
 _NEEDED_OF_OCI = frozenset(("root", "runtime", "pid", "started"))
@@ -82,6 +82,8 @@ _UNSEALED = MEMBERS.keys() - {
     "mark",
     "engine",
     "claim",
+    "called",
+    "allocated",
 }
 
 

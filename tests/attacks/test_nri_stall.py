@@ -55,7 +55,7 @@ def granted(*arguments, write=grants.write, **named):
     point = {"answer ready": "sending", "after answering": "sent"}.get(point, point)
 
 grants.write = granted
-patch(engine, "want", before="read")
+patch(engine, "check_request", before="read")
 patch(socket.Loop, "_send", before="sending", after="sent")
 sys.exit(main.main())
 """

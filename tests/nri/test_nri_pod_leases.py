@@ -25,6 +25,15 @@ def held(peer: Peer) -> dict[str, list[str]]:
     return {lease["id"]: lease["names"] for lease in service_of(peer).ledger.read()}
 
 
+def start(peer: Peer, id: str) -> None:
+    """Tell of a container's start, with what the plugin has granted it."""
+    record = next(record for record in service_of(peer).records() if record["id"] == id)
+    made = container({record["mark"][0]: record["mark"][1]}, id=id, pod_id="a")
+    for path, kind, major, minor in record["nodes"]:
+        made.linux.devices.add(path=path, type=kind, major=major, minor=minor)
+    peer.call("StartContainer", m.StartContainerRequest(pod=pod(ONE, id="a"), container=made))
+
+
 def create(peer: Peer, id: str, of: str, **more: Any) -> list[str]:
     return names(peer.create(pod(ONE, id=of), container(id=id, pod_id=of, **more)))
 
@@ -37,9 +46,12 @@ def test_a_pod_keeps_its_gpu_until_its_sandbox_stops(peer: Connect) -> None:
     assert held(connected) == {"a1": first, "a": first, "a2": first, "b1": second, "b": second}
     assert "\nchandler_nri_leases 3\n" in service_of(connected).metrics_text(), "of containers"
     for id in ("a1", "a2"):
+        start(connected, id)
+    for id in ("a1", "a2"):
         connected.call("StopContainer", m.StopContainerRequest(container=container(id=id)))
     assert sorted(held(connected)) == ["a", "b", "b1"]
     assert create(connected, "a3", "a") == first, "a restart"
+    start(connected, "a3")
     connected.call("StopContainer", m.StopContainerRequest(container=container(id="a3")))
     connected.call("StopPodSandbox", m.StopPodSandboxRequest(pod=pod(ONE, id="a")))
     assert sorted(held(connected)) == ["b", "b1"]

@@ -31,7 +31,7 @@ def test_units_are_what_systemd_expects(chandler: Installation) -> None:
         for name in os.listdir("/usr/lib/systemd/system")
         if name.startswith("chandler-")
     ]
-    assert len(units) == 6
+    assert len(units) == 7
     done = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", *(name.replace("@.", "@GPU-1.") for name in units)],
         capture_output=True,
