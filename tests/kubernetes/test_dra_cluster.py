@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from collections.abc import Iterator
@@ -38,8 +39,8 @@ def driver(cluster: Cluster, bare: dict[str, dict[str, str]]) -> Iterator[None]:
 
 @pytest.fixture
 def team(cluster: Cluster) -> Iterator[str]:
-    """A namespace that may not ask by annotation. With its last pod, the last lease ends."""
-    apply(cluster, namespace("team"))
+    """A namespace that may ask. With its last pod, the last lease ends."""
+    apply(cluster, namespace("team", "named"))
     yield "team"
     cluster.kubectl("-n", "team", "delete", "pods,resourceclaims", "--all", PATIENT)
     until(lambda: not any(map(held, cluster.nodes)), "the end of all leases")
@@ -121,6 +122,28 @@ def test_pods_that_share_a_claim_share_one_lease(cluster: Cluster, driver: None,
     assert gpus(cluster, "three") == gpus(cluster, "two") and len(node.leases()) == 1
     end(cluster, "two", "three")
     until(lambda: not node.leases(), "the end of the lease")
+
+
+def test_claims_need_the_label_of_the_namespace(cluster: Cluster, driver: None, team: str) -> None:
+    apply(cluster, namespace("plain"))
+
+    def refusal(made: dict[str, Any], at: str) -> str:
+        made["metadata"]["namespace"] = at
+        done = cluster.kubectl("create", "--dry-run=server", "-f", "-", input=json.dumps(made), check=False)
+        return done.stderr
+
+    template = {**claim("x"), "kind": "ResourceClaimTemplate"}
+    template["spec"] = {"spec": template["spec"]}
+    either = claim("x")
+    classes = [{"name": name.partition(".")[0], "deviceClassName": name} for name in ("other", CLASS)]
+    either["spec"]["devices"]["requests"] = [{"name": "gpu", "firstAvailable": classes}]
+    for made in (claim("x"), template, either):
+        said = until(functools.partial(refusal, made, "plain"), "the policy")
+        assert "namespace plain may not ask anything of Chandler" in said
+        assert refusal(made, "team") == ""
+    other = claim("x")
+    other["spec"]["devices"]["requests"][0]["exactly"]["deviceClassName"] = "other.example"
+    assert refusal(other, "plain") == ""
 
 
 def test_a_driver_writes_the_slices_of_its_own_node_alone(cluster: Cluster, driver: None) -> None:
