@@ -41,7 +41,7 @@ shim.host.kernel cgroups cgroups_of oom_score unified_cgroups
 shim.host.trust broken_link check_own_directory read_trusted
 shim.host.userns outer_uid overflow_uid has_outside_owner _effective_capabilities
 shim.gpu.vendors all_names node_directories with_gpus
-shim.gpu.choose Grant.joined _device_number _devices _free _from_nodes
+shim.gpu.choose Grant.joined keys_by_name _device_number _devices _free _from_nodes
 shim.gpu.choose _named _node _present_numbers _key_of_nodes gpu_names_by_number with_allocated with_devices
 shim.policy.engines called
 shim.policy.words source_of_policy

@@ -236,7 +236,8 @@ class Driver:
         if ledger is None or present is not None:
             plan = checked.choose_devices(None if ledger is None else [])
         else:
-            plan = ledger.allocate(lease, checked.choose_devices)
+            # Without patience: this pod does not see the processes that decide whether another lease has ended.
+            plan = ledger.allocate(lease, checked.choose_devices, patient=False)
         if present is not None:
             lease = present
             if sorted(present["names"]) != sorted(plan.names):

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from shim.errors import ChandlerError
-from shim.host import files, runtimes, userns
+from shim.host import files, kernel, runtimes, userns
 from shim.shapes import Document
 from shim.state import grants, leases, records, stale
 
@@ -195,6 +195,8 @@ def _of_state(root: str, container: str, config: Document, state_dir: str) -> Le
                 "runtime": runtime,
                 "pid": 0,
                 "started": 0,
+                # Elsewhere (in a pod of the plugin's) its processes may not be seen.
+                "pidns": kernel.namespace("pid"),
                 "since": int(time.time()),
                 "names": devices,
                 "keys": devices,
