@@ -1,4 +1,4 @@
-"""Front end 1: the OCI runtime wrapper.  Equips a container at create, run or restore, then becomes the runtime.
+"""The OCI runtime wrapper: equips a container at create, run or restore, then becomes the runtime.
 
 It runs under `python3 -I -S -B -X utf8` and imports only modules that are built into the interpreter, besides
 Chandler's own (tests/test_hot_path.py has the list).  It ends in exec or with exit status 1.
